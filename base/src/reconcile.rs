@@ -1,0 +1,286 @@
+//! Carries a desired table to a target: idempotent updates and deletes, retried with backoff, and a prune of what an
+//! earlier life left behind, per source.
+//!
+//! Sans-IO: the driver feeds [`Reconciler::observe`], asks [`Reconciler::next`] for one action at a time, carries it
+//! out, and reports with [`Reconciler::finish`]. Seeds and time are the driver's.
+
+use crate::clock::Moment;
+use crate::source::Source;
+use crate::table::{Batch, Row, Snapshot};
+use imbl::OrdMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::time::Duration;
+
+/// First and last wait between two tries.
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
+
+/// What the driver is to do at the target.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action<R: Row> {
+    /// Make the target hold this row. Idempotent.
+    Update(R),
+    /// Remove what this row put there. Idempotent.
+    Delete(R),
+    /// Remove everything of ours that is not in `keep`, except what may belong to a source in `held`.
+    Prune {
+        /// The rows that are wanted.
+        keep: OrdMap<R::Key, R>,
+        /// Sources whose first list is missing: what may be theirs stays.
+        held: BTreeSet<Source>,
+    },
+}
+
+/// A target of desired rows: the kernel, eBPF maps, etcd, the BGP speaker.
+pub trait Target<R: Row>: Send {
+    /// Makes the target hold `row`; doing it twice changes nothing.
+    fn update(&mut self, row: &R) -> impl Future<Output = Result<(), String>> + Send;
+    /// Removes what `row` put there; removing what is not there is fine.
+    fn delete(&mut self, row: &R) -> impl Future<Output = Result<(), String>> + Send;
+    /// Removes what is ours and not in `keep`, except what may belong to a source in `held`.
+    fn prune(
+        &mut self,
+        keep: &OrdMap<R::Key, R>,
+        held: &BTreeSet<Source>,
+    ) -> impl Future<Output = Result<(), String>> + Send;
+}
+
+/// A row that could not be carried over yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// What the target said.
+    pub error: String,
+    /// Tries so far.
+    pub attempts: u32,
+    /// When the next try is due.
+    pub retry_at: Moment,
+}
+
+/// Summary for `tombolo status`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Rows not carried over yet, failures included.
+    pub pending: usize,
+    /// Rows whose last try failed.
+    pub failed: usize,
+    /// One failure's text.
+    pub example: Option<String>,
+    /// Whether the first prune of every source has been done.
+    pub pruned: bool,
+}
+
+/// The state machine between a desired table and a target.
+#[derive(Debug)]
+pub struct Reconciler<R: Row> {
+    desired: Snapshot<R>,
+    applied: OrdMap<R::Key, R>,
+    /// Keys whose last write failed: part of it may have arrived, so `applied` does not tell what the target holds.
+    unsure: BTreeSet<R::Key>,
+    ready: BTreeSet<R::Key>,
+    delayed: BTreeSet<(Moment, R::Key)>,
+    failures: BTreeMap<R::Key, Failure>,
+    prune_due: Option<Moment>,
+    prune_failures: u32,
+    prune_error: Option<String>,
+    held_at_last_prune: Option<BTreeSet<Source>>,
+    in_flight: Option<InFlight<R>>,
+    seed: u64,
+}
+
+#[derive(Debug)]
+enum InFlight<R: Row> {
+    Update(R),
+    Delete(R::Key),
+    Prune(BTreeSet<Source>),
+}
+
+impl<R: Row> Reconciler<R> {
+    /// A reconciler for a target whose content is not known; `seed` spreads the retries of several nodes.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self {
+            desired: Snapshot::default(),
+            applied: OrdMap::new(),
+            unsure: BTreeSet::new(),
+            ready: BTreeSet::new(),
+            delayed: BTreeSet::new(),
+            failures: BTreeMap::new(),
+            prune_due: None,
+            prune_failures: 0,
+            prune_error: None,
+            held_at_last_prune: None,
+            in_flight: None,
+            seed,
+        }
+    }
+
+    /// Takes in what changed in the desired table.
+    pub fn observe(&mut self, batch: Batch<R>, now: Moment) {
+        let Batch { keys, snapshot, .. } = batch;
+        self.desired = snapshot;
+        for key in keys {
+            self.enqueue(key);
+        }
+        let held = self.desired.pending_sources();
+        let announced = self.desired.sources().next().is_some();
+        if announced && self.held_at_last_prune.as_ref() != Some(&held) && self.prune_due.is_none() {
+            self.prune_due = Some(now);
+        }
+    }
+
+    /// Asks for a full pass: every desired row is written again and leftovers are pruned (the target was disturbed).
+    pub fn resync(&mut self, now: Moment) {
+        for key in self.desired.iter().map(Row::key).collect::<Vec<_>>() {
+            self.applied.remove(&key);
+            self.enqueue(key);
+        }
+        self.prune_due = Some(now);
+    }
+
+    fn enqueue(&mut self, key: R::Key) {
+        if let Some(failure) = self.failures.remove(&key) {
+            self.delayed.remove(&(failure.retry_at, key.clone()));
+        }
+        self.ready.insert(key);
+    }
+
+    /// The next thing to do, or `None` until [`Self::next_deadline`] or the next batch. One action at a time: the
+    /// next is handed out after [`Self::finish`].
+    pub fn next(&mut self, now: Moment) -> Option<Action<R>> {
+        if self.in_flight.is_some() {
+            return None;
+        }
+        while let Some((at, _)) = self.delayed.first()
+            && *at <= now
+            && let Some((_, key)) = self.delayed.pop_first()
+        {
+            self.ready.insert(key);
+        }
+        while let Some(key) = self.ready.pop_first() {
+            if let Some(action) = self.action_for(&key) {
+                return Some(action);
+            }
+        }
+        // Updates first: a prune never makes a gap that an update was about to fill.
+        if self.prune_due.is_some_and(|due| due <= now) {
+            self.prune_due = None;
+            let held = self.desired.pending_sources();
+            let keep = self.desired.iter().map(|row| (row.key(), row.clone())).collect();
+            self.in_flight = Some(InFlight::Prune(held.clone()));
+            return Some(Action::Prune { keep, held });
+        }
+        None
+    }
+
+    fn action_for(&mut self, key: &R::Key) -> Option<Action<R>> {
+        match (self.desired.get(key), self.applied.get(key)) {
+            (Some(wanted), applied) if applied != Some(wanted) || self.unsure.contains(key) => {
+                self.in_flight = Some(InFlight::Update(wanted.clone()));
+                Some(Action::Update(wanted.clone()))
+            }
+            (None, Some(applied)) => {
+                let row = applied.clone();
+                self.in_flight = Some(InFlight::Delete(key.clone()));
+                Some(Action::Delete(row))
+            }
+            _ => {
+                self.failures.remove(key);
+                None
+            }
+        }
+    }
+
+    /// Reports how the action handed out last went.
+    pub fn finish(&mut self, result: Result<(), String>, now: Moment) {
+        match (self.in_flight.take(), result) {
+            (None, _) => {}
+            (Some(InFlight::Update(row)), Ok(())) => {
+                self.failures.remove(&row.key());
+                self.unsure.remove(&row.key());
+                self.applied.insert(row.key(), row);
+            }
+            (Some(InFlight::Delete(key)), Ok(())) => {
+                self.failures.remove(&key);
+                self.unsure.remove(&key);
+                self.applied.remove(&key);
+            }
+            (Some(InFlight::Prune(held)), Ok(())) => {
+                self.prune_failures = 0;
+                self.prune_error = None;
+                self.held_at_last_prune = Some(held);
+                // A source that became ready meanwhile still has its leftovers.
+                if self.held_at_last_prune.as_ref() != Some(&self.desired.pending_sources()) {
+                    self.prune_due = Some(now);
+                }
+            }
+            (Some(InFlight::Prune(_)), Err(error)) => {
+                self.prune_failures = self.prune_failures.saturating_add(1);
+                self.prune_error = Some(error);
+                self.prune_due = Some(now.after(self.backoff(self.prune_failures)));
+            }
+            (Some(InFlight::Update(row)), Err(error)) => {
+                // Whatever half of it arrived: the row counts as possibly present, so that a delete will remove it.
+                let key = row.key();
+                self.unsure.insert(key.clone());
+                self.applied.entry(key.clone()).or_insert(row);
+                self.fail(key, error, now);
+            }
+            (Some(InFlight::Delete(key)), Err(error)) => self.fail(key, error, now),
+        }
+    }
+
+    fn fail(&mut self, key: R::Key, error: String, now: Moment) {
+        let attempts = self.failures.get(&key).map_or(0, |failure| failure.attempts).saturating_add(1);
+        let retry_at = now.after(self.backoff(attempts));
+        if !self.ready.contains(&key) {
+            self.delayed.insert((retry_at, key.clone()));
+        }
+        self.failures.insert(key, Failure { error, attempts, retry_at });
+    }
+
+    /// Doubles from 50 ms to 30 s, with up to a quarter of jitter.
+    fn backoff(&mut self, attempts: u32) -> Duration {
+        let doubled = BACKOFF_MIN.saturating_mul(1 << attempts.saturating_sub(1).min(16)).min(BACKOFF_MAX);
+        self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        doubled + doubled.mul_f64(f64::from(u8::try_from(self.seed >> 56).unwrap_or(0)) / 1024.0)
+    }
+
+    /// When [`Self::next`] will have something to do without further input.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Moment> {
+        let retry = self.delayed.first().map(|(at, _)| *at);
+        [retry, self.prune_due].into_iter().flatten().min()
+    }
+
+    /// How far the target is behind.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        let example = self.failures.iter().next().map(|(key, failure)| format!("{key:?}: {}", failure.error));
+        Progress {
+            pending: self.ready.len() + self.delayed.len() + usize::from(self.in_flight.is_some()),
+            failed: self.failures.len() + usize::from(self.prune_error.is_some()),
+            example: example.or_else(|| self.prune_error.clone()),
+            pruned: self.held_at_last_prune.as_ref().is_some_and(BTreeSet::is_empty),
+        }
+    }
+
+    /// Whether the target holds exactly what is desired, as far as is known.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.ready.is_empty()
+            && self.delayed.is_empty()
+            && self.in_flight.is_none()
+            && self.failures.is_empty()
+    }
+
+    /// The failures, by key.
+    #[must_use]
+    pub const fn failures(&self) -> &BTreeMap<R::Key, Failure> {
+        &self.failures
+    }
+}
+
+#[cfg(test)]
+#[path = "reconcile_tests.rs"]
+mod tests;

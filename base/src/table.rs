@@ -1,0 +1,536 @@
+//! Tables: ordered, persistent maps with a revision, secondary indexes, per-source initialisation and change streams.
+//!
+//! A snapshot is a cheap clone of persistent maps. Each reader of changes keeps the *set* of keys that changed since
+//! it last looked, so a slow reader costs at most one key per row and never blocks the writer; what a key became is
+//! read from the snapshot delivered with the batch.
+
+use crate::source::{Source, SourceState};
+use event_listener::{Event, EventListener};
+use futures_core::Stream;
+use imbl::{OrdMap, OrdSet};
+use serde::Serialize;
+use std::collections::BTreeSet;
+use std::fmt::Debug;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll};
+
+/// A row of a table: a value with a key, a source, and a way to print itself.
+pub trait Row: Clone + PartialEq + Debug + Serialize + Send + Sync + 'static {
+    /// Orders the table. Intent rows put their [`Source`] into it, so that two sources can say different things.
+    type Key: Ord + Clone + Debug + Send + Sync + 'static;
+    /// The secondary indexes, as one enum; [`NoIndex`] for none.
+    type Index: Ord + Clone + Debug + Send + Sync + 'static;
+    /// The name that `tombolo show` knows.
+    const TABLE: &'static str;
+
+    /// The key of this row.
+    fn key(&self) -> Self::Key;
+    /// Who said it.
+    fn source(&self) -> &Source;
+    /// Under which secondary keys it is found.
+    fn indexes(&self) -> Vec<Self::Index> {
+        Vec::new()
+    }
+    /// Column headings for people.
+    fn columns() -> &'static [&'static str];
+    /// One cell per column.
+    fn cells(&self) -> Vec<String>;
+}
+
+/// The index type of tables without secondary indexes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum NoIndex {}
+
+/// The content of a table at one revision.
+#[derive(Debug)]
+pub struct Snapshot<R: Row> {
+    rows: OrdMap<R::Key, R>,
+    index: OrdMap<R::Index, OrdSet<R::Key>>,
+    by_source: OrdMap<Source, OrdSet<R::Key>>,
+    sources: OrdMap<Source, SourceState>,
+    revision: u64,
+}
+
+impl<R: Row> Clone for Snapshot<R> {
+    fn clone(&self) -> Self {
+        Self {
+            rows: self.rows.clone(),
+            index: self.index.clone(),
+            by_source: self.by_source.clone(),
+            sources: self.sources.clone(),
+            revision: self.revision,
+        }
+    }
+}
+
+impl<R: Row> Default for Snapshot<R> {
+    fn default() -> Self {
+        Self {
+            rows: OrdMap::new(),
+            index: OrdMap::new(),
+            by_source: OrdMap::new(),
+            sources: OrdMap::new(),
+            revision: 0,
+        }
+    }
+}
+
+impl<R: Row> Snapshot<R> {
+    /// The row of `key`.
+    #[must_use]
+    pub fn get(&self, key: &R::Key) -> Option<&R> {
+        self.rows.get(key)
+    }
+
+    /// All rows in key order.
+    pub fn iter(&self) -> impl Iterator<Item = &R> {
+        self.rows.values()
+    }
+
+    /// The rows found under a secondary key.
+    pub fn by_index(&self, index: &R::Index) -> impl Iterator<Item = &R> {
+        self.index.get(index).into_iter().flatten().filter_map(|key| self.rows.get(key))
+    }
+
+    /// The rows of one source.
+    pub fn by_source(&self, source: &Source) -> impl Iterator<Item = &R> {
+        self.by_source.get(source).into_iter().flatten().filter_map(|key| self.rows.get(key))
+    }
+
+    /// Rows whose key lies in `range`.
+    pub fn range<B: std::ops::RangeBounds<R::Key>>(&self, range: B) -> impl Iterator<Item = &R> {
+        self.rows.range(range).map(|(_, row)| row)
+    }
+
+    /// Number of rows.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether there is no row.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// Grows by one with each commit that changed something.
+    #[must_use]
+    pub const fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// State of one source; `None` if it was never announced.
+    #[must_use]
+    pub fn source_state(&self, source: &Source) -> Option<SourceState> {
+        self.sources.get(source).copied()
+    }
+
+    /// The announced sources and their states.
+    pub fn sources(&self) -> impl Iterator<Item = (&Source, SourceState)> {
+        self.sources.iter().map(|(source, state)| (source, *state))
+    }
+
+    /// Sources whose first list is still missing.
+    #[must_use]
+    pub fn pending_sources(&self) -> BTreeSet<Source> {
+        let pending =
+            |(source, state): (&Source, SourceState)| (state == SourceState::Pending).then(|| source.clone());
+        self.sources().filter_map(pending).collect()
+    }
+
+    /// Whether at least one source was announced and none is pending.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        !self.sources.is_empty() && self.sources.values().all(|state| *state != SourceState::Pending)
+    }
+
+    fn insert(&mut self, row: R) -> bool {
+        let key = row.key();
+        if self.rows.get(&key).is_some_and(|old| *old == row) {
+            return false;
+        }
+        self.take(&key);
+        for index in row.indexes() {
+            self.index.entry(index).or_default().insert(key.clone());
+        }
+        self.by_source.entry(row.source().clone()).or_default().insert(key.clone());
+        self.rows.insert(key, row);
+        true
+    }
+
+    fn take(&mut self, key: &R::Key) -> Option<R> {
+        let row = self.rows.remove(key)?;
+        for index in row.indexes() {
+            detach(&mut self.index, &index, key);
+        }
+        detach(&mut self.by_source, row.source(), key);
+        Some(row)
+    }
+}
+
+fn detach<I: Ord + Clone, K: Ord + Clone>(map: &mut OrdMap<I, OrdSet<K>>, index: &I, key: &K) {
+    if let Some(keys) = map.get_mut(index) {
+        keys.remove(key);
+        if keys.is_empty() {
+            map.remove(index);
+        }
+    }
+}
+
+/// What a reader has not seen yet.
+#[derive(Debug)]
+struct Dirty<K> {
+    keys: BTreeSet<K>,
+    sources: bool,
+}
+
+#[derive(Debug)]
+struct Subscriber<K> {
+    dirty: Mutex<Dirty<K>>,
+    event: Event,
+}
+
+#[derive(Debug)]
+struct Shared<R: Row> {
+    snapshot: Mutex<Snapshot<R>>,
+    subscribers: Mutex<Vec<Weak<Subscriber<R::Key>>>>,
+}
+
+/// A poisoned lock only means that a reader panicked between two plain assignments; the content is whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The reading side of a table; cheap to clone.
+#[derive(Debug)]
+pub struct Table<R: Row>(Arc<Shared<R>>);
+
+impl<R: Row> Clone for Table<R> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+/// The writing side of a table. Not `Clone`: one owner; sources that share a table share it in an [`Arc`].
+#[derive(Debug)]
+pub struct Writer<R: Row>(Table<R>);
+
+impl<R: Row> Table<R> {
+    /// An empty table without sources.
+    #[expect(clippy::new_ret_no_self, reason = "a table is born with its one writer")]
+    #[must_use]
+    pub fn new() -> (Self, Writer<R>) {
+        let shared =
+            Shared { snapshot: Mutex::new(Snapshot::default()), subscribers: Mutex::new(Vec::new()) };
+        let table = Self(Arc::new(shared));
+        (table.clone(), Writer(table))
+    }
+
+    /// The content now.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot<R> {
+        lock(&self.0.snapshot).clone()
+    }
+
+    /// A stream of changes that starts with all present rows.
+    #[must_use]
+    pub fn changes(&self) -> Changes<R> {
+        let snapshot = lock(&self.0.snapshot);
+        let dirty =
+            Dirty { keys: snapshot.rows.keys().cloned().collect(), sources: !snapshot.sources.is_empty() };
+        let subscriber = Arc::new(Subscriber { dirty: Mutex::new(dirty), event: Event::new() });
+        let mut subscribers = lock(&self.0.subscribers);
+        subscribers.retain(|weak| weak.strong_count() > 0);
+        subscribers.push(Arc::downgrade(&subscriber));
+        drop(subscribers);
+        drop(snapshot);
+        Changes { table: self.clone(), subscriber, listener: None }
+    }
+
+    fn commit<T>(&self, change: impl FnOnce(&mut Transaction<'_, R>) -> T) -> T {
+        let mut snapshot = lock(&self.0.snapshot);
+        let mut txn = Transaction { snapshot: &mut snapshot, changed: BTreeSet::new(), sources: false };
+        let out = change(&mut txn);
+        let (changed, sources) = (txn.changed, txn.sources);
+        if !changed.is_empty() || sources {
+            snapshot.revision += 1;
+            // Still under the snapshot's lock: a reader never sees a revision before its keys are marked.
+            for subscriber in lock(&self.0.subscribers).iter().filter_map(Weak::upgrade) {
+                let mut dirty = lock(&subscriber.dirty);
+                dirty.keys.extend(changed.iter().cloned());
+                dirty.sources |= sources;
+                drop(dirty);
+                subscriber.event.notify(usize::MAX);
+            }
+        }
+        out
+    }
+}
+
+/// Several changes that become visible as one revision.
+pub struct Transaction<'a, R: Row> {
+    snapshot: &'a mut Snapshot<R>,
+    changed: BTreeSet<R::Key>,
+    sources: bool,
+}
+
+impl<R: Row> Transaction<'_, R> {
+    /// Writes a row; an equal one changes nothing. True if it changed.
+    pub fn upsert(&mut self, row: R) -> bool {
+        let key = row.key();
+        let changed = self.snapshot.insert(row);
+        if changed {
+            self.changed.insert(key);
+        }
+        changed
+    }
+
+    /// Removes a row and hands it back.
+    pub fn remove(&mut self, key: &R::Key) -> Option<R> {
+        let old = self.snapshot.take(key)?;
+        self.changed.insert(key.clone());
+        Some(old)
+    }
+
+    /// The content so far, with this transaction's changes.
+    #[must_use]
+    pub fn current(&self) -> &Snapshot<R> {
+        self.snapshot
+    }
+
+    /// Sets how far a source's first list has come.
+    pub fn set_source(&mut self, source: &Source, state: SourceState) {
+        self.sources |= self.snapshot.sources.insert(source.clone(), state) != Some(state);
+    }
+
+    /// Forgets a source and all its rows.
+    pub fn drain_source(&mut self, source: &Source) {
+        self.retain_source(source, &BTreeSet::new());
+        self.sources |= self.snapshot.sources.remove(source).is_some();
+    }
+
+    /// Makes `rows` the whole content of `source`: others of that source go, equal ones stay untouched.
+    pub fn replace_source(&mut self, source: &Source, rows: impl IntoIterator<Item = R>) {
+        let mut keep = BTreeSet::new();
+        for row in rows {
+            keep.insert(row.key());
+            self.upsert(row);
+        }
+        self.retain_source(source, &keep);
+    }
+
+    fn retain_source(&mut self, source: &Source, keep: &BTreeSet<R::Key>) {
+        let keys = self.snapshot.by_source.get(source).cloned().unwrap_or_default();
+        for key in keys.iter().filter(|key| !keep.contains(key)) {
+            self.remove(key);
+        }
+    }
+}
+
+impl<R: Row> Writer<R> {
+    /// Runs several changes as one revision.
+    pub fn commit<T>(&self, change: impl FnOnce(&mut Transaction<'_, R>) -> T) -> T {
+        self.0.commit(change)
+    }
+
+    /// Writes one row. True if it changed.
+    pub fn upsert(&self, row: R) -> bool {
+        self.commit(|txn| txn.upsert(row))
+    }
+
+    /// Removes one row and hands it back.
+    pub fn remove(&self, key: &R::Key) -> Option<R> {
+        self.commit(|txn| txn.remove(key))
+    }
+
+    /// Sets how far a source's first list has come.
+    pub fn set_source(&self, source: &Source, state: SourceState) {
+        self.commit(|txn| txn.set_source(source, state));
+    }
+
+    /// Makes `rows` the whole content of `source` and marks it initialised.
+    pub fn replace_source(&self, source: &Source, rows: impl IntoIterator<Item = R>) {
+        self.commit(|txn| {
+            txn.replace_source(source, rows);
+            txn.set_source(source, SourceState::Initialized);
+        });
+    }
+
+    /// Forgets a source and all its rows.
+    pub fn drain_source(&self, source: &Source) {
+        self.commit(|txn| txn.drain_source(source));
+    }
+
+    /// The reading side.
+    #[must_use]
+    pub const fn table(&self) -> &Table<R> {
+        &self.0
+    }
+}
+
+/// What changed since the last batch, with the content to read it from.
+#[derive(Debug, Clone)]
+pub struct Batch<R: Row> {
+    /// Keys that were written or removed.
+    pub keys: BTreeSet<R::Key>,
+    /// Whether a source appeared, went, or changed its state.
+    pub sources_changed: bool,
+    /// The content after all these changes.
+    pub snapshot: Snapshot<R>,
+}
+
+/// A reader's stream of changes; see [`Table::changes`].
+#[derive(Debug)]
+pub struct Changes<R: Row> {
+    table: Table<R>,
+    subscriber: Arc<Subscriber<R::Key>>,
+    listener: Option<Pin<Box<EventListener>>>,
+}
+
+impl<R: Row> Changes<R> {
+    /// What changed since the last call; `None` if nothing did.
+    pub fn drain(&mut self) -> Option<Batch<R>> {
+        // The snapshot's lock comes first, as in `commit`.
+        let snapshot = lock(&self.table.0.snapshot);
+        let mut dirty = lock(&self.subscriber.dirty);
+        if dirty.keys.is_empty() && !dirty.sources {
+            return None;
+        }
+        let keys = std::mem::take(&mut dirty.keys);
+        let sources_changed = std::mem::take(&mut dirty.sources);
+        Some(Batch { keys, sources_changed, snapshot: snapshot.clone() })
+    }
+
+    /// Waits for the next batch. Cancel-safe: nothing is lost if the future is dropped.
+    pub async fn next(&mut self) -> Batch<R> {
+        std::future::poll_fn(|cx| self.poll_batch(cx)).await
+    }
+
+    fn poll_batch(&mut self, cx: &mut Context<'_>) -> Poll<Batch<R>> {
+        loop {
+            if let Some(batch) = self.drain() {
+                self.listener = None;
+                return Poll::Ready(batch);
+            }
+            match &mut self.listener {
+                // Listen first, then look once more: a change between the two is not missed.
+                None => self.listener = Some(Box::pin(self.subscriber.event.listen())),
+                Some(listener) => match listener.as_mut().poll(cx) {
+                    Poll::Ready(()) => self.listener = None,
+                    Poll::Pending => return Poll::Pending,
+                },
+            }
+        }
+    }
+}
+
+impl<R: Row> Stream for Changes<R> {
+    type Item = Batch<R>;
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Batch<R>>> {
+        self.get_mut().poll_batch(cx).map(Some)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::ids::ClusterName;
+    use proptest::prelude::*;
+
+    #[derive(Clone, PartialEq, Debug, Serialize)]
+    pub(crate) struct Cell {
+        pub(crate) source: Source,
+        pub(crate) name: u8,
+        pub(crate) value: u8,
+    }
+
+    impl Row for Cell {
+        type Key = (Source, u8);
+        type Index = u8;
+        const TABLE: &'static str = "cells";
+        fn key(&self) -> Self::Key {
+            (self.source.clone(), self.name)
+        }
+        fn source(&self) -> &Source {
+            &self.source
+        }
+        fn indexes(&self) -> Vec<u8> {
+            vec![self.value]
+        }
+        fn columns() -> &'static [&'static str] {
+            &["NAME", "VALUE"]
+        }
+        fn cells(&self) -> Vec<String> {
+            vec![self.name.to_string(), self.value.to_string()]
+        }
+    }
+
+    pub(crate) fn cluster(n: u8) -> Source {
+        Source::Cluster(ClusterName::new(&format!("c{n}")).unwrap())
+    }
+
+    #[test]
+    fn equal_rows_change_nothing_and_batches_coalesce() {
+        let (table, writer) = Table::new();
+        let mut changes = table.changes();
+        let row = Cell { source: Source::Local, name: 1, value: 2 };
+        assert!(writer.upsert(row.clone()));
+        assert!(!writer.upsert(row.clone()));
+        assert_eq!(table.snapshot().revision(), 1);
+        assert!(writer.upsert(Cell { value: 3, ..row.clone() }));
+        let batch = changes.drain().unwrap();
+        assert_eq!(batch.keys.len(), 1);
+        assert_eq!(batch.snapshot.get(&row.key()).unwrap().value, 3);
+        assert_eq!(batch.snapshot.by_index(&2).count(), 0);
+        assert!(changes.drain().is_none());
+    }
+
+    #[test]
+    fn replacing_a_source_leaves_the_others_alone() {
+        let (table, writer) = Table::new();
+        let cell = |n: u8, name| Cell { source: cluster(n), name, value: 0 };
+        writer.replace_source(&cluster(1), [cell(1, 1), cell(1, 2)]);
+        writer.replace_source(&cluster(2), [cell(2, 1)]);
+        writer.replace_source(&cluster(1), [cell(1, 2)]);
+        assert_eq!(table.snapshot().len(), 2);
+        writer.drain_source(&cluster(2));
+        assert_eq!(table.snapshot().sources().count(), 1);
+        assert!(table.snapshot().is_complete());
+    }
+
+    proptest! {
+        /// A reader that applies batches always ends with the table, and indexes always agree with rows.
+        #[test]
+        fn readers_converge(ops in prop::collection::vec((0u8..3, 0u8..6, 0u8..4, any::<bool>(), any::<bool>()), 1..80)) {
+            let (table, writer) = Table::new();
+            let mut changes = table.changes();
+            let mut mirror = std::collections::BTreeMap::new();
+            for (source, name, value, remove, look) in ops {
+                let row = Cell { source: cluster(source), name, value };
+                if remove { writer.remove(&row.key()); } else { writer.upsert(row); }
+                if look && let Some(batch) = changes.drain() {
+                    for key in batch.keys {
+                        match batch.snapshot.get(&key) { Some(row) => mirror.insert(key, row.clone()), None => mirror.remove(&key) };
+                    }
+                }
+            }
+            if let Some(batch) = changes.drain() {
+                for key in batch.keys {
+                    match batch.snapshot.get(&key) { Some(row) => mirror.insert(key, row.clone()), None => mirror.remove(&key) };
+                }
+            }
+            let snapshot = table.snapshot();
+            prop_assert!(snapshot.iter().eq(mirror.values()));
+            for value in 0..4 {
+                prop_assert_eq!(snapshot.by_index(&value).count(), snapshot.iter().filter(|row| row.value == value).count());
+            }
+            for source in 0..3 {
+                let source = cluster(source);
+                prop_assert_eq!(snapshot.by_source(&source).count(), snapshot.iter().filter(|row| row.source == source).count());
+            }
+        }
+    }
+}
