@@ -1,0 +1,18 @@
+//! Reading containerlab topology files.
+//!
+//! ```no_run
+//! # use std::path::Path;
+//! # use tombolo_containerlab::file;
+//! let env = std::env::vars().collect();
+//! match file::load(Path::new("labs/two-clusters/two-clusters.clab.yml"), &env) {
+//!     Ok((topology, warnings)) => {
+//!         for warning in &warnings { eprintln!("warning: {warning}"); }
+//!         for notice in file::undeployable(&topology) { eprintln!("not deployed: {notice}"); }
+//!     }
+//!     Err(errors) => for error in &errors { eprintln!("error: {error}"); },
+//! }
+//! ```
+
+mod topology;
+
+pub use topology::*;

@@ -1,0 +1,5 @@
+//! Being built.
+
+pub mod file;
+pub mod pki;
+pub mod settings;
