@@ -1,0 +1,9 @@
+//! Services, pure: frontends, backends, affinity between clusters, Maglev, in; load-balancing rows out.
+#![forbid(unsafe_code)]
+
+pub mod rows;
+
+pub use rows::{
+    Affinity, BackendRow, FrontendKey, FrontendRow, LbAssignment, Protocol, RemotePort, RemoteService, Scope,
+    ServiceName, ServicePort, ServiceRow, ServiceType, SliceEndpoint, SlicePort, SliceRow, TrafficPolicy,
+};

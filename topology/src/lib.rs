@@ -1,0 +1,15 @@
+//! Clusters, nodes, identities, endpoints and prefixes, and the plan of how to reach what.
+//!
+//! Pure: rows in, rows out. [`rows`] holds the intent rows that sources write and the desired rows that reconcilers
+//! carry to the kernel, the eBPF maps, WireGuard and BGP; [`plan`] computes the second from the first.
+#![forbid(unsafe_code)]
+
+pub mod bgp;
+pub mod plan;
+pub mod rows;
+
+pub use rows::{
+    AddressKind, EndpointRow, EndpointState, IdentityRow, LearnedNextHop, LearnedRoute, NodeAddress,
+    NodeIndex, NodePath, NodeRow, PathKind, PrefixEntry, PrefixRow, RouteEntry, RouteOrigin, WireguardKey,
+    WireguardPeer,
+};
