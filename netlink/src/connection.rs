@@ -1,0 +1,172 @@
+//! The handle: one netlink socket, opened inside its namespace, shared by all clones.
+
+use std::io;
+
+use futures_util::StreamExt;
+use netlink_packet_route::RouteNetlinkMessage;
+use nix::libc;
+use rtnetlink::packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
+
+use crate::{Error, NetNs};
+
+/// How often a dump is taken anew when the kernel says that it changed meanwhile (NLM_F_DUMP_INTR).
+const DUMP_ATTEMPTS: u32 = 5;
+
+/// A handle on the rtnetlink of one network namespace. Clones share the socket. See the crate's page for the verbs.
+#[derive(Clone, Debug)]
+pub struct Netlink {
+    handle: rtnetlink::Handle,
+    namespace: Option<NetNs>,
+}
+
+/// Why a request got no good answer; the verbs add what was tried on what.
+pub(crate) enum Refusal {
+    Errno(io::Error),
+    Closed,
+}
+
+impl Refusal {
+    pub(crate) fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Errno(source) => source.raw_os_error(),
+            Self::Closed => None,
+        }
+    }
+
+    pub(crate) fn on(self, what: &'static str, object: impl Into<String>) -> Error {
+        match self {
+            Self::Errno(source) => Error::Kernel { what, object: object.into(), source },
+            Self::Closed => Error::Closed { what, object: object.into() },
+        }
+    }
+}
+
+impl Netlink {
+    /// Opens the netlink of the namespace this process runs in. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] when the socket cannot be opened.
+    pub fn here() -> Result<Self, Error> {
+        Ok(Self { handle: open_socket().map_err(socket_error)?, namespace: None })
+    }
+
+    /// Opens the netlink of another namespace: the socket is made by a thread inside it, and used from here.
+    /// Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// [`Error::Namespace`] when it cannot be entered, [`Error::Kernel`] when the socket cannot be opened.
+    pub fn in_namespace(namespace: &NetNs) -> Result<Self, Error> {
+        let runtime = tokio::runtime::Handle::current();
+        let handle = namespace
+            .run(move || {
+                let _context = runtime.enter();
+                open_socket()
+            })?
+            .map_err(socket_error)?;
+        Ok(Self { handle, namespace: Some(namespace.clone()) })
+    }
+
+    /// The namespace, unless it is this process's own.
+    #[must_use]
+    pub fn namespace(&self) -> Option<&NetNs> {
+        self.namespace.as_ref()
+    }
+
+    /// The namespace in words, for messages.
+    #[must_use]
+    pub fn namespace_name(&self) -> &str {
+        self.namespace.as_ref().map_or("of this process", NetNs::description)
+    }
+
+    /// Sends a request that changes something and waits for the kernel's acknowledgement.
+    pub(crate) async fn change(&self, message: RouteNetlinkMessage, flags: u16) -> Result<(), Refusal> {
+        let mut request = NetlinkMessage::from(message);
+        request.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
+        let mut answers = self.handle.clone().request(request).map_err(|_| Refusal::Closed)?;
+        while let Some(answer) = answers.next().await {
+            match answer.payload {
+                NetlinkPayload::Error(ack) if ack.code.is_none() => return Ok(()),
+                NetlinkPayload::Error(error) => return Err(Refusal::Errno(error.to_io())),
+                _ => {}
+            }
+        }
+        Err(Refusal::Closed)
+    }
+
+    /// Asks for one object.
+    pub(crate) async fn get(&self, message: RouteNetlinkMessage) -> Result<RouteNetlinkMessage, Refusal> {
+        let mut request = NetlinkMessage::from(message);
+        request.header.flags = NLM_F_REQUEST;
+        let mut answers = self.handle.clone().request(request).map_err(|_| Refusal::Closed)?;
+        while let Some(answer) = answers.next().await {
+            match answer.payload {
+                NetlinkPayload::InnerMessage(message) => return Ok(message),
+                NetlinkPayload::Error(error) => return Err(Refusal::Errno(error.to_io())),
+                _ => {}
+            }
+        }
+        Err(Refusal::Closed)
+    }
+
+    /// Asks for all objects that match. Taken anew while the kernel reports that the list changed under it.
+    pub(crate) async fn dump(
+        &self,
+        message: RouteNetlinkMessage,
+    ) -> Result<Vec<RouteNetlinkMessage>, Refusal> {
+        let mut attempt = 1;
+        loop {
+            let (found, interrupted) = self.dump_once(message.clone()).await?;
+            if !interrupted || attempt >= DUMP_ATTEMPTS {
+                return Ok(found);
+            }
+            attempt += 1;
+        }
+    }
+
+    async fn dump_once(
+        &self,
+        message: RouteNetlinkMessage,
+    ) -> Result<(Vec<RouteNetlinkMessage>, bool), Refusal> {
+        let mut request = NetlinkMessage::from(message);
+        request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+        let mut answers = self.handle.clone().request(request).map_err(|_| Refusal::Closed)?;
+        let (mut found, mut interrupted) = (Vec::new(), false);
+        while let Some(answer) = answers.next().await {
+            interrupted |= answer.header.flags & NLM_F_DUMP_INTR != 0;
+            match answer.payload {
+                NetlinkPayload::InnerMessage(message) => found.push(message),
+                // With strict checking a table that nothing was ever put in does not exist yet.
+                NetlinkPayload::Error(error) if error.raw_code() == -libc::ENOENT => {
+                    return Ok((found, false));
+                }
+                NetlinkPayload::Error(error) => return Err(Refusal::Errno(error.to_io())),
+                NetlinkPayload::Done(done) if done.code == 0 || done.code == -libc::ENOENT => {
+                    return Ok((found, interrupted));
+                }
+                NetlinkPayload::Done(done) => {
+                    return Err(Refusal::Errno(io::Error::from_raw_os_error(done.code.saturating_neg())));
+                }
+                _ => {}
+            }
+        }
+        Err(Refusal::Closed)
+    }
+}
+
+fn socket_error(source: io::Error) -> Error {
+    Error::Kernel { what: "open", object: "a netlink socket".into(), source }
+}
+
+/// Opens a socket in the namespace of the calling thread and drives it from the entered runtime. The driver
+/// ends when the last handle is dropped.
+fn open_socket() -> io::Result<rtnetlink::Handle> {
+    let (mut connection, handle, unsolicited) = rtnetlink::new_connection_with_strict_check()?;
+    // Without the acknowledgement in hand, a socket that died would look like success.
+    connection.set_forward_ack(true);
+    connection.set_forward_done(true);
+    drop(unsolicited);
+    tokio::spawn(connection);
+    Ok(handle)
+}
