@@ -3,3 +3,4 @@
 pub mod file;
 pub mod pki;
 pub mod settings;
+pub mod workload;
