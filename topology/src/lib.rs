@@ -7,6 +7,7 @@
 pub mod bgp;
 pub mod plan;
 pub mod rows;
+pub mod selector;
 
 pub use rows::{
     AddressKind, EndpointRow, EndpointState, IdentityRow, LearnedNextHop, LearnedRoute, NodeAddress,

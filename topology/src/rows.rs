@@ -101,9 +101,20 @@ impl NodeRow {
     }
 }
 
+/// How nodes are looked up.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum NodeLookup {
+    /// By any of its addresses.
+    Address(IpAddr),
+    /// By one of its pod prefixes.
+    PodCidr(Prefix),
+    /// By cluster and name, whoever said it.
+    Name(ClusterName, Arc<str>),
+}
+
 impl Row for NodeRow {
     type Key = (Source, ClusterName, Arc<str>);
-    type Index = IpAddr;
+    type Index = NodeLookup;
     const TABLE: &'static str = "nodes";
     fn key(&self) -> Self::Key {
         (self.source.clone(), self.cluster.clone(), self.name.clone())
@@ -111,8 +122,11 @@ impl Row for NodeRow {
     fn source(&self) -> &Source {
         &self.source
     }
-    fn indexes(&self) -> Vec<IpAddr> {
-        self.addresses.iter().map(|address| address.ip).collect()
+    fn indexes(&self) -> Vec<NodeLookup> {
+        let name = NodeLookup::Name(self.cluster.clone(), self.name.clone());
+        let addresses = self.addresses.iter().map(|address| NodeLookup::Address(address.ip));
+        let cidrs = self.pod_cidrs.iter().map(|prefix| NodeLookup::PodCidr(*prefix));
+        std::iter::once(name).chain(addresses).chain(cidrs).collect()
     }
     fn columns() -> &'static [&'static str] {
         &["CLUSTER", "NAME", "UNDERLAY", "POD-CIDRS", "WIREGUARD", "READY", "SOURCE"]

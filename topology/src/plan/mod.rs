@@ -1,0 +1,72 @@
+//! The plan of how to reach what: one pure function per kind of row, and the keys a change touches.
+//!
+//! ```text
+//! NodeRow ─┬─► node view ──► NodePath · WireguardPeer
+//!          ├───────────────► PrefixEntry (addresses, pod prefixes)
+//! PrefixRow┴───────────────► PrefixEntry
+//! NodeRow, LearnedRoute ───► RouteEntry
+//! ```
+//! [`Planner::step`] is the incremental pass; a full pass calls the same functions for every key.
+
+mod nodes;
+mod planner;
+mod prefixes;
+mod routes;
+
+pub use nodes::{NodeIndexes, NodeView, node_view};
+pub use planner::{Inputs, Outputs, Planner};
+pub use prefixes::prefix_entry;
+pub use routes::route_entry;
+
+use crate::rows::PathKind;
+use std::net::IpAddr;
+use std::sync::Arc;
+use tombolo_base::ids::ClusterName;
+use tombolo_base::prefix::Prefix;
+
+/// What a node's plan depends on besides the tables.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PlanConfig {
+    /// This cluster.
+    pub cluster: ClusterName,
+    /// This node.
+    pub node: Arc<str>,
+    /// [`PathKind::Overlay`] or [`PathKind::Direct`], for all remote nodes.
+    pub path: PathKind,
+    /// Whether packets between nodes must be encrypted.
+    pub encrypt: bool,
+    /// WireGuard's UDP port.
+    pub wireguard_port: u16,
+    /// The overlay device.
+    pub overlay_device: Arc<str>,
+    /// Largest packets by path and underlay family.
+    pub mtu: PathMtus,
+    /// Prefixes of this node's own links: never routed elsewhere.
+    pub connected: Vec<Prefix>,
+}
+
+/// Largest packets (bytes) to a remote pod, after tunnel and encryption, by underlay family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PathMtus {
+    /// Over an IPv4 underlay.
+    pub ipv4: u16,
+    /// Over an IPv6 underlay.
+    pub ipv6: u16,
+}
+
+impl PathMtus {
+    /// The MTU towards an underlay address.
+    #[must_use]
+    pub const fn towards(self, underlay: IpAddr) -> u16 {
+        match underlay {
+            IpAddr::V4(_) => self.ipv4,
+            IpAddr::V6(_) => self.ipv6,
+        }
+    }
+
+    /// What fits every path: the pods' interface MTU.
+    #[must_use]
+    pub fn smallest(self) -> u16 {
+        self.ipv4.min(self.ipv6)
+    }
+}

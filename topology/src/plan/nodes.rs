@@ -1,0 +1,160 @@
+//! Nodes: what all sources say of one, its stable number, its path and its WireGuard peer.
+
+use super::PlanConfig;
+use crate::rows::{
+    AddressKind, NodeIndex, NodeLookup, NodePath, NodeRow, PathKind, WireguardKey, WireguardPeer,
+};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use tombolo_base::ids::ClusterName;
+use tombolo_base::prefix::Prefix;
+use tombolo_base::source::Source;
+use tombolo_base::table::Snapshot;
+
+/// What all sources together say of one node.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NodeView {
+    /// The source of the row that decides addresses and prefixes.
+    pub source: Source,
+    /// Its cluster.
+    pub cluster: ClusterName,
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its own addresses in the underlay.
+    pub underlay: Vec<IpAddr>,
+    /// Its addresses inside its pod prefixes.
+    pub internal: Vec<IpAddr>,
+    /// Its pod prefixes.
+    pub pod_cidrs: Vec<Prefix>,
+    /// Its WireGuard key, from whichever source knows it.
+    pub wireguard_key: Option<WireguardKey>,
+}
+
+/// Merges the rows of one node. Manifests decide over the cluster's etcd, which adds the WireGuard key.
+#[must_use]
+pub fn node_view(nodes: &Snapshot<NodeRow>, cluster: &ClusterName, name: &Arc<str>) -> Option<NodeView> {
+    let mut rows: Vec<_> = nodes.by_index(&NodeLookup::Name(cluster.clone(), name.clone())).collect();
+    rows.sort_by_key(|row| match row.source {
+        Source::Local => 0,
+        Source::Manifests => 1,
+        _ => 2,
+    });
+    let first = rows.first()?;
+    let of = |kind: fn(AddressKind) -> bool| {
+        first.addresses.iter().filter(|a| kind(a.kind)).map(|a| a.ip).collect::<Vec<_>>()
+    };
+    Some(NodeView {
+        source: first.source.clone(),
+        cluster: cluster.clone(),
+        name: name.clone(),
+        underlay: of(|kind| kind != AddressKind::CiliumInternal),
+        internal: of(|kind| kind == AddressKind::CiliumInternal),
+        pod_cidrs: first.pod_cidrs.clone(),
+        wireguard_key: rows.iter().find_map(|row| row.wireguard_key),
+    })
+}
+
+impl NodeView {
+    /// Whether it is the node the plan is for.
+    #[must_use]
+    pub fn is_local(&self, config: &PlanConfig) -> bool {
+        self.cluster == config.cluster && self.name == config.node
+    }
+
+    /// The address that tunnels end at: of the first family that both nodes have, IPv4 before IPv6.
+    #[must_use]
+    pub fn tunnel_endpoint(&self, local: Option<&Self>) -> Option<IpAddr> {
+        let common = |ipv4: bool| {
+            let ours = local.is_none_or(|node| node.underlay.iter().any(|ip| ip.is_ipv4() == ipv4));
+            self.underlay.iter().copied().find(|ip| ours && ip.is_ipv4() == ipv4)
+        };
+        common(true).or_else(|| common(false))
+    }
+
+    /// The desired path row.
+    #[must_use]
+    pub fn path(&self, local: Option<&Self>, index: NodeIndex, config: &PlanConfig) -> NodePath {
+        let underlay = self.tunnel_endpoint(local);
+        let here = self.is_local(config);
+        NodePath {
+            source: self.source.clone(),
+            index,
+            cluster: self.cluster.clone(),
+            node: self.name.clone(),
+            path: if here { PathKind::Local } else { config.path },
+            underlay,
+            // Without the peer's key packets are dropped (195), never sent in clear.
+            encrypt: config.encrypt && !here,
+            mtu: underlay.map_or_else(|| config.mtu.smallest(), |ip| config.mtu.towards(ip)),
+        }
+    }
+
+    /// The desired WireGuard peer: everything that lives on the node may come from it.
+    #[must_use]
+    pub fn wireguard_peer(&self, local: Option<&Self>, config: &PlanConfig) -> Option<WireguardPeer> {
+        if !config.encrypt || self.is_local(config) {
+            return None;
+        }
+        let hosts = self.underlay.iter().map(|ip| Prefix::host(*ip));
+        let allowed_ips: BTreeSet<_> = hosts.chain(self.pod_cidrs.iter().copied()).collect();
+        Some(WireguardPeer {
+            source: self.source.clone(),
+            key: self.wireguard_key?,
+            cluster: self.cluster.clone(),
+            node: self.name.clone(),
+            endpoint: SocketAddr::new(self.tunnel_endpoint(local)?, config.wireguard_port),
+            allowed_ips,
+        })
+    }
+}
+
+/// Gives every node a number that stays: the datapath's prefix entries name it, also while the agent is restarting.
+#[derive(Clone, Debug, Default)]
+pub struct NodeIndexes {
+    by_node: BTreeMap<(ClusterName, Arc<str>), NodeIndex>,
+    restored: BTreeMap<IpAddr, NodeIndex>,
+    used: BTreeSet<u32>,
+}
+
+impl NodeIndexes {
+    /// Numbers found in the datapath at start, by the underlay address in their row.
+    pub fn restore(&mut self, rows: impl IntoIterator<Item = (IpAddr, NodeIndex)>) {
+        for (underlay, index) in rows.into_iter().filter(|(_, index)| *index != NodeIndex::LOCAL) {
+            if self.used.insert(index.0) {
+                self.restored.insert(underlay, index);
+            }
+        }
+    }
+
+    /// The number of a node, allocated at first sight.
+    pub fn of(&mut self, view: &NodeView, config: &PlanConfig) -> NodeIndex {
+        if view.is_local(config) {
+            return NodeIndex::LOCAL;
+        }
+        let key = (view.cluster.clone(), view.name.clone());
+        if let Some(index) = self.by_node.get(&key) {
+            return *index;
+        }
+        let restored = view.underlay.iter().find_map(|ip| self.restored.get(ip).copied());
+        let free = || NodeIndex((1..u32::MAX).find(|n| !self.used.contains(n)).unwrap_or(u32::MAX));
+        let index = restored.unwrap_or_else(free);
+        self.restored.retain(|_, other| *other != index);
+        self.used.insert(index.0);
+        self.by_node.insert(key, index);
+        index
+    }
+
+    /// The number of a node that has one.
+    #[must_use]
+    pub fn get(&self, cluster: &ClusterName, name: &Arc<str>) -> Option<NodeIndex> {
+        self.by_node.get(&(cluster.clone(), name.clone())).copied()
+    }
+
+    /// Gives a number back.
+    pub fn release(&mut self, cluster: &ClusterName, name: &Arc<str>) -> Option<NodeIndex> {
+        let index = self.by_node.remove(&(cluster.clone(), name.clone()))?;
+        self.used.remove(&index.0);
+        Some(index)
+    }
+}

@@ -1,0 +1,187 @@
+//! The incremental pass: what a batch of changes touches, and the rows that follow.
+
+use super::{NodeIndexes, NodeView, PlanConfig, node_view, prefix_entry, route_entry};
+use crate::rows::{
+    LearnedRoute, NodeIndex, NodePath, NodeRow, PathKind, PrefixEntry, PrefixRow, RouteEntry, WireguardPeer,
+};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use tombolo_base::ids::ClusterName;
+use tombolo_base::prefix::Prefix;
+use tombolo_base::source::Source;
+use tombolo_base::table::{Batch, Row, Snapshot, Writer};
+
+/// The tables the plan reads, as they were when it last ran.
+#[derive(Clone, Default)]
+pub struct Inputs {
+    /// Nodes.
+    pub nodes: Snapshot<NodeRow>,
+    /// Prefixes.
+    pub prefixes: Snapshot<PrefixRow>,
+    /// Routes learned over BGP.
+    pub learned: Snapshot<LearnedRoute>,
+}
+
+/// The tables the plan writes.
+pub struct Outputs {
+    /// Paths by node.
+    pub paths: Writer<NodePath>,
+    /// What the datapath knows of prefixes.
+    pub entries: Writer<PrefixEntry>,
+    /// Kernel routes.
+    pub routes: Writer<RouteEntry>,
+    /// WireGuard peers.
+    pub peers: Writer<WireguardPeer>,
+}
+
+/// Plans paths, prefixes, routes and WireGuard peers.
+pub struct Planner {
+    config: PlanConfig,
+    indexes: NodeIndexes,
+    inputs: Inputs,
+}
+
+/// Keys that a set of changes touches.
+#[derive(Debug, Default, PartialEq)]
+struct Affected {
+    nodes: BTreeSet<(ClusterName, Arc<str>)>,
+    prefixes: BTreeSet<Prefix>,
+    routes: BTreeSet<Prefix>,
+}
+
+impl Planner {
+    /// A planner whose node numbers continue from what the datapath holds.
+    #[must_use]
+    pub fn new(config: PlanConfig, indexes: NodeIndexes) -> Self {
+        Self { config, indexes, inputs: Inputs::default() }
+    }
+
+    /// What it plans for.
+    #[must_use]
+    pub const fn config(&self) -> &PlanConfig {
+        &self.config
+    }
+
+    /// Takes in what changed and writes the rows that follow. The cost follows the change.
+    pub fn step(
+        &mut self,
+        nodes: Option<Batch<NodeRow>>,
+        prefixes: Option<Batch<PrefixRow>>,
+        learned: Option<Batch<LearnedRoute>>,
+        out: &Outputs,
+    ) {
+        let mut affected = Affected::default();
+        if let Some(batch) = nodes {
+            for key in &batch.keys {
+                self.node_changed(self.inputs.nodes.get(key), &mut affected);
+                self.node_changed(batch.snapshot.get(key), &mut affected);
+            }
+            self.inputs.nodes = batch.snapshot;
+            carry_sources(&self.inputs.nodes, &out.paths);
+            carry_sources(&self.inputs.nodes, &out.peers);
+            carry_sources(&self.inputs.nodes, &out.routes);
+            carry_sources(&self.inputs.nodes, &out.entries);
+        }
+        if let Some(batch) = prefixes {
+            affected.prefixes.extend(batch.keys.iter().map(|(prefix, _)| *prefix));
+            self.inputs.prefixes = batch.snapshot;
+            carry_sources(&self.inputs.prefixes, &out.entries);
+        }
+        if let Some(batch) = learned {
+            affected.routes.extend(batch.keys.iter().map(|(prefix, _)| *prefix));
+            self.inputs.learned = batch.snapshot;
+            carry_sources(&self.inputs.learned, &out.routes);
+        }
+        self.write(&affected, out);
+    }
+
+    fn node_changed(&self, row: Option<&NodeRow>, affected: &mut Affected) {
+        let Some(row) = row else { return };
+        affected.nodes.insert((row.cluster.clone(), row.name.clone()));
+        for address in &row.addresses {
+            affected.prefixes.insert(Prefix::host(address.ip));
+            affected.prefixes.extend(self.inputs.prefixes.by_index(&address.ip).map(|row| row.prefix));
+        }
+        affected.prefixes.extend(row.pod_cidrs.iter().copied());
+        affected.routes.extend(row.pod_cidrs.iter().copied());
+        if row.cluster == self.config.cluster && row.name == self.config.node {
+            // This node's own addresses decide source addresses and underlay families everywhere.
+            affected
+                .nodes
+                .extend(self.inputs.nodes.iter().map(|row| (row.cluster.clone(), row.name.clone())));
+            affected.routes.extend(self.inputs.nodes.iter().flat_map(|row| row.pod_cidrs.iter().copied()));
+            affected.routes.extend(self.inputs.learned.iter().map(|row| row.prefix));
+        }
+    }
+
+    fn write(&mut self, affected: &Affected, out: &Outputs) {
+        let local = node_view(&self.inputs.nodes, &self.config.cluster, &self.config.node);
+        // Prefix entries name node rows: rows come first, and go last.
+        let gone: Vec<_> =
+            affected.nodes.iter().filter(|key| !self.plan_node(key, local.as_ref(), out)).collect();
+        out.entries.commit(|txn| {
+            for prefix in &affected.prefixes {
+                let Inputs { prefixes, nodes, .. } = &self.inputs;
+                match prefix_entry(*prefix, prefixes, nodes, &self.indexes, &self.config) {
+                    Some(entry) => drop(txn.upsert(entry)),
+                    None => drop(txn.remove(prefix)),
+                }
+            }
+        });
+        for (cluster, name) in gone {
+            let here = *cluster == self.config.cluster && *name == self.config.node;
+            let index = if here { Some(NodeIndex::LOCAL) } else { self.indexes.release(cluster, name) };
+            if let Some(index) = index {
+                out.paths.remove(&index);
+            }
+        }
+        out.routes.commit(|txn| {
+            for prefix in &affected.routes {
+                match route_entry(*prefix, &self.inputs.nodes, &self.inputs.learned, &self.config) {
+                    Some(route) => drop(txn.upsert(route)),
+                    None => drop(txn.remove(prefix)),
+                }
+            }
+        });
+    }
+
+    /// Plans one node; false if it is gone.
+    fn plan_node(
+        &mut self,
+        (cluster, name): &(ClusterName, Arc<str>),
+        local: Option<&NodeView>,
+        out: &Outputs,
+    ) -> bool {
+        let view = node_view(&self.inputs.nodes, cluster, name);
+        let wanted = view.as_ref().and_then(|view| view.wireguard_peer(local, &self.config));
+        out.peers.commit(|txn| {
+            let of_node = |peer: &&WireguardPeer| peer.cluster == *cluster && peer.node == *name;
+            let old: Vec<_> = txn.current().iter().filter(of_node).map(Row::key).collect();
+            for key in old.iter().filter(|key| wanted.as_ref().is_none_or(|peer| peer.key != **key)) {
+                txn.remove(key);
+            }
+            if let Some(peer) = wanted {
+                txn.upsert(peer);
+            }
+        });
+        let Some(view) = view else { return false };
+        let index = self.indexes.of(&view, &self.config);
+        let path = view.path(local, index, &self.config);
+        if path.path == PathKind::Local || path.underlay.is_some() {
+            out.paths.upsert(path);
+        } else {
+            out.paths.remove(&index);
+        }
+        true
+    }
+}
+
+/// A desired table knows the sources of the tables it is made of: the reconciler prunes by them.
+fn carry_sources<I: Row, O: Row>(input: &Snapshot<I>, output: &Writer<O>) {
+    let sources: Vec<(Source, _)> = input.sources().map(|(source, state)| (source.clone(), state)).collect();
+    output.commit(|txn| sources.iter().for_each(|(source, state)| txn.set_source(source, *state)));
+}
+
+#[cfg(test)]
+#[path = "planner_tests.rs"]
+mod tests;

@@ -1,0 +1,57 @@
+//! Kernel routes: to remote pods through the overlay, to whatever BGP taught otherwise.
+
+use super::{PlanConfig, node_view};
+use crate::rows::{LearnedRoute, NodeLookup, NodeRow, PathKind, RouteEntry, RouteOrigin};
+use tombolo_base::prefix::Prefix;
+use tombolo_base::source::Source;
+use tombolo_base::table::Snapshot;
+
+/// The desired route of one prefix.
+///
+/// In overlay mode a remote pod prefix goes to the tunnel device whatever BGP says; in direct mode BGP's route, or
+/// the node's default route, carries it.
+#[must_use]
+pub fn route_entry(
+    prefix: Prefix,
+    nodes: &Snapshot<NodeRow>,
+    learned: &Snapshot<LearnedRoute>,
+    config: &PlanConfig,
+) -> Option<RouteEntry> {
+    let local = node_view(nodes, &config.cluster, &config.node);
+    let source_address = local
+        .as_ref()
+        .and_then(|view| view.internal.iter().copied().find(|ip| ip.is_ipv4() == prefix.is_ipv4()));
+    let owner = nodes
+        .by_index(&NodeLookup::PodCidr(prefix))
+        .next()
+        .and_then(|row| node_view(nodes, &row.cluster, &row.name));
+    let remote = owner.as_ref().filter(|view| !view.is_local(config));
+    if let (PathKind::Overlay, Some(view)) = (config.path, remote) {
+        let underlay = view.tunnel_endpoint(local.as_ref())?;
+        return Some(RouteEntry {
+            source: view.source.clone(),
+            prefix,
+            origin: RouteOrigin::Overlay,
+            next_hops: std::collections::BTreeSet::new(),
+            device: Some(config.overlay_device.clone()),
+            source_address,
+            mtu: Some(config.mtu.towards(underlay)),
+        });
+    }
+    let ours = owner.as_ref().is_some_and(|view| view.is_local(config));
+    if ours || config.connected.contains(&prefix) {
+        return None;
+    }
+    let row =
+        learned.range((prefix, Source::Manifests)..).find(|_| true).filter(|row| row.prefix == prefix)?;
+    Some(RouteEntry {
+        source: row.source.clone(),
+        prefix,
+        origin: RouteOrigin::Bgp,
+        next_hops: row.next_hops.clone(),
+        device: None,
+        // Remote pods see the node by its internal address, so that the answer takes the same path back.
+        source_address: remote.and(source_address),
+        mtu: remote.map(|_| config.mtu.smallest()),
+    })
+}
