@@ -1,0 +1,167 @@
+//! `.../ip/v1/...`: the identity behind an address and the node it lives on.
+
+use super::Remote;
+use super::address;
+use super::json::{self, Value};
+use super::reject::{Reason, Reject};
+use serde::ser::{Serialize, SerializeStruct, Serializer};
+use std::net::IpAddr;
+use std::sync::Arc;
+use tombolo_base::ids::IdentityId;
+use tombolo_base::prefix::Prefix;
+
+/// Most named ports that an entry may have.
+pub const MAX_NAMED_PORTS: usize = 1024;
+
+/// A port with a name, for policies that name ports.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct NamedPort {
+    /// The port's name.
+    pub name: Arc<str>,
+    /// The port.
+    pub port: u16,
+    /// `TCP`, `UDP`, `SCTP`.
+    pub protocol: Arc<str>,
+}
+
+/// An ip cache entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IpEntry {
+    /// The address or prefix.
+    pub prefix: Prefix,
+    /// Whether a single address was written with a mask (`/32` in the key).
+    pub masked: bool,
+    /// The underlay address of the node it lives on.
+    pub host_ip: Option<IpAddr>,
+    /// The identity; the remote's own host (1) is read as remote-node (6).
+    pub identity: IdentityId,
+    /// 0 none, 1-15 IPsec, 255 WireGuard.
+    pub encryption_key: u8,
+    /// Kubernetes namespace, `""` if none.
+    pub namespace: Arc<str>,
+    /// Pod name, `""` if none.
+    pub pod: Arc<str>,
+    /// Service account, `""` if none.
+    pub service_account: Arc<str>,
+    /// Named ports, sorted by name.
+    pub named_ports: Vec<NamedPort>,
+}
+
+impl IpEntry {
+    /// An entry for one address of a pod.
+    #[must_use]
+    pub fn pod(address: IpAddr, identity: IdentityId, host_ip: IpAddr, namespace: &str, pod: &str) -> Self {
+        Self {
+            prefix: Prefix::host(address.to_canonical()),
+            masked: false,
+            host_ip: Some(host_ip),
+            identity,
+            encryption_key: 0,
+            namespace: namespace.into(),
+            pod: pod.into(),
+            service_account: "".into(),
+            named_ports: Vec::new(),
+        }
+    }
+
+    /// The key's name: a bare address, or `address/length` when there is a mask.
+    #[must_use]
+    pub fn key_name(&self) -> String {
+        if self.masked || !self.prefix.is_host() { self.prefix.to_string() } else { self.prefix.short() }
+    }
+
+    /// The name of the other key that would mean the same address; `None` for prefixes.
+    #[must_use]
+    pub fn alias_name(&self) -> Option<String> {
+        let twin = || if self.masked { self.prefix.short() } else { self.prefix.to_string() };
+        self.prefix.is_host().then(twin)
+    }
+
+    /// Reads and checks the entry stored under `key_name`. `None`: an entry without an address, which readers ignore.
+    ///
+    /// # Errors
+    /// [`Reject`] with the counted reason.
+    pub fn decode(remote: &Remote, key_name: &str, value: &[u8]) -> Result<Option<Self>, Reject> {
+        let root = json::parse(value)?;
+        root.members("ip")?;
+        let Some(ip) = address::ip_field(&root, "IP")? else { return Ok(None) };
+        let mask = address::mask_field(&root, "Mask", ip.is_ipv4())?;
+        let name = mask.map_or_else(|| ip.to_string(), |len| format!("{ip}/{len}"));
+        if name != key_name {
+            return Err(Reject::new(Reason::KeyMismatch, format!("the entry is for {name}")));
+        }
+        let prefix = match mask {
+            None => Prefix::host(ip),
+            Some(len) => Prefix::new(ip, len).filter(|prefix| prefix.address() == ip).ok_or_else(|| {
+                Reject::new(Reason::Address, format!("{name} has bits set past its length"))
+            })?,
+        };
+        address::check_ownable(&prefix)?;
+        let host_ip = address::ip_field(&root, "HostIP")?;
+        Ok(Some(Self {
+            prefix,
+            masked: mask.is_some(),
+            host_ip: host_ip.filter(|address| !address.is_unspecified()),
+            identity: remote.check_ip_identity(root.number("ID", u32::MAX)?)?,
+            encryption_key: u8::try_from(root.number("Key", 255)?).unwrap_or(0),
+            namespace: root.text("K8sNamespace")?.into(),
+            pod: root.text("K8sPodName")?.into(),
+            service_account: root.text("K8sServiceAccount")?.into(),
+            named_ports: named_ports(&root)?,
+        }))
+    }
+
+    /// The value to publish.
+    ///
+    /// # Errors
+    /// Those of the JSON encoder.
+    pub fn encode(&self) -> Result<Vec<u8>, serde_json::Error> {
+        json::write(self)
+    }
+}
+
+fn named_ports(root: &Value) -> Result<Vec<NamedPort>, Reject> {
+    let Some(list) = root.get("NamedPorts") else { return Ok(Vec::new()) };
+    let list = list.elements("NamedPorts")?;
+    if list.len() > MAX_NAMED_PORTS {
+        return Err(Reject::new(Reason::TooMany, format!("more than {MAX_NAMED_PORTS} named ports")));
+    }
+    let port = |element: &Value| -> Result<NamedPort, Reject> {
+        element.members("NamedPorts")?;
+        Ok(NamedPort {
+            name: element.text("Name")?.into(),
+            port: u16::try_from(element.number("Port", 65_535)?).unwrap_or(0),
+            protocol: element.text("Protocol")?.into(),
+        })
+    };
+    list.iter().map(port).collect()
+}
+
+impl Serialize for IpEntry {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let with_mask = self.masked || !self.prefix.is_host();
+        let mask = with_mask.then(|| address::mask_text(self.prefix.prefix_len(), self.prefix.is_ipv4()));
+        let host = self.host_ip.map_or_else(String::new, |address| address.to_string());
+        let mut record = serializer.serialize_struct("IPIdentityPair", 10)?;
+        record.serialize_field("IP", &self.prefix.address())?;
+        record.serialize_field("Mask", &mask)?;
+        record.serialize_field("HostIP", &host)?;
+        record.serialize_field("ID", &self.identity)?;
+        record.serialize_field("Key", &self.encryption_key)?;
+        record.serialize_field("Metadata", "")?;
+        for (name, text) in [
+            ("K8sNamespace", &self.namespace),
+            ("K8sPodName", &self.pod),
+            ("K8sServiceAccount", &self.service_account),
+        ] {
+            if !text.is_empty() {
+                record.serialize_field(name, text)?;
+            }
+        }
+        if !self.named_ports.is_empty() {
+            record.serialize_field("NamedPorts", &self.named_ports)?;
+        }
+        record.end()
+    }
+}

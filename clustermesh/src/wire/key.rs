@@ -1,0 +1,175 @@
+//! Keys: what lies where in a cluster's etcd, in the state and in the cache layout.
+
+use std::fmt;
+
+/// Liveness of the producer; read as a prefix, written leased once a minute.
+pub const HEARTBEAT: &str = "cilium/.heartbeat";
+/// Longest key name below a prefix that is looked at (bytes).
+pub const MAX_NAME_BYTES: usize = 16 * 1024;
+
+/// The kinds of entries that a cluster publishes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Nodes: addresses, pod CIDRs, keys.
+    Nodes,
+    /// Global services with their backends.
+    Services,
+    /// Numeric identity to label text.
+    Identities,
+    /// Address to identity and node.
+    Ips,
+    /// Key and value pairs of our own below `tombolo/lb/`; read from the own cluster's etcd only.
+    Assignments,
+}
+
+/// The kinds every cluster publishes.
+pub const KINDS: [Kind; 4] = [Kind::Identities, Kind::Nodes, Kind::Ips, Kind::Services];
+
+/// Where a cluster's etcd holds its entries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Layout {
+    /// `cilium/state/...`: the cluster's own etcd.
+    #[default]
+    State,
+    /// `cilium/cache/...`: a mirror, everything below the cluster's name.
+    Cache,
+}
+
+impl Layout {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::State => "state",
+            Self::Cache => "cache",
+        }
+    }
+}
+
+impl Kind {
+    /// The prefix, with its trailing slash, below which the entries of `cluster` lie.
+    #[must_use]
+    pub fn prefix(self, layout: Layout, cluster: &str) -> String {
+        let word = layout.word();
+        match (self, layout) {
+            (Self::Nodes, _) => format!("cilium/{word}/nodes/v1/{cluster}/"),
+            (Self::Services, _) => format!("cilium/{word}/services/v1/{cluster}/"),
+            (Self::Identities, Layout::State) => "cilium/state/identities/v1/id/".to_owned(),
+            (Self::Identities, Layout::Cache) => format!("cilium/cache/identities/v1/{cluster}/id/"),
+            (Self::Ips, Layout::State) => "cilium/state/ip/v1/default/".to_owned(),
+            (Self::Ips, Layout::Cache) => format!("cilium/cache/ip/v1/{cluster}/"),
+            (Self::Assignments, _) => ASSIGNMENTS.to_owned(),
+        }
+    }
+
+    /// The canary of this kind: once it is there, a list is complete.
+    #[must_use]
+    pub fn canary(self, layout: Layout, cluster: &str) -> String {
+        let word = layout.word();
+        match self {
+            Self::Nodes => format!("{}cilium/{word}/nodes/v1", synced_prefix(cluster)),
+            Self::Services => format!("{}cilium/{word}/services/v1", synced_prefix(cluster)),
+            Self::Identities => format!("{}cilium/{word}/identities/v1", synced_prefix(cluster)),
+            Self::Ips => format!("{}cilium/{word}/ip/v1", synced_prefix(cluster)),
+            Self::Assignments => format!("{}tombolo/lb", synced_prefix(cluster)),
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Nodes => "nodes",
+            Self::Services => "services",
+            Self::Identities => "identities",
+            Self::Ips => "ips",
+            Self::Assignments => "assignments",
+        })
+    }
+}
+
+/// Load-balancer assignments and other small cluster-wide values in folder mode.
+pub const ASSIGNMENTS: &str = "tombolo/lb/";
+/// Below it each agent says, leased, that all its keys are written.
+pub const PUBLISHED: &str = "tombolo/published/";
+/// Below it each agent names its leases, before it writes anything with them.
+pub const LEASES: &str = "tombolo/leases/";
+/// The key whose holder writes the cluster-wide entries.
+pub const ELECTION: &str = "tombolo/election/cluster";
+/// Slave keys of identity allocation lie below it: `<labels>/<node>` to a decimal number.
+pub const IDENTITY_VALUES: &str = "cilium/state/identities/v1/value/";
+/// Locks of identity allocation.
+pub const IDENTITY_LOCKS: &str = "cilium/state/identities/v1/locks/";
+
+/// The key of a cluster's configuration.
+#[must_use]
+pub fn cluster_config(cluster: &str) -> String {
+    format!("cilium/cluster-config/{cluster}")
+}
+
+/// The prefix of a cluster's canaries.
+#[must_use]
+pub fn synced_prefix(cluster: &str) -> String {
+    format!("cilium/synced/{cluster}/")
+}
+
+/// Whether a key name is safe to use: not empty, bounded, no empty, `.` or `..` element, no control characters.
+#[must_use]
+pub fn name_is_sound(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= MAX_NAME_BYTES
+        && !name.chars().any(char::is_control)
+        && name.split('/').all(|element| !matches!(element, "" | "." | ".."))
+}
+
+/// The end of the range of all keys that start with `prefix`.
+#[must_use]
+pub fn range_end(prefix: &str) -> Vec<u8> {
+    let mut end = prefix.as_bytes().to_vec();
+    while let Some(last) = end.pop() {
+        if last < 0xff {
+            end.push(last + 1);
+            return end;
+        }
+    }
+    vec![0]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefixes_and_canaries_of_both_layouts() {
+        let texts = |layout| KINDS.map(|kind| (kind.prefix(layout, "c1"), kind.canary(layout, "c1")));
+        let pair = |a: &str, b: &str| (a.to_owned(), b.to_owned());
+        assert_eq!(
+            texts(Layout::State),
+            [
+                pair("cilium/state/identities/v1/id/", "cilium/synced/c1/cilium/state/identities/v1"),
+                pair("cilium/state/nodes/v1/c1/", "cilium/synced/c1/cilium/state/nodes/v1"),
+                pair("cilium/state/ip/v1/default/", "cilium/synced/c1/cilium/state/ip/v1"),
+                pair("cilium/state/services/v1/c1/", "cilium/synced/c1/cilium/state/services/v1"),
+            ]
+        );
+        assert_eq!(
+            texts(Layout::Cache),
+            [
+                pair("cilium/cache/identities/v1/c1/id/", "cilium/synced/c1/cilium/cache/identities/v1"),
+                pair("cilium/cache/nodes/v1/c1/", "cilium/synced/c1/cilium/cache/nodes/v1"),
+                pair("cilium/cache/ip/v1/c1/", "cilium/synced/c1/cilium/cache/ip/v1"),
+                pair("cilium/cache/services/v1/c1/", "cilium/synced/c1/cilium/cache/services/v1"),
+            ]
+        );
+    }
+
+    #[test]
+    fn names_that_would_leave_their_prefix_are_unsound() {
+        assert!(name_is_sound("shop/web") && name_is_sound("10.1.0.0/24") && name_is_sound("a..b"));
+        for bad in ["", "/", "a/", "/a", "a//b", "..", "../../x", "a/./b", "a\nb"] {
+            assert!(!name_is_sound(bad), "{bad:?}");
+        }
+        assert!(!name_is_sound(&"x".repeat(MAX_NAME_BYTES + 1)));
+        assert_eq!(range_end("cilium/"), b"cilium0");
+    }
+}

@@ -1,0 +1,191 @@
+//! Keys and values of Cilium's Cluster Mesh, read strictly and written as Cilium writes them.
+//!
+//! Every decoder is bounded and judges one entry: what it refuses costs that entry only and is counted by [`Reason`].
+
+mod address;
+pub mod config;
+pub mod ip;
+pub mod json;
+pub mod key;
+pub mod node;
+mod reject;
+pub mod service;
+#[cfg(test)]
+mod tests;
+
+pub use config::{Capabilities, ClusterConfig, ConfigError};
+pub use ip::IpEntry;
+pub use key::{KINDS, Kind, Layout};
+pub use node::Node;
+pub use reject::{Counted, Reason, Reject, Rejections};
+pub use service::Service;
+
+use json::{JsonError, Value};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tombolo_base::ids::{ClusterId, ClusterName, IdentityId, MaxClusters};
+use tombolo_base::labels::{CLUSTER_KEY, Labels};
+
+/// Largest value that is read (bytes); etcd itself stops at 1.5 MiB.
+pub const MAX_VALUE_BYTES: usize = 1_600_000;
+/// Most labels or annotations of an object.
+pub const MAX_MAP_ENTRIES: usize = 8192;
+
+/// The cluster whose entries are read: what they are checked against.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Remote {
+    /// Its name, as the configuration file says.
+    pub name: ClusterName,
+    /// Its number, as its cluster configuration says.
+    pub id: ClusterId,
+    /// The size of the mesh.
+    pub max: MaxClusters,
+    /// Whether it is this agent's own cluster, whose etcd also carries assignments.
+    pub own: bool,
+}
+
+/// An accepted entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Record {
+    /// A node.
+    Node(Node),
+    /// A number's labels.
+    Identity(IdentityId, Labels),
+    /// An address.
+    Ip(IpEntry),
+    /// A shared service.
+    Service(Service),
+    /// A value of our own, by the key's name below [`key::ASSIGNMENTS`].
+    Assignment(Arc<str>, Arc<[u8]>),
+}
+
+impl Record {
+    /// Reads and checks one entry. `Ok(None)` when it is sound but says that there is nothing (an IP entry without an
+    /// address, a service that is not shared).
+    ///
+    /// # Errors
+    /// [`Reject`] with the counted reason.
+    pub fn decode(remote: &Remote, kind: Kind, name: &str, value: &[u8]) -> Result<Option<Self>, Reject> {
+        if !key::name_is_sound(name) {
+            return Err(Reject::new(
+                Reason::KeyName,
+                format!("key name {:?}", name.get(..80).unwrap_or(name)),
+            ));
+        }
+        if value.len() > MAX_VALUE_BYTES {
+            return Err(Reject::new(Reason::TooBig, format!("value of {} bytes", value.len())));
+        }
+        match kind {
+            Kind::Nodes => Node::decode(remote, name, value).map(|node| Some(Self::Node(node))),
+            Kind::Ips => Ok(IpEntry::decode(remote, name, value)?.map(Self::Ip)),
+            Kind::Services => {
+                let service = Service::decode(remote, name, value)?;
+                Ok(service.shared.then_some(Self::Service(service)))
+            }
+            Kind::Identities => {
+                let (id, labels) = decode_identity(remote, name, value)?;
+                Ok(Some(Self::Identity(id, labels)))
+            }
+            Kind::Assignments => Ok(Some(Self::Assignment(name.into(), value.into()))),
+        }
+    }
+
+    /// The value as published.
+    ///
+    /// # Errors
+    /// Those of the JSON encoder.
+    pub fn encode(&self) -> Result<Vec<u8>, serde_json::Error> {
+        match self {
+            Self::Node(node) => node.encode(),
+            Self::Identity(_, labels) => Ok(labels.to_string().into_bytes()),
+            Self::Ip(entry) => entry.encode(),
+            Self::Service(service) => service.encode(),
+            Self::Assignment(_, value) => Ok(value.to_vec()),
+        }
+    }
+
+    /// Its kind.
+    #[must_use]
+    pub const fn kind(&self) -> Kind {
+        match self {
+            Self::Node(_) => Kind::Nodes,
+            Self::Identity(..) => Kind::Identities,
+            Self::Ip(_) => Kind::Ips,
+            Self::Service(_) => Kind::Services,
+            Self::Assignment(..) => Kind::Assignments,
+        }
+    }
+}
+
+/// Reads and checks an identity: a decimal number without leading zeros in the cluster's range, and labels of which
+/// every cluster label names the cluster.
+///
+/// # Errors
+/// [`Reject`] with the counted reason.
+pub fn decode_identity(remote: &Remote, name: &str, value: &[u8]) -> Result<(IdentityId, Labels), Reject> {
+    let decimal = name.bytes().all(|byte| byte.is_ascii_digit()) && !name.starts_with('0');
+    let id = name.parse::<u32>().ok().filter(|_| decimal).ok_or_else(|| {
+        Reject::new(
+            Reason::KeyName,
+            format!("{:?} is no plain decimal number", name.get(..40).unwrap_or(name)),
+        )
+    })?;
+    remote.check_identity(id)?;
+    let text =
+        std::str::from_utf8(value).map_err(|_| Reject::new(Reason::Labels, "the label text is not UTF-8"))?;
+    let labels = Labels::parse(text).map_err(|error| Reject::new(Reason::Labels, error.to_string()))?;
+    match labels.label(CLUSTER_KEY) {
+        Some(label) if label.source.as_ref() == "k8s" && label.value.as_ref() == remote.name.as_str() => {
+            Ok((IdentityId(id), labels))
+        }
+        Some(label) => {
+            let detail = format!("it belongs to cluster {:?} of source {:?}", label.value, label.source);
+            Err(Reject::new(Reason::ClusterLabel, detail))
+        }
+        None => Err(Reject::new(Reason::ClusterLabel, format!("the label {CLUSTER_KEY} is missing"))),
+    }
+}
+
+impl Remote {
+    fn check_cluster(&self, name: &str, id: u32) -> Result<(), Reject> {
+        if name != self.name.as_str() {
+            return Err(Reject::new(Reason::ClusterName, format!("the entry names cluster {name:?}")));
+        }
+        if id != u32::from(self.id.get()) {
+            let detail = format!("the entry has cluster id {id}, the cluster's configuration {}", self.id);
+            return Err(Reject::new(Reason::ClusterId, detail));
+        }
+        Ok(())
+    }
+
+    fn check_identity(&self, id: u32) -> Result<(), Reject> {
+        let (first, last) = self.id.identity_range(self.max);
+        if (first.0..=last.0).contains(&id) {
+            return Ok(());
+        }
+        Err(Reject::new(Reason::IdentityRange, format!("{id} is not in {}..{}", first.0, last.0)))
+    }
+
+    /// IP entries may also carry reserved numbers; the remote's own host is a remote node to us.
+    fn check_ip_identity(&self, id: u32) -> Result<IdentityId, Reject> {
+        match IdentityId(id) {
+            IdentityId::HOST if !self.own => Ok(IdentityId::REMOTE_NODE),
+            reserved if reserved.is_reserved() => Ok(reserved),
+            other => self.check_identity(id).map(|()| other),
+        }
+    }
+}
+
+/// An object of strings; `null` members read as `""`, as in Go.
+fn string_map(root: &Value, field: &str) -> Result<BTreeMap<Arc<str>, Arc<str>>, Reject> {
+    let members = root.get(field).map_or(Ok(&[][..]), |value| value.members(field))?;
+    if members.len() > MAX_MAP_ENTRIES {
+        return Err(Reject::new(Reason::TooMany, format!("more than {MAX_MAP_ENTRIES} {field}")));
+    }
+    let text = |(key, value): &(String, Value)| match value {
+        Value::String(text) => Ok((Arc::from(key.as_str()), Arc::from(text.as_str()))),
+        Value::Null => Ok((Arc::from(key.as_str()), Arc::from(""))),
+        _ => Err(Reject::from(JsonError::field(field, "expected strings"))),
+    };
+    members.iter().map(text).collect()
+}
