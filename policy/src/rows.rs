@@ -1,12 +1,14 @@
 //! The rows that policy owns.
 
 use serde::Serialize;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use tombolo_base::ids::IdentityId;
 use tombolo_base::prefix::Prefix;
 use tombolo_base::source::Source;
 use tombolo_base::table::{NoIndex, Row};
+
+pub use tombolo_topology::selector::{LabelSelector, Requirement};
 
 /// Which way, seen from the selected pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -16,28 +18,6 @@ pub enum Direction {
     Ingress,
     /// From the pod.
     Egress,
-}
-
-/// One line of `matchExpressions`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub enum Requirement {
-    /// The label has one of these values.
-    In(Arc<str>, BTreeSet<Arc<str>>),
-    /// The label is missing or has none of these values.
-    NotIn(Arc<str>, BTreeSet<Arc<str>>),
-    /// The label exists.
-    Exists(Arc<str>),
-    /// The label does not exist.
-    DoesNotExist(Arc<str>),
-}
-
-/// A Kubernetes label selector over plain keys; empty selects everything.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub struct LabelSelector {
-    /// `matchLabels`.
-    pub labels: BTreeMap<Arc<str>, Arc<str>>,
-    /// `matchExpressions`.
-    pub expressions: BTreeSet<Requirement>,
 }
 
 /// One entry of `from` or `to`.

@@ -1,6 +1,7 @@
 //! Services, pure: frontends, backends, affinity between clusters, Maglev, in; load-balancing rows out.
 #![forbid(unsafe_code)]
 
+pub mod pools;
 pub mod rows;
 
 pub use rows::{

@@ -1,0 +1,1 @@
+//! From BGP intent to sessions and advertised prefixes of one node.
