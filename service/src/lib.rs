@@ -1,6 +1,9 @@
 //! Services, pure: frontends, backends, affinity between clusters, Maglev, in; load-balancing rows out.
 #![forbid(unsafe_code)]
 
+pub mod maglev;
+pub mod numbers;
+pub mod plan;
 pub mod pools;
 pub mod rows;
 
