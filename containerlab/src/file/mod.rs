@@ -13,6 +13,19 @@
 //! }
 //! ```
 
+mod definition;
+mod links;
+mod load;
+mod notices;
+mod report;
+mod resolve;
+mod substitute;
 mod topology;
+mod tree;
+mod words;
 
+pub use load::{MAX_BYTES, MAX_LINKS, MAX_NODES, lab_dir, load, parse};
+pub use notices::undeployable;
+pub use report::{Error, Problem, Warning};
 pub use topology::*;
+pub use words::split_words;
