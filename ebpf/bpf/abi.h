@@ -1,0 +1,362 @@
+/* SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause) */
+/*
+ * The one ABI between the programs and user space.
+ *
+ * Addresses are always 16 bytes, IPv4 as ::ffff:a.b.c.d, so that both families share code and maps.
+ * Ports and addresses are in network byte order, everything else in host order. There are no
+ * bitfields and no implicit padding; src/abi.rs mirrors sizes and offsets and the loader compares
+ * both with the BTF of the object. A change of any struct that is stored in a pinned map needs a new
+ * TB_SCHEMA, which is also the directory of the pins.
+ */
+#ifndef TB_ABI_H
+#define TB_ABI_H
+
+#include <linux/types.h>
+
+#define TB_SCHEMA 1
+#define TB_EVENT_VERSION 1
+
+union tb_addr {
+	__u8 b[16];
+	__be32 w[4];
+	__u64 d[2];
+};
+
+/* tb_config flags */
+#define TB_CFG_READY (1u << 0)    /* without it every hook that polices drops with 202 */
+#define TB_CFG_ENCRYPT (1u << 1)  /* encrypt flags of prefixes and nodes are honoured */
+#define TB_CFG_VERDICTS (1u << 2) /* emit a verdict event for each new policed flow */
+
+struct tb_config {
+	__u32 schema;
+	__u32 flags;
+	__u32 cluster_id;
+	__u32 uplink_ifindex;
+	__u32 overlay_ifindex;
+	__u32 wireguard_ifindex;
+	__u16 snat_port_min; /* host order, inclusive */
+	__u16 snat_port_max; /* host order, inclusive */
+	__u16 vxlan_port;    /* host order */
+	__u16 pad0;
+	__u64 report_interval_ns; /* event aggregation of established flows */
+	union tb_addr internal4;     /* the node's address on tombolo_host; SNAT source, pods' gateway */
+	union tb_addr internal6;
+	union tb_addr underlay4;
+	union tb_addr underlay6;
+	__u8 spare[24];
+};
+
+/* tb_iface flags */
+#define TB_IF_READY (1u << 0) /* identity and policy are applied; without it: drop 203 */
+
+struct tb_iface {
+	__u32 flags;
+	__u32 identity;
+	__u32 policy_id;
+	__u16 endpoint_id;
+	__u16 pad0;
+	union tb_addr addr4; /* all zero: the pod has no address of this family */
+	union tb_addr addr6;
+	__u8 mac[6];      /* of the pod's end */
+	__u8 host_mac[6]; /* of the host's end */
+	__u32 pad1;
+};
+
+/* tb_endpoint flags */
+#define TB_EP_HOST (1u << 0) /* an address of this node itself */
+
+struct tb_endpoint {
+	__u32 ifindex; /* host end of the pod's veth; 0 for the node itself */
+	__u32 flags;
+};
+
+/* tb_prefix flags */
+#define TB_PFX_ENCRYPT (1u << 0)     /* must leave the node encrypted, or not at all */
+#define TB_PFX_REMOTE_CLUSTER (1u << 1)
+#define TB_PFX_SKIP_TUNNEL (1u << 2) /* reach it directly whatever the node's path says */
+
+struct tb_lpm_key {
+	__u32 prefixlen; /* of the 128 bits; an IPv4 prefix has 96 added */
+	__u8 addr[16];   /* not tb_addr: its alignment would leave a hole */
+};
+
+struct tb_prefix {
+	__u32 identity;
+	__u32 node; /* index into tb_nodes; 0: none */
+	__u32 flags;
+};
+
+#define TB_PATH_LOCAL 0
+#define TB_PATH_OVERLAY 1
+#define TB_PATH_DIRECT 2
+
+/* tb_node flags */
+#define TB_NODE_ENCRYPT (1u << 0) /* VXLAN packets to this node go through WireGuard */
+
+struct tb_node {
+	union tb_addr tunnel; /* outer destination */
+	__u32 path;
+	__u32 flags;
+	__u32 mtu; /* largest IP packet of a pod on this path; 0: not checked */
+	__u32 pad0;
+};
+
+#define TB_SCOPE_EXTERNAL 0
+#define TB_SCOPE_INTERNAL 1
+
+struct tb_service_key {
+	union tb_addr addr;
+	__be16 port; /* port 0 with proto 0: any other packet to this address is dropped with 158 */
+	__u8 proto;
+	__u8 scope;
+	__u32 pad0;
+};
+
+/* tb_service flags */
+#define TB_SVC_LOCAL_ONLY (1u << 0) /* externalTrafficPolicy (or internal) Local; informative */
+
+struct tb_service {
+	__u32 rev_nat;
+	__u32 count; /* of backends in the Maglev table; 0: drop 158 */
+	__u32 maglev_offset;
+	__u32 maglev_size;
+	__u32 flags;
+	__u32 affinity_secs;
+};
+
+struct tb_backend {
+	union tb_addr addr;
+	__be16 port;
+	__u8 proto;
+	__u8 flags;
+	__u32 pad0;
+};
+
+struct tb_rev_nat {
+	union tb_addr addr;
+	__be16 port;
+	__u16 pad0;
+	__u32 pad1;
+};
+
+/* What a conntrack or NAT entry is about. */
+#define TB_CT_EGRESS 0  /* source is a pod of this node */
+#define TB_CT_INGRESS 1 /* destination is a pod of this node */
+#define TB_CT_SERVICE 2 /* client to frontend: remembers the backend */
+#define TB_NAT_OUT 3    /* tuple before SNAT */
+#define TB_NAT_IN 4     /* tuple of the answers to the SNATed flow */
+
+struct tb_tuple {
+	union tb_addr src;
+	union tb_addr dst;
+	__be16 sport; /* ICMP echo: the identifier at the asking end, 0 at the other */
+	__be16 dport;
+	__u8 proto;
+	__u8 kind; /* TB_CT_* or TB_NAT_* */
+	__u16 pad0;
+};
+
+/* tb_ct flags */
+#define TB_CTF_REPLIED (1u << 0)
+#define TB_CTF_CLOSING_ORIG (1u << 1)
+#define TB_CTF_CLOSING_REPLY (1u << 2)
+#define TB_CTF_LOOPBACK (1u << 3) /* a pod that reaches itself through a service */
+
+struct tb_ct {
+	__u64 expires_ns; /* CLOCK_MONOTONIC */
+	__u64 created_ns;
+	__u64 packets[2]; /* original, reply */
+	__u64 bytes[2];
+	__u64 reported_ns[2];
+	__u32 identity; /* of the peer: source for INGRESS, destination for EGRESS */
+	__u32 rev_nat;  /* 0: not translated */
+	__u32 policy_id;
+	__u32 policy_revision; /* the allow is valid while the policy row has this revision */
+	__u32 backend;         /* SERVICE only */
+	__u32 ifindex;
+	__u16 endpoint_id;
+	__u16 flags;
+	__u8 tcp_seen[2];
+	__u8 pad0[2];
+	__u8 spare[16];
+};
+
+struct tb_nat {
+	__u64 created_ns;
+	union tb_addr addr; /* NAT_OUT: the new source; NAT_IN: the original source */
+	__be16 port;
+	__u16 flags;
+	__u32 rev_nat;
+	__u8 spare[16];
+};
+
+/* tb_policy flags */
+#define TB_POL_INGRESS (1u << 0) /* ingress is enforced */
+#define TB_POL_EGRESS (1u << 1)
+
+/* Shapes: which fields of an entry are set; the bit is 1 << shape. */
+#define TB_SHAPE_ID 1
+#define TB_SHAPE_PROTO 2
+#define TB_SHAPE_PORT 4 /* only with PROTO */
+
+struct tb_policy {
+	__u32 flags;
+	__u32 shapes_ingress; /* bitmap over the eight shapes */
+	__u32 shapes_egress;
+	__u32 revision; /* grows when an allow may have disappeared */
+};
+
+struct tb_rule_key {
+	__u32 policy_id;
+	__u32 identity; /* 0: any */
+	__be16 port;    /* 0: any */
+	__u8 proto;     /* 0: any */
+	__u8 dir;       /* 0 ingress, 1 egress */
+};
+
+/* tb_rule flags */
+#define TB_RULE_DENY (1u << 0)
+
+struct tb_rule {
+	__u32 flags;
+	__u32 cookie;
+};
+
+struct tb_frag_key {
+	union tb_addr src;
+	union tb_addr dst;
+	__u32 id;
+	__u8 proto;
+	__u8 pad0[3];
+};
+
+struct tb_frag {
+	__be16 sport;
+	__be16 dport;
+};
+
+struct tb_metric_key {
+	__u16 reason; /* 0: forwarded */
+	__u16 dir;    /* 0 ingress, 1 egress */
+};
+
+struct tb_metric {
+	__u64 packets;
+	__u64 bytes;
+};
+
+#define TB_EV_DROP 1
+#define TB_EV_TRACE 4
+#define TB_EV_VERDICT 5
+
+/* tb_event flags */
+#define TB_EVF_REPLY (1u << 0)
+#define TB_EVF_NEW (1u << 1)
+#define TB_EVF_ENCRYPTED (1u << 2)
+#define TB_EVF_IPV6 (1u << 3)
+#define TB_EVF_RELATED (1u << 4)
+#define TB_EVF_TRANSLATED (1u << 5) /* orig_dst and orig_dport are set */
+#define TB_EVF_EGRESS (1u << 6)
+
+struct tb_event {
+	__u16 version;
+	__u8 type;
+	__u8 point;  /* observation point, Cilium's numbers */
+	__u8 reason; /* drop reason, Cilium's numbers; 0 if forwarded */
+	__u8 proto;
+	__u16 site; /* file id << 11 | line; 0 if forwarded */
+	__u64 time_ns; /* CLOCK_MONOTONIC */
+	union tb_addr src;
+	union tb_addr dst;
+	union tb_addr orig_dst;
+	__u32 src_identity;
+	__u32 dst_identity;
+	__be16 sport;
+	__be16 dport;
+	__be16 orig_dport;
+	__u16 flags;
+	__u16 src_endpoint;
+	__u16 dst_endpoint;
+	__u32 ifindex;
+	__u32 rev_nat;
+	__u32 length;
+	__u8 tcp_flags;
+	__u8 icmp_type;
+	__u8 icmp_code;
+	__u8 pad0;
+	__u32 cookie;
+};
+
+/* Marks: magic in 0x1F00. */
+#define TB_MARK_MASK 0x1F00u
+#define TB_MARK_KEYED 0x0F00u      /* the tunnel key is set already */
+#define TB_MARK_DECRYPTED 0x0D00u  /* came out of WireGuard */
+#define TB_MARK_CIPHERTEXT 0x1E00u /* set on WireGuard's own socket */
+
+/* Drop reasons, Cilium's numbers. */
+#define TB_DROP_INVALID_SOURCE 132
+#define TB_DROP_POLICY 133
+#define TB_DROP_INVALID 134
+#define TB_DROP_CT_INVALID_HDR 135
+#define TB_DROP_FRAG_NEEDED 136
+#define TB_DROP_WRITE_ERROR 141
+#define TB_DROP_UNKNOWN_L4 142
+#define TB_DROP_NO_TUNNEL_KEY 147
+#define TB_DROP_CT_CREATE 155
+#define TB_DROP_INVALID_EXTHDR 156
+#define TB_DROP_NO_SERVICE 158
+#define TB_DROP_NO_TUNNEL_ENDPOINT 160
+#define TB_DROP_UNKNOWN_CT 163
+#define TB_DROP_NAT_NO_MAPPING 167
+#define TB_DROP_FIB 169
+#define TB_DROP_ENCAP_PROHIBITED 170
+#define TB_DROP_FRAG_NOT_FOUND 175
+#define TB_DROP_FORBIDDEN_ICMP6 176
+#define TB_DROP_POLICY_DENY 181
+#define TB_DROP_UNENCRYPTED 195
+#define TB_DROP_TTL_EXCEEDED 196
+#define TB_DROP_HOST_NOT_READY 202
+#define TB_DROP_EP_NOT_READY 203
+#define TB_DROP_NO_DEVICE 206
+
+/* Observation points, Cilium's numbers. */
+#define TB_POINT_TO_ENDPOINT 0
+#define TB_POINT_TO_HOST 2
+#define TB_POINT_TO_STACK 3
+#define TB_POINT_TO_OVERLAY 4
+#define TB_POINT_FROM_ENDPOINT 5
+#define TB_POINT_FROM_HOST 7
+#define TB_POINT_FROM_OVERLAY 9
+#define TB_POINT_FROM_NETWORK 10
+#define TB_POINT_TO_NETWORK 11
+#define TB_POINT_FROM_CRYPTO 12
+#define TB_POINT_TO_CRYPTO 13
+
+_Static_assert(sizeof(union tb_addr) == 16, "tb_addr");
+_Static_assert(sizeof(struct tb_config) == 128, "tb_config");
+_Static_assert(__builtin_offsetof(struct tb_config, internal4) == 40, "tb_config.internal4");
+_Static_assert(sizeof(struct tb_iface) == 64, "tb_iface");
+_Static_assert(__builtin_offsetof(struct tb_iface, mac) == 48, "tb_iface.mac");
+_Static_assert(sizeof(struct tb_endpoint) == 8, "tb_endpoint");
+_Static_assert(sizeof(struct tb_lpm_key) == 20, "tb_lpm_key");
+_Static_assert(sizeof(struct tb_prefix) == 12, "tb_prefix");
+_Static_assert(sizeof(struct tb_node) == 32, "tb_node");
+_Static_assert(sizeof(struct tb_service_key) == 24, "tb_service_key");
+_Static_assert(sizeof(struct tb_service) == 24, "tb_service");
+_Static_assert(sizeof(struct tb_backend) == 24, "tb_backend");
+_Static_assert(sizeof(struct tb_rev_nat) == 24, "tb_rev_nat");
+_Static_assert(sizeof(struct tb_tuple) == 40, "tb_tuple");
+_Static_assert(sizeof(struct tb_ct) == 112, "tb_ct");
+_Static_assert(__builtin_offsetof(struct tb_ct, identity) == 64, "tb_ct.identity");
+_Static_assert(sizeof(struct tb_nat) == 48, "tb_nat");
+_Static_assert(sizeof(struct tb_policy) == 16, "tb_policy");
+_Static_assert(sizeof(struct tb_rule_key) == 12, "tb_rule_key");
+_Static_assert(sizeof(struct tb_rule) == 8, "tb_rule");
+_Static_assert(sizeof(struct tb_frag_key) == 40, "tb_frag_key");
+_Static_assert(sizeof(struct tb_frag) == 4, "tb_frag");
+_Static_assert(sizeof(struct tb_metric_key) == 4, "tb_metric_key");
+_Static_assert(sizeof(struct tb_metric) == 16, "tb_metric");
+_Static_assert(sizeof(struct tb_event) == 104, "tb_event");
+_Static_assert(__builtin_offsetof(struct tb_event, src_identity) == 64, "tb_event.src_identity");
+
+#endif

@@ -1,0 +1,672 @@
+//! Opening the datapath: pinned maps, programs, hooks, and the plain rows.
+
+use crate::abi::{self, Addr};
+use crate::attach::{Attach, Links, Side};
+use crate::error::DatapathError;
+use crate::events::EventReader;
+use crate::maglev::Slots as MaglevSlots;
+use crate::rows::{
+    Direction, Interface, LocalAddress, MapUsage, Metric, NodeConfig, NodeEntry, NodePath, PrefixEntry,
+    is_host_prefix,
+};
+use crate::tables::Tables;
+use aya::maps::{MapData, MapInfo};
+use aya::programs::SchedClassifier;
+use aya::{Ebpf, EbpfLoader};
+use ipnet::IpNet;
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/datapath.o"));
+
+/// How many entries each map holds. The defaults suit a lab node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MapSizes {
+    /// Pods on this node.
+    pub endpoints: u32,
+    /// Single addresses (/32, /128) of the mesh.
+    pub hosts: u32,
+    /// Wider prefixes.
+    pub prefixes: u32,
+    /// Nodes of the mesh.
+    pub nodes: u32,
+    /// Frontends, both scopes counted.
+    pub services: u32,
+    /// Backends.
+    pub backends: u32,
+    /// Slots of all Maglev tables together.
+    pub maglev_slots: u32,
+    /// Half-open flows.
+    pub conntrack_half: u32,
+    /// Established flows.
+    pub conntrack: u32,
+    /// SNAT entries, two a flow.
+    pub nat: u32,
+    /// Policies.
+    pub policies: u32,
+    /// Policy entries.
+    pub rules: u32,
+    /// Bytes of the event ring, a power of two and a multiple of the page size.
+    pub event_ring_bytes: u32,
+}
+
+impl Default for MapSizes {
+    fn default() -> Self {
+        Self {
+            endpoints: 1024,
+            hosts: 16_384,
+            prefixes: 16_384,
+            nodes: 1024,
+            services: 4096,
+            backends: 8192,
+            maglev_slots: 131_072,
+            conntrack_half: 16_384,
+            conntrack: 16_384,
+            nat: 16_384,
+            policies: 1024,
+            rules: 16_384,
+            event_ring_bytes: 1 << 20,
+        }
+    }
+}
+
+impl MapSizes {
+    fn list(&self) -> [(&'static str, u32); 16] {
+        [
+            ("tb_ifaces", self.endpoints),
+            ("tb_endpoints", self.endpoints.saturating_mul(2).saturating_add(64)),
+            ("tb_hosts", self.hosts),
+            ("tb_prefixes", self.prefixes),
+            ("tb_nodes", self.nodes),
+            ("tb_services", self.services),
+            ("tb_backends", self.backends),
+            ("tb_maglev", self.maglev_slots),
+            ("tb_rev_nat", self.services),
+            ("tb_ct_half", self.conntrack_half),
+            ("tb_ct", self.conntrack),
+            ("tb_nat", self.nat),
+            ("tb_policies", self.policies),
+            ("tb_rules", self.rules),
+            ("tb_frags", 1024),
+            ("tb_events", self.event_ring_bytes),
+        ]
+    }
+}
+
+/// How the datapath is opened.
+#[derive(Clone, Debug)]
+pub struct DatapathConfig {
+    /// Where bpffs is mounted.
+    pub bpffs: PathBuf,
+    /// Map sizes; a map whose size differs from its pin is made anew (conntrack and NAT are copied).
+    pub sizes: MapSizes,
+    /// How programs are hooked.
+    pub attach: Attach,
+}
+
+impl Default for DatapathConfig {
+    fn default() -> Self {
+        Self { bpffs: PathBuf::from("/sys/fs/bpf"), sizes: MapSizes::default(), attach: Attach::Auto }
+    }
+}
+
+/// The node's datapath. Dropping it changes nothing in the kernel: maps and links are pinned.
+pub struct Datapath {
+    pub(crate) tables: Tables,
+    pub(crate) maglev: Mutex<MaglevSlots>,
+    object: Mutex<Ebpf>,
+    links: Links,
+    directory: PathBuf,
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is guarded is consistent after each step, so a panic elsewhere does not spoil it.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+const PROGRAMS: [&str; 7] = [
+    "from_endpoint",
+    "to_endpoint",
+    "from_overlay",
+    "to_overlay",
+    "from_uplink",
+    "to_uplink",
+    "from_wireguard",
+];
+
+impl Datapath {
+    /// Makes or reuses the pinned maps and loads the programs. Nothing is hooked yet: interfaces keep running the
+    /// programs of the run before, on the same maps, until they are attached again. Attach after the rows are written.
+    ///
+    /// # Errors
+    /// No bpffs, no rights, or a kernel that refuses the programs.
+    pub fn open(config: &DatapathConfig) -> Result<Self, DatapathError> {
+        let directory = config.bpffs.join("tombolo").join(format!("v{}", abi::SCHEMA));
+        let links = directory.join("links");
+        fs::create_dir_all(&links).map_err(|source| DatapathError::BpfFs {
+            operation: "create",
+            path: links.clone(),
+            source,
+        })?;
+        let replaced = retire_changed_maps(&directory, &config.sizes)?;
+        let mut object = load(&directory, &config.sizes)?;
+        for name in PROGRAMS {
+            program(&mut object, name)?
+                .load()
+                .map_err(|source| DatapathError::Program { program: name, source: Box::new(source) })?;
+        }
+        let tables = Tables::take(&mut object)?;
+        replaced.copy_into(&tables)?;
+        let maglev = MaglevSlots::recover(&tables)?;
+        Ok(Self {
+            tables,
+            maglev: Mutex::new(maglev),
+            object: Mutex::new(object),
+            links: Links::new(links, config.attach),
+            directory,
+        })
+    }
+
+    fn attach(&self, name: &'static str, ifindex: u32, side: Side) -> Result<(), DatapathError> {
+        let mut object = lock(&self.object);
+        self.links.attach(name, program(&mut object, name)?, ifindex, side)
+    }
+
+    /// Hooks the programs of the underlay interface.
+    ///
+    /// # Errors
+    /// The interface is gone or the kernel refuses.
+    pub fn attach_uplink(&self, ifindex: u32) -> Result<(), DatapathError> {
+        self.attach("from_uplink", ifindex, Side::Ingress)?;
+        self.attach("to_uplink", ifindex, Side::Egress)
+    }
+
+    /// Hooks the programs of the VXLAN device (collect-metadata mode).
+    ///
+    /// # Errors
+    /// The interface is gone or the kernel refuses.
+    pub fn attach_overlay(&self, ifindex: u32) -> Result<(), DatapathError> {
+        self.attach("from_overlay", ifindex, Side::Ingress)?;
+        self.attach("to_overlay", ifindex, Side::Egress)
+    }
+
+    /// Hooks the program of the WireGuard device (no Ethernet header).
+    ///
+    /// # Errors
+    /// The interface is gone or the kernel refuses.
+    pub fn attach_wireguard(&self, ifindex: u32) -> Result<(), DatapathError> {
+        self.attach("from_wireguard", ifindex, Side::Ingress)
+    }
+
+    /// Hooks the programs of a pod, at the host's end of its veth. Until its [`Interface`] row is ready, they drop.
+    ///
+    /// # Errors
+    /// The interface is gone or the kernel refuses.
+    pub fn attach_endpoint(&self, ifindex: u32) -> Result<(), DatapathError> {
+        self.attach("from_endpoint", ifindex, Side::Ingress)?;
+        self.attach("to_endpoint", ifindex, Side::Egress)
+    }
+
+    /// Unhooks everything from an interface; fine if there is nothing.
+    ///
+    /// # Errors
+    /// The pin could not be removed.
+    pub fn detach(&self, ifindex: u32) -> Result<(), DatapathError> {
+        self.links.detach(ifindex).map_err(|source| DatapathError::BpfFs {
+            operation: "remove link pin below",
+            path: self.directory.clone(),
+            source,
+        })
+    }
+
+    /// Interface indexes with pinned (tcx) links, also of earlier runs.
+    ///
+    /// # Errors
+    /// The pin directory cannot be read.
+    pub fn attached(&self) -> Result<Vec<u32>, DatapathError> {
+        self.links.attached().map_err(|source| DatapathError::BpfFs {
+            operation: "list link pins below",
+            path: self.directory.clone(),
+            source,
+        })
+    }
+
+    /// Runs a program once on a packet without any interface, as the kernel's BPF_PROG_TEST_RUN does.
+    /// For tests and benches. `context` is a `struct __sk_buff`. Returns the verdict and the packet after it.
+    ///
+    /// # Errors
+    /// No such program, or the kernel refuses the packet.
+    pub fn test_run(
+        &self,
+        name: &'static str,
+        packet: &[u8],
+        context: &[u8],
+    ) -> Result<(u32, Vec<u8>, Vec<u8>), DatapathError> {
+        use aya::programs::{TestRun, TestRunOptions};
+        let mut object = lock(&self.object);
+        let program = program(&mut object, name)?;
+        let mut data_out = vec![0; packet.len() + 512];
+        let mut ctx_out = vec![0; context.len()];
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(packet);
+        options.data_out = Some(&mut data_out);
+        options.ctx_in = Some(context);
+        options.ctx_out = Some(&mut ctx_out);
+        let result = program
+            .test_run(options)
+            .map_err(|source| DatapathError::Program { program: name, source: Box::new(source) })?;
+        data_out.truncate(usize::try_from(result.data_size_out).unwrap_or_default());
+        Ok((result.return_value, data_out, ctx_out))
+    }
+
+    /// Verified instructions of each program (0 where the kernel does not say), for the complexity budget.
+    #[must_use]
+    pub fn verified_instructions(&self) -> Vec<(&'static str, u32)> {
+        let mut object = lock(&self.object);
+        PROGRAMS
+            .iter()
+            .map(|name| {
+                let count = program(&mut object, name)
+                    .ok()
+                    .and_then(|p| p.info().ok())
+                    .and_then(|info| info.verified_instruction_count());
+                (*name, count.unwrap_or_default())
+            })
+            .collect()
+    }
+
+    /// The stream of flow events; the ring has one reader.
+    ///
+    /// # Errors
+    /// It was taken before, or no tokio runtime is running.
+    pub fn events(&self) -> Result<EventReader, DatapathError> {
+        let ring = self.tables.take_events().ok_or_else(|| {
+            DatapathError::Events(std::io::Error::other("the ring's reader was already taken"))
+        })?;
+        EventReader::new(ring)
+    }
+
+    /// Events lost since the maps were made because the ring was full.
+    ///
+    /// # Errors
+    /// The counter cannot be read.
+    pub fn lost_events(&self) -> Result<u64, DatapathError> {
+        self.tables.lost_events()
+    }
+
+    /// Packet counters by drop reason and direction.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn metrics(&self) -> Result<Vec<Metric>, DatapathError> {
+        let sums = self.tables.metric_sums()?;
+        Ok(sums
+            .into_iter()
+            .map(|(key, sum)| Metric {
+                reason: u8::try_from(key.reason).unwrap_or(u8::MAX),
+                direction: if key.dir == 0 { Direction::Ingress } else { Direction::Egress },
+                packets: sum.packets,
+                bytes: sum.bytes,
+            })
+            .collect())
+    }
+
+    /// How full each map is. Walks the maps: for status pages and metrics, not for hot paths.
+    ///
+    /// # Errors
+    /// A map cannot be read.
+    pub fn usage(&self) -> Result<Vec<MapUsage>, DatapathError> {
+        let t = &self.tables;
+        let (used, capacity) = lock(&self.maglev).usage();
+        Ok(vec![
+            t.ifaces.usage()?,
+            t.endpoints.usage()?,
+            t.hosts.usage()?,
+            t.prefixes.usage()?,
+            t.nodes.usage()?,
+            t.services.usage()?,
+            t.backends.usage()?,
+            MapUsage { map: "tb_maglev", entries: used, capacity },
+            t.rev_nat.usage()?,
+            t.ct_half.usage()?,
+            t.ct.usage()?,
+            t.nat.usage()?,
+            t.policies.usage()?,
+            t.rules.usage()?,
+        ])
+    }
+
+    /// Writes what the programs know of this node, in one step.
+    ///
+    /// # Errors
+    /// The map cannot be written.
+    pub fn set_config(&self, config: &NodeConfig) -> Result<(), DatapathError> {
+        let flag = |on: bool, bit: u32| if on { bit } else { 0 };
+        let interval = u64::try_from(config.report_interval.as_nanos()).unwrap_or(u64::MAX);
+        let row = abi::Config {
+            schema: abi::SCHEMA,
+            flags: flag(config.ready, abi::CFG_READY)
+                | flag(config.encrypt, abi::CFG_ENCRYPT)
+                | flag(config.verdict_events, abi::CFG_VERDICTS),
+            cluster_id: config.cluster_id,
+            uplink_ifindex: config.uplink_ifindex,
+            overlay_ifindex: config.overlay_ifindex,
+            wireguard_ifindex: config.wireguard_ifindex,
+            snat_port_min: *config.snat_ports.start(),
+            snat_port_max: *config.snat_ports.end(),
+            vxlan_port: config.vxlan_port,
+            report_interval_ns: interval,
+            internal4: config.internal4.into(),
+            internal6: config.internal6.into(),
+            underlay4: config.underlay4.into(),
+            underlay6: config.underlay6.into(),
+            ..abi::Config::default()
+        };
+        self.tables.config.set(0, row)
+    }
+
+    /// Reads the node's row back.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn config(&self) -> Result<NodeConfig, DatapathError> {
+        let row = self.tables.config.get(0)?;
+        Ok(NodeConfig {
+            ready: row.flags & abi::CFG_READY != 0,
+            encrypt: row.flags & abi::CFG_ENCRYPT != 0,
+            verdict_events: row.flags & abi::CFG_VERDICTS != 0,
+            cluster_id: row.cluster_id,
+            uplink_ifindex: row.uplink_ifindex,
+            overlay_ifindex: row.overlay_ifindex,
+            wireguard_ifindex: row.wireguard_ifindex,
+            snat_ports: row.snat_port_min..=row.snat_port_max,
+            vxlan_port: row.vxlan_port,
+            report_interval: Duration::from_nanos(row.report_interval_ns),
+            internal4: row.internal4.v4(),
+            internal6: row.internal6.v6(),
+            underlay4: row.underlay4.v4(),
+            underlay6: row.underlay6.v6(),
+        })
+    }
+}
+
+fn program<'a>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SchedClassifier, DatapathError> {
+    let program = object.program_mut(name).ok_or(DatapathError::Missing(name))?;
+    program.try_into().map_err(|source| DatapathError::Program { program: name, source: Box::new(source) })
+}
+
+fn load(directory: &Path, sizes: &MapSizes) -> Result<Ebpf, DatapathError> {
+    let sizes = sizes.list();
+    let mut loader = EbpfLoader::new();
+    loader.default_map_pin_directory(directory);
+    for (name, size) in sizes {
+        loader.map_max_entries(name, size);
+    }
+    loader.load(OBJECT).map_err(|error| DatapathError::Load(Box::new(error)))
+}
+
+/// Maps that are made anew although their entries must survive.
+#[derive(Default)]
+struct Retired {
+    half: Vec<(abi::Tuple, abi::Ct)>,
+    established: Vec<(abi::Tuple, abi::Ct)>,
+    nat: Vec<(abi::Tuple, abi::Nat)>,
+}
+
+impl Retired {
+    /// Best effort: an entry that does not fit into a smaller map is left out.
+    fn copy_into(self, tables: &Tables) -> Result<(), DatapathError> {
+        for (key, value) in self.half {
+            tables.ct_half.upsert(key, value)?;
+        }
+        for (key, value) in self.nat {
+            tables.nat.upsert(key, value)?;
+        }
+        for (key, value) in self.established {
+            if let Err(error) = tables.ct.upsert(key, value) {
+                tracing::warn!(%error, "conntrack entry not carried over; make datapath.maps.conntrack larger");
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Unpins maps whose shape is not the wanted one; keeps the entries of those that hold live flows.
+fn retire_changed_maps(directory: &Path, sizes: &MapSizes) -> Result<Retired, DatapathError> {
+    let mut retired = Retired::default();
+    for (name, wanted) in sizes.list() {
+        let path = directory.join(name);
+        let Ok(info) = MapInfo::from_pin(&path) else { continue };
+        if info.max_entries() == wanted {
+            continue;
+        }
+        tracing::info!(
+            map = name,
+            from = info.max_entries(),
+            to = wanted,
+            "map size changed, making it anew"
+        );
+        match name {
+            "tb_ct_half" => retired.half = entries(&path)?,
+            "tb_ct" => retired.established = entries(&path)?,
+            "tb_nat" => retired.nat = entries(&path)?,
+            _ => {}
+        }
+        fs::remove_file(&path).map_err(|source| DatapathError::BpfFs { operation: "unpin", path, source })?;
+    }
+    Ok(retired)
+}
+
+fn entries<K, V>(path: &Path) -> Result<Vec<(K, V)>, DatapathError>
+where
+    K: aya::Pod + Default,
+    V: aya::Pod + Default,
+{
+    use std::os::fd::AsFd;
+    let failed =
+        |source| DatapathError::BpfFs { operation: "read pinned map", path: path.to_owned(), source };
+    let map = MapData::from_pin(path).map_err(|e| failed(std::io::Error::other(e.to_string())))?;
+    let mut all = Vec::new();
+    let mut cursor = Some(crate::sys::Cursor::default());
+    while let Some(from) = cursor {
+        let batch = crate::sys::lookup_batch(map.fd().as_fd(), from, 512).map_err(failed)?;
+        all.extend(batch.entries);
+        cursor = batch.next;
+    }
+    Ok(all)
+}
+
+/// Endpoints, prefixes and nodes.
+impl Datapath {
+    /// Writes a pod's row, keyed by the host end's ifindex.
+    ///
+    /// # Errors
+    /// The map is full or cannot be written.
+    pub fn upsert_interface(&self, ifindex: u32, row: &Interface) -> Result<(), DatapathError> {
+        let row = abi::Iface {
+            flags: if row.ready { abi::IF_READY } else { 0 },
+            identity: row.identity,
+            policy_id: row.policy_id,
+            endpoint_id: row.endpoint_id,
+            addr4: row.v4.into(),
+            addr6: row.v6.into(),
+            mac: row.mac,
+            host_mac: row.host_mac,
+            ..abi::Iface::default()
+        };
+        self.tables.ifaces.upsert(ifindex, row)
+    }
+
+    /// Deletes a pod's row; its hook drops from then on.
+    ///
+    /// # Errors
+    /// The map cannot be written.
+    pub fn delete_interface(&self, ifindex: u32) -> Result<(), DatapathError> {
+        self.tables.ifaces.delete(ifindex)
+    }
+
+    /// All pods' rows.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn interfaces(&self) -> Result<Vec<(u32, Interface)>, DatapathError> {
+        let plain = |row: abi::Iface| Interface {
+            ready: row.flags & abi::IF_READY != 0,
+            identity: row.identity,
+            policy_id: row.policy_id,
+            endpoint_id: row.endpoint_id,
+            v4: row.addr4.v4(),
+            v6: row.addr6.v6(),
+            mac: row.mac,
+            host_mac: row.host_mac,
+        };
+        Ok(self.tables.ifaces.dump()?.into_iter().map(|(index, row)| (index, plain(row))).collect())
+    }
+
+    /// Says where a local address lives: a pod's address, or one of the node's own.
+    ///
+    /// # Errors
+    /// The map is full or cannot be written.
+    pub fn upsert_local_address(&self, ip: IpAddr, place: LocalAddress) -> Result<(), DatapathError> {
+        let row = match place {
+            LocalAddress::Pod(ifindex) => abi::Endpoint { ifindex, flags: 0 },
+            LocalAddress::Host => abi::Endpoint { ifindex: 0, flags: abi::EP_HOST },
+        };
+        self.tables.endpoints.upsert(Addr::from(ip), row)
+    }
+
+    /// Deletes a local address.
+    ///
+    /// # Errors
+    /// The map cannot be written.
+    pub fn delete_local_address(&self, ip: IpAddr) -> Result<(), DatapathError> {
+        self.tables.endpoints.delete(Addr::from(ip))
+    }
+
+    /// All local addresses.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn local_addresses(&self) -> Result<Vec<(IpAddr, LocalAddress)>, DatapathError> {
+        let place = |row: abi::Endpoint| match row.flags & abi::EP_HOST {
+            0 => LocalAddress::Pod(row.ifindex),
+            _ => LocalAddress::Host,
+        };
+        Ok(self.tables.endpoints.dump()?.into_iter().map(|(addr, row)| (addr.ip(), place(row))).collect())
+    }
+
+    /// Says what lies behind a prefix.
+    ///
+    /// # Errors
+    /// The map is full or cannot be written.
+    pub fn upsert_prefix(&self, prefix: IpNet, entry: &PrefixEntry) -> Result<(), DatapathError> {
+        let flag = |on: bool, bit: u32| if on { bit } else { 0 };
+        let row = abi::Prefix {
+            identity: entry.identity,
+            node: entry.node,
+            flags: flag(entry.encrypt, abi::PFX_ENCRYPT)
+                | flag(entry.remote_cluster, abi::PFX_REMOTE_CLUSTER)
+                | flag(entry.skip_tunnel, abi::PFX_SKIP_TUNNEL),
+        };
+        let addr = Addr::from(prefix.network());
+        if is_host_prefix(prefix) {
+            self.tables.hosts.upsert(addr, row)
+        } else {
+            self.tables.prefixes.upsert(trie_length(prefix), addr.0, row)
+        }
+    }
+
+    /// Forgets a prefix.
+    ///
+    /// # Errors
+    /// The map cannot be written.
+    pub fn delete_prefix(&self, prefix: IpNet) -> Result<(), DatapathError> {
+        let addr = Addr::from(prefix.network());
+        if is_host_prefix(prefix) {
+            self.tables.hosts.delete(addr)
+        } else {
+            self.tables.prefixes.delete(trie_length(prefix), addr.0)
+        }
+    }
+
+    /// All prefixes.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn prefixes(&self) -> Result<Vec<(IpNet, PrefixEntry)>, DatapathError> {
+        let plain = |row: abi::Prefix| PrefixEntry {
+            identity: row.identity,
+            node: row.node,
+            encrypt: row.flags & abi::PFX_ENCRYPT != 0,
+            remote_cluster: row.flags & abi::PFX_REMOTE_CLUSTER != 0,
+            skip_tunnel: row.flags & abi::PFX_SKIP_TUNNEL != 0,
+        };
+        let hosts = self.tables.hosts.dump()?.into_iter();
+        let mut all: Vec<(IpNet, PrefixEntry)> =
+            hosts.map(|(addr, row)| (IpNet::from(addr.ip()), plain(row))).collect();
+        for (length, addr, row) in self.tables.prefixes.dump()? {
+            all.extend(trie_prefix(length, addr).map(|prefix| (prefix, plain(row))));
+        }
+        Ok(all)
+    }
+
+    /// Says how a node is reached. Index 0 is this node and needs no row.
+    ///
+    /// # Errors
+    /// The map is full or cannot be written.
+    pub fn upsert_node(&self, index: u32, node: &NodeEntry) -> Result<(), DatapathError> {
+        let row = abi::Node {
+            tunnel: node.tunnel.map_or_else(Addr::default, Addr::from),
+            path: match node.path {
+                NodePath::Local => 0,
+                NodePath::Overlay => 1,
+                NodePath::Direct => 2,
+            },
+            flags: if node.encrypt { abi::NODE_ENCRYPT } else { 0 },
+            mtu: node.mtu,
+            pad0: 0,
+        };
+        self.tables.nodes.upsert(index, row)
+    }
+
+    /// Forgets a node.
+    ///
+    /// # Errors
+    /// The map cannot be written.
+    pub fn delete_node(&self, index: u32) -> Result<(), DatapathError> {
+        self.tables.nodes.delete(index)
+    }
+
+    /// All nodes.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn nodes(&self) -> Result<Vec<(u32, NodeEntry)>, DatapathError> {
+        let plain = |row: abi::Node| NodeEntry {
+            tunnel: row.tunnel.some_ip(),
+            path: match row.path {
+                1 => NodePath::Overlay,
+                2 => NodePath::Direct,
+                _ => NodePath::Local,
+            },
+            encrypt: row.flags & abi::NODE_ENCRYPT != 0,
+            mtu: row.mtu,
+        };
+        Ok(self.tables.nodes.dump()?.into_iter().map(|(index, row)| (index, plain(row))).collect())
+    }
+}
+
+fn trie_length(prefix: IpNet) -> u32 {
+    let length = u32::from(prefix.prefix_len());
+    if prefix.addr().is_ipv4() { length + 96 } else { length }
+}
+
+fn trie_prefix(length: u32, addr: [u8; 16]) -> Option<IpNet> {
+    let ip = Addr(addr).ip();
+    let length = if ip.is_ipv4() { length.checked_sub(96)? } else { length };
+    IpNet::new(ip, u8::try_from(length).ok()?).ok()
+}

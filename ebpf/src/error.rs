@@ -1,0 +1,86 @@
+//! What can go wrong between user space and the kernel's datapath.
+
+use std::io;
+use std::path::PathBuf;
+
+/// A failed operation on programs, maps, links or events.
+#[derive(Debug, thiserror::Error)]
+pub enum DatapathError {
+    /// The pin directory could not be made or read.
+    #[error(
+        "{operation} {path}: {source}; is a bpffs mounted there (mount -t bpf bpf /sys/fs/bpf) and is the agent root?"
+    )]
+    BpfFs {
+        /// What was tried.
+        operation: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The object could not be loaded.
+    #[error("load eBPF object: {0}; needs Linux 6.1 or later with BTF and CAP_BPF, CAP_NET_ADMIN")]
+    Load(#[source] Box<aya::EbpfError>),
+    /// A program was refused by the verifier or could not be found.
+    #[error("load program {program}: {source}; please report this with the kernel's version")]
+    Program {
+        /// The program.
+        program: &'static str,
+        /// Why it failed.
+        source: Box<aya::programs::ProgramError>,
+    },
+    /// The object lacks a program or map that this crate expects: object and crate are out of step.
+    #[error("eBPF object lacks {0}; rebuild tombolo")]
+    Missing(&'static str),
+    /// A program could not be attached.
+    #[error("attach {program} to interface {ifindex} ({mode}): {reason}; does the interface still exist?")]
+    Attach {
+        /// The program.
+        program: &'static str,
+        /// The interface's index.
+        ifindex: u32,
+        /// `tcx` or `clsact`.
+        mode: &'static str,
+        /// Why it failed.
+        reason: String,
+    },
+    /// A map operation failed.
+    #[error("{operation} in map {map}: {source}{}", remedy(source))]
+    Map {
+        /// What was tried, with the key.
+        operation: String,
+        /// The map.
+        map: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The flat Maglev array has no gap of the size asked for.
+    #[error(
+        "service {service}: no room for {slots} Maglev slots; raise datapath.maglev_slots or use smaller tables"
+    )]
+    MaglevFull {
+        /// The frontend.
+        service: String,
+        /// Slots asked for.
+        slots: usize,
+    },
+    /// A row that contradicts itself.
+    #[error("{what}: {why}")]
+    Invalid {
+        /// Which row.
+        what: String,
+        /// What is wrong, and what to do.
+        why: &'static str,
+    },
+    /// The event ring could not be opened.
+    #[error("open the event ring: {0}; only one reader may hold it")]
+    Events(#[source] io::Error),
+}
+
+fn remedy(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::E2BIG | libc::ENOSPC) => "; the map is full: raise its size in the agent's datapath.maps",
+        Some(libc::EPERM) => "; the agent needs root or CAP_BPF",
+        _ => "",
+    }
+}

@@ -1,0 +1,144 @@
+//! The ring of events, as plain flow events.
+
+use crate::abi;
+use crate::error::DatapathError;
+use crate::sys;
+use aya::maps::{MapData, RingBuf};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tombolo_base::flow::{FlowEnd, FlowEvent, Verdict};
+
+/// What the record was made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventKind {
+    /// A packet was dropped.
+    Drop,
+    /// A packet was seen: the first of a flow, a change of TCP flags, or the interval's report.
+    Trace,
+    /// A policy decided on a new flow.
+    Verdict,
+}
+
+/// A record of the ring.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DatapathEvent {
+    /// What it was made for.
+    pub kind: EventKind,
+    /// The cookie of the policy entry that decided ([`EventKind::Verdict`]), else 0.
+    pub cookie: u32,
+    /// The number of the reverse translation; 0: not translated.
+    pub rev_nat: u32,
+    /// The event.
+    pub flow: FlowEvent,
+}
+
+/// The ring's reader. Needs a tokio runtime.
+pub struct EventReader {
+    ring: AsyncFd<RingBuf<MapData>>,
+    clock_offset_ns: u64,
+    malformed: u64,
+}
+
+impl EventReader {
+    pub(crate) fn new(ring: RingBuf<MapData>) -> Result<Self, DatapathError> {
+        // Registering panics outside a runtime; say it instead.
+        tokio::runtime::Handle::try_current()
+            .map_err(|e| DatapathError::Events(std::io::Error::other(e.to_string())))?;
+        #[allow(
+            deprecated,
+            reason = "the successor is unsafe; RingBuf owns its descriptor, which is what it asks for"
+        )]
+        let ring = AsyncFd::with_interest(ring, Interest::READABLE).map_err(DatapathError::Events)?;
+        let clock_offset_ns = sys::realtime_ns().saturating_sub(sys::monotonic_ns());
+        Ok(Self { ring, clock_offset_ns, malformed: 0 })
+    }
+
+    /// The next event. Cancel safe: an event is taken from the ring only when it is returned.
+    ///
+    /// # Errors
+    /// The ring cannot be polled.
+    pub async fn next(&mut self) -> Result<DatapathEvent, DatapathError> {
+        loop {
+            if let Some(event) = self.try_next() {
+                return Ok(event);
+            }
+            let mut ready = self.ring.readable_mut().await.map_err(DatapathError::Events)?;
+            ready.clear_ready();
+            // Records that arrived before the readiness was cleared raise no new edge.
+            drop(ready);
+            if let Some(event) = self.try_next() {
+                return Ok(event);
+            }
+        }
+    }
+
+    /// The next event if one is there.
+    pub fn try_next(&mut self) -> Option<DatapathEvent> {
+        loop {
+            let item = self.ring.get_mut().next()?;
+            match decode(&item, self.clock_offset_ns) {
+                Some(event) => return Some(event),
+                None => self.malformed += 1,
+            }
+        }
+    }
+
+    /// Records that could not be read (of another version).
+    #[must_use]
+    pub const fn malformed(&self) -> u64 {
+        self.malformed
+    }
+}
+
+fn decode(bytes: &[u8], clock_offset_ns: u64) -> Option<DatapathEvent> {
+    let raw = abi::Event::read(bytes).filter(|raw| raw.version == abi::EVENT_VERSION)?;
+    let has = |flag: u16| raw.flags & flag != 0;
+    let end = |addr: abi::Addr, port: u16, identity, endpoint_id| FlowEnd {
+        ip: addr.ip(),
+        port: u16::from_be(port),
+        identity,
+        endpoint_id,
+    };
+    let kind = match raw.kind {
+        abi::EV_DROP => EventKind::Drop,
+        abi::EV_VERDICT => EventKind::Verdict,
+        _ => EventKind::Trace,
+    };
+    let flow = FlowEvent {
+        time_ns: raw.time_ns.saturating_add(clock_offset_ns),
+        verdict: if raw.reason == 0 { Verdict::Forwarded } else { Verdict::Dropped },
+        drop_reason: raw.reason,
+        site: raw.site,
+        trace_point: raw.point,
+        source: end(raw.src, raw.sport, raw.src_identity, raw.src_endpoint),
+        destination: end(raw.dst, raw.dport, raw.dst_identity, raw.dst_endpoint),
+        protocol: raw.proto,
+        tcp_flags: raw.tcp_flags,
+        icmp: (raw.icmp_type, raw.icmp_code),
+        reply: has(abi::EVF_REPLY),
+        new: has(abi::EVF_NEW),
+        encrypted: has(abi::EVF_ENCRYPTED),
+        ifindex: raw.ifindex,
+        length: raw.length,
+        original_destination: has(abi::EVF_TRANSLATED)
+            .then(|| (raw.orig_dst.ip(), u16::from_be(raw.orig_dport))),
+    };
+    Some(DatapathEvent { kind, cookie: raw.cookie, rev_nat: raw.rev_nat, flow })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_and_foreign_records_are_refused() {
+        assert_eq!(decode(&[0; 103], 0), None);
+        assert_eq!(decode(&[0; 104], 0), None, "version 0");
+        let mut record = [0_u8; 104];
+        record[0] = 1;
+        record[4] = 133;
+        let event = decode(&record, 5).unwrap();
+        assert_eq!(event.flow.verdict, Verdict::Dropped);
+        assert_eq!(event.flow.time_ns, 5);
+    }
+}

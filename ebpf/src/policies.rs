@@ -1,0 +1,197 @@
+//! Policies: entries keyed by policy id, shared by equal pods.
+//!
+//! Order of writes: new entries, then the policy's row (shapes, revision), then old entries go. The revision grows only
+//! when an allow may have disappeared: established flows are asked again then, and only then.
+
+use crate::abi;
+use crate::datapath::Datapath;
+use crate::error::DatapathError;
+use crate::rows::{PolicySet, RuleAction, RuleEntry, RuleMatch};
+use std::collections::{BTreeMap, BTreeSet};
+
+type Rules = BTreeMap<abi::RuleKey, abi::Rule>;
+
+impl Datapath {
+    /// Makes a policy what `set` says, writing only differences.
+    ///
+    /// # Errors
+    /// The map is full or cannot be written, or an entry names a port without a protocol.
+    pub fn set_policy(&self, id: u32, set: &PolicySet) -> Result<(), DatapathError> {
+        if id == 0 {
+            let why = "number 0 means no policy; give the policy another number";
+            return Err(DatapathError::Invalid { what: "policy 0".into(), why });
+        }
+        let wanted = rules(id, set)?;
+        let present = self.rules_of(id)?;
+        let old_row = self.tables.policies.get(id)?.unwrap_or_default();
+        let mut row = header(set, &wanted);
+        let shrinks = shrinks(&old_row, &row, &present, &wanted);
+        row.revision = old_row.revision.max(1).wrapping_add(u32::from(shrinks));
+        for (key, rule) in &wanted {
+            if present.get(key) != Some(rule) {
+                self.tables.rules.upsert(*key, *rule)?;
+            }
+        }
+        if row != old_row {
+            self.tables.policies.upsert(id, row)?;
+        }
+        for key in present.keys().filter(|key| !wanted.contains_key(key)) {
+            self.tables.rules.delete(*key)?;
+        }
+        if shrinks {
+            // A flow that was judged between the two steps above carries the new revision with an old entry.
+            row.revision = row.revision.wrapping_add(1);
+            self.tables.policies.upsert(id, row)?;
+        }
+        Ok(())
+    }
+
+    /// Deletes a policy and its entries. Pods whose row still names it drop everything (133).
+    ///
+    /// # Errors
+    /// The map cannot be written.
+    pub fn delete_policy(&self, id: u32) -> Result<(), DatapathError> {
+        self.tables.policies.delete(id)?;
+        for key in self.rules_of(id)?.into_keys() {
+            self.tables.rules.delete(key)?;
+        }
+        Ok(())
+    }
+
+    fn rules_of(&self, id: u32) -> Result<Rules, DatapathError> {
+        Ok(self.tables.rules.dump()?.into_iter().filter(|(key, _)| key.policy_id == id).collect())
+    }
+
+    /// All policies.
+    ///
+    /// # Errors
+    /// A map cannot be read.
+    pub fn policies(&self) -> Result<BTreeMap<u32, PolicySet>, DatapathError> {
+        let mut all = BTreeMap::new();
+        for (id, row) in self.tables.policies.dump()? {
+            let open = |bit: u32| (row.flags & bit != 0).then(Vec::new);
+            let set = PolicySet { ingress: open(abi::POL_INGRESS), egress: open(abi::POL_EGRESS) };
+            all.insert(id, set);
+        }
+        let rules: BTreeSet<_> = self.tables.rules.dump()?.into_iter().collect();
+        for (key, rule) in rules {
+            let Some(set) = all.get_mut(&key.policy_id) else { continue };
+            let list = if key.dir == 0 { &mut set.ingress } else { &mut set.egress };
+            if let Some(list) = list {
+                list.push(entry(&key, &rule));
+            }
+        }
+        Ok(all)
+    }
+}
+
+fn entry(key: &abi::RuleKey, rule: &abi::Rule) -> RuleEntry {
+    let some = |on: bool| on.then_some(());
+    let matching = RuleMatch {
+        identity: some(key.identity != 0).map(|()| key.identity),
+        protocol: some(key.proto != 0).map(|()| key.proto),
+        port: some(key.port != 0).map(|()| u16::from_be(key.port)),
+    };
+    let action = if rule.flags & abi::RULE_DENY != 0 { RuleAction::Deny } else { RuleAction::Allow };
+    (matching, action, rule.cookie)
+}
+
+fn rules(id: u32, set: &PolicySet) -> Result<Rules, DatapathError> {
+    let mut all = Rules::new();
+    for (dir, list) in [(0, &set.ingress), (1, &set.egress)] {
+        for (matching, action, cookie) in list.iter().flatten() {
+            if matching.port.is_some() && matching.protocol.is_none() {
+                let what = format!("policy {id}, entry {matching:?}");
+                return Err(DatapathError::Invalid { what, why: "a port needs a protocol; name it" });
+            }
+            let key = abi::RuleKey {
+                policy_id: id,
+                identity: matching.identity.unwrap_or_default(),
+                port: matching.port.unwrap_or_default().to_be(),
+                proto: matching.protocol.unwrap_or_default(),
+                dir,
+            };
+            let flags = match action {
+                RuleAction::Allow => 0,
+                RuleAction::Deny => abi::RULE_DENY,
+            };
+            let rule = all.entry(key).or_insert(abi::Rule { flags, cookie: *cookie });
+            // Deny wins when two entries share a key.
+            rule.flags |= flags;
+        }
+    }
+    Ok(all)
+}
+
+fn shape(key: &abi::RuleKey) -> u32 {
+    let bit = |on: bool, bit: u32| if on { bit } else { 0 };
+    bit(key.identity != 0, abi::SHAPE_ID)
+        | bit(key.proto != 0, abi::SHAPE_PROTO)
+        | bit(key.port != 0, abi::SHAPE_PORT)
+}
+
+fn header(set: &PolicySet, rules: &Rules) -> abi::Policy {
+    let shapes =
+        |dir: u8| rules.keys().filter(|key| key.dir == dir).fold(0, |shapes, key| shapes | 1 << shape(key));
+    let flag = |on: bool, bit: u32| if on { bit } else { 0 };
+    abi::Policy {
+        flags: flag(set.ingress.is_some(), abi::POL_INGRESS) | flag(set.egress.is_some(), abi::POL_EGRESS),
+        shapes_ingress: shapes(0),
+        shapes_egress: shapes(1),
+        revision: 0,
+    }
+}
+
+/// Whether something that was allowed may no longer be.
+fn shrinks(old: &abi::Policy, new: &abi::Policy, present: &Rules, wanted: &Rules) -> bool {
+    let newly_enforced = new.flags & !old.flags != 0;
+    let denies = |rule: &abi::Rule| rule.flags & abi::RULE_DENY != 0;
+    let allow_gone = present.iter().any(|(key, rule)| !denies(rule) && wanted.get(key).is_none_or(denies));
+    let deny_new =
+        wanted.iter().any(|(key, rule)| denies(rule) && present.get(key).is_none_or(|old| !denies(old)));
+    newly_enforced || allow_gone || deny_new
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn allow(identity: u32, port: u16) -> RuleEntry {
+        (RuleMatch { identity: Some(identity), protocol: Some(6), port: Some(port) }, RuleAction::Allow, 0)
+    }
+
+    fn both(entries: &[RuleEntry]) -> (abi::Policy, Rules) {
+        let set = PolicySet { ingress: Some(entries.to_vec()), egress: None };
+        let rules = rules(7, &set).unwrap();
+        (header(&set, &rules), rules)
+    }
+
+    #[test]
+    fn revision_grows_only_when_an_allow_may_disappear() {
+        let (row, one) = both(&[allow(1, 80)]);
+        let (_, two) = both(&[allow(1, 80), allow(2, 80)]);
+        assert!(!shrinks(&row, &row, &one, &two), "an allow more");
+        assert!(shrinks(&row, &row, &two, &one), "an allow less");
+        let deny = (RuleMatch { identity: Some(9), protocol: None, port: None }, RuleAction::Deny, 0);
+        let (_, denied) = both(&[allow(1, 80), deny]);
+        assert!(shrinks(&row, &row, &one, &denied), "a deny more");
+        assert!(!shrinks(&row, &row, &denied, &one), "a deny less");
+        assert!(shrinks(&abi::Policy::default(), &row, &Rules::new(), &one), "enforcement starts");
+    }
+
+    #[test]
+    fn shapes_name_the_fields_in_use() {
+        let any = (RuleMatch { identity: None, protocol: None, port: None }, RuleAction::Allow, 0);
+        let (row, _) = both(&[allow(1, 80), any]);
+        assert_eq!(row.shapes_ingress, 1 << 7 | 1);
+        assert_eq!(row.shapes_egress, 0);
+        assert_eq!(row.flags, abi::POL_INGRESS);
+    }
+
+    #[test]
+    fn port_without_protocol_is_refused() {
+        let bad = (RuleMatch { identity: None, protocol: None, port: Some(80) }, RuleAction::Allow, 0);
+        let set = PolicySet { ingress: Some(vec![bad]), egress: None };
+        assert!(rules(1, &set).unwrap_err().to_string().contains("port needs a protocol"));
+    }
+}

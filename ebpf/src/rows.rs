@@ -1,0 +1,287 @@
+//! The rows of the datapath in plain Rust types. No ABI struct leaves the crate.
+
+use ipnet::IpNet;
+use serde::Serialize;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+/// What the programs must know about their node. Written whole with [`crate::Datapath::set_config`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct NodeConfig {
+    /// Whether the node's rows are complete. Until then every policing hook drops with reason 202.
+    pub ready: bool,
+    /// Whether encrypt flags of prefixes and nodes are honoured.
+    pub encrypt: bool,
+    /// Whether each new policed flow yields a verdict event.
+    pub verdict_events: bool,
+    /// The local cluster's id.
+    pub cluster_id: u32,
+    /// The underlay interface.
+    pub uplink_ifindex: u32,
+    /// The VXLAN device; 0 without overlay.
+    pub overlay_ifindex: u32,
+    /// The WireGuard device; 0 while there is none. With `encrypt`, 0 means drop (195), never plain text.
+    pub wireguard_ifindex: u32,
+    /// Source ports for SNAT to the internal address; keep apart from the host's ephemeral range.
+    pub snat_ports: RangeInclusive<u16>,
+    /// The UDP port of VXLAN.
+    pub vxlan_port: u16,
+    /// An established flow yields a trace event at most this often per direction.
+    pub report_interval: Duration,
+    /// The node's own address inside the pod network ("CiliumInternalIP"), IPv4.
+    pub internal4: Option<Ipv4Addr>,
+    /// The same, IPv6.
+    pub internal6: Option<Ipv6Addr>,
+    /// The node's underlay address, IPv4.
+    pub underlay4: Option<Ipv4Addr>,
+    /// The same, IPv6.
+    pub underlay6: Option<Ipv6Addr>,
+}
+
+impl Default for NodeConfig {
+    fn default() -> Self {
+        Self {
+            ready: false,
+            encrypt: false,
+            verdict_events: true,
+            cluster_id: 0,
+            uplink_ifindex: 0,
+            overlay_ifindex: 0,
+            wireguard_ifindex: 0,
+            snat_ports: 10240..=32767,
+            vxlan_port: 8472,
+            report_interval: Duration::from_secs(5),
+            internal4: None,
+            internal6: None,
+            underlay4: None,
+            underlay6: None,
+        }
+    }
+}
+
+/// A pod's interface as the programs on its host end know it, keyed by that end's ifindex.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Interface {
+    /// False: everything is dropped with reason 203.
+    pub ready: bool,
+    /// The pod's identity.
+    pub identity: u32,
+    /// The policy that applies; see [`PolicySet`]. 0: none, everything is allowed.
+    pub policy_id: u32,
+    /// The endpoint's number on this node.
+    pub endpoint_id: u16,
+    /// The pod's IPv4 address.
+    pub v4: Option<Ipv4Addr>,
+    /// The pod's IPv6 address.
+    pub v6: Option<Ipv6Addr>,
+    /// MAC of the pod's end.
+    pub mac: [u8; 6],
+    /// MAC of the host's end.
+    pub host_mac: [u8; 6],
+}
+
+/// Where a local address lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum LocalAddress {
+    /// A pod, by the ifindex of its host end.
+    Pod(u32),
+    /// The node itself.
+    Host,
+}
+
+/// What lies behind a prefix. A /32 or /128 goes to the hash that is asked before the trie.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct PrefixEntry {
+    /// Its identity.
+    pub identity: u32,
+    /// Index of the node that holds it; 0: none (world).
+    pub node: u32,
+    /// Must leave this node encrypted.
+    pub encrypt: bool,
+    /// Belongs to another cluster of the mesh.
+    pub remote_cluster: bool,
+    /// Reached directly whatever the node's path says (node addresses, for example).
+    pub skip_tunnel: bool,
+}
+
+/// How to reach a node's pods.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub enum NodePath {
+    /// This node.
+    #[default]
+    Local,
+    /// Through VXLAN, the sender's identity as VNI.
+    Overlay,
+    /// Through the routing table.
+    Direct,
+}
+
+/// A node by index: all that may change for all its prefixes at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct NodeEntry {
+    /// The outer destination address.
+    pub tunnel: Option<IpAddr>,
+    /// The path.
+    pub path: NodePath,
+    /// VXLAN packets to it go through WireGuard.
+    pub encrypt: bool,
+    /// Largest IP packet of a pod on this path, in bytes; 0: not checked.
+    pub mtu: u32,
+}
+
+/// Who asks: packets from outside, or from pods of the mesh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub enum Scope {
+    /// Looked up by packets that enter at the uplink.
+    External,
+    /// Looked up by packets of local pods.
+    Internal,
+}
+
+/// A service address. Write one row per scope in which it is to be reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Frontend {
+    /// The address.
+    pub ip: IpAddr,
+    /// The port; 0 together with protocol 0: all other packets to this address are dropped (158).
+    pub port: u16,
+    /// IP protocol number (6 TCP, 17 UDP).
+    pub protocol: u8,
+    /// The scope.
+    pub scope: Scope,
+}
+
+/// A backend, keyed by an id that is unique on the node and stays with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Backend {
+    /// The pod's address.
+    pub ip: IpAddr,
+    /// The target port.
+    pub port: u16,
+    /// IP protocol number.
+    pub protocol: u8,
+}
+
+/// What a frontend leads to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ServiceEntry {
+    /// Number of the reverse translation, not 0; the same in both scopes of one frontend address and port.
+    pub rev_nat: u32,
+    /// The Maglev table: backend ids. Empty: packets are dropped with 158.
+    pub maglev: Vec<u32>,
+    /// Informative: only local backends are in the table.
+    pub local_only: bool,
+}
+
+/// One policy entry. Zero or `None` fields are wildcards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct RuleMatch {
+    /// The peer's identity; `None`: any.
+    pub identity: Option<u32>,
+    /// IP protocol number; `None`: any.
+    pub protocol: Option<u8>,
+    /// Destination port, only with a protocol; `None`: any.
+    pub port: Option<u16>,
+}
+
+/// What an entry says. Any matching deny wins over all allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub enum RuleAction {
+    /// Let it pass.
+    Allow,
+    /// Drop it with reason 181.
+    Deny,
+}
+
+/// An entry with its action and a number that events carry back to the rule's origin.
+pub type RuleEntry = (RuleMatch, RuleAction, u32);
+
+/// All entries of one policy id. `None` for a direction: not enforced, everything passes.
+/// Enforced without a matching entry: dropped with reason 133.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct PolicySet {
+    /// Entries for packets to the pods; identity is the sender's.
+    pub ingress: Option<Vec<RuleEntry>>,
+    /// Entries for packets from the pods; identity is the receiver's.
+    pub egress: Option<Vec<RuleEntry>>,
+}
+
+/// What a conntrack entry is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum ConntrackKind {
+    /// The source is a pod of this node.
+    Egress,
+    /// The destination is a pod of this node.
+    Ingress,
+    /// Client to frontend; remembers the backend.
+    Service,
+}
+
+/// A tracked flow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ConntrackEntry {
+    /// What it is about.
+    pub kind: ConntrackKind,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Who opened the flow.
+    pub source: (IpAddr, u16),
+    /// To whom, after translation (before it for [`ConntrackKind::Service`]).
+    pub destination: (IpAddr, u16),
+    /// Whether it is in the established table (an answer was seen).
+    pub established: bool,
+    /// Whether FIN or RST was seen.
+    pub closing: bool,
+    /// CLOCK_MONOTONIC, nanoseconds.
+    pub expires_ns: u64,
+    /// Packets in the opening and the answering direction.
+    pub packets: [u64; 2],
+    /// Bytes in the opening and the answering direction.
+    pub bytes: [u64; 2],
+    /// The peer's identity.
+    pub identity: u32,
+    /// Number of the reverse translation; 0: none.
+    pub rev_nat: u32,
+    /// The backend id ([`ConntrackKind::Service`]).
+    pub backend: u32,
+}
+
+/// Direction of a counter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub enum Direction {
+    /// Towards a pod.
+    Ingress,
+    /// From a pod, or out of the node.
+    Egress,
+}
+
+/// Packets counted since the maps were made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Metric {
+    /// Cilium's drop reason; 0: forwarded.
+    pub reason: u8,
+    /// The direction.
+    pub direction: Direction,
+    /// Packets.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// How full a map is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct MapUsage {
+    /// The map's name.
+    pub map: &'static str,
+    /// Entries in it.
+    pub entries: u64,
+    /// Entries it can hold.
+    pub capacity: u64,
+}
+
+/// A prefix in the form the maps use: host bits cleared, and whether it is a single address.
+#[must_use]
+pub(crate) fn is_host_prefix(prefix: IpNet) -> bool {
+    prefix.prefix_len() == prefix.max_prefix_len()
+}

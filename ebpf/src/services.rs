@@ -1,0 +1,172 @@
+//! Services: frontends, backends, reverse translation, and the Maglev slots, written as differences.
+
+use crate::abi::{self, Addr};
+use crate::datapath::{Datapath, lock};
+use crate::error::DatapathError;
+use crate::rows::{Backend, Frontend, Scope, ServiceEntry};
+use std::collections::BTreeMap;
+
+impl Frontend {
+    fn key(&self) -> abi::ServiceKey {
+        abi::ServiceKey {
+            addr: Addr::from(self.ip),
+            port: self.port.to_be(),
+            proto: self.protocol,
+            scope: match self.scope {
+                Scope::External => 0,
+                Scope::Internal => 1,
+            },
+            pad0: 0,
+        }
+    }
+
+    fn from_key(key: &abi::ServiceKey) -> Self {
+        Self {
+            ip: key.addr.ip(),
+            port: u16::from_be(key.port),
+            protocol: key.proto,
+            scope: if key.scope == 0 { Scope::External } else { Scope::Internal },
+        }
+    }
+}
+
+impl Datapath {
+    /// Writes a backend. Write it before the services that name it.
+    ///
+    /// # Errors
+    /// The map is full or cannot be written.
+    pub fn upsert_backend(&self, id: u32, backend: &Backend) -> Result<(), DatapathError> {
+        let row = abi::Backend {
+            addr: Addr::from(backend.ip),
+            port: backend.port.to_be(),
+            proto: backend.protocol,
+            ..abi::Backend::default()
+        };
+        self.tables.backends.upsert(id, row)
+    }
+
+    /// Deletes a backend. Delete it after the services that named it were rewritten; flows to it choose anew.
+    ///
+    /// # Errors
+    /// The map cannot be written.
+    pub fn delete_backend(&self, id: u32) -> Result<(), DatapathError> {
+        self.tables.backends.delete(id)
+    }
+
+    /// All backends.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn backends(&self) -> Result<BTreeMap<u32, Backend>, DatapathError> {
+        let plain = |row: abi::Backend| Backend {
+            ip: row.addr.ip(),
+            port: u16::from_be(row.port),
+            protocol: row.proto,
+        };
+        Ok(self.tables.backends.dump()?.into_iter().map(|(id, row)| (id, plain(row))).collect())
+    }
+
+    /// Writes a service. Only Maglev slots that differ are written; a table of another size goes to a new stretch and the
+    /// frontend's row is flipped afterwards, so that packets always meet a whole table of one size.
+    ///
+    /// # Errors
+    /// No room for the slots, a map that is full, or a row without a reverse translation number.
+    pub fn set_service(&self, frontend: &Frontend, entry: &ServiceEntry) -> Result<(), DatapathError> {
+        let wildcard = frontend.port == 0 && frontend.protocol == 0;
+        if entry.rev_nat == 0 && !wildcard {
+            let what = format!("service {}:{}", frontend.ip, frontend.port);
+            return Err(DatapathError::Invalid { what, why: "its reverse translation number must not be 0" });
+        }
+        let key = frontend.key();
+        let old = self.tables.services.get(key)?;
+        let size = u32::try_from(entry.maglev.len()).unwrap_or(u32::MAX);
+        let reuse = old.filter(|row| row.maglev_size == size && size > 0).map(|row| row.maglev_offset);
+        let offset = match reuse {
+            Some(offset) => offset,
+            None => self.take_slots(frontend, size)?,
+        };
+        self.write_slots(offset, &entry.maglev, reuse.is_some())?;
+        if !wildcard {
+            let rev = abi::RevNat { addr: key.addr, port: key.port, ..abi::RevNat::default() };
+            if self.tables.rev_nat.get(entry.rev_nat)? != Some(rev) {
+                self.tables.rev_nat.upsert(entry.rev_nat, rev)?;
+            }
+        }
+        let row = abi::Service {
+            rev_nat: entry.rev_nat,
+            count: size,
+            maglev_offset: offset,
+            maglev_size: size,
+            flags: if entry.local_only { abi::SVC_LOCAL_ONLY } else { 0 },
+            affinity_secs: 0,
+        };
+        if old != Some(row) {
+            self.tables.services.upsert(key, row)?;
+        }
+        if let Some(old) = old.filter(|old| reuse.is_none() && old.maglev_size > 0) {
+            lock(&self.maglev).free(old.maglev_offset);
+        }
+        Ok(())
+    }
+
+    fn take_slots(&self, frontend: &Frontend, size: u32) -> Result<u32, DatapathError> {
+        if size == 0 {
+            return Ok(0);
+        }
+        lock(&self.maglev).take(size).ok_or_else(|| DatapathError::MaglevFull {
+            service: format!("{}:{}/{}", frontend.ip, frontend.port, frontend.protocol),
+            slots: usize::try_from(size).unwrap_or(usize::MAX),
+        })
+    }
+
+    fn write_slots(&self, offset: u32, slots: &[u32], compare: bool) -> Result<(), DatapathError> {
+        for (index, backend) in (offset..).zip(slots) {
+            if !compare || self.tables.maglev.get(index)? != *backend {
+                self.tables.maglev.set(index, *backend)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes a service. The reverse translation stays for flows that live on until [`Self::delete_rev_nat`].
+    ///
+    /// # Errors
+    /// The map cannot be written.
+    pub fn delete_service(&self, frontend: &Frontend) -> Result<(), DatapathError> {
+        let key = frontend.key();
+        let old = self.tables.services.get(key)?;
+        self.tables.services.delete(key)?;
+        if let Some(old) = old.filter(|old| old.maglev_size > 0) {
+            lock(&self.maglev).free(old.maglev_offset);
+        }
+        Ok(())
+    }
+
+    /// Deletes a reverse translation whose number is about to be reused.
+    ///
+    /// # Errors
+    /// The map cannot be written.
+    pub fn delete_rev_nat(&self, number: u32) -> Result<(), DatapathError> {
+        self.tables.rev_nat.delete(number)
+    }
+
+    /// All services with their Maglev tables.
+    ///
+    /// # Errors
+    /// A map cannot be read.
+    pub fn services(&self) -> Result<BTreeMap<Frontend, ServiceEntry>, DatapathError> {
+        let mut all = BTreeMap::new();
+        for (key, row) in self.tables.services.dump()? {
+            let end = row.maglev_offset.saturating_add(row.maglev_size);
+            let slots: Result<Vec<u32>, DatapathError> =
+                (row.maglev_offset..end).map(|index| self.tables.maglev.get(index)).collect();
+            let entry = ServiceEntry {
+                rev_nat: row.rev_nat,
+                maglev: slots?,
+                local_only: row.flags & abi::SVC_LOCAL_ONLY != 0,
+            };
+            all.insert(Frontend::from_key(&key), entry);
+        }
+        Ok(all)
+    }
+}

@@ -1,0 +1,258 @@
+//! The pinned maps as typed handles. All methods take `&self`: a map is locked for one syscall.
+
+use crate::abi;
+use crate::error::DatapathError;
+use crate::sys::{self, Cursor};
+use aya::Pod;
+use aya::maps::lpm_trie::Key;
+use aya::maps::{
+    Array, HashMap, IterableMap as _, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, RingBuf,
+};
+use std::fmt::Debug;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Turns aya's map error into the errno that it wraps.
+fn errno(error: MapError) -> io::Error {
+    match error {
+        MapError::SyscallError(syscall) => syscall.io_error,
+        MapError::KeyNotFound | MapError::ElementNotFound => io::Error::from_raw_os_error(libc::ENOENT),
+        MapError::IoError(io) => io,
+        other => io::Error::other(other.to_string()),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic elsewhere cannot leave a map handle half changed: each use is one syscall.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn failed(map: &'static str, verb: &str, key: &impl Debug, error: MapError) -> DatapathError {
+    DatapathError::Map { operation: format!("{verb} {key:?}"), map, source: errno(error) }
+}
+
+/// A hash map (plain or LRU).
+pub(crate) struct Hash<K: Pod, V: Pod> {
+    name: &'static str,
+    capacity: u64,
+    map: Mutex<HashMap<MapData, K, V>>,
+}
+
+impl<K, V> Hash<K, V>
+where
+    K: Pod + Debug + Default,
+    V: Pod + Debug + Default + PartialEq,
+{
+    fn new(name: &'static str, map: Map) -> Result<Self, DatapathError> {
+        let map: HashMap<MapData, K, V> =
+            HashMap::try_from(map).map_err(|e| failed(name, "open", &"map", e))?;
+        let capacity = capacity_of(map.map());
+        Ok(Self { name, capacity, map: Mutex::new(map) })
+    }
+
+    pub(crate) fn upsert(&self, key: K, value: V) -> Result<(), DatapathError> {
+        lock(&self.map).insert(key, value, 0).map_err(|e| failed(self.name, "write", &key, e))
+    }
+
+    /// Deletes the entry; an entry that is not there is fine.
+    pub(crate) fn delete(&self, key: K) -> Result<(), DatapathError> {
+        match lock(&self.map).remove(&key).map_err(errno) {
+            Ok(()) => Ok(()),
+            Err(source) if source.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            Err(source) => {
+                Err(DatapathError::Map { operation: format!("delete {key:?}"), map: self.name, source })
+            }
+        }
+    }
+
+    pub(crate) fn get(&self, key: K) -> Result<Option<V>, DatapathError> {
+        match lock(&self.map).get(&key, 0) {
+            Ok(value) => Ok(Some(value)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(failed(self.name, "read", &key, error)),
+        }
+    }
+
+    /// One batch of a walk; entries that change meanwhile may be missed or seen twice.
+    pub(crate) fn batch(&self, from: Cursor, count: usize) -> Result<sys::Batch<K, V>, DatapathError> {
+        let map = lock(&self.map);
+        sys::lookup_batch(map.map().fd().as_fd(), from, count).map_err(|source| DatapathError::Map {
+            operation: "walk".into(),
+            map: self.name,
+            source,
+        })
+    }
+
+    pub(crate) fn dump(&self) -> Result<Vec<(K, V)>, DatapathError> {
+        let mut all = Vec::new();
+        let mut cursor = Some(Cursor::default());
+        while let Some(from) = cursor {
+            let batch = self.batch(from, 512)?;
+            all.extend(batch.entries);
+            cursor = batch.next;
+        }
+        Ok(all)
+    }
+
+    pub(crate) fn usage(&self) -> Result<crate::rows::MapUsage, DatapathError> {
+        let entries = u64::try_from(self.dump()?.len()).unwrap_or(u64::MAX);
+        Ok(crate::rows::MapUsage { map: self.name, entries, capacity: self.capacity })
+    }
+}
+
+fn capacity_of(map: &MapData) -> u64 {
+    map.info().map_or(0, |info| u64::from(info.max_entries()))
+}
+
+/// The prefix trie.
+pub(crate) struct Trie {
+    name: &'static str,
+    map: Mutex<LpmTrie<MapData, [u8; 16], abi::Prefix>>,
+}
+
+impl Trie {
+    fn new(name: &'static str, map: Map) -> Result<Self, DatapathError> {
+        let map = LpmTrie::try_from(map).map_err(|e| failed(name, "open", &"map", e))?;
+        Ok(Self { name, map: Mutex::new(map) })
+    }
+
+    pub(crate) fn upsert(
+        &self,
+        length: u32,
+        addr: [u8; 16],
+        value: abi::Prefix,
+    ) -> Result<(), DatapathError> {
+        let key = Key::new(length, addr);
+        lock(&self.map).insert(&key, value, 0).map_err(|e| failed(self.name, "write", &(length, addr), e))
+    }
+
+    pub(crate) fn delete(&self, length: u32, addr: [u8; 16]) -> Result<(), DatapathError> {
+        match lock(&self.map).remove(&Key::new(length, addr)).map_err(errno) {
+            Ok(()) => Ok(()),
+            Err(source) if source.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            Err(source) => {
+                let operation = format!("delete /{length} of {addr:?}");
+                Err(DatapathError::Map { operation, map: self.name, source })
+            }
+        }
+    }
+
+    pub(crate) fn dump(&self) -> Result<Vec<(u32, [u8; 16], abi::Prefix)>, DatapathError> {
+        let map = lock(&self.map);
+        map.iter()
+            .map(|entry| {
+                let (key, value) = entry.map_err(|e| failed(self.name, "walk", &"all", e))?;
+                Ok((key.prefix_len(), key.data(), value))
+            })
+            .collect()
+    }
+
+    pub(crate) fn usage(&self) -> Result<crate::rows::MapUsage, DatapathError> {
+        let entries = u64::try_from(self.dump()?.len()).unwrap_or(u64::MAX);
+        let capacity = capacity_of(lock(&self.map).map());
+        Ok(crate::rows::MapUsage { map: self.name, entries, capacity })
+    }
+}
+
+/// An array.
+pub(crate) struct Slots<V: Pod> {
+    name: &'static str,
+    map: Mutex<Array<MapData, V>>,
+}
+
+impl<V: Pod + Debug> Slots<V> {
+    fn new(name: &'static str, map: Map) -> Result<Self, DatapathError> {
+        let map = Array::try_from(map).map_err(|e| failed(name, "open", &"map", e))?;
+        Ok(Self { name, map: Mutex::new(map) })
+    }
+
+    pub(crate) fn len(&self) -> u32 {
+        lock(&self.map).len()
+    }
+
+    pub(crate) fn set(&self, index: u32, value: V) -> Result<(), DatapathError> {
+        lock(&self.map).set(index, value, 0).map_err(|e| failed(self.name, "write", &index, e))
+    }
+
+    pub(crate) fn get(&self, index: u32) -> Result<V, DatapathError> {
+        lock(&self.map).get(&index, 0).map_err(|e| failed(self.name, "read", &index, e))
+    }
+}
+
+/// Every map of the datapath.
+pub(crate) struct Tables {
+    pub(crate) config: Slots<abi::Config>,
+    pub(crate) ifaces: Hash<u32, abi::Iface>,
+    pub(crate) endpoints: Hash<abi::Addr, abi::Endpoint>,
+    pub(crate) hosts: Hash<abi::Addr, abi::Prefix>,
+    pub(crate) prefixes: Trie,
+    pub(crate) nodes: Hash<u32, abi::Node>,
+    pub(crate) services: Hash<abi::ServiceKey, abi::Service>,
+    pub(crate) backends: Hash<u32, abi::Backend>,
+    pub(crate) maglev: Slots<u32>,
+    pub(crate) rev_nat: Hash<u32, abi::RevNat>,
+    pub(crate) ct_half: Hash<abi::Tuple, abi::Ct>,
+    pub(crate) ct: Hash<abi::Tuple, abi::Ct>,
+    pub(crate) nat: Hash<abi::Tuple, abi::Nat>,
+    pub(crate) policies: Hash<u32, abi::Policy>,
+    pub(crate) rules: Hash<abi::RuleKey, abi::Rule>,
+    pub(crate) metrics: Mutex<PerCpuHashMap<MapData, abi::MetricKey, abi::Metric>>,
+    pub(crate) lost: Mutex<PerCpuArray<MapData, u64>>,
+    pub(crate) events: Mutex<Option<RingBuf<MapData>>>,
+}
+
+impl Tables {
+    /// Takes the maps out of a loaded object.
+    pub(crate) fn take(object: &mut aya::Ebpf) -> Result<Self, DatapathError> {
+        let mut map = |name: &'static str| object.take_map(name).ok_or(DatapathError::Missing(name));
+        let open = |name: &'static str| move |e| failed(name, "open", &"map", e);
+        Ok(Self {
+            config: Slots::new("tb_config", map("tb_config")?)?,
+            ifaces: Hash::new("tb_ifaces", map("tb_ifaces")?)?,
+            endpoints: Hash::new("tb_endpoints", map("tb_endpoints")?)?,
+            hosts: Hash::new("tb_hosts", map("tb_hosts")?)?,
+            prefixes: Trie::new("tb_prefixes", map("tb_prefixes")?)?,
+            nodes: Hash::new("tb_nodes", map("tb_nodes")?)?,
+            services: Hash::new("tb_services", map("tb_services")?)?,
+            backends: Hash::new("tb_backends", map("tb_backends")?)?,
+            maglev: Slots::new("tb_maglev", map("tb_maglev")?)?,
+            rev_nat: Hash::new("tb_rev_nat", map("tb_rev_nat")?)?,
+            ct_half: Hash::new("tb_ct_half", map("tb_ct_half")?)?,
+            ct: Hash::new("tb_ct", map("tb_ct")?)?,
+            nat: Hash::new("tb_nat", map("tb_nat")?)?,
+            policies: Hash::new("tb_policies", map("tb_policies")?)?,
+            rules: Hash::new("tb_rules", map("tb_rules")?)?,
+            metrics: Mutex::new(PerCpuHashMap::try_from(map("tb_metrics")?).map_err(open("tb_metrics"))?),
+            lost: Mutex::new(PerCpuArray::try_from(map("tb_lost")?).map_err(open("tb_lost"))?),
+            events: Mutex::new(Some(RingBuf::try_from(map("tb_events")?).map_err(open("tb_events"))?)),
+        })
+    }
+
+    /// Sum of a per-CPU counter's parts for every key.
+    pub(crate) fn metric_sums(&self) -> Result<Vec<(abi::MetricKey, abi::Metric)>, DatapathError> {
+        let map = lock(&self.metrics);
+        map.iter()
+            .map(|entry| {
+                let (key, parts) = entry.map_err(|e| failed("tb_metrics", "walk", &"all", e))?;
+                let mut sum = abi::Metric::default();
+                for part in parts.iter() {
+                    sum.packets = sum.packets.wrapping_add(part.packets);
+                    sum.bytes = sum.bytes.wrapping_add(part.bytes);
+                }
+                Ok((key, sum))
+            })
+            .collect()
+    }
+
+    /// Events that found the ring full.
+    pub(crate) fn lost_events(&self) -> Result<u64, DatapathError> {
+        let parts = lock(&self.lost).get(&0, 0).map_err(|e| failed("tb_lost", "read", &0, e))?;
+        Ok(parts.iter().fold(0, |sum, part| sum.wrapping_add(*part)))
+    }
+
+    /// The ring's only reader; `None` if it was taken before.
+    pub(crate) fn take_events(&self) -> Option<RingBuf<MapData>> {
+        lock(&self.events).take()
+    }
+}
