@@ -33,6 +33,8 @@ pub struct Link {
     pub up: bool,
     /// Carrier is there (IFF_LOWER_UP).
     pub carrier: bool,
+    /// Operationally up (IFF_RUNNING): packets can be sent. Follows the carrier with a short delay.
+    pub running: bool,
     /// No address resolution (IFF_NOARP).
     pub no_arp: bool,
     /// The interface is the loopback.
@@ -213,8 +215,8 @@ impl Netlink {
         if !paired(&this_link, &peer_link) || !paired(&peer_link, &this_link) {
             return Err(conflict(format!("{} and {} are not one veth pair", this_link.name, peer_link.name)));
         }
-        here.set_link(this_link.index, &end.settings()).await?;
-        there.set_link(peer_link.index, &peer.settings()).await?;
+        here.adopt(&this_link, end.mtu, end.mac).await?;
+        there.adopt(&peer_link, peer.mtu, peer.mac).await?;
         Ok((here.link(&end.name).await?, there.link(&peer.name).await?))
     }
 
@@ -267,9 +269,21 @@ impl Netlink {
             let found = format!("kind {:?}, {:?}", found.kind, found.vxlan);
             return Err(Error::Conflict { what: WHAT, object: spec.name.clone(), found });
         }
-        let settings = LinkSettings { mtu: Some(spec.mtu), mac: spec.mac, ..LinkSettings::default() };
-        self.set_link(found.index, &settings).await?;
+        self.adopt(&found, Some(spec.mtu), spec.mac).await?;
         self.link(&spec.name).await
+    }
+
+    /// Sets MTU and address of an interface that was found, if they differ: a live one is not disturbed for nothing.
+    async fn adopt(&self, found: &Link, mtu: Option<u32>, mac: Option<MacAddr>) -> Result<(), Error> {
+        let settings = LinkSettings {
+            mtu: mtu.filter(|mtu| *mtu != found.mtu),
+            mac: mac.filter(|mac| Some(*mac) != found.mac),
+            ..LinkSettings::default()
+        };
+        if settings.mtu.is_none() && settings.mac.is_none() {
+            return Ok(());
+        }
+        self.set_link(found.index, &settings).await
     }
 
     /// Changes settings of an interface; only what is `Some` is touched. Name, MTU, address and IPv6 mode are set
@@ -384,10 +398,6 @@ impl VethEnd {
         }
         message
     }
-
-    fn settings(&self) -> LinkSettings {
-        LinkSettings { mtu: self.mtu, mac: self.mac, ..LinkSettings::default() }
-    }
 }
 
 impl Link {
@@ -402,6 +412,7 @@ impl Link {
             mtu: 0,
             up: flags.contains(LinkFlags::Up),
             carrier: flags.contains(LinkFlags::LowerUp),
+            running: flags.contains(LinkFlags::Running),
             no_arp: flags.contains(LinkFlags::Noarp),
             loopback: flags.contains(LinkFlags::Loopback),
             peer_index: None,
