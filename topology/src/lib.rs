@@ -11,6 +11,6 @@ pub mod selector;
 
 pub use rows::{
     AddressKind, EndpointRow, EndpointState, IdentityRow, LearnedNextHop, LearnedRoute, NodeAddress,
-    NodeIndex, NodePath, NodeRow, PathKind, PrefixEntry, PrefixRow, RouteEntry, RouteOrigin, WireguardKey,
+    NodeIndex, NodeLookup, NodePath, NodeRow, PathKind, PrefixEntry, PrefixRow, RouteEntry, RouteOrigin, WireguardKey,
     WireguardPeer,
 };

@@ -1,0 +1,66 @@
+//! Picks flows.
+
+use crate::flow::{Flow, Peer};
+use serde::{Deserialize, Serialize};
+
+/// What a flow must be; every given condition must hold.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Filter {
+    /// `namespace/pod` or `pod`: either end.
+    pub pod: Option<String>,
+    /// Namespace of either end.
+    pub namespace: Option<String>,
+    /// Address of either end, or before translation.
+    pub ip: Option<String>,
+    /// Port of either end, or before translation.
+    pub port: Option<u16>,
+    /// Protocol name, any case.
+    pub protocol: Option<String>,
+    /// `FORWARDED` or `DROPPED`, any case.
+    pub verdict: Option<String>,
+    /// Drop reason number.
+    pub reason: Option<u8>,
+    /// Identity of either end.
+    pub identity: Option<u32>,
+    /// Cluster of either end.
+    pub cluster: Option<String>,
+    /// `namespace/name` or `name` of the service.
+    pub service: Option<String>,
+    /// Not older than this many nanoseconds since the epoch.
+    pub since: Option<u64>,
+}
+
+impl Filter {
+    /// Whether the flow is wanted.
+    #[must_use]
+    pub fn matches(&self, flow: &Flow) -> bool {
+        let ends = [&flow.source, &flow.destination];
+        let either = |test: &dyn Fn(&Peer) -> bool| ends.iter().any(|peer| test(peer));
+        let original = flow.original_destination.as_ref();
+        let same = |wanted: &str, namespace: Option<&str>, name: &str| match wanted.split_once('/') {
+            Some((ns, n)) => namespace == Some(ns) && name == n,
+            None => name == wanted,
+        };
+        let pod = |peer: &Peer, wanted: &str| {
+            peer.pod.as_deref().is_some_and(|name| same(wanted, peer.namespace.as_deref(), name))
+        };
+        self.since.is_none_or(|since| flow.time >= since)
+            && self.pod.as_ref().is_none_or(|wanted| either(&|peer| pod(peer, wanted)))
+            && self.namespace.as_ref().is_none_or(|ns| either(&|peer| peer.namespace.as_ref() == Some(ns)))
+            && self.ip.as_ref().is_none_or(|ip| {
+                either(&|peer| peer.ip == *ip) || original.is_some_and(|original| original.ip == *ip)
+            })
+            && self.port.is_none_or(|port| {
+                either(&|peer| peer.port == port) || original.is_some_and(|original| original.port == port)
+            })
+            && self.protocol.as_ref().is_none_or(|wanted| flow.l4.protocol.eq_ignore_ascii_case(wanted))
+            && self.verdict.as_ref().is_none_or(|wanted| flow.verdict.eq_ignore_ascii_case(wanted))
+            && self.reason.is_none_or(|reason| flow.drop_reason == reason)
+            && self.identity.is_none_or(|id| either(&|peer| peer.identity == id))
+            && self.cluster.as_ref().is_none_or(|name| either(&|peer| peer.cluster.as_ref() == Some(name)))
+            && self.service.as_ref().is_none_or(|wanted| {
+                flow.service.as_ref().is_some_and(|s| same(wanted, Some(&s.namespace), &s.name))
+            })
+    }
+}

@@ -1,0 +1,130 @@
+//! Metrics in Prometheus' text form. Label values are bounded: reasons, tables, clusters, peers.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::{Metric, Registry};
+
+/// Labels of a drop counter.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct ReasonLabels {
+    /// Cilium's name of the reason; `FORWARDED` for packets that passed.
+    pub reason: String,
+    /// `ingress` or `egress`.
+    pub direction: String,
+}
+
+/// Labels of a table's gauge.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct TableLabels {
+    /// The table's name.
+    pub table: String,
+}
+
+/// Labels of a remote cluster's gauge.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct ClusterLabels {
+    /// The remote cluster's name.
+    pub target_cluster: String,
+}
+
+/// Labels of a BGP peer's gauge.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct PeerLabels {
+    /// The instance.
+    pub vrouter: String,
+    /// The peer's address.
+    pub neighbor: String,
+}
+
+/// Everything that is counted.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    /// Packets by verdict, taken from the datapath's per-CPU counters.
+    pub packets: Family<ReasonLabels, Gauge>,
+    /// Rows by table.
+    pub rows: Family<TableLabels, Gauge>,
+    /// Rows that a target does not hold yet, by table.
+    pub pending: Family<TableLabels, Gauge>,
+    /// Rows whose last write failed, by table.
+    pub failed: Family<TableLabels, Gauge>,
+    /// Flow events seen.
+    pub flows: Counter,
+    /// Flow events that the ring had no room for.
+    pub flows_lost: Counter,
+    /// 1 if a remote cluster is ready (Cilium's name).
+    pub remote_cluster_ready: Family<ClusterLabels, Gauge>,
+    /// Reconnections to a remote cluster (Cilium's name).
+    pub remote_cluster_failures: Family<ClusterLabels, Gauge>,
+    /// 1 if a BGP session is established (Cilium's name).
+    pub bgp_session_state: Family<PeerLabels, Gauge>,
+    /// Entries of each eBPF map.
+    pub map_entries: Family<TableLabels, Gauge>,
+    /// Room of each eBPF map.
+    pub map_capacity: Family<TableLabels, Gauge>,
+}
+
+impl Metrics {
+    /// All metrics as text.
+    ///
+    /// # Errors
+    /// Only if the writer fails, which a `String` does not.
+    pub fn render(&self) -> Result<String, std::fmt::Error> {
+        let mut registry = Registry::default();
+        add(&mut registry, "tombolo_datapath_packets", "Packets by verdict and direction", &self.packets);
+        add(&mut registry, "tombolo_table_rows", "Rows by table", &self.rows);
+        add(
+            &mut registry,
+            "tombolo_reconciler_pending",
+            "Rows not carried to their target yet",
+            &self.pending,
+        );
+        add(&mut registry, "tombolo_reconciler_failed", "Rows whose last write failed", &self.failed);
+        add(&mut registry, "tombolo_flows", "Flow events seen", &self.flows);
+        add(&mut registry, "tombolo_flows_lost", "Flow events lost for want of room", &self.flows_lost);
+        add(
+            &mut registry,
+            "cilium_clustermesh_remote_cluster_readiness_status",
+            "1 if ready",
+            &self.remote_cluster_ready,
+        );
+        add(
+            &mut registry,
+            "cilium_clustermesh_remote_cluster_failures",
+            "Reconnections",
+            &self.remote_cluster_failures,
+        );
+        add(
+            &mut registry,
+            "cilium_bgp_control_plane_session_state",
+            "1 if established",
+            &self.bgp_session_state,
+        );
+        add(&mut registry, "tombolo_bpf_map_entries", "Entries by eBPF map", &self.map_entries);
+        add(&mut registry, "tombolo_bpf_map_capacity", "Room by eBPF map", &self.map_capacity);
+        let mut text = String::new();
+        encode(&mut text, &registry)?;
+        Ok(text)
+    }
+}
+
+fn add<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: &M) {
+    registry.register(name, help, metric.clone());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_form() {
+        let metrics = Metrics::default();
+        metrics.rows.get_or_create(&TableLabels { table: "nodes".to_owned() }).set(4);
+        metrics.flows.inc();
+        let text = metrics.render().unwrap();
+        assert!(text.contains("tombolo_table_rows{table=\"nodes\"} 4"), "{text}");
+        assert!(text.contains("tombolo_flows_total 1"), "{text}");
+    }
+}
