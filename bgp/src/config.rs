@@ -1,0 +1,307 @@
+//! What a speaker and its peers are told.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::family::Family;
+use crate::wire::{Community, LargeCommunity, Origin};
+
+/// Settings of the whole speaker.
+#[derive(Clone, Debug)]
+pub struct SpeakerConfig {
+    /// This speaker's AS, 1 to 4294967295.
+    pub local_asn: u32,
+    /// BGP identifier; unique among the speakers it meets, not 0.0.0.0.
+    pub router_id: Ipv4Addr,
+    /// Addresses to accept sessions on, usually `0.0.0.0:179` and `[::]:179`; empty for none.
+    pub listen: Vec<SocketAddr>,
+    /// This process follows another that died with its routes still in the forwarding plane: sets the R and F bits (RFC 4724).
+    pub restarting: bool,
+    /// Most equal paths given for one prefix (ECMP); 1 turns multipath off.
+    pub max_paths: usize,
+    /// Seed of the timers' jitter; equal seeds and inputs give equal runs.
+    pub jitter_seed: u64,
+    /// Events queued for a slow reader before the channel makes the speaker keep only the newest state of each prefix.
+    pub event_queue: usize,
+}
+
+impl SpeakerConfig {
+    /// Settings with the usual defaults: no listener, not restarting, 16 paths.
+    pub const fn new(local_asn: u32, router_id: Ipv4Addr) -> Self {
+        Self {
+            local_asn,
+            router_id,
+            listen: Vec::new(),
+            restarting: false,
+            max_paths: 16,
+            jitter_seed: 0,
+            event_queue: 1024,
+        }
+    }
+
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        if self.local_asn == 0 {
+            return Err(Error::speaker("the local AS number is 0", "give one from 1 to 4294967295"));
+        }
+        if self.router_id.is_unspecified() {
+            return Err(Error::speaker("the router id is 0.0.0.0", "give an IPv4 address of this node"));
+        }
+        Ok(())
+    }
+}
+
+/// Timers of one peer (RFC 4271 section 10).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timers {
+    /// Longest wait between attempts to connect; the first attempts come sooner.
+    pub connect_retry: Duration,
+    /// Proposed hold time; 0 or 3 to 65535 seconds.
+    pub hold: Duration,
+    /// Time between KEEPALIVEs; at most a third of the negotiated hold time is used.
+    pub keepalive: Duration,
+}
+
+impl Default for Timers {
+    fn default() -> Self {
+        Self {
+            connect_retry: Duration::from_secs(120),
+            hold: Duration::from_secs(90),
+            keepalive: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Timers {
+    pub(crate) fn hold_secs(&self) -> u16 {
+        u16::try_from(self.hold.as_secs()).unwrap_or(u16::MAX)
+    }
+}
+
+/// Graceful restart with one peer (RFC 4724).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GracefulRestart {
+    /// Offer it.
+    pub enabled: bool,
+    /// Seconds the peer should keep our routes; 1 to 4095.
+    pub restart_time_secs: u16,
+}
+
+impl Default for GracefulRestart {
+    fn default() -> Self {
+        Self { enabled: false, restart_time_secs: 120 }
+    }
+}
+
+/// One entry of an import allow-list: what lies within `prefix` and has a length from `min_len` to `max_len`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AllowedPrefix {
+    /// The covering prefix.
+    pub prefix: IpNet,
+    /// Shortest length allowed ("ge").
+    pub min_len: u8,
+    /// Longest length allowed ("le").
+    pub max_len: u8,
+}
+
+impl AllowedPrefix {
+    /// Exactly this prefix.
+    pub fn exact(prefix: IpNet) -> Self {
+        Self { prefix, min_len: prefix.prefix_len(), max_len: prefix.prefix_len() }
+    }
+
+    /// This prefix and everything inside it.
+    pub fn or_longer(prefix: IpNet) -> Self {
+        Self { prefix, min_len: prefix.prefix_len(), max_len: prefix.max_prefix_len() }
+    }
+
+    /// Whether the entry allows a prefix.
+    pub fn allows(&self, candidate: &IpNet) -> bool {
+        self.prefix.contains(candidate) && (self.min_len..=self.max_len).contains(&candidate.prefix_len())
+    }
+}
+
+/// Settings of one peer. Import is denied but for `import`; export is what was announced to it, unless `export_learned`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerConfig {
+    /// Name, unique in the speaker.
+    pub name: String,
+    /// Address of the peer.
+    pub address: IpAddr,
+    /// Interface the peer is on; needed when `address` is link-local.
+    pub interface: Option<String>,
+    /// TCP port of the peer.
+    pub port: u16,
+    /// AS of the peer; 0 accepts whatever it opens with.
+    pub peer_asn: u32,
+    /// Source address of our connections; also required of incoming ones.
+    pub local_address: Option<IpAddr>,
+    /// Families to offer; not empty.
+    pub families: Vec<Family>,
+    /// Timers.
+    pub timers: Timers,
+    /// Wait for the peer to connect.
+    pub passive: bool,
+    /// IP time-to-live for external peers; 1 means directly connected.
+    pub ebgp_multihop: u8,
+    /// Graceful restart.
+    pub graceful_restart: GracefulRestart,
+    /// Prefixes accepted; none means none.
+    pub import: Vec<AllowedPrefix>,
+    /// Pass on best paths learned from other peers (a router; nodes do not transit).
+    pub export_learned: bool,
+    /// Refuse paths that do not start with the peer's AS.
+    pub enforce_first_as: bool,
+    /// Prefixes held from this peer before the session is ended with Cease.
+    pub max_prefixes: usize,
+    /// Next hop of IPv4 routes when the session's own address is not IPv4.
+    pub next_hop_ipv4: Option<Ipv4Addr>,
+    /// Next hop of IPv6 routes when the session's own address is not IPv6.
+    pub next_hop_ipv6: Option<std::net::Ipv6Addr>,
+}
+
+impl PeerConfig {
+    /// A peer with default settings, both sides active, of the family its address belongs to.
+    pub fn new(name: &str, address: IpAddr, peer_asn: u32) -> Self {
+        Self {
+            name: name.to_owned(),
+            address,
+            interface: None,
+            port: 179,
+            peer_asn,
+            local_address: None,
+            families: vec![Family::of_address(&address)],
+            timers: Timers::default(),
+            passive: false,
+            ebgp_multihop: 1,
+            graceful_restart: GracefulRestart::default(),
+            import: Vec::new(),
+            export_learned: false,
+            enforce_first_as: true,
+            max_prefixes: 100_000,
+            next_hop_ipv4: None,
+            next_hop_ipv6: None,
+        }
+    }
+
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        let bad = |what: &'static str, remedy: &'static str| {
+            Err(Error::Peer { peer: self.name.clone(), what, remedy })
+        };
+        if self.name.is_empty() || self.name.len() > 255 {
+            return bad("the name is empty or over 255 bytes", "give the peer a short name");
+        }
+        if self.families.is_empty() {
+            return bad("no address family is configured", "list ipv4-unicast or ipv6-unicast");
+        }
+        if self.address.is_unspecified() || self.address.is_multicast() {
+            return bad("the address is no host address", "give the peer's own address");
+        }
+        let link_local = matches!(self.address, IpAddr::V6(address) if address.is_unicast_link_local());
+        if link_local && self.interface.is_none() {
+            return bad("a link-local address without an interface", "write it as address%interface");
+        }
+        if self.local_address.is_some_and(|local| local.is_ipv4() != self.address.is_ipv4()) {
+            return bad("local and remote address are of different families", "use two of the same family");
+        }
+        if !matches!(self.timers.hold.as_secs(), 0 | 3..=65535) {
+            return bad("the hold time is 1, 2 or over 65535 seconds", "use 0 or 3 to 65535");
+        }
+        if self.timers.connect_retry.is_zero() {
+            return bad("the connect retry time is 0", "use at least one second");
+        }
+        if self.ebgp_multihop == 0 || self.port == 0 {
+            return bad("the multihop limit or the port is 0", "use 1 to 255, and a port such as 179");
+        }
+        if !(1..=4095).contains(&self.graceful_restart.restart_time_secs) {
+            return bad("the graceful restart time is not in 1..4095", "use for example 120");
+        }
+        Ok(())
+    }
+
+    /// Whether going from `self` to `other` needs a new session.
+    pub(crate) fn needs_reset(&self, other: &Self) -> bool {
+        let session = |config: &Self| Self {
+            import: Vec::new(),
+            export_learned: false,
+            max_prefixes: 0,
+            next_hop_ipv4: None,
+            next_hop_ipv6: None,
+            timers: Timers { connect_retry: Duration::from_secs(1), ..config.timers },
+            ..config.clone()
+        };
+        session(self) != session(other)
+    }
+}
+
+/// To whom a prefix is announced.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Scope {
+    /// Every peer whose families include the prefix's.
+    All,
+    /// One peer by name. Wins over `All` for that peer. The peer need not exist yet.
+    Peer(String),
+}
+
+/// What is said about an announced prefix.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Announcement {
+    /// Next hop; none means the session's own address.
+    pub next_hop: Option<IpAddr>,
+    /// ORIGIN.
+    pub origin: Origin,
+    /// Communities, any order.
+    pub communities: Vec<Community>,
+    /// Large communities, any order.
+    pub large_communities: Vec<LargeCommunity>,
+    /// LOCAL_PREF for internal peers; 100 when none is given. Never sent to external ones.
+    pub local_pref: Option<u32>,
+    /// MULTI_EXIT_DISC.
+    pub med: Option<u32>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn allow_list_entries_bound_the_length() {
+        let entry = AllowedPrefix { prefix: "10.0.0.0/8".parse().unwrap(), min_len: 16, max_len: 24 };
+        for (prefix, allowed) in [
+            ("10.1.0.0/16", true),
+            ("10.1.2.0/24", true),
+            ("10.0.0.0/8", false),
+            ("10.1.2.3/32", false),
+            ("11.0.0.0/16", false),
+            ("2001:db8::/20", false),
+        ] {
+            assert_eq!(entry.allows(&prefix.parse().unwrap()), allowed, "{prefix}");
+        }
+        assert!(AllowedPrefix::exact("::/0".parse().unwrap()).allows(&"::/0".parse().unwrap()));
+        assert!(!AllowedPrefix::exact("::/0".parse().unwrap()).allows(&"2001:db8::/32".parse().unwrap()));
+    }
+
+    #[test]
+    fn only_session_settings_need_a_reset() {
+        let old = PeerConfig::new("tor", "172.20.11.1".parse().unwrap(), 65100);
+        let mut new = old.clone();
+        new.import.push(AllowedPrefix::exact("0.0.0.0/0".parse().unwrap()));
+        new.timers.connect_retry = Duration::from_secs(5);
+        assert!(!old.needs_reset(&new));
+        new.timers.hold = Duration::from_secs(9);
+        assert!(old.needs_reset(&new));
+    }
+
+    #[test]
+    fn bad_settings_say_what_to_do() {
+        let mut config = PeerConfig::new("tor", "fe80::1".parse().unwrap(), 65100);
+        assert!(config.check().unwrap_err().to_string().contains("address%interface"));
+        config.interface = Some("eth1".into());
+        config.check().unwrap();
+        config.timers.hold = Duration::from_secs(2);
+        assert!(config.check().unwrap_err().to_string().contains("use 0 or 3"));
+    }
+}

@@ -1,0 +1,501 @@
+//! The whole speaker without I/O: peers, table and events. The driver feeds it sockets' news and the time, and does what [`Output`] says.
+//!
+//! ```text
+//!  frames, connections, time ──► Fsm of the peer ──► Action ──► Rib ──► changed prefixes ──► Adj-RIB-Out marks ──► Output::Send
+//!  announce, withdraw ─────────────────────────────────────────► │                └──────► Event
+//! ```
+
+mod export;
+mod peer;
+mod routes;
+mod snapshot;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+
+use crate::config::{Announcement, PeerConfig, Scope, SpeakerConfig};
+use crate::error::Error;
+use crate::event::{Event, EventQueue, Path, Pending};
+use crate::family::Family;
+use crate::fsm::{Action, ConnectionId, Fsm, Identity, Jitter};
+use crate::rib::{Interner, PeerId, Rib};
+use crate::wire::{EncodeContext, Frame, Notification, cease};
+
+use export::Toward;
+use peer::{Peer, refusal};
+
+/// Unsent bytes on a connection above which no more routes are encoded for it.
+const OUTSTANDING_MAX: usize = 256 * 1024;
+/// A connection that takes no byte for this long is dead (RFC 9687, send hold timer: 8 minutes or twice the hold time).
+const SEND_HOLD_MIN: Duration = Duration::from_secs(480);
+
+/// How to reach a peer.
+#[derive(Clone, Debug)]
+pub(crate) struct Target {
+    pub(crate) remote: SocketAddr,
+    pub(crate) local: Option<IpAddr>,
+    pub(crate) interface: Option<String>,
+    /// IP time-to-live to set; none leaves the system's default.
+    pub(crate) ttl: Option<u8>,
+}
+
+/// What the driver is to do.
+#[derive(Debug)]
+pub(crate) enum Output {
+    Connect { peer: PeerId, attempt: u64, target: Target },
+    Abandon { peer: PeerId },
+    Send { connection: ConnectionId, bytes: Vec<u8> },
+    Close { connection: ConnectionId },
+}
+
+struct Link {
+    peer: PeerId,
+    outstanding: usize,
+    progress_at: Instant,
+}
+
+/// The speaker's state.
+pub(crate) struct Core {
+    identity: Identity,
+    restarting: bool,
+    jitter_seed: u64,
+    peers: BTreeMap<PeerId, Peer>,
+    links: BTreeMap<ConnectionId, Link>,
+    next_peer: PeerId,
+    next_connection: ConnectionId,
+    rib: Rib,
+    interner: Interner,
+    export_complete: bool,
+    outputs: VecDeque<Output>,
+    events: EventQueue,
+    /// Prefixes the reader was told about and not yet told to forget.
+    published: BTreeSet<IpNet>,
+}
+
+impl Core {
+    pub(crate) fn new(config: &SpeakerConfig) -> Self {
+        Self {
+            identity: Identity { asn: config.local_asn, router_id: config.router_id },
+            restarting: config.restarting,
+            jitter_seed: config.jitter_seed,
+            peers: BTreeMap::new(),
+            links: BTreeMap::new(),
+            next_peer: 1,
+            next_connection: 1,
+            rib: Rib::new(config.max_paths),
+            interner: Interner::default(),
+            export_complete: false,
+            outputs: VecDeque::new(),
+            events: EventQueue::default(),
+            published: BTreeSet::new(),
+        }
+    }
+
+    pub(crate) fn next_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    pub(crate) fn has_events(&self) -> bool {
+        !self.events.is_empty()
+    }
+
+    /// The next event, with the state its prefix has now.
+    pub(crate) fn next_event(&mut self) -> Option<Event> {
+        loop {
+            match self.events.pop()? {
+                Pending::Session(event) => return Some(event),
+                Pending::Route(prefix) => {
+                    let paths = self.paths(&prefix);
+                    let known = if paths.is_empty() {
+                        self.published.remove(&prefix)
+                    } else {
+                        self.published.insert(prefix);
+                        true
+                    };
+                    if known {
+                        return Some(Event::Route { prefix, paths });
+                    }
+                }
+            }
+        }
+    }
+
+    /// Learned paths in use. What this speaker originates itself is served here, so learned routes for it are not used.
+    fn paths(&self, prefix: &IpNet) -> Vec<Path> {
+        if self.rib.is_local(prefix) {
+            return Vec::new();
+        }
+        let Some(destination) = self.rib.destination(prefix) else { return Vec::new() };
+        destination
+            .used()
+            .filter_map(|route| {
+                let config = &self.peers.get(&route.peer)?.config;
+                Some(Path {
+                    peer: config.name.clone(),
+                    next_hop: route.next_hop,
+                    interface: config.interface.clone(),
+                    attributes: Arc::clone(&route.attributes),
+                    stale: route.stale,
+                })
+            })
+            .collect()
+    }
+
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        let peers = self.peers.values().filter_map(Peer::next_deadline);
+        let links = self
+            .links
+            .values()
+            .filter(|link| link.outstanding > 0)
+            .map(|link| link.progress_at + self.send_hold(link.peer));
+        peers.chain(links).min()
+    }
+
+    fn send_hold(&self, peer: PeerId) -> Duration {
+        let session = self.peers.get(&peer).and_then(|peer| peer.session.as_ref());
+        session.map_or(SEND_HOLD_MIN, |(_, session)| (session.hold * 2).max(SEND_HOLD_MIN))
+    }
+
+    fn by_name(&self, name: &str) -> Result<PeerId, Error> {
+        self.peers
+            .iter()
+            .find(|(_, peer)| peer.config.name == name)
+            .map(|(id, _)| *id)
+            .ok_or_else(|| Error::NoSuchPeer { peer: name.to_owned() })
+    }
+
+    fn check_unique(&self, config: &PeerConfig, except: Option<PeerId>) -> Result<(), Error> {
+        for (_, other) in self.peers.iter().filter(|(id, _)| Some(**id) != except) {
+            let duplicate =
+                |what| Error::Duplicate { peer: config.name.clone(), with: other.config.name.clone(), what };
+            if other.config.name == config.name {
+                return Err(duplicate("name"));
+            }
+            if (other.config.address, &other.config.interface) == (config.address, &config.interface) {
+                return Err(duplicate("address"));
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn add_peer(&mut self, now: Instant, config: PeerConfig) -> Result<(), Error> {
+        config.check()?;
+        self.check_unique(&config, None)?;
+        let id = self.next_peer;
+        self.next_peer += 1;
+        let config = Arc::new(config);
+        let jitter = Jitter::new(self.jitter_seed ^ (u64::from(id) << 32));
+        let mut fsm = Fsm::new(Arc::clone(&config), self.identity, self.restarting, jitter);
+        fsm.start(now);
+        self.peers.insert(id, Peer::new(config, fsm));
+        self.settle(now, id);
+        Ok(())
+    }
+
+    pub(crate) fn remove_peer(&mut self, now: Instant, name: &str) -> Result<(), Error> {
+        let id = self.by_name(name)?;
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.fsm.stop(&Notification::cease(cease::DECONFIGURED, ""));
+        }
+        self.settle(now, id);
+        self.rib.remove_where(id, |_, _| true);
+        self.peers.remove(&id);
+        self.propagate();
+        Ok(())
+    }
+
+    pub(crate) fn update_peer(&mut self, now: Instant, config: PeerConfig) -> Result<(), Error> {
+        config.check()?;
+        let id = self.by_name(&config.name)?;
+        self.check_unique(&config, Some(id))?;
+        let Some(peer) = self.peers.get_mut(&id) else { return Ok(()) };
+        let config = Arc::new(config);
+        let old = std::mem::replace(&mut peer.config, Arc::clone(&config));
+        peer.fsm.set_config(Arc::clone(&config));
+        if old.needs_reset(&config) {
+            peer.fsm.reset(now, &Notification::cease(cease::CONFIG_CHANGE, ""));
+        } else {
+            let own = peer.session.as_ref().map(|(_, session)| session.local_address);
+            let identity = self.identity;
+            self.rib.rejudge(id, |prefix, route| {
+                refusal(&config, identity, own, prefix, &route.next_hop, &route.attributes)
+            });
+            let learned = old.export_learned || config.export_learned;
+            peer.out.mark(self.rib.exportable(learned));
+        }
+        self.settle(now, id);
+        Ok(())
+    }
+
+    /// Originates a prefix.
+    pub(crate) fn announce(
+        &mut self,
+        scope: Scope,
+        prefix: IpNet,
+        announcement: Announcement,
+    ) -> Result<(), Error> {
+        if let Some(next_hop) = announcement.next_hop
+            && Family::of_address(&next_hop) != Family::of(&prefix)
+        {
+            return Err(Error::NextHopFamily { prefix, next_hop });
+        }
+        self.rib.announce(scope, prefix.trunc(), announcement);
+        self.propagate();
+        Ok(())
+    }
+
+    pub(crate) fn withdraw(&mut self, scope: &Scope, prefix: &IpNet) {
+        self.rib.withdraw(scope, &prefix.trunc());
+        self.propagate();
+    }
+
+    pub(crate) fn withdraw_all(&mut self) {
+        self.rib.withdraw_all();
+        self.propagate();
+    }
+
+    /// Everything this speaker will originate for now has been announced: End-of-RIB may go out.
+    pub(crate) fn export_complete(&mut self) {
+        if !std::mem::replace(&mut self.export_complete, true) {
+            for peer in self.peers.values_mut() {
+                let families = peer.end_of_rib_families();
+                peer.out.owe_end_of_rib(&families);
+            }
+            self.propagate();
+        }
+    }
+
+    /// Whether every established peer has been sent everything.
+    pub(crate) fn is_flushed(&self) -> bool {
+        self.peers.values().all(|peer| match &peer.session {
+            Some((connection, _)) => {
+                peer.out.is_idle() && self.links.get(connection).is_none_or(|link| link.outstanding == 0)
+            }
+            None => true,
+        })
+    }
+
+    /// Asks a peer to send its routes again (RFC 2918). False if there is no session, or the peer cannot.
+    pub(crate) fn refresh(&mut self, name: &str) -> Result<bool, Error> {
+        let id = self.by_name(name)?;
+        let session = self.peers.get(&id).and_then(|peer| peer.session.clone());
+        let Some((connection, session)) = session.filter(|(_, session)| session.route_refresh) else {
+            return Ok(false);
+        };
+        session.families.iter().for_each(|family| self.send(connection, crate::wire::route_refresh(*family)));
+        Ok(true)
+    }
+
+    /// Stops every peer with an administrative shutdown.
+    pub(crate) fn stop_all(&mut self, now: Instant, text: &str) {
+        let ids: Vec<PeerId> = self.peers.keys().copied().collect();
+        for id in ids {
+            if let Some(peer) = self.peers.get_mut(&id) {
+                peer.fsm.stop(&Notification::cease(cease::ADMIN_SHUTDOWN, text));
+            }
+            self.settle(now, id);
+        }
+    }
+
+    /// Our attempt to connect succeeded. `None`: not wanted any more, close it.
+    pub(crate) fn connected(
+        &mut self,
+        now: Instant,
+        id: PeerId,
+        attempt: u64,
+        local: SocketAddr,
+    ) -> Option<ConnectionId> {
+        let connection = self.next_connection;
+        let wanted = self.peers.get_mut(&id)?.fsm.connected(now, attempt, connection, local);
+        self.opened(now, id, wanted)
+    }
+
+    /// A connection came in. `None`: from nobody we know or want, close it. Also says what time-to-live its socket needs.
+    pub(crate) fn accepted(
+        &mut self,
+        now: Instant,
+        remote: IpAddr,
+        local: SocketAddr,
+    ) -> Option<(ConnectionId, Option<u8>)> {
+        let (id, peer) = self.peers.iter_mut().find(|(_, peer)| peer.config.address == remote)?;
+        if peer.config.local_address.is_some_and(|own| own != local.ip()) {
+            return None;
+        }
+        let (id, ttl) = (*id, ttl(&peer.config, self.identity));
+        let wanted = peer.fsm.accepted(now, self.next_connection, local);
+        self.opened(now, id, wanted).map(|connection| (connection, ttl))
+    }
+
+    fn opened(&mut self, now: Instant, peer: PeerId, wanted: bool) -> Option<ConnectionId> {
+        if !wanted {
+            return None;
+        }
+        let connection = self.next_connection;
+        self.next_connection += 1;
+        self.links.insert(connection, Link { peer, outstanding: 0, progress_at: now });
+        self.settle(now, peer);
+        Some(connection)
+    }
+
+    pub(crate) fn connect_failed(&mut self, now: Instant, id: PeerId, attempt: u64, reason: &str) {
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.fsm.connect_failed(now, attempt, reason);
+        }
+        self.settle(now, id);
+    }
+
+    pub(crate) fn frame(&mut self, now: Instant, connection: ConnectionId, frame: &Frame) {
+        self.on_link(now, connection, |peer| {
+            peer.counters.messages_received += 1;
+            peer.fsm.frame(now, connection, frame);
+        });
+    }
+
+    pub(crate) fn unframed(&mut self, now: Instant, connection: ConnectionId, notification: Notification) {
+        self.on_link(now, connection, |peer| peer.fsm.unframed(now, connection, notification));
+    }
+
+    pub(crate) fn lost(&mut self, now: Instant, connection: ConnectionId, reason: &str) {
+        self.on_link(now, connection, |peer| peer.fsm.lost(now, connection, reason));
+        self.links.remove(&connection);
+    }
+
+    fn on_link(&mut self, now: Instant, connection: ConnectionId, handle: impl FnOnce(&mut Peer)) {
+        let Some(id) = self.links.get(&connection).map(|link| link.peer) else { return };
+        if let Some(peer) = self.peers.get_mut(&id) {
+            handle(peer);
+        }
+        self.settle(now, id);
+    }
+
+    /// The connection has taken bytes: there may be room for more.
+    pub(crate) fn drained(&mut self, now: Instant, connection: ConnectionId, bytes: usize) {
+        if let Some(link) = self.links.get_mut(&connection) {
+            link.outstanding = link.outstanding.saturating_sub(bytes);
+            link.progress_at = now;
+            let peer = link.peer;
+            self.pump(peer);
+        }
+    }
+
+    /// Runs every timer that is due.
+    pub(crate) fn tick(&mut self, now: Instant) {
+        let stuck: Vec<ConnectionId> = self
+            .links
+            .iter()
+            .filter(|(_, link)| link.outstanding > 0 && link.progress_at + self.send_hold(link.peer) <= now)
+            .map(|(connection, _)| *connection)
+            .collect();
+        for connection in stuck {
+            self.outputs.push_back(Output::Close { connection });
+            self.lost(now, connection, "the peer takes no more data (send hold timer)");
+        }
+        let due: Vec<PeerId> = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| peer.next_deadline().is_some_and(|at| at <= now))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in due {
+            let Some(peer) = self.peers.get_mut(&id) else { continue };
+            peer.fsm.timers(now);
+            if peer.stale_until.is_some_and(|at| at <= now) {
+                peer.stale_until = None;
+                self.rib.remove_where(id, |_, route| route.stale);
+            }
+            self.settle(now, id);
+        }
+    }
+
+    /// Carries out what a peer's machine asked for, until it asks for nothing more.
+    fn settle(&mut self, now: Instant, id: PeerId) {
+        while let Some(action) = self.peers.get_mut(&id).and_then(|peer| peer.fsm.next_action()) {
+            match action {
+                Action::Connect { attempt } => {
+                    let Some(peer) = self.peers.get(&id) else { return };
+                    let target = target(&peer.config, self.identity);
+                    self.outputs.push_back(Output::Connect { peer: id, attempt, target });
+                }
+                Action::Abandon => self.outputs.push_back(Output::Abandon { peer: id }),
+                Action::Send { connection, bytes } => self.send(connection, bytes),
+                Action::Close { connection } => {
+                    self.links.remove(&connection);
+                    self.outputs.push_back(Output::Close { connection });
+                }
+                Action::Up { connection, session } => self.session_up(now, id, connection, session),
+                Action::Down { cause } => self.session_down(now, id, &cause),
+                Action::Update { update } => self.update(now, id, update),
+                Action::Refresh { family } => {
+                    if let Some(peer) = self.peers.get_mut(&id) {
+                        peer.out.refresh(family);
+                    }
+                    self.pump(id);
+                }
+            }
+        }
+        self.propagate();
+    }
+
+    fn send(&mut self, connection: ConnectionId, bytes: Vec<u8>) {
+        // A connection opens with its OPEN before the link is entered, and closes with its NOTIFICATION after it left.
+        if let Some(link) = self.links.get_mut(&connection) {
+            link.outstanding += bytes.len();
+        }
+        self.outputs.push_back(Output::Send { connection, bytes });
+    }
+
+    /// Turns changed prefixes into events and into marks at the peers, then sends what there is room for.
+    fn propagate(&mut self) {
+        let changes = self.rib.take_changes();
+        for prefix in &changes {
+            self.events.route(*prefix);
+        }
+        for peer in self.peers.values_mut().filter(|peer| peer.session.is_some()) {
+            peer.out.mark(changes.iter().copied());
+        }
+        let ids: Vec<PeerId> =
+            self.peers.iter().filter(|(_, peer)| !peer.out.is_idle()).map(|(id, _)| *id).collect();
+        ids.into_iter().for_each(|id| self.pump(id));
+    }
+
+    /// Encodes routes for a peer while its connection has room.
+    fn pump(&mut self, id: PeerId) {
+        loop {
+            let Some(peer) = self.peers.get_mut(&id) else { return };
+            let Some((connection, session)) = peer.session.clone() else { return };
+            let room = self.links.get(&connection).is_some_and(|link| link.outstanding < OUTSTANDING_MAX);
+            if !room || peer.out.is_idle() {
+                return;
+            }
+            let context = EncodeContext { four_octet_as: session.context.four_octet_as };
+            let toward =
+                Toward { peer: id, config: &peer.config, session: &session, identity: self.identity };
+            let (rib, interner) = (&self.rib, &mut self.interner);
+            let mut bytes = Vec::new();
+            peer.out.next_batch(context, |prefix| toward.desired(rib, interner, prefix), &mut bytes);
+            if !bytes.is_empty() {
+                self.send(connection, bytes);
+            }
+        }
+    }
+}
+
+/// External peers are one hop away unless multihop says otherwise; internal ones may be anywhere.
+fn ttl(config: &PeerConfig, identity: Identity) -> Option<u8> {
+    (config.peer_asn != identity.asn).then_some(config.ebgp_multihop)
+}
+
+fn target(config: &PeerConfig, identity: Identity) -> Target {
+    Target {
+        remote: SocketAddr::new(config.address, config.port),
+        local: config.local_address,
+        interface: config.interface.clone(),
+        ttl: ttl(config, identity),
+    }
+}

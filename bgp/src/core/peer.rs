@@ -1,0 +1,79 @@
+//! What the core keeps for one peer.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::config::PeerConfig;
+use crate::event::Counters;
+use crate::family::{Family, NextHop};
+use crate::fsm::{ConnectionId, Fsm, Identity, Session};
+use crate::rib::Refusal;
+use crate::rib::out::AdjRibOut;
+use crate::wire::Attributes;
+
+/// Longest wait for a restarted peer's End-of-RIB before its stale routes go (RFC 4724 section 4.2).
+pub(super) const END_OF_RIB_WAIT: Duration = Duration::from_secs(360);
+
+pub(super) struct Peer {
+    pub(super) config: Arc<PeerConfig>,
+    pub(super) fsm: Fsm,
+    /// The established session and its connection.
+    pub(super) session: Option<(ConnectionId, Arc<Session>)>,
+    pub(super) out: AdjRibOut,
+    pub(super) counters: Counters,
+    /// Stale routes are held until then.
+    pub(super) stale_until: Option<Instant>,
+    pub(super) end_of_rib: BTreeSet<Family>,
+}
+
+impl Peer {
+    pub(super) fn new(config: Arc<PeerConfig>, fsm: Fsm) -> Self {
+        Self {
+            config,
+            fsm,
+            session: None,
+            out: AdjRibOut::default(),
+            counters: Counters::default(),
+            stale_until: None,
+            end_of_rib: BTreeSet::new(),
+        }
+    }
+
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.fsm.next_deadline().into_iter().chain(self.stale_until).min()
+    }
+
+    /// Families of the session if the peer wants End-of-RIB, which is the sense of its graceful restart capability.
+    pub(super) fn end_of_rib_families(&self) -> Vec<Family> {
+        match &self.session {
+            Some((_, session)) if session.peer_restart.is_some() => session.families.clone(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// Import: why a route is not to be considered, if so.
+pub(super) fn refusal(
+    config: &PeerConfig,
+    identity: Identity,
+    own_address: Option<IpAddr>,
+    prefix: &ipnet::IpNet,
+    next_hop: &NextHop,
+    attributes: &Attributes,
+) -> Option<Refusal> {
+    let own_id = attributes.originator_id == Some(identity.router_id)
+        || attributes.cluster_list.contains(&identity.router_id);
+    if attributes.as_path.contains(identity.asn) {
+        Some(Refusal::AsLoop)
+    } else if own_id {
+        Some(Refusal::OwnRouterId)
+    } else if own_address == Some(next_hop.address) {
+        Some(Refusal::OwnNextHop)
+    } else if !config.import.iter().any(|entry| entry.allows(prefix)) {
+        Some(Refusal::Policy)
+    } else {
+        None
+    }
+}

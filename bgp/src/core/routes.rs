@@ -1,0 +1,159 @@
+//! Sessions coming and going, and the routes that come with them.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Core;
+use super::peer::{END_OF_RIB_WAIT, refusal};
+use crate::event::Event;
+use crate::family::Family;
+use crate::fsm::{ConnectionId, DownCause, Session};
+use crate::rib::out::AdjRibOut;
+use crate::rib::{PeerId, Route};
+use crate::wire::{Notification, Treatment, Update, cease, code};
+
+impl Core {
+    pub(super) fn session_up(
+        &mut self,
+        now: Instant,
+        id: PeerId,
+        connection: ConnectionId,
+        session: Arc<Session>,
+    ) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        tracing::info!(
+            peer = peer.config.name,
+            peer_asn = session.peer_asn,
+            hold_time_secs = session.hold.as_secs(),
+            "BGP session established."
+        );
+        peer.counters.sessions += 1;
+        peer.end_of_rib.clear();
+        peer.out = AdjRibOut::default();
+        peer.session = Some((connection, Arc::clone(&session)));
+        peer.out.mark(self.rib.exportable(peer.config.export_learned));
+        if self.export_complete {
+            let families = peer.end_of_rib_families();
+            peer.out.owe_end_of_rib(&families);
+        }
+        let name = peer.config.name.clone();
+        if peer.stale_until.is_some() {
+            peer.stale_until = Some(now + END_OF_RIB_WAIT);
+            // RFC 4724 section 4.2: what the peer did not keep forwarding is not worth keeping here.
+            let preserved = |family: Family| {
+                session.peer_restart.as_ref().is_some_and(|restart| {
+                    restart.families.iter().any(|entry| entry.family == family && entry.forwarding_preserved)
+                })
+            };
+            self.rib.remove_where(id, |prefix, route| route.stale && !preserved(Family::of(prefix)));
+        }
+        self.events.session(Event::PeerUp { peer: name });
+        self.pump(id);
+    }
+
+    pub(super) fn session_down(&mut self, now: Instant, id: PeerId, cause: &DownCause) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let Some((connection, session)) = peer.session.take() else { return };
+        if matches!(cause, DownCause::Lost(_)) {
+            self.links.remove(&connection);
+        }
+        tracing::warn!(peer = peer.config.name, reason = %cause, "BGP session down.");
+        peer.out = AdjRibOut::default();
+        peer.end_of_rib.clear();
+        let kept = session.peer_restart.as_ref().filter(|restart| {
+            cause.keeps_routes()
+                && peer.config.graceful_restart.enabled
+                && restart.restart_time_secs > 0
+                && !restart.families.is_empty()
+        });
+        let families: Vec<Family> = kept
+            .iter()
+            .flat_map(|restart| restart.families.iter().map(|entry| entry.family))
+            .filter(|family| session.families.contains(family))
+            .collect();
+        let wait = Duration::from_secs(kept.map_or(0, |restart| u64::from(restart.restart_time_secs)));
+        peer.stale_until = (!families.is_empty()).then(|| now + wait);
+        let event = Event::PeerDown {
+            peer: peer.config.name.clone(),
+            reason: cause.to_string(),
+            routes_kept: !families.is_empty(),
+        };
+        if families.is_empty() {
+            self.rib.remove_where(id, |_, _| true);
+        } else {
+            self.rib.mark_stale(id, &families);
+        }
+        self.events.session(event);
+    }
+
+    pub(super) fn update(&mut self, now: Instant, id: PeerId, update: Box<Update>) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let Some((_, session)) = peer.session.clone() else { return };
+        peer.counters.updates_received += 1;
+        for fault in &update.faults {
+            match fault.treatment {
+                Treatment::TreatAsWithdraw => peer.counters.treated_as_withdraw += 1,
+                Treatment::AttributeDiscard => peer.counters.attributes_discarded += 1,
+                Treatment::Ignored => peer.counters.ignored += 1,
+            }
+            tracing::debug!(
+                peer = peer.config.name,
+                attribute = fault.attribute,
+                treatment = ?fault.treatment,
+                what = fault.what,
+                "Fault in an UPDATE."
+            );
+        }
+        let config = Arc::clone(&peer.config);
+        let attributes = self.interner.intern(update.attributes);
+        for prefix in update.withdrawn {
+            self.rib.remove(prefix, id);
+        }
+        for reach in update.reach {
+            for prefix in reach.prefixes {
+                let own = Some(session.local_address);
+                let refused = refusal(&config, self.identity, own, &prefix, &reach.next_hop, &attributes);
+                let route = Route {
+                    peer: id,
+                    peer_router_id: session.peer_router_id,
+                    peer_address: config.address,
+                    ebgp: session.ebgp,
+                    next_hop: reach.next_hop,
+                    attributes: Arc::clone(&attributes),
+                    refused,
+                    stale: false,
+                };
+                self.rib.insert(prefix, route);
+            }
+        }
+        if let Some(family) = update.end_of_rib.filter(|family| session.families.contains(family)) {
+            self.end_of_rib(id, family);
+        }
+        let held: usize = Family::ALL.iter().map(|family| self.rib.count(id, *family)).sum();
+        if held > config.max_prefixes
+            && let Some(peer) = self.peers.get_mut(&id)
+        {
+            tracing::error!(peer = config.name, held, limit = config.max_prefixes, "Too many prefixes.");
+            peer.fsm.fail_session(now, &Notification::new(code::CEASE, cease::MAX_PREFIXES));
+        }
+    }
+
+    fn end_of_rib(&mut self, id: PeerId, family: Family) {
+        self.rib.remove_where(id, |prefix, route| route.stale && Family::of(prefix) == family);
+        for prefix in self.rib.take_changes() {
+            self.events.route(prefix);
+            for peer in self.peers.values_mut().filter(|peer| peer.session.is_some()) {
+                peer.out.mark([prefix]);
+            }
+        }
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        peer.end_of_rib.insert(family);
+        let complete = peer.session.as_ref().is_some_and(|(_, session)| {
+            session.families.iter().all(|family| peer.end_of_rib.contains(family))
+        });
+        if complete {
+            peer.stale_until = None;
+        }
+        self.events.session(Event::EndOfRib { peer: peer.config.name.clone(), family });
+    }
+}

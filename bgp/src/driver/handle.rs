@@ -1,0 +1,182 @@
+//! The speaker as its owner sees it.
+
+use std::time::Instant;
+
+use ipnet::IpNet;
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Command, Driver};
+use crate::config::{Announcement, PeerConfig, Scope, SpeakerConfig};
+use crate::core::Core;
+use crate::error::Error;
+use crate::event::{Event, PeerState, RouteRow, RouteView};
+
+/// Commands that may wait while the speaker is busy; the next caller waits for room.
+const COMMAND_QUEUE: usize = 256;
+
+/// Starts speakers.
+#[derive(Debug)]
+pub struct Speaker;
+
+impl Speaker {
+    /// Opens the listeners and starts the speaker's task on the current tokio runtime.
+    ///
+    /// The task ends when every handle is dropped (sessions then just break, as if the process had died: helpers keep the routes) or by
+    /// [`SpeakerHandle::shutdown`].
+    ///
+    /// # Errors
+    /// Settings that make no sense, or an address that cannot be listened on.
+    pub async fn start(config: SpeakerConfig) -> Result<(SpeakerHandle, Events), Error> {
+        config.check()?;
+        let (commands, command_inbox) = mpsc::channel(COMMAND_QUEUE);
+        let (event_outlet, events) = mpsc::channel(config.event_queue.max(1));
+        let driver = Driver::new(&config, event_outlet)?;
+        tokio::spawn(driver.run(command_inbox));
+        Ok((SpeakerHandle { commands }, Events { events }))
+    }
+}
+
+/// Steers a running speaker. Clones steer the same one.
+#[derive(Clone, Debug)]
+pub struct SpeakerHandle {
+    commands: mpsc::Sender<Command>,
+}
+
+impl SpeakerHandle {
+    async fn call<T: Send + 'static>(
+        &self,
+        action: impl FnOnce(&mut Core, Instant) -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        let (reply, answer) = oneshot::channel();
+        let call = Command::Call(Box::new(move |core, now| {
+            // A caller that went away does not want the answer.
+            drop(reply.send(action(core, now)));
+        }));
+        self.commands.send(call).await.map_err(|_| Error::Stopped)?;
+        answer.await.map_err(|_| Error::Stopped)
+    }
+
+    /// Adds a peer and starts its session.
+    ///
+    /// # Errors
+    /// Settings that make no sense, or a name or address already in use.
+    pub async fn add_peer(&self, config: PeerConfig) -> Result<(), Error> {
+        self.call(|core, now| core.add_peer(now, config)).await?
+    }
+
+    /// Removes a peer, its session (Cease, peer de-configured) and its routes.
+    ///
+    /// # Errors
+    /// No peer of that name.
+    pub async fn remove_peer(&self, name: &str) -> Result<(), Error> {
+        let name = name.to_owned();
+        self.call(move |core, now| core.remove_peer(now, &name)).await?
+    }
+
+    /// Changes the settings of the peer of that name; the session is reset only if it must be.
+    ///
+    /// # Errors
+    /// Settings that make no sense, or no peer of that name.
+    pub async fn update_peer(&self, config: PeerConfig) -> Result<(), Error> {
+        self.call(|core, now| core.update_peer(now, config)).await?
+    }
+
+    /// Originates a prefix, or changes what is said about it.
+    ///
+    /// # Errors
+    /// A next hop of another family than the prefix.
+    pub async fn announce(
+        &self,
+        scope: Scope,
+        prefix: IpNet,
+        announcement: Announcement,
+    ) -> Result<(), Error> {
+        self.call(move |core, _| core.announce(scope, prefix, announcement)).await?
+    }
+
+    /// Ends what [`SpeakerHandle::announce`] began for the same scope and prefix.
+    ///
+    /// # Errors
+    /// Only if the speaker has stopped.
+    pub async fn withdraw(&self, scope: Scope, prefix: IpNet) -> Result<(), Error> {
+        self.call(move |core, _| core.withdraw(&scope, &prefix)).await
+    }
+
+    /// Withdraws everything and returns once all peers have been sent that: before a node stops serving.
+    ///
+    /// # Errors
+    /// Only if the speaker has stopped.
+    pub async fn withdraw_all(&self) -> Result<(), Error> {
+        self.call(|core, _| core.withdraw_all()).await?;
+        self.flushed().await
+    }
+
+    /// Returns once every established peer has been sent all there is to say.
+    ///
+    /// # Errors
+    /// Only if the speaker has stopped.
+    pub async fn flushed(&self) -> Result<(), Error> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::Flush(reply)).await.map_err(|_| Error::Stopped)?;
+        answer.await.map_err(|_| Error::Stopped)
+    }
+
+    /// Says that everything originated so far is complete: End-of-RIB goes to peers that support graceful restart, now and in every later
+    /// session. Until then a helper keeps the routes this speaker's predecessor announced.
+    ///
+    /// # Errors
+    /// Only if the speaker has stopped.
+    pub async fn export_complete(&self) -> Result<(), Error> {
+        self.call(|core, _| core.export_complete()).await
+    }
+
+    /// Asks a peer to send its routes again (RFC 2918). False if there is no session, or the peer does not support it.
+    ///
+    /// # Errors
+    /// No peer of that name.
+    pub async fn refresh(&self, name: &str) -> Result<bool, Error> {
+        let name = name.to_owned();
+        self.call(move |core, _| core.refresh(&name)).await?
+    }
+
+    /// Withdraws everything, waits until that is sent (at most 5 s), ends every session with Cease, administrative shutdown, and the text
+    /// (RFC 9003), and stops. Returns when the connections are closed.
+    ///
+    /// # Errors
+    /// Only if the speaker has stopped already.
+    pub async fn shutdown(&self, text: &str) -> Result<(), Error> {
+        let (done, answer) = oneshot::channel();
+        let shutdown = Command::Shutdown { text: text.to_owned(), done };
+        self.commands.send(shutdown).await.map_err(|_| Error::Stopped)?;
+        answer.await.map_err(|_| Error::Stopped)
+    }
+
+    /// The state of every peer, by name.
+    ///
+    /// # Errors
+    /// Only if the speaker has stopped.
+    pub async fn peers(&self) -> Result<Vec<PeerState>, Error> {
+        self.call(|core, now| core.peers(now)).await
+    }
+
+    /// Routes received, in use, or advertised, by prefix and peer.
+    ///
+    /// # Errors
+    /// Only if the speaker has stopped.
+    pub async fn routes(&self, view: RouteView) -> Result<Vec<RouteRow>, Error> {
+        self.call(move |core, _| core.routes(view)).await
+    }
+}
+
+/// Changes in order. A reader that falls behind misses intermediate states of a prefix, never its newest one.
+#[derive(Debug)]
+pub struct Events {
+    events: mpsc::Receiver<Event>,
+}
+
+impl Events {
+    /// The next event; `None` when the speaker has ended.
+    pub async fn next(&mut self) -> Option<Event> {
+        self.events.recv().await
+    }
+}

@@ -1,0 +1,287 @@
+//! The speaker on tokio: one task owns the core; sockets are tasks that talk to it through one bounded channel.
+//!
+//! ```text
+//!  listener × N ──┐                         ┌──► connection × M (queue of bytes, bounded by the core's account of unsent bytes)
+//!  connects ──────┤► inputs ──► driver ─────┤
+//!  connection × M ┘    (Core)     ▲         └──► events (bounded; the core keeps what does not fit)
+//!                              commands
+//! ```
+
+mod handle;
+mod link;
+mod socket;
+
+pub use handle::{Events, Speaker, SpeakerHandle};
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{AbortHandle, JoinSet};
+
+use crate::config::SpeakerConfig;
+use crate::core::{Core, Output, Target};
+use crate::error::Error;
+use crate::event::Event;
+use crate::fsm::ConnectionId;
+use crate::rib::PeerId;
+use crate::wire::{Frame, Notification};
+
+/// Inputs that may wait; a connection that has more is not read from until there is room.
+const INPUT_QUEUE: usize = 1024;
+/// Longest wait for withdrawals to go out at shutdown.
+const FLUSH_MAX: Duration = Duration::from_secs(5);
+/// Longest wait for connections to close after that.
+const CLOSE_MAX: Duration = Duration::from_secs(3);
+/// Wait after a failed accept: the process may be out of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
+/// Something to do with the core, with the time it is.
+type Call = Box<dyn FnOnce(&mut Core, Instant) + Send>;
+
+/// What the owner asks for.
+enum Command {
+    Call(Call),
+    Flush(oneshot::Sender<()>),
+    Shutdown { text: String, done: oneshot::Sender<()> },
+}
+
+/// What the sockets report.
+enum Input {
+    Accepted { stream: TcpStream, remote: SocketAddr },
+    Connected { peer: PeerId, attempt: u64, result: std::io::Result<TcpStream> },
+    Frame { id: ConnectionId, frame: Frame },
+    Unframed { id: ConnectionId, notification: Notification },
+    Drained { id: ConnectionId, bytes: usize },
+    Lost { id: ConnectionId, reason: String },
+}
+
+struct Driver {
+    core: Core,
+    inputs: mpsc::Sender<Input>,
+    inbox: mpsc::Receiver<Input>,
+    events: mpsc::Sender<Event>,
+    /// Nobody reads events any more.
+    unread: bool,
+    queues: BTreeMap<ConnectionId, mpsc::UnboundedSender<Vec<u8>>>,
+    connects: BTreeMap<PeerId, AbortHandle>,
+    listeners: JoinSet<()>,
+    /// Everything here is aborted when the driver ends.
+    connections: JoinSet<()>,
+    flushes: Vec<oneshot::Sender<()>>,
+}
+
+impl Driver {
+    fn new(config: &SpeakerConfig, events: mpsc::Sender<Event>) -> Result<Self, Error> {
+        let (inputs, inbox) = mpsc::channel(INPUT_QUEUE);
+        let mut listeners = JoinSet::new();
+        for address in &config.listen {
+            let listener =
+                socket::listen(*address).map_err(|source| Error::Listen { address: *address, source })?;
+            listeners.spawn(accept(listener, inputs.clone()));
+        }
+        Ok(Self {
+            core: Core::new(config),
+            inputs,
+            inbox,
+            events,
+            unread: false,
+            queues: BTreeMap::new(),
+            connects: BTreeMap::new(),
+            listeners,
+            connections: JoinSet::new(),
+            flushes: Vec::new(),
+        })
+    }
+
+    async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        loop {
+            tokio::select! {
+                command = commands.recv() => match command {
+                    // All handles are gone: break off without a word, so that helpers keep the routes.
+                    None => return,
+                    Some(Command::Call(call)) => call(&mut self.core, Instant::now()),
+                    Some(Command::Flush(done)) => self.flushes.push(done),
+                    Some(Command::Shutdown { text, done }) => {
+                        self.shutdown(&text).await;
+                        answer(done);
+                        return;
+                    }
+                },
+                () = self.step() => {}
+            }
+            self.carry_out();
+        }
+    }
+
+    /// Waits for a socket, a timer, or room for an event, and handles it.
+    async fn step(&mut self) {
+        let deadline = self.core.next_deadline();
+        let wait = async {
+            match deadline {
+                Some(at) => tokio::time::sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            Some(input) = self.inbox.recv() => self.input(input),
+            () = wait => self.core.tick(Instant::now()),
+            permit = self.events.clone().reserve_owned(), if self.core.has_events() && !self.unread => match permit {
+                Ok(permit) => {
+                    if let Some(event) = self.core.next_event() {
+                        drop(permit.send(event));
+                    }
+                }
+                Err(_) => self.unread = true,
+            },
+            Some(_) = self.connections.join_next() => {}
+        }
+    }
+
+    fn input(&mut self, input: Input) {
+        let now = Instant::now();
+        match input {
+            Input::Accepted { stream, remote } => self.accepted(now, stream, remote),
+            Input::Connected { peer, attempt, result } => self.connected(now, peer, attempt, result),
+            Input::Frame { id, frame } => self.core.frame(now, id, &frame),
+            Input::Unframed { id, notification } => self.core.unframed(now, id, notification),
+            Input::Drained { id, bytes } => self.core.drained(now, id, bytes),
+            Input::Lost { id, reason } => {
+                self.queues.remove(&id);
+                self.core.lost(now, id, &reason);
+            }
+        }
+    }
+
+    fn accepted(&mut self, now: Instant, stream: TcpStream, remote: SocketAddr) {
+        let Ok(local) = stream.local_addr() else { return };
+        let Some((id, ttl)) = self.core.accepted(now, remote.ip(), local) else {
+            tracing::debug!(%remote, "Refused a BGP connection: no such peer, or the peer is stopped.");
+            return;
+        };
+        if let Err(error) = socket::prepare(&stream, remote.ip(), ttl) {
+            tracing::warn!(%remote, %error, "Cannot set socket options of a BGP connection.");
+        }
+        self.spawn(id, stream);
+    }
+
+    fn connected(&mut self, now: Instant, peer: PeerId, attempt: u64, result: std::io::Result<TcpStream>) {
+        let ready = result.and_then(|stream| {
+            stream.set_nodelay(true)?;
+            stream.local_addr().map(|local| (stream, local))
+        });
+        match ready {
+            Ok((stream, local)) => {
+                if let Some(id) = self.core.connected(now, peer, attempt, local) {
+                    self.spawn(id, stream);
+                }
+            }
+            Err(error) => self.core.connect_failed(now, peer, attempt, &error.to_string()),
+        }
+    }
+
+    fn spawn(&mut self, id: ConnectionId, stream: TcpStream) {
+        let (queue, outbox) = mpsc::unbounded_channel();
+        self.queues.insert(id, queue);
+        self.connections.spawn(link::run(id, stream, outbox, self.inputs.clone()));
+    }
+
+    /// Does what the core wants done, and answers those who wait for it to be quiet.
+    fn carry_out(&mut self) {
+        while let Some(output) = self.core.next_output() {
+            match output {
+                Output::Connect { peer, attempt, target } => self.connect(peer, attempt, target),
+                Output::Abandon { peer } => {
+                    if let Some(connect) = self.connects.remove(&peer) {
+                        connect.abort();
+                    }
+                }
+                Output::Send { connection, bytes } => {
+                    if let Some(queue) = self.queues.get(&connection)
+                        && queue.send(bytes).is_err()
+                    {
+                        // The connection has ended; its report is on the way.
+                        self.queues.remove(&connection);
+                    }
+                }
+                Output::Close { connection } => {
+                    self.queues.remove(&connection);
+                }
+            }
+        }
+        if !self.flushes.is_empty() && self.core.is_flushed() {
+            for done in self.flushes.drain(..) {
+                answer(done);
+            }
+        }
+    }
+
+    fn connect(&mut self, peer: PeerId, attempt: u64, target: Target) {
+        let inputs = self.inputs.clone();
+        let handle = self.connections.spawn(async move {
+            let result = socket::connect(&target).await;
+            if inputs.send(Input::Connected { peer, attempt, result }).await.is_err() {
+                tracing::debug!("The speaker has ended.");
+            }
+        });
+        if let Some(older) = self.connects.insert(peer, handle) {
+            older.abort();
+        }
+    }
+
+    async fn shutdown(&mut self, text: &str) {
+        self.listeners.abort_all();
+        self.core.withdraw_all();
+        self.carry_out();
+        let flush = async {
+            while !self.core.is_flushed() {
+                self.step().await;
+                self.carry_out();
+            }
+        };
+        if tokio::time::timeout(FLUSH_MAX, flush).await.is_err() {
+            tracing::warn!("Some peers did not take the withdrawals in time; closing anyway.");
+        }
+        self.core.stop_all(Instant::now(), text);
+        self.carry_out();
+        self.connects.values().for_each(AbortHandle::abort);
+        // Reports of the closing connections are of no more interest, but must not block them.
+        let Self { inbox, connections, .. } = self;
+        let close = async {
+            loop {
+                tokio::select! {
+                    ended = connections.join_next() => if ended.is_none() { break },
+                    Some(_) = inbox.recv() => {}
+                }
+            }
+        };
+        if tokio::time::timeout(CLOSE_MAX, close).await.is_err() {
+            tracing::warn!("Some peers did not close their connections in time.");
+        }
+    }
+}
+
+/// Answers a caller; one that went away does not want to know.
+fn answer(done: oneshot::Sender<()>) {
+    if done.send(()).is_err() {
+        tracing::debug!("Nobody waits for this answer any more.");
+    }
+}
+
+async fn accept(listener: TcpListener, inputs: mpsc::Sender<Input>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, remote)) => {
+                if inputs.send(Input::Accepted { stream, remote }).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "Cannot accept a BGP connection; trying again.");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}

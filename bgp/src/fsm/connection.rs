@@ -1,0 +1,160 @@
+//! One TCP connection of a peer, and what its two OPENs agreed on.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use crate::config::PeerConfig;
+use crate::family::Family;
+use crate::wire::{
+    Capability, GracefulRestartCapability, GracefulRestartFamily, Notification, Open, UpdateContext, code,
+};
+
+/// Names a connection for as long as the speaker runs.
+pub(crate) type ConnectionId = u64;
+
+/// Hold time until the OPEN has come (RFC 4271 section 8.2.2 suggests four minutes).
+pub(super) const OPEN_WAIT: Duration = Duration::from_secs(240);
+
+/// States of a connection; before it exists the peer is Idle, Connect or Active.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Stage {
+    OpenSent,
+    OpenConfirm,
+    Established,
+}
+
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) id: ConnectionId,
+    pub(super) outgoing: bool,
+    pub(super) local: SocketAddr,
+    pub(super) stage: Stage,
+    pub(super) hold_at: Option<Instant>,
+    pub(super) keepalive_at: Option<Instant>,
+    pub(super) session: Option<Session>,
+}
+
+impl Connection {
+    pub(super) fn new(now: Instant, id: ConnectionId, outgoing: bool, local: SocketAddr) -> Self {
+        let hold_at = Some(now + OPEN_WAIT);
+        Self { id, outgoing, local, stage: Stage::OpenSent, hold_at, keepalive_at: None, session: None }
+    }
+
+    /// Restarts the hold timer (RFC 4271 section 8.2.2); a hold time of 0 never runs out.
+    pub(super) fn heard(&mut self, now: Instant) {
+        if let Some(session) = &self.session {
+            self.hold_at = (!session.hold.is_zero()).then(|| now + session.hold);
+        }
+    }
+}
+
+/// What both OPENs agreed on.
+#[derive(Clone, Debug)]
+pub(crate) struct Session {
+    /// The peer's AS.
+    pub(crate) peer_asn: u32,
+    /// The peer's BGP identifier.
+    pub(crate) peer_router_id: Ipv4Addr,
+    /// The peer is in another AS.
+    pub(crate) ebgp: bool,
+    /// The smaller of both hold times; zero means none.
+    pub(crate) hold: Duration,
+    /// Time between our KEEPALIVEs.
+    pub(crate) keepalive: Duration,
+    /// Families both offered.
+    pub(crate) families: Vec<Family>,
+    /// The peer understands ROUTE-REFRESH.
+    pub(crate) route_refresh: bool,
+    /// The peer's graceful restart capability.
+    pub(crate) peer_restart: Option<GracefulRestartCapability>,
+    /// Everything the peer offered.
+    pub(crate) peer_capabilities: Vec<Capability>,
+    /// Our address on the session.
+    pub(crate) local_address: IpAddr,
+    /// How to read its UPDATEs.
+    pub(crate) context: UpdateContext,
+}
+
+/// Who we are to a peer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Identity {
+    pub(crate) asn: u32,
+    pub(crate) router_id: Ipv4Addr,
+}
+
+/// The capabilities we offer.
+pub(super) fn offered(
+    config: &PeerConfig,
+    identity: Identity,
+    restarted: bool,
+    forwarding_preserved: bool,
+) -> Vec<Capability> {
+    let mut capabilities: Vec<Capability> =
+        config.families.iter().copied().map(Capability::Multiprotocol).collect();
+    capabilities.push(Capability::RouteRefresh);
+    if config.graceful_restart.enabled {
+        capabilities.push(Capability::GracefulRestart(GracefulRestartCapability {
+            restarted,
+            restart_time_secs: config.graceful_restart.restart_time_secs,
+            families: config
+                .families
+                .iter()
+                .map(|family| GracefulRestartFamily { family: *family, forwarding_preserved })
+                .collect(),
+        }));
+    }
+    capabilities.push(Capability::FourOctetAs(identity.asn));
+    capabilities
+}
+
+/// Checks the peer's OPEN against the configuration and settles the session (RFC 4271 section 6.2).
+pub(super) fn negotiate(
+    config: &PeerConfig,
+    identity: Identity,
+    local: IpAddr,
+    open: Open,
+) -> Result<Session, Notification> {
+    if config.peer_asn != 0 && open.asn != config.peer_asn {
+        let two_octets = u16::try_from(open.asn).unwrap_or(crate::wire::AS_TRANS);
+        return Err(Notification::with_data(code::OPEN, 2, &two_octets.to_be_bytes()));
+    }
+    let ebgp = open.asn != identity.asn;
+    if !ebgp && open.router_id == identity.router_id {
+        // RFC 6286: only internal peers must differ.
+        return Err(Notification::with_data(code::OPEN, 3, &open.router_id.octets()));
+    }
+    let offered = open.families();
+    let families: Vec<Family> =
+        config.families.iter().copied().filter(|family| offered.contains(family)).collect();
+    if families.is_empty() {
+        let mut data = Vec::new();
+        config.families.iter().for_each(|family| {
+            let (afi, safi) = (family.afi().to_be_bytes(), family.safi());
+            data.extend([1, 4]);
+            data.extend(afi);
+            data.extend([0, safi]);
+        });
+        return Err(Notification::with_data(code::OPEN, 7, &data));
+    }
+    let hold_secs = config.timers.hold_secs().min(open.hold_time_secs);
+    let hold = Duration::from_secs(u64::from(hold_secs));
+    let context = UpdateContext {
+        four_octet_as: open.four_octet_as(),
+        ebgp,
+        first_asn: (ebgp && config.enforce_first_as).then_some(open.asn),
+        families: families.clone(),
+    };
+    Ok(Session {
+        peer_asn: open.asn,
+        peer_router_id: open.router_id,
+        ebgp,
+        hold,
+        keepalive: config.timers.keepalive.min(hold / 3),
+        families,
+        route_refresh: open.route_refresh(),
+        peer_restart: open.graceful_restart().cloned(),
+        peer_capabilities: open.capabilities,
+        local_address: local,
+        context,
+    })
+}

@@ -1,0 +1,47 @@
+//! A BGP-4 speaker that stands alone: codec, state machine, RIB, import policy, sessions on tokio.
+//!
+//! Layers, each usable by itself and each without knowledge of the one above:
+//! [`wire`] (bytes to messages) → the state machine of a peer → the RIB → a sans-IO core → the driver on tokio, which is [`Speaker`].
+//!
+//! ```no_run
+//! # async fn sketch() -> Result<(), tombolo_bgp::Error> {
+//! use tombolo_bgp::{AllowedPrefix, Announcement, Event, PeerConfig, Scope, Speaker, SpeakerConfig};
+//! let mut config = SpeakerConfig::new(65111, [172, 20, 11, 2].into());
+//! config.listen = vec![([0, 0, 0, 0], 179).into()];
+//! config.restarting = false; // true if the previous process died and its routes are still in the forwarding plane
+//! let (speaker, mut events) = Speaker::start(config).await?;
+//! let mut tor = PeerConfig::new("tor", [172, 20, 11, 1].into(), 65100);
+//! tor.graceful_restart.enabled = true;
+//! tor.import = vec![AllowedPrefix::or_longer("10.1.0.0/16".parse().unwrap())]; // nothing else is accepted
+//! speaker.add_peer(tor).await?;
+//! speaker.announce(Scope::All, "10.1.1.0/24".parse().unwrap(), Announcement::default()).await?;
+//! speaker.export_complete().await?; // now End-of-RIB may go out
+//! while let Some(event) = events.next().await {
+//!     if let Event::Route { prefix, paths } = event { /* no paths: remove it from the kernel */ }
+//! }
+//! speaker.shutdown("node drains").await // withdraws, waits until that is sent, then Cease with the text
+//! # }
+//! ```
+//!
+//! RFCs: 4271, 4724 (both roles), 4760, 2918, 5492, 6286, 6608, 6793, 7606, 8092, 9003, 9072. Next hops of IPv6 by 2545.
+
+#![forbid(unsafe_code)]
+
+mod config;
+mod core;
+mod driver;
+mod error;
+mod event;
+mod family;
+mod fsm;
+mod rib;
+pub mod wire;
+
+pub use config::{AllowedPrefix, Announcement, GracefulRestart, PeerConfig, Scope, SpeakerConfig, Timers};
+pub use driver::{Events, Speaker, SpeakerHandle};
+pub use error::Error;
+pub use event::{Counters, Event, FamilyState, Path, PeerState, RouteRow, RouteView};
+pub use family::{Family, NextHop};
+pub use fsm::State;
+pub use rib::Refusal;
+pub use wire::{AsPath, Attributes, Community, LargeCommunity, Origin};

@@ -1,0 +1,219 @@
+//! AS_PATH: the autonomous systems a route came through (RFC 4271 section 4.3, four octets by RFC 6793).
+
+use std::fmt;
+
+use serde::{Serialize, Serializer};
+
+use super::cursor::{Cursor, len8};
+
+/// Stands for an AS number that does not fit two octets (RFC 6793).
+pub const AS_TRANS: u16 = 23456;
+/// AS numbers one segment can hold.
+const SEGMENT_MAX: usize = 255;
+
+/// Whether a segment is ordered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SegmentKind {
+    /// Unordered; counts as one hop.
+    Set,
+    /// Ordered.
+    Sequence,
+}
+
+/// One segment of a path.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Segment {
+    /// Ordered or not.
+    pub kind: SegmentKind,
+    /// AS numbers, nearest first.
+    pub asns: Vec<u32>,
+}
+
+/// A whole path, nearest AS first.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AsPath {
+    /// The segments in order.
+    pub segments: Vec<Segment>,
+}
+
+impl AsPath {
+    /// A path of one ordered segment; empty if no AS is given.
+    pub fn sequence(asns: &[u32]) -> Self {
+        if asns.is_empty() {
+            return Self::default();
+        }
+        Self { segments: vec![Segment { kind: SegmentKind::Sequence, asns: asns.to_vec() }] }
+    }
+
+    /// Length for the decision process: a set counts as one (RFC 4271 section 9.1.2.2 a).
+    pub fn hops(&self) -> usize {
+        self.segments
+            .iter()
+            .map(|segment| match segment.kind {
+                SegmentKind::Set => 1,
+                SegmentKind::Sequence => segment.asns.len(),
+            })
+            .sum()
+    }
+
+    /// Whether the path goes through an AS.
+    pub fn contains(&self, asn: u32) -> bool {
+        self.segments.iter().any(|segment| segment.asns.contains(&asn))
+    }
+
+    /// The AS the route was received from, if the path starts with a sequence.
+    pub fn first(&self) -> Option<u32> {
+        let segment = self.segments.first()?;
+        (segment.kind == SegmentKind::Sequence).then(|| segment.asns.first().copied()).flatten()
+    }
+
+    /// The path with one more AS in front (RFC 4271 section 5.1.2).
+    pub fn prepended(&self, asn: u32) -> Self {
+        let mut segments = self.segments.clone();
+        match segments.first_mut() {
+            Some(first) if first.kind == SegmentKind::Sequence && first.asns.len() < SEGMENT_MAX => {
+                first.asns.insert(0, asn);
+            }
+            _ => segments.insert(0, Segment { kind: SegmentKind::Sequence, asns: vec![asn] }),
+        }
+        Self { segments }
+    }
+
+    /// Decodes; `None` if malformed: unknown or confederation segment, empty segment, bytes missing or left over (RFC 7606 section 7.2).
+    pub(crate) fn decode(bytes: &[u8], four_octet_as: bool) -> Option<Self> {
+        let mut cursor = Cursor::new(bytes);
+        let mut segments = Vec::new();
+        while !cursor.is_empty() {
+            let kind = match cursor.u8()? {
+                1 => SegmentKind::Set,
+                2 => SegmentKind::Sequence,
+                _ => return None,
+            };
+            let count = usize::from(cursor.u8()?);
+            if count == 0 {
+                return None;
+            }
+            let mut asns = Vec::with_capacity(count);
+            for _ in 0..count {
+                asns.push(if four_octet_as { cursor.u32()? } else { u32::from(cursor.u16()?) });
+            }
+            segments.push(Segment { kind, asns });
+        }
+        Some(Self { segments })
+    }
+
+    pub(crate) fn encode(&self, four_octet_as: bool, out: &mut Vec<u8>) {
+        for segment in &self.segments {
+            let kind = match segment.kind {
+                SegmentKind::Set => 1,
+                SegmentKind::Sequence => 2,
+            };
+            for chunk in segment.asns.chunks(SEGMENT_MAX) {
+                out.extend([kind, len8(chunk.len())]);
+                for asn in chunk {
+                    if four_octet_as {
+                        out.extend(asn.to_be_bytes());
+                    } else {
+                        out.extend(u16::try_from(*asn).unwrap_or(AS_TRANS).to_be_bytes());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether two-octet peers need AS4_PATH beside it.
+    pub(crate) fn needs_four_octets(&self) -> bool {
+        self.segments.iter().any(|segment| segment.asns.iter().any(|asn| *asn > u32::from(u16::MAX)))
+    }
+
+    /// Rebuilds the true path from what an old speaker passed on (RFC 6793 section 4.2.3).
+    pub(crate) fn merged(self, as4_path: &Self) -> Self {
+        let (old, new) = (self.hops(), as4_path.hops());
+        if old < new {
+            return self;
+        }
+        let mut missing = old - new;
+        let mut segments: Vec<Segment> = Vec::new();
+        for mut segment in self.segments {
+            if missing == 0 {
+                break;
+            }
+            match segment.kind {
+                SegmentKind::Set => missing -= 1,
+                SegmentKind::Sequence => {
+                    segment.asns.truncate(missing);
+                    missing -= segment.asns.len();
+                }
+            }
+            segments.push(segment);
+        }
+        for segment in &as4_path.segments {
+            match segments.last_mut() {
+                Some(last) if last.kind == SegmentKind::Sequence && segment.kind == SegmentKind::Sequence => {
+                    last.asns.extend(&segment.asns);
+                }
+                _ => segments.push(segment.clone()),
+            }
+        }
+        Self { segments }
+    }
+}
+
+impl fmt::Display for AsPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, segment) in self.segments.iter().enumerate() {
+            let asns: Vec<String> = segment.asns.iter().map(ToString::to_string).collect();
+            let gap = if index == 0 { "" } else { " " };
+            match segment.kind {
+                SegmentKind::Set => write!(f, "{gap}{{{}}}", asns.join(" "))?,
+                SegmentKind::Sequence => write!(f, "{gap}{}", asns.join(" "))?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Serialize for AsPath {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sequence_is_segment_type_two() {
+        let mut out = Vec::new();
+        AsPath::sequence(&[65001, 70000]).encode(true, &mut out);
+        assert_eq!(out, [2, 2, 0, 0, 0xfd, 0xe9, 0, 1, 0x11, 0x70]);
+        assert_eq!(AsPath::decode(&out, true), Some(AsPath::sequence(&[65001, 70000])));
+    }
+
+    #[test]
+    fn malformed_paths_are_refused() {
+        for bytes in [&[2u8, 0][..], &[9, 1, 0, 1], &[2, 2, 0, 1], &[2, 1, 0, 1, 7], &[3, 1, 0, 1], &[2]] {
+            assert_eq!(AsPath::decode(bytes, false), None, "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn as4_path_replaces_as_trans() {
+        let mut wire = Vec::new();
+        AsPath::sequence(&[100, 70000, 70001]).encode(false, &mut wire);
+        let old = AsPath::decode(&wire, false).unwrap();
+        assert_eq!(old.to_string(), "100 23456 23456");
+        assert_eq!(old.clone().merged(&AsPath::sequence(&[70000, 70001])).to_string(), "100 70000 70001");
+        assert_eq!(old.clone().merged(&AsPath::sequence(&[1, 2, 3, 4])), old);
+    }
+
+    #[test]
+    fn a_set_counts_once() {
+        let mut path = AsPath::sequence(&[1, 2]);
+        path.segments.push(Segment { kind: SegmentKind::Set, asns: vec![3, 4, 5] });
+        assert_eq!(path.hops(), 3);
+        assert_eq!(path.prepended(9).to_string(), "9 1 2 {3 4 5}");
+        assert_eq!(path.first(), Some(1));
+    }
+}

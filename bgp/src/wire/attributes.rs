@@ -1,0 +1,201 @@
+//! Path attributes as the RIB keeps them: everything but the next hop, so that equal sets can be shared.
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize, Serializer};
+
+use super::as_path::AsPath;
+
+/// ORIGIN (RFC 4271 section 5.1.1); lower is preferred.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Origin {
+    /// Interior to the originating AS.
+    #[default]
+    Igp,
+    /// Learned by EGP.
+    Egp,
+    /// Learned in another way.
+    Incomplete,
+}
+
+/// A community (RFC 1997), printed as `65000:1` or by its well-known name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Community(pub u32);
+
+/// Well-known communities by the names operators use (RFC 1997, 3765, 7611, 7999, 8326, 9494).
+const WELL_KNOWN: [(&str, u32); 14] = [
+    ("internet", 0x0000_0000),
+    ("planned-shut", 0xffff_0000),
+    ("accept-own", 0xffff_0001),
+    ("route-filter-translated-v4", 0xffff_0002),
+    ("route-filter-v4", 0xffff_0003),
+    ("route-filter-translated-v6", 0xffff_0004),
+    ("route-filter-v6", 0xffff_0005),
+    ("llgr-stale", 0xffff_0006),
+    ("no-llgr", 0xffff_0007),
+    ("blackhole", 0xffff_029a),
+    ("no-export", 0xffff_ff01),
+    ("no-advertise", 0xffff_ff02),
+    ("no-export-subconfed", 0xffff_ff03),
+    ("no-peer", 0xffff_ff04),
+];
+
+impl Community {
+    /// Not to be sent to external peers.
+    pub const NO_EXPORT: Self = Self(0xffff_ff01);
+    /// Not to be sent to anybody.
+    pub const NO_ADVERTISE: Self = Self(0xffff_ff02);
+    /// Not to be sent to external peers, confederation members included.
+    pub const NO_EXPORT_SUBCONFED: Self = Self(0xffff_ff03);
+}
+
+impl fmt::Display for Community {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match WELL_KNOWN.iter().find(|(_, value)| *value == self.0) {
+            Some((name, _)) => f.write_str(name),
+            None => write!(f, "{}:{}", self.0 >> 16, self.0 & 0xffff),
+        }
+    }
+}
+
+impl FromStr for Community {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some((_, value)) = WELL_KNOWN.iter().find(|(name, _)| *name == text) {
+            return Ok(Self(*value));
+        }
+        let parsed = match text.split_once(':') {
+            Some((high, low)) => high
+                .parse::<u16>()
+                .ok()
+                .zip(low.parse::<u16>().ok())
+                .map(|(high, low)| (u32::from(high) << 16) | u32::from(low)),
+            None => text.parse().ok(),
+        };
+        parsed.map(Self).ok_or_else(|| {
+            format!("{text:?} is not a community: write ASN:VALUE, each at most 65535, or a well-known name")
+        })
+    }
+}
+
+impl Serialize for Community {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// A large community (RFC 8092), printed as `65000:1:2`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LargeCommunity {
+    /// Global administrator, an AS number.
+    pub global: u32,
+    /// First local part.
+    pub local1: u32,
+    /// Second local part.
+    pub local2: u32,
+}
+
+impl fmt::Display for LargeCommunity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.global, self.local1, self.local2)
+    }
+}
+
+impl FromStr for LargeCommunity {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts: Vec<u32> = text.split(':').map_while(|part| part.parse().ok()).collect();
+        match (parts.as_slice(), text.matches(':').count()) {
+            (&[global, local1, local2], 2) => Ok(Self { global, local1, local2 }),
+            _ => Err(format!("{text:?} is not a large community: write three numbers, ASN:VALUE:VALUE")),
+        }
+    }
+}
+
+impl Serialize for LargeCommunity {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// AGGREGATOR (RFC 4271 section 5.1.7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Aggregator {
+    /// AS that aggregated.
+    pub asn: u32,
+    /// Router that aggregated.
+    pub address: Ipv4Addr,
+}
+
+/// An optional transitive attribute this speaker does not know; passed on with the partial bit set.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct RawAttribute {
+    /// Flags as they go out: optional, transitive, partial.
+    pub flags: u8,
+    /// Type code.
+    pub code: u8,
+    /// Value as received.
+    pub value: Vec<u8>,
+}
+
+/// The attributes of a route, in canonical form.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Attributes {
+    /// ORIGIN.
+    pub origin: Origin,
+    /// AS_PATH.
+    pub as_path: AsPath,
+    /// MULTI_EXIT_DISC; lower is preferred.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub med: Option<u32>,
+    /// LOCAL_PREF; higher is preferred; only between internal peers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub local_pref: Option<u32>,
+    /// ATOMIC_AGGREGATE.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub atomic_aggregate: bool,
+    /// AGGREGATOR.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aggregator: Option<Aggregator>,
+    /// COMMUNITIES, sorted, each once.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub communities: Vec<Community>,
+    /// EXTENDED COMMUNITIES as they came (RFC 4360), sorted, each once.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub extended_communities: Vec<u64>,
+    /// LARGE_COMMUNITY, sorted, each once.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub large_communities: Vec<LargeCommunity>,
+    /// ORIGINATOR_ID (RFC 4456); only from internal peers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub originator_id: Option<Ipv4Addr>,
+    /// CLUSTER_LIST (RFC 4456); only from internal peers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cluster_list: Vec<Ipv4Addr>,
+    /// Unknown transitive attributes, by type code.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unknown: Vec<RawAttribute>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn communities_parse_as_operators_write_them() {
+        assert_eq!("65000:100".parse(), Ok(Community(0xfde8_0064)));
+        assert_eq!("no-export".parse(), Ok(Community::NO_EXPORT));
+        assert_eq!(Community(0xffff_029a).to_string(), "blackhole");
+        assert!("65536:1".parse::<Community>().is_err());
+        assert!("a".parse::<Community>().unwrap_err().contains("ASN:VALUE"));
+        assert_eq!("1:2:3".parse::<LargeCommunity>().unwrap().to_string(), "1:2:3");
+        for bad in ["1:2", "1:2:3:4", "1:2:x", "1:2:3:x", "4294967296:1:1"] {
+            assert!(bad.parse::<LargeCommunity>().is_err(), "{bad}");
+        }
+    }
+}
