@@ -1,0 +1,277 @@
+//! Root tests of the lab runner on tiny topologies. They run one after the other, print a line each, and fail where
+//! they cannot run. The lab's processes are this binary itself, started with the hidden commands.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use tombolo_containerlab::cli::{HiddenCommand, LabArgs};
+use tombolo_containerlab::runner::progress::Progress;
+use tombolo_containerlab::runner::{Lab, Outcome};
+
+#[derive(Parser)]
+enum Command {
+    Lab(LabArgs),
+    #[command(flatten)]
+    Hidden(HiddenCommand),
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().collect();
+    if arguments.get(1).is_some_and(|word| word.starts_with("lab")) {
+        return match Command::parse() {
+            Command::Lab(lab) => lab.run(),
+            Command::Hidden(hidden) => hidden.run(),
+        };
+    }
+    let filter = arguments.iter().skip(1).find(|word| !word.starts_with('-')).cloned().unwrap_or_default();
+    if arguments.iter().any(|word| word == "--list") {
+        return ExitCode::SUCCESS;
+    }
+    assert!(nix::unistd::geteuid().is_root(), "these tests make namespaces: run them as root");
+    let tests: &[(&str, fn())] = &[
+        ("two_hosts_reach_each_other", two_hosts_reach_each_other),
+        ("a_failing_node_is_undone", a_failing_node_is_undone),
+        ("commands_are_supervised", commands_are_supervised),
+        ("a_running_lab_follows_its_file", a_running_lab_follows_its_file),
+        ("nodes_go_off_and_on", nodes_go_off_and_on),
+        ("a_killed_supervisor_leaves_nothing", a_killed_supervisor_leaves_nothing),
+    ];
+    for (name, test) in tests.iter().filter(|(name, _)| name.contains(&filter)) {
+        let began = Instant::now();
+        test();
+        println!("test {name} ... ok ({:.1} s)", began.elapsed().as_secs_f64());
+    }
+    ExitCode::SUCCESS
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
+}
+
+/// A topology file in a directory of its own; the lab is taken down whatever happens.
+struct Bench {
+    folder: tempfile::TempDir,
+    name: String,
+}
+
+impl Bench {
+    fn new(text: &str) -> Self {
+        let folder = tempfile::Builder::new().prefix("tombolo-lab-test-").tempdir().unwrap();
+        let name = format!("t{}", std::process::id());
+        let bench = Self { folder, name };
+        bench.write(text);
+        bench
+    }
+
+    fn write(&self, text: &str) {
+        std::fs::write(self.file(), text.replace("NAME", &self.name)).unwrap();
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn file(&self) -> PathBuf {
+        self.path("tiny.clab.yml")
+    }
+
+    fn lab(&self) -> Lab {
+        Lab::open(&self.file()).unwrap()
+    }
+
+    fn up(&self) -> Outcome {
+        block_on(self.lab().up(&mut Progress::quiet())).unwrap_or_else(|error| panic!("up: {error}"))
+    }
+
+    fn down(&self) {
+        let lab = self.lab();
+        let residue = block_on(lab.down()).unwrap_or_else(|error| panic!("down: {error}"));
+        assert!(residue.is_clean(), "left behind: {residue}");
+        assert!(!lab.layout().dir().exists());
+    }
+
+    fn exec(&self, node: &str, argv: &[&str]) -> (bool, String) {
+        let output = self.lab().exec_command(node, None, argv).unwrap().output().unwrap();
+        let text =
+            format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        (output.status.success(), text)
+    }
+
+    #[track_caller]
+    fn check(&self, node: &str, argv: &[&str]) -> String {
+        let (done, text) = self.exec(node, argv);
+        assert!(done, "{node}: {argv:?} failed: {text}");
+        text
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        if std::thread::panicking()
+            && let Ok(lab) = Lab::open(&self.file())
+        {
+            for node in lab.topology.nodes.keys() {
+                eprintln!("--- {node}\n{}", lab.log_tail(node, 20).unwrap_or_default());
+                let init = std::fs::read_to_string(lab.layout().init_log(node)).unwrap_or_default();
+                eprintln!("--- {node} init\n{init}");
+            }
+            let supervisor = std::fs::read_to_string(lab.layout().supervisor_log()).unwrap_or_default();
+            eprintln!("--- supervisor\n{supervisor}");
+            drop(block_on(lab.down()));
+        }
+    }
+}
+
+const TWO_HOSTS: &str = r"
+name: NAME
+topology:
+  nodes:
+    a:
+      kind: linux
+      exec:
+        - ip addr add 192.0.2.1/24 dev eth1
+        - ip addr add 2001:db8::1/64 dev eth1
+    b:
+      kind: linux
+      exec:
+        - ip addr add 192.0.2.2/24 dev eth1
+        - ip addr add 2001:db8::2/64 dev eth1
+  links:
+    - endpoints: [a:eth1, b:eth1]
+";
+
+fn two_hosts_reach_each_other() {
+    let bench = Bench::new(TWO_HOSTS);
+    assert!(matches!(bench.up(), Outcome::Started(_)));
+    bench.check("a", &["ping", "-c1", "-W2", "192.0.2.2"]);
+    bench.check("b", &["ping", "-6", "-c1", "-W2", "2001:db8::1"]);
+    assert_eq!(bench.check("a", &["hostname"]).trim(), "a");
+    // Namespaces and file systems of its own.
+    assert_eq!(
+        bench.check("a", &["sh", "-c", "cat /proc/1/comm; ls /sys/class/net | xargs"]).lines().last(),
+        Some("eth1 lo")
+    );
+    bench.check("a", &["sh", "-c", "echo only here > /etc/only-in-a && touch /run/x /tmp/x"]);
+    assert!(!Path::new("/etc/only-in-a").exists());
+    assert!(!bench.exec("b", &["test", "-e", "/etc/only-in-a"]).0);
+    bench.check("a", &["test", "-d", "/sys/fs/bpf"]);
+    assert_eq!(
+        bench.check("a", &["stat", "-f", "-c", "%T", "/sys/fs/bpf", "/sys/fs/cgroup"]).trim(),
+        "bpf_fs\ncgroup2fs"
+    );
+    // The command is in the node's cgroup, which is the root of what it sees.
+    assert!(bench.check("a", &["cat", "/proc/self/cgroup"]).lines().any(|line| line == "0::/"));
+    let exit = bench.lab().exec_command("a", None, &["sh", "-c", "exit 7"]).unwrap().status().unwrap();
+    assert_eq!(exit.code(), Some(7));
+    assert!(matches!(bench.up(), Outcome::Changed(text) if text == "nothing has changed"));
+    let state = block_on(bench.lab().inspect()).unwrap();
+    assert_eq!(state.nodes["a"].state, "running");
+    assert_eq!(state.nodes["a"].interfaces, ["eth1"]);
+    bench.down();
+}
+
+fn a_failing_node_is_undone() {
+    let bench = Bench::new(
+        "name: NAME\ntopology:\n  nodes:\n    good: {kind: linux, cmd: sleep infinity}\n    bad:\n      kind: linux\n      cmd: sh -c 'echo about to fail; exit 3'\n  links:\n    - endpoints: [good:eth1, bad:eth1]\n",
+    );
+    let lab = bench.lab();
+    let error = block_on(lab.up(&mut Progress::quiet())).unwrap_err().to_string();
+    assert!(error.contains("node bad") && error.contains("exit status 3"), "{error}");
+    assert!(error.contains("about to fail"), "the node's log is missing: {error}");
+    assert!(!block_on(lab.is_running()));
+    bench.down();
+}
+
+fn commands_are_supervised() {
+    let bench = Bench::new(
+        "name: NAME\ntopology:\n  nodes:\n    a:\n      kind: linux\n      env: {GREETING: hello}\n      cmd: sh -c 'echo $GREETING; echo $$ >> /var/lib/starts; exec sleep infinity'\n",
+    );
+    bench.up();
+    let lab = bench.lab();
+    assert_eq!(bench.check("a", &["wc", "-l", "/var/lib/starts"]).trim(), "1 /var/lib/starts");
+    assert!(lab.log_tail("a", 10).unwrap().contains("hello"));
+    let pid = |lab: &Lab| block_on(lab.inspect()).unwrap().nodes["a"].command.pid;
+    let first = pid(&lab).unwrap();
+    block_on(lab.kill_agent("a", false)).unwrap();
+    until("the command runs again", || pid(&lab).is_some_and(|now| now != first));
+    assert_eq!(block_on(lab.inspect()).unwrap().nodes["a"].command.restarts, 1);
+    block_on(lab.stop_cmd("a")).unwrap();
+    assert_eq!(block_on(lab.inspect()).unwrap().nodes["a"].command.state, "stopped");
+    block_on(lab.start_cmd("a")).unwrap();
+    until("the command runs after its start", || pid(&lab).is_some());
+    block_on(lab.kill_agent("a", true)).unwrap();
+    assert_eq!(block_on(lab.inspect()).unwrap().nodes["a"].command.state, "stopped");
+    bench.down();
+}
+
+fn a_running_lab_follows_its_file() {
+    let text = |greeting: &str, file: &str| {
+        format!(
+            "name: NAME\ntopology:\n  nodes:\n    a:\n      kind: linux\n      env: {{GREETING: {greeting}}}\n      binds: [\"{file}:/etc/bound:ro\"]\n      cmd: sh -c 'echo $GREETING $(cat /etc/bound) > /run/said; exec sleep infinity'\n    b:\n      kind: linux\n      cmd: sleep infinity\n"
+        )
+    };
+    let bench = Bench::new("");
+    std::fs::write(bench.path("one"), "first file").unwrap();
+    std::fs::write(bench.path("two"), "second file").unwrap();
+    bench.write(&text("hello", "one"));
+    bench.up();
+    let said = |expected: &str| {
+        until(expected, || bench.exec("a", &["cat", "/run/said"]).1.trim() == expected);
+    };
+    said("hello first file");
+    let untouched = block_on(bench.lab().inspect()).unwrap().nodes["b"].command.pid;
+    bench.write(&text("goodbye", "two"));
+    assert!(matches!(bench.up(), Outcome::Changed(text) if text == "changed: a"));
+    said("goodbye second file");
+    assert!(!bench.exec("a", &["sh", "-c", "echo x > /etc/bound"]).0, "a read-only bind was written");
+    // The same path with another content counts as changed too.
+    std::fs::write(bench.path("two"), "third file").unwrap();
+    bench.up();
+    said("goodbye third file");
+    assert_eq!(block_on(bench.lab().inspect()).unwrap().nodes["b"].command.pid, untouched);
+    bench.down();
+}
+
+fn nodes_go_off_and_on() {
+    let bench = Bench::new(TWO_HOSTS);
+    bench.up();
+    let lab = bench.lab();
+    bench.check("a", &["ping", "-c1", "-W2", "192.0.2.2"]);
+    bench.check("b", &["sh", "-c", "echo kept > /var/lib/kept"]);
+    block_on(lab.power_off("b")).unwrap();
+    assert!(bench.check("a", &["ip", "link", "show", "eth1"]).contains("NO-CARRIER"));
+    assert!(bench.check("a", &["ip", "addr", "show", "eth1"]).contains("2001:db8::1/64"));
+    assert!(!bench.exec("a", &["ping", "-c1", "-W1", "192.0.2.2"]).0);
+    assert!(!bench.exec("b", &["true"]).0, "a node that is off runs nothing");
+    assert_eq!(block_on(lab.inspect()).unwrap().nodes["b"].state, "off");
+    block_on(lab.power_on("b")).unwrap();
+    bench.check("a", &["ping", "-c1", "-W2", "192.0.2.2"]);
+    bench.check("a", &["ping", "-6", "-c1", "-W2", "2001:db8::2"]);
+    assert_eq!(bench.check("b", &["cat", "/var/lib/kept"]).trim(), "kept");
+    bench.down();
+}
+
+fn a_killed_supervisor_leaves_nothing() {
+    let bench = Bench::new(
+        "name: NAME\ntopology:\n  nodes:\n    a: {kind: linux, cmd: sleep infinity}\n    b: {kind: linux}\n  links:\n    - endpoints: [a:eth1, b:eth1]\n    - endpoints: [a:eth2, host:outside]\n",
+    );
+    bench.up();
+    bench.check("a", &["ip", "link", "show", "eth2"]);
+    assert!(!Path::new("/sys/class/net/outside").exists(), "a host link ends in the lab's own namespace");
+    let supervisor = block_on(bench.lab().inspect()).unwrap().supervisor_pid;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(supervisor), nix::sys::signal::Signal::SIGKILL)
+        .unwrap();
+    bench.down();
+}
+
+/// Asks until the answer is yes, ten seconds at most.
+#[track_caller]
+fn until(what: &str, mut answer: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !answer() {
+        assert!(Instant::now() < deadline, "not within 10 s: {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
