@@ -50,12 +50,12 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn one_key_waits_and_another_does_not_and_nothing_is_left() {
         let turns = Turns::<u8>::default();
         let first = turns.enter(1).await;
         let _other = turns.enter(2).await;
-        let waiting = tokio::time::timeout(Duration::from_secs(1), turns.enter(1)).await;
+        let waiting = tokio::time::timeout(Duration::from_millis(20), turns.enter(1)).await;
         assert!(waiting.is_err(), "the key is held");
         drop(first);
         drop(turns.enter(1).await);

@@ -1,6 +1,7 @@
 //! The handle: one netlink socket, opened inside its namespace, shared by all clones.
 
 use std::io;
+use std::sync::Arc;
 
 use futures_util::StreamExt;
 use netlink_packet_route::RouteNetlinkMessage;
@@ -19,6 +20,8 @@ const DUMP_ATTEMPTS: u32 = 5;
 pub struct Netlink {
     handle: rtnetlink::Handle,
     namespace: Option<NetNs>,
+    /// A socket carries one dump at a time; the kernel answers a second one with EBUSY.
+    dumps: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// Why a request got no good answer; the verbs add what was tried on what.
@@ -49,7 +52,7 @@ impl Netlink {
     /// # Errors
     /// [`Error::Kernel`] when the socket cannot be opened.
     pub fn here() -> Result<Self, Error> {
-        Ok(Self { handle: open_socket().map_err(socket_error)?, namespace: None })
+        Ok(Self { handle: open_socket().map_err(socket_error)?, namespace: None, dumps: Arc::default() })
     }
 
     /// Opens the netlink of another namespace: the socket is made by a thread inside it, and used from here.
@@ -65,7 +68,7 @@ impl Netlink {
                 open_socket()
             })?
             .map_err(socket_error)?;
-        Ok(Self { handle, namespace: Some(namespace.clone()) })
+        Ok(Self { handle, namespace: Some(namespace.clone()), dumps: Arc::default() })
     }
 
     /// The namespace, unless it is this process's own.
@@ -110,49 +113,55 @@ impl Netlink {
         Err(Refusal::Closed)
     }
 
-    /// Asks for all objects that match. Taken anew while the kernel reports that the list changed under it.
+    /// Asks for all objects that match. Taken anew while the kernel reports that the list changed under it. Dumps of
+    /// one socket wait for each other; one whose caller went away is read to its end, since the kernel would refuse the
+    /// next until then.
     pub(crate) async fn dump(
         &self,
         message: RouteNetlinkMessage,
     ) -> Result<Vec<RouteNetlinkMessage>, Refusal> {
-        let mut attempt = 1;
-        loop {
-            let (found, interrupted) = self.dump_once(message.clone()).await?;
-            if !interrupted || attempt >= DUMP_ATTEMPTS {
-                return Ok(found);
+        let (handle, dumps) = (self.handle.clone(), self.dumps.clone());
+        let work = tokio::spawn(async move {
+            let _turn = dumps.lock_owned().await;
+            let mut attempt = 1;
+            loop {
+                let (found, interrupted) = dump_once(handle.clone(), message.clone()).await?;
+                if !interrupted || attempt >= DUMP_ATTEMPTS {
+                    return Ok(found);
+                }
+                attempt += 1;
             }
-            attempt += 1;
-        }
+        });
+        work.await.unwrap_or(Err(Refusal::Closed))
     }
+}
 
-    async fn dump_once(
-        &self,
-        message: RouteNetlinkMessage,
-    ) -> Result<(Vec<RouteNetlinkMessage>, bool), Refusal> {
-        let mut request = NetlinkMessage::from(message);
-        request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-        let mut answers = self.handle.clone().request(request).map_err(|_| Refusal::Closed)?;
-        let (mut found, mut interrupted) = (Vec::new(), false);
-        while let Some(answer) = answers.next().await {
-            interrupted |= answer.header.flags & NLM_F_DUMP_INTR != 0;
-            match answer.payload {
-                NetlinkPayload::InnerMessage(message) => found.push(message),
-                // With strict checking a table that nothing was ever put in does not exist yet.
-                NetlinkPayload::Error(error) if error.raw_code() == -libc::ENOENT => {
-                    return Ok((found, false));
-                }
-                NetlinkPayload::Error(error) => return Err(Refusal::Errno(error.to_io())),
-                NetlinkPayload::Done(done) if done.code == 0 || done.code == -libc::ENOENT => {
-                    return Ok((found, interrupted));
-                }
-                NetlinkPayload::Done(done) => {
-                    return Err(Refusal::Errno(io::Error::from_raw_os_error(done.code.saturating_neg())));
-                }
-                _ => {}
+/// One dump: what was found, and whether it changed meanwhile.
+async fn dump_once(
+    mut handle: rtnetlink::Handle,
+    message: RouteNetlinkMessage,
+) -> Result<(Vec<RouteNetlinkMessage>, bool), Refusal> {
+    let mut request = NetlinkMessage::from(message);
+    request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+    let mut answers = handle.request(request).map_err(|_| Refusal::Closed)?;
+    let (mut found, mut interrupted) = (Vec::new(), false);
+    while let Some(answer) = answers.next().await {
+        interrupted |= answer.header.flags & NLM_F_DUMP_INTR != 0;
+        match answer.payload {
+            NetlinkPayload::InnerMessage(message) => found.push(message),
+            // With strict checking a table that nothing was ever put in does not exist yet.
+            NetlinkPayload::Error(error) if error.raw_code() == -libc::ENOENT => return Ok((found, false)),
+            NetlinkPayload::Error(error) => return Err(Refusal::Errno(error.to_io())),
+            NetlinkPayload::Done(done) if done.code == 0 || done.code == -libc::ENOENT => {
+                return Ok((found, interrupted));
             }
+            NetlinkPayload::Done(done) => {
+                return Err(Refusal::Errno(io::Error::from_raw_os_error(done.code.saturating_neg())));
+            }
+            _ => {}
         }
-        Err(Refusal::Closed)
     }
+    Err(Refusal::Closed)
 }
 
 fn socket_error(source: io::Error) -> Error {

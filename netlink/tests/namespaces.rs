@@ -389,3 +389,45 @@ async fn a_reader_that_falls_behind_is_told_that_changes_were_lost() {
     };
     assert!(tokio::time::timeout(Duration::from_secs(20), lost).await.expect("the loss is reported"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_taken_side_by_side_by_clones_of_one_handle_do_not_disturb_each_other() {
+    let (_, a) = namespace().await;
+    for third in 0..200 {
+        let route = Route {
+            kind: RouteKind::Blackhole,
+            ..Route::unicast(net(&format!("10.7.{third}.0/24")), vec![])
+        };
+        a.replace_route(&route).await.unwrap();
+    }
+    let lists = (0..16).map(|n| {
+        let a = a.clone();
+        tokio::spawn(async move {
+            // Every other one is given up at once; the next must not suffer from it.
+            let all = a.routes(RouteFilter::default());
+            if n % 2 == 0 {
+                all.await.map(|routes| routes.len())
+            } else {
+                drop(futures_poll_once(all).await);
+                Ok(0)
+            }
+        })
+    });
+    for list in lists.collect::<Vec<_>>() {
+        let found = list.await.unwrap().unwrap();
+        assert!(found == 0 || found >= 200, "{found}");
+    }
+}
+
+/// Polls once and gives the future up.
+async fn futures_poll_once<F: Future>(future: F) -> Option<F::Output> {
+    let mut future = Box::pin(future);
+    std::future::poll_fn(move |context| {
+        let outcome = future.as_mut().poll(context);
+        std::task::Poll::Ready(match outcome {
+            std::task::Poll::Ready(value) => Some(value),
+            std::task::Poll::Pending => None,
+        })
+    })
+    .await
+}
