@@ -29,3 +29,6 @@ pub use notices::undeployable;
 pub use report::{Error, Problem, Warning};
 pub use topology::*;
 pub use words::split_words;
+
+#[cfg(test)]
+mod tests;
