@@ -1,0 +1,129 @@
+//! Namespace, Node, Pod.
+
+use super::{ClusterIdentity, address, labels, port, prefix, word};
+use crate::object::{Object, ObjectId};
+use crate::problem::Issue;
+use crate::rows::{NamedPort, NamespaceRow, PodRow};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, PodSpec};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use tombolo_base::prefix::Prefix;
+use tombolo_base::source::Source;
+use tombolo_topology::{AddressKind, NodeAddress, NodeRow};
+
+/// Prefixes of one node; more are a mistake.
+const MAX_POD_CIDRS: usize = 16;
+
+pub(super) fn namespace(id: &ObjectId, object: Namespace) -> Result<Object, Issue> {
+    let mut labels = labels(object.metadata.labels);
+    // The API server adds this label to every namespace; policies select by it.
+    labels.insert("kubernetes.io/metadata.name".into(), id.name.clone());
+    Ok(Object::Namespace(NamespaceRow { source: Source::Manifests, name: id.name.clone(), labels }))
+}
+
+/// The address after the network's own; the network's own where the prefix holds nothing else.
+fn first_usable(prefix: &Prefix) -> IpAddr {
+    let step = u8::from(!prefix.is_host());
+    match prefix.address() {
+        IpAddr::V4(v4) => Ipv4Addr::from(u32::from(v4).saturating_add(step.into())).into(),
+        IpAddr::V6(v6) => Ipv6Addr::from(u128::from(v6).saturating_add(step.into())).into(),
+    }
+}
+
+pub(super) fn node(id: &ObjectId, object: Node, cluster: &ClusterIdentity) -> Result<Object, Issue> {
+    let spec = object.spec.unwrap_or_default();
+    let status = object.status.unwrap_or_default();
+    let written = match (spec.pod_cidrs, spec.pod_cidr) {
+        (Some(all), _) if !all.is_empty() => all,
+        (_, first) => first.into_iter().collect(),
+    };
+    if written.len() > MAX_POD_CIDRS {
+        let reason = format!("{} prefixes", written.len());
+        return Err(Issue::new("spec.podCIDRs", reason, format!("use at most {MAX_POD_CIDRS}")));
+    }
+    let mut pod_cidrs = Vec::new();
+    for (position, text) in written.iter().enumerate() {
+        pod_cidrs.push(prefix(format!("spec.podCIDRs[{position}]"), text)?);
+    }
+    let mut addresses = Vec::new();
+    for (position, entry) in status.addresses.into_iter().flatten().enumerate() {
+        let kind = match entry.type_.as_str() {
+            "InternalIP" => AddressKind::Internal,
+            "ExternalIP" => AddressKind::External,
+            "CiliumInternalIP" => AddressKind::CiliumInternal,
+            // Host names say nothing about reachability.
+            _ => continue,
+        };
+        let ip = address(format!("status.addresses[{position}].address"), &entry.address)?;
+        addresses.push(NodeAddress { kind, ip });
+    }
+    for ip in pod_cidrs.iter().map(first_usable) {
+        let internal =
+            |a: &NodeAddress| a.kind == AddressKind::CiliumInternal && a.ip.is_ipv4() == ip.is_ipv4();
+        if !addresses.iter().any(internal) {
+            addresses.push(NodeAddress { kind: AddressKind::CiliumInternal, ip });
+        }
+    }
+    let ready = status.conditions.into_iter().flatten().find(|condition| condition.type_ == "Ready");
+    Ok(Object::Node(Box::new(NodeRow {
+        source: Source::Manifests,
+        cluster: cluster.name.clone(),
+        cluster_id: cluster.id,
+        name: id.name.clone(),
+        addresses,
+        pod_cidrs,
+        wireguard_key: None,
+        encryption_key: 0,
+        labels: labels(object.metadata.labels),
+        ready: ready.map(|condition| condition.status == "True"),
+    })))
+}
+
+/// IP protocol numbers by Kubernetes' names.
+pub(super) const PROTOCOLS: [(&str, u8); 3] = [("TCP", 6), ("UDP", 17), ("SCTP", 132)];
+
+fn named_ports(spec: &PodSpec) -> Result<BTreeSet<NamedPort>, Issue> {
+    let mut ports = BTreeSet::new();
+    for (c, container) in spec.containers.iter().enumerate() {
+        for (p, entry) in container.ports.iter().flatten().enumerate() {
+            let at = format!("spec.containers[{c}].ports[{p}]");
+            let number = port(format!("{at}.containerPort"), entry.container_port)?;
+            let text = entry.protocol.as_deref().unwrap_or("TCP");
+            let protocol = word(format!("{at}.protocol"), text, &PROTOCOLS)?;
+            if let Some(name) = entry.name.as_deref().filter(|name| !name.is_empty()) {
+                ports.insert(NamedPort { name: name.into(), protocol, port: number });
+            }
+        }
+    }
+    Ok(ports)
+}
+
+pub(super) fn pod(id: &ObjectId, object: Pod) -> Result<Object, Issue> {
+    let spec = object.spec.unwrap_or_default();
+    let status = object.status.unwrap_or_default();
+    let named_ports = named_ports(&spec)?;
+    let mut written: Vec<_> = status.pod_ips.into_iter().flatten().map(|entry| entry.ip).collect();
+    if written.is_empty() {
+        written.extend(status.pod_ip);
+    }
+    let mut addresses = Vec::new();
+    for (position, text) in written.iter().enumerate().filter(|(_, text)| !text.is_empty()) {
+        addresses.push(address(format!("status.podIPs[{position}].ip"), text)?);
+    }
+    let account = spec.service_account_name.or(spec.service_account).filter(|name| !name.is_empty());
+    let ready = status.conditions.into_iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
+    Ok(Object::Pod(Box::new(PodRow {
+        source: Source::Manifests,
+        namespace: id.namespace.clone(),
+        name: id.name.clone(),
+        uid: object.metadata.uid.unwrap_or_default().into(),
+        labels: labels(object.metadata.labels),
+        node: spec.node_name.filter(|name| !name.is_empty()).map(Into::into),
+        service_account: account.map_or_else(|| "default".into(), Into::into),
+        named_ports,
+        host_network: spec.host_network.unwrap_or(false),
+        addresses,
+        phase: status.phase.map(Into::into),
+        ready,
+    })))
+}

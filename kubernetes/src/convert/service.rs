@@ -1,0 +1,203 @@
+//! Service and EndpointSlice.
+
+use super::{address, labels, port, word};
+use crate::object::{Object, ObjectId};
+use crate::problem::Issue;
+use k8s_openapi::api::core::v1::{Service, ServiceSpec};
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use tombolo_base::source::Source;
+use tombolo_service::{
+    Affinity, Protocol, ServiceName, ServicePort, ServiceRow, ServiceType, SliceEndpoint, SlicePort,
+    SliceRow, TrafficPolicy,
+};
+
+const TYPES: [(&str, ServiceType); 4] = [
+    ("ClusterIP", ServiceType::ClusterIP),
+    ("NodePort", ServiceType::NodePort),
+    ("LoadBalancer", ServiceType::LoadBalancer),
+    ("ExternalName", ServiceType::ExternalName),
+];
+const POLICIES: [(&str, TrafficPolicy); 2] =
+    [("Cluster", TrafficPolicy::Cluster), ("Local", TrafficPolicy::Local)];
+const PROTOCOLS: [(&str, Protocol); 3] =
+    [("TCP", Protocol::Tcp), ("UDP", Protocol::Udp), ("SCTP", Protocol::Sctp)];
+const AFFINITIES: [(&str, Affinity); 4] = [
+    ("none", Affinity::None),
+    ("", Affinity::None),
+    ("local", Affinity::Local),
+    ("remote", Affinity::Remote),
+];
+const BOOLEANS: [(&str, bool); 2] = [("true", true), ("false", false)];
+
+/// An annotation under its name of today or its older one, with its key path.
+fn annotation<'a>(annotations: &'a BTreeMap<String, String>, names: [&str; 2]) -> Option<(String, &'a str)> {
+    names.into_iter().find_map(|name| {
+        annotations.get(name).map(|value| (format!("metadata.annotations.{name}"), value.as_str()))
+    })
+}
+
+fn cluster_ips(spec: &ServiceSpec) -> Result<(Vec<IpAddr>, bool), Issue> {
+    let (path, written) = match (&spec.cluster_ips, &spec.cluster_ip) {
+        (Some(all), _) if !all.is_empty() => ("spec.clusterIPs", all.clone()),
+        (_, one) => ("spec.clusterIP", one.iter().cloned().collect()),
+    };
+    let headless = written.iter().chain(&spec.cluster_ip).any(|text| text == "None");
+    let mut ips = Vec::new();
+    for (position, text) in written.iter().enumerate() {
+        if !text.is_empty() && text != "None" {
+            let at = if path.ends_with('s') { format!("{path}[{position}]") } else { path.to_owned() };
+            ips.push(address(at, text)?);
+        }
+    }
+    if headless && !ips.is_empty() {
+        return Err(Issue::new(path, "None beside addresses", "write either None or addresses"));
+    }
+    Ok((ips, headless))
+}
+
+/// `ipFamilies`, or what the API server would fill in from addresses and `ipFamilyPolicy`.
+fn families(spec: &ServiceSpec, ips: &[IpAddr]) -> Result<Vec<bool>, Issue> {
+    let mut families = Vec::new();
+    for (position, text) in spec.ip_families.iter().flatten().enumerate() {
+        families.push(word(
+            format!("spec.ipFamilies[{position}]"),
+            text,
+            &[("IPv4", true), ("IPv6", false)],
+        )?);
+    }
+    let policies = [("SingleStack", false), ("PreferDualStack", true), ("RequireDualStack", true)];
+    let dual = match spec.ip_family_policy.as_deref() {
+        Some(text) => word("spec.ipFamilyPolicy", text, &policies)?,
+        None => false,
+    };
+    if families.is_empty() {
+        families = ips.iter().map(IpAddr::is_ipv4).collect();
+    }
+    let first = families.first().copied().unwrap_or(true);
+    match families.len() {
+        0 if dual => families = vec![true, false],
+        0 => families = vec![true],
+        1 if dual => families.push(!first),
+        _ => {}
+    }
+    families.dedup();
+    Ok(families)
+}
+
+fn requested(spec: &ServiceSpec, annotations: &BTreeMap<String, String>) -> Result<Vec<IpAddr>, Issue> {
+    let (path, text) = match annotation(annotations, ["lbipam.cilium.io/ips", "io.cilium/lb-ipam-ips"]) {
+        Some(found) => found,
+        None => ("spec.loadBalancerIP".to_owned(), spec.load_balancer_ip.as_deref().unwrap_or("")),
+    };
+    let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+    parts.map(|part| address(path.clone(), part)).collect()
+}
+
+fn ports(spec: &ServiceSpec) -> Result<Vec<ServicePort>, Issue> {
+    let mut ports = Vec::new();
+    for (position, entry) in spec.ports.iter().flatten().enumerate() {
+        let at = format!("spec.ports[{position}]");
+        let text = entry.protocol.as_deref().unwrap_or("TCP");
+        ports.push(ServicePort {
+            name: entry.name.as_deref().unwrap_or("").into(),
+            protocol: word(format!("{at}.protocol"), text, &PROTOCOLS)?,
+            port: port(format!("{at}.port"), entry.port)?,
+        });
+    }
+    Ok(ports)
+}
+
+pub(super) fn service(id: &ObjectId, object: Service) -> Result<Object, Issue> {
+    let spec = object.spec.unwrap_or_default();
+    let annotations = object.metadata.annotations.unwrap_or_default();
+    let (cluster_ips, headless) = cluster_ips(&spec)?;
+    let flag = |names, default| {
+        annotation(&annotations, names).map_or(Ok(default), |(path, text)| word(path, text, &BOOLEANS))
+    };
+    let global = flag(["service.cilium.io/global", "io.cilium/global-service"], false)?;
+    let shared = flag(["service.cilium.io/shared", "io.cilium/shared-service"], true)? && global;
+    let affinity = annotation(&annotations, ["service.cilium.io/affinity", "io.cilium/service-affinity"])
+        .map_or(Ok(Affinity::None), |(path, text)| word(path, text, &AFFINITIES))?;
+    let policy = |path, text: &Option<String>| {
+        text.as_deref().map_or(Ok(TrafficPolicy::Cluster), |text| word(path, text, &POLICIES))
+    };
+    Ok(Object::Service(Box::new(ServiceRow {
+        source: Source::Manifests,
+        name: ServiceName { namespace: id.namespace.clone(), name: id.name.clone() },
+        kind: word("spec.type", spec.type_.as_deref().unwrap_or("ClusterIP"), &TYPES)?,
+        headless,
+        ports: ports(&spec)?,
+        external_traffic_policy: policy("spec.externalTrafficPolicy", &spec.external_traffic_policy)?,
+        internal_traffic_policy: policy("spec.internalTrafficPolicy", &spec.internal_traffic_policy)?,
+        load_balancer_class: spec.load_balancer_class.as_deref().map(Into::into),
+        families_ipv4: families(&spec, &cluster_ips)?,
+        requested_addresses: requested(&spec, &annotations)?,
+        publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
+        cluster_ips,
+        global,
+        shared,
+        affinity,
+        labels: labels(object.metadata.labels),
+        selector: labels(spec.selector),
+    })))
+}
+
+fn slice_port(position: usize, entry: &EndpointPort) -> Result<Option<SlicePort>, Issue> {
+    let at = format!("ports[{position}]");
+    // No number means "all ports", which only headless consumers can use.
+    let Some(number) = entry.port else { return Ok(None) };
+    Ok(Some(SlicePort {
+        name: entry.name.as_deref().unwrap_or("").into(),
+        protocol: word(format!("{at}.protocol"), entry.protocol.as_deref().unwrap_or("TCP"), &PROTOCOLS)?,
+        port: port(format!("{at}.port"), number)?,
+    }))
+}
+
+fn endpoint(position: usize, entry: Endpoint, ipv4: bool) -> Result<SliceEndpoint, Issue> {
+    let mut addresses = Vec::new();
+    for (place, text) in entry.addresses.iter().enumerate() {
+        let at = format!("endpoints[{position}].addresses[{place}]");
+        let ip = address(at.clone(), text)?;
+        if ip.is_ipv4() != ipv4 {
+            let remedy = "put the other family into a slice of its own";
+            return Err(Issue::new(at, format!("{ip} is not of the slice's addressType"), remedy));
+        }
+        addresses.push(ip);
+    }
+    let conditions = entry.conditions.unwrap_or_default();
+    let ready = conditions.ready.unwrap_or(true);
+    Ok(SliceEndpoint {
+        addresses,
+        ready,
+        serving: conditions.serving.unwrap_or(ready),
+        terminating: conditions.terminating.unwrap_or(false),
+        node: entry.node_name.map(Into::into),
+    })
+}
+
+pub(super) fn slice(id: &ObjectId, object: EndpointSlice) -> Result<Object, Issue> {
+    let ipv4 = word("addressType", &object.address_type, &[("IPv4", true), ("IPv6", false)])?;
+    let service = object.metadata.labels.and_then(|mut labels| labels.remove("kubernetes.io/service-name"));
+    let Some(service) = service else {
+        let remedy = "name the service in this label";
+        return Err(Issue::new("metadata.labels.kubernetes.io/service-name", "the label is missing", remedy));
+    };
+    let mut ports = Vec::new();
+    for (position, entry) in object.ports.iter().flatten().enumerate() {
+        ports.extend(slice_port(position, entry)?);
+    }
+    let mut endpoints = Vec::new();
+    for (position, entry) in object.endpoints.into_iter().enumerate() {
+        endpoints.push(endpoint(position, entry, ipv4)?);
+    }
+    let name = |name| ServiceName { namespace: id.namespace.clone(), name };
+    Ok(Object::Slice(Box::new(SliceRow {
+        source: Source::Manifests,
+        name: name(id.name.clone()),
+        service: name(service.into()),
+        ports,
+        endpoints,
+    })))
+}

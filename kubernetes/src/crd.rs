@@ -1,0 +1,194 @@
+//! The `cilium.io` kinds as written. Numbers are wide, so that a value out of range is told with the range.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// What stands around every spec.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Object<S> {
+    pub(crate) api_version: String,
+    pub(crate) kind: String,
+    pub(crate) metadata: ObjectMeta,
+    pub(crate) spec: S,
+    /// Written by a control plane; not read.
+    #[serde(default)]
+    pub(crate) status: Value,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ClusterConfigSpec {
+    pub(crate) node_selector: Option<LabelSelector>,
+    pub(crate) bgp_instances: Vec<Instance>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Instance {
+    pub(crate) name: String,
+    #[serde(rename = "localASN")]
+    pub(crate) local_asn: Option<i64>,
+    pub(crate) local_port: Option<i64>,
+    #[serde(default)]
+    pub(crate) peers: Vec<Peer>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Peer {
+    pub(crate) name: String,
+    pub(crate) peer_address: Option<String>,
+    #[serde(rename = "peerASN")]
+    pub(crate) peer_asn: Option<i64>,
+    pub(crate) auto_discovery: Option<AutoDiscovery>,
+    pub(crate) peer_config_ref: Option<Reference>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct AutoDiscovery {
+    pub(crate) mode: String,
+    #[serde(default)]
+    pub(crate) default_gateway: Value,
+    #[serde(default)]
+    pub(crate) unnumbered: Value,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct Reference {
+    pub(crate) name: String,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PeerConfigSpec {
+    pub(crate) transport: Option<Transport>,
+    pub(crate) timers: Option<Timers>,
+    pub(crate) auth_secret_ref: Option<String>,
+    pub(crate) graceful_restart: Option<GracefulRestart>,
+    pub(crate) ebgp_multihop: Option<i64>,
+    pub(crate) families: Option<Vec<Family>>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Transport {
+    pub(crate) peer_port: Option<i64>,
+    pub(crate) source_interface: Option<String>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Timers {
+    pub(crate) connect_retry_time_seconds: Option<i64>,
+    pub(crate) hold_time_seconds: Option<i64>,
+    pub(crate) keep_alive_time_seconds: Option<i64>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct GracefulRestart {
+    pub(crate) enabled: bool,
+    pub(crate) restart_time_seconds: Option<i64>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct Family {
+    pub(crate) afi: String,
+    pub(crate) safi: String,
+    pub(crate) advertisements: Option<LabelSelector>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct AdvertisementSpec {
+    pub(crate) advertisements: Vec<Advertisement>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Advertisement {
+    pub(crate) advertisement_type: String,
+    pub(crate) service: Option<AdvertisedService>,
+    #[serde(default)]
+    pub(crate) interface: Value,
+    pub(crate) selector: Option<LabelSelector>,
+    pub(crate) attributes: Option<Attributes>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct AdvertisedService {
+    pub(crate) addresses: Vec<String>,
+    #[serde(rename = "aggregationLengthIPv4")]
+    pub(crate) aggregation_length_ipv4: Option<i64>,
+    #[serde(rename = "aggregationLengthIPv6")]
+    pub(crate) aggregation_length_ipv6: Option<i64>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Attributes {
+    pub(crate) communities: Option<Communities>,
+    pub(crate) local_preference: Option<i64>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Communities {
+    #[serde(default)]
+    pub(crate) standard: Vec<String>,
+    #[serde(default)]
+    pub(crate) well_known: Vec<String>,
+    #[serde(default)]
+    pub(crate) large: Vec<String>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct OverrideSpec {
+    pub(crate) bgp_instances: Vec<OverrideInstance>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct OverrideInstance {
+    pub(crate) name: String,
+    #[serde(rename = "routerID")]
+    pub(crate) router_id: Option<String>,
+    pub(crate) local_port: Option<i64>,
+    #[serde(rename = "localASN")]
+    pub(crate) local_asn: Option<i64>,
+    #[serde(default)]
+    pub(crate) peers: Vec<OverridePeer>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct OverridePeer {
+    pub(crate) name: String,
+    pub(crate) local_address: Option<String>,
+    /// Deprecated there, without effect.
+    pub(crate) local_port: Option<i64>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PoolSpec {
+    #[serde(default)]
+    pub(crate) blocks: Vec<Block>,
+    /// The name of `blocks` before `cilium.io/v2alpha1` settled.
+    #[serde(default)]
+    pub(crate) cidrs: Vec<Block>,
+    pub(crate) service_selector: Option<LabelSelector>,
+    pub(crate) disabled: Option<bool>,
+    #[serde(rename = "allowFirstLastIPs")]
+    pub(crate) allow_first_last_ips: Option<String>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct Block {
+    pub(crate) cidr: Option<String>,
+    pub(crate) start: Option<String>,
+    pub(crate) stop: Option<String>,
+}

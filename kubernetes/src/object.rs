@@ -1,0 +1,83 @@
+//! An object after conversion: exactly one row of one table.
+
+use crate::rows::{NamespaceRow, PodRow};
+use crate::tables::Writers;
+use std::fmt;
+use std::sync::Arc;
+use tombolo_base::table::Row;
+use tombolo_policy::RuleRow;
+use tombolo_service::pools::LbPool;
+use tombolo_service::{ServiceRow, SliceRow};
+use tombolo_topology::NodeRow;
+use tombolo_topology::bgp::intent::{AdvertisementRow, ClusterConfigRow, OverrideRow, PeerConfigRow};
+
+/// What names an object in the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct ObjectId {
+    pub(crate) kind: &'static str,
+    /// Empty for kinds of the whole cluster.
+    pub(crate) namespace: Arc<str>,
+    pub(crate) name: Arc<str>,
+}
+
+impl fmt::Display for ObjectId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.namespace.is_empty() {
+            write!(f, "{} {}", self.kind, self.name)
+        } else {
+            write!(f, "{} {}/{}", self.kind, self.namespace, self.name)
+        }
+    }
+}
+
+/// A converted object.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Object {
+    Node(Box<NodeRow>),
+    Namespace(NamespaceRow),
+    Pod(Box<PodRow>),
+    Service(Box<ServiceRow>),
+    Slice(Box<SliceRow>),
+    Rule(Box<RuleRow>),
+    Pool(Box<LbPool>),
+    ClusterConfig(Box<ClusterConfigRow>),
+    PeerConfig(Box<PeerConfigRow>),
+    Advertisement(Box<AdvertisementRow>),
+    Override(Box<OverrideRow>),
+}
+
+impl Object {
+    /// Writes the row.
+    pub(crate) fn write(&self, writers: &Writers) {
+        match self {
+            Self::Node(row) => writers.nodes.upsert((**row).clone()),
+            Self::Namespace(row) => writers.namespaces.upsert(row.clone()),
+            Self::Pod(row) => writers.pods.upsert((**row).clone()),
+            Self::Service(row) => writers.services.upsert((**row).clone()),
+            Self::Slice(row) => writers.slices.upsert((**row).clone()),
+            Self::Rule(row) => writers.rules.upsert((**row).clone()),
+            Self::Pool(row) => writers.pools.upsert((**row).clone()),
+            Self::ClusterConfig(row) => writers.bgp_cluster_configs.upsert((**row).clone()),
+            Self::PeerConfig(row) => writers.bgp_peer_configs.upsert((**row).clone()),
+            Self::Advertisement(row) => writers.bgp_advertisements.upsert((**row).clone()),
+            Self::Override(row) => writers.bgp_overrides.upsert((**row).clone()),
+        };
+    }
+
+    /// Removes the row.
+    pub(crate) fn remove(&self, writers: &Writers) {
+        match self {
+            Self::Node(row) => writers.nodes.remove(&row.key()).is_some(),
+            Self::Namespace(row) => writers.namespaces.remove(&row.key()).is_some(),
+            Self::Pod(row) => writers.pods.remove(&row.key()).is_some(),
+            Self::Service(row) => writers.services.remove(&row.key()).is_some(),
+            Self::Slice(row) => writers.slices.remove(&row.key()).is_some(),
+            Self::Rule(row) => writers.rules.remove(&row.key()).is_some(),
+            Self::Pool(row) => writers.pools.remove(&row.key()).is_some(),
+            Self::ClusterConfig(row) => writers.bgp_cluster_configs.remove(&row.key()).is_some(),
+            Self::PeerConfig(row) => writers.bgp_peer_configs.remove(&row.key()).is_some(),
+            Self::Advertisement(row) => writers.bgp_advertisements.remove(&row.key()).is_some(),
+            Self::Override(row) => writers.bgp_overrides.remove(&row.key()).is_some(),
+        };
+    }
+}
