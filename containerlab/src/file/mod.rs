@@ -31,4 +31,6 @@ pub use topology::*;
 pub use words::split_words;
 
 #[cfg(test)]
+mod labs;
+#[cfg(test)]
 mod tests;

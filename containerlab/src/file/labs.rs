@@ -1,0 +1,221 @@
+//! The labs this project ships are what they say they are.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use k8s_openapi::api::core::v1::{Node as KubernetesNode, Pod, Service};
+use serde_json::Value;
+
+use super::*;
+use crate::settings::Settings;
+
+fn lab() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("labs/two-clusters")
+}
+
+fn topology(variant: Option<&str>) -> Topology {
+    let env = variant.map(|v| ("TOMBOLO_VARIANT".to_owned(), v.to_owned())).into_iter().collect();
+    let (topology, warnings) = load(&lab().join("two-clusters.clab.yml"), &env).unwrap_or_else(|errors| {
+        panic!("{}", errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
+    });
+    assert_eq!(warnings, []);
+    topology
+}
+
+fn settings() -> Settings {
+    Settings::load(&lab().join("lab.yaml")).unwrap()
+}
+
+/// Every document of a cluster's manifests.
+fn manifests(cluster: &str) -> Vec<Value> {
+    let mut documents = Vec::new();
+    let folder = lab().join(cluster).join("manifests");
+    for entry in fs::read_dir(folder).unwrap() {
+        let text = fs::read_to_string(entry.unwrap().path()).unwrap();
+        documents.extend(serde_saphyr::from_multiple::<Value>(&text).unwrap());
+    }
+    documents
+}
+
+fn of_kind<T: serde::de::DeserializeOwned>(documents: &[Value], kind: &str) -> Vec<T> {
+    let chosen = documents.iter().filter(|document| document["kind"] == kind);
+    chosen.map(|document| serde_json::from_value(document.clone()).unwrap()).collect()
+}
+
+#[test]
+fn everything_is_deployed_and_every_image_runs_on_the_host() {
+    let (topology, settings) = (topology(None), settings());
+    assert_eq!(undeployable(&topology), []);
+    assert_eq!(topology.nodes.len(), 10);
+    assert_eq!(topology.links.len(), 9);
+    for node in topology.nodes.values() {
+        let image = node.image.as_deref().unwrap();
+        assert!(settings.image(image).is_some(), "{image} of {} is not in lab.yaml", node.name);
+        if let Some(line) = &node.cmd {
+            assert!(!split_words(line).unwrap().is_empty());
+        }
+    }
+    for cluster in &settings.clusters {
+        for node in cluster.nodes.iter().chain([&cluster.etcd]) {
+            assert_eq!(topology.nodes[node].labels["tombolo.io/cluster"], cluster.name);
+        }
+    }
+}
+
+#[test]
+fn every_variant_binds_its_own_layer() {
+    for variant in ["overlay", "overlay-wireguard", "direct", "direct-wireguard"] {
+        let topology = topology(Some(variant));
+        let bind = |node: &str| {
+            let binds = &topology.nodes[node].binds;
+            binds.iter().find(|bind| bind.destination == "/etc/tombolo/variant.yaml").unwrap().source.clone()
+        };
+        for node in ["east-n1", "east-n2", "west-n1", "west-n2"] {
+            let text = fs::read_to_string(bind(node)).unwrap();
+            let layer: Value = serde_saphyr::from_str(&text).unwrap();
+            let path = variant.split('-').next().unwrap();
+            let encryption = if variant.ends_with("wireguard") { "wireguard" } else { "none" };
+            assert_eq!(layer["datapath"], serde_json::json!({"path": path, "encryption": encryption}));
+        }
+    }
+    assert!(topology(None).nodes["east-n1"].binds.iter().any(|bind| bind.source.ends_with("/overlay.yaml")));
+}
+
+#[test]
+fn exec_lines_say_the_same_addresses_as_the_links() {
+    let topology = topology(None);
+    let mut expected: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
+    for end in topology.links.iter().flat_map(Link::endpoints) {
+        let lines = expected.entry(&end.node).or_default();
+        lines.insert(format!("ip address replace {} dev {}", end.ipv4.unwrap(), end.interface));
+        lines.insert(format!("ip -6 address replace {} dev {} nodad", end.ipv6.unwrap(), end.interface));
+    }
+    for node in topology.nodes.values() {
+        let lines = node.exec.iter().filter(|line| line.contains("address replace")).cloned();
+        assert_eq!(lines.collect::<BTreeSet<_>>(), expected[node.name.as_str()], "{}", node.name);
+    }
+}
+
+#[test]
+fn links_join_addresses_of_one_subnet_and_default_routes_lead_to_the_other_end() {
+    let topology = topology(None);
+    for link in &topology.links {
+        let LinkType::Veth { a, b } = &link.link_type else { panic!("{link:?}") };
+        assert_eq!(a.ipv4.unwrap().network(), b.ipv4.unwrap().network());
+        assert_eq!(a.ipv6.unwrap().network(), b.ipv6.unwrap().network());
+        assert_eq!(link.mtu, Some(1500));
+        if a.interface == "eth1" && topology.nodes[&a.node].labels["tombolo.io/role"] != "tor" {
+            let exec = &topology.nodes[&a.node].exec;
+            assert!(exec.contains(&format!("ip route replace default via {}", b.ipv4.unwrap().addr())));
+            assert!(exec.contains(&format!("ip -6 route replace default via {}", b.ipv6.unwrap().addr())));
+        }
+    }
+}
+
+#[test]
+fn certificates_cover_what_nodes_bind() {
+    let (topology, settings) = (topology(None), settings());
+    let dir = tempfile::tempdir().unwrap();
+    crate::pki::issue_all(&settings.certificates, dir.path()).unwrap();
+    let pki = topology.lab_dir.join("pki");
+    for node in topology.nodes.values() {
+        for bind in &node.binds {
+            if let Ok(file) = Path::new(&bind.source).strip_prefix(&pki) {
+                assert!(dir.path().join(file).exists(), "{} of {} is not issued", file.display(), node.name);
+            }
+        }
+    }
+    for cluster in &settings.clusters {
+        let server = &settings.certificates.issue[&format!("etcd-{}", cluster.name)];
+        let etcd =
+            topology.links.iter().flat_map(Link::endpoints).find(|end| end.node == cluster.etcd).unwrap();
+        assert!(server.addresses.contains(&IpAddr::V4(etcd.ipv4.unwrap().addr())));
+        assert!(server.addresses.contains(&IpAddr::V6(etcd.ipv6.unwrap().addr())));
+    }
+}
+
+#[test]
+fn pods_stand_on_nodes_of_their_cluster_and_services_find_them() {
+    for cluster in &settings().clusters {
+        let documents = manifests(&cluster.name);
+        let pods: Vec<Pod> = of_kind(&documents, "Pod");
+        for pod in &pods {
+            let node = pod.spec.as_ref().unwrap().node_name.clone().unwrap();
+            assert!(cluster.nodes.contains(&node), "{node}");
+        }
+        let services: Vec<Service> = of_kind(&documents, "Service");
+        assert_eq!(services.len(), 6);
+        let mut addresses = BTreeSet::new();
+        for service in &services {
+            let spec = service.spec.as_ref().unwrap();
+            let selected = pods.iter().filter(|pod| {
+                let labels = pod.metadata.labels.as_ref().unwrap();
+                spec.selector.as_ref().unwrap().iter().all(|(key, value)| labels.get(key) == Some(value))
+            });
+            let nodes: BTreeSet<_> =
+                selected.map(|pod| pod.spec.as_ref().unwrap().node_name.clone()).collect();
+            let name = service.metadata.name.as_deref().unwrap();
+            let everywhere = matches!(name, "web" | "web-local" | "web-remote" | "lb-local");
+            assert_eq!(nodes.len(), if everywhere { 2 } else { 1 }, "{name}");
+            for address in spec.cluster_ips.as_ref().unwrap() {
+                assert!(addresses.insert(address.parse::<IpAddr>().unwrap()), "{address} twice");
+            }
+        }
+        assert_eq!(addresses.len(), 12, "both families everywhere");
+    }
+}
+
+#[test]
+fn manifests_of_nodes_agree_with_the_topology() {
+    let topology = topology(None);
+    for cluster in &settings().clusters {
+        let nodes: Vec<KubernetesNode> = of_kind(&manifests(&cluster.name), "Node");
+        let names: Vec<_> = nodes.iter().map(|node| node.metadata.name.clone().unwrap()).collect();
+        assert_eq!(names.iter().collect::<BTreeSet<_>>(), cluster.nodes.iter().collect::<BTreeSet<_>>());
+        for node in &nodes {
+            let name = node.metadata.name.as_deref().unwrap();
+            let end = topology.links.iter().flat_map(Link::endpoints).find(|end| end.node == name).unwrap();
+            let addresses = node.status.as_ref().unwrap().addresses.clone().unwrap();
+            let internal: Vec<_> = addresses
+                .iter()
+                .filter(|a| a.type_ == "InternalIP")
+                .map(|a| a.address.parse().unwrap())
+                .collect();
+            let expected = [IpAddr::V4(end.ipv4.unwrap().addr()), IpAddr::V6(end.ipv6.unwrap().addr())];
+            assert_eq!(internal, expected);
+            assert_eq!(node.spec.as_ref().unwrap().pod_cidrs.as_ref().unwrap().len(), 2);
+        }
+    }
+}
+
+#[test]
+fn bgp_manifests_name_the_addresses_and_autonomous_systems_of_the_routers() {
+    let topology = topology(None);
+    let bird = fs::read_to_string(lab().join("routers/east-tor/bird.conf")).unwrap();
+    let frr = fs::read_to_string(lab().join("routers/west-tor/frr.conf")).unwrap();
+    for (cluster, tor) in [("east", "east-tor"), ("west", "west-tor")] {
+        for config in manifests(cluster).iter().filter(|d| d["kind"] == "CiliumBGPClusterConfig") {
+            let node = config["metadata"]["name"].as_str().unwrap();
+            let instance = &config["spec"]["bgpInstances"][0];
+            let asn = instance["localASN"].as_u64().unwrap();
+            let link = topology.links.iter().find(|link| link.endpoints()[0].node == node).unwrap();
+            let (own, other) = (link.endpoints()[0], link.endpoints()[1]);
+            assert_eq!(other.node, tor);
+            let peers: Vec<_> =
+                instance["peers"].as_array().unwrap().iter().map(|p| p["peerAddress"].clone()).collect();
+            assert_eq!(
+                peers,
+                [other.ipv4.unwrap().addr().to_string(), other.ipv6.unwrap().addr().to_string()]
+            );
+            for address in [own.ipv4.unwrap().addr().to_string(), own.ipv6.unwrap().addr().to_string()] {
+                let (text, line) = match tor {
+                    "east-tor" => (&bird, format!("neighbor {address} as {asn};")),
+                    _ => (&frr, format!("neighbor {address} remote-as {asn}\n")),
+                };
+                assert!(text.contains(&line), "{tor} lacks {line}");
+            }
+        }
+    }
+}
