@@ -68,10 +68,12 @@ impl Kind {
         let word = layout.word();
         match self {
             Self::Nodes => format!("{}cilium/{word}/nodes/v1", synced_prefix(cluster)),
-            Self::Services => format!("{}cilium/{word}/services/v1", synced_prefix(cluster)),
+            // Assignments are written by the same agent, before this canary.
+            Self::Services | Self::Assignments => {
+                format!("{}cilium/{word}/services/v1", synced_prefix(cluster))
+            }
             Self::Identities => format!("{}cilium/{word}/identities/v1", synced_prefix(cluster)),
             Self::Ips => format!("{}cilium/{word}/ip/v1", synced_prefix(cluster)),
-            Self::Assignments => format!("{}tombolo/lb", synced_prefix(cluster)),
         }
     }
 }
@@ -118,7 +120,7 @@ pub fn synced_prefix(cluster: &str) -> String {
 pub fn name_is_sound(name: &str) -> bool {
     !name.is_empty()
         && name.len() <= MAX_NAME_BYTES
-        && !name.chars().any(char::is_control)
+        && !name.chars().any(|c| c.is_control() || c == char::REPLACEMENT_CHARACTER)
         && name.split('/').all(|element| !matches!(element, "" | "." | ".."))
 }
 

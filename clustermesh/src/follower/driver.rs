@@ -1,0 +1,339 @@
+//! The etcd side of one follower: carries out what the core wants and brings back what etcd says.
+
+use super::core::Follower;
+use super::event::{Change, Failure, FailureKind, Input, Output, Scope, Ticket};
+use super::requests;
+use super::snapshot;
+use super::status::ClusterStatus;
+use crate::etcd::EtcdConfig;
+use etcd_client::Client;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{AbortHandle, JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
+use tombolo_base::clock::Moment;
+use tombolo_base::ids::ClusterName;
+use tombolo_base::source::SourceState;
+
+/// Takes what the followers accept. Called in order, from one task per cluster; must not block.
+pub trait MeshSink: Send + Sync + 'static {
+    /// Accepted changes of one cluster, in order.
+    fn apply(&self, cluster: &ClusterName, changes: Vec<Change>);
+    /// How complete the cluster's entries are now.
+    fn state(&self, cluster: &ClusterName, state: SourceState);
+    /// The cluster was removed; its entries were deleted before.
+    fn gone(&self, cluster: &ClusterName);
+}
+
+/// What a follower's task can be asked.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Endpoints or certificates changed.
+    Reconfigure(EtcdConfig),
+    /// The file is gone: take everything away, then end.
+    Drain(oneshot::Sender<()>),
+    /// What `tombolo mesh status` shows.
+    Status(oneshot::Sender<ClusterStatus>),
+}
+
+/// How often a changed snapshot is written at most; more rarely when writing takes long.
+const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(2);
+/// How often certificate files are looked at for a renewal.
+const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// What a task brings back, with the connection it belongs to.
+struct Answer {
+    epoch: u64,
+    content: Content,
+}
+
+enum Content {
+    Client(Client, Option<i64>, Vec<u8>),
+    Input(Input),
+}
+
+/// One follower's task.
+pub(crate) struct Driver {
+    cluster: ClusterName,
+    core: Follower,
+    etcd: EtcdConfig,
+    sink: Arc<dyn MeshSink>,
+    snapshot: Option<PathBuf>,
+    origin: Instant,
+    epoch: u64,
+    client: Option<Client>,
+    tasks: JoinSet<()>,
+    running: BTreeMap<Scope, (Ticket, AbortHandle)>,
+    answers: mpsc::Sender<Answer>,
+    inbox: mpsc::Receiver<Answer>,
+    expiry: Option<i64>,
+    certificates: Vec<u8>,
+    written: u64,
+    next_write: Instant,
+}
+
+impl Driver {
+    pub(crate) fn new(
+        cluster: ClusterName,
+        core: Follower,
+        etcd: EtcdConfig,
+        sink: Arc<dyn MeshSink>,
+        snapshot: Option<PathBuf>,
+        origin: Instant,
+    ) -> Self {
+        let (answers, inbox) = mpsc::channel(64);
+        Self {
+            cluster,
+            core,
+            etcd,
+            sink,
+            snapshot,
+            origin,
+            epoch: 0,
+            client: None,
+            tasks: JoinSet::new(),
+            running: BTreeMap::new(),
+            answers,
+            inbox,
+            expiry: None,
+            certificates: Vec::new(),
+            written: 0,
+            next_write: Instant::now(),
+        }
+    }
+
+    fn now(&self) -> Moment {
+        Moment::from_origin(self.origin.elapsed())
+    }
+
+    /// Runs until cancelled (what is known stays with the sink) or drained.
+    pub(crate) async fn run(mut self, mut commands: mpsc::Receiver<Command>, cancel: CancellationToken) {
+        self.restore().await;
+        let mut certificate_check = tokio::time::interval(CERTIFICATE_INTERVAL);
+        loop {
+            let wake = self.origin.checked_add(self.core.next_deadline().since_origin());
+            let wake = wake.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+            let write = self.snapshot_due();
+            tokio::select! {
+                () = cancel.cancelled() => break,
+                command = commands.recv() => match command {
+                    Some(Command::Reconfigure(etcd)) => {
+                        self.etcd = etcd;
+                        self.feed(Input::Reconfigured);
+                    }
+                    Some(Command::Status(reply)) => drop(reply.send(self.status())),
+                    Some(Command::Drain(reply)) => {
+                        self.drain().await;
+                        reply.send(()).ok();
+                        return;
+                    }
+                    None => break,
+                },
+                Some(answer) = self.inbox.recv() => {
+                    self.take(answer);
+                }
+                Some(ended) = self.tasks.join_next_with_id() => {
+                    if let Err(error) = ended {
+                        self.task_failed(&error);
+                    }
+                }
+                _ = certificate_check.tick() => self.check_certificates().await,
+                () = tokio::time::sleep_until(wake.into()) => self.feed(Input::Tick),
+                () = tokio::time::sleep_until(write.unwrap_or(wake).into()), if write.is_some() => {
+                    self.write_snapshot().await;
+                }
+            }
+        }
+        self.tasks.shutdown().await;
+        if self.snapshot_due().is_some() {
+            self.write_snapshot().await;
+        }
+    }
+
+    fn status(&self) -> ClusterStatus {
+        let mut status = self.core.status(self.now());
+        status.endpoints.clone_from(&self.etcd.endpoints);
+        status.certificate_expires_unix_secs = self.expiry;
+        status
+    }
+
+    fn feed(&mut self, input: Input) {
+        let mut out = Vec::new();
+        self.core.handle(self.now(), input, &mut out);
+        self.carry_out(out);
+    }
+
+    fn carry_out(&mut self, outputs: Vec<Output>) {
+        let mut changes = Vec::new();
+        for output in outputs {
+            if let Output::Change(change) = output {
+                changes.push(change);
+                continue;
+            }
+            if !changes.is_empty() {
+                self.sink.apply(&self.cluster, std::mem::take(&mut changes));
+            }
+            match output {
+                Output::Change(_) => {}
+                Output::State(state) => self.sink.state(&self.cluster, state),
+                Output::Gone => self.sink.gone(&self.cluster),
+                Output::Disconnect => self.disconnect(),
+                Output::Connect => self.connect(),
+                Output::GetConfig(key) => self.get_config(key),
+                Output::List { ticket, scope, from, prefix, revision } => {
+                    self.list(ticket, scope, from, prefix, revision);
+                }
+                Output::Watch { ticket, scope, prefix, revision } => {
+                    self.watch(ticket, scope, prefix, revision);
+                }
+            }
+        }
+        if !changes.is_empty() {
+            self.sink.apply(&self.cluster, changes);
+        }
+    }
+
+    fn disconnect(&mut self) {
+        self.epoch += 1;
+        self.tasks.abort_all();
+        self.running.clear();
+        self.client = None;
+    }
+
+    fn spawn(&mut self, scope: Option<(Scope, Ticket)>, task: impl Future<Output = Input> + Send + 'static) {
+        let (answers, epoch) = (self.answers.clone(), self.epoch);
+        let handle = self.tasks.spawn(async move {
+            let content = Content::Input(task.await);
+            // A closed inbox means that the follower has ended.
+            drop(answers.send(Answer { epoch, content }).await);
+        });
+        if let Some((scope, ticket)) = scope
+            && let Some((old, previous)) = self.running.insert(scope, (ticket, handle))
+            && old != ticket
+        {
+            previous.abort();
+        }
+    }
+
+    /// A task that panicked (the client library does on unknown event types) counts as a broken connection.
+    fn task_failed(&mut self, error: &JoinError) {
+        if error.is_panic() {
+            let text =
+                "an answer of etcd could not be understood; check what runs behind the endpoint".to_owned();
+            self.feed(Input::Disconnected(Failure { kind: FailureKind::Other, text }));
+        }
+    }
+
+    /// Answers of an earlier connection count no more.
+    fn take(&mut self, answer: Answer) {
+        if answer.epoch != self.epoch {
+            return;
+        }
+        match answer.content {
+            Content::Client(client, expiry, certificates) => {
+                self.client = Some(client);
+                self.expiry = expiry;
+                self.certificates = certificates;
+                self.feed(Input::Connected);
+            }
+            Content::Input(input) => self.feed(input),
+        }
+    }
+
+    fn connect(&mut self) {
+        let (etcd, answers, epoch) = (self.etcd.clone(), self.answers.clone(), self.epoch);
+        self.tasks.spawn(async move {
+            let content = match requests::open(&etcd).await {
+                Ok(client) => {
+                    Content::Client(client, etcd.certificate_expiry().await, etcd.certificates().await)
+                }
+                Err(error) => Content::Input(Input::Disconnected(Failure::from(&error))),
+            };
+            drop(answers.send(Answer { epoch, content }).await);
+        });
+    }
+
+    fn get_config(&mut self, key: String) {
+        if let Some(client) = self.client.clone() {
+            self.spawn(None, requests::get(client, key));
+        }
+    }
+
+    fn list(&mut self, ticket: Ticket, scope: Scope, from: Vec<u8>, prefix: String, revision: i64) {
+        if let Some(client) = self.client.clone() {
+            self.spawn(Some((scope, ticket)), requests::list(client, ticket, scope, from, prefix, revision));
+        }
+    }
+
+    fn watch(&mut self, ticket: Ticket, scope: Scope, prefix: String, revision: i64) {
+        let Some(client) = self.client.clone() else { return };
+        let (answers, epoch) = (self.answers.clone(), self.epoch);
+        let (forward, mut events) = mpsc::channel(16);
+        self.spawn(Some((scope, ticket)), async move {
+            let relay = async {
+                while let Some(input) = events.recv().await {
+                    drop(answers.send(Answer { epoch, content: Content::Input(input) }).await);
+                }
+            };
+            let (failure, ()) =
+                tokio::join!(requests::watch(client, ticket, scope, prefix, revision, forward), relay);
+            Input::WatchEnded(ticket, scope, failure)
+        });
+    }
+
+    /// A renewed certificate is used from the next connection on; the old one is kept only while it is valid, so the
+    /// connection is made anew at once. Nothing that is known is dropped.
+    async fn check_certificates(&mut self) {
+        if self.client.is_some() && self.etcd.certificates().await != self.certificates {
+            tracing::info!(cluster = %self.cluster, "certificate files changed; connecting with the new ones");
+            self.feed(Input::Reconfigured);
+        }
+    }
+
+    async fn restore(&mut self) {
+        let Some(path) = self.snapshot.clone() else { return };
+        let saved = match snapshot::read(&path).await {
+            Ok(Some(saved)) => saved,
+            Ok(None) => return,
+            Err(error) => {
+                tracing::warn!(cluster = %self.cluster, %error, "snapshot not used; entries come from etcd alone");
+                return;
+            }
+        };
+        let mut out = Vec::new();
+        self.core.restore(saved.id, saved.iter(), &mut out);
+        self.written = self.core.revision();
+        self.carry_out(out);
+    }
+
+    /// Only a complete picture may replace the one on disk.
+    fn snapshot_due(&self) -> Option<Instant> {
+        let changed = self.snapshot.is_some() && self.core.revision() != self.written;
+        (changed && self.core.is_complete()).then_some(self.next_write)
+    }
+
+    async fn write_snapshot(&mut self) {
+        let (Some(path), Some((id, entries))) = (self.snapshot.clone(), self.core.known()) else { return };
+        let started = Instant::now();
+        let saved = snapshot::Saved::new(&self.cluster, id, entries);
+        self.written = self.core.revision();
+        if let Err(error) = snapshot::write(&path, saved).await {
+            tracing::warn!(cluster = %self.cluster, %error, "snapshot not written; a restart starts without it");
+        }
+        // Writing may take at most a twentieth of the time.
+        self.next_write = Instant::now() + SNAPSHOT_INTERVAL.max(started.elapsed() * 20);
+    }
+
+    async fn drain(&mut self) {
+        let mut out = Vec::new();
+        self.core.drain(&mut out);
+        self.carry_out(out);
+        if let Some(path) = &self.snapshot {
+            // Missing is as good as removed.
+            drop(tokio::fs::remove_file(path).await);
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! The state of one remote cluster for `tombolo mesh status`.
+
+use super::core::{Follower, Link};
+use crate::wire::{Kind, Rejections};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use tombolo_base::clock::Moment;
+use tombolo_base::source::SourceState;
+
+/// One remote cluster, as people and programs read it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ClusterStatus {
+    /// The cluster's name.
+    pub name: String,
+    /// Connected, configuration read, every kind listed.
+    pub ready: bool,
+    /// Whether a connection stands.
+    pub connected: bool,
+    /// One sentence: what it is doing or what is wrong, and what to try.
+    pub status: String,
+    /// The endpoints it is reached at.
+    pub endpoints: Vec<String>,
+    /// The etcd cluster's id, hexadecimal; changes when the etcd was replaced.
+    pub etcd_id: Option<String>,
+    /// Known entries by kind.
+    pub counts: BTreeMap<Kind, usize>,
+    /// Whether each kind's list is complete on this connection.
+    pub synced: BTreeMap<Kind, bool>,
+    /// What the cluster says about itself.
+    pub config: ConfigStatus,
+    /// Connections lost or given up.
+    pub reconnections: u64,
+    /// The last failure, if there was one.
+    pub last_failure: Option<FailureStatus>,
+    /// Seconds since the entries were last confirmed; absent while they are current.
+    pub stale_secs: Option<u64>,
+    /// Seconds since the last heartbeat on this connection.
+    pub heartbeat_age_secs: Option<u64>,
+    /// Seconds since the last change of an entry.
+    pub last_event_age_secs: Option<u64>,
+    /// Refused entries by reason.
+    pub rejected: Rejections,
+    /// When our client certificate for it ends, seconds since 1970.
+    pub certificate_expires_unix_secs: Option<i64>,
+}
+
+/// The remote's configuration in short.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ConfigStatus {
+    /// Whether it was read on this connection.
+    pub retrieved: bool,
+    /// The cluster's number.
+    pub cluster_id: Option<u32>,
+    /// Whether entries lie in the cache layout.
+    pub kvstoremesh: bool,
+    /// Whether lists wait for canaries.
+    pub sync_canaries: bool,
+    /// `enabled`, `disabled` or `unsupported`.
+    pub service_exports: &'static str,
+    /// The endpoint slices' export mode, `""` when they are not exported.
+    pub endpoint_slice_export_mode: String,
+}
+
+/// A failure and its age.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct FailureStatus {
+    /// What failed, why, and what to try.
+    pub text: String,
+    /// Seconds ago.
+    pub age_secs: u64,
+}
+
+impl Follower {
+    /// The state for people; endpoints and certificates are the driver's to fill in.
+    #[must_use]
+    pub fn status(&self, now: Moment) -> ClusterStatus {
+        let connected = self.etcd.is_some() && matches!(self.link, Link::Running | Link::Configuring(..));
+        let ready = self.link == Link::Running && self.state == SourceState::Initialized;
+        let published = self.published.as_ref();
+        let exports = published.and_then(|config| config.capabilities.service_exports_enabled);
+        let mode = published.map(|config| config.capabilities.endpoint_slices_export_mode.clone());
+        let stale = (!ready).then(|| self.confirmed.map(|at| now.since(at).as_secs())).flatten();
+        ClusterStatus {
+            name: self.config.cluster.to_string(),
+            ready,
+            connected,
+            status: self.text.clone(),
+            endpoints: Vec::new(),
+            etcd_id: self.etcd.map(|id| format!("{id:x}")),
+            counts: self.stores.iter().map(|(kind, store)| (*kind, store.len())).collect(),
+            synced: self.stores.keys().map(|k| (*k, self.synced.get(k) == Some(&true))).collect(),
+            config: ConfigStatus {
+                retrieved: self.link == Link::Running,
+                cluster_id: self.remote.as_ref().map(|remote| u32::from(remote.id.get())),
+                kvstoremesh: published.is_some_and(|config| config.capabilities.cached),
+                sync_canaries: published.is_some_and(|config| config.capabilities.synced_canaries),
+                service_exports: match exports {
+                    Some(true) => "enabled",
+                    Some(false) => "disabled",
+                    None => "unsupported",
+                },
+                endpoint_slice_export_mode: mode.unwrap_or_default(),
+            },
+            reconnections: self.reconnections,
+            last_failure: self
+                .last_failure
+                .as_ref()
+                .map(|(at, text)| FailureStatus { text: text.clone(), age_secs: now.since(*at).as_secs() }),
+            stale_secs: stale,
+            heartbeat_age_secs: connected.then(|| now.since(self.heartbeat).as_secs()),
+            last_event_age_secs: self.last_event.map(|at| now.since(at).as_secs()),
+            rejected: self.rejections.clone(),
+            certificate_expires_unix_secs: None,
+        }
+    }
+}

@@ -1,0 +1,325 @@
+//! Between wire records and the rows of the tables.
+
+use crate::follower::{Change, MeshSink};
+use crate::wire::node::Address;
+use crate::wire::{IpEntry, Node, Record, Service};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use tombolo_base::ids::{ClusterId, ClusterName, MaxClusters};
+use tombolo_base::source::{Source, SourceState};
+use tombolo_base::table::Writer;
+use tombolo_service::rows::{
+    LbAssignment, Protocol, RemotePort, RemoteService, ServiceName, ServiceRow, SliceRow,
+};
+use tombolo_topology::{AddressKind, IdentityRow, NodeAddress, NodeRow, PrefixRow, WireguardKey};
+
+/// Writes what the followers accept into the tables, each row under [`Source::Cluster`].
+#[derive(Clone, Debug)]
+pub struct TableSink {
+    /// Nodes.
+    pub nodes: Arc<Writer<NodeRow>>,
+    /// Identities.
+    pub identities: Arc<Writer<IdentityRow>>,
+    /// Addresses.
+    pub prefixes: Arc<Writer<PrefixRow>>,
+    /// Shared services of remote clusters.
+    pub services: Arc<Writer<RemoteService>>,
+    /// LoadBalancer addresses that the own cluster's elected agent assigned.
+    pub assignments: Arc<Writer<LbAssignment>>,
+    /// The own cluster: its source is announced to `assignments`, remote ones to `services`.
+    pub own: ClusterName,
+    /// The size of the mesh.
+    pub max: MaxClusters,
+}
+
+impl MeshSink for TableSink {
+    fn apply(&self, cluster: &ClusterName, changes: Vec<Change>) {
+        let source = Source::Cluster(cluster.clone());
+        let mut sorted = Sorted::default();
+        for change in changes {
+            sorted.take(change);
+        }
+        if !sorted.nodes.is_empty() {
+            self.nodes.commit(|table| {
+                for (record, keep) in sorted.nodes {
+                    if let Some(row) = node_row(&source, cluster, &record, self.max) {
+                        if keep {
+                            table.upsert(row);
+                        } else {
+                            table.remove(&tombolo_base::table::Row::key(&row));
+                        }
+                    }
+                }
+            });
+        }
+        if !sorted.identities.is_empty() {
+            self.identities.commit(|table| {
+                for (id, labels, keep) in sorted.identities {
+                    if keep {
+                        table.upsert(IdentityRow { source: source.clone(), id, labels });
+                    } else {
+                        table.remove(&(id, source.clone()));
+                    }
+                }
+            });
+        }
+        if !sorted.ips.is_empty() {
+            self.prefixes.commit(|table| {
+                for (entry, keep) in sorted.ips {
+                    if keep {
+                        table.upsert(prefix_row(&source, &entry));
+                    } else {
+                        table.remove(&(entry.prefix, source.clone()));
+                    }
+                }
+            });
+        }
+        if !sorted.services.is_empty() {
+            self.services.commit(|table| {
+                for (service, keep) in sorted.services {
+                    let row = remote_service(&source, &service);
+                    if keep {
+                        table.upsert(row);
+                    } else {
+                        table.remove(&(row.name, row.source));
+                    }
+                }
+            });
+        }
+        if !sorted.assignments.is_empty() {
+            self.assignments.commit(|table| {
+                for (name, value, keep) in sorted.assignments {
+                    let Some(name) = service_name(&name) else { continue };
+                    match Assignment::decode(&value).filter(|_| keep) {
+                        Some(assignment) => drop(table.upsert(assignment.row(&source, name))),
+                        None => drop(table.remove(&name)),
+                    }
+                }
+            });
+        }
+    }
+
+    fn state(&self, cluster: &ClusterName, state: SourceState) {
+        let source = Source::Cluster(cluster.clone());
+        self.nodes.set_source(&source, state);
+        self.identities.set_source(&source, state);
+        self.prefixes.set_source(&source, state);
+        if *cluster == self.own {
+            self.assignments.set_source(&source, state);
+        } else {
+            self.services.set_source(&source, state);
+        }
+    }
+
+    fn gone(&self, cluster: &ClusterName) {
+        let source = Source::Cluster(cluster.clone());
+        self.nodes.drain_source(&source);
+        self.services.drain_source(&source);
+        self.prefixes.drain_source(&source);
+        self.identities.drain_source(&source);
+        self.assignments.drain_source(&source);
+    }
+}
+
+/// Changes by table, in order; `true` writes, `false` removes.
+#[derive(Default)]
+struct Sorted {
+    nodes: Vec<(Node, bool)>,
+    identities: Vec<(tombolo_base::ids::IdentityId, tombolo_base::labels::Labels, bool)>,
+    ips: Vec<(IpEntry, bool)>,
+    services: Vec<(Service, bool)>,
+    assignments: Vec<(Arc<str>, Arc<[u8]>, bool)>,
+}
+
+impl Sorted {
+    fn take(&mut self, change: Change) {
+        let (record, keep) = match change {
+            Change::Upsert(record) => (record, true),
+            Change::Delete(record) => (record, false),
+        };
+        match record {
+            Record::Node(node) => self.nodes.push((node, keep)),
+            Record::Identity(id, labels) => self.identities.push((id, labels, keep)),
+            Record::Ip(entry) => self.ips.push((entry, keep)),
+            Record::Service(service) => self.services.push((service, keep)),
+            Record::Assignment(name, value) => self.assignments.push((name, value, keep)),
+        }
+    }
+}
+
+fn node_row(source: &Source, cluster: &ClusterName, node: &Node, max: MaxClusters) -> Option<NodeRow> {
+    let kind = |name: &str| match name {
+        "InternalIP" => Some(AddressKind::Internal),
+        "ExternalIP" => Some(AddressKind::External),
+        "CiliumInternalIP" => Some(AddressKind::CiliumInternal),
+        _ => None,
+    };
+    let addresses = node.addresses.iter();
+    Some(NodeRow {
+        source: source.clone(),
+        cluster: cluster.clone(),
+        cluster_id: ClusterId::new(node.cluster_id, max).ok()?,
+        name: node.name.clone(),
+        addresses: addresses
+            .filter_map(|address| Some(NodeAddress { kind: kind(&address.kind)?, ip: address.ip }))
+            .collect(),
+        pod_cidrs: node.ipv4_pod_cidrs.iter().chain(&node.ipv6_pod_cidrs).copied().collect(),
+        wireguard_key: wireguard_key(&node.wireguard_key),
+        encryption_key: node.encryption_key,
+        labels: node.labels.clone(),
+        ready: None,
+    })
+}
+
+fn wireguard_key(text: &str) -> Option<WireguardKey> {
+    let bytes: [u8; 32] = STANDARD.decode(text).ok()?.try_into().ok()?;
+    Some(WireguardKey(bytes))
+}
+
+fn prefix_row(source: &Source, entry: &IpEntry) -> PrefixRow {
+    let filled = |text: &Arc<str>| (!text.is_empty()).then(|| text.clone());
+    PrefixRow {
+        source: source.clone(),
+        prefix: entry.prefix,
+        identity: entry.identity,
+        host_ip: entry.host_ip,
+        encryption_key: entry.encryption_key,
+        namespace: filled(&entry.namespace),
+        pod: filled(&entry.pod),
+    }
+}
+
+fn remote_service(source: &Source, service: &Service) -> RemoteService {
+    let ports = |named: &BTreeMap<Arc<str>, crate::wire::service::L4>| -> BTreeSet<RemotePort> {
+        let port = |(name, l4): (&Arc<str>, &crate::wire::service::L4)| {
+            Some(RemotePort { name: name.clone(), protocol: Protocol::parse(&l4.protocol)?, port: l4.port })
+        };
+        named.iter().filter_map(port).collect()
+    };
+    RemoteService {
+        source: source.clone(),
+        name: ServiceName { namespace: service.namespace.clone(), name: service.name.clone() },
+        backends: service.backends.iter().map(|(ip, named)| (*ip, ports(named))).collect(),
+    }
+}
+
+fn service_name(name: &str) -> Option<ServiceName> {
+    let (namespace, name) = name.split_once('/')?;
+    (!name.contains('/')).then(|| ServiceName { namespace: namespace.into(), name: name.into() })
+}
+
+/// The entry of a node of this cluster, as this agent publishes it.
+#[must_use]
+pub fn node_entry(row: &NodeRow) -> Node {
+    let kind = |kind| match kind {
+        AddressKind::Internal => "InternalIP",
+        AddressKind::External => "ExternalIP",
+        AddressKind::CiliumInternal => "CiliumInternalIP",
+    };
+    let mut node = Node::new(row.cluster.as_str(), u32::from(row.cluster_id.get()), &row.name);
+    let addresses = row.addresses.iter();
+    node.addresses = addresses.map(|a| Address { kind: kind(a.kind).into(), ip: a.ip }).collect();
+    (node.ipv4_pod_cidrs, node.ipv6_pod_cidrs) = row.pod_cidrs.iter().partition(|cidr| cidr.is_ipv4());
+    node.encryption_key = row.encryption_key;
+    node.labels = row.labels.clone();
+    node.wireguard_key = row.wireguard_key.map_or_else(|| "".into(), |key| STANDARD.encode(key.0).into());
+    node
+}
+
+/// The entry of an address of this node, as this agent publishes it.
+#[must_use]
+pub fn ip_entry(row: &PrefixRow) -> IpEntry {
+    IpEntry {
+        prefix: row.prefix,
+        masked: !row.prefix.is_host(),
+        host_ip: row.host_ip,
+        identity: row.identity,
+        encryption_key: row.encryption_key,
+        namespace: row.namespace.clone().unwrap_or_else(|| "".into()),
+        pod: row.pod.clone().unwrap_or_else(|| "".into()),
+        service_account: "".into(),
+        named_ports: Vec::new(),
+    }
+}
+
+/// The entry of a global service of this cluster: backends that are ready, or serving while they terminate.
+///
+/// Like Cilium's exporter it also describes a service that is not shared, without backends to use (`shared:false`).
+#[must_use]
+pub fn service_entry<'a>(
+    cluster: &ClusterName,
+    id: ClusterId,
+    service: &ServiceRow,
+    slices: impl IntoIterator<Item = &'a SliceRow>,
+) -> Service {
+    let l4 =
+        |protocol: Protocol, port| crate::wire::service::L4 { protocol: protocol.to_string().into(), port };
+    let (namespace, name) = (&service.name.namespace, &service.name.name);
+    let mut entry = Service::new(cluster.as_str(), u32::from(id.get()), namespace, name);
+    for ip in &service.cluster_ips {
+        let ports = service.ports.iter().map(|port| (port.name.clone(), l4(port.protocol, port.port)));
+        entry.frontends.insert(*ip, ports.collect());
+    }
+    for slice in slices {
+        for endpoint in slice.endpoints.iter().filter(|e| e.ready || e.serving || service.publish_not_ready) {
+            for ip in &endpoint.addresses {
+                let ports: &mut BTreeMap<_, _> = entry.backends.entry(*ip).or_default();
+                ports
+                    .extend(slice.ports.iter().map(|port| (port.name.clone(), l4(port.protocol, port.port))));
+            }
+        }
+    }
+    entry.labels = service.labels.clone();
+    entry.selector = service.selector.clone();
+    entry.include_external = service.global;
+    entry.shared = service.global && service.shared;
+    entry
+}
+
+/// The value below `tombolo/lb/<namespace>/<service>`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Assignment {
+    /// Addresses of the service.
+    pub addresses: BTreeSet<IpAddr>,
+    /// The pools they come from.
+    #[serde(default)]
+    pub pools: BTreeSet<Arc<str>>,
+}
+
+impl Assignment {
+    /// The key of a service's assignment.
+    #[must_use]
+    pub fn key(name: &ServiceName) -> String {
+        format!("{}{}/{}", crate::wire::key::ASSIGNMENTS, name.namespace, name.name)
+    }
+
+    /// Of a row.
+    #[must_use]
+    pub fn of(row: &LbAssignment) -> Self {
+        Self { addresses: row.addresses.clone(), pools: row.pools.clone() }
+    }
+
+    /// Reads a value; `None` (with a log line) if it is none.
+    #[must_use]
+    pub fn decode(value: &[u8]) -> Option<Self> {
+        serde_json::from_slice(value)
+            .inspect_err(|error| tracing::warn!(%error, "assignment below tombolo/lb/ not readable, ignored"))
+            .ok()
+    }
+
+    /// The value to publish.
+    ///
+    /// # Errors
+    /// Those of the JSON encoder.
+    pub fn encode(&self) -> Result<Vec<u8>, serde_json::Error> {
+        serde_json::to_vec(self)
+    }
+
+    fn row(self, source: &Source, name: ServiceName) -> LbAssignment {
+        LbAssignment { source: source.clone(), name, addresses: self.addresses, pools: self.pools }
+    }
+}
