@@ -1,4 +1,367 @@
 /* SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause) */
-#include "maps.h"
-SEC("classifier") int from_endpoint(struct __sk_buff *skb) { (void)skb; return 0; }
+/* The seven programs. Each fills the scratch packet, decides, and ends in finish(). */
+#include "parse.h"
+#include "forward.h"
+
+#define TB_FILE_ID 10
+
+INLINE struct tb_pkt *begin(struct __sk_buff *skb, __u8 l2, __u8 dir, __u8 point)
+{
+	struct tb_pkt *p = tb_pkt();
+
+	if (!p)
+		return 0;
+	__builtin_memset(p, 0, __builtin_offsetof(struct tb_pkt, key));
+	p->now = bpf_ktime_get_ns();
+	p->l2 = l2;
+	p->l3_off = l2 ? TB_ETH_HLEN : 0;
+	p->dir = dir;
+	p->point = point;
+	p->encrypted = (skb->mark & TB_MARK_MASK) == TB_MARK_DECRYPTED;
+	return p;
+}
+
+INLINE int is_ip(struct __sk_buff *skb)
+{
+	return skb->protocol == bswap16(TB_ETH_P_IP) || skb->protocol == bswap16(TB_ETH_P_IPV6);
+}
+
+/* The packet is judged; nsrc/ndst, vni and identities are set. */
+INLINE int onward(struct __sk_buff *skb, struct tb_pkt *p)
+{
+	int act;
+
+	if (p->where == TB_POD) {
+		act = tb_ingress(p->out_ifindex);
+		return act == TB_GO ? tb_deliver(skb) : act;
+	}
+	if (p->where == TB_HOST)
+		return to_stack(skb, p, TB_POINT_TO_HOST);
+	return tb_forward(skb);
+}
+
+INLINE int answer_of_pod(struct __sk_buff *skb, struct tb_pkt *p)
+{
+	int act;
+
+	if (p->loopback && tb_unsnat() != 1)
+		return DROP(p, TB_DROP_NAT_NO_MAPPING, "the mapping of a pod's flow to itself was evicted", "raise datapath.maps.nat");
+	act = tb_locate();
+	return act == TB_GO ? onward(skb, p) : act;
+}
+
+INLINE int own_address(struct tb_pkt *p, const struct tb_iface *iface)
+{
+	const union tb_addr *own = p->family == 4 ? &iface->addr4 : &iface->addr6;
+
+	/* An error must speak of a packet that this pod received, too. */
+	return addr_eq(&p->outer_src, own) && (p->reason || addr_eq(&p->src, own));
+}
+
+INLINE int pod_sends(struct __sk_buff *skb, struct tb_pkt *p)
+{
+	__u32 ifindex = skb->ifindex, policy_id;
+	struct tb_config *cfg = tb_cfg();
+	struct tb_iface *iface;
+	int act;
+
+	iface = bpf_map_lookup_elem(&tb_ifaces, &ifindex);
+	if (!iface || !(iface->flags & TB_IF_READY))
+		return DROP(p, TB_DROP_EP_NOT_READY, "the sending pod is not ready yet", "wait for the pod; tombolo show endpoints");
+	if (!cfg || !(cfg->flags & TB_CFG_READY))
+		return DROP(p, TB_DROP_HOST_NOT_READY, "the node's configuration is not written yet", "tombolo status; wait for the agent");
+	p->src_identity = iface->identity;
+	p->src_endpoint = iface->endpoint_id;
+	p->vni = iface->identity;
+	policy_id = iface->policy_id;
+	if (!is_ip(skb))
+		return TC_ACT_OK;
+	act = tb_parse(skb);
+	if (p->nd)
+		return p->nd == 1 ? TC_ACT_OK : TC_ACT_SHOT;
+	if (p->family && !own_address(p, iface))
+		return DROP(p, TB_DROP_INVALID_SOURCE, "the source is not the pod's address", "use the address that the pod was given");
+	if (act != TB_GO)
+		return act;
+	if (addr_multicast(&p->dst, p->family))
+		return TC_ACT_SHOT;
+	if (p->tproto == TB_UDP && !p->is_error && p->dport == bswap16(cfg->vxlan_port))
+		return DROP(p, TB_DROP_ENCAP_PROHIBITED, "a pod may not send tunnel packets", "use another UDP port");
+	act = tb_answer();
+	if (act != TB_GO)
+		return act == 1 ? answer_of_pod(skb, p) : act;
+	act = tb_service(TB_SCOPE_INTERNAL);
+	if (act != TB_GO && act != 1)
+		return act;
+	act = tb_locate();
+	if (act != TB_GO)
+		return act;
+	if (p->where == TB_POD && p->out_ifindex == ifindex && p->translated) {
+		p->loopback = 1;
+		act = tb_snat();
+		return act == TB_GO ? onward(skb, p) : act;
+	}
+	act = tb_egress(skb, policy_id);
+	return act == TB_GO ? onward(skb, p) : act;
+}
+
+SEC("classifier") int from_endpoint(struct __sk_buff *skb)
+{
+	struct tb_pkt *p = begin(skb, 1, 1, TB_POINT_FROM_ENDPOINT);
+
+	return p ? finish(skb, p, pod_sends(skb, p)) : TC_ACT_SHOT;
+}
+
+/* What the stack sends to a pod: the node's own packets, and what it forwards. */
+INLINE int pod_receives(struct __sk_buff *skb, struct tb_pkt *p)
+{
+	__u32 ifindex = skb->ifindex;
+	struct tb_iface *iface;
+	int act;
+
+	iface = bpf_map_lookup_elem(&tb_ifaces, &ifindex);
+	if (!iface || !(iface->flags & TB_IF_READY))
+		return DROP(p, TB_DROP_EP_NOT_READY, "the pod is not ready for the node's packets", "wait for the pod; tombolo show endpoints");
+	if (!is_ip(skb))
+		return TC_ACT_OK;
+	act = tb_parse(skb);
+	if (p->nd)
+		return TC_ACT_OK;
+	if (act != TB_GO)
+		return act;
+	if (addr_multicast(&p->dst, p->family))
+		return TC_ACT_SHOT;
+	tb_identify();
+	act = tb_ingress(ifindex);
+	if (act != TB_GO)
+		return act;
+	act = tb_rewrite(skb);
+	if (act != TB_GO)
+		return act;
+	p->point = TB_POINT_TO_ENDPOINT;
+	return TC_ACT_OK;
+}
+
+SEC("classifier") int to_endpoint(struct __sk_buff *skb)
+{
+	struct tb_pkt *p = begin(skb, 1, 0, TB_POINT_FROM_HOST);
+
+	return p ? finish(skb, p, pod_receives(skb, p)) : TC_ACT_SHOT;
+}
+
+INLINE int is_internal(struct tb_pkt *p, struct tb_config *cfg)
+{
+	return addr_eq(&p->dst, internal_addr(cfg, p->family));
+}
+
+/* An answer to a flow that this node SNATed: back to the client. */
+INLINE int answer_of_backend(struct __sk_buff *skb, struct tb_pkt *p)
+{
+	int act = tb_locate();
+
+	p->vni = TB_ID_REMOTE_NODE;
+	return act == TB_GO ? onward(skb, p) : act;
+}
+
+/* Known senders: the identity is the tunnel's, or that of the address. */
+INLINE int overlay_receives(struct __sk_buff *skb, struct tb_pkt *p)
+{
+	struct bpf_tunnel_key key = {};
+	struct tb_config *cfg = tb_cfg();
+	int act;
+
+	if (!is_ip(skb))
+		return TC_ACT_SHOT;
+	if (!cfg || !(cfg->flags & TB_CFG_READY))
+		return DROP(p, TB_DROP_HOST_NOT_READY, "tunnel packet before the node is ready", "tombolo status; wait for the agent");
+	if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0) < 0 &&
+	    bpf_skb_get_tunnel_key(skb, &key, sizeof(key), BPF_F_TUNINFO_IPV6) < 0)
+		return DROP(p, TB_DROP_NO_TUNNEL_KEY, "packet on the VXLAN device without a tunnel key", "make the device in collect-metadata mode");
+	act = tb_parse(skb);
+	if (p->nd)
+		return TC_ACT_SHOT;
+	if (act != TB_GO)
+		return act;
+	p->src_identity = key.tunnel_id == TB_ID_HOST ? TB_ID_REMOTE_NODE : key.tunnel_id;
+	if (!p->src_identity)
+		tb_identify();
+	if (is_internal(p, cfg) && tb_unsnat() == 1)
+		return answer_of_backend(skb, p);
+	act = tb_locate();
+	if (act != TB_GO)
+		return act;
+	if (p->where == TB_AWAY)
+		return DROP(p, TB_DROP_UNROUTABLE, "tunnel packet for an address that is not on this node", "tombolo show endpoints; the sender's view is stale or the pod is gone");
+	return onward(skb, p);
+}
+
+SEC("classifier") int from_overlay(struct __sk_buff *skb)
+{
+	struct tb_pkt *p = begin(skb, 1, 0, TB_POINT_FROM_OVERLAY);
+
+	return p ? finish(skb, p, overlay_receives(skb, p)) : TC_ACT_SHOT;
+}
+
+/* The node's own packets to pods of other nodes; those of pods carry their key already. */
+INLINE int overlay_sends(struct __sk_buff *skb, struct tb_pkt *p)
+{
+	struct tb_node *node;
+	__u32 index;
+	int act;
+
+	if ((skb->mark & TB_MARK_MASK) == TB_MARK_KEYED)
+		return TC_ACT_OK;
+	if (!is_ip(skb))
+		return TC_ACT_SHOT;
+	act = tb_parse(skb);
+	if (act != TB_GO && p->proto == 0)
+		return act;
+	if (p->nd || addr_multicast(&p->dst, p->family))
+		return TC_ACT_SHOT;
+	p->reason = 0;
+	p->src_identity = TB_ID_HOST;
+	act = tb_locate();
+	if (act != TB_GO)
+		return act;
+	index = p->node;
+	node = p->where == TB_AWAY && index ? bpf_map_lookup_elem(&tb_nodes, &index) : 0;
+	if (!node || addr_zero(&node->tunnel))
+		return DROP(p, TB_DROP_NO_TUNNEL_ENDPOINT, "no tunnel endpoint for a packet of the node", "tombolo show prefixes, tombolo show nodes; a stale route may lead into the tunnel");
+	act = encapsulate(skb, p, node, TB_ID_REMOTE_NODE);
+	return act == TB_GO ? TC_ACT_OK : act;
+}
+
+SEC("classifier") int to_overlay(struct __sk_buff *skb)
+{
+	struct tb_pkt *p = begin(skb, 1, 1, TB_POINT_TO_OVERLAY);
+
+	return p ? finish(skb, p, overlay_sends(skb, p)) : TC_ACT_SHOT;
+}
+
+/* A service's client outside: local backends see its address, remote ones the node's. */
+INLINE int outside_client(struct __sk_buff *skb, struct tb_pkt *p)
+{
+	int act = tb_locate();
+
+	if (act != TB_GO)
+		return act;
+	if (p->where == TB_POD) {
+		p->in_rev_nat = p->rev_nat;
+		return onward(skb, p);
+	}
+	if (p->where == TB_HOST)
+		return DROP(p, TB_DROP_NO_SERVICE, "the backend is the node itself, which is not served from outside", "use backends with pod addresses");
+	p->vni = TB_ID_REMOTE_NODE;
+	act = tb_snat();
+	return act == TB_GO ? tb_forward(skb) : act;
+}
+
+/* A packet that could not be parsed is the stack's business, unless a pod or service is meant. */
+INLINE int ours(struct tb_pkt *p)
+{
+	struct tb_endpoint *ep = bpf_map_lookup_elem(&tb_endpoints, &p->dst);
+	struct tb_service_key key = { .addr = p->dst };
+
+	if (ep)
+		return !(ep->flags & TB_EP_HOST);
+	return bpf_map_lookup_elem(&tb_services, &key) != 0;
+}
+
+INLINE int uplink_receives(struct __sk_buff *skb, struct tb_pkt *p)
+{
+	struct tb_config *cfg = tb_cfg();
+	int act;
+
+	if (!is_ip(skb) || !cfg || !(cfg->flags & TB_CFG_READY))
+		return TC_ACT_OK;
+	act = tb_parse(skb);
+	if (p->nd || addr_multicast(&p->dst, p->family))
+		return TC_ACT_OK;
+	if (act != TB_GO) {
+		if (ours(p))
+			return act;
+		p->reason = 0;
+		return TC_ACT_OK;
+	}
+	tb_identify();
+	if (is_internal(p, cfg) && tb_unsnat() == 1)
+		return answer_of_backend(skb, p);
+	act = tb_locate();
+	if (act != TB_GO)
+		return act;
+	if (p->where == TB_HOST)
+		return TC_ACT_OK;
+	if (p->where == TB_POD)
+		return onward(skb, p);
+	act = tb_service(TB_SCOPE_EXTERNAL);
+	if (act == TB_GO)
+		return TC_ACT_OK;
+	return act == 1 ? outside_client(skb, p) : act;
+}
+
+SEC("classifier") int from_uplink(struct __sk_buff *skb)
+{
+	struct tb_pkt *p = begin(skb, 1, 0, TB_POINT_FROM_NETWORK);
+
+	return p ? finish(skb, p, uplink_receives(skb, p)) : TC_ACT_SHOT;
+}
+
+SEC("classifier") int from_wireguard(struct __sk_buff *skb)
+{
+	struct tb_pkt *p = begin(skb, 0, 0, TB_POINT_FROM_CRYPTO);
+
+	/* The mark stays with a VXLAN packet until its inner packet comes out of the tunnel device. */
+	skb->mark = (skb->mark & ~TB_MARK_MASK) | TB_MARK_DECRYPTED;
+	if (!p)
+		return TC_ACT_SHOT;
+	p->encrypted = 1;
+	return finish(skb, p, uplink_receives(skb, p));
+}
+
+/* Whether what leaves must leave encrypted: by the prefix, or because it is the tunnel to such a node. */
+INLINE int must_encrypt(struct tb_pkt *p, struct tb_config *cfg)
+{
+	struct tb_prefix *pfx = prefix_of(p, &p->dst);
+	struct tb_node *node;
+	__u32 index;
+
+	if (!pfx)
+		return 0;
+	if (pfx->flags & TB_PFX_ENCRYPT)
+		return 1;
+	index = pfx->node;
+	node = index ? bpf_map_lookup_elem(&tb_nodes, &index) : 0;
+	if (!node || !(node->flags & TB_NODE_ENCRYPT))
+		return 0;
+	if (!(pfx->flags & TB_PFX_SKIP_TUNNEL))
+		return 1;
+	return p->proto == TB_UDP && p->dport == bswap16(cfg->vxlan_port);
+}
+
+INLINE int uplink_sends(struct __sk_buff *skb, struct tb_pkt *p)
+{
+	struct tb_config *cfg = tb_cfg();
+
+	if (!is_ip(skb) || !cfg || !(cfg->flags & TB_CFG_ENCRYPT))
+		return TC_ACT_OK;
+	if ((skb->mark & TB_MARK_MASK) == TB_MARK_CIPHERTEXT)
+		return TC_ACT_OK;
+	/* Only the addresses decide; a packet that parses no further is judged all the same. */
+	tb_parse(skb);
+	p->reason = 0;
+	if (p->nd || addr_multicast(&p->dst, p->family) || !must_encrypt(p, cfg))
+		return TC_ACT_OK;
+	if (!cfg->wireguard_ifindex)
+		return DROP(p, TB_DROP_UNENCRYPTED, "it must leave encrypted, but there is no WireGuard device", "tombolo status; start tombolo wireguard");
+	p->point = TB_POINT_TO_CRYPTO;
+	return bpf_redirect(cfg->wireguard_ifindex, 0);
+}
+
+SEC("classifier") int to_uplink(struct __sk_buff *skb)
+{
+	struct tb_pkt *p = begin(skb, 1, 1, TB_POINT_TO_NETWORK);
+
+	return p ? finish(skb, p, uplink_sends(skb, p)) : TC_ACT_SHOT;
+}
+
 char _license[] SEC("license") = "Dual BSD/GPL";

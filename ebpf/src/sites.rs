@@ -39,6 +39,7 @@ pub const fn reason_name(reason: u8) -> &'static str {
         141 => "Error writing to packet",
         142 => "CT: Unknown L4 protocol",
         147 => "No tunnel/encapsulation key",
+        151 => "Stale or unroutable IP",
         155 => "CT: Map insertion failed",
         156 => "Invalid IPv6 extension header",
         158 => "Service backend not found",

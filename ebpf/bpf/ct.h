@@ -1,0 +1,160 @@
+/* SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause) */
+/*
+ * Connection tracking in two tables: flows nobody has answered yet in an LRU, so that a flood of them only
+ * evicts its like; answered ones in a plain hash that user space collects.
+ */
+#ifndef TB_CT_H
+#define TB_CT_H
+
+#include "pkt.h"
+#include "event.h"
+
+#define TB_FILE_ID 2
+
+#define SEC_NS 1000000000ull
+#define LIFE_TCP (8000 * SEC_NS)
+#define LIFE_SYN (60 * SEC_NS)
+#define LIFE_CLOSING (10 * SEC_NS)
+#define LIFE_OTHER (60 * SEC_NS)
+
+INLINE int ct_closed(const struct tb_ct *ct)
+{
+	__u16 both = TB_CTF_CLOSING_ORIG | TB_CTF_CLOSING_REPLY;
+
+	return (ct->flags & both) == both;
+}
+
+/* The entry of p->key. An expired one, or a closed one that a SYN reopens, counts as none. */
+INLINE struct tb_ct *ct_get(struct tb_pkt *p, __u8 *half)
+{
+	struct tb_ct *ct = bpf_map_lookup_elem(&tb_ct, &p->key);
+	int reopen = p->tproto == TB_TCP && !p->is_error && (p->tcp_flags & (TB_SYN | TB_ACK)) == TB_SYN;
+
+	*half = 0;
+	if (ct && (ct->expires_ns < p->now || (reopen && ct_closed(ct)))) {
+		p->stale = 1;
+		ct = 0;
+	}
+	if (ct)
+		return ct;
+	*half = 1;
+	ct = bpf_map_lookup_elem(&tb_ct_half, &p->key);
+	if (ct && (ct->expires_ns < p->now || (reopen && ct_closed(ct))))
+		ct = 0;
+	return ct;
+}
+
+INLINE __u64 ct_life(__u8 proto, __u16 flags)
+{
+	__u16 both = TB_CTF_CLOSING_ORIG | TB_CTF_CLOSING_REPLY;
+
+	if (proto != TB_TCP)
+		return LIFE_OTHER;
+	if ((flags & both) == both)
+		return LIFE_CLOSING;
+	return flags & TB_CTF_REPLIED ? LIFE_TCP : LIFE_SYN;
+}
+
+/* Moves the entry of p->key to the established table. If that is full it stays where it is. */
+INLINE void ct_promote(struct tb_pkt *p, const struct tb_ct *ct)
+{
+	p->ct = *ct;
+	if (bpf_map_update_elem(&tb_ct, &p->key, &p->ct, BPF_ANY) == 0)
+		bpf_map_delete_elem(&tb_ct_half, &p->key);
+}
+
+/* Counts the packet, keeps the entry alive, decides whether an event is due. way: 0 opening, 1 answering. */
+INLINE void ct_touch(struct tb_pkt *p, struct tb_ct *ct, __u8 half, int way)
+{
+	struct tb_config *cfg = tb_cfg();
+	__u16 flags = ct->flags;
+
+	/* An error speaks of a flow without being part of it. */
+	if (p->is_error || !cfg)
+		return;
+	if (p->tproto == TB_TCP) {
+		__u8 seen = p->tcp_flags & (TB_SYN | TB_FIN | TB_RST);
+
+		if (seen & ~ct->tcp_seen[way]) {
+			ct->tcp_seen[way] |= seen;
+			p->report = 1;
+		}
+		if (seen & TB_FIN)
+			flags |= way ? TB_CTF_CLOSING_REPLY : TB_CTF_CLOSING_ORIG;
+		if (seen & TB_RST)
+			flags |= TB_CTF_CLOSING_ORIG | TB_CTF_CLOSING_REPLY;
+	}
+	if (way)
+		flags |= TB_CTF_REPLIED;
+	if (flags != ct->flags)
+		ct->flags = flags;
+	__sync_fetch_and_add(&ct->packets[way], 1);
+	__sync_fetch_and_add(&ct->bytes[way], p->len);
+	ct->expires_ns = p->now + ct_life(p->tproto, flags);
+	if (p->now - ct->reported_ns[way] >= cfg->report_interval_ns) {
+		ct->reported_ns[way] = p->now;
+		p->report = 1;
+	}
+	if (half && (flags & TB_CTF_REPLIED))
+		ct_promote(p, ct);
+}
+
+/* Writes a new entry for p->key from p->ct, whose own fields the caller has set after ct_blank(). */
+INLINE int ct_create(struct tb_pkt *p)
+{
+	p->ct.created_ns = p->now;
+	p->ct.expires_ns = p->now + ct_life(p->tproto, 0);
+	p->ct.packets[0] = 1;
+	p->ct.bytes[0] = p->len;
+	p->ct.reported_ns[0] = p->now;
+	p->ct.tcp_seen[0] = p->tcp_flags & (TB_SYN | TB_FIN | TB_RST);
+	if (p->stale) {
+		bpf_map_delete_elem(&tb_ct, &p->key);
+		p->stale = 0;
+	}
+	p->fresh = 1;
+	p->report = 1;
+	if (bpf_map_update_elem(&tb_ct_half, &p->key, &p->ct, BPF_ANY) < 0)
+		return DROP(p, TB_DROP_CT_CREATE, "half-open conntrack entry could not be written", "raise datapath.maps.conntrack_half");
+	return TB_GO;
+}
+
+INLINE void ct_blank(struct tb_pkt *p)
+{
+	__builtin_memset(&p->ct, 0, sizeof(p->ct));
+}
+
+/* Which flow the answer belongs to was seen: the client's memory of its backend must live as long. */
+INLINE void service_answered(struct tb_pkt *p, const union tb_addr *client, __be16 port, __u32 rev_nat)
+{
+	struct tb_rev_nat *rev = bpf_map_lookup_elem(&tb_rev_nat, &rev_nat);
+	struct tb_ct *ct;
+
+	if (!rev)
+		return;
+	key_set(&p->key, client, &rev->addr, port, rev->port, p->tproto, TB_CT_SERVICE);
+	ct = bpf_map_lookup_elem(&tb_ct_half, &p->key);
+	if (!ct)
+		return;
+	ct->flags |= TB_CTF_REPLIED;
+	ct->expires_ns = p->now + ct_life(p->tproto, ct->flags);
+	ct_promote(p, ct);
+}
+
+/* Gives an answer the frontend's address as source. */
+INLINE void unmask(struct tb_pkt *p, __u32 rev_nat)
+{
+	struct tb_rev_nat *rev = bpf_map_lookup_elem(&tb_rev_nat, &rev_nat);
+
+	if (!rev)
+		return;
+	p->rev_nat = rev_nat;
+	p->nsrc = rev->addr;
+	p->nsport = rev->port;
+	p->orig_dst = rev->addr;
+	p->orig_dport = rev->port;
+	p->translated = 1;
+}
+
+#undef TB_FILE_ID
+#endif

@@ -1,0 +1,233 @@
+/* SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause) */
+/* Who is at an address, and what a pod may send and receive. */
+#ifndef TB_ENDPOINT_H
+#define TB_ENDPOINT_H
+
+#include "ct.h"
+#include "policy.h"
+
+#define TB_FILE_ID 7
+
+INLINE struct tb_prefix *prefix_of(struct tb_pkt *p, const union tb_addr *addr)
+{
+	struct tb_prefix *pfx = bpf_map_lookup_elem(&tb_hosts, addr);
+
+	if (pfx)
+		return pfx;
+	p->lpm.prefixlen = 128;
+	__builtin_memcpy(p->lpm.addr, addr->b, 16);
+	return bpf_map_lookup_elem(&tb_prefixes, &p->lpm);
+}
+
+/* Where ndst is, and which identity it has. */
+GLOBAL int tb_locate(void)
+{
+	struct tb_pkt *p = tb_pkt();
+	struct tb_endpoint *ep;
+	struct tb_iface *iface;
+	struct tb_prefix *pfx;
+
+	if (!p)
+		return TC_ACT_SHOT;
+	ep = bpf_map_lookup_elem(&tb_endpoints, &p->ndst);
+	if (ep && ep->flags & TB_EP_HOST) {
+		p->where = TB_HOST;
+		p->dst_identity = TB_ID_HOST;
+		return TB_GO;
+	}
+	if (ep) {
+		p->where = TB_POD;
+		p->out_ifindex = ep->ifindex;
+		iface = bpf_map_lookup_elem(&tb_ifaces, &ep->ifindex);
+		if (!iface || !(iface->flags & TB_IF_READY))
+			return DROP(p, TB_DROP_EP_NOT_READY, "the receiving pod is not ready yet", "wait for the pod; tombolo show endpoints");
+		p->dst_identity = iface->identity;
+		p->dst_endpoint = iface->endpoint_id;
+		return TB_GO;
+	}
+	p->where = TB_AWAY;
+	p->dst_identity = TB_ID_WORLD;
+	pfx = prefix_of(p, &p->ndst);
+	if (pfx) {
+		p->dst_identity = pfx->identity;
+		p->node = pfx->node;
+		p->pfx_flags = pfx->flags;
+	}
+	return TB_GO;
+}
+
+/* The sender's identity by its address, where neither interface nor tunnel says it. */
+GLOBAL int tb_identify(void)
+{
+	struct tb_pkt *p = tb_pkt();
+	union tb_addr *addr;
+	struct tb_endpoint *ep;
+	struct tb_iface *iface;
+	struct tb_prefix *pfx;
+
+	if (!p)
+		return TC_ACT_SHOT;
+	addr = &p->outer_src;
+	ep = bpf_map_lookup_elem(&tb_endpoints, addr);
+	if (ep && ep->flags & TB_EP_HOST) {
+		p->src_identity = TB_ID_HOST;
+		return TB_GO;
+	}
+	if (ep) {
+		iface = bpf_map_lookup_elem(&tb_ifaces, &ep->ifindex);
+		p->src_identity = iface ? iface->identity : 0;
+		p->src_endpoint = iface ? iface->endpoint_id : 0;
+		return TB_GO;
+	}
+	pfx = prefix_of(p, addr);
+	p->src_identity = pfx ? pfx->identity : TB_ID_WORLD;
+	return TB_GO;
+}
+
+/* 1: an answer to a flow that came into this pod; its translation is undone. TB_GO: not one. */
+GLOBAL int tb_answer(void)
+{
+	struct tb_pkt *p = tb_pkt();
+	__u32 rev_nat, loopback;
+	struct tb_ct *ct;
+	__u8 half;
+
+	if (!p)
+		return TC_ACT_SHOT;
+	key_set(&p->key, &p->dst, &p->src, p->dport, p->sport, p->tproto, TB_CT_INGRESS);
+	ct = ct_get(p, &half);
+	p->stale = 0;
+	if (!ct)
+		return TB_GO;
+	rev_nat = ct->rev_nat;
+	loopback = ct->flags & TB_CTF_LOOPBACK;
+	p->reply = 1;
+	ct_touch(p, ct, half, 1);
+	if (loopback) {
+		p->loopback = 1;
+	} else if (rev_nat) {
+		unmask(p, rev_nat);
+		if (half)
+			service_answered(p, &p->dst, p->dport, rev_nat);
+	}
+	return 1;
+}
+
+/* A packet a pod sends, no answer: egress policy and conntrack. p->rev_nat tells of service translation. */
+GLOBAL int tb_egress(struct __sk_buff *skb, __u32 policy_id)
+{
+	struct tb_pkt *p = tb_pkt();
+	struct tb_ct *ct;
+	__u8 half;
+	int act;
+
+	if (!p)
+		return TC_ACT_SHOT;
+	key_set(&p->key, &p->src, &p->ndst, p->sport, p->ndport, p->tproto, TB_CT_EGRESS);
+	ct = ct_get(p, &half);
+	if (ct) {
+		if (!verdict_cached(ct, policy_id, p->dst_identity)) {
+			act = tb_verdict(policy_id, p->dst_identity, 1);
+			if (act != TB_GO)
+				return act;
+			ct->identity = p->dst_identity;
+			ct->policy_id = policy_id;
+			ct->policy_revision = p->policy_revision;
+		}
+		ct_touch(p, ct, half, 0);
+		return TB_GO;
+	}
+	if (p->is_error)
+		return DROP(p, TB_DROP_UNKNOWN_CT, "ICMP error from a pod belongs to no flow", "none; the flow is gone");
+	act = tb_verdict(policy_id, p->dst_identity, 1);
+	if (act != TB_GO)
+		return act;
+	ct_blank(p);
+	p->ct.identity = p->dst_identity;
+	p->ct.rev_nat = p->rev_nat;
+	p->ct.policy_id = policy_id;
+	p->ct.policy_revision = p->policy_revision;
+	p->ct.endpoint_id = p->src_endpoint;
+	p->ct.ifindex = skb->ifindex;
+	return ct_create(p);
+}
+
+/* 1: an answer to a flow this pod opened; the frontend's address is put back. */
+INLINE int opened_here(struct tb_pkt *p)
+{
+	struct tb_ct *ct;
+	__u32 rev_nat;
+	__u8 half;
+
+	key_set(&p->key, &p->ndst, &p->nsrc, p->ndport, p->nsport, p->tproto, TB_CT_EGRESS);
+	ct = ct_get(p, &half);
+	p->stale = 0;
+	if (!ct)
+		return 0;
+	rev_nat = ct->rev_nat;
+	p->reply = 1;
+	ct_touch(p, ct, half, 1);
+	if (rev_nat) {
+		unmask(p, rev_nat);
+		if (half)
+			service_answered(p, &p->ndst, p->ndport, rev_nat);
+	}
+	return 1;
+}
+
+/* A packet for a pod of this node: conntrack and ingress policy. */
+GLOBAL int tb_ingress(__u32 ifindex)
+{
+	struct tb_pkt *p = tb_pkt();
+	struct tb_iface *iface;
+	struct tb_ct *ct;
+	__u32 policy_id;
+	__u8 half;
+	int act;
+
+	if (!p)
+		return TC_ACT_SHOT;
+	iface = bpf_map_lookup_elem(&tb_ifaces, &ifindex);
+	if (!iface || !(iface->flags & TB_IF_READY))
+		return DROP(p, TB_DROP_EP_NOT_READY, "the pod's interface is not ready yet", "wait for the pod; tombolo show endpoints");
+	p->dst_identity = iface->identity;
+	p->dst_endpoint = iface->endpoint_id;
+	p->out_ifindex = ifindex;
+	if (p->loopback && p->reply)
+		return TB_GO;
+	if (!p->loopback && opened_here(p))
+		return TB_GO;
+	/* The node itself may always reach its pods, and a pod itself. */
+	policy_id = p->src_identity == TB_ID_HOST || p->loopback ? 0 : iface->policy_id;
+	key_set(&p->key, &p->nsrc, &p->ndst, p->nsport, p->ndport, p->tproto, TB_CT_INGRESS);
+	ct = ct_get(p, &half);
+	if (ct) {
+		if (!verdict_cached(ct, policy_id, p->src_identity)) {
+			act = tb_verdict(policy_id, p->src_identity, 0);
+			if (act != TB_GO)
+				return act;
+			ct->identity = p->src_identity;
+			ct->policy_id = policy_id;
+			ct->policy_revision = p->policy_revision;
+		}
+		ct_touch(p, ct, half, 0);
+		return TB_GO;
+	}
+	if (p->is_error)
+		return DROP(p, TB_DROP_UNKNOWN_CT, "ICMP error to a pod belongs to no flow", "none; the flow is gone");
+	act = tb_verdict(policy_id, p->src_identity, 0);
+	if (act != TB_GO)
+		return act;
+	ct_blank(p);
+	p->ct.identity = p->src_identity;
+	p->ct.rev_nat = p->in_rev_nat;
+	p->ct.policy_id = policy_id;
+	p->ct.policy_revision = p->policy_revision;
+	p->ct.endpoint_id = p->dst_endpoint;
+	p->ct.ifindex = ifindex;
+	p->ct.flags = p->loopback ? TB_CTF_LOOPBACK : 0;
+	return ct_create(p);
+}
+
+#undef TB_FILE_ID
+#endif

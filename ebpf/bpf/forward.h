@@ -1,0 +1,192 @@
+/* SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause) */
+/* The last step: into a pod, into the tunnel, along the routing table, or to the node's stack. */
+#ifndef TB_FORWARD_H
+#define TB_FORWARD_H
+
+#include "rewrite.h"
+#include "toobig.h"
+#include "endpoint.h"
+
+#define TB_FILE_ID 9
+#define TB_AF_INET 2
+#define TB_AF_INET6 10
+
+/* The node's own stack goes on with it. */
+INLINE int to_stack(struct __sk_buff *skb, struct tb_pkt *p, __u8 point)
+{
+	int act = tb_rewrite(skb);
+
+	if (act != TB_GO)
+		return act;
+	p->point = point;
+	bpf_skb_change_type(skb, 0);
+	return TC_ACT_OK;
+}
+
+/* A packet at the end of its hops: the stack answers an untouched one with time exceeded. */
+INLINE int expired(struct __sk_buff *skb, struct tb_pkt *p)
+{
+	if (!translated(p))
+		return to_stack(skb, p, TB_POINT_TO_STACK);
+	return DROP(p, TB_DROP_TTL_EXCEEDED, "hop limit used up on a translated packet", "look for a routing loop with traceroute to the backend");
+}
+
+/* tb_ingress() has let it pass: across to the pod's end, without the stack. */
+GLOBAL int tb_deliver(struct __sk_buff *skb)
+{
+	struct tb_pkt *p = tb_pkt();
+	struct tb_iface *iface;
+	__u8 macs[12];
+	__u32 ifindex;
+	int act;
+
+	if (!p)
+		return TC_ACT_SHOT;
+	if (p->ttl <= 1)
+		return expired(skb, p);
+	act = add_l2(skb, p);
+	if (act != TB_GO)
+		return act;
+	act = tb_rewrite(skb);
+	if (act != TB_GO)
+		return act;
+	act = hop(skb, p);
+	if (act != TB_GO)
+		return act;
+	ifindex = p->out_ifindex;
+	iface = bpf_map_lookup_elem(&tb_ifaces, &ifindex);
+	if (!iface)
+		return DROP(p, TB_DROP_EP_NOT_READY, "the receiving pod went away", "none; the pod is being deleted");
+	__builtin_memcpy(macs, iface->mac, 6);
+	__builtin_memcpy(macs + 6, iface->host_mac, 6);
+	if (bpf_skb_store_bytes(skb, 0, macs, 12, 0) < 0)
+		return DROP(p, TB_DROP_WRITE_ERROR, "the Ethernet header could not be written", "report it with a capture of the packet");
+	bpf_skb_change_type(skb, 0);
+	p->point = TB_POINT_TO_ENDPOINT;
+	p->dir = 0;
+	return bpf_redirect_peer(ifindex, 0);
+}
+
+INLINE int encapsulate(struct __sk_buff *skb, struct tb_pkt *p, const struct tb_node *node, __u32 vni)
+{
+	struct bpf_tunnel_key key = {};
+	__u64 flags = 0;
+
+	key.tunnel_id = vni;
+	key.tunnel_ttl = 64;
+	if (node->tunnel.w[0] == 0 && node->tunnel.w[1] == 0 && node->tunnel.w[2] == bswap32(0xffff)) {
+		key.remote_ipv4 = bswap32(node->tunnel.w[3]);
+		flags = BPF_F_ZERO_CSUM_TX;
+	} else {
+		__builtin_memcpy(key.remote_ipv6, node->tunnel.b, 16);
+		flags = BPF_F_TUNINFO_IPV6;
+	}
+	if (bpf_skb_set_tunnel_key(skb, &key, sizeof(key), flags) < 0)
+		return DROP(p, TB_DROP_NO_TUNNEL_KEY, "the tunnel key could not be set", "report it with the kernel's version");
+	return TB_GO;
+}
+
+INLINE int to_overlay_device(struct __sk_buff *skb, struct tb_pkt *p, const struct tb_node *node, __u32 device)
+{
+	int act;
+
+	if (!device)
+		return DROP(p, TB_DROP_NO_DEVICE, "there is no VXLAN device", "tombolo status; the agent makes it in overlay mode");
+	if (addr_zero(&node->tunnel))
+		return DROP(p, TB_DROP_NO_TUNNEL_ENDPOINT, "the node's tunnel endpoint is not known", "tombolo show nodes; the node must publish an underlay address");
+	if (p->ttl <= 1)
+		return expired(skb, p);
+	act = add_l2(skb, p);
+	if (act != TB_GO)
+		return act;
+	act = tb_rewrite(skb);
+	if (act != TB_GO)
+		return act;
+	act = hop(skb, p);
+	if (act != TB_GO)
+		return act;
+	act = encapsulate(skb, p, node, p->vni);
+	if (act != TB_GO)
+		return act;
+	skb->mark = (skb->mark & ~TB_MARK_MASK) | TB_MARK_KEYED;
+	p->point = TB_POINT_TO_OVERLAY;
+	return bpf_redirect(device, 0);
+}
+
+INLINE long route(struct __sk_buff *skb, struct tb_pkt *p, struct bpf_fib_lookup *fib)
+{
+	fib->ifindex = skb->ifindex;
+	fib->tot_len = p->seg_len;
+	fib->l4_protocol = p->proto;
+	if (p->family == 4) {
+		fib->family = TB_AF_INET;
+		fib->ipv4_src = p->nsrc.w[3];
+		fib->ipv4_dst = p->ndst.w[3];
+	} else {
+		fib->family = TB_AF_INET6;
+		__builtin_memcpy(fib->ipv6_src, p->nsrc.b, 16);
+		__builtin_memcpy(fib->ipv6_dst, p->ndst.b, 16);
+	}
+	return bpf_fib_lookup(skb, fib, sizeof(*fib), 0);
+}
+
+INLINE int along_route(struct __sk_buff *skb, struct tb_pkt *p)
+{
+	struct bpf_fib_lookup fib = {};
+	long rc;
+	int act;
+
+	if (p->ttl <= 1)
+		return expired(skb, p);
+	rc = route(skb, p, &fib);
+	if (rc == BPF_FIB_LKUP_RET_FRAG_NEEDED && p->df)
+		return tb_too_big(skb, fib.mtu_result);
+	if (rc == BPF_FIB_LKUP_RET_BLACKHOLE || rc == BPF_FIB_LKUP_RET_UNREACHABLE || rc == BPF_FIB_LKUP_RET_PROHIBIT) {
+		/* The stack answers an untouched packet by itself. */
+		if (!translated(p))
+			return to_stack(skb, p, TB_POINT_TO_STACK);
+		return DROP(p, TB_DROP_FIB, "no route to the backend or client", "ip route get its address on the node; check BGP and the tunnel routes");
+	}
+	if (rc != BPF_FIB_LKUP_RET_SUCCESS && rc != BPF_FIB_LKUP_RET_NO_NEIGH)
+		return to_stack(skb, p, TB_POINT_TO_STACK);
+	act = add_l2(skb, p);
+	if (act != TB_GO)
+		return act;
+	act = tb_rewrite(skb);
+	if (act != TB_GO)
+		return act;
+	act = hop(skb, p);
+	if (act != TB_GO)
+		return act;
+	p->point = TB_POINT_TO_NETWORK;
+	return bpf_redirect_neigh(fib.ifindex, 0, 0, 0);
+}
+
+/* ndst is not on this node. */
+GLOBAL int tb_forward(struct __sk_buff *skb)
+{
+	struct tb_pkt *p = tb_pkt();
+	struct tb_config *cfg = tb_cfg();
+	struct tb_node *node = 0;
+	__u32 index;
+	int act;
+
+	if (!p || !cfg)
+		return TC_ACT_SHOT;
+	index = p->node;
+	if (index && !(p->pfx_flags & TB_PFX_SKIP_TUNNEL))
+		node = bpf_map_lookup_elem(&tb_nodes, &index);
+	if (node) {
+		if (cfg->flags & TB_CFG_ENCRYPT && node->flags & TB_NODE_ENCRYPT)
+			p->encrypted = 1;
+		act = fits(skb, p, node->mtu);
+		if (act != TB_GO)
+			return act;
+		if (node->path == TB_PATH_OVERLAY)
+			return to_overlay_device(skb, p, node, cfg->overlay_ifindex);
+	}
+	return along_route(skb, p);
+}
+
+#undef TB_FILE_ID
+#endif

@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause) */
+/* Services: frontend to backend by Maglev, remembered per client in a SERVICE entry. */
+#ifndef TB_LB_H
+#define TB_LB_H
+
+#include "ct.h"
+
+#define TB_FILE_ID 6
+
+INLINE __u32 rotl(__u32 x, int n)
+{
+	return x << n | x >> (32 - n);
+}
+
+INLINE __u32 mix(__u32 h, __u32 k)
+{
+	k *= 0xcc9e2d51;
+	k = rotl(k, 15) * 0x1b873593;
+	return rotl(h ^ k, 13) * 5 + 0xe6546b64;
+}
+
+/* MurmurHash3 over the tuple in network order: equal on all nodes, and in src/hash.rs. */
+INLINE __u32 flow_hash(const union tb_addr *src, const union tb_addr *dst, __be16 sport, __be16 dport, __u8 proto)
+{
+	__u32 h = 0x746f6d62;
+	int i;
+
+	for (i = 0; i < 4; i++)
+		h = mix(h, bswap32(src->w[i]));
+	for (i = 0; i < 4; i++)
+		h = mix(h, bswap32(dst->w[i]));
+	h = mix(h, (__u32)bswap16(sport) << 16 | bswap16(dport));
+	h = mix(h, proto);
+	h ^= h >> 16;
+	h *= 0x85ebca6b;
+	h ^= h >> 13;
+	h *= 0xc2b2ae35;
+	return h ^ h >> 16;
+}
+
+INLINE int to_backend(struct tb_pkt *p, const struct tb_backend *b, __u32 rev_nat)
+{
+	p->rev_nat = rev_nat;
+	p->orig_dst = p->dst;
+	p->orig_dport = p->dport;
+	p->translated = 1;
+	p->ndst = b->addr;
+	p->ndport = b->port;
+	p->edst = b->addr;
+	p->edport = b->port;
+	return 1;
+}
+
+INLINE int choose_backend(struct tb_pkt *p, const struct tb_service *svc)
+{
+	struct tb_backend *b;
+	__u32 slot, *id;
+
+	if (!svc->maglev_size)
+		return DROP(p, TB_DROP_NO_SERVICE, "the service has no backend", "tombolo show services; check the pods' readiness and the selector");
+	slot = flow_hash(&p->src, &p->dst, p->sport, p->dport, p->tproto) % svc->maglev_size + svc->maglev_offset;
+	id = bpf_map_lookup_elem(&tb_maglev, &slot);
+	b = id ? bpf_map_lookup_elem(&tb_backends, id) : 0;
+	if (!b)
+		return DROP(p, TB_DROP_NO_SERVICE, "the chosen backend is not written", "tombolo show backends; wait for the agent or restart it");
+	ct_blank(p);
+	p->ct.rev_nat = svc->rev_nat;
+	p->ct.backend = *id;
+	key_set(&p->key, &p->src, &p->dst, p->sport, p->dport, p->tproto, TB_CT_SERVICE);
+	slot = ct_create(p);
+	return (int)slot == TB_GO ? to_backend(p, b, svc->rev_nat) : TC_ACT_SHOT;
+}
+
+/* 1: translated to a backend. TB_GO: no service address. Else dropped. */
+GLOBAL int tb_service(__u32 scope)
+{
+	struct tb_pkt *p = tb_pkt();
+	struct tb_service_key key = {};
+	struct tb_service *svc;
+	struct tb_backend *b;
+	struct tb_ct *ct;
+	__u8 half;
+
+	if (!p)
+		return TC_ACT_SHOT;
+	key.addr = p->dst;
+	key.port = p->dport;
+	key.proto = p->tproto;
+	key.scope = scope;
+	svc = bpf_map_lookup_elem(&tb_services, &key);
+	if (!svc) {
+		key.port = 0;
+		key.proto = 0;
+		if (bpf_map_lookup_elem(&tb_services, &key))
+			return DROP(p, TB_DROP_NO_SERVICE, "the service address has no such port", "tombolo show services; use a port that the service has");
+		return TB_GO;
+	}
+	key_set(&p->key, &p->src, &p->dst, p->sport, p->dport, p->tproto, TB_CT_SERVICE);
+	ct = ct_get(p, &half);
+	if (ct) {
+		b = bpf_map_lookup_elem(&tb_backends, &ct->backend);
+		if (b) {
+			ct_touch(p, ct, half, 0);
+			return to_backend(p, b, svc->rev_nat);
+		}
+		p->stale = !half;
+	}
+	if (p->is_error)
+		return DROP(p, TB_DROP_UNKNOWN_CT, "ICMP error to a service address belongs to no flow", "none; the flow is gone");
+	return choose_backend(p, svc);
+}
+
+#undef TB_FILE_ID
+#endif

@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause) */
+/*
+ * Source NAT to the node's internal address: for backends on other nodes, and for pods that reach
+ * themselves through a service. Two entries a flow in one LRU: the tuple before, and that of the answers.
+ */
+#ifndef TB_NAT_H
+#define TB_NAT_H
+
+#include "ct.h"
+#include "lb.h"
+
+#define TB_FILE_ID 5
+#define TB_PORT_TRIES 64
+
+INLINE union tb_addr *internal_addr(struct tb_config *cfg, __u8 family)
+{
+	return family == 4 ? &cfg->internal4 : &cfg->internal6;
+}
+
+/* Claims one port for the answers; p->nat holds the value. */
+INLINE int claim_port(struct tb_pkt *p, const union tb_addr *self, __be16 port)
+{
+	int echo = p->tproto == TB_ICMP || p->tproto == TB_ICMPV6;
+	struct tb_nat *known;
+
+	key_set(&p->key, &p->ndst, self, echo ? 0 : p->ndport, port, p->tproto, TB_NAT_IN);
+	if (bpf_map_update_elem(&tb_nat, &p->key, &p->nat, BPF_NOEXIST) == 0)
+		return 1;
+	/* It is ours already: the other half of the pair was evicted. */
+	known = bpf_map_lookup_elem(&tb_nat, &p->key);
+	return known && addr_eq(&known->addr, &p->src) && known->port == p->sport && known->rev_nat == p->rev_nat;
+}
+
+GLOBAL int tb_snat(void)
+{
+	struct tb_pkt *p = tb_pkt();
+	struct tb_config *cfg = tb_cfg();
+	union tb_addr *self;
+	struct tb_nat *known;
+	__u32 i, start, range;
+	__be16 port = 0;
+
+	if (!p || !cfg)
+		return TC_ACT_SHOT;
+	self = internal_addr(cfg, p->family);
+	if (addr_zero(self))
+		return DROP(p, TB_DROP_NAT_NO_MAPPING, "the node has no internal address of this family", "give the node a pod CIDR of the family and restart the agent");
+	p->nat.created_ns = p->now;
+	p->nat.addr = p->src;
+	p->nat.port = p->sport;
+	p->nat.flags = 0;
+	p->nat.rev_nat = p->rev_nat;
+	__builtin_memset(p->nat.spare, 0, sizeof(p->nat.spare));
+	key_set(&p->key, &p->src, &p->ndst, p->sport, p->ndport, p->tproto, TB_NAT_OUT);
+	known = bpf_map_lookup_elem(&tb_nat, &p->key);
+	if (known) {
+		port = known->port;
+		if (claim_port(p, self, port))
+			goto done;
+	} else if (p->is_error) {
+		return DROP(p, TB_DROP_UNKNOWN_CT, "ICMP error belongs to no translated flow", "none; the flow is gone");
+	}
+	range = (__u32)cfg->snat_port_max - cfg->snat_port_min + 1;
+	if (cfg->snat_port_max < cfg->snat_port_min)
+		range = 1;
+	start = flow_hash(&p->src, &p->ndst, p->sport, p->ndport, p->tproto);
+	for (i = 0; i < TB_PORT_TRIES; i++) {
+		port = bswap16((__u16)(cfg->snat_port_min + (start + i) % range));
+		if (claim_port(p, self, port))
+			goto pair;
+	}
+	return DROP(p, TB_DROP_NAT_NO_MAPPING, "no free SNAT port towards this backend", "widen the SNAT port range or raise datapath.maps.nat");
+pair:
+	p->nat.addr = *self;
+	p->nat.port = port;
+	key_set(&p->key, &p->src, &p->ndst, p->sport, p->ndport, p->tproto, TB_NAT_OUT);
+	bpf_map_update_elem(&tb_nat, &p->key, &p->nat, BPF_ANY);
+done:
+	p->nsrc = *self;
+	p->nsport = port;
+	return TB_GO;
+}
+
+/* Undoes it for an answer. 1: it was one. */
+GLOBAL int tb_unsnat(void)
+{
+	struct tb_pkt *p = tb_pkt();
+	struct tb_nat *nat;
+
+	if (!p)
+		return 0;
+	key_set(&p->key, &p->src, &p->dst, p->sport, p->dport, p->tproto, TB_NAT_IN);
+	nat = bpf_map_lookup_elem(&tb_nat, &p->key);
+	if (!nat)
+		return 0;
+	p->ndst = nat->addr;
+	p->ndport = nat->port;
+	p->edst = nat->addr;
+	p->edport = nat->port;
+	p->reply = 1;
+	if (nat->rev_nat) {
+		unmask(p, nat->rev_nat);
+		service_answered(p, &p->ndst, p->ndport, p->rev_nat);
+	}
+	return 1;
+}
+
+#undef TB_FILE_ID
+#endif

@@ -1,0 +1,150 @@
+/* SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause) */
+/*
+ * Answers a packet that does not fit its path with ICMP fragmentation needed (RFC 792, RFC 1191) or ICMPv6
+ * packet too big (RFC 4443 section 3.2), sent back through the interface it came from. The packet is
+ * still as its sender knows it, so the quoted header needs no translation.
+ */
+#ifndef TB_TOOBIG_H
+#define TB_TOOBIG_H
+
+#include "rewrite.h"
+#include "nat.h"
+
+#define TB_FILE_ID 8
+#define TB_QUOTE 128 /* room for the quoted headers; the rest is zero, which a checksum does not see */
+
+INLINE __u16 fold(__s64 sum)
+{
+	__u32 s = (__u32)sum;
+
+	s = (s & 0xffff) + (s >> 16);
+	s = (s & 0xffff) + (s >> 16);
+	return (__u16)~s;
+}
+
+INLINE int write_header4(struct __sk_buff *skb, struct tb_pkt *p, union tb_addr *self, __u32 quote, __u32 mtu)
+{
+	struct {
+		struct tb_ip4 ip;
+		__u8 type, code;
+		__be16 csum, unused, mtu;
+	} h = {};
+	__s64 sum;
+
+	h.type = 3;
+	h.code = 4;
+	h.mtu = bswap16((__u16)mtu);
+	sum = bpf_csum_diff(0, 0, (__be32 *)p->buf, TB_QUOTE, 0);
+	sum = bpf_csum_diff(0, 0, (__be32 *)&h.type, 8, sum);
+	h.csum = fold(sum);
+	h.ip.vihl = 0x45;
+	h.ip.tot_len = bswap16((__u16)(28 + quote));
+	h.ip.ttl = 64;
+	h.ip.proto = TB_ICMP;
+	h.ip.src = self->w[3];
+	h.ip.dst = p->src.w[3];
+	h.ip.csum = fold(bpf_csum_diff(0, 0, (__be32 *)&h.ip, 20, 0));
+	return bpf_skb_store_bytes(skb, p->l3_off, &h, 28, 0);
+}
+
+INLINE int write_header6(struct __sk_buff *skb, struct tb_pkt *p, union tb_addr *self, __u32 quote, __u32 mtu)
+{
+	struct {
+		struct tb_ip6 ip;
+		__u8 type, code;
+		__be16 csum;
+		__be32 mtu;
+	} h = {};
+	__be32 pseudo[2];
+	__s64 sum;
+
+	h.type = 2;
+	h.mtu = bswap32(mtu);
+	__builtin_memcpy(h.ip.src, self->b, 16);
+	__builtin_memcpy(h.ip.dst, p->src.b, 16);
+	pseudo[0] = bswap32(8 + quote);
+	pseudo[1] = bswap32(TB_ICMPV6);
+	sum = bpf_csum_diff(0, 0, (__be32 *)p->buf, TB_QUOTE, 0);
+	sum = bpf_csum_diff(0, 0, (__be32 *)&h.type, 8, sum);
+	sum = bpf_csum_diff(0, 0, (__be32 *)h.ip.src, 32, sum);
+	sum = bpf_csum_diff(0, 0, pseudo, 8, sum);
+	h.csum = fold(sum);
+	h.ip.flow = bswap32(0x60000000);
+	h.ip.plen = bswap16((__u16)(8 + quote));
+	h.ip.next = TB_ICMPV6;
+	h.ip.hops = 64;
+	return bpf_skb_store_bytes(skb, p->l3_off, &h, 48, 0);
+}
+
+/* The way back: to the pod that sent it, or to whoever handed it to the uplink. */
+INLINE int send_back(struct __sk_buff *skb, struct tb_pkt *p)
+{
+	__u32 ifindex = skb->ifindex;
+	struct tb_iface *iface = bpf_map_lookup_elem(&tb_ifaces, &ifindex);
+	__u8 macs[12], swapped[12];
+
+	if (iface) {
+		__builtin_memcpy(macs, iface->mac, 6);
+		__builtin_memcpy(macs + 6, iface->host_mac, 6);
+		bpf_skb_store_bytes(skb, 0, macs, 12, 0);
+		bpf_skb_change_type(skb, 0);
+		return bpf_redirect_peer(ifindex, 0);
+	}
+	if (p->l2 && bpf_skb_load_bytes(skb, 0, macs, 12) == 0) {
+		__builtin_memcpy(swapped, macs + 6, 6);
+		__builtin_memcpy(swapped + 6, macs, 6);
+		bpf_skb_store_bytes(skb, 0, swapped, 12, 0);
+	}
+	return bpf_redirect(ifindex, 0);
+}
+
+GLOBAL int tb_too_big(struct __sk_buff *skb, __u32 mtu)
+{
+	struct tb_pkt *p = tb_pkt();
+	struct tb_config *cfg = tb_cfg();
+	union tb_addr *self;
+	__u32 quote, i;
+	long err;
+
+	if (!p || !cfg)
+		return TC_ACT_SHOT;
+	/* The drop is counted and reported whatever becomes of the answer. */
+	tb_drop(p, TB_DROP_FRAG_NEEDED, (TB_FILE_ID << 11) | __LINE__);
+	count(p, skb->len);
+	tb_emit(skb, TB_EV_DROP);
+	p->reason = 0;
+	p->report = 0;
+	p->fresh = 0;
+	self = internal_addr(cfg, p->family);
+	if (p->is_error || p->frag == TB_FRAG_LATER || addr_zero(self))
+		return TC_ACT_SHOT;
+	quote = p->l4_off - p->l3_off + (p->proto == TB_TCP ? 20 : 8);
+	if (quote > TB_QUOTE || quote < 28)
+		return TC_ACT_SHOT;
+	__builtin_memset(p->buf, 0, sizeof(p->buf));
+	for (i = 0; i < TB_QUOTE / 4; i++) {
+		if (i * 4 >= quote)
+			break;
+		if (bpf_skb_load_bytes(skb, p->l3_off + i * 4, p->buf + i * 4, 4) < 0)
+			return TC_ACT_SHOT;
+	}
+	err = bpf_skb_change_tail(skb, p->l3_off + quote, 0);
+	err |= bpf_skb_adjust_room(skb, p->family == 4 ? 28 : 48, BPF_ADJ_ROOM_MAC, 0);
+	if (err)
+		return TC_ACT_SHOT;
+	err = p->family == 4 ? write_header4(skb, p, self, quote, mtu) : write_header6(skb, p, self, quote, mtu);
+	if (err)
+		return TC_ACT_SHOT;
+	return send_back(skb, p);
+}
+
+/* TB_GO: it fits. */
+INLINE int fits(struct __sk_buff *skb, struct tb_pkt *p, __u32 mtu)
+{
+	if (!mtu || p->seg_len <= mtu || !p->df)
+		return TB_GO;
+	return tb_too_big(skb, mtu);
+}
+
+#undef TB_FILE_ID
+#endif

@@ -1,0 +1,293 @@
+//! Pod traffic by BPF_PROG_TEST_RUN: source check, fail closed, same node, overlay, direct, policy, answers.
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+mod support;
+use support::*;
+use tombolo_ebpf::*;
+
+#[test]
+fn same_node_goes_straight_to_the_peer() {
+    let mut node = Node::new();
+    for f in FAMILIES {
+        let ran = node.run("from_endpoint", node.a, &tcp((POD_A[f], 4000), (POD_B[f], 80), "S"));
+        assert_eq!(ran.action, REDIRECT);
+        let seen = ran.seen();
+        assert_eq!(seen.source, (ip(POD_A[f]), 4000));
+        assert_eq!(seen.destination, (ip(POD_B[f]), 80));
+        assert_eq!(seen.hops, 63, "a hop is counted");
+        assert_eq!(ran.macs(), (MAC_B, HOST_MAC));
+        let event = node.traced().flow;
+        assert_eq!((event.source.identity, event.destination.identity), (ID_A, ID_B));
+        assert_eq!((event.source.endpoint_id, event.destination.endpoint_id), (1, 2));
+        assert_eq!((event.trace_point, event.new, event.reply), (0, true, false));
+        assert_eq!(event.tcp_flags, 2);
+
+        let ran = node.run("from_endpoint", node.b, &tcp((POD_B[f], 80), (POD_A[f], 4000), "SA"));
+        assert_eq!(ran.action, REDIRECT);
+        let event = node.traced().flow;
+        assert!(event.reply && !event.new);
+        let flows = node.datapath.conntrack().unwrap();
+        let established = flows.iter().filter(|c| c.established && c.source.0 == ip(POD_A[f])).count();
+        assert_eq!(established, 2, "egress of A and ingress of B: {flows:#?}");
+    }
+}
+
+#[test]
+fn echo_is_tracked_by_its_identifier() {
+    let mut node = Node::new();
+    for f in FAMILIES {
+        assert_eq!(node.run("from_endpoint", node.a, &ping(POD_A[f], POD_B[f], 77, true)).action, REDIRECT);
+        node.events();
+        let ran = node.run("from_endpoint", node.b, &ping(POD_B[f], POD_A[f], 77, false));
+        assert_eq!(ran.action, REDIRECT);
+        ran.seen();
+        assert!(node.traced().flow.reply);
+    }
+}
+
+#[test]
+fn foreign_source_is_dropped() {
+    let mut node = Node::new();
+    for f in FAMILIES {
+        let ran = node.run("from_endpoint", node.a, &udp((POD_B[f], 1), (REMOTE[f], 2), 10));
+        assert_eq!(ran.action, SHOT);
+        let event = node.dropped().flow;
+        assert_eq!((event.drop_reason, event.source.identity), (132, ID_A));
+        assert_eq!(site(event.site).unwrap().reason, "TB_DROP_INVALID_SOURCE");
+    }
+    let counted = node.datapath.metrics().unwrap();
+    let metric = counted.iter().find(|m| m.reason == 132).unwrap();
+    assert_eq!((metric.packets, metric.direction), (2, Direction::Egress));
+}
+
+#[test]
+fn hooks_fail_closed() {
+    let mut node = Node::new();
+    let packet = udp((POD_A[0], 1), (POD_B[0], 2), 10);
+    node.datapath.delete_interface(node.b).unwrap();
+    assert_eq!(node.run("from_endpoint", node.a, &packet).action, SHOT);
+    assert_eq!(node.dropped().flow.drop_reason, 203, "receiver has no row");
+    let mut row = pod(POD_A, ID_A, 1, MAC_A);
+    row.ready = false;
+    node.datapath.upsert_interface(node.a, &row).unwrap();
+    assert_eq!(node.run("from_endpoint", node.a, &packet).action, SHOT);
+    assert_eq!(node.dropped().flow.drop_reason, 203, "sender is not ready");
+    let to_a = udp((GATEWAY[0], 1), (POD_A[0], 2), 10);
+    assert_eq!(node.run("to_endpoint", node.a, &to_a).action, SHOT);
+    assert_eq!(node.dropped().flow.drop_reason, 203);
+    node.datapath.upsert_interface(node.a, &pod(POD_A, ID_A, 1, MAC_A)).unwrap();
+    node.datapath.set_config(&NodeConfig { ready: false, ..node.config() }).unwrap();
+    assert_eq!(node.run("from_endpoint", node.a, &packet).action, SHOT);
+    assert_eq!(node.dropped().flow.drop_reason, 202);
+}
+
+#[test]
+fn other_node_goes_into_the_tunnel() {
+    let mut node = Node::new();
+    for f in FAMILIES {
+        let ran = node.run("from_endpoint", node.a, &tcp((POD_A[f], 4000), (REMOTE[f], 80), "S"));
+        assert_eq!(ran.action, REDIRECT);
+        assert_eq!(ran.mark & 0x1f00, 0x0f00, "to_overlay must see that the key is set");
+        assert_eq!(ran.seen().hops, 63);
+        let event = node.traced().flow;
+        assert_eq!((event.trace_point, event.destination.identity), (4, ID_REMOTE));
+        assert!(!event.encrypted);
+        assert_eq!(node.run_with("to_overlay", node.overlay, &ran.packet, ran.mark, 0).action, OK);
+    }
+    node.datapath.set_config(&NodeConfig { overlay_ifindex: 0, ..node.config() }).unwrap();
+    assert_eq!(node.run("from_endpoint", node.a, &udp((POD_A[0], 1), (REMOTE[0], 2), 10)).action, SHOT);
+    assert_eq!(node.dropped().flow.drop_reason, 206);
+}
+
+#[test]
+fn the_nodes_own_packets_get_their_key_on_the_tunnel_device() {
+    let mut node = Node::new();
+    for f in FAMILIES {
+        let ran = node.run("to_overlay", node.overlay, &udp((GATEWAY[f], 1), (REMOTE[f], 2), 10));
+        assert_eq!(ran.action, OK);
+        let stray = node.run("to_overlay", node.overlay, &udp((GATEWAY[f], 1), (CLIENT[f], 2), 10));
+        assert_eq!(stray.action, SHOT);
+        assert_eq!(node.dropped().flow.drop_reason, 160);
+    }
+    let ran = node.run("from_overlay", node.overlay, &udp((REMOTE[0], 1), (POD_A[0], 2), 10));
+    assert_eq!((ran.action, node.dropped().flow.drop_reason), (SHOT, 147), "no tunnel key");
+}
+
+#[test]
+fn direct_path_follows_the_routing_table() {
+    let mut node = Node::new();
+    node.remote(NodePath::Direct, false);
+    for f in FAMILIES {
+        let ran = node.run("from_endpoint", node.a, &tcp((POD_A[f], 4000), (REMOTE[f], 80), "S"));
+        assert_eq!(ran.action, REDIRECT);
+        assert_eq!(ran.seen().hops, 63);
+        assert_eq!(node.traced().flow.trace_point, 11);
+        let world = node.run("from_endpoint", node.a, &tcp((POD_A[f], 4001), (CLIENT[f], 80), "S"));
+        assert_eq!(world.action, REDIRECT);
+        assert_eq!(node.traced().flow.destination.identity, 2);
+        let host = node.run("from_endpoint", node.a, &tcp((POD_A[f], 4002), (NODE[f], 80), "S"));
+        assert_eq!(host.action, OK);
+        let event = node.traced().flow;
+        assert_eq!((event.trace_point, event.destination.identity), (2, 1));
+    }
+}
+
+#[test]
+fn packets_from_outside_reach_pods_under_their_policy() {
+    let mut node = Node::new();
+    for f in FAMILIES {
+        let ran = node.run("from_uplink", node.uplink, &tcp((CLIENT[f], 4000), (POD_A[f], 80), "S"));
+        assert_eq!(ran.action, REDIRECT);
+        assert_eq!(ran.macs(), (MAC_A, HOST_MAC));
+        let event = node.traced().flow;
+        assert_eq!((event.source.identity, event.destination.endpoint_id), (2, 1));
+        let ran = node.run("from_uplink", node.uplink, &tcp((REMOTE[f], 4000), (POD_A[f], 80), "S"));
+        assert_eq!((ran.action, node.traced().flow.source.identity), (REDIRECT, ID_REMOTE));
+        assert_eq!(node.run("from_uplink", node.uplink, &tcp((CLIENT[f], 1), (NODE[f], 22), "S")).action, OK);
+        assert_eq!(
+            node.run("from_uplink", node.uplink, &tcp((CLIENT[f], 1), (REMOTE[f], 22), "S")).action,
+            OK
+        );
+    }
+}
+
+fn allow(identity: u32, port: u16) -> RuleEntry {
+    let matching = RuleMatch { identity: Some(identity), protocol: Some(6), port: Some(port) };
+    (matching, RuleAction::Allow, 9)
+}
+
+fn policed(node: &Node, ingress: Option<Vec<RuleEntry>>, egress: Option<Vec<RuleEntry>>) {
+    node.datapath.set_policy(5, &PolicySet { ingress, egress }).unwrap();
+}
+
+#[test]
+fn ingress_policy_allows_and_denies() {
+    let mut node = Node::new();
+    policed(&node, Some(vec![allow(ID_A, 80)]), None);
+    node.datapath
+        .upsert_interface(node.b, &Interface { policy_id: 5, ..pod(POD_B, ID_B, 2, MAC_B) })
+        .unwrap();
+    for f in FAMILIES {
+        assert_eq!(
+            node.run("from_endpoint", node.a, &tcp((POD_A[f], 4000), (POD_B[f], 80), "S")).action,
+            REDIRECT
+        );
+        let verdicts: Vec<_> = node.events().into_iter().filter(|e| e.kind == EventKind::Verdict).collect();
+        assert_eq!((verdicts.len(), verdicts[0].cookie), (1, 9));
+        assert_eq!(
+            node.run("from_endpoint", node.a, &tcp((POD_A[f], 4000), (POD_B[f], 81), "S")).action,
+            SHOT
+        );
+        let event = node.dropped().flow;
+        assert_eq!((event.drop_reason, event.destination.identity), (133, ID_B));
+        assert_eq!(
+            node.run("from_uplink", node.uplink, &tcp((CLIENT[f], 1), (POD_B[f], 80), "S")).action,
+            SHOT
+        );
+        assert_eq!(node.dropped().flow.drop_reason, 133);
+        let host = node.run("to_endpoint", node.b, &tcp((GATEWAY[f], 1), (POD_B[f], 99), "S"));
+        assert_eq!(host.action, OK, "the node always reaches its pods");
+        node.events();
+    }
+}
+
+#[test]
+fn answers_pass_whatever_the_policy() {
+    let mut node = Node::new();
+    policed(&node, Some(vec![]), None);
+    node.datapath
+        .upsert_interface(node.a, &Interface { policy_id: 5, ..pod(POD_A, ID_A, 1, MAC_A) })
+        .unwrap();
+    for f in FAMILIES {
+        node.run("from_endpoint", node.a, &tcp((POD_A[f], 4000), (POD_B[f], 80), "S"));
+        let answer = node.run("from_endpoint", node.b, &tcp((POD_B[f], 80), (POD_A[f], 4000), "SA"));
+        assert_eq!(answer.action, REDIRECT);
+        let opened = node.run("from_endpoint", node.b, &tcp((POD_B[f], 80), (POD_A[f], 4001), "S"));
+        assert_eq!(opened.action, SHOT);
+        assert_eq!(node.dropped().flow.drop_reason, 133);
+    }
+}
+
+#[test]
+fn egress_policy_and_deny_rules() {
+    let mut node = Node::new();
+    let any = RuleMatch { identity: None, protocol: None, port: None };
+    let deny_remote = RuleMatch { identity: Some(ID_REMOTE), ..any };
+    policed(&node, None, Some(vec![(any, RuleAction::Allow, 1), (deny_remote, RuleAction::Deny, 2)]));
+    node.datapath
+        .upsert_interface(node.a, &Interface { policy_id: 5, ..pod(POD_A, ID_A, 1, MAC_A) })
+        .unwrap();
+    for f in FAMILIES {
+        assert_eq!(node.run("from_endpoint", node.a, &udp((POD_A[f], 1), (POD_B[f], 2), 9)).action, REDIRECT);
+        node.events();
+        assert_eq!(node.run("from_endpoint", node.a, &udp((POD_A[f], 1), (REMOTE[f], 2), 9)).action, SHOT);
+        let event = node.dropped();
+        assert_eq!((event.flow.drop_reason, event.cookie), (181, 2));
+    }
+}
+
+#[test]
+fn an_allow_that_goes_away_stops_established_flows() {
+    let mut node = Node::new();
+    policed(&node, Some(vec![allow(ID_A, 80), allow(ID_REMOTE, 80)]), None);
+    node.datapath
+        .upsert_interface(node.b, &Interface { policy_id: 5, ..pod(POD_B, ID_B, 2, MAC_B) })
+        .unwrap();
+    let syn = tcp((POD_A[0], 4000), (POD_B[0], 80), "S");
+    let data = tcp((POD_A[0], 4000), (POD_B[0], 80), "A");
+    assert_eq!(node.run("from_endpoint", node.a, &syn).action, REDIRECT);
+    node.run("from_endpoint", node.b, &tcp((POD_B[0], 80), (POD_A[0], 4000), "SA"));
+    policed(&node, Some(vec![allow(ID_A, 80)]), None);
+    assert_eq!(node.run("from_endpoint", node.a, &data).action, REDIRECT, "another's allow went");
+    policed(&node, Some(vec![allow(ID_REMOTE, 80)]), None);
+    node.events();
+    assert_eq!(node.run("from_endpoint", node.a, &data).action, SHOT);
+    assert_eq!(node.dropped().flow.drop_reason, 133);
+    policed(&node, Some(vec![allow(ID_A, 80)]), None);
+    assert_eq!(node.run("from_endpoint", node.a, &data).action, REDIRECT, "allowed again");
+    let read_back = &node.datapath.policies().unwrap()[&5];
+    assert_eq!(read_back.ingress.as_deref(), Some(&[allow(ID_A, 80)][..]));
+}
+
+#[test]
+fn broken_packets_are_named() {
+    let mut node = Node::new();
+    let whole = tcp((POD_A[0], 4000), (POD_B[0], 80), "S");
+    let mut cut = whole.clone();
+    cut.truncate(14 + 20 + 6);
+    assert_eq!(node.run("from_endpoint", node.a, &cut).action, SHOT);
+    assert_eq!(node.dropped().flow.drop_reason, 135);
+    let mut sctp = whole.clone();
+    sctp[23] = 132;
+    assert_eq!(node.run("from_endpoint", node.a, &sctp).action, SHOT);
+    assert_eq!(node.dropped().flow.drop_reason, 142);
+    let mut later = whole.clone();
+    later[20] = 0x20;
+    later[21] = 0x10;
+    assert_eq!(node.run("from_endpoint", node.a, &later).action, SHOT);
+    assert_eq!(node.dropped().flow.drop_reason, 175);
+    let mut chain = tcp((POD_A[1], 4000), (POD_B[1], 80), "S");
+    chain[14 + 6] = 60;
+    for _ in 0..7 {
+        chain.splice(54..54, [60, 0, 1, 4, 0, 0, 0, 0]);
+    }
+    assert_eq!(node.run("from_endpoint", node.a, &chain).action, SHOT);
+    assert_eq!(node.dropped().flow.drop_reason, 156);
+    let tunnel = udp((POD_A[0], 4000), (NODE[0], 8472), 30);
+    assert_eq!(node.run("from_endpoint", node.a, &tunnel).action, SHOT);
+    assert_eq!(node.dropped().flow.drop_reason, 170);
+}
+
+#[test]
+fn later_fragments_follow_the_first() {
+    let mut node = Node::new();
+    let mut first = udp((POD_A[0], 4000), (POD_B[0], 53), 64);
+    first[18..20].copy_from_slice(&[0x12, 0x34]);
+    first[20..22].copy_from_slice(&[0x20, 0]);
+    let mut later = first.clone();
+    later[20..22].copy_from_slice(&[0, 9]);
+    assert_eq!(node.run("from_endpoint", node.a, &first).action, REDIRECT);
+    assert_eq!(node.run("from_endpoint", node.a, &later).action, REDIRECT);
+    assert!(node.events().iter().all(|e| e.kind != EventKind::Drop));
+    assert_eq!(node.datapath.conntrack().unwrap().len(), 2);
+}
