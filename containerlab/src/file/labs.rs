@@ -181,7 +181,7 @@ fn manifests_of_nodes_agree_with_the_topology() {
             let internal: Vec<_> = addresses
                 .iter()
                 .filter(|a| a.type_ == "InternalIP")
-                .map(|a| a.address.parse().unwrap())
+                .map(|a| a.address.parse::<IpAddr>().unwrap())
                 .collect();
             let expected = [IpAddr::V4(end.ipv4.unwrap().addr()), IpAddr::V6(end.ipv6.unwrap().addr())];
             assert_eq!(internal, expected);
