@@ -93,7 +93,8 @@ impl Reader<'_> {
             serde_json::from_str::<Value>(document.text)
                 .map_err(|error| (u64::try_from(error.line()).unwrap_or(0), error.to_string()))
         } else {
-            let options = serde_saphyr::options! { with_snippet: false };
+            // Kubernetes reads YAML 1.1: `yes` is true, 0644 is octal.
+            let options = serde_saphyr::options! { with_snippet: false, legacy_octal_numbers: true };
             serde_saphyr::from_str_with_options::<Value>(document.text, options).map_err(|error| {
                 let line = error.location().map_or(1, |location| location.line());
                 (line, error.without_snippet().to_string())
@@ -139,7 +140,7 @@ impl Reader<'_> {
             let issue = Issue::new(
                 "metadata.name",
                 "the name is missing, no text, or longer than 253 characters",
-                "give the object a name",
+                "give the object a name; y, n, on, off, yes, no and numbers need quotes to be text",
             );
             return self.refuse(document, prefix, described, issue);
         }
