@@ -286,6 +286,30 @@ impl Netlink {
         self.set_link(found.index, &settings).await
     }
 
+    /// Makes a WireGuard device of the kernel's own. One of that name is fine.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] with EOPNOTSUPP where the kernel has no WireGuard; [`Error::Conflict`] when the name is taken by
+    /// something else.
+    pub async fn create_wireguard(&self, name: &str) -> Result<Link, Error> {
+        const WHAT: &str = "create the WireGuard device";
+        check_name(WHAT, name)?;
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Wireguard)]));
+        match self.change(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL).await {
+            Ok(()) => self.link(name).await,
+            Err(refusal) if refusal.errno() == Some(libc::EEXIST) => match self.link(name).await? {
+                link if link.kind.as_deref() == Some("wireguard") => Ok(link),
+                other => {
+                    let found = format!("kind {:?}", other.kind);
+                    Err(Error::Conflict { what: WHAT, object: name.to_owned(), found })
+                }
+            },
+            Err(refusal) => Err(refusal.on(WHAT, name)),
+        }
+    }
+
     /// Changes settings of an interface; only what is `Some` is touched. Name, MTU, address and IPv6 mode are set
     /// before the interface goes up.
     ///
