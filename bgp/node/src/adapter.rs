@@ -1,0 +1,279 @@
+//! The one task that owns the speakers of this node, one for each BGP instance.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tombolo_base::prefix::Prefix;
+use tombolo_base::source::{Source, SourceState};
+use tombolo_base::table::Writer;
+use tombolo_bgp::{Error, RouteView, Scope, Speaker, SpeakerHandle};
+use tombolo_topology::LearnedRoute;
+use tombolo_topology::bgp::{AdvertRow, PeerRow};
+
+use crate::learned;
+use crate::settings::{Identity, Settings, announcement, peer_config};
+use crate::{InstancePeer, InstanceRoute};
+
+/// Longest wait for withdrawals to reach the peers' connections.
+const FLUSH_MAX: Duration = Duration::from_secs(5);
+
+/// Instance and peer name.
+pub(crate) type PeerKey = (Arc<str>, Arc<str>);
+/// Instance, peer name and prefix.
+pub(crate) type AdvertKey = (Arc<str>, Arc<str>, Prefix);
+
+/// What is asked of the task.
+pub(crate) enum Request {
+    UpdatePeer(PeerRow),
+    DeletePeer(PeerKey),
+    PrunePeers { keep: BTreeSet<PeerKey>, held: BTreeSet<Source> },
+    UpdateAdvert(AdvertRow),
+    DeleteAdvert(AdvertKey),
+    PruneAdverts { keep: BTreeSet<AdvertKey>, held: BTreeSet<Source> },
+    ExportComplete,
+    WithdrawAll,
+    Shutdown { text: String },
+}
+
+/// What comes to the task.
+pub(crate) enum Message {
+    Do(Request, oneshot::Sender<Result<(), Error>>),
+    Peers(oneshot::Sender<Vec<InstancePeer>>),
+    Routes(RouteView, oneshot::Sender<Vec<InstanceRoute>>),
+}
+
+struct Instance {
+    identity: Identity,
+    speaker: SpeakerHandle,
+    peers: BTreeMap<Arc<str>, PeerRow>,
+    /// The task that writes learned routes; aborted when this is dropped.
+    follower: JoinSet<()>,
+}
+
+pub(crate) struct Adapter {
+    settings: Settings,
+    learned: Arc<Writer<LearnedRoute>>,
+    instances: BTreeMap<Arc<str>, Instance>,
+    adverts: BTreeMap<AdvertKey, AdvertRow>,
+    /// Instances that were started before: the restart was theirs, not that of a later start.
+    started: BTreeSet<Arc<str>>,
+    complete: bool,
+}
+
+impl Adapter {
+    pub(crate) fn new(settings: Settings, learned: Arc<Writer<LearnedRoute>>) -> Self {
+        Self {
+            settings,
+            learned,
+            instances: BTreeMap::new(),
+            adverts: BTreeMap::new(),
+            started: BTreeSet::new(),
+            complete: false,
+        }
+    }
+
+    /// Works until every sender is gone; the speakers then break off without a word, as if the process had died.
+    pub(crate) async fn run(mut self, mut messages: mpsc::Receiver<Message>) {
+        while let Some(message) = messages.recv().await {
+            let unheard = match message {
+                Message::Do(request, reply) => {
+                    let result = self.handle(request).await;
+                    reply.send(result).is_err()
+                }
+                Message::Peers(reply) => reply.send(self.peers().await).is_err(),
+                Message::Routes(view, reply) => reply.send(self.routes(view).await).is_err(),
+            };
+            if unheard {
+                tracing::debug!("Nobody waits for this answer any more.");
+            }
+        }
+    }
+
+    async fn handle(&mut self, request: Request) -> Result<(), Error> {
+        match request {
+            Request::UpdatePeer(row) => self.update_peer(row).await,
+            Request::DeletePeer(key) => self.delete_peer(&key).await,
+            Request::PrunePeers { keep, held } => self.prune_peers(&keep, &held).await,
+            Request::UpdateAdvert(row) => self.update_advert(row).await,
+            Request::DeleteAdvert(key) => self.delete_advert(&key).await,
+            Request::PruneAdverts { keep, held } => self.prune_adverts(&keep, &held).await,
+            Request::ExportComplete => self.export_complete().await,
+            Request::WithdrawAll => self.withdraw_all().await,
+            Request::Shutdown { text } => self.shutdown(&text).await,
+        }
+    }
+
+    async fn update_peer(&mut self, row: PeerRow) -> Result<(), Error> {
+        let identity = Identity::of(&row);
+        if self.instances.get(&row.instance).is_some_and(|instance| instance.identity != identity) {
+            self.stop(&row.instance, "the BGP instance changed its AS, router id or port").await;
+        }
+        if !self.instances.contains_key(&row.instance) {
+            self.start(&row.instance, identity).await?;
+        }
+        let Some(instance) = self.instances.get_mut(&row.instance) else { return Ok(()) };
+        let config = peer_config(&row, &self.settings);
+        let result = if instance.peers.contains_key(&row.name) {
+            instance.speaker.update_peer(config).await
+        } else {
+            instance.speaker.add_peer(config).await
+        };
+        if result.is_ok() {
+            instance.peers.insert(row.name.clone(), row);
+        } else if instance.peers.is_empty() {
+            let name = row.instance.clone();
+            self.stop(&name, "").await;
+        }
+        result
+    }
+
+    async fn start(&mut self, name: &Arc<str>, identity: Identity) -> Result<(), Error> {
+        let restarting = self.settings.restarting && !self.started.contains(name);
+        let (speaker, events) = Speaker::start(identity.speaker(&self.settings, restarting)).await?;
+        self.started.insert(name.clone());
+        let source = Source::Peer(name.clone());
+        if self.learned.table().snapshot().source_state(&source).is_none() {
+            self.learned.set_source(&source, SourceState::Pending);
+        }
+        for row in self.adverts.values().filter(|row| row.instance == *name) {
+            announce(&speaker, row).await?;
+        }
+        if self.complete {
+            speaker.export_complete().await?;
+        }
+        let mut follower = JoinSet::new();
+        follower.spawn(learned::follow(source, speaker.clone(), events, Arc::clone(&self.learned)));
+        let instance = Instance { identity, speaker, peers: BTreeMap::new(), follower };
+        self.instances.insert(name.clone(), instance);
+        Ok(())
+    }
+
+    /// Stops an instance in order and removes what it learned.
+    async fn stop(&mut self, name: &Arc<str>, text: &str) {
+        let Some(mut instance) = self.instances.remove(name) else { return };
+        if let Err(error) = instance.speaker.shutdown(text).await {
+            tracing::warn!(instance = %name, %error, "The BGP speaker had ended by itself.");
+        }
+        while instance.follower.join_next().await.is_some() {}
+        self.learned.drain_source(&Source::Peer(name.clone()));
+    }
+
+    async fn delete_peer(&mut self, (name, peer): &PeerKey) -> Result<(), Error> {
+        let Some(instance) = self.instances.get_mut(name) else { return Ok(()) };
+        if instance.peers.remove(peer).is_none() {
+            return Ok(());
+        }
+        instance.speaker.remove_peer(peer).await?;
+        if instance.peers.is_empty() {
+            self.stop(name, "the last peer of this instance was removed").await;
+        }
+        Ok(())
+    }
+
+    async fn prune_peers(&mut self, keep: &BTreeSet<PeerKey>, held: &BTreeSet<Source>) -> Result<(), Error> {
+        let gone: Vec<PeerKey> = self
+            .instances
+            .iter()
+            .flat_map(|(name, instance)| instance.peers.values().map(move |row| (name, row)))
+            .filter(|(_, row)| !held.contains(&row.source))
+            .map(|(name, row)| (name.clone(), row.name.clone()))
+            .filter(|key| !keep.contains(key))
+            .collect();
+        for key in gone {
+            self.delete_peer(&key).await?;
+        }
+        Ok(())
+    }
+
+    async fn update_advert(&mut self, row: AdvertRow) -> Result<(), Error> {
+        let key = (row.instance.clone(), row.peer.clone(), row.prefix);
+        if let Some(instance) = self.instances.get(&row.instance) {
+            announce(&instance.speaker, &row).await?;
+        }
+        self.adverts.insert(key, row);
+        Ok(())
+    }
+
+    async fn delete_advert(&mut self, key: &AdvertKey) -> Result<(), Error> {
+        let (name, peer, prefix) = key;
+        if self.adverts.remove(key).is_some()
+            && let Some(instance) = self.instances.get(name)
+        {
+            instance.speaker.withdraw(Scope::Peer(peer.to_string()), prefix.net()).await?;
+        }
+        Ok(())
+    }
+
+    async fn prune_adverts(
+        &mut self,
+        keep: &BTreeSet<AdvertKey>,
+        held: &BTreeSet<Source>,
+    ) -> Result<(), Error> {
+        let gone: Vec<AdvertKey> = self
+            .adverts
+            .iter()
+            .filter(|(key, row)| !keep.contains(*key) && !held.contains(&row.source))
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in gone {
+            self.delete_advert(&key).await?;
+        }
+        Ok(())
+    }
+
+    async fn export_complete(&mut self) -> Result<(), Error> {
+        self.complete = true;
+        for instance in self.instances.values() {
+            instance.speaker.export_complete().await?;
+        }
+        Ok(())
+    }
+
+    async fn withdraw_all(&mut self) -> Result<(), Error> {
+        self.adverts.clear();
+        for (name, instance) in &self.instances {
+            match tokio::time::timeout(FLUSH_MAX, instance.speaker.withdraw_all()).await {
+                Ok(result) => result?,
+                Err(_) => {
+                    tracing::warn!(instance = %name, "Some peers did not take the withdrawals in time.")
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn shutdown(&mut self, text: &str) -> Result<(), Error> {
+        let names: Vec<Arc<str>> = self.instances.keys().cloned().collect();
+        for name in names {
+            if let Some(instance) = self.instances.remove(&name) {
+                instance.speaker.shutdown(text).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn peers(&self) -> Vec<InstancePeer> {
+        let mut all = Vec::new();
+        for (name, instance) in &self.instances {
+            let states = instance.speaker.peers().await.unwrap_or_default();
+            all.extend(states.into_iter().map(|state| InstancePeer { instance: name.clone(), state }));
+        }
+        all
+    }
+
+    async fn routes(&self, view: RouteView) -> Vec<InstanceRoute> {
+        let mut all = Vec::new();
+        for (name, instance) in &self.instances {
+            let rows = instance.speaker.routes(view).await.unwrap_or_default();
+            all.extend(rows.into_iter().map(|route| InstanceRoute { instance: name.clone(), route }));
+        }
+        all
+    }
+}
+
+async fn announce(speaker: &SpeakerHandle, row: &AdvertRow) -> Result<(), Error> {
+    speaker.announce(Scope::Peer(row.peer.to_string()), row.prefix.net(), announcement(row)).await
+}

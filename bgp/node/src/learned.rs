@@ -1,0 +1,82 @@
+//! The speaker's events become rows: learned routes, and whether the first list is complete.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tombolo_base::prefix::Prefix;
+use tombolo_base::source::{Source, SourceState};
+use tombolo_base::table::Writer;
+use tombolo_bgp::{Event, Events, Path, SpeakerHandle, State};
+use tombolo_topology::{LearnedNextHop, LearnedRoute};
+
+/// A first list counts as complete after this long even if a peer never came: old kernel routes must not stay for ever.
+const FIRST_LIST_MAX: Duration = Duration::from_secs(60);
+
+/// Follows one speaker until it ends. The rows stay; whoever ended the speaker removes them.
+pub(crate) async fn follow(
+    source: Source,
+    speaker: SpeakerHandle,
+    mut events: Events,
+    writer: Arc<Writer<LearnedRoute>>,
+) {
+    let deadline = Instant::now() + FIRST_LIST_MAX;
+    let mut complete = false;
+    loop {
+        let event = tokio::select! {
+            event = events.next() => event,
+            () = tokio::time::sleep_until(deadline), if !complete => {
+                tracing::warn!(%source, "Not every BGP peer sent its first list in time; going on without it.");
+                complete = true;
+                writer.set_source(&source, SourceState::Initialized);
+                continue;
+            }
+        };
+        match event {
+            None => return,
+            Some(Event::Route { prefix, paths }) => {
+                if let Some(prefix) = Prefix::new(prefix.addr(), prefix.prefix_len()) {
+                    store(&writer, &source, prefix, &paths);
+                }
+            }
+            Some(Event::EndOfRib { .. }) if !complete => {
+                complete = all_lists_complete(&speaker).await;
+                if complete {
+                    writer.set_source(&source, SourceState::Initialized);
+                }
+            }
+            Some(_) => {}
+        }
+    }
+}
+
+fn store(writer: &Writer<LearnedRoute>, source: &Source, prefix: Prefix, paths: &[Path]) {
+    if paths.is_empty() {
+        writer.remove(&(prefix, source.clone()));
+        return;
+    }
+    let next_hops: BTreeSet<LearnedNextHop> = paths.iter().map(next_hop).collect();
+    let stale = paths.iter().all(|path| path.stale);
+    writer.upsert(LearnedRoute { source: source.clone(), prefix, next_hops, stale });
+}
+
+/// A link-local next hop is only good together with its interface; without one the global address serves.
+fn next_hop(path: &Path) -> LearnedNextHop {
+    let interface: Option<Arc<str>> = path.interface.as_deref().map(Arc::from);
+    match (path.next_hop.link_local, interface) {
+        (Some(link_local), Some(interface)) => {
+            LearnedNextHop { via: link_local.into(), interface: Some(interface) }
+        }
+        (_, interface) => LearnedNextHop { via: path.next_hop.address, interface },
+    }
+}
+
+/// Whether every peer is up and has sent End-of-RIB for everything agreed on.
+async fn all_lists_complete(speaker: &SpeakerHandle) -> bool {
+    let Ok(peers) = speaker.peers().await else { return false };
+    peers.iter().all(|peer| {
+        peer.state == State::Established
+            && peer.families.iter().all(|family| family.end_of_rib || !family.negotiated)
+    })
+}

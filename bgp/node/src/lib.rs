@@ -1,0 +1,196 @@
+//! Between this node's desired BGP rows and the speaker: sessions and adverts go in, learned routes come out.
+//!
+//! ```text
+//!  PeerRow ───► reconciler ──► PeerTarget ───┐                      ┌──► LearnedRoute (source peer:INSTANCE)
+//!  AdvertRow ─► reconciler ──► AdvertTarget ─┴► one task, a speaker ┤
+//!                                               for each instance   └──► peers(), routes() for `tombolo bgp`
+//! ```
+//!
+//! ```no_run
+//! # async fn sketch() -> Result<(), tombolo_bgp::Error> {
+//! use tombolo_base::table::Table;
+//! use tombolo_bgp_node::{BgpNode, Settings};
+//! let (learned, writer) = Table::new();
+//! let bgp = BgpNode::start(Settings { restarting: true, ..Settings::default() }, writer);
+//! let (peers, adverts) = (bgp.peer_target(), bgp.advert_target()); // give each to the driver of its reconciler
+//! bgp.export_complete().await?; // when both reconcilers have carried over complete tables: End-of-RIB goes out
+//! bgp.withdraw_all().await?; // before this node stops serving
+//! bgp.shutdown("node drains").await // Cease with the text; without it the peers keep the routes for the restart time
+//! # }
+//! ```
+//!
+//! The source `peer:INSTANCE` of the learned routes is pending until every peer has sent End-of-RIB for every family, or 60 s have passed.
+
+#![forbid(unsafe_code)]
+
+mod adapter;
+mod learned;
+mod settings;
+#[cfg(test)]
+mod tests;
+
+pub use settings::Settings;
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::sync::Arc;
+
+use serde::Serialize;
+use tokio::sync::{mpsc, oneshot};
+use tombolo_base::reconcile::Target;
+use tombolo_base::source::Source;
+use tombolo_base::table::{Row, Writer};
+use tombolo_bgp::{Error, PeerState, RouteRow, RouteView};
+use tombolo_topology::LearnedRoute;
+use tombolo_topology::bgp::{AdvertRow, PeerRow};
+
+use adapter::{Adapter, Message, Request};
+
+/// Requests that may wait; the next caller waits for room.
+const REQUEST_QUEUE: usize = 256;
+
+/// A peer's state with the instance it belongs to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct InstancePeer {
+    /// Name of the instance.
+    pub instance: Arc<str>,
+    /// The state.
+    #[serde(flatten)]
+    pub state: PeerState,
+}
+
+/// A route with the instance it belongs to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct InstanceRoute {
+    /// Name of the instance.
+    pub instance: Arc<str>,
+    /// The route.
+    #[serde(flatten)]
+    pub route: RouteRow,
+}
+
+/// This node's BGP. Clones steer the same one; when all are dropped, sessions break off without a word.
+#[derive(Clone, Debug)]
+pub struct BgpNode {
+    messages: mpsc::Sender<Message>,
+}
+
+impl BgpNode {
+    /// Starts the adapter's task on the current tokio runtime. Speakers start with the first peer of their instance.
+    pub fn start(settings: Settings, learned: Writer<LearnedRoute>) -> Self {
+        let (messages, inbox) = mpsc::channel(REQUEST_QUEUE);
+        tokio::spawn(Adapter::new(settings, Arc::new(learned)).run(inbox));
+        Self { messages }
+    }
+
+    /// The target of the reconciler of [`PeerRow`]s.
+    pub fn peer_target(&self) -> PeerTarget {
+        PeerTarget(self.clone())
+    }
+
+    /// The target of the reconciler of [`AdvertRow`]s.
+    pub fn advert_target(&self) -> AdvertTarget {
+        AdvertTarget(self.clone())
+    }
+
+    async fn ask(&self, request: Request) -> Result<(), Error> {
+        let (reply, answer) = oneshot::channel();
+        self.messages.send(Message::Do(request, reply)).await.map_err(|_| Error::Stopped)?;
+        answer.await.map_err(|_| Error::Stopped)?
+    }
+
+    /// Says that the adverts carried over so far are all there are: End-of-RIB goes out, now and in every later session.
+    ///
+    /// # Errors
+    /// A speaker has ended by itself.
+    pub async fn export_complete(&self) -> Result<(), Error> {
+        self.ask(Request::ExportComplete).await
+    }
+
+    /// Withdraws every advert and returns when the peers have been sent that, at most after 5 s for each instance.
+    ///
+    /// # Errors
+    /// A speaker has ended by itself.
+    pub async fn withdraw_all(&self) -> Result<(), Error> {
+        self.ask(Request::WithdrawAll).await
+    }
+
+    /// Withdraws, then ends every session with Cease, administrative shutdown, and the text. Learned routes stay in their table.
+    ///
+    /// # Errors
+    /// A speaker has ended by itself.
+    pub async fn shutdown(&self, text: &str) -> Result<(), Error> {
+        self.ask(Request::Shutdown { text: text.to_owned() }).await
+    }
+
+    /// The state of every peer, by instance and name.
+    ///
+    /// # Errors
+    /// The adapter has ended.
+    pub async fn peers(&self) -> Result<Vec<InstancePeer>, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.messages.send(Message::Peers(reply)).await.map_err(|_| Error::Stopped)?;
+        answer.await.map_err(|_| Error::Stopped)
+    }
+
+    /// Routes received, in use or advertised, by instance, prefix and peer.
+    ///
+    /// # Errors
+    /// The adapter has ended.
+    pub async fn routes(&self, view: RouteView) -> Result<Vec<InstanceRoute>, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.messages.send(Message::Routes(view, reply)).await.map_err(|_| Error::Stopped)?;
+        answer.await.map_err(|_| Error::Stopped)
+    }
+}
+
+/// Carries [`PeerRow`]s to the speakers.
+#[derive(Clone, Debug)]
+pub struct PeerTarget(BgpNode);
+
+/// Carries [`AdvertRow`]s to the speakers. An advert of a peer that does not exist yet waits for it.
+#[derive(Clone, Debug)]
+pub struct AdvertTarget(BgpNode);
+
+type Rows<R> = imbl::OrdMap<<R as Row>::Key, R>;
+
+fn tell(node: &BgpNode, request: Request) -> impl Future<Output = Result<(), String>> + Send + use<> {
+    let node = node.clone();
+    async move { node.ask(request).await.map_err(|error| error.to_string()) }
+}
+
+impl Target<PeerRow> for PeerTarget {
+    fn update(&mut self, row: &PeerRow) -> impl Future<Output = Result<(), String>> + Send {
+        tell(&self.0, Request::UpdatePeer(row.clone()))
+    }
+
+    fn delete(&mut self, row: &PeerRow) -> impl Future<Output = Result<(), String>> + Send {
+        tell(&self.0, Request::DeletePeer(row.key()))
+    }
+
+    fn prune(
+        &mut self,
+        keep: &Rows<PeerRow>,
+        held: &BTreeSet<Source>,
+    ) -> impl Future<Output = Result<(), String>> + Send {
+        tell(&self.0, Request::PrunePeers { keep: keep.keys().cloned().collect(), held: held.clone() })
+    }
+}
+
+impl Target<AdvertRow> for AdvertTarget {
+    fn update(&mut self, row: &AdvertRow) -> impl Future<Output = Result<(), String>> + Send {
+        tell(&self.0, Request::UpdateAdvert(row.clone()))
+    }
+
+    fn delete(&mut self, row: &AdvertRow) -> impl Future<Output = Result<(), String>> + Send {
+        tell(&self.0, Request::DeleteAdvert(row.key()))
+    }
+
+    fn prune(
+        &mut self,
+        keep: &Rows<AdvertRow>,
+        held: &BTreeSet<Source>,
+    ) -> impl Future<Output = Result<(), String>> + Send {
+        tell(&self.0, Request::PruneAdverts { keep: keep.keys().cloned().collect(), held: held.clone() })
+    }
+}

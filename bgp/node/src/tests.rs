@@ -1,0 +1,201 @@
+//! The adapter against a plain speaker over loopback TCP.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use imbl::OrdMap;
+use tombolo_base::source::SourceState;
+use tombolo_base::table::Table;
+use tombolo_bgp::{
+    AllowedPrefix, Announcement, Event, Events, PeerConfig, Scope, Speaker, SpeakerConfig, SpeakerHandle,
+};
+use tombolo_topology::bgp::{AdvertOrigin, Family};
+
+use super::*;
+
+const NODE: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 77, 1));
+const TOR: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 77, 2));
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind((NODE, 0)).unwrap().local_addr().unwrap().port()
+}
+
+fn peer_row(port: u16) -> PeerRow {
+    PeerRow {
+        source: Source::Planner,
+        instance: "main".into(),
+        name: "tor".into(),
+        local_asn: 65111,
+        router_id: Ipv4Addr::new(10, 0, 0, 1),
+        local_port: Some(port),
+        address: TOR,
+        port,
+        asn: 65100,
+        local_address: Some(NODE),
+        families: BTreeSet::from([Family::Ipv4Unicast, Family::Ipv6Unicast]),
+        connect_retry_secs: 1,
+        hold_time_secs: 9,
+        keepalive_secs: 3,
+        graceful_restart_secs: Some(60),
+        ebgp_multihop: 1,
+    }
+}
+
+fn advert(prefix: &str) -> AdvertRow {
+    AdvertRow {
+        source: Source::Planner,
+        instance: "main".into(),
+        peer: "tor".into(),
+        prefix: prefix.parse().unwrap(),
+        origin: AdvertOrigin::PodCidr,
+        communities: BTreeSet::from([0xfde8_0001]),
+        large_communities: BTreeSet::from([(65111, 1, 2)]),
+        local_preference: None,
+    }
+}
+
+async fn tor(port: u16) -> (SpeakerHandle, Events) {
+    let mut config = SpeakerConfig::new(65100, Ipv4Addr::new(10, 0, 0, 2));
+    config.listen = vec![SocketAddr::new(TOR, port)];
+    let (speaker, events) = Speaker::start(config).await.unwrap();
+    let mut peer = PeerConfig::new("node", NODE, 65111);
+    peer.port = port;
+    peer.local_address = Some(TOR);
+    peer.families = tombolo_bgp::Family::ALL.to_vec();
+    peer.graceful_restart.enabled = true;
+    peer.timers.connect_retry = std::time::Duration::from_secs(1);
+    speaker.add_peer(peer).await.unwrap();
+    for (prefix, next_hop) in
+        [("192.0.2.0/24", "10.9.9.9"), ("198.51.100.0/24", "10.9.9.9"), ("2001:db8::/48", "fd00::9")]
+    {
+        let announcement =
+            Announcement { next_hop: Some(next_hop.parse().unwrap()), ..Announcement::default() };
+        speaker.announce(Scope::All, prefix.parse().unwrap(), announcement).await.unwrap();
+    }
+    speaker.export_complete().await.unwrap();
+    (speaker, events)
+}
+
+fn settings() -> Settings {
+    Settings {
+        import: vec![
+            AllowedPrefix::exact("192.0.2.0/24".parse().unwrap()),
+            AllowedPrefix::or_longer("2001:db8::/32".parse().unwrap()),
+        ],
+        listen: vec![NODE],
+        ..Settings::default()
+    }
+}
+
+async fn until(events: &mut Events, wanted: impl Fn(&Event) -> bool) -> Event {
+    let search = async {
+        loop {
+            let event = events.next().await.expect("the speaker runs");
+            if wanted(&event) {
+                return event;
+            }
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(30), search).await.expect("the event comes")
+}
+
+#[tokio::test]
+async fn rows_become_sessions_adverts_and_learned_routes() {
+    let port = free_port();
+    let (learned, writer) = Table::new();
+    let bgp = BgpNode::start(settings(), writer);
+    let (mut peers, mut adverts) = (bgp.peer_target(), bgp.advert_target());
+    // An advert may come before its peer.
+    adverts.update(&advert("10.1.1.0/24")).await.unwrap();
+    peers.update(&peer_row(port)).await.unwrap();
+    let source = Source::Peer("main".into());
+    assert_eq!(learned.snapshot().source_state(&source), Some(SourceState::Pending));
+    bgp.export_complete().await.unwrap();
+    let mut changes = learned.changes();
+    let (tor, mut events) = tor(port).await;
+    let both = async {
+        loop {
+            let batch = changes.next().await;
+            let complete = batch.snapshot.source_state(&source) == Some(SourceState::Initialized);
+            if complete && batch.snapshot.len() == 2 {
+                return batch.snapshot;
+            }
+        }
+    };
+    let snapshot = tokio::time::timeout(std::time::Duration::from_secs(30), both).await.unwrap();
+    let rows: Vec<String> = snapshot
+        .iter()
+        .map(|row| format!("{} {:?}", row.prefix, row.next_hops.first().map(|hop| hop.via)))
+        .collect();
+    assert_eq!(rows, ["192.0.2.0/24 Some(10.9.9.9)", "2001:db8::/48 Some(fd00::9)"]);
+
+    // The node's own next hop is a loopback address here, which the other side must not accept: what was sent is checked on this side.
+    until(&mut events, |event| matches!(event, Event::EndOfRib { .. })).await;
+    let routes = bgp.routes(RouteView::Advertised).await.unwrap();
+    let sent: Vec<String> = routes
+        .iter()
+        .map(|row| {
+            let attributes = &row.route.attributes;
+            format!("{} {} {:?}", row.route.prefix, attributes.as_path, attributes.communities)
+        })
+        .collect();
+    assert_eq!(sent, ["10.1.1.0/24 65111 [Community(4259840001)]"]);
+    let state = &bgp.peers().await.unwrap()[0];
+    assert_eq!((&*state.instance, state.state.families[0].accepted), ("main", 1));
+
+    // A withdrawn route leaves the table; a pruned advert leaves the peer.
+    tor.withdraw(Scope::All, "192.0.2.0/24".parse().unwrap()).await.unwrap();
+    let gone = async { while changes.next().await.snapshot.len() != 1 {} };
+    tokio::time::timeout(std::time::Duration::from_secs(30), gone).await.unwrap();
+    adverts.prune(&OrdMap::new(), &BTreeSet::from([Source::Planner])).await.unwrap();
+    assert_eq!(bgp.routes(RouteView::Advertised).await.unwrap().len(), 1, "held sources keep theirs");
+    adverts.prune(&OrdMap::new(), &BTreeSet::new()).await.unwrap();
+    assert_eq!(bgp.routes(RouteView::Advertised).await.unwrap().len(), 0);
+
+    // Without peers an instance ends, and what it learned goes.
+    peers.delete(&peer_row(port)).await.unwrap();
+    let down = until(&mut events, |event| matches!(event, Event::PeerDown { .. })).await;
+    assert!(matches!(down, Event::PeerDown { routes_kept: false, .. }), "{down:?}");
+    assert_eq!((learned.snapshot().len(), learned.snapshot().source_state(&source)), (0, None));
+    assert_eq!(bgp.peers().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_changed_identity_starts_the_instance_anew() {
+    let port = free_port();
+    let (_learned, writer) = Table::new();
+    let bgp = BgpNode::start(settings(), writer);
+    let mut peers = bgp.peer_target();
+    peers.update(&peer_row(port)).await.unwrap();
+    let (_tor, mut events) = tor(port).await;
+    until(&mut events, |event| matches!(event, Event::PeerUp { .. })).await;
+    peers.update(&PeerRow { local_asn: 65112, ..peer_row(port) }).await.unwrap();
+    let down = until(&mut events, |event| matches!(event, Event::PeerDown { .. })).await;
+    let Event::PeerDown { reason, .. } = down else { panic!() };
+    assert!(reason.contains("changed its AS"), "{reason}");
+    assert_eq!(bgp.peers().await.unwrap()[0].state.local_asn, 65112);
+    bgp.shutdown("done").await.unwrap();
+}
+
+#[tokio::test]
+async fn dropping_the_node_is_a_plain_death() {
+    let port = free_port();
+    let (_learned, writer) = Table::new();
+    let bgp = BgpNode::start(settings(), writer);
+    bgp.peer_target().update(&peer_row(port)).await.unwrap();
+    let (_tor, mut events) = tor(port).await;
+    until(&mut events, |event| matches!(event, Event::PeerUp { .. })).await;
+    drop(bgp);
+    let down = until(&mut events, |event| matches!(event, Event::PeerDown { .. })).await;
+    assert!(matches!(down, Event::PeerDown { routes_kept: true, .. }), "{down:?}");
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_said_plainly() {
+    let taken = std::net::TcpListener::bind((NODE, 0)).unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let (_learned, writer) = Table::new();
+    let bgp = BgpNode::start(settings(), writer);
+    let error = bgp.peer_target().update(&peer_row(port)).await.unwrap_err();
+    assert!(error.contains("another BGP daemon") && error.contains(&port.to_string()), "{error}");
+}
