@@ -7,16 +7,7 @@ use std::sync::Arc;
 use tombolo_base::source::Source;
 use tombolo_base::table::{NoIndex, Row};
 
-/// A port that a container names.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub struct NamedPort {
-    /// Port name.
-    pub name: Arc<str>,
-    /// IP protocol number.
-    pub protocol: u8,
-    /// Port number.
-    pub port: u16,
-}
+pub use tombolo_policy::NamedPort;
 
 /// Intent: a Pod of this cluster.
 #[derive(Clone, Debug, PartialEq, Serialize)]

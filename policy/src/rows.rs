@@ -39,6 +39,17 @@ pub enum PeerSelector {
     },
 }
 
+/// A port that a container names.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct NamedPort {
+    /// Port name.
+    pub name: Arc<str>,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Port number.
+    pub port: u16,
+}
+
 /// One entry of `ports`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct PortRule {
