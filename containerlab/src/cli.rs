@@ -112,7 +112,7 @@ pub enum LabCommand {
         /// The node.
         node: String,
     },
-    /// Empty the private directories of a node whose command is stopped.
+    /// Empty the state of a node whose command is stopped.
     #[command(hide = true)]
     Wipe {
         /// The node.

@@ -32,10 +32,13 @@
 //! ```
 #![deny(unsafe_code)]
 
+pub mod checks;
 pub mod cli;
+pub mod controllers;
 pub mod enter;
 mod error;
 pub mod file;
+pub mod graph;
 pub mod init;
 pub mod kubelet;
 pub mod pki;

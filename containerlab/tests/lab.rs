@@ -9,12 +9,15 @@ use clap::Parser;
 use tombolo_containerlab::cli::{HiddenCommand, LabArgs};
 use tombolo_containerlab::runner::progress::Progress;
 use tombolo_containerlab::runner::{Lab, Outcome};
+use tombolo_containerlab::workload::WorkloadCommand;
 
 #[derive(Parser)]
 enum Command {
     Lab(LabArgs),
     #[command(flatten)]
     Hidden(HiddenCommand),
+    #[command(flatten)]
+    Workload(WorkloadCommand),
 }
 
 fn main() -> ExitCode {
@@ -23,6 +26,7 @@ fn main() -> ExitCode {
         return match Command::parse() {
             Command::Lab(lab) => lab.run(),
             Command::Hidden(hidden) => hidden.run(),
+            Command::Workload(workload) => block_on(workload.run()),
         };
     }
     let filter = arguments.iter().skip(1).find(|word| !word.starts_with('-')).cloned().unwrap_or_default();
@@ -124,6 +128,11 @@ impl Drop for Bench {
     }
 }
 
+/// One echo request, answered or not within a second.
+fn ping(address: &str) -> Vec<&str> {
+    vec!["tombolo", "lab-probe", "ping", "--timeout-ms", "1000", address]
+}
+
 const TWO_HOSTS: &str = r"
 name: NAME
 topology:
@@ -145,8 +154,8 @@ topology:
 fn two_hosts_reach_each_other() {
     let bench = Bench::new(TWO_HOSTS);
     assert!(matches!(bench.up(), Outcome::Started(_)));
-    bench.check("a", &["ping", "-c1", "-W2", "192.0.2.2"]);
-    bench.check("b", &["ping", "-6", "-c1", "-W2", "2001:db8::1"]);
+    bench.check("a", &ping("192.0.2.2"));
+    bench.check("b", &ping("2001:db8::1"));
     assert_eq!(bench.check("a", &["hostname"]).trim(), "a");
     // Namespaces and file systems of its own.
     assert_eq!(
@@ -238,17 +247,17 @@ fn nodes_go_off_and_on() {
     let bench = Bench::new(TWO_HOSTS);
     bench.up();
     let lab = bench.lab();
-    bench.check("a", &["ping", "-c1", "-W2", "192.0.2.2"]);
+    bench.check("a", &ping("192.0.2.2"));
     bench.check("b", &["sh", "-c", "echo kept > /var/lib/kept"]);
     block_on(lab.power_off("b")).unwrap();
     assert!(bench.check("a", &["ip", "link", "show", "eth1"]).contains("NO-CARRIER"));
     assert!(bench.check("a", &["ip", "addr", "show", "eth1"]).contains("2001:db8::1/64"));
-    assert!(!bench.exec("a", &["ping", "-c1", "-W1", "192.0.2.2"]).0);
+    assert!(!bench.exec("a", &ping("192.0.2.2")).0);
     assert!(!bench.exec("b", &["true"]).0, "a node that is off runs nothing");
     assert_eq!(block_on(lab.inspect()).unwrap().nodes["b"].state, "off");
     block_on(lab.power_on("b")).unwrap();
-    bench.check("a", &["ping", "-c1", "-W2", "192.0.2.2"]);
-    bench.check("a", &["ping", "-6", "-c1", "-W2", "2001:db8::2"]);
+    bench.check("a", &ping("192.0.2.2"));
+    bench.check("a", &ping("2001:db8::2"));
     assert_eq!(bench.check("b", &["cat", "/var/lib/kept"]).trim(), "kept");
     bench.down();
 }

@@ -16,7 +16,7 @@ const MAX_FILES: usize = 10_000;
 
 /// The files of one folder.
 #[derive(Debug, Default)]
-pub(super) struct Folder {
+pub(crate) struct Folder {
     path: PathBuf,
     files: BTreeMap<String, File>,
 }
@@ -38,16 +38,16 @@ struct Stamp {
 }
 
 impl Folder {
-    pub(super) fn new(path: &Path) -> Self {
+    pub(crate) fn new(path: &Path) -> Self {
         Self { path: path.to_owned(), files: BTreeMap::new() }
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// Takes up what changed in the folder; returns what is wrong with single files.
-    pub(super) fn scan(&mut self) -> io::Result<Vec<String>> {
+    pub(crate) fn scan(&mut self) -> io::Result<Vec<String>> {
         let mut problems = Vec::new();
         let mut present = BTreeMap::new();
         for entry in fs::read_dir(&self.path)? {
@@ -115,24 +115,24 @@ impl Folder {
     }
 
     /// Every document with the name of its file, in order of file names.
-    pub(super) fn documents(&self) -> impl Iterator<Item = (&str, &Value)> {
+    pub(crate) fn documents(&self) -> impl Iterator<Item = (&str, &Value)> {
         self.files
             .iter()
             .flat_map(|(name, file)| file.documents.iter().map(move |document| (name.as_str(), document)))
     }
 
     /// The documents of one file.
-    pub(super) fn file(&self, name: &str) -> &[Value] {
+    pub(crate) fn file(&self, name: &str) -> &[Value] {
         self.files.get(name).map_or(&[], |file| &file.documents)
     }
 
     /// Names of all files.
-    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.files.keys().map(String::as_str)
     }
 
     /// Writes a file whole, by renaming; does nothing when it has this content already.
-    pub(super) fn write(&self, name: &str, text: &str) -> io::Result<bool> {
+    pub(crate) fn write(&self, name: &str, text: &str) -> io::Result<bool> {
         if self.files.get(name).is_some_and(|file| file.text == text) {
             return Ok(false);
         }
@@ -144,7 +144,7 @@ impl Folder {
     }
 
     /// Removes a file; one that is gone already is fine.
-    pub(super) fn remove(&self, name: &str) -> io::Result<()> {
+    pub(crate) fn remove(&self, name: &str) -> io::Result<()> {
         match fs::remove_file(self.path.join(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
@@ -153,6 +153,6 @@ impl Folder {
 }
 
 /// Names starting with a dot are files being written.
-pub(super) fn is_manifest(name: &str) -> bool {
+pub(crate) fn is_manifest(name: &str) -> bool {
     !name.starts_with('.') && (name.ends_with(".yaml") || name.ends_with(".yml"))
 }

@@ -16,7 +16,7 @@
 //! # running.await }
 //! ```
 
-mod folder;
+pub(crate) mod folder;
 mod nodes;
 mod slices;
 

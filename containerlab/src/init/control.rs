@@ -140,7 +140,7 @@ impl Host {
         }
         self.ready(spec.ready.as_ref(), &spec.env).await?;
         if let Some(kubelet) = &self.kubelet {
-            kubelet.start(&spec.env);
+            kubelet.start();
         }
         *self.spec.lock().await = spec;
         Ok(Vec::new())
@@ -180,8 +180,7 @@ impl Host {
         if state == "running" {
             return Err("its command runs; stop it first (stop-cmd)".to_owned());
         }
-        let places = self.spec.lock().await.private.clone();
-        root::wipe(&places).map_err(|error| format!("empty {places:?}: {error}"))
+        root::wipe(&*self.spec.lock().await).map_err(|error| format!("empty its state: {error}"))
     }
 
     async fn interface(&self, interface: &InterfaceSpec) -> Result<(), tombolo_netlink::Error> {

@@ -167,7 +167,18 @@ fn kernel_file_systems(root: &Path) -> io::Result<()> {
     fresh("tmpfs", "tmp", small, Some("mode=1777"))
 }
 
+/// Where CNI plugins are looked for, in this order.
+pub const CNI_PATH: &str = "/opt/cni/bin:/usr/lib/cni";
+
 fn names(spec: &NodeSpec) -> io::Result<()> {
+    if spec.kubelet {
+        // The same program, called by the name that the network configuration uses.
+        let plugin = Path::new("/opt/cni/bin/tombolo-cni");
+        std::fs::create_dir_all("/opt/cni/bin")?;
+        if plugin.symlink_metadata().is_err() {
+            std::os::unix::fs::symlink(crate::runner::plan::PROGRAM_IN_NODE, plugin)?;
+        }
+    }
     let hosts = format!(
         "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n127.0.1.1 {}\n",
         spec.hostname
@@ -187,12 +198,14 @@ fn replace(path: &str, text: &str) -> io::Result<()> {
     std::fs::write(path, text)
 }
 
-/// Empties the directories that `own_directories` gave the node.
+/// Empties the directories that hold the node's state: the private ones, and those below /var/lib that the image
+/// asks for.
 ///
 /// # Errors
 /// A file cannot be removed.
-pub fn wipe(places: &[PathBuf]) -> io::Result<()> {
-    for place in places {
+pub fn wipe(spec: &NodeSpec) -> io::Result<()> {
+    let asked = spec.directories.iter().map(|directory| &directory.path);
+    for place in spec.private.iter().chain(asked.filter(|path| path.starts_with("/var/lib"))) {
         for entry in std::fs::read_dir(place)? {
             let entry = entry?;
             if entry.file_type()?.is_dir() {

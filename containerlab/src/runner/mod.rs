@@ -15,6 +15,7 @@
 //! ```
 
 pub mod cgroup;
+mod clusters;
 pub mod deploy;
 pub mod exec;
 pub mod layout;
@@ -114,6 +115,7 @@ impl Lab {
     pub async fn up(&self, progress: &mut Progress) -> Result<Outcome, LabError> {
         let _lock = self.lock()?;
         let program = std::env::current_exe().map_err(LabError::io("find the own program"))?;
+        // Also checks everything before anything is touched.
         let plan = Plan::new(&self.topology, &self.settings, &program)?;
         if let Ok(connection) = self.connect().await {
             if let Some(text) = self.ask_up(connection, &plan, progress).await? {
@@ -123,6 +125,8 @@ impl Lab {
         }
         self.clean().await?;
         self.prepare()?;
+        // Binds of certificates and manifests exist only now.
+        let plan = Plan::new(&self.topology, &self.settings, &program)?;
         let started = async {
             self.start_supervisor().await?;
             let connection = self.connect().await?;
@@ -234,7 +238,8 @@ impl Lab {
         self.node(node, NodeAction::StartCommand).await
     }
 
-    /// Empties the private directories of a node whose command is stopped: the data of its database.
+    /// Empties the state of a node whose command is stopped: its private directories and those its image has below
+    /// /var/lib, the data of a database.
     ///
     /// # Errors
     /// As [`Lab::node`].
@@ -430,6 +435,8 @@ impl Lab {
             if !matches!(ended, Ok(Ok(true))) {
                 return Err(self.talk("does not end"));
             }
+            // If this very process has started it, its exit is collected here; else there is nothing to collect.
+            nix::sys::wait::waitpid(pid, Some(nix::sys::wait::WaitPidFlag::WNOHANG)).ok();
         }
         self.clean().await
     }

@@ -52,7 +52,7 @@ pub enum NodeAction {
     StopCommand,
     /// Start its command.
     StartCommand,
-    /// Empty its private directories (a database's data); its command must be stopped.
+    /// Empty its state: its private directories and those its image has below /var/lib. The command must be stopped.
     Wipe,
 }
 
@@ -175,7 +175,7 @@ pub enum InitRequest {
     Stop,
     /// Start the command.
     StartCommand,
-    /// Empty the private directories.
+    /// Empty the node's state.
     Wipe,
     /// Tell the state.
     State,

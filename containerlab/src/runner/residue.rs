@@ -141,6 +141,10 @@ fn processes(layout: &Layout, known: &Known, left: &mut Residue) -> io::Result<(
         let path = entry.path();
         let read = |name: &str| std::fs::read(path.join(name)).unwrap_or_default();
         let cgroups = String::from_utf8_lossy(&read("cgroup")).into_owned();
+        // A dead process whose parent has not asked for its exit holds nothing.
+        if String::from_utf8_lossy(&read("stat")).contains(") Z ") {
+            continue;
+        }
         let command = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
         let internal = ["lab-supervisor", "lab-init", "lab-enter"].iter().any(|word| command.contains(word));
         if cgroups.contains(&cgroup) || (internal && command.contains(&layout.dir().display().to_string())) {

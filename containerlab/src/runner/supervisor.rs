@@ -13,6 +13,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Mutex, mpsc};
 
 use super::cgroup;
+use super::clusters::Controllers;
 use super::deploy::{Fabric, Failure, RunningNode};
 use super::layout::Layout;
 use super::plan::Plan;
@@ -56,6 +57,8 @@ pub(super) struct Lab {
     pub(super) plan: Option<Plan>,
     /// The nodes that are on or were.
     pub(super) nodes: BTreeMap<String, RunningNode>,
+    /// What keeps the clusters' manifests in step.
+    controllers: Option<Controllers>,
 }
 
 async fn serve(layout: Layout, cgroup: std::path::PathBuf) -> io::Result<()> {
@@ -91,6 +94,7 @@ impl Supervisor {
             Request::Up(plan) => self.up(*plan, &mut connection).await,
             Request::Down => {
                 let mut lab = self.lab.lock().await;
+                lab.controllers = None;
                 self.fabric.end_all(&mut lab.nodes).await;
                 let said = connection.send(&Event::Done("down".to_owned())).await;
                 self.finish().await;
@@ -158,6 +162,7 @@ impl Supervisor {
         };
         if failed && fresh {
             tracing::warn!(?event, "the lab did not come up; undoing");
+            lab.controllers = None;
             self.fabric.end_all(&mut lab.nodes).await;
         }
         let said = if gone { Ok(()) } else { connection.send(&event).await };
@@ -175,6 +180,9 @@ impl Supervisor {
             return Err(Failure::new(node, "there is no such node in this lab"));
         };
         let done = power::act(&self.fabric, plan, running, action).await?;
+        if let Some(controllers) = &lab.controllers {
+            controllers.node_alive(node, running.is_on());
+        }
         Ok(done)
     }
 
@@ -206,6 +214,8 @@ async fn deploy(
     plan: Plan,
     events: &mpsc::Sender<Event>,
 ) -> Result<Event, Failure> {
+    // Slices are written while the nodes come up.
+    lab.controllers = Some(Controllers::start(&plan.clusters));
     fabric.deploy(&plan, &mut lab.nodes, events).await?;
     let text = format!("{} nodes, {} links", plan.nodes.len(), plan.links.len());
     record(fabric, lab, &plan);
@@ -218,7 +228,10 @@ fn record(fabric: &Fabric, lab: &Lab, plan: &Plan) {
     let mut inodes = String::new();
     let pids = lab.nodes.values().filter_map(RunningNode::pid).map(nix::unistd::Pid::as_raw);
     for pid in pids.chain([1]) {
-        for kind in ["net", "mnt", "pid", "uts", "ipc", "cgroup"] {
+        // The supervisor shares the other kinds with the host.
+        let kinds: &[&str] =
+            if pid == 1 { &["net", "mnt", "pid"] } else { &["net", "mnt", "pid", "uts", "ipc", "cgroup"] };
+        for kind in kinds {
             if let Ok(meta) = std::fs::metadata(format!("/proc/{pid}/ns/{kind}")) {
                 inodes.push_str(&format!("{kind} {}\n", meta.ino()));
             }
