@@ -109,7 +109,7 @@ GLOBAL int tb_too_big(struct __sk_buff *skb, __u32 mtu)
 	if (!p || !cfg)
 		return TC_ACT_SHOT;
 	/* The drop is counted and reported whatever becomes of the answer. */
-	tb_drop(p, TB_DROP_FRAG_NEEDED, (TB_FILE_ID << 11) | __LINE__);
+	err = DROP(p, TB_DROP_FRAG_NEEDED, "larger than the path to the destination", "the sender is told the MTU; check that its firewall lets ICMP in");
 	count(p, skb->len);
 	tb_emit(skb, TB_EV_DROP);
 	p->reason = 0;

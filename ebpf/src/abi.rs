@@ -23,8 +23,6 @@ pub(crate) const NODE_ENCRYPT: u32 = 1;
 pub(crate) const SVC_LOCAL_ONLY: u32 = 1;
 pub(crate) const CT_EGRESS: u8 = 0;
 pub(crate) const CT_INGRESS: u8 = 1;
-pub(crate) const CT_SERVICE: u8 = 2;
-pub(crate) const CTF_REPLIED: u16 = 1;
 pub(crate) const CTF_CLOSING: u16 = 2 | 4;
 pub(crate) const POL_INGRESS: u32 = 1;
 pub(crate) const POL_EGRESS: u32 = 2;
@@ -106,6 +104,7 @@ macro_rules! abi {
             unsafe impl aya::Pod for $name {}
         )*
         /// C name, size and (field, offset) of every struct of the ABI.
+        #[cfg(test)]
         pub(crate) const LAYOUTS: &[(&str, usize, &[(&str, usize)])] = &[
             $((stringify!($name), $size, &[$((stringify!($field), $offset)),*])),*
         ];

@@ -31,6 +31,7 @@ mod conntrack;
 mod datapath;
 mod error;
 mod events;
+mod hash;
 mod maglev;
 mod policies;
 mod rows;
@@ -44,6 +45,7 @@ pub use conntrack::{ConntrackGc, GcStats};
 pub use datapath::{Datapath, DatapathConfig, MapSizes};
 pub use error::DatapathError;
 pub use events::{DatapathEvent, EventKind, EventReader};
+pub use hash::flow_hash;
 pub use rows::{
     Backend, ConntrackEntry, ConntrackKind, Direction, Frontend, Interface, LocalAddress, MapUsage, Metric,
     NodeConfig, NodeEntry, NodePath, PolicySet, PrefixEntry, RuleAction, RuleEntry, RuleMatch, Scope,

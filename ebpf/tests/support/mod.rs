@@ -101,12 +101,12 @@ impl Node {
 
     pub fn with(attach: Attach) -> Self {
         let bpffs = isolate();
-        sh("for n in a b up vx; do ip link add $n type veth peer name p$n; ip link set $n up; ip link set p$n up; done
+        sh("for n in poda podb upl vxd; do ip link add $n type veth peer name p$n; ip link set $n up; ip link set p$n up; done
             sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv6.conf.all.accept_dad=0
-            ip addr add 172.20.11.2/24 dev up; ip addr add fd00:20:11::2/64 dev up nodad
-            ip route add default via 172.20.11.1 dev up; ip -6 route add default via fd00:20:11::1 dev up
-            ip neigh add 172.20.11.1 lladdr 02:00:00:00:00:99 dev up
-            ip neigh add fd00:20:11::1 lladdr 02:00:00:00:00:99 dev up");
+            ip addr add 172.20.11.2/24 dev upl; ip addr add fd00:20:11::2/64 dev upl nodad
+            ip route add default via 172.20.11.1 dev upl; ip -6 route add default via fd00:20:11::1 dev upl
+            ip neigh add 172.20.11.1 lladdr 02:00:00:00:00:99 dev upl
+            ip neigh add fd00:20:11::1 lladdr 02:00:00:00:00:99 dev upl");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let config = DatapathConfig { bpffs: bpffs.path().to_owned(), sizes: small_sizes(), attach };
         let datapath = Datapath::open(&config).unwrap();
@@ -117,10 +117,10 @@ impl Node {
         let node = Self {
             datapath,
             events,
-            a: index("a"),
-            b: index("b"),
-            uplink: index("up"),
-            overlay: index("vx"),
+            a: index("poda"),
+            b: index("podb"),
+            uplink: index("upl"),
+            overlay: index("vxd"),
             runtime,
             bpffs,
         };
@@ -140,6 +140,11 @@ impl Node {
             underlay6: NODE[1].parse().ok(),
             ..NodeConfig::default()
         }
+    }
+
+    /// Opens the datapath again on the same pins, as a restarted agent does.
+    pub fn reopen(&self, attach: Attach, sizes: MapSizes) -> Datapath {
+        Datapath::open(&DatapathConfig { bpffs: self.bpffs.path().to_owned(), sizes, attach }).unwrap()
     }
 
     fn fill(&self) {

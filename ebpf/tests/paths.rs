@@ -1,0 +1,201 @@
+//! Too big, encryption, hooks and pins.
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+mod support;
+use support::*;
+use tombolo_ebpf::*;
+
+#[test]
+fn too_big_is_answered_in_the_name_of_the_gateway() {
+    let mut node = Node::new();
+    for f in FAMILIES {
+        let headers = if f == 0 { 28 } else { 48 };
+        let fits = udp((POD_A[f], 4000), (REMOTE[f], 9), 1400 - headers);
+        assert_eq!(node.run("from_endpoint", node.a, &fits).action, REDIRECT);
+        assert_eq!(node.traced().flow.trace_point, 4);
+        let packet = udp((POD_A[f], 4000), (REMOTE[f], 9), 1401 - headers);
+        let ran = node.run("from_endpoint", node.a, &packet);
+        assert_eq!(ran.action, REDIRECT);
+        assert_eq!(ran.macs(), (MAC_A, HOST_MAC));
+        let seen = ran.seen();
+        assert_eq!((seen.source.0, seen.destination.0), (ip(GATEWAY[f]), ip(POD_A[f])));
+        assert_eq!(ran.quoted(), ((ip(POD_A[f]), 4000), (ip(REMOTE[f]), 9)));
+        let (kind, mtu) = if f == 0 {
+            (ran.packet[34], u32::from(u16::from_be_bytes([ran.packet[40], ran.packet[41]])))
+        } else {
+            (ran.packet[54], u32::from_be_bytes(ran.packet[58..62].try_into().unwrap()))
+        };
+        assert_eq!((kind, mtu), (if f == 0 { 3 } else { 2 }, 1400));
+        assert_eq!(node.dropped().flow.drop_reason, 136);
+    }
+}
+
+#[test]
+fn too_big_quotes_the_packet_as_its_sender_knows_it() {
+    let mut node = Node::new();
+    for f in FAMILIES {
+        node.service(CLUSTER_IP[f], 80, Scope::Internal, 10, &[(1, REMOTE[f], 8080)]);
+        let ran = node.run("from_endpoint", node.a, &udp((POD_A[f], 4000), (CLUSTER_IP[f], 80), 1480));
+        assert_eq!(ran.action, REDIRECT);
+        ran.seen();
+        assert_eq!(ran.quoted().1, (ip(CLUSTER_IP[f]), 80));
+        // A client of a load balancer, whose backend is behind the smaller path.
+        node.service(VIP[f], 80, Scope::External, 20, &[(2, REMOTE[f], 8080)]);
+        let ran = node.run("from_uplink", node.uplink, &udp((CLIENT[f], 5000), (VIP[f], 80), 1440));
+        assert_eq!(ran.action, REDIRECT);
+        assert_eq!(ran.seen().destination.0, ip(CLIENT[f]));
+        assert_eq!(ran.macs(), (MAC_A, HOST_MAC), "back to where it came from");
+        assert_eq!(ran.quoted(), ((ip(CLIENT[f]), 5000), (ip(VIP[f]), 80)));
+        node.events();
+    }
+}
+
+#[test]
+fn segmented_and_fragmentable_packets_are_not_too_big() {
+    let mut node = Node::new();
+    let aggregate = udp((POD_A[0], 4000), (REMOTE[0], 9), 1480);
+    let ran = node.run_with("from_endpoint", node.a, &aggregate, 0, 1300);
+    assert_eq!((ran.action, node.traced().flow.trace_point), (REDIRECT, 4), "segments of 1300 fit");
+    let mut may_fragment = udp((POD_A[0], 4001), (REMOTE[0], 9), 1480);
+    may_fragment[20] = 0;
+    let ran = node.run("from_endpoint", node.a, &may_fragment);
+    assert_eq!((ran.action, node.traced().flow.trace_point), (REDIRECT, 4));
+}
+
+#[test]
+fn what_must_be_encrypted_leaves_through_wireguard_or_not_at_all() {
+    let mut node = Node::new();
+    let wireguard = node.overlay; // any device serves as the target
+    node.remote(NodePath::Direct, true);
+    for f in FAMILIES {
+        let inner = tcp((POD_A[f], 1), (REMOTE[f], 2), "S");
+        assert_eq!(node.run("to_uplink", node.uplink, &inner).action, OK, "encryption is off");
+        node.datapath.set_config(&NodeConfig { encrypt: true, ..node.config() }).unwrap();
+        assert_eq!(node.run("to_uplink", node.uplink, &inner).action, SHOT);
+        assert_eq!(node.dropped().flow.drop_reason, 195, "no device: nothing leaks");
+        let on = NodeConfig { encrypt: true, wireguard_ifindex: wireguard, ..node.config() };
+        node.datapath.set_config(&on).unwrap();
+        assert_eq!(node.run("to_uplink", node.uplink, &inner).action, REDIRECT);
+        let tunnel = udp((NODE[f], 44444), (REMOTE_NODE[f], 8472), 80);
+        assert_eq!(
+            node.run("to_uplink", node.uplink, &tunnel).action,
+            REDIRECT,
+            "VXLAN to an encrypting node"
+        );
+        let plain = udp((NODE[f], 51871), (REMOTE_NODE[f], 51871), 80);
+        assert_eq!(node.run("to_uplink", node.uplink, &plain).action, OK, "node to node stays as it is");
+        let ciphertext = node.run_with("to_uplink", node.uplink, &tunnel, 0x1e00, 0);
+        assert_eq!(ciphertext.action, OK, "marked as ciphertext");
+        assert_eq!(node.run("to_uplink", node.uplink, &udp((POD_A[f], 1), (CLIENT[f], 2), 9)).action, OK);
+        let ran = node.run("from_endpoint", node.a, &tcp((POD_A[f], 1), (REMOTE[f], 2), "S"));
+        assert!(ran.action == REDIRECT && node.traced().flow.encrypted);
+        node.datapath.set_config(&node.config()).unwrap();
+    }
+}
+
+fn ping_through(node: &mut Node) {
+    assert_eq!(node.run("from_endpoint", node.a, &ping(POD_A[0], POD_B[0], 5, true)).action, REDIRECT);
+    assert_eq!(node.run("from_endpoint", node.b, &ping(POD_B[0], POD_A[0], 5, false)).action, REDIRECT);
+    assert!(node.traced().flow.reply);
+}
+
+/// Programs that run at an interface, by tcx or as clsact filters.
+fn programs_on(interface: &str) -> usize {
+    use aya::programs::{SchedClassifier, TcAttachType};
+    let tcx = |side| SchedClassifier::query_tcx(interface, side).map_or(0, |(_, programs)| programs.len());
+    let filters = |side: &str| {
+        let out = std::process::Command::new("tc").args(["filter", "show", "dev", interface, side]).output().unwrap();
+        String::from_utf8_lossy(&out.stdout).matches("_endpoint direct-action").count()
+    };
+    tcx(TcAttachType::Ingress) + tcx(TcAttachType::Egress) + filters("ingress") + filters("egress")
+}
+
+/// Hooks, hooks again, opens anew as a restarted agent would, unhooks.
+fn life_of_hooks(attach: Attach) {
+    let mut node = Node::with(attach);
+    ping_through(&mut node);
+    for _ in 0..2 {
+        node.datapath.attach_endpoint(node.a).unwrap();
+        assert_eq!(programs_on("poda"), 2);
+    }
+    node.datapath.attach_uplink(node.uplink).unwrap();
+    node.datapath.attach_overlay(node.overlay).unwrap();
+    let before = node.datapath.conntrack().unwrap();
+    let second = node.reopen(attach, small_sizes());
+    assert_eq!(second.conntrack().unwrap(), before, "flows survive the agent");
+    assert_eq!(second.interfaces().unwrap().len(), 2);
+    second.attach_endpoint(node.a).unwrap();
+    assert_eq!(programs_on("poda"), 2, "replaced, not added");
+    drop(second);
+    assert_eq!(programs_on("poda"), 2, "nothing is unhooked when the agent goes");
+    node.datapath.detach(node.a).unwrap();
+    node.datapath.detach(node.a).unwrap();
+    assert_eq!(programs_on("poda"), 0);
+    assert!(node.datapath.attach_endpoint(4_000_000).unwrap_err().to_string().contains("4000000"));
+}
+
+#[test]
+fn hooks_with_tcx() {
+    life_of_hooks(Attach::Tcx);
+}
+
+#[test]
+fn hooks_with_clsact() {
+    life_of_hooks(Attach::Clsact);
+}
+
+#[test]
+fn other_map_sizes_keep_the_flows() {
+    let mut node = Node::new();
+    ping_through(&mut node);
+    let before = node.datapath.conntrack().unwrap().len();
+    let larger = MapSizes { conntrack: 2048, conntrack_half: 512, nat: 2048, rules: 64, ..small_sizes() };
+    let second = node.reopen(Attach::Auto, larger);
+    assert_eq!(second.conntrack().unwrap().len(), before);
+    let capacity = |map: &str| second.usage().unwrap().into_iter().find(|u| u.map == map).unwrap().capacity;
+    assert_eq!((capacity("tb_ct"), capacity("tb_rules")), (2048, 64));
+}
+
+#[test]
+fn collection_deletes_what_expired_and_nothing_else() {
+    let mut node = Node::new();
+    ping_through(&mut node);
+    node.run("from_endpoint", node.a, &tcp((POD_A[0], 4000), (POD_B[0], 80), "S"));
+    node.run("from_endpoint", node.b, &tcp((POD_B[0], 80), (POD_A[0], 4000), "SA"));
+    let stats = node.datapath.gc().unwrap();
+    assert_eq!((stats.seen, stats.deleted, stats.complete), (4, 0, true));
+    assert_eq!(node.datapath.forget_flows(ip(POD_B[0])).unwrap(), 4);
+    assert!(node.datapath.conntrack().unwrap().is_empty());
+}
+
+#[test]
+fn rows_read_back_as_written() {
+    let node = Node::new();
+    assert_eq!(node.datapath.config().unwrap(), node.config());
+    let mut prefixes = node.datapath.prefixes().unwrap();
+    let wide = PrefixEntry { identity: 9, node: 0, encrypt: true, remote_cluster: true, skip_tunnel: false };
+    for text in ["10.2.0.0/16", "fd00:10:2::/48", "0.0.0.0/0"] {
+        node.datapath.upsert_prefix(text.parse().unwrap(), &wide).unwrap();
+        prefixes.push((text.parse().unwrap(), wide));
+    }
+    let mut read = node.datapath.prefixes().unwrap();
+    read.sort_by_key(|(prefix, _)| *prefix);
+    prefixes.sort_by_key(|(prefix, _)| *prefix);
+    assert_eq!(read, prefixes);
+    for (prefix, _) in &read {
+        node.datapath.delete_prefix(*prefix).unwrap();
+        node.datapath.delete_prefix(*prefix).unwrap();
+    }
+    assert!(node.datapath.prefixes().unwrap().is_empty());
+    assert_eq!(node.datapath.local_addresses().unwrap().len(), 8);
+    assert_eq!(node.datapath.nodes().unwrap()[0].1.mtu, 1400);
+}
+
+#[test]
+fn programs_stay_within_the_verifiers_budget() {
+    let node = Node::new();
+    for (program, instructions) in node.datapath.verified_instructions() {
+        println!("{program}: {instructions}");
+        assert!((1..200_000).contains(&instructions), "{program}: {instructions}");
+    }
+}

@@ -1,0 +1,253 @@
+//! Services by BPF_PROG_TEST_RUN: ClusterIP, LoadBalancer with local and remote backends, answers, hairpin, ICMP errors.
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+mod support;
+use support::*;
+use tombolo_ebpf::*;
+
+#[test]
+fn cluster_ip_to_a_backend_of_another_node_and_back() {
+    let mut node = Node::new();
+    for f in FAMILIES {
+        node.service(CLUSTER_IP[f], 80, Scope::Internal, 10 + f as u32, &[(1 + f as u32, REMOTE[f], 8080)]);
+        for (out, back) in [
+            (tcp((POD_A[f], 4000), (CLUSTER_IP[f], 80), "S"), tcp((REMOTE[f], 8080), (POD_A[f], 4000), "SA")),
+            (udp((POD_A[f], 4000), (CLUSTER_IP[f], 80), 31), udp((REMOTE[f], 8080), (POD_A[f], 4000), 33)),
+        ] {
+            let ran = node.run("from_endpoint", node.a, &out);
+            assert_eq!(ran.action, REDIRECT);
+            assert_eq!(ran.seen().destination, (ip(REMOTE[f]), 8080));
+            let event = node.traced().flow;
+            assert_eq!(event.original_destination, Some((ip(CLUSTER_IP[f]), 80)));
+            assert_eq!((event.destination.ip, event.destination.identity), (ip(REMOTE[f]), ID_REMOTE));
+            // The answer as it comes off the underlay on the direct path; the tunnel's is the same from here on.
+            let ran = node.run("from_uplink", node.uplink, &back);
+            assert_eq!(ran.action, REDIRECT);
+            assert_eq!(ran.seen().source, (ip(CLUSTER_IP[f]), 80));
+            assert_eq!(ran.seen().destination, (ip(POD_A[f]), 4000));
+            let event = node.traced();
+            assert!(event.flow.reply && event.rev_nat == 10 + f as u32);
+            assert_eq!(event.flow.source.ip, ip(REMOTE[f]), "events name the backend");
+        }
+    }
+    let kept = node.datapath.conntrack().unwrap();
+    let services = kept.iter().filter(|c| c.kind == ConntrackKind::Service);
+    assert!(services.clone().count() == 4 && services.into_iter().all(|c| c.established), "{kept:#?}");
+}
+
+#[test]
+fn cluster_ip_to_a_neighbour_pod_and_back() {
+    let mut node = Node::new();
+    for f in FAMILIES {
+        node.service(CLUSTER_IP[f], 80, Scope::Internal, 10, &[(1, POD_B[f], 8080)]);
+        let ran = node.run("from_endpoint", node.a, &tcp((POD_A[f], 4000), (CLUSTER_IP[f], 80), "S"));
+        assert_eq!((ran.action, ran.macs().0), (REDIRECT, MAC_B));
+        assert_eq!(ran.seen().destination, (ip(POD_B[f]), 8080));
+        let ran = node.run("from_endpoint", node.b, &tcp((POD_B[f], 8080), (POD_A[f], 4000), "SA"));
+        assert_eq!((ran.action, ran.macs().0), (REDIRECT, MAC_A));
+        assert_eq!(ran.seen().source, (ip(CLUSTER_IP[f]), 80));
+        node.events();
+    }
+}
+
+#[test]
+fn a_flow_keeps_its_backend_and_new_ones_spread_as_maglev_says() {
+    let node = Node::new();
+    node.service(CLUSTER_IP[0], 80, Scope::Internal, 10, &[(1, REMOTE[0], 1001), (2, REMOTE[0], 1002)]);
+    let to = |port: u16| {
+        let ran = node.run("from_endpoint", node.a, &udp((POD_A[0], port), (CLUSTER_IP[0], 80), 9));
+        ran.seen().destination.1
+    };
+    let before: Vec<u16> = (2000..2064).map(to).collect();
+    let first = before.iter().filter(|port| **port == 1001).count();
+    assert!((16..=48).contains(&first), "{first} of 64");
+    for (port, chosen) in (2000..2064).zip(&before) {
+        let hash = flow_hash((ip(POD_A[0]), port), (ip(CLUSTER_IP[0]), 80), 17);
+        assert_eq!(*chosen, 1001 + u16::from(hash % 2 == 1), "user space computes the same slot");
+    }
+    node.service(CLUSTER_IP[0], 80, Scope::Internal, 10, &[(2, REMOTE[0], 1002)]);
+    let after: Vec<u16> = (2000..2064).map(to).collect();
+    assert_eq!(after, before, "live flows stay");
+    node.datapath.delete_backend(1).unwrap();
+    assert!((2000..2064).map(to).all(|port| port == 1002), "the backend is gone");
+}
+
+#[test]
+fn load_balancer_with_a_local_backend_keeps_the_client() {
+    let mut node = Node::new();
+    for f in FAMILIES {
+        node.service(VIP[f], 80, Scope::External, 20, &[(1, POD_A[f], 8080)]);
+        let ran = node.run("from_uplink", node.uplink, &tcp((CLIENT[f], 5000), (VIP[f], 80), "S"));
+        assert_eq!((ran.action, ran.macs().0), (REDIRECT, MAC_A));
+        assert_eq!(ran.seen().source, (ip(CLIENT[f]), 5000));
+        assert_eq!(ran.seen().destination, (ip(POD_A[f]), 8080));
+        let event = node.traced().flow;
+        assert_eq!(event.original_destination, Some((ip(VIP[f]), 80)));
+        let ran = node.run("from_endpoint", node.a, &tcp((POD_A[f], 8080), (CLIENT[f], 5000), "SA"));
+        assert_eq!(ran.action, REDIRECT);
+        assert_eq!(ran.seen().source, (ip(VIP[f]), 80));
+        let event = node.traced().flow;
+        assert!(event.reply && event.trace_point == 11);
+    }
+}
+
+#[test]
+fn load_balancer_with_a_remote_backend_is_answered_through_the_node() {
+    for path in [NodePath::Overlay, NodePath::Direct] {
+        let mut node = Node::new();
+        node.remote(path, false);
+        for f in FAMILIES {
+            node.service(VIP[f], 80, Scope::External, 20 + f as u32, &[(1 + f as u32, REMOTE[f], 8080)]);
+            let request = tcp((CLIENT[f], 5000), (VIP[f], 80), "S");
+            let ran = node.run("from_uplink", node.uplink, &request);
+            assert_eq!(ran.action, REDIRECT);
+            let seen = ran.seen();
+            assert_eq!(seen.source.0, ip(GATEWAY[f]), "SNAT to the internal address");
+            assert!((10240..=32767).contains(&seen.source.1), "{seen:?}");
+            assert_eq!(seen.destination, (ip(REMOTE[f]), 8080));
+            let event = node.traced().flow;
+            assert_eq!(event.source.ip, ip(CLIENT[f]), "events name the client");
+            let again = node.run("from_uplink", node.uplink, &tcp((CLIENT[f], 5000), (VIP[f], 80), "A"));
+            assert_eq!(again.seen().source, seen.source, "one port a flow");
+            let other = node.run("from_uplink", node.uplink, &tcp((CLIENT[f], 5001), (VIP[f], 80), "S"));
+            assert_ne!(other.seen().source, seen.source);
+            node.events();
+            let answer = tcp((REMOTE[f], 8080), (GATEWAY[f], seen.source.1), "SA");
+            let ran = node.run("from_uplink", node.uplink, &answer);
+            assert_eq!(ran.action, REDIRECT);
+            assert_eq!(ran.seen().source, (ip(VIP[f]), 80));
+            assert_eq!(ran.seen().destination, (ip(CLIENT[f]), 5000));
+        }
+        let to_node = node.run("from_uplink", node.uplink, &tcp((REMOTE[0], 1), (GATEWAY[0], 2), "S"));
+        assert_eq!(to_node.action, OK, "other packets to the internal address are the node's");
+    }
+}
+
+#[test]
+fn service_addresses_without_backend_or_port_are_dropped() {
+    let mut node = Node::new();
+    for f in FAMILIES {
+        node.service(VIP[f], 80, Scope::External, 20, &[]);
+        let all = Frontend { ip: ip(VIP[f]), port: 0, protocol: 0, scope: Scope::External };
+        node.datapath.set_service(&all, &ServiceEntry::default()).unwrap();
+        for packet in [
+            tcp((CLIENT[f], 1), (VIP[f], 80), "S"),
+            tcp((CLIENT[f], 1), (VIP[f], 81), "S"),
+            ping(CLIENT[f], VIP[f], 3, true),
+        ] {
+            assert_eq!(node.run("from_uplink", node.uplink, &packet).action, SHOT);
+            assert_eq!(node.dropped().flow.drop_reason, 158);
+        }
+    }
+}
+
+#[test]
+fn a_pod_reaches_itself_through_its_service() {
+    let mut node = Node::new();
+    let nobody = PolicySet { ingress: Some(vec![]), egress: Some(vec![]) };
+    node.datapath.set_policy(5, &nobody).unwrap();
+    node.datapath
+        .upsert_interface(node.a, &Interface { policy_id: 5, ..pod(POD_A, ID_A, 1, MAC_A) })
+        .unwrap();
+    for f in FAMILIES {
+        node.service(CLUSTER_IP[f], 80, Scope::Internal, 10, &[(1, POD_A[f], 8080)]);
+        let ran = node.run("from_endpoint", node.a, &tcp((POD_A[f], 4000), (CLUSTER_IP[f], 80), "S"));
+        assert_eq!((ran.action, ran.macs().0), (REDIRECT, MAC_A));
+        let seen = ran.seen();
+        assert_eq!((seen.source.0, seen.destination), (ip(GATEWAY[f]), (ip(POD_A[f]), 8080)));
+        let answer = tcp((POD_A[f], 8080), (GATEWAY[f], seen.source.1), "SA");
+        let ran = node.run("from_endpoint", node.a, &answer);
+        assert_eq!((ran.action, ran.macs().0), (REDIRECT, MAC_A));
+        let seen = ran.seen();
+        assert_eq!(seen.source, (ip(CLUSTER_IP[f]), 80));
+        assert_eq!(seen.destination, (ip(POD_A[f]), 4000));
+        node.events();
+    }
+}
+
+#[test]
+fn icmp_errors_are_translated_with_what_they_quote() {
+    let mut node = Node::new();
+    for f in FAMILIES {
+        node.service(CLUSTER_IP[f], 53, Scope::Internal, 10, &[(1, REMOTE[f], 5353)]);
+        node.run("from_endpoint", node.a, &udp((POD_A[f], 4000), (CLUSTER_IP[f], 53), 40));
+        node.events();
+        // The backend says: port unreachable.
+        let quoted = udp((POD_A[f], 4000), (REMOTE[f], 5353), 40);
+        let ran = node.run("from_uplink", node.uplink, &unreachable(REMOTE[f], POD_A[f], &quoted));
+        assert_eq!(ran.action, REDIRECT, "{:#?}", node.events());
+        assert_eq!(ran.seen().source.0, ip(CLUSTER_IP[f]));
+        assert_eq!(ran.quoted(), ((ip(POD_A[f]), 4000), (ip(CLUSTER_IP[f]), 53)));
+        // A router in between says it: its own address stays.
+        let ran = node.run("from_uplink", node.uplink, &unreachable(REMOTE_NODE[f], POD_A[f], &quoted));
+        assert_eq!(ran.action, REDIRECT);
+        assert_eq!(ran.seen().source.0, ip(REMOTE_NODE[f]));
+        assert_eq!(ran.quoted().1, (ip(CLUSTER_IP[f]), 53));
+        // An error about a flow that nobody knows.
+        let stray = udp((POD_A[f], 4999), (REMOTE[f], 5353), 40);
+        let ran = node.run("from_uplink", node.uplink, &unreachable(REMOTE[f], POD_A[f], &stray));
+        assert_eq!((ran.action, node.dropped().flow.drop_reason), (SHOT, 163));
+        // A pod that speaks about somebody else's packet.
+        let forged = udp((REMOTE[f], 1), (POD_B[f], 2), 40);
+        let ran = node.run("from_endpoint", node.a, &unreachable(POD_A[f], REMOTE[f], &forged));
+        assert_eq!((ran.action, node.dropped().flow.drop_reason), (SHOT, 132));
+    }
+}
+
+#[test]
+fn icmp_errors_find_the_client_behind_snat() {
+    let mut node = Node::new();
+    node.remote(NodePath::Direct, false);
+    for f in FAMILIES {
+        node.service(VIP[f], 53, Scope::External, 20, &[(1, REMOTE[f], 5353)]);
+        let ran = node.run("from_uplink", node.uplink, &udp((CLIENT[f], 5000), (VIP[f], 53), 40));
+        let port = ran.seen().source.1;
+        let quoted = udp((GATEWAY[f], port), (REMOTE[f], 5353), 40);
+        let ran = node.run("from_uplink", node.uplink, &unreachable(REMOTE[f], GATEWAY[f], &quoted));
+        assert_eq!(ran.action, REDIRECT, "{:#?}", node.events());
+        assert_eq!((ran.seen().source.0, ran.seen().destination.0), (ip(VIP[f]), ip(CLIENT[f])));
+        assert_eq!(ran.quoted(), ((ip(CLIENT[f]), 5000), (ip(VIP[f]), 53)));
+        // A local backend's error goes out under the service's address.
+        node.service(VIP[f], 54, Scope::External, 21, &[(2, POD_A[f], 5454)]);
+        node.run("from_uplink", node.uplink, &udp((CLIENT[f], 5000), (VIP[f], 54), 40));
+        let quoted = udp((CLIENT[f], 5000), (POD_A[f], 5454), 40);
+        let ran = node.run("from_endpoint", node.a, &unreachable(POD_A[f], CLIENT[f], &quoted));
+        assert_eq!(ran.action, REDIRECT, "{:#?}", node.events());
+        assert_eq!(ran.seen().source.0, ip(VIP[f]));
+        assert_eq!(ran.quoted(), ((ip(CLIENT[f]), 5000), (ip(VIP[f]), 54)));
+    }
+}
+
+#[test]
+fn zero_udp_checksum_stays_zero() {
+    let node = Node::new();
+    node.service(CLUSTER_IP[0], 80, Scope::Internal, 10, &[(1, REMOTE[0], 8080)]);
+    let mut packet = udp((POD_A[0], 4000), (CLUSTER_IP[0], 80), 31);
+    packet[40..42].copy_from_slice(&[0, 0]);
+    let ran = node.run("from_endpoint", node.a, &packet);
+    assert_eq!((ran.action, &ran.packet[40..42]), (REDIRECT, &[0, 0][..]));
+}
+
+#[test]
+fn services_are_written_as_differences_and_read_back() {
+    let node = Node::new();
+    let frontend = Frontend { ip: ip(VIP[0]), port: 80, protocol: 6, scope: Scope::External };
+    let backend = Backend { ip: ip(POD_A[0]), port: 8080, protocol: 6 };
+    for id in 1..=3 {
+        node.datapath.upsert_backend(id, &backend).unwrap();
+    }
+    let entry = |slots: &[u32]| ServiceEntry { rev_nat: 7, maglev: slots.to_vec(), local_only: true };
+    for slots in [vec![1; 251], vec![2; 251], vec![3; 509], vec![]] {
+        node.datapath.set_service(&frontend, &entry(&slots)).unwrap();
+        assert_eq!(node.datapath.services().unwrap()[&frontend], entry(&slots));
+    }
+    let slots_used = |node: &Node| {
+        node.datapath.usage().unwrap().into_iter().find(|u| u.map == "tb_maglev").unwrap().entries
+    };
+    assert_eq!(slots_used(&node), 0, "stretches are freed");
+    let huge = entry(&vec![1; 5000]);
+    assert!(node.datapath.set_service(&frontend, &huge).unwrap_err().to_string().contains("maglev_slots"));
+    node.datapath.delete_service(&frontend).unwrap();
+    node.datapath.delete_service(&frontend).unwrap();
+    assert!(node.datapath.services().unwrap().is_empty());
+}
