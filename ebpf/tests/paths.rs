@@ -104,7 +104,10 @@ fn programs_on(interface: &str) -> usize {
     use aya::programs::{SchedClassifier, TcAttachType};
     let tcx = |side| SchedClassifier::query_tcx(interface, side).map_or(0, |(_, programs)| programs.len());
     let filters = |side: &str| {
-        let out = std::process::Command::new("tc").args(["filter", "show", "dev", interface, side]).output().unwrap();
+        let out = std::process::Command::new("tc")
+            .args(["filter", "show", "dev", interface, side])
+            .output()
+            .unwrap();
         String::from_utf8_lossy(&out.stdout).matches("_endpoint direct-action").count()
     };
     tcx(TcAttachType::Ingress) + tcx(TcAttachType::Egress) + filters("ingress") + filters("egress")

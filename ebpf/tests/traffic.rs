@@ -1,0 +1,352 @@
+//! Real traffic: pods in namespaces of their own, two nodes with a real VXLAN device between them, everything through
+//! the hooked programs. One group forces clsact.
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::expect_used)]
+
+mod support;
+use std::fs::File;
+use std::process::Command;
+use support::*;
+use tombolo_ebpf::*;
+
+/// A namespace kept by a sleeping process of ours; killed with the value.
+struct Space(std::process::Child);
+
+impl Space {
+    fn new() -> Self {
+        let child = Command::new("unshare").args(["--net", "sleep", "600"]).spawn().unwrap();
+        let own = std::fs::read_link("/proc/thread-self/ns/net").unwrap();
+        let theirs = format!("/proc/{}/ns/net", child.id());
+        // unshare(1) enters the namespace before it starts sleep; the link's change tells it has.
+        let limit = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while std::fs::read_link(&theirs).is_ok_and(|now| now == own) {
+            assert!(std::time::Instant::now() < limit, "unshare did not enter its namespace");
+            std::thread::yield_now();
+        }
+        Self(child)
+    }
+
+    fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    fn sh(&self, command: &str) {
+        self.try_sh(command).unwrap_or_else(|text| panic!("{command}: {text}"));
+    }
+
+    fn try_sh(&self, command: &str) -> Result<String, String> {
+        let net = format!("--net=/proc/{}/ns/net", self.pid());
+        let out = Command::new("nsenter").args([&net, "sh", "-ec", command]).output().unwrap();
+        let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+        if out.status.success() { Ok(text) } else { Err(text) }
+    }
+
+    /// Runs `work` on this thread inside the namespace, then comes back.
+    fn inside<T>(&self, work: impl FnOnce() -> T) -> T {
+        let home = File::open("/proc/thread-self/ns/net").unwrap();
+        let there = File::open(format!("/proc/{}/ns/net", self.pid())).unwrap();
+        nix::sched::setns(there, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        let result = work();
+        nix::sched::setns(home, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        result
+    }
+}
+
+impl Drop for Space {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A pod in its namespace, with addresses and a way to its gateway.
+struct Pod {
+    space: Space,
+    ifindex: u32,
+}
+
+fn mac(last: u8) -> String {
+    format!("02:00:00:00:01:{last:02x}")
+}
+
+/// Makes a pod on the node whose namespace the thread is in and writes its rows.
+fn add_pod(datapath: &Datapath, node: u8, number: u8, identity: u32, attach_mtu: u32) -> Pod {
+    let space = Space::new();
+    let name = format!("tb{number}");
+    let (v4, v6) = (format!("10.1.{node}.{number}"), format!("fd00:10:1:{node}::{number}"));
+    let (gw4, gw6) = (format!("10.1.{node}.1"), format!("fd00:10:1:{node}::1"));
+    let (pod_mac, host_mac) = (mac(number), mac(number + 100));
+    sh(&format!(
+        "ip link add {name} address {host_mac} type veth peer name eth0 address {pod_mac} netns {}
+         ip link set {name} up mtu {attach_mtu}
+         ip route add {v4}/32 dev {name}; ip -6 route add {v6}/128 dev {name}
+         ip neigh add {v4} lladdr {pod_mac} dev {name}; ip neigh add {v6} lladdr {pod_mac} dev {name}",
+        space.pid()
+    ));
+    space.sh(&format!(
+        "ip link set lo up; ip link set eth0 up mtu {attach_mtu}
+         ip addr add {v4}/32 dev eth0; ip addr add {v6}/128 dev eth0 nodad
+         ip route add default via {gw4} dev eth0 onlink; ip -6 route add default via {gw6} dev eth0 onlink
+         ip neigh add {gw4} lladdr {host_mac} dev eth0; ip neigh add {gw6} lladdr {host_mac} dev eth0"
+    ));
+    let ifindex = index(&name);
+    let row = Interface {
+        ready: true,
+        identity,
+        policy_id: 0,
+        endpoint_id: u16::from(number),
+        v4: v4.parse().ok(),
+        v6: v6.parse().ok(),
+        mac: [2, 0, 0, 0, 1, number],
+        host_mac: [2, 0, 0, 0, 1, number + 100],
+    };
+    datapath.upsert_interface(ifindex, &row).unwrap();
+    for address in [&v4, &v6] {
+        datapath.upsert_local_address(ip(address), LocalAddress::Pod(ifindex)).unwrap();
+    }
+    datapath.attach_endpoint(ifindex).unwrap();
+    Pod { space, ifindex }
+}
+
+/// Sends `payload` by TCP and UDP from `client` to an echo in `server`; returns what came back and the peers seen.
+fn converse(client: &Space, server: &Space, listen: (&str, u16), dial: (&str, u16)) {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream, UdpSocket};
+    let second = Some(std::time::Duration::from_secs(3));
+    let listen = (ip(listen.0), listen.1);
+    let dial = std::net::SocketAddr::from((ip(dial.0), dial.1));
+    let (tcp, udp) = server.inside(|| (TcpListener::bind(listen).unwrap(), UdpSocket::bind(listen).unwrap()));
+    udp.set_read_timeout(second).unwrap();
+    let large = vec![42_u8; 200_000];
+    let mut stream = client
+        .inside(|| TcpStream::connect_timeout(&dial, std::time::Duration::from_secs(3)))
+        .unwrap_or_else(|error| panic!("connect {dial}: {error}"));
+    stream.set_read_timeout(second).unwrap();
+    let (mut accepted, _) = tcp.accept().unwrap();
+    accepted.set_read_timeout(second).unwrap();
+    let sent = large.clone();
+    let sender = std::thread::spawn(move || {
+        stream.write_all(&sent).unwrap();
+        stream
+    });
+    let mut got = vec![0; large.len()];
+    accepted.read_exact(&mut got).unwrap();
+    assert!(got == large);
+    let mut stream = sender.join().unwrap();
+    accepted.write_all(b"answer").unwrap();
+    let mut answer = [0; 6];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"answer");
+
+    let any = if dial.is_ipv4() { "0.0.0.0" } else { "::" };
+    let socket = client.inside(|| UdpSocket::bind((ip(any), 0))).unwrap();
+    socket.set_read_timeout(second).unwrap();
+    socket.connect(dial).unwrap();
+    socket.send(b"question").unwrap();
+    let mut buffer = [0; 64];
+    let (size, from) = udp.recv_from(&mut buffer).unwrap_or_else(|error| panic!("UDP to {dial}: {error}"));
+    assert_eq!(&buffer[..size], b"question");
+    udp.send_to(b"reply", from).unwrap();
+    assert_eq!(socket.recv(&mut buffer).unwrap(), 5, "the answer's source is the address that was asked");
+}
+
+fn open(attach: Attach, bpffs: &std::path::Path) -> Datapath {
+    let config = DatapathConfig { bpffs: bpffs.to_owned(), sizes: small_sizes(), attach };
+    Datapath::open(&config).unwrap()
+}
+
+fn drops(datapath: &Datapath) -> Vec<(u8, u64)> {
+    let metrics = datapath.metrics().unwrap();
+    metrics.into_iter().filter(|m| m.reason != 0).map(|m| (m.reason, m.packets)).collect()
+}
+
+fn host_config() -> NodeConfig {
+    NodeConfig {
+        ready: true,
+        cluster_id: 1,
+        internal4: GATEWAY[0].parse().ok(),
+        internal6: GATEWAY[1].parse().ok(),
+        ..NodeConfig::default()
+    }
+}
+
+/// Gives the node its internal addresses and forwarding.
+fn prepare_node(datapath: &Datapath, node: u8) {
+    sh(&format!(
+        "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv4.conf.all.rp_filter=0 \
+         net.ipv4.conf.default.rp_filter=0
+         ip link add host type veth peer name net; ip link set host up; ip link set net up
+         ip addr add 10.1.{node}.1/32 dev host; ip addr add fd00:10:1:{node}::1/128 dev host nodad"
+    ));
+    for address in [format!("10.1.{node}.1"), format!("fd00:10:1:{node}::1")] {
+        datapath.upsert_local_address(ip(&address), LocalAddress::Host).unwrap();
+    }
+}
+
+fn one_node(attach: Attach) {
+    let bpffs = isolate();
+    let datapath = open(attach, bpffs.path());
+    prepare_node(&datapath, 1);
+    datapath.set_config(&host_config()).unwrap();
+    let a = add_pod(&datapath, 1, 2, ID_A, 1500);
+    let b = add_pod(&datapath, 1, 3, ID_B, 1500);
+    let home = Space::inside_of_here();
+    for f in FAMILIES {
+        let v = if f == 0 { "-4" } else { "-6" };
+        a.space.sh(&format!("ping {v} -c 2 -i 0.2 -W 2 {}", POD_B[f]));
+        sh(&format!("ping {v} -c 1 -W 2 {}", POD_A[f]));
+        a.space.sh(&format!("ping {v} -c 1 -W 2 {}", GATEWAY[f]));
+        converse(&a.space, &b.space, (POD_B[f], 80), (POD_B[f], 80));
+        let backend = Backend { ip: ip(POD_B[f]), port: 8080, protocol: 6 };
+        for protocol in [6, 17] {
+            datapath.upsert_backend(1, &Backend { protocol, ..backend }).unwrap();
+            let frontend = Frontend { ip: ip(CLUSTER_IP[f]), port: 80, protocol, scope: Scope::Internal };
+            let entry = ServiceEntry { rev_nat: 1, maglev: vec![1; 7], local_only: false };
+            datapath.set_service(&frontend, &entry).unwrap();
+        }
+        converse(&a.space, &b.space, (POD_B[f], 8080), (CLUSTER_IP[f], 80));
+        // A pod to itself through its service.
+        converse(&b.space, &b.space, (POD_B[f], 8080), (CLUSTER_IP[f], 80));
+    }
+    assert_eq!(drops(&datapath), vec![], "nothing was dropped");
+    datapath.delete_interface(b.ifindex).unwrap();
+    assert!(a.space.try_sh(&format!("ping -c 1 -W 1 {}", POD_B[0])).is_err(), "fail closed");
+    assert!(drops(&datapath).iter().any(|(reason, _)| *reason == 203));
+    drop(home);
+    nix::mount::umount2(bpffs.path(), nix::mount::MntFlags::MNT_DETACH).unwrap();
+}
+
+impl Space {
+    /// The namespace this thread is in now, as an open file that keeps it.
+    fn inside_of_here() -> File {
+        File::open("/proc/thread-self/ns/net").unwrap()
+    }
+}
+
+#[test]
+fn pods_of_one_node_with_tcx() {
+    one_node(Attach::Tcx);
+}
+
+#[test]
+fn pods_of_one_node_with_clsact() {
+    one_node(Attach::Clsact);
+}
+
+/// A node with a VXLAN device on its end of the wire.
+struct Host {
+    datapath: Datapath,
+    pod: Pod,
+}
+
+fn build_host(bpffs: &std::path::Path, node: u8, other: u8, path: NodePath, attach: Attach) -> Host {
+    let datapath = open(attach, bpffs);
+    prepare_node(&datapath, node);
+    sh(&format!(
+        "ip link set lo up; ip link set wire up
+         ip addr add 172.20.0.{node}/24 dev wire; ip addr add fd00:20::{node}/64 dev wire nodad
+         ip link add vx type vxlan external dstport 8472; ip link set vx up mtu 1450
+         ip link set vx addrgenmode none"
+    ));
+    let routes = match path {
+        NodePath::Overlay => format!(
+            "ip route add 10.1.{other}.0/24 dev vx src 10.1.{node}.1
+             ip -6 route add fd00:10:1:{other}::/64 dev vx src fd00:10:1:{node}::1"
+        ),
+        _ => format!(
+            "ip route add 10.1.{other}.0/24 via 172.20.0.{other} src 10.1.{node}.1
+             ip -6 route add fd00:10:1:{other}::/64 via fd00:20::{other} src fd00:10:1:{node}::1"
+        ),
+    };
+    sh(&routes);
+    let config = NodeConfig {
+        uplink_ifindex: index("wire"),
+        overlay_ifindex: index("vx"),
+        internal4: format!("10.1.{node}.1").parse().ok(),
+        internal6: format!("fd00:10:1:{node}::1").parse().ok(),
+        ..host_config()
+    };
+    datapath.set_config(&config).unwrap();
+    let tunnel = format!("172.20.0.{other}");
+    let entry = NodeEntry { tunnel: Some(ip(&tunnel)), path, encrypt: false, mtu: 1450 };
+    datapath.upsert_node(1, &entry).unwrap();
+    for cidr in [format!("10.1.{other}.0/24"), format!("fd00:10:1:{other}::/64")] {
+        let prefix = PrefixEntry { identity: 6, node: 1, ..PrefixEntry::default() };
+        datapath.upsert_prefix(cidr.parse().unwrap(), &prefix).unwrap();
+    }
+    for address in [format!("172.20.0.{node}"), format!("fd00:20::{node}")] {
+        datapath.upsert_local_address(ip(&address), LocalAddress::Host).unwrap();
+    }
+    let pod = add_pod(&datapath, node, 2, 66_000 + u32::from(node), 1500);
+    datapath.attach_uplink(index("wire")).unwrap();
+    datapath.attach_overlay(index("vx")).unwrap();
+    Host { datapath, pod }
+}
+
+fn two_nodes(path: NodePath, attach: Attach) {
+    let bpffs = isolate();
+    let other_bpffs = tempfile::tempdir().unwrap();
+    let none: Option<&str> = None;
+    nix::mount::mount(Some("bpf"), other_bpffs.path(), Some("bpf"), nix::mount::MsFlags::empty(), none)
+        .unwrap();
+    let second = Space::new();
+    sh(&format!("ip link add wire type veth peer name wire netns {}", second.pid()));
+    let one = build_host(bpffs.path(), 1, 2, path, attach);
+    let two = second.inside(|| build_host(other_bpffs.path(), 2, 1, path, attach));
+    let far = ["10.1.2.2", "fd00:10:1:2::2"];
+    let far_host = ["10.1.2.1", "fd00:10:1:2::1"];
+    for f in FAMILIES {
+        let v = if f == 0 { "-4" } else { "-6" };
+        one.pod.space.sh(&format!("ping {v} -c 2 -i 0.2 -W 2 {}", far[f]));
+        sh(&format!("ping {v} -c 1 -W 2 {}", far[f]));
+        one.pod.space.sh(&format!("ping {v} -c 1 -W 2 {}", far_host[f]));
+        converse(&one.pod.space, &two.pod.space, (far[f], 80), (far[f], 80));
+        // The largest packet passes, one byte more is answered.
+        let (fits, over) = if f == 0 { (1422, 1423) } else { (1402, 1403) };
+        one.pod.space.sh(&format!("ping {v} -M do -s {fits} -c 1 -W 2 {}", far[f]));
+        let answer =
+            one.pod.space.try_sh(&format!("ping {v} -M do -s {over} -c 1 -W 2 {}", far[f])).unwrap_err();
+        assert!(
+            answer.contains("mtu") || answer.contains("too big") || answer.contains("too long"),
+            "{answer}"
+        );
+        // LoadBalancer on the first node, backend on the second: asked from the second node's stack.
+        for protocol in [6, 17] {
+            let backend = Backend { ip: ip(far[f]), port: 8080, protocol };
+            one.datapath.upsert_backend(1, &backend).unwrap();
+            let frontend = Frontend { ip: ip(VIP[f]), port: 80, protocol, scope: Scope::External };
+            let entry = ServiceEntry { rev_nat: 1, maglev: vec![1], local_only: false };
+            one.datapath.set_service(&frontend, &entry).unwrap();
+        }
+        let via = ["172.20.0.1", "fd00:20::1"][f];
+        second.sh(&format!("ip {v} route add {} via {via} dev wire", VIP[f]));
+        converse(&second, &two.pod.space, (far[f], 8080), (VIP[f], 80));
+    }
+    let too_big =
+        |drops: Vec<(u8, u64)>| drops.into_iter().filter(|(reason, _)| *reason != 136).collect::<Vec<_>>();
+    assert_eq!(too_big(drops(&one.datapath)), vec![]);
+    assert_eq!(too_big(drops(&two.datapath)), vec![]);
+    let seen = two.datapath.conntrack().unwrap();
+    let identities: Vec<u32> =
+        seen.iter().filter(|c| c.source.0 == ip("10.1.1.2")).map(|c| c.identity).collect();
+    let expected = if path == NodePath::Overlay { 66_001 } else { 6 };
+    assert!(!identities.is_empty() && identities.iter().all(|id| *id == expected), "{seen:#?}");
+    for path in [bpffs.path(), other_bpffs.path()] {
+        nix::mount::umount2(path, nix::mount::MntFlags::MNT_DETACH).unwrap();
+    }
+}
+
+#[test]
+fn two_nodes_over_vxlan() {
+    two_nodes(NodePath::Overlay, Attach::Auto);
+}
+
+#[test]
+fn two_nodes_over_vxlan_with_clsact() {
+    two_nodes(NodePath::Overlay, Attach::Clsact);
+}
+
+#[test]
+fn two_nodes_by_routes() {
+    two_nodes(NodePath::Direct, Attach::Auto);
+}
