@@ -1,0 +1,107 @@
+//! The BGP speaker as a process of its own, for tests with real peers: it can be killed like an agent.
+//!
+//! Arguments are `key=value`: `asn`, `router-id`, `peer=NAME,ADDRESS,ASN,LOCAL` (repeated), `allow=PREFIX` (repeated), `announce=PREFIX`
+//! (repeated), `restarting`, `passive`. Commands come on standard input: `announce PREFIX`, `withdraw PREFIX`, `complete`, `peers`,
+//! `received`, `refresh NAME`, `shutdown TEXT`. Events and answers go to standard output, one JSON object a line.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tombolo_bgp::{
+    AllowedPrefix, Announcement, Event, PeerConfig, RouteView, Scope, Speaker, SpeakerConfig, SpeakerHandle,
+};
+
+type Failure = Box<dyn std::error::Error>;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Failure> {
+    let mut config = SpeakerConfig::new(0, [0, 0, 0, 0].into());
+    config.listen = vec!["0.0.0.0:179".parse()?, "[::]:179".parse()?];
+    let (mut peers, mut allowed, mut announced, mut passive) = (Vec::new(), Vec::new(), Vec::new(), false);
+    for argument in std::env::args().skip(1) {
+        let (key, value) = argument.split_once('=').unwrap_or((&argument, ""));
+        match key {
+            "asn" => config.local_asn = value.parse()?,
+            "router-id" => config.router_id = value.parse()?,
+            "peer" => peers.push(value.to_owned()),
+            "allow" => allowed.push(AllowedPrefix::or_longer(value.parse()?)),
+            "announce" => announced.push(value.to_owned()),
+            "restarting" => config.restarting = true,
+            "passive" => passive = true,
+            _ => return Err(format!("unknown argument {argument:?}").into()),
+        }
+    }
+    let (speaker, mut events) = Speaker::start(config).await?;
+    for peer in peers {
+        let mut settings = peer_settings(&peer)?;
+        settings.import = allowed.clone();
+        settings.passive = passive;
+        speaker.add_peer(settings).await?;
+    }
+    for prefix in announced {
+        speaker.announce(Scope::All, prefix.parse()?, Announcement::default()).await?;
+    }
+    println!("{}", json!({"event": "started"}));
+    let mut commands = BufReader::new(tokio::io::stdin()).lines();
+    loop {
+        tokio::select! {
+            event = events.next() => match event {
+                Some(event) => println!("{}", event_json(&event)),
+                None => return Ok(()),
+            },
+            line = commands.next_line() => match line? {
+                Some(line) => {
+                    if !command(&speaker, &line).await? {
+                        return Ok(());
+                    }
+                }
+                None => return Ok(()),
+            },
+        }
+    }
+}
+
+fn peer_settings(text: &str) -> Result<PeerConfig, Failure> {
+    let [name, address, asn, local] = text.split(',').collect::<Vec<_>>()[..] else {
+        return Err(format!("peer {text:?} is not NAME,ADDRESS,ASN,LOCAL").into());
+    };
+    let mut settings = PeerConfig::new(name, address.parse()?, asn.parse()?);
+    settings.local_address = Some(local.parse()?);
+    settings.timers.connect_retry = Duration::from_secs(2);
+    settings.timers.hold = Duration::from_secs(9);
+    settings.timers.keepalive = Duration::from_secs(3);
+    settings.graceful_restart.enabled = true;
+    settings.graceful_restart.restart_time_secs = 60;
+    Ok(settings)
+}
+
+/// False when the speaker has been shut down.
+async fn command(speaker: &SpeakerHandle, line: &str) -> Result<bool, Failure> {
+    let (verb, rest) = line.split_once(' ').unwrap_or((line, ""));
+    match verb {
+        "announce" => speaker.announce(Scope::All, rest.parse()?, Announcement::default()).await?,
+        "withdraw" => speaker.withdraw(Scope::All, rest.parse()?).await?,
+        "complete" => speaker.export_complete().await?,
+        "refresh" => println!("{}", json!({"refreshed": speaker.refresh(rest).await?})),
+        "peers" => println!("{}", json!({"peers": speaker.peers().await?})),
+        "received" => println!("{}", json!({"received": speaker.routes(RouteView::Received).await?})),
+        "shutdown" => {
+            speaker.shutdown(rest).await?;
+            return Ok(false);
+        }
+        _ => return Err(format!("unknown command {line:?}").into()),
+    }
+    Ok(true)
+}
+
+fn event_json(event: &Event) -> serde_json::Value {
+    match event {
+        Event::Route { prefix, paths } => json!({"event": "route", "prefix": prefix, "paths": paths}),
+        Event::PeerUp { peer } => json!({"event": "up", "peer": peer}),
+        Event::PeerDown { peer, reason, routes_kept } => {
+            json!({"event": "down", "peer": peer, "reason": reason, "kept": routes_kept})
+        }
+        Event::EndOfRib { peer, family } => json!({"event": "end-of-rib", "peer": peer, "family": family}),
+    }
+}

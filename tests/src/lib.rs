@@ -1,0 +1,5 @@
+//! What the workspace's tests share: namespaces, daemons, waiting. Tests live in `tests/`; the ones here need root and fail without it.
+
+#![forbid(unsafe_code)]
+
+pub mod netns;
