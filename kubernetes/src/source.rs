@@ -309,7 +309,7 @@ impl Follower {
         match read_text(path, self.state.limits().file_bytes) {
             Ok(Some(text)) => self.state.put(path, &text),
             Ok(None) => self.state.remove(path),
-            Err(problem) => self.state.fail(path, problem),
+            Err(problem) => self.state.fail(path, *problem),
         }
     }
 
@@ -358,9 +358,10 @@ fn list(folder: &Path, most: usize) -> Result<(BTreeSet<PathBuf>, Option<Problem
 }
 
 /// The text of a file; `None` if it is not there or no regular file.
-fn read_text(path: &Path, most: u64) -> Result<Option<String>, Problem> {
+fn read_text(path: &Path, most: u64) -> Result<Option<String>, Box<Problem>> {
     let cannot = |error: &std::io::Error| {
-        Problem::of_file(path, format!("cannot read: {error}"), "check the file and its permissions")
+        let reason = format!("cannot read: {error}");
+        Box::new(Problem::of_file(path, reason, "check the file and its permissions"))
     };
     // Looked at before opening: opening a named pipe would wait for its other end.
     match std::fs::metadata(path) {
@@ -377,11 +378,11 @@ fn read_text(path: &Path, most: u64) -> Result<Option<String>, Problem> {
     let mut bytes = Vec::new();
     file.take(most.saturating_add(1)).read_to_end(&mut bytes).map_err(|error| cannot(&error))?;
     if u64::try_from(bytes.len()).is_ok_and(|length| length > most) {
-        return Err(Problem::of_file(path, format!("larger than {most} bytes"), "split the file"));
+        return Err(Box::new(Problem::of_file(path, format!("larger than {most} bytes"), "split the file")));
     }
     String::from_utf8(bytes).map(Some).map_err(|error| {
         let reason = format!("not UTF-8 from byte {} on", error.utf8_error().valid_up_to());
-        Problem::of_file(path, reason, "save it as UTF-8")
+        Box::new(Problem::of_file(path, reason, "save it as UTF-8"))
     })
 }
 
@@ -391,7 +392,7 @@ pub fn check_file(path: &Path, cluster: &ClusterIdentity) -> Vec<Problem> {
     match read_text(path, Limits::default().file_bytes) {
         Ok(Some(text)) => parse(path, &text, cluster).problems,
         Ok(None) => vec![Problem::of_file(path, "there is no such file", "check the path")],
-        Err(problem) => vec![problem],
+        Err(problem) => vec![*problem],
     }
 }
 

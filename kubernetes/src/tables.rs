@@ -26,7 +26,6 @@ macro_rules! tables {
 
         impl Tables {
             /// Empty tables and their writers.
-            #[expect(clippy::new_ret_no_self, reason = "tables are born with their writers")]
             #[must_use]
             pub fn new() -> (Self, Writers) {
                 $(let $field = Table::<$row>::new();)*

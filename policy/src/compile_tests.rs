@@ -356,7 +356,11 @@ fn some_rule(number: u8, subject: u8, form: u8) -> RuleRow {
     let ports = if form == 2 { vec![port(6, None, None, Some("http"))] } else { vec![] };
     let blocks = Some(vec![block(vec![peer], ports)]);
     let name = format!("r{number}");
-    if form % 2 == 0 { rule(&name, subject, blocks, None) } else { rule(&name, subject, None, blocks) }
+    if form.is_multiple_of(2) {
+        rule(&name, subject, blocks, None)
+    } else {
+        rule(&name, subject, None, blocks)
+    }
 }
 
 impl World {

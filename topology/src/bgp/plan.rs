@@ -185,7 +185,7 @@ fn plan_peer(
     plan: &mut Plan,
 ) -> Option<(PeerRow, Families)> {
     let who = format!("instance {} peer {}", speaker.instance.name, peer.name);
-    let Some(address) = peer_address(peer, &who, object, plan) else { return None };
+    let address = peer_address(peer, &who, object, plan)?;
     let config = match &peer.peer_config {
         None => PeerConfigRow::defaults(Source::Manifests, "".into()),
         Some(name) => match inputs.peer_configs.iter().find(|config| config.name == *name) {
