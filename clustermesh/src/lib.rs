@@ -5,17 +5,31 @@
 //! * [`follower`]: one sans-IO core and one task per cluster. [`follower::start`] watches the folder of `<remote>.yaml`
 //!   files, and follows the own cluster's other nodes as well when it is given the own etcd. Accepted changes go to a
 //!   [`follower::MeshSink`]; [`rows::TableSink`] is the one that writes table rows.
+//! * [`publisher`]: [`publisher::start`] writes to the own etcd what [`publisher::PublisherHandle::set_node`] (this node
+//!   and its pods) and [`publisher::PublisherHandle::set_cluster`] (services and assignments; used while elected) say;
+//!   [`publisher::IdentityAllocator`] gives label sets their numbers.
 //! * [`rows`]: wire records from and to rows.
 //!
 //! ```no_run
-//! # async fn example(config: tombolo_clustermesh::follower::MeshConfig, sink: std::sync::Arc<tombolo_clustermesh::rows::TableSink>) {
+//! # async fn example(config: tombolo_clustermesh::follower::MeshConfig, sink: std::sync::Arc<tombolo_clustermesh::rows::TableSink>) -> Result<(), tombolo_clustermesh::MeshError> {
 //! let cancel = tokio_util::sync::CancellationToken::new();
 //! let (mesh, task) = tombolo_clustermesh::follower::start(config, sink, cancel.clone());
 //! for cluster in mesh.status().await {
 //!     println!("{}: {}", cluster.name, cluster.status);
 //! }
+//! # use tombolo_clustermesh::{publisher::{self, Desired, PublisherConfig}, rows};
+//! # let (own, node, pods, pod_labels): (PublisherConfig, tombolo_topology::NodeRow, Vec<tombolo_topology::PrefixRow>, tombolo_base::labels::Labels) = unimplemented!();
+//! let (publisher, publishing) = publisher::start(own, cancel.clone());
+//! let identity = publisher.identities().allocate(&pod_labels).await?;
+//! let mut keys = vec![Desired::node(&rows::node_entry(&node))?];
+//! for pod in &pods {
+//!     keys.push(Desired::ip(&rows::ip_entry(pod))?);
+//! }
+//! publisher.set_node(keys); // the whole set; what it lacks is deleted
+//! publisher.set_nodes([node.name.clone()]); // who must publish before canaries are written
 //! cancel.cancel();
 //! task.await.ok();
+//! # Ok(())
 //! # }
 //! ```
 //!
@@ -26,6 +40,7 @@
 pub mod error;
 pub mod etcd;
 pub mod follower;
+pub mod publisher;
 pub mod rows;
 pub mod wire;
 

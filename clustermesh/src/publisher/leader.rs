@@ -1,0 +1,102 @@
+//! What the elected agent does: configuration, heartbeat, global services, sweep, canaries.
+
+use super::desired::{Desired, DesiredSet};
+use super::election::{Won, ended};
+use super::gate::Gate;
+use super::lease::LeasePool;
+use super::scope::{Area, ScopeWriter};
+use super::{Context, rfc3339, sweep};
+use crate::error::MeshError;
+use crate::etcd::request;
+use crate::wire::{Capabilities, ClusterConfig, KINDS, Kind, Layout, key};
+use etcd_client::{Client, PutOptions};
+use std::convert::Infallible;
+use tokio::time::{MissedTickBehavior, interval};
+
+/// Runs until the election or the connection is lost.
+pub(super) async fn lead(context: &Context, client: &Client, won: &Won) -> MeshError {
+    match try_lead(context, client, won).await {
+        Ok(never) => match never {},
+        Err(error) => error,
+    }
+}
+
+async fn try_lead(context: &Context, client: &Client, won: &Won) -> Result<Infallible, MeshError> {
+    let cluster = context.config.cluster.as_str();
+    let mut pool = LeasePool::open(context, client, "cluster").await?;
+    let heartbeat_lease = pool.assign().await?;
+    let areas = vec![
+        Area::Key(key::cluster_config(cluster)),
+        Area::Whole(key::synced_prefix(cluster)),
+        Area::Whole(Kind::Services.prefix(Layout::State, cluster)),
+        Area::Whole(key::ASSIGNMENTS.to_owned()),
+    ];
+    let mut writer =
+        ScopeWriter::new(client.clone(), pool, areas, Some((key::ELECTION.to_owned(), won.lease)));
+    writer.resync().await?;
+    context.set_leader(true);
+    let mut heartbeat = interval(context.config.heartbeat);
+    let mut keep_alive = interval(context.config.keep_alive());
+    let mut audit = interval(context.config.audit);
+    for timer in [&mut heartbeat, &mut keep_alive, &mut audit] {
+        timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    }
+    let mut wanted = context.cluster_keys.subscribe();
+    let mut gate = Gate::open(context, client).await?;
+    let since = rfc3339::now();
+    let mut swept = false;
+    loop {
+        let config = Desired::config(cluster, &own_config(context))?;
+        let mut desired = DesiredSet::from([(config.key.clone(), config)]);
+        let given = wanted.borrow_and_update().clone();
+        // Until the services are known only the configuration is written and nothing is removed.
+        let known = given.is_some();
+        desired.extend(given.iter().flat_map(|set| set.iter()).map(|(name, d)| (name.clone(), d.clone())));
+        let complete = known && gate.passed();
+        if complete && !gate.was_complete() {
+            // Services first; a canary is the last word.
+            writer.reconcile(&desired, false).await?;
+        }
+        if complete {
+            if !swept {
+                sweep::sweep(context, client, won.lease).await?;
+                swept = true;
+            }
+            let canary = |kind: &Kind| Desired::text(kind.canary(Layout::State, cluster), &since);
+            desired.extend(KINDS.iter().map(canary).map(|canary| (canary.key.clone(), canary)));
+        }
+        writer.reconcile(&desired, known).await?;
+        context.update(|status| {
+            status.canaries = complete;
+            status.cluster_keys = writer.written();
+        });
+        tokio::select! {
+            _ = heartbeat.tick() => {
+                let options = PutOptions::new().with_lease(heartbeat_lease);
+                let mut kv = client.kv_client();
+                let put = kv.put(key::HEARTBEAT, rfc3339::now(), Some(options));
+                request(|| format!("writing {}", key::HEARTBEAT), put).await?;
+            }
+            _ = keep_alive.tick() => {
+                if writer.pool.keep_alive().await? {
+                    return Err(ended("keeping the cluster's leases".to_owned()));
+                }
+            }
+            _ = audit.tick() => writer.resync().await?,
+            changed = wanted.changed() => changed.map_err(|_| MeshError::Stopped)?,
+            news = gate.news(), if !complete => news?,
+        }
+    }
+}
+
+/// What this cluster says about itself: it waits for nobody's exports and announces no capability it lacks.
+fn own_config(context: &Context) -> ClusterConfig {
+    ClusterConfig {
+        id: u32::from(context.config.cluster_id.get()),
+        capabilities: Capabilities {
+            synced_canaries: true,
+            max_connected_clusters: context.config.max.max(),
+            ..Capabilities::default()
+        },
+    }
+}

@@ -1,0 +1,166 @@
+//! Leases: kept on disk so that a restart resumes them, at most 1000 keys each.
+
+use super::Context;
+use crate::error::MeshError;
+use crate::etcd::{request, request_error};
+use crate::follower::snapshot::write_json;
+use crate::wire::key;
+use etcd_client::{Client, Error, PutOptions};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// Most keys on one lease; etcd slows down with more.
+pub(crate) const KEYS_PER_LEASE: usize = 1000;
+
+/// The leases of one writer and how many keys hang on each.
+pub(crate) struct LeasePool {
+    client: Client,
+    node: String,
+    name: &'static str,
+    file: PathBuf,
+    ttl_secs: i64,
+    leases: BTreeMap<i64, usize>,
+}
+
+impl LeasePool {
+    /// Resumes the leases of the last life that still live, or takes a new one.
+    pub(crate) async fn open(
+        context: &Context,
+        client: &Client,
+        name: &'static str,
+    ) -> Result<Self, MeshError> {
+        let file = context.config.state_dir.join(format!("leases-{name}.json"));
+        let mut pool = Self {
+            client: client.clone(),
+            node: context.config.node.to_string(),
+            name,
+            file,
+            ttl_secs: i64::try_from(context.config.lease_ttl.as_secs()).unwrap_or(900),
+            leases: BTreeMap::new(),
+        };
+        for id in pool.saved().await {
+            let call = request(|| format!("asking for lease {id:x}"), async {
+                pool.client.lease_client().time_to_live(id, None).await
+            });
+            if call.await?.ttl() > 0 {
+                pool.leases.insert(id, 0);
+            }
+        }
+        if pool.leases.is_empty() {
+            pool.grant().await?;
+        } else {
+            tracing::info!(pool = name, leases = pool.leases.len(), "leases of the last life resumed");
+            pool.keep_alive().await?;
+            pool.announce().await?;
+        }
+        Ok(pool)
+    }
+
+    async fn saved(&self) -> Vec<i64> {
+        let text = tokio::fs::read(&self.file).await.unwrap_or_default();
+        // A file that is missing or broken costs one lease time of leftovers, no more.
+        let saved: Vec<i64> = serde_json::from_slice(&text).unwrap_or_default();
+        saved.into_iter().take(1024).collect()
+    }
+
+    pub(crate) fn contains(&self, lease: i64) -> bool {
+        self.leases.contains_key(&lease)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.leases.len()
+    }
+
+    /// Counts the keys found on each lease.
+    pub(crate) fn recount(&mut self, leases: impl Iterator<Item = i64>) {
+        self.leases.values_mut().for_each(|count| *count = 0);
+        for lease in leases {
+            self.leases.entry(lease).and_modify(|count| *count += 1);
+        }
+    }
+
+    /// A key went.
+    pub(crate) fn free(&mut self, lease: i64) {
+        self.leases.entry(lease).and_modify(|count| *count = count.saturating_sub(1));
+    }
+
+    /// A lease with room for one more key.
+    pub(crate) async fn assign(&mut self) -> Result<i64, MeshError> {
+        let roomy = self.leases.iter().find(|(_, count)| **count < KEYS_PER_LEASE).map(|(id, _)| *id);
+        let id = match roomy {
+            Some(id) => id,
+            None => self.grant().await?,
+        };
+        self.leases.entry(id).and_modify(|count| *count += 1);
+        Ok(id)
+    }
+
+    async fn grant(&mut self) -> Result<i64, MeshError> {
+        let ttl = self.ttl_secs;
+        let call = async { self.client.lease_client().grant(ttl, None).await };
+        let id = request(|| format!("taking a lease of {ttl} s"), call).await?.id();
+        self.leases.insert(id, 0);
+        let ids: Vec<i64> = self.leases.keys().copied().collect();
+        write_json(&self.file, "lease file", ids).await?;
+        self.announce().await?;
+        Ok(id)
+    }
+
+    /// Says which leases are ours, before any key hangs on them: the sweeper spares keys on announced leases.
+    async fn announce(&mut self) -> Result<(), MeshError> {
+        let ids: Vec<i64> = self.leases.keys().copied().collect();
+        let Some(first) = ids.first().copied() else { return Ok(()) };
+        let name = format!("{}{}/{}", key::LEASES, self.node, self.name);
+        let value =
+            serde_json::to_vec(&ids).map_err(|source| MeshError::Encode { what: name.clone(), source })?;
+        let options = PutOptions::new().with_lease(first);
+        let call = async { self.client.kv_client().put(name.as_str(), value, Some(options)).await };
+        request(|| format!("writing {name}"), call).await.map(drop)
+    }
+
+    /// Keeps all leases alive. True if one was lost: its keys must be written again.
+    pub(crate) async fn keep_alive(&mut self) -> Result<bool, MeshError> {
+        let mut lost = Vec::new();
+        for id in self.leases.keys().copied().collect::<Vec<_>>() {
+            let what = || format!("keeping lease {id:x} alive");
+            let mut client = self.client.lease_client();
+            let call = async {
+                match client.keep_alive(id).await {
+                    Ok(_) => Ok(true),
+                    Err(Error::LeaseKeepAliveError(_)) => Ok(false),
+                    Err(error) => Err(error),
+                }
+            };
+            match request(what, call).await {
+                Ok(true) => {}
+                Ok(false) => lost.push(id),
+                Err(error) => return Err(error),
+            }
+        }
+        for id in &lost {
+            tracing::warn!(
+                pool = self.name,
+                lease = format!("{id:x}"),
+                "lease lost; its keys are written again"
+            );
+            self.leases.remove(id);
+        }
+        if self.leases.is_empty() {
+            self.grant().await?;
+        } else if !lost.is_empty() {
+            self.announce().await?;
+        }
+        Ok(!lost.is_empty())
+    }
+}
+
+/// Whether a failure says that the lease of a write is gone.
+pub(crate) fn is_lease_lost(error: &MeshError) -> bool {
+    error.to_string().contains("requested lease not found")
+}
+
+/// A lease of its own, for locks and elections.
+pub(crate) async fn short_lease(client: &Client, ttl_secs: i64) -> Result<i64, MeshError> {
+    let answer = client.lease_client().grant(ttl_secs, None).await;
+    answer.map(|lease| lease.id()).map_err(|error| request_error("taking a short lease".to_owned(), &error))
+}

@@ -1,0 +1,347 @@
+//! Publishes this cluster in its own etcd: each agent its node and its pods' addresses, the elected agent what belongs
+//! to the whole cluster; and allocates identities there.
+//!
+//! A lost connection removes nothing: leases live 15 minutes, a restart resumes them. A wiped etcd is filled again by
+//! everybody, and its canaries come only when all known nodes have published, so that readers never see a half.
+
+mod desired;
+mod election;
+mod gate;
+mod identity;
+mod kv;
+mod leader;
+mod lease;
+mod node;
+mod rfc3339;
+mod scope;
+mod sweep;
+
+pub use desired::{Desired, DesiredSet};
+pub use identity::IdentityAllocator;
+pub use kv::KeyValues;
+
+use crate::error::MeshError;
+use crate::etcd::{EtcdConfig, request};
+use crate::wire::key;
+use identity::{Allocation, Shared};
+use kv::ClientSlot;
+use rand::Rng;
+use serde::Serialize;
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tombolo_base::ids::{ClusterId, ClusterName, MaxClusters};
+
+/// What the publisher needs to know.
+#[derive(Clone, Debug)]
+pub struct PublisherConfig {
+    /// This cluster.
+    pub cluster: ClusterName,
+    /// Its number.
+    pub cluster_id: ClusterId,
+    /// The size of the mesh.
+    pub max: MaxClusters,
+    /// This node.
+    pub node: Arc<str>,
+    /// The own etcd.
+    pub etcd: EtcdConfig,
+    /// Where leases and identities are kept over restarts.
+    pub state_dir: PathBuf,
+    /// Life of a lease without its agent.
+    pub lease_ttl: Duration,
+    /// Life of an election without its holder.
+    pub election_ttl: Duration,
+    /// Interval of heartbeats.
+    pub heartbeat: Duration,
+    /// Longest wait for all nodes' markers before canaries are written.
+    pub canary_wait: Duration,
+    /// Interval of comparing everything with etcd.
+    pub audit: Duration,
+}
+
+impl PublisherConfig {
+    /// A configuration with Cilium's durations.
+    #[must_use]
+    pub fn new(
+        cluster: ClusterName,
+        cluster_id: ClusterId,
+        node: Arc<str>,
+        etcd: EtcdConfig,
+        state_dir: PathBuf,
+    ) -> Self {
+        Self {
+            cluster,
+            cluster_id,
+            max: MaxClusters::default(),
+            node,
+            etcd,
+            state_dir,
+            lease_ttl: Duration::from_secs(15 * 60),
+            election_ttl: Duration::from_secs(15),
+            heartbeat: Duration::from_secs(60),
+            canary_wait: Duration::from_secs(60),
+            audit: Duration::from_secs(300),
+        }
+    }
+
+    fn keep_alive(&self) -> Duration {
+        (self.lease_ttl / 3).min(Duration::from_secs(60))
+    }
+}
+
+/// The publisher's state for `tombolo status`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PublisherStatus {
+    /// Whether a connection stands.
+    pub connected: bool,
+    /// One sentence: what it does or what is wrong, and what to try.
+    pub status: String,
+    /// Whether this node's keys were all written on this connection.
+    pub published: bool,
+    /// Whether this agent is the elected one.
+    pub leader: bool,
+    /// Whether the canaries stand; known to the elected agent.
+    pub canaries: bool,
+    /// Number of this node's keys.
+    pub node_keys: usize,
+    /// Number of the cluster's keys; known to the elected agent.
+    pub cluster_keys: usize,
+    /// Leases of this node's keys.
+    pub leases: usize,
+    /// Leftovers removed.
+    pub swept: usize,
+    /// Connections lost.
+    pub reconnections: u64,
+    /// The last failure.
+    pub last_failure: Option<String>,
+    /// When our certificate ends, seconds since 1970.
+    pub certificate_expires_unix_secs: Option<i64>,
+}
+
+type Keys = watch::Sender<Option<Arc<DesiredSet>>>;
+type Nodes = watch::Sender<Option<Arc<BTreeSet<Arc<str>>>>>;
+
+/// What all parts of the publisher share.
+pub(crate) struct Context {
+    pub(crate) config: PublisherConfig,
+    node_keys: Keys,
+    cluster_keys: Keys,
+    nodes: Nodes,
+    leader: watch::Sender<bool>,
+    status: watch::Sender<PublisherStatus>,
+    client: watch::Sender<Option<ClientSlot>>,
+}
+
+impl Context {
+    fn update(&self, change: impl FnOnce(&mut PublisherStatus)) {
+        self.status.send_if_modified(|status| {
+            let before = status.clone();
+            change(status);
+            *status != before
+        });
+    }
+
+    fn set_leader(&self, leader: bool) {
+        self.leader.send_if_modified(|held| std::mem::replace(held, leader) != leader);
+        self.update(|status| {
+            status.leader = leader;
+            if !leader {
+                status.canaries = false;
+                status.cluster_keys = 0;
+            }
+        });
+    }
+
+    /// Whether this node's endpoints are all known.
+    fn initialized(&self) -> bool {
+        self.node_keys.borrow().is_some()
+    }
+}
+
+/// Tells the publisher what should stand in etcd.
+#[derive(Clone)]
+pub struct PublisherHandle {
+    context: Arc<Context>,
+    identities: IdentityAllocator,
+}
+
+impl std::fmt::Debug for PublisherHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PublisherHandle").field("status", &*self.context.status.borrow()).finish()
+    }
+}
+
+fn replace(keys: &Keys, wanted: impl IntoIterator<Item = Desired>) {
+    let set: DesiredSet = wanted.into_iter().map(|wanted| (wanted.key.clone(), wanted)).collect();
+    keys.send_if_modified(|held| {
+        let changed = held.as_deref() != Some(&set);
+        if changed {
+            *held = Some(Arc::new(set));
+        }
+        changed
+    });
+}
+
+impl PublisherHandle {
+    /// This node's whole set: its node entry and its pods' addresses. Call it first when all endpoints of the last life
+    /// are known: from then on what is missing in it is removed from etcd.
+    pub fn set_node(&self, wanted: impl IntoIterator<Item = Desired>) {
+        replace(&self.context.node_keys, wanted);
+    }
+
+    /// The cluster's whole set: global services and assignments; used while this agent is elected. Call it first when
+    /// services and assignments are completely known.
+    pub fn set_cluster(&self, wanted: impl IntoIterator<Item = Desired>) {
+        replace(&self.context.cluster_keys, wanted);
+    }
+
+    /// The nodes that must have published before canaries are written.
+    pub fn set_nodes(&self, nodes: impl IntoIterator<Item = Arc<str>>) {
+        let nodes: BTreeSet<Arc<str>> = nodes.into_iter().collect();
+        self.context.nodes.send_if_modified(|held| {
+            let changed = held.as_deref() != Some(&nodes);
+            if changed {
+                *held = Some(Arc::new(nodes));
+            }
+            changed
+        });
+    }
+
+    /// Whether this agent is the elected one; changes are seen by waiting on it.
+    #[must_use]
+    pub fn leader(&self) -> watch::Receiver<bool> {
+        self.context.leader.subscribe()
+    }
+
+    /// Identity allocation.
+    #[must_use]
+    pub const fn identities(&self) -> &IdentityAllocator {
+        &self.identities
+    }
+
+    /// Values below `tombolo/`.
+    #[must_use]
+    pub fn key_values(&self) -> KeyValues {
+        KeyValues { client: self.context.client.subscribe() }
+    }
+
+    /// The present state; changes are seen by waiting on it.
+    #[must_use]
+    pub fn status(&self) -> watch::Receiver<PublisherStatus> {
+        self.context.status.subscribe()
+    }
+}
+
+/// Starts publishing, until `cancel` is cancelled. Keys then stay until their leases end or the next life resumes them.
+#[must_use]
+pub fn start(config: PublisherConfig, cancel: CancellationToken) -> (PublisherHandle, JoinHandle<()>) {
+    let (requests, inbox) = mpsc::channel(256);
+    let shared = Shared::new(config.cluster.as_str(), requests);
+    let context = Arc::new(Context {
+        config,
+        node_keys: watch::Sender::new(None),
+        cluster_keys: watch::Sender::new(None),
+        nodes: watch::Sender::new(None),
+        leader: watch::Sender::new(false),
+        status: watch::Sender::new(PublisherStatus::default()),
+        client: watch::Sender::new(None),
+    });
+    let allocation = Allocation::new(&context, shared.clone(), inbox);
+    let handle = PublisherHandle { context: context.clone(), identities: IdentityAllocator::new(shared) };
+    let task = tokio::spawn(async move {
+        tokio::select! {
+            () = cancel.cancelled() => {}
+            () = run(&context, allocation) => {}
+        }
+    });
+    (handle, task)
+}
+
+/// One connection after the other, with jittered waits between them.
+async fn run(context: &Context, mut allocation: Allocation) {
+    allocation.restore(context).await;
+    let mut attempts = 0_u32;
+    loop {
+        // Requests for identities wait meanwhile; connecting is bounded.
+        let error = match connect(context).await {
+            Ok(client) => {
+                attempts = 0;
+                session(context, &client, &mut allocation).await
+            }
+            Err(error) => error,
+        };
+        context.client.send_replace(None);
+        context.set_leader(false);
+        let text = error.to_string();
+        tracing::warn!(reason = %text, "own etcd: connection given up; published keys stay until their leases end");
+        context.update(|status| {
+            status.connected = false;
+            status.published = false;
+            status.reconnections = status.reconnections.saturating_add(1);
+            status.status.clone_from(&text);
+            status.last_failure = Some(text.clone());
+        });
+        let longest =
+            Duration::from_millis(250).saturating_mul(1 << attempts.min(7)).min(Duration::from_secs(15));
+        attempts = attempts.saturating_add(1);
+        let wait = longest / 2 + rand::rng().random_range(Duration::ZERO..longest / 2);
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = allocation.refuse(&text) => {}
+        }
+    }
+}
+
+async fn connect(context: &Context) -> Result<etcd_client::Client, MeshError> {
+    let etcd = &context.config.etcd;
+    let client = etcd.client().await?;
+    let what = || format!("reading {} at {}", key::ELECTION, etcd.endpoints.join(" "));
+    request(what, client.kv_client().get(key::ELECTION, None)).await?;
+    let expiry = etcd.certificate_expiry().await;
+    context.client.send_replace(Some(ClientSlot(client.clone())));
+    context.update(|status| {
+        status.connected = true;
+        "connected".clone_into(&mut status.status);
+        status.certificate_expires_unix_secs = expiry;
+    });
+    Ok(client)
+}
+
+/// Runs all parts on one connection; the first that fails ends it.
+async fn session(context: &Context, client: &etcd_client::Client, allocation: &mut Allocation) -> MeshError {
+    tokio::select! {
+        error = allocation.serve(context, client) => error,
+        error = node::publish(context, client) => error,
+        error = stand(context, client) => error,
+        error = renewed(context) => error,
+    }
+}
+
+/// Stands for election and, once elected, writes what belongs to the cluster.
+async fn stand(context: &Context, client: &etcd_client::Client) -> MeshError {
+    let won = match election::campaign(context, client).await {
+        Ok(won) => won,
+        Err(error) => return error,
+    };
+    tracing::info!("elected: this agent writes what belongs to the whole cluster");
+    tokio::select! {
+        error = won.hold(client) => error,
+        error = leader::lead(context, client, &won) => error,
+    }
+}
+
+/// Ends the connection when the certificate files were renewed.
+async fn renewed(context: &Context) -> MeshError {
+    let before = context.config.etcd.certificates().await;
+    loop {
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        if context.config.etcd.certificates().await != before {
+            return election::ended("using the old certificate; its files were renewed".to_owned());
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! Carries a set of desired keys to etcd: list, diff, batched transactions.
+
+use super::desired::{Actual, DesiredSet, Plan, digest, plan};
+use super::lease::LeasePool;
+use crate::error::MeshError;
+use crate::etcd::{MAX_RESPONSE_BYTES, PAGE, request};
+use crate::follower::FailureKind;
+use crate::wire::key;
+use etcd_client::{Client, Compare, CompareOp, GetOptions, KeyValue, PutOptions, Txn, TxnOp};
+use std::collections::BTreeMap;
+
+/// Most operations of a transaction; etcd's default limit.
+const BATCH_OPS: usize = 128;
+/// Most bytes of a transaction; etcd refuses 1.5 MiB.
+const BATCH_BYTES: usize = 1_000_000;
+
+/// Where a writer's keys lie and which of those found there it may delete.
+#[derive(Clone, Debug)]
+pub(crate) enum Area {
+    /// One key.
+    Key(String),
+    /// A prefix shared with other writers: only keys on our leases are ours.
+    Shared(String),
+    /// A prefix of ours alone.
+    Whole(String),
+}
+
+/// The writer of one set of keys.
+pub(crate) struct ScopeWriter {
+    client: Client,
+    pub(crate) pool: LeasePool,
+    areas: Vec<Area>,
+    actual: BTreeMap<String, Actual>,
+    /// What must hold for every write: the election's key on our lease.
+    fence: Option<(String, i64)>,
+}
+
+impl ScopeWriter {
+    pub(crate) fn new(
+        client: Client,
+        pool: LeasePool,
+        areas: Vec<Area>,
+        fence: Option<(String, i64)>,
+    ) -> Self {
+        Self { client, pool, areas, actual: BTreeMap::new(), fence }
+    }
+
+    /// Number of keys known to stand in etcd.
+    pub(crate) fn written(&self) -> usize {
+        self.actual.len()
+    }
+
+    /// Reads what stands in etcd now.
+    pub(crate) async fn resync(&mut self) -> Result<(), MeshError> {
+        let mut actual = BTreeMap::new();
+        for area in &self.areas {
+            let entries = match area {
+                Area::Key(name) => get(&self.client, name).await?.into_iter().collect(),
+                Area::Shared(prefix) | Area::Whole(prefix) => list(&self.client, prefix).await?,
+            };
+            for kv in entries {
+                let ours = self.pool.contains(kv.lease());
+                let mine = ours || !matches!(area, Area::Shared(_));
+                let found = Actual {
+                    digest: digest(kv.value()),
+                    lease: kv.lease(),
+                    revision: kv.mod_revision(),
+                    mine,
+                };
+                actual.insert(String::from_utf8_lossy(kv.key()).into_owned(), found);
+            }
+        }
+        self.pool.recount(actual.values().map(|found| found.lease));
+        self.actual = actual;
+        Ok(())
+    }
+
+    /// Writes what differs from `desired`, and with `prune` deletes what it lacks. True if anything was written.
+    pub(crate) async fn reconcile(&mut self, desired: &DesiredSet, prune: bool) -> Result<bool, MeshError> {
+        let Plan { puts, deletes } = plan(desired, &self.actual, |lease| self.pool.contains(lease));
+        let changed = !puts.is_empty() || !deletes.is_empty();
+        let (mut batch, mut bytes) = (Vec::new(), 0);
+        for name in puts {
+            let Some(wanted) = desired.get(&name) else { continue };
+            if batch.len() >= BATCH_OPS || bytes + wanted.value.len() > BATCH_BYTES {
+                self.put(std::mem::take(&mut batch)).await?;
+                bytes = 0;
+            }
+            bytes += wanted.value.len() + name.len();
+            let lease = if wanted.leased { Some(self.lease_of(&name).await?) } else { None };
+            batch.push((name, wanted.value.clone(), lease));
+        }
+        if !batch.is_empty() {
+            self.put(batch).await?;
+        }
+        for (name, revision) in deletes.into_iter().filter(|_| prune) {
+            self.delete(&name, revision).await?;
+        }
+        Ok(changed)
+    }
+
+    /// The lease a key hangs on already, if it is ours, else one with room.
+    async fn lease_of(&mut self, name: &str) -> Result<i64, MeshError> {
+        match self.actual.get(name) {
+            Some(found) if self.pool.contains(found.lease) => Ok(found.lease),
+            _ => self.pool.assign().await,
+        }
+    }
+
+    fn fences(&self) -> Vec<Compare> {
+        let fence = |(name, lease): &(String, i64)| Compare::lease(name.as_str(), CompareOp::Equal, *lease);
+        self.fence.iter().map(fence).collect()
+    }
+
+    fn lost_election(&self) -> MeshError {
+        MeshError::Request {
+            what: "writing the cluster's keys".to_owned(),
+            why: "another agent was elected meanwhile; it writes them now".to_owned(),
+            kind: FailureKind::Other,
+        }
+    }
+
+    async fn put(&mut self, batch: Vec<(String, Vec<u8>, Option<i64>)>) -> Result<(), MeshError> {
+        let op = |(name, value, lease): &(String, Vec<u8>, Option<i64>)| {
+            TxnOp::put(name.as_str(), value.clone(), lease.map(|id| PutOptions::new().with_lease(id)))
+        };
+        let txn = Txn::new().when(self.fences()).and_then(batch.iter().map(op).collect::<Vec<_>>());
+        let first = batch.first().map(|(name, ..)| name.clone()).unwrap_or_default();
+        let what = || format!("writing {} keys from {first} on", batch.len());
+        let response = request(what, self.client.kv_client().txn(txn)).await?;
+        if !response.succeeded() {
+            return Err(self.lost_election());
+        }
+        let revision = response.header().map_or(0, etcd_client::ResponseHeader::revision);
+        for (name, value, lease) in batch {
+            let lease = lease.unwrap_or(0);
+            self.actual.insert(name, Actual { digest: digest(&value), lease, revision, mine: true });
+        }
+        Ok(())
+    }
+
+    /// Deletes a key unless somebody wrote it meanwhile; then it is theirs.
+    async fn delete(&mut self, name: &str, revision: i64) -> Result<(), MeshError> {
+        let mut conditions = self.fences();
+        conditions.push(Compare::mod_revision(name, CompareOp::Equal, revision));
+        let txn = Txn::new().when(conditions).and_then([TxnOp::delete(name, None)]);
+        request(|| format!("deleting {name}"), self.client.kv_client().txn(txn)).await?;
+        if let Some(gone) = self.actual.remove(name) {
+            self.pool.free(gone.lease);
+        }
+        Ok(())
+    }
+
+    /// Whether a key stands on one of our leases.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.actual.get(name).is_some_and(|found| self.pool.contains(found.lease))
+    }
+
+    /// Takes note of a key that was written in a transaction elsewhere.
+    pub(crate) fn note(&mut self, name: String, value: &[u8], lease: i64, revision: i64) {
+        self.actual.insert(name, Actual { digest: digest(value), lease, revision, mine: true });
+    }
+}
+
+/// One key.
+pub(crate) async fn get(client: &Client, name: &str) -> Result<Option<KeyValue>, MeshError> {
+    let mut kv = client.kv_client().max_decoding_message_size(MAX_RESPONSE_BYTES);
+    let mut response = request(|| format!("reading {name}"), kv.get(name, None)).await?;
+    Ok(response.take_kvs().into_iter().next())
+}
+
+/// All keys of a prefix at one revision.
+pub(crate) async fn list(client: &Client, prefix: &str) -> Result<Vec<KeyValue>, MeshError> {
+    list_at(client, prefix).await.map(|(entries, _)| entries)
+}
+
+/// All keys of a prefix, and the revision they were read at.
+pub(crate) async fn list_at(client: &Client, prefix: &str) -> Result<(Vec<KeyValue>, i64), MeshError> {
+    let mut kv = client.kv_client().max_decoding_message_size(MAX_RESPONSE_BYTES);
+    let (mut entries, mut revision, mut from) = (Vec::new(), 0, prefix.as_bytes().to_vec());
+    loop {
+        let options =
+            GetOptions::new().with_range(key::range_end(prefix)).with_limit(PAGE).with_revision(revision);
+        let call = kv.get(from.clone(), Some(options));
+        let mut response = request(|| format!("listing {prefix}"), call).await?;
+        if revision == 0 {
+            revision = response.header().map_or(0, etcd_client::ResponseHeader::revision);
+        }
+        let more = response.more();
+        entries.extend(response.take_kvs());
+        match entries.last() {
+            Some(last) if more => {
+                from = last.key().to_vec();
+                from.push(0);
+            }
+            _ => return Ok((entries, revision)),
+        }
+    }
+}
