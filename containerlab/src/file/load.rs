@@ -19,8 +19,8 @@ pub const MAX_BYTES: u64 = 4 << 20;
 pub const MAX_NODES: usize = 2_000;
 /// Most links of one topology.
 pub const MAX_LINKS: usize = 10_000;
-/// Linux allows 15 bytes for an interface name.
-const MAX_INTERFACE_BYTES: usize = 15;
+/// Linux allows 15 bytes for an interface name; containerlab takes longer ones and shortens them.
+pub(super) const MAX_INTERFACE_BYTES: usize = 15;
 
 /// Reads, checks and resolves a topology file. `env` holds the variables that the file may refer to (normally the
 /// process's own). Everything wrong is found in one go; warnings are things containerlab or this runner ignores.
@@ -66,7 +66,13 @@ pub fn parse(
     let topology = match tree::parse(&text) {
         Ok(root) => read(&mut report, &root, path, env),
         Err((line, message)) => {
-            report.error(line, "", format!("not valid YAML: {message}"));
+            let directive = (1_u64..).zip(text.lines()).find(|(_, text)| text.trim_start().starts_with("{{"));
+            let hint = directive.map(|(line, _)| {
+                format!(
+                    "; line {line} holds a Go template directive: render the file with containerlab first"
+                )
+            });
+            report.error(line, "", format!("not valid YAML: {message}{}", hint.unwrap_or_default()));
             None
         }
     };
@@ -186,10 +192,10 @@ fn read_mgmt(report: &mut Report, item: &Item) -> Mgmt {
             known if KNOWN.contains(&known) => {}
             _ => report.unknown(*line, &key, KNOWN),
         }
-        if name != "driver-opts" {
-            if let Some(text) = report.text(value, &key) {
-                mgmt.options.insert(name.replace('_', "-"), text);
-            }
+        if name != "driver-opts"
+            && let Some(text) = report.text(value, &key)
+        {
+            mgmt.options.insert(name.replace('_', "-"), text);
         }
     }
     mgmt.network = mgmt.options.get("network").cloned();
@@ -317,13 +323,10 @@ fn check_endpoint(report: &mut Report, topology: &Topology, link: &Link, end: &E
 }
 
 fn check_interface(report: &mut Report, line: u64, name: &str) {
-    let fits = name.len() <= MAX_INTERFACE_BYTES
-        && !matches!(name, "." | ".." | "lo")
-        && !name.contains(|c: char| c == '/' || c == ':' || c.is_whitespace());
+    let fits = !matches!(name, "." | ".." | "lo")
+        && !name.contains(|c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control());
     if !fits {
-        let message = format!(
-            "{name:?} is no interface name: at most {MAX_INTERFACE_BYTES} bytes, no '/', ':' or blanks, not lo"
-        );
+        let message = format!("{name:?} is no interface name: no '/', ':' or blanks, and not lo");
         report.error(line, "topology.links", message);
     }
 }

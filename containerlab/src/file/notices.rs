@@ -1,5 +1,6 @@
 //! What a file says that this runner understands but does not do, said plainly before anything is deployed.
 
+use super::load::MAX_INTERFACE_BYTES;
 use super::topology::{LinkType, Node, Notice, Topology};
 
 /// Everything of the topology that will not be deployed or has no effect here, in the order of the file.
@@ -28,7 +29,16 @@ pub fn undeployable(topology: &Topology) -> Vec<Notice> {
     for link in &topology.links {
         let ends: Vec<String> =
             link.endpoints().iter().map(|end| format!("{}:{}", end.node, end.interface)).collect();
+        let host_interface = match &link.link_type {
+            LinkType::Host { host_interface, .. } => Some(host_interface),
+            _ => None,
+        };
+        let mut names = link.endpoints().into_iter().map(|end| &end.interface).chain(host_interface);
+        let too_long = names.any(|name| name.len() > MAX_INTERFACE_BYTES);
         let reason = match &link.link_type {
+            LinkType::Veth { .. } | LinkType::Host { .. } if too_long => {
+                "an interface name of more than 15 bytes is not shortened here; choose a shorter one"
+            }
             LinkType::Veth { .. } | LinkType::Host { .. } => continue,
             LinkType::VethStitch { .. } => "stitched links are not deployed; a plain veth link is",
             LinkType::MgmtNet { .. } => "there is no management network to join",

@@ -148,9 +148,16 @@ fn what_is_not_deployed_is_said() {
     let (_dir, loaded) = load_text(EXTENDED, &[], &BTreeMap::new());
     let notices = undeployable(&loaded.unwrap().0);
     let skipped: Vec<&str> = notices.iter().filter(|n| n.skips).map(|n| n.subject.as_str()).collect();
-    assert_eq!(skipped.len(), 8, "{notices:#?}");
+    assert_eq!(skipped.len(), 9, "{notices:#?}");
     assert!(skipped.contains(&"node srl") && skipped.contains(&"node switch"));
     assert!(notices.iter().all(|notice| notice.line > 0));
+    let text = "name: x\ntopology:\n  nodes: {a: {kind: linux}}\n  links:\n    - endpoints: [a:eth1, host:longer-than-linux-allows]\n";
+    let (_dir, loaded) = load_text(text, &[], &BTreeMap::new());
+    let notices = undeployable(&loaded.unwrap().0);
+    assert!(
+        notices[0].skips && notices[0].line == 5 && notices[0].message.contains("15 bytes"),
+        "{notices:?}"
+    );
     let (_dir, topology) = clos();
     let notices = undeployable(&topology);
     assert!(notices.iter().any(|n| n.subject == "node leaf1" && n.message.starts_with("ports") && !n.skips));
@@ -181,7 +188,7 @@ fn all_errors_at_once_each_with_line_and_what_is_allowed() {
         (27, "the node name \"bad/name\" cannot be used"),
         (29, "there is no node \"n3\"; known: bad/name, n1, n2"),
         (30, "needs exactly two endpoints NODE:INTERFACE, has 1"),
-        (31, "is no interface name: at most 15 bytes"),
+        (31, "\"a/b\" is no interface name"),
         (31, "n1:eth1 is already used"),
         (32, "\"wormhole\" is not one of veth"),
         (35, "needs both node and interface"),
@@ -257,6 +264,7 @@ fn files_that_are_no_topology_say_so() {
         ("- a\n- b\n", "needs a map"),
         ("name: x\ntopology:\n  nodes: [\n", "not valid YAML"),
         ("name: x\nname: y\ntopology: {}\n", "not valid YAML"),
+        ("name: x\ntopology:\n  nodes:\n{{- if .x }}\n    a:\n", "line 4 holds a Go template directive"),
         ("name: ../x\ntopology: {nodes: {a: {kind: linux}}}\n", "use at most 64 letters"),
         ("name: x\ntopology: {nodes: {a: {}}}\n", "no kind"),
     ] {
