@@ -39,6 +39,9 @@ pub struct CaptureArgs {
     /// Stop after this time, in milliseconds; without it SIGTERM ends the capture
     #[arg(long, value_name = "MS")]
     pub duration_ms: Option<u64>,
+    /// Stop when standard input is closed
+    #[arg(long)]
+    pub until_eof: bool,
 }
 
 /// The report of `lab-probe capture`.
@@ -91,14 +94,15 @@ pub(super) async fn run(args: CaptureArgs) -> Result<bool, WorkloadError> {
     eprintln!("capturing");
     let stop = Arc::new(AtomicBool::new(false));
     let reader_stop = Arc::clone(&stop);
-    let reader = tokio::task::spawn_blocking(move || read_frames(&socket, &args.prefix, &reader_stop));
+    let prefix = args.prefix.clone();
+    let reader = tokio::task::spawn_blocking(move || read_frames(&socket, &prefix, &reader_stop));
     let over = async {
         match args.duration_ms {
             Some(duration) => tokio::time::sleep(Duration::from_millis(duration)).await,
             None => std::future::pending().await,
         }
     };
-    tokio::select! { () = echo::stop_signal() => {}, () = over => {} }
+    tokio::select! { () = echo::stop_or_eof(args.until_eof) => {}, () = over => {} }
     stop.store(true, Ordering::Relaxed);
     let report =
         reader.await.map_err(|error| WorkloadError::Task { what: "capture", why: error.to_string() })?;

@@ -44,6 +44,9 @@ pub struct EchoArgs {
     /// Address to listen on instead of every IPv4 and IPv6 address (may be given more than once)
     #[arg(long, value_name = "ADDRESS")]
     pub listen: Vec<IpAddr>,
+    /// Stop when standard input is closed
+    #[arg(long)]
+    pub until_eof: bool,
     /// Pod name told to clients; the host name if not given
     #[arg(long, env = "POD_NAME", default_value = "")]
     pub pod: String,
@@ -89,7 +92,7 @@ fn host_name() -> String {
 pub async fn run_echo(args: EchoArgs) -> Result<(), WorkloadError> {
     let mut servers = start(&args)?;
     tokio::select! {
-        () = stop_signal() => Ok(()),
+        () = stop_or_eof(args.until_eof) => Ok(()),
         ended = servers.join_next() => Err(WorkloadError::Task {
             what: "echo server",
             why: ended.map_or_else(|| "none was started".to_owned(), |end| format!("{end:?}")),
@@ -130,6 +133,27 @@ pub(super) async fn stop_signal() {
         return std::future::pending().await;
     };
     tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+}
+
+/// Resolves at a stop signal or, if `until_eof`, when standard input is closed: whoever holds its other end stops the
+/// program without needing to know its process.
+pub(super) async fn stop_or_eof(until_eof: bool) {
+    let closed = async {
+        if !until_eof {
+            return std::future::pending().await;
+        }
+        // A thread of its own: the runtime's would keep the program from ending while the input stays open.
+        let (ended, end) = tokio::sync::oneshot::channel();
+        std::thread::spawn(move || {
+            let copied = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+            tracing::debug!(?copied, "standard input is closed");
+            if ended.send(()).is_err() {
+                tracing::debug!("a signal came first");
+            }
+        });
+        drop(end.await);
+    };
+    tokio::select! { () = stop_signal() => {}, () = closed => {} }
 }
 
 fn listen(address: SocketAddr, protocol: &'static str) -> Result<TcpListener, WorkloadError> {

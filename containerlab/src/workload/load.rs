@@ -66,6 +66,9 @@ pub struct LoadArgs {
     /// How long, in milliseconds; SIGTERM ends it earlier. Without it only SIGTERM ends it
     #[arg(long, value_name = "MS")]
     pub duration_ms: Option<u64>,
+    /// Stop when standard input is closed
+    #[arg(long)]
+    pub until_eof: bool,
     /// Time for each request in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 1000)]
     pub timeout_ms: u64,
@@ -142,7 +145,7 @@ async fn drive(args: LoadArgs, progress: Option<Duration>) -> Result<LoadReport,
 
 /// Prints progress until the load's time is over or the process is asked to stop.
 async fn watch(load: &Load, progress: Option<Duration>) -> Result<(), WorkloadError> {
-    let stop = echo::stop_signal();
+    let stop = echo::stop_or_eof(load.args.until_eof);
     tokio::pin!(stop);
     let over = async {
         match load.args.duration_ms {

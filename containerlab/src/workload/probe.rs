@@ -252,6 +252,7 @@ mod tests {
             tcp: vec![socket],
             udp: vec![socket],
             listen: vec![listen.parse().expect("literal")],
+            until_eof: false,
             pod: "web-1".into(),
             namespace: "demo".into(),
             node: "east-n1".into(),

@@ -1,0 +1,390 @@
+//! The list of all checks, as data. A new check of an existing kind is one line here.
+
+use std::collections::BTreeSet;
+
+use super::ask::{Ask, By, Origin, Peer, PodRef, Protocol, Target};
+use super::check::{Check, Family, Phase, Task, Variant};
+use super::faults::Fault;
+use super::inventory::{Cluster, Inventory, PodFacts};
+use super::mtu::MtuCheck;
+use super::routers::RouterCheck;
+
+/// Ports of every echo server of the lab.
+pub const HTTP_PORT: u16 = 8080;
+/// Line echo over TCP.
+pub const TCP_PORT: u16 = 9000;
+/// Datagram echo.
+pub const UDP_PORT: u16 = 9001;
+/// HTTP port of the lab's services.
+const SERVICE_PORT: u16 = 80;
+
+/// Requests that are enough to see every backend of a service: with 4 equally likely ones the chance to miss one of
+/// the two clusters is 2 × 2^-32, to miss one of two nodes 2 × 2^-48.
+const SPREAD: u32 = 32;
+const BALANCE: u32 = 48;
+
+/// All checks of a variant, in the order of the table.
+#[must_use]
+pub fn checks(inventory: &Inventory, variant: Variant) -> Vec<Check> {
+    let mut list = List::default();
+    for cluster in inventory.clusters.values() {
+        for family in Family::BOTH {
+            let Some(scene) = Scene::of(inventory, cluster, family) else { continue };
+            scene.pods(&mut list);
+            scene.services(&mut list);
+            scene.outside(&mut list);
+            scene.hosts(&mut list);
+            scene.policy(&mut list);
+            scene.mtu(&mut list);
+        }
+    }
+    for router in inventory.routers.keys() {
+        for family in Family::BOTH {
+            let task = Task::Router(RouterCheck { router: router.clone(), family });
+            list.add(Phase::Routers, format!("routes/{router}/{family}"), task);
+        }
+    }
+    let wire = if variant.encrypted() { "wire/no-plaintext" } else { "wire/detector-finds-plaintext" };
+    list.add(Phase::Wire, wire.to_owned(), Task::Wire);
+    faults(inventory, &mut list);
+    list.0
+}
+
+fn faults(inventory: &Inventory, list: &mut List) {
+    let mut clusters = inventory.clusters.values();
+    let (Some(first), Some(second)) = (clusters.next(), clusters.next()) else { return };
+    let mut add = |name: String, fault| list.add(Phase::Faults, name, Task::Fault(fault));
+    for cluster in [first, second] {
+        let name = cluster.name.clone();
+        add(format!("fault/backends-deleted/{name}"), Fault::BackendsDeleted { cluster: name.clone() });
+        add(format!("fault/local-endpoints-gone/{name}"), Fault::LocalEndpointsGone { cluster: name });
+    }
+    // One agent beside each kind of router.
+    for cluster in [first, second] {
+        if let Some(node) = cluster.nodes.keys().next() {
+            add(format!("fault/agent-killed/{node}"), Fault::AgentKilled { node: node.clone() });
+        }
+    }
+    add(format!("fault/etcd-stopped/{}", first.name), Fault::EtcdStopped { cluster: first.name.clone() });
+    add(format!("fault/etcd-wiped/{}", second.name), Fault::EtcdWiped { cluster: second.name.clone() });
+    for cluster in [first, second] {
+        if let Some(node) = cluster.nodes.keys().next_back() {
+            add(format!("fault/node-powered-off/{node}"), Fault::NodePoweredOff { node: node.clone() });
+        }
+    }
+}
+
+#[derive(Default)]
+struct List(Vec<Check>);
+
+impl List {
+    fn add(&mut self, phase: Phase, name: String, task: Task) {
+        self.0.push(Check { name, phase, task });
+    }
+}
+
+/// One cluster in one family, with the pods the checks use.
+struct Scene<'a> {
+    cluster: &'a Cluster,
+    other: &'a Cluster,
+    family: Family,
+    near: String,
+    far: String,
+    client: PodRef,
+    client_far: PodRef,
+    client_other: PodRef,
+    web: PodRef,
+    web_far: PodRef,
+    web_other: PodRef,
+    echo: PodRef,
+}
+
+impl<'a> Scene<'a> {
+    /// `None` when the lab lacks one of the pods the checks use; `lab-ready` then fails with its name.
+    fn of(inventory: &'a Inventory, cluster: &'a Cluster, family: Family) -> Option<Self> {
+        let other = inventory.other(&cluster.name)?;
+        let near = cluster.nodes.keys().next()?;
+        let far = cluster.nodes.keys().next_back()?;
+        let beside = other.nodes.keys().next()?;
+        Some(Self {
+            cluster,
+            other,
+            family,
+            near: near.clone(),
+            far: far.clone(),
+            client: pod(cluster, "client", Some(near))?,
+            client_far: pod(cluster, "client", Some(far))?,
+            client_other: pod(other, "client", Some(beside))?,
+            web: pod(cluster, "web", Some(near))?,
+            web_far: pod(cluster, "web", Some(far))?,
+            web_other: pod(other, "web", Some(beside))?,
+            echo: pod(cluster, "echo", None)?,
+        })
+    }
+
+    fn ask(&self, from: Origin, to: Target, protocol: Protocol) -> Ask {
+        Ask { from, to, protocol, family: self.family, count: 2, by: By::Target, peer: Peer::Asker }
+    }
+
+    fn add(&self, list: &mut List, what: &str, ask: Ask) {
+        let protocol = match ask.protocol {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+            Protocol::Http => "http",
+            Protocol::Icmp => "ping",
+        };
+        let name = format!("{what}/{protocol}/{}/{}", self.cluster.name, self.family);
+        list.add(Phase::Traffic, name, Task::Ask(ask));
+    }
+
+    fn pods(&self, list: &mut List) {
+        let targets =
+            [("same-node", &self.web), ("other-node", &self.web_far), ("other-cluster", &self.web_other)];
+        for (place, target) in targets {
+            for (protocol, port) in
+                [(Protocol::Tcp, TCP_PORT), (Protocol::Udp, UDP_PORT), (Protocol::Http, HTTP_PORT)]
+            {
+                let to = Target::Pod(target.clone(), port);
+                self.add(
+                    list,
+                    &format!("pod-to-pod/{place}"),
+                    self.ask(Origin::Pod(self.client.clone()), to, protocol),
+                );
+            }
+        }
+        for (place, target) in [("other-node", &self.client_far), ("other-cluster", &self.client_other)] {
+            let to = Target::Pod(target.clone(), 0);
+            let ask = self.ask(Origin::Pod(self.client.clone()), to, Protocol::Icmp);
+            self.add(list, &format!("client-to-client/{place}"), ask);
+        }
+        for (protocol, port) in [(Protocol::Tcp, TCP_PORT), (Protocol::Udp, UDP_PORT)] {
+            let ask = self.ask(Origin::Pod(self.client.clone()), Target::Client(port), protocol);
+            self.add(list, "pod-to-world", ask);
+        }
+    }
+
+    fn cluster_ip(&self, service: &str, port: u16) -> Target {
+        Target::ClusterIp { cluster: self.cluster.name.clone(), service: service.to_owned(), port }
+    }
+
+    fn services(&self, list: &mut List) {
+        let own = BTreeSet::from([self.cluster.name.clone()]);
+        let remote = BTreeSet::from([self.other.name.clone()]);
+        let both: BTreeSet<String> = own.union(&remote).cloned().collect();
+        let ports = [(Protocol::Tcp, TCP_PORT), (Protocol::Udp, UDP_PORT), (Protocol::Http, SERVICE_PORT)];
+        for (place, from) in [("local-backend", &self.client), ("remote-backend", &self.client_far)] {
+            for (protocol, port) in ports {
+                let ask = self.ask(Origin::Pod(from.clone()), self.cluster_ip("demo/echo", port), protocol);
+                let what = format!("pod-to-service/{place}");
+                self.add(list, &what, Ask { by: By::Backends(own.clone()), ..ask });
+            }
+        }
+        for (protocol, port) in ports {
+            let ask = self.ask(Origin::Pod(self.echo.clone()), self.cluster_ip("demo/echo", port), protocol);
+            let by = By::Oneself(self.cluster.name.clone());
+            self.add(list, "pod-to-itself-via-service", Ask { by, peer: Peer::AskerOrNode, ..ask });
+        }
+        for (affinity, service, wanted) in [
+            ("none", "demo/web", &both),
+            ("local", "demo/web-local", &own),
+            ("remote", "demo/web-remote", &remote),
+        ] {
+            let to = self.cluster_ip(service, SERVICE_PORT);
+            let ask = self.ask(Origin::Pod(self.client.clone()), to, Protocol::Http);
+            let what = format!("global-service/affinity-{affinity}");
+            self.add(list, &what, Ask { count: SPREAD, by: By::Backends(wanted.clone()), ..ask });
+        }
+    }
+
+    fn outside(&self, list: &mut List) {
+        let to = |service: &str| Target::LoadBalancer {
+            cluster: self.cluster.name.clone(),
+            service: service.to_owned(),
+            port: SERVICE_PORT,
+        };
+        let ask = self.ask(Origin::Client, to("demo/lb-local"), Protocol::Http);
+        let by = By::EveryNode(self.cluster.name.clone());
+        self.add(list, "outside/local-keeps-client-address-on-every-node", Ask { count: BALANCE, by, ..ask });
+        let ask = self.ask(Origin::Client, to("demo/lb-cluster"), Protocol::Http);
+        let by = By::Backends(BTreeSet::from([self.cluster.name.clone()]));
+        let peer = Peer::AskerOrOtherNode;
+        self.add(
+            list,
+            "outside/cluster-through-both-nodes-with-snat",
+            Ask { count: BALANCE, by, peer, ..ask },
+        );
+    }
+
+    fn hosts(&self, list: &mut List) {
+        let targets =
+            [("same-node", &self.web), ("other-node", &self.web_far), ("other-cluster", &self.web_other)];
+        for (place, target) in targets {
+            let to = Target::Pod(target.clone(), TCP_PORT);
+            let ask = self.ask(Origin::Host(self.near.clone()), to, Protocol::Tcp);
+            self.add(list, &format!("host-to-pod/{place}"), Ask { peer: Peer::AskingNode, ..ask });
+        }
+        let beside = self.other.nodes.keys().next().cloned().unwrap_or_default();
+        for (place, node) in
+            [("same-node", &self.near), ("other-node", &self.far), ("other-cluster", &beside)]
+        {
+            let ask = self.ask(Origin::Pod(self.client.clone()), Target::Host(node.clone()), Protocol::Icmp);
+            self.add(list, &format!("pod-to-host/{place}"), ask);
+        }
+    }
+
+    fn policy(&self, list: &mut List) {
+        let Some(target) = pod(self.cluster, "target", None) else { return };
+        let has_access = |pod: &&PodFacts| pod.labels.get("access").map(String::as_str) == Some("yes");
+        let clients = || self.cluster.pods.values().filter(|pod| pod.namespace == "demo");
+        let allowed = clients().find(has_access);
+        let denied = clients().find(|pod| pod.labels.contains_key("access") && !has_access(pod));
+        let origin =
+            |pod: &PodFacts| Origin::Pod(PodRef { cluster: self.cluster.name.clone(), key: pod.key() });
+        if let Some(allowed) = allowed {
+            let to = Target::Pod(target.clone(), HTTP_PORT);
+            self.add(list, "policy/allowed", self.ask(origin(allowed), to, Protocol::Tcp).http());
+            let to = Target::Pod(target.clone(), TCP_PORT);
+            let ask = Ask { by: By::NobodyDenied, count: 1, ..self.ask(origin(allowed), to, Protocol::Tcp) };
+            self.add(list, "policy/denied-port", ask);
+        }
+        let denied = denied.map(origin);
+        for (what, from) in [
+            ("policy/denied", denied),
+            ("policy/denied-other-cluster", Some(Origin::Pod(self.web_other.clone()))),
+        ] {
+            let Some(from) = from else { continue };
+            let to = Target::Pod(target.clone(), HTTP_PORT);
+            let ask = Ask { by: By::NobodyDenied, count: 1, ..self.ask(from, to, Protocol::Tcp) };
+            self.add(list, what, ask);
+        }
+    }
+
+    fn mtu(&self, list: &mut List) {
+        for (place, to) in [("other-node", &self.client_far), ("other-cluster", &self.client_other)] {
+            let task = Task::Mtu(MtuCheck { from: self.client.clone(), to: to.clone(), family: self.family });
+            let name = format!("mtu/{place}/{}/{}", self.cluster.name, self.family);
+            list.add(Phase::Traffic, name, task);
+        }
+    }
+}
+
+impl Ask {
+    /// The same request over HTTP.
+    fn http(self) -> Self {
+        Self { protocol: Protocol::Http, ..self }
+    }
+}
+
+fn pod(cluster: &Cluster, app: &str, node: Option<&str>) -> Option<PodRef> {
+    let wanted = |pod: &&PodFacts| {
+        pod.labels.get("app").map(String::as_str) == Some(app) && node.is_none_or(|node| pod.node == node)
+    };
+    let pod = cluster.pods.values().find(wanted)?;
+    Some(PodRef { cluster: cluster.name.clone(), key: pod.key() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checks::inventory::{ClusterNode, Daemon, Router};
+    use std::collections::BTreeMap;
+
+    fn cluster(name: &str) -> Cluster {
+        let mut cluster = Cluster { name: name.into(), ..Cluster::default() };
+        for node in ["n1", "n2"] {
+            cluster.nodes.insert(format!("{name}-{node}"), ClusterNode::default());
+        }
+        for (app, node, access) in [
+            ("client", "n1", Some("yes")),
+            ("client", "n2", Some("no")),
+            ("web", "n1", None),
+            ("web", "n2", None),
+            ("echo", "n1", None),
+            ("target", "n2", None),
+        ] {
+            let mut labels = BTreeMap::from([("app".to_owned(), app.to_owned())]);
+            labels.extend(access.map(|value| ("access".to_owned(), value.to_owned())));
+            let namespace = if app == "target" { "guarded" } else { "demo" };
+            let facts = PodFacts {
+                namespace: namespace.into(),
+                name: format!("{app}-{node}"),
+                node: format!("{name}-{node}"),
+                labels,
+                ..PodFacts::default()
+            };
+            cluster.pods.insert(facts.key(), facts);
+        }
+        cluster
+    }
+
+    fn lab() -> Inventory {
+        let router =
+            |cluster: Option<&str>| Router { daemon: Daemon::Frr(None), cluster: cluster.map(str::to_owned) };
+        Inventory {
+            clusters: ["east", "west"].map(|name| (name.to_owned(), cluster(name))).into(),
+            routers: BTreeMap::from([
+                ("east-tor".into(), router(Some("east"))),
+                ("spine".into(), router(None)),
+                ("west-tor".into(), router(Some("west"))),
+            ]),
+            client: Some("client".into()),
+        }
+    }
+
+    #[test]
+    fn every_item_of_the_list_is_there_in_both_families_and_clusters() {
+        let names: Vec<String> =
+            checks(&lab(), Variant::Overlay).into_iter().map(|check| check.name).collect();
+        for what in [
+            "pod-to-pod/same-node/tcp",
+            "pod-to-pod/other-node/udp",
+            "pod-to-pod/other-cluster/http",
+            "client-to-client/other-node/ping",
+            "pod-to-service/remote-backend/tcp",
+            "pod-to-service/remote-backend/udp",
+            "pod-to-itself-via-service/tcp",
+            "global-service/affinity-none/http",
+            "global-service/affinity-local/http",
+            "global-service/affinity-remote/http",
+            "outside/local-keeps-client-address-on-every-node/http",
+            "outside/cluster-through-both-nodes-with-snat/http",
+            "pod-to-world/tcp",
+            "host-to-pod/other-node/tcp",
+            "pod-to-host/other-node/ping",
+            "policy/allowed/http",
+            "policy/denied/tcp",
+            "mtu/other-node",
+            "mtu/other-cluster",
+        ] {
+            for cluster in ["east", "west"] {
+                for family in Family::BOTH {
+                    let name = format!("{what}/{cluster}/{family}");
+                    assert!(names.contains(&name), "{name} is missing of {names:#?}");
+                }
+            }
+        }
+        for router in ["east-tor", "west-tor", "spine"] {
+            assert!(names.contains(&format!("routes/{router}/ipv6")));
+        }
+        for fault in [
+            "backends-deleted",
+            "local-endpoints-gone",
+            "agent-killed",
+            "etcd-stopped",
+            "etcd-wiped",
+            "node-powered-off",
+        ] {
+            assert!(names.iter().any(|name| name.starts_with(&format!("fault/{fault}/"))), "{fault}");
+        }
+    }
+
+    #[test]
+    fn names_are_unique_and_the_wire_check_follows_the_variant() {
+        for variant in Variant::ALL {
+            let all = checks(&lab(), variant);
+            let names: BTreeSet<&str> = all.iter().map(|check| check.name.as_str()).collect();
+            assert_eq!(names.len(), all.len());
+            assert_eq!(names.contains("wire/no-plaintext"), variant.encrypted());
+        }
+    }
+}

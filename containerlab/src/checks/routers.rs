@@ -1,0 +1,415 @@
+//! What the routers hold: BIRD's and FRR's RIB and the kernel's FIB, compared with what the manifests say they must.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::Deserialize;
+
+use super::access::{COMMAND_TIMEOUT, Place};
+use super::check::{CheckResult, Failure, Family};
+use super::context::Context;
+use super::inventory::{Cluster, Daemon, Router};
+
+/// Prefixes and their next hops.
+pub(super) type Routes = BTreeMap<IpNet, BTreeSet<IpAddr>>;
+
+/// One router in one family: RIB and FIB must be exactly as expected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RouterCheck {
+    /// Node name of the router.
+    pub router: String,
+    /// Family.
+    pub family: Family,
+}
+
+impl RouterCheck {
+    /// Runs the check.
+    ///
+    /// # Errors
+    /// The difference between what the router holds and what it must.
+    pub async fn run(&self, context: &Context) -> CheckResult {
+        let expected = expected(context, &self.router, self.family).await?;
+        compare(context, &self.router, self.family, &expected).await?;
+        Ok(vec![format!("{} prefixes", expected.len())])
+    }
+}
+
+/// Asks a router for its RIB and FIB and compares both with `expected`.
+///
+/// # Errors
+/// The difference.
+pub(super) async fn compare(
+    context: &Context,
+    name: &str,
+    family: Family,
+    expected: &Routes,
+) -> Result<(), Failure> {
+    let place = Place::node(name);
+    let held = rib(context, name, family).await?;
+    if let Some(difference) = difference(expected, &held) {
+        let argv = rib_command(router(context, name)?, family);
+        let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
+        let what = format!("the {family} RIB of {name} holds exactly the expected prefixes and next hops");
+        return Err(Failure::new(what, difference, context.access.shown(&place, &argv)));
+    }
+    let held = fib(context, name, family, expected).await?;
+    if let Some(difference) = difference(expected, &held) {
+        let what = format!("the {family} FIB of {name} holds exactly the expected prefixes and next hops");
+        return Err(Failure::new(what, difference, context.access.shown(&place, &fib_command(family))));
+    }
+    Ok(())
+}
+
+fn router<'a>(context: &'a Context, name: &str) -> Result<&'a Router, Failure> {
+    context.inventory.routers.get(name).ok_or_else(|| {
+        Failure::new(format!("a router {name}"), "none with the role tor or spine", "the topology file")
+    })
+}
+
+/// What a router must hold beside the underlay: pod CIDRs and LoadBalancer addresses of every cluster.
+///
+/// # Errors
+/// When addresses of the lab cannot be found out.
+pub(super) async fn expected(context: &Context, name: &str, family: Family) -> Result<Routes, Failure> {
+    let router = router(context, name)?;
+    let mut routes = Routes::new();
+    for cluster in context.inventory.clusters.values() {
+        let own = router.cluster.as_deref() == Some(&cluster.name);
+        let towards = if own { None } else { Some(neighbour_towards(context, name, cluster, family).await?) };
+        let via = |node: &str| -> BTreeSet<IpAddr> {
+            match &towards {
+                Some(neighbours) => neighbours.clone(),
+                None => cluster.nodes.get(node).and_then(|node| node.underlay(family)).into_iter().collect(),
+            }
+        };
+        if cluster.advertises_pod_cidrs {
+            for (node, facts) in &cluster.nodes {
+                for cidr in facts.pod_cidrs.iter().filter(|cidr| family.holds(cidr.addr())) {
+                    routes.entry(cidr.trunc()).or_default().extend(via(node));
+                }
+            }
+        }
+        if cluster.advertised.contains("LoadBalancerIP") {
+            for service in cluster.services.values().filter(|service| service.load_balancer) {
+                let address = context.load_balancer(&cluster.name, service, family).await?;
+                for node in cluster.advertisers(service) {
+                    routes.entry(IpNet::from(address)).or_default().extend(via(&node));
+                }
+            }
+        }
+    }
+    Ok(routes)
+}
+
+/// The addresses of the neighbouring router through which `name` reaches a cluster that is not its own: the other
+/// end of the one link between routers that leads there.
+async fn neighbour_towards(
+    context: &Context,
+    name: &str,
+    cluster: &Cluster,
+    family: Family,
+) -> Result<BTreeSet<IpAddr>, Failure> {
+    let here = addresses(context, &Place::node(name)).await?;
+    let is_tor = router(context, name)?.cluster.is_some();
+    let mut found = BTreeSet::new();
+    for (other, facts) in &context.inventory.routers {
+        // A ToR reaches other clusters through the spine; the spine through that cluster's ToR.
+        let leads_there =
+            if is_tor { facts.cluster.is_none() } else { facts.cluster.as_deref() == Some(&cluster.name) };
+        if other == name || !leads_there {
+            continue;
+        }
+        let there = addresses(context, &Place::node(other)).await?;
+        found.extend(
+            there.iter().map(IpNet::addr).filter(|address| {
+                family.holds(*address) && here.iter().any(|subnet| subnet.contains(address))
+            }),
+        );
+    }
+    Ok(found)
+}
+
+/// Subnets of the underlay: whatever the routers have on their links.
+async fn underlay(context: &Context) -> Result<BTreeSet<IpNet>, Failure> {
+    let mut subnets = BTreeSet::new();
+    for name in context.inventory.routers.keys() {
+        subnets.extend(addresses(context, &Place::node(name)).await?.iter().map(IpNet::trunc));
+    }
+    Ok(subnets)
+}
+
+fn beside_underlay(routes: Routes, family: Family, underlay: &BTreeSet<IpNet>) -> Routes {
+    routes
+        .into_iter()
+        .filter(|(prefix, _)| {
+            let special = match prefix {
+                IpNet::V4(net) => net.network().is_link_local() || net.network().is_multicast(),
+                IpNet::V6(net) => net.network().is_unicast_link_local() || net.network().is_multicast(),
+            };
+            // An address on a link is the router's own; a more specific route inside a link's subnet is not.
+            family.holds(prefix.addr()) && prefix.prefix_len() != 0 && !special && !underlay.contains(prefix)
+        })
+        .collect()
+}
+
+/// The command that prints a router's RIB.
+fn rib_command(router: &Router, family: Family) -> Vec<String> {
+    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+    match &router.daemon {
+        Daemon::Bird(socket) => words(&["birdc", "-s", socket, "show", "route", "all"]),
+        Daemon::Frr(directory) => {
+            let mut argv = words(&["vtysh"]);
+            if let Some(directory) = directory {
+                argv.extend(words(&["--vty_socket", directory]));
+            }
+            argv.extend(words(&["-c", &format!("show bgp {family} unicast json")]));
+            argv
+        }
+    }
+}
+
+/// The RIB of a router beside the underlay.
+///
+/// # Errors
+/// When it cannot be asked or its answer not be read.
+pub(super) async fn rib(context: &Context, name: &str, family: Family) -> Result<Routes, Failure> {
+    let router = router(context, name)?;
+    let argv = rib_command(router, family);
+    let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
+    let place = Place::node(name);
+    let text = context.access.text(&place, &argv).await?;
+    let routes = match router.daemon {
+        Daemon::Bird(_) => parse_bird(&text),
+        Daemon::Frr(_) => parse_frr(&text)
+            .map_err(|why| Failure::tool("vtysh", why, context.access.shown(&place, &argv)))?,
+    };
+    Ok(beside_underlay(routes, family, &underlay(context).await?))
+}
+
+fn fib_command(family: Family) -> [&'static str; 5] {
+    ["ip", "-j", if family == Family::Ipv4 { "-4" } else { "-6" }, "route", "show"]
+}
+
+/// The FIB of a router beside the underlay. A link-local next hop is told by the address that `expected` has on the
+/// same link.
+///
+/// # Errors
+/// When it cannot be asked or its answer not be read.
+pub(super) async fn fib(
+    context: &Context,
+    name: &str,
+    family: Family,
+    expected: &Routes,
+) -> Result<Routes, Failure> {
+    let place = Place::node(name);
+    let entries: Vec<KernelRoute> =
+        context.access.json(&place, &fib_command(family), COMMAND_TIMEOUT).await?;
+    let links = links(context, &place).await?;
+    let routes = kernel_routes(&entries, &links, expected);
+    Ok(beside_underlay(routes, family, &underlay(context).await?))
+}
+
+/// The unicast routes of a FIB. A link-local next hop becomes the address that `expected` has on the same link.
+fn kernel_routes(entries: &[KernelRoute], links: &BTreeMap<String, Vec<IpNet>>, expected: &Routes) -> Routes {
+    let known: BTreeSet<IpAddr> = expected.values().flatten().copied().collect();
+    let mut routes = Routes::new();
+    for entry in entries {
+        let Some(prefix) = parse_prefix(&entry.dst) else { continue };
+        if !matches!(entry.kind.as_deref(), None | Some("unicast")) {
+            continue;
+        }
+        let hops = routes.entry(prefix).or_default();
+        for (gateway, device) in entry.next_hops() {
+            let on_link = links.get(device).map(Vec::as_slice).unwrap_or_default();
+            match gateway {
+                IpAddr::V6(local) if local.is_unicast_link_local() => hops.extend(
+                    known.iter().filter(|address| on_link.iter().any(|subnet| subnet.contains(*address))),
+                ),
+                gateway => {
+                    hops.insert(gateway);
+                }
+            }
+        }
+    }
+    routes
+}
+
+/// What differs, in words; `None` when nothing does.
+fn difference(expected: &Routes, held: &Routes) -> Option<String> {
+    let mut words = Vec::new();
+    for (prefix, hops) in expected {
+        match held.get(prefix) {
+            None => words.push(format!("{prefix} is missing (via {hops:?})")),
+            Some(other) if other != hops => {
+                words.push(format!("{prefix} is via {other:?} instead of {hops:?}"))
+            }
+            Some(_) => {}
+        }
+    }
+    let extra = held.iter().filter(|(prefix, _)| !expected.contains_key(*prefix));
+    words.extend(extra.map(|(prefix, hops)| format!("{prefix} via {hops:?} should not be there")));
+    (!words.is_empty()).then(|| words.join("; "))
+}
+
+/// The prefixes and next hops of `birdc show route [all]`.
+#[must_use]
+pub(super) fn parse_bird(text: &str) -> Routes {
+    let mut routes = Routes::new();
+    let mut current: Option<IpNet> = None;
+    for line in text.lines() {
+        let first = line.split_whitespace().next().unwrap_or("");
+        if !line.starts_with(char::is_whitespace) {
+            // A line that begins with a prefix opens it; any other unindented line ends it.
+            current = first.parse().ok();
+            if let Some(prefix) = current {
+                routes.entry(prefix).or_default();
+            }
+        } else if let Some(prefix) = current {
+            let mut words = line.split_whitespace();
+            if words.next() == Some("via")
+                && let Some(hop) = words.next().and_then(|hop| hop.parse().ok())
+            {
+                routes.entry(prefix).or_default().insert(hop);
+            }
+        }
+    }
+    routes
+}
+
+#[derive(Deserialize)]
+struct FrrTable {
+    #[serde(default)]
+    routes: BTreeMap<String, Vec<FrrPath>>,
+}
+
+#[derive(Deserialize)]
+struct FrrPath {
+    #[serde(default)]
+    valid: bool,
+    #[serde(default)]
+    nexthops: Vec<FrrHop>,
+}
+
+#[derive(Deserialize)]
+struct FrrHop {
+    ip: Option<IpAddr>,
+}
+
+/// The prefixes and next hops of `vtysh -c "show bgp ipv4|ipv6 unicast json"`. Of a next hop given as global and
+/// link-local address the global one counts.
+///
+/// # Errors
+/// What is wrong with the JSON.
+pub(super) fn parse_frr(text: &str) -> Result<Routes, String> {
+    // A warning of vtysh may precede the document.
+    let json = text.find('{').and_then(|start| text.get(start..)).unwrap_or(text);
+    let table: FrrTable = serde_json::from_str(json).map_err(|error| error.to_string())?;
+    let mut routes = Routes::new();
+    for (prefix, paths) in table.routes {
+        let prefix: IpNet = prefix.parse().map_err(|_| format!("{prefix:?} is no prefix"))?;
+        let hops = routes.entry(prefix).or_default();
+        for path in paths.into_iter().filter(|path| path.valid) {
+            hops.extend(path.nexthops.iter().filter_map(|hop| hop.ip).filter(|ip| match ip {
+                IpAddr::V4(address) => !address.is_unspecified(),
+                IpAddr::V6(address) => !address.is_unspecified() && !address.is_unicast_link_local(),
+            }));
+        }
+    }
+    Ok(routes)
+}
+
+#[derive(Debug, Deserialize)]
+struct KernelRoute {
+    dst: String,
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    gateway: Option<IpAddr>,
+    via: Option<KernelVia>,
+    dev: Option<String>,
+    #[serde(default)]
+    nexthops: Vec<KernelHop>,
+}
+
+#[derive(Debug, Deserialize)]
+struct KernelHop {
+    gateway: Option<IpAddr>,
+    via: Option<KernelVia>,
+    dev: Option<String>,
+}
+
+/// A next hop of the other family.
+#[derive(Debug, Deserialize)]
+struct KernelVia {
+    host: Option<IpAddr>,
+}
+
+impl KernelRoute {
+    fn next_hops(&self) -> Vec<(IpAddr, &str)> {
+        let other = |via: &Option<KernelVia>| via.as_ref().and_then(|via| via.host);
+        let first = self.gateway.or(other(&self.via)).map(|hop| (hop, self.dev.as_deref().unwrap_or("")));
+        let more = self.nexthops.iter().filter_map(|hop| {
+            hop.gateway.or(other(&hop.via)).map(|address| (address, hop.dev.as_deref().unwrap_or("")))
+        });
+        first.into_iter().chain(more).collect()
+    }
+}
+
+/// A prefix as `ip` prints it: `default`, a prefix, or a bare address.
+fn parse_prefix(text: &str) -> Option<IpNet> {
+    if text == "default" {
+        return None;
+    }
+    text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
+}
+
+#[derive(Deserialize)]
+struct LinkAddresses {
+    ifname: String,
+    #[serde(default)]
+    addr_info: Vec<AddressInfo>,
+}
+
+#[derive(Deserialize)]
+struct AddressInfo {
+    local: Option<IpAddr>,
+    prefixlen: Option<u8>,
+    scope: Option<String>,
+}
+
+/// Global addresses by interface, of the links of the lab (`eth*`).
+async fn links(context: &Context, place: &Place) -> Result<BTreeMap<String, Vec<IpNet>>, Failure> {
+    let argv = ["ip", "-j", "address", "show"];
+    let links: Vec<LinkAddresses> = context.access.json(place, &argv, COMMAND_TIMEOUT).await?;
+    Ok(global_addresses(links))
+}
+
+fn global_addresses(links: Vec<LinkAddresses>) -> BTreeMap<String, Vec<IpNet>> {
+    let of_link = |info: &AddressInfo| {
+        let global = info.scope.as_deref() == Some("global");
+        let net = IpNet::new(info.local?, info.prefixlen?).ok()?;
+        global.then_some(net)
+    };
+    links
+        .into_iter()
+        .filter(|link| link.ifname.starts_with("eth"))
+        .map(|link| (link.ifname, link.addr_info.iter().filter_map(of_link).collect()))
+        .collect()
+}
+
+/// Every global address of a node's links, with its prefix length.
+///
+/// # Errors
+/// When the node cannot be asked.
+pub(super) async fn addresses(context: &Context, place: &Place) -> Result<Vec<IpNet>, Failure> {
+    if let Some(known) = context.known_addresses(&place.node).await {
+        return Ok(known);
+    }
+    let found: Vec<IpNet> = links(context, place).await?.into_values().flatten().collect();
+    context.remember_addresses(&place.node, found.clone()).await;
+    Ok(found)
+}
+
+#[cfg(test)]
+#[path = "routers_tests.rs"]
+mod tests;

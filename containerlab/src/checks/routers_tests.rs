@@ -1,0 +1,91 @@
+//! Parsers against what BIRD 2.0.12, FRR 8.4.4 and iproute2 printed: a router with two nodes behind it that both
+//! announce one LoadBalancer address, and each its own pod CIDR.
+
+use super::*;
+
+const BIRD: &str = include_str!("samples/bird-show-route-all.txt");
+const FRR_IPV4: &str = include_str!("samples/frr-bgp-ipv4.json");
+const FRR_IPV6: &str = include_str!("samples/frr-bgp-ipv6.json");
+const FIB_BIRD_IPV4: &str = include_str!("samples/fib-bird4.json");
+const FIB_BIRD_IPV6: &str = include_str!("samples/fib-bird6.json");
+const FIB_FRR_IPV4: &str = include_str!("samples/fib-frr4.json");
+const FIB_FRR_IPV6: &str = include_str!("samples/fib-frr6.json");
+const FRR_ADDRESSES: &str = include_str!("samples/frr-addresses.json");
+
+fn routes(entries: &[(&str, &[&str])]) -> Routes {
+    let parse = |hops: &[&str]| hops.iter().map(|hop| hop.parse().expect("literal")).collect();
+    entries.iter().map(|(prefix, hops)| (prefix.parse().expect("literal"), parse(hops))).collect()
+}
+
+fn subnets(of: &[&str]) -> BTreeSet<IpNet> {
+    of.iter().map(|subnet| subnet.parse().expect("literal")).collect()
+}
+
+fn fib(text: &str, expected: &Routes) -> Routes {
+    let entries: Vec<KernelRoute> = serde_json::from_str(text).expect("iproute2's JSON");
+    let links: Vec<LinkAddresses> = serde_json::from_str(FRR_ADDRESSES).expect("iproute2's JSON");
+    kernel_routes(&entries, &global_addresses(links), expected)
+}
+
+#[test]
+fn bird_tells_every_path_of_both_families() {
+    let all = parse_bird(BIRD);
+    let underlay = subnets(&["172.20.11.0/24", "172.20.12.0/24", "fd00:20:11::/64", "fd00:20:12::/64"]);
+    let expected = routes(&[
+        ("10.1.1.0/24", &["172.20.11.2"]),
+        ("10.1.2.0/24", &["172.20.12.2"]),
+        ("203.0.113.1/32", &["172.20.11.2", "172.20.12.2"]),
+    ]);
+    assert_eq!(beside_underlay(all.clone(), Family::Ipv4, &underlay), expected);
+    assert_eq!(beside_underlay(fib(FIB_BIRD_IPV4, &expected), Family::Ipv4, &underlay), expected);
+    let expected = routes(&[
+        ("fd00:10:1:1::/64", &["fd00:20:11::2"]),
+        ("fd00:10:1:2::/64", &["fd00:20:12::2"]),
+        ("2001:db8:e::1/128", &["fd00:20:11::2", "fd00:20:12::2"]),
+    ]);
+    assert_eq!(beside_underlay(all, Family::Ipv6, &underlay), expected);
+    assert_eq!(beside_underlay(fib(FIB_BIRD_IPV6, &expected), Family::Ipv6, &underlay), expected);
+}
+
+#[test]
+fn frr_tells_every_path_and_its_link_local_next_hops_are_known_by_their_link() {
+    let underlay = subnets(&["172.20.21.0/24", "172.20.22.0/24", "fd00:20:21::/64", "fd00:20:22::/64"]);
+    let expected = routes(&[
+        ("10.1.1.0/24", &["172.20.21.2"]),
+        ("10.1.2.0/24", &["172.20.22.2"]),
+        ("203.0.113.1/32", &["172.20.21.2", "172.20.22.2"]),
+    ]);
+    let rib = parse_frr(FRR_IPV4).expect("FRR's JSON");
+    assert_eq!(beside_underlay(rib, Family::Ipv4, &underlay), expected);
+    assert_eq!(beside_underlay(fib(FIB_FRR_IPV4, &expected), Family::Ipv4, &underlay), expected);
+    let expected = routes(&[
+        ("fd00:10:1:1::/64", &["fd00:20:21::2"]),
+        ("fd00:10:1:2::/64", &["fd00:20:22::2"]),
+        ("2001:db8:e::1/128", &["fd00:20:21::2", "fd00:20:22::2"]),
+    ]);
+    let rib = parse_frr(FRR_IPV6).expect("FRR's JSON");
+    assert_eq!(beside_underlay(rib, Family::Ipv6, &underlay), expected);
+    assert!(FIB_FRR_IPV6.contains("fe80::"), "the sample has link-local next hops");
+    assert_eq!(beside_underlay(fib(FIB_FRR_IPV6, &expected), Family::Ipv6, &underlay), expected);
+}
+
+#[test]
+fn differences_are_told_prefix_by_prefix() {
+    let expected = routes(&[("10.1.1.0/24", &["172.20.11.2"]), ("10.1.2.0/24", &["172.20.12.2"])]);
+    assert_eq!(difference(&expected, &expected), None);
+    let held = routes(&[("10.1.1.0/24", &["172.20.12.2"]), ("10.9.0.0/16", &[])]);
+    let told = difference(&expected, &held).expect("they differ");
+    for part in
+        ["10.1.1.0/24 is via {172.20.12.2}", "10.1.2.0/24 is missing", "10.9.0.0/16 via {} should not"]
+    {
+        assert!(told.contains(part), "{told}");
+    }
+}
+
+#[test]
+fn nonsense_is_no_route() {
+    assert!(parse_bird("").is_empty());
+    assert!(parse_bird("garbage\n\tvia 10.0.0.1 on eth0\n").is_empty());
+    assert!(parse_frr("% BGP instance not found").is_err());
+    assert_eq!(parse_frr("{}"), Ok(Routes::new()));
+}

@@ -1,0 +1,299 @@
+//! Runs the list of checks, phase by phase, variant by variant.
+
+use std::io::IsTerminal;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use futures_util::StreamExt;
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::process::Child;
+
+use super::access::{Access, Place};
+use super::check::{Check, CheckResult, Failure, Phase, Row, Status, Task, Variant};
+use super::context::Context;
+use super::flows::Flows;
+use super::inventory::Inventory;
+use super::{CheckError, Summary, TestArgs, ask, catalog, ready, wire};
+
+/// Name of the row that tells whether the lab was ready for the others.
+const READY: &str = "lab-ready";
+
+/// Runs every check asked for and returns all rows.
+///
+/// # Errors
+/// When the lab does not run at all, or no check has a name as asked for.
+pub async fn run(args: &TestArgs, topology: &Path) -> Result<Summary, CheckError> {
+    let access = Access::new(topology).map_err(CheckError::Program)?;
+    access.running().await.map_err(|failure| CheckError::Lab(Box::new(failure)))?;
+    let progress = Progress::new();
+    let mut rows = Vec::new();
+    if args.all_variants {
+        for variant in Variant::ALL {
+            variant_rows(args, &access, Some(variant), &progress, &mut rows).await;
+        }
+    } else {
+        variant_rows(args, &access, args.variant, &progress, &mut rows).await;
+    }
+    if rows.iter().all(|row| row.check == READY && matches!(row.status, Status::Passed { .. })) {
+        return Err(CheckError::NoSuchCheck(args.only.join(", ")));
+    }
+    progress.finish();
+    Ok(Summary::new(rows))
+}
+
+/// Brings the lab into a variant and runs its checks.
+async fn variant_rows(
+    args: &TestArgs,
+    access: &Access,
+    wanted: Option<Variant>,
+    progress: &Progress,
+    rows: &mut Vec<Row>,
+) {
+    let start = Instant::now();
+    progress.say(&format!(
+        "waiting until the lab is ready{}",
+        wanted.map(|v| format!(" as {v}")).unwrap_or_default()
+    ));
+    let prepared = prepare(args, access, wanted).await;
+    let variant = prepared.as_ref().map_or(wanted.unwrap_or(Variant::Overlay), |scene| scene.context.variant);
+    let (status, scene) = match prepared {
+        Ok(scene) => (scene.status.clone(), Some(scene)),
+        Err(failure) => (Status::Failed(failure), None),
+    };
+    let row = Row { variant, check: READY.to_owned(), duration_ms: millis(start), status };
+    progress.row(&row);
+    rows.push(row);
+    let Some(mut scene) = scene else { return };
+    let checks = chosen(args, &scene.context.inventory, variant);
+    progress.begin(checks.len());
+    for phase in [Phase::Traffic, Phase::Routers, Phase::Wire, Phase::Faults] {
+        let of_phase: Vec<&Check> = checks.iter().filter(|check| check.phase == phase).collect();
+        scene.phase(args, phase, &of_phase, progress, rows).await;
+    }
+    scene.end().await;
+}
+
+fn chosen(args: &TestArgs, inventory: &Inventory, variant: Variant) -> Vec<Check> {
+    let belongs = |check: &Check| check.phase != Phase::Faults || args.faults_in(variant).is_some();
+    let all = catalog::checks(inventory, variant).into_iter();
+    all.filter(|check| args.wants(&check.name) && belongs(check)).collect()
+}
+
+/// A lab ready to be checked.
+struct Scene {
+    context: Context,
+    echo: Option<Child>,
+    status: Status,
+}
+
+async fn prepare(args: &TestArgs, access: &Access, wanted: Option<Variant>) -> Result<Scene, Failure> {
+    if let Some(wanted) = wanted {
+        let runs = current(access).await;
+        if runs != Some(wanted) {
+            access.up(wanted).await?;
+        }
+    }
+    let (inventory, variant) = ready::wait(access, access.topology(), wanted).await?;
+    let nodes: Vec<String> =
+        inventory.clusters.values().flat_map(|cluster| cluster.nodes.keys().cloned()).collect();
+    let flows = Flows::follow(access, &nodes);
+    let prefix = format!("tombolo-check-{:08x}-", run_id());
+    let down = Duration::from_secs(args.etcd_down_secs);
+    let context = Context::new(access.clone(), inventory, variant, flows, prefix, down);
+    let echo = Some(start_echo(&context)?);
+    let status = match ready::routers(&context).await {
+        Ok(took) => {
+            Status::Passed { notes: vec![format!("routers settled after {:.1} s", took.as_secs_f64())] }
+        }
+        // The other checks still tell something: go on.
+        Err(failure) => Status::Failed(failure),
+    };
+    Ok(Scene { context, echo, status })
+}
+
+/// The variant that runs now, if any agent answers.
+async fn current(access: &Access) -> Option<Variant> {
+    let inventory = Inventory::read(access.topology()).ok()?;
+    let node = inventory.clusters.values().find_map(|cluster| cluster.nodes.keys().next())?;
+    let status = ready::status(access, node).await.ok()?;
+    Variant::from_config(&status.path, &status.encryption)
+}
+
+/// The outside client runs nothing by itself: an echo server for the checks that pods send to it.
+fn start_echo(context: &Context) -> Result<Child, Failure> {
+    let client = ask::client(context)?;
+    let (http, tcp, udp) =
+        (catalog::HTTP_PORT.to_string(), catalog::TCP_PORT.to_string(), catalog::UDP_PORT.to_string());
+    let argv = [
+        "tombolo",
+        "lab-echo",
+        "--http",
+        &http,
+        "--tcp",
+        &tcp,
+        "--udp",
+        &udp,
+        "--node",
+        client,
+        "--until-eof",
+    ];
+    let mut child = context.access.spawn(&Place::node(client), &argv)?;
+    // It says nothing; a closed pipe is enough.
+    drop((child.stdout.take(), child.stderr.take()));
+    Ok(child)
+}
+
+/// A number that differs between runs, for tokens.
+fn run_id() -> u32 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let nanos = u32::try_from(now.as_nanos() % u128::from(u32::MAX)).unwrap_or(0);
+    nanos ^ std::process::id().rotate_left(16)
+}
+
+fn millis(start: Instant) -> u64 {
+    u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Scene {
+    async fn phase(
+        &mut self,
+        args: &TestArgs,
+        phase: Phase,
+        checks: &[&Check],
+        progress: &Progress,
+        rows: &mut Vec<Row>,
+    ) {
+        if checks.is_empty() {
+            return;
+        }
+        match phase {
+            Phase::Faults => self.faults(args, checks, progress, rows).await,
+            Phase::Traffic => {
+                match wire::start(&self.context).await {
+                    Ok(wiretap) => *self.context.wiretap.lock().await = Some(wiretap),
+                    // The wire check fails for want of captures; this says why.
+                    Err(failure) => progress.say(&format!("no captures: {failure}")),
+                }
+                self.several(phase, checks, progress, rows).await;
+            }
+            Phase::Routers | Phase::Wire => self.several(phase, checks, progress, rows).await,
+        }
+    }
+
+    /// Checks of one phase, some at once; rows in the order of the list.
+    async fn several(&self, phase: Phase, checks: &[&Check], progress: &Progress, rows: &mut Vec<Row>) {
+        let running = checks.iter().enumerate().map(|(position, check)| async move {
+            let row = self.one(check).await;
+            progress.row(&row);
+            (position, row)
+        });
+        let mut done: Vec<(usize, Row)> =
+            futures_util::stream::iter(running).buffer_unordered(phase.concurrency()).collect().await;
+        done.sort_by_key(|(position, _)| *position);
+        rows.extend(done.into_iter().map(|(_, row)| row));
+    }
+
+    async fn faults(&mut self, args: &TestArgs, checks: &[&Check], progress: &Progress, rows: &mut Vec<Row>) {
+        let variant = self.context.variant;
+        for check in checks {
+            let row = match args.faults_in(variant) {
+                Some(Ok(())) => self.one(check).await,
+                other => {
+                    let why = other.and_then(Result::err).unwrap_or("not in this variant").to_owned();
+                    Row {
+                        variant,
+                        check: check.name.clone(),
+                        duration_ms: 0,
+                        status: Status::Skipped { why },
+                    }
+                }
+            };
+            progress.row(&row);
+            let ran = !matches!(row.status, Status::Skipped { .. });
+            rows.push(row);
+            // Pods that came back have other addresses.
+            if ran && let Ok(fresh) = Inventory::read(self.context.access.topology()) {
+                self.context.inventory = fresh;
+            }
+        }
+    }
+
+    async fn one(&self, check: &Check) -> Row {
+        let start = Instant::now();
+        let result: CheckResult = match &check.task {
+            Task::Ask(ask) => ask.run(&self.context, &check.name).await,
+            Task::Mtu(mtu) => mtu.run(&self.context, &check.name).await,
+            Task::Router(router) => router.run(&self.context).await,
+            Task::Wire => wire::judge(&self.context).await,
+            Task::Fault(fault) => fault.run(&self.context).await,
+        };
+        let status = match result {
+            Ok(notes) => Status::Passed { notes },
+            Err(failure) => Status::Failed(failure),
+        };
+        Row { variant: self.context.variant, check: check.name.clone(), duration_ms: millis(start), status }
+    }
+
+    /// Ends what the run itself has started in the lab.
+    async fn end(mut self) {
+        if let Some(mut echo) = self.echo.take() {
+            drop(echo.stdin.take());
+            // If it does not end by itself, dropping the child kills its entry into the node.
+            drop(tokio::time::timeout(Duration::from_secs(5), echo.wait()).await);
+        }
+    }
+}
+
+/// A bar on a terminal, plain lines elsewhere; always on standard error.
+struct Progress {
+    bar: Option<ProgressBar>,
+}
+
+impl Progress {
+    fn new() -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let style = ProgressStyle::with_template("[{elapsed_precise}] {bar:30} {pos}/{len} {msg}");
+            ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+        });
+        Self { bar }
+    }
+
+    fn begin(&self, checks: usize) {
+        if let Some(bar) = &self.bar {
+            bar.set_length(u64::try_from(checks).unwrap_or(0));
+            bar.set_position(0);
+        }
+    }
+
+    fn say(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.set_message(text.to_owned()),
+            None => eprintln!("{text}"),
+        }
+    }
+
+    fn row(&self, row: &Row) {
+        let result = match &row.status {
+            Status::Passed { .. } => "ok",
+            Status::Failed(_) => "FAILED",
+            Status::Skipped { .. } => "skipped",
+        };
+        let seconds = row.duration_ms / 1000;
+        match &self.bar {
+            Some(bar) => {
+                bar.set_message(row.check.clone());
+                bar.inc(1);
+                if let Status::Failed(failure) = &row.status {
+                    bar.println(format!("FAILED {} ({}): {failure}", row.check, row.variant));
+                }
+            }
+            None => eprintln!("{result:7} {} ({}) {seconds} s", row.check, row.variant),
+        }
+    }
+
+    fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
