@@ -59,6 +59,10 @@ pub enum LabCommand {
         #[arg(short, long, default_value = "table")]
         output: Format,
     },
+    /// Draw the lab as Mermaid.
+    Graph,
+    /// Ask the running lab whether it does what it must.
+    Test(crate::checks::TestArgs),
     /// Show what a node has written.
     Logs {
         /// The node; `supervisor` for the lab's own log.
@@ -216,6 +220,14 @@ impl LabArgs {
                 print_log(&path, follow).map_err(LabError::io(format!("show {}", path.display())))?;
                 Ok(0)
             }
+            LabCommand::Graph => {
+                say(&crate::graph::mermaid(&lab.topology));
+                Ok(0)
+            }
+            LabCommand::Test(arguments) => {
+                let passed = runtime(true)?.block_on(crate::checks::test(&arguments, &lab.topology.file))?;
+                Ok(i32::from(!passed))
+            }
             command => block_on(act(&lab, command))?,
         }
     }
@@ -234,8 +246,13 @@ fn join(control: &Path, pod: Option<&str>, argv: &[String]) -> Result<i32, LabEr
 }
 
 fn block_on<T>(work: impl Future<Output = T>) -> Result<T, LabError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    Ok(runtime.map_err(LabError::io("start a runtime"))?.block_on(work))
+    Ok(runtime(false)?.block_on(work))
+}
+
+fn runtime(threads: bool) -> Result<tokio::runtime::Runtime, LabError> {
+    use tokio::runtime::Builder;
+    let mut builder = if threads { Builder::new_multi_thread() } else { Builder::new_current_thread() };
+    builder.enable_all().build().map_err(LabError::io("start a runtime"))
 }
 
 async fn act(lab: &Lab, command: LabCommand) -> Result<i32, LabError> {
@@ -261,7 +278,9 @@ async fn act(lab: &Lab, command: LabCommand) -> Result<i32, LabError> {
         LabCommand::StartCmd { node } => (node, NodeAction::StartCommand),
         LabCommand::Wipe { node } => (node, NodeAction::Wipe),
         // Handled before a runtime was needed.
-        LabCommand::Exec { .. } | LabCommand::Logs { .. } => return Ok(2),
+        LabCommand::Exec { .. } | LabCommand::Graph | LabCommand::Test(_) | LabCommand::Logs { .. } => {
+            return Ok(2);
+        }
     };
     say(&lab.node(&node, action).await?);
     Ok(0)

@@ -30,6 +30,9 @@ pub enum LabError {
     /// Certificates could not be made.
     #[error(transparent)]
     Pki(#[from] crate::pki::PkiError),
+    /// The checks could not be run.
+    #[error(transparent)]
+    Checks(#[from] crate::checks::CheckError),
     /// A system call or file operation failed.
     #[error("{what}: {source}{}", remedy(source))]
     Io {

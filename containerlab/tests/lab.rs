@@ -41,6 +41,7 @@ fn main() -> ExitCode {
         ("a_running_lab_follows_its_file", a_running_lab_follows_its_file),
         ("nodes_go_off_and_on", nodes_go_off_and_on),
         ("a_killed_supervisor_leaves_nothing", a_killed_supervisor_leaves_nothing),
+        ("the_kubelet_runs_pods", the_kubelet_runs_pods),
     ];
     for (name, test) in tests.iter().filter(|(name, _)| name.contains(&filter)) {
         let began = Instant::now();
@@ -272,6 +273,126 @@ fn a_killed_supervisor_leaves_nothing() {
     let supervisor = block_on(bench.lab().inspect()).unwrap().supervisor_pid;
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(supervisor), nix::sys::signal::Signal::SIGKILL)
         .unwrap();
+    bench.down();
+}
+
+/// A cluster of one node; Debian's own plugins make the pods' network.
+fn cluster_of_one_node() -> Bench {
+    let bench = Bench::new(
+        "name: NAME\ntopology:\n  nodes:\n    n1:\n      kind: linux\n      binds:\n        - __clabDir__/one/manifests:/etc/tombolo/manifests\n        - net.conflist:/etc/cni/net.d/10-net.conflist:ro\n",
+    );
+    let text = "clusters:\n  - {name: one, id: 1, manifests: manifests, nodes: [n1], etcd: none}\n";
+    std::fs::write(bench.path("lab.yaml"), text).unwrap();
+    let chain = r#"{"cniVersion": "1.0.0", "name": "net", "plugins": [
+        {"type": "ptp", "ipam": {"type": "host-local",
+            "ranges": [[{"subnet": "10.9.0.0/24"}], [{"subnet": "fd09::/64"}]],
+            "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]}},
+        {"type": "tuning", "sysctl": {"net.core.somaxconn": "777"}}]}"#;
+    std::fs::write(bench.path("net.conflist"), chain).unwrap();
+    std::fs::create_dir(bench.path("manifests")).unwrap();
+    let service = "kind: Service\nmetadata: {name: web, namespace: demo}\nspec: {clusterIPs: [10.99.0.1, \"fd99::1\"]}\n";
+    std::fs::write(bench.path("manifests/service.yaml"), service).unwrap();
+    for name in ["web", "client"] {
+        std::fs::write(bench.path(&format!("manifests/pod-{name}.yaml")), echo_pod(name)).unwrap();
+    }
+    bench
+}
+
+fn echo_pod(name: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: demo, labels: {{access: \"yes\"}}}}\nspec:\n  nodeName: n1\n  terminationGracePeriodSeconds: 5\n  containers:\n    - name: echo\n      command: [tombolo, lab-echo, --http, \"8080\"]\n      args: [--tcp, $(PORT)]\n      env: [{{name: PORT, value: \"9000\"}}, {{name: NODE_NAME, valueFrom: {{fieldRef: {{fieldPath: spec.nodeName}}}}}}]\n      ports: [{{name: http, containerPort: 8080}}]\n      readinessProbe: {{httpGet: {{port: http}}, periodSeconds: 1}}\n"
+    )
+}
+
+fn the_kubelet_runs_pods() {
+    let bench = cluster_of_one_node();
+    bench.up();
+    let lab = bench.lab();
+    let pods = || block_on(lab.inspect()).unwrap().nodes["n1"].pods.clone();
+    let ready = |count: usize| {
+        let pods = pods();
+        pods.len() == count && pods.iter().all(|pod| pod.ready)
+    };
+    until("both pods are ready", || ready(2));
+    let address = |name: &str| pods().into_iter().find(|pod| pod.name == name).unwrap().addresses;
+    let manifest = |name: &str| lab.layout().dir().join(format!("one/manifests/pod-{name}.yaml"));
+    let in_pod = |pod: &str, argv: &[&str]| {
+        let output = lab.exec_command("n1", Some(("demo", pod)), argv).unwrap().output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{pod}: {argv:?}: {error}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+
+    // The status is in the manifest, and the manifest is otherwise as it was.
+    let document: serde_json::Value =
+        serde_saphyr::from_str(&std::fs::read_to_string(manifest("web")).unwrap()).unwrap();
+    assert_eq!(document["status"]["phase"], "Running");
+    assert_eq!(document["status"]["podIPs"][1]["ip"], address("web")[1]);
+    assert_eq!(document["metadata"]["labels"]["access"], "yes");
+    assert_eq!(document["status"]["conditions"][0]["status"], "True");
+
+    // A namespace, host name, hosts file, cgroup and the chained plugin's setting of its own.
+    assert_eq!(in_pod("client", &["hostname"]).trim(), "client");
+    assert!(in_pod("client", &["cat", "/etc/hosts"]).contains("10.99.0.1 web.demo.svc.cluster.local"));
+    assert_eq!(in_pod("client", &["cat", "/proc/sys/net/core/somaxconn"]).trim(), "777");
+    assert!(in_pod("client", &["cat", "/proc/self/cgroup"]).contains("0::/pods/"));
+    assert_eq!(
+        in_pod("client", &["ls", "/sys/class/net"]).split_whitespace().collect::<Vec<_>>(),
+        ["eth0", "lo"]
+    );
+    for web in address("web") {
+        let url =
+            if web.contains(':') { format!("http://[{web}]:8080/") } else { format!("http://{web}:8080/") };
+        let answer = in_pod("client", &["tombolo", "lab-probe", "http", &url]);
+        assert!(answer.contains("n1"), "the node is missing in {answer}");
+    }
+
+    // A container that dies is started again; the pod keeps its address.
+    let before = address("web");
+    let cgroup = pods().into_iter().find(|pod| pod.name == "web").unwrap().cgroup;
+    bench.check("n1", &["sh", "-c", &format!("kill -9 $(cat {cgroup}/cgroup.procs)")]);
+    until("the container was started again", || {
+        std::fs::read_to_string(manifest("web")).unwrap().contains("restartCount: 1") && ready(2)
+    });
+    assert_eq!(address("web"), before);
+
+    // A new service reaches the running pods' hosts files; a broken manifest costs nothing.
+    let folder = lab.layout().dir().join("one/manifests");
+    std::fs::write(
+        folder.join("service-b.yaml"),
+        "kind: Service\nmetadata: {name: b, namespace: x}\nspec: {clusterIP: 10.99.0.2}\n",
+    )
+    .unwrap();
+    std::fs::write(folder.join("broken.yaml"), "kind: [Pod\n").unwrap();
+    until("the new service has a name", || in_pod("web", &["cat", "/etc/hosts"]).contains("10.99.0.2 b.x"));
+
+    // A removed manifest removes the pod; a new one makes another.
+    std::fs::remove_file(manifest("web")).unwrap();
+    until("the pod is gone", || pods().len() == 1);
+    until("its interface and namespace are gone", || {
+        bench.exec("n1", &["sh", "-c", "ls /sys/class/net | grep -c veth; ls /run/netns | wc -l; ls /sys/fs/cgroup/pods | grep -vc '\\.'"]).1.split_whitespace().eq(["1", "1", "1"])
+    });
+    std::fs::write(manifest("late"), echo_pod("late")).unwrap();
+    until("the new pod is ready", || ready(2));
+
+    // A node that was off and on again runs its pods anew, on addresses that its plugin has got back.
+    block_on(lab.power_off("n1")).unwrap();
+    block_on(lab.power_on("n1")).unwrap();
+    until("the pods run again", || ready(2));
+    until("what was attached before is given back", || {
+        bench
+            .exec(
+                "n1",
+                &[
+                    "sh",
+                    "-c",
+                    "ls /var/lib/cni/networks/net | grep -c '^10'; ls /var/lib/cni/results | wc -l",
+                ],
+            )
+            .1
+            .split_whitespace()
+            .eq(["2", "2"])
+    });
     bench.down();
 }
 

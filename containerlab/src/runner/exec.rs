@@ -171,6 +171,10 @@ pub fn enter_pod(sandbox: &Sandbox<'_>, argv: &[String]) -> io::Result<std::conv
     step("bind the hosts file", mount(Some(sandbox.hosts), "/etc/hosts", none, MsFlags::MS_BIND, none))?;
     // A fresh sysfs shows the pod's interfaces instead of the node's.
     step("mount /sys", mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), none))?;
+    step(
+        "mount the cgroup tree",
+        mount(Some("cgroup2"), "/sys/fs/cgroup", Some("cgroup2"), MsFlags::empty(), none),
+    )?;
     step("set the host name", nix::unistd::sethostname(sandbox.hostname))?;
     let (program, arguments) = argv.split_first().ok_or_else(|| io::Error::other("no command given"))?;
     let error = Command::new(program).args(arguments).exec();
