@@ -43,6 +43,8 @@ async fn follows_a_folder_through_every_kind_of_change() {
     assert!(tables.pods.snapshot().pending_sources().contains(&Source::Manifests));
     let name = |row: &crate::NamespaceRow| row.name.to_string();
     until(&tables.namespaces, &["a"], name).await;
+    let mut reports = source.reports();
+    tokio::time::timeout(LIMIT, reports.wait_for(|report| report.complete)).await.expect("complete").unwrap();
     assert!(tables.pods.snapshot().is_complete());
     // Atomic replacement, as the lab's controllers write.
     fs::write(at(".b.tmp"), namespace("b")).unwrap();
