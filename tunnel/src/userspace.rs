@@ -7,7 +7,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,8 @@ use std::time::Duration;
 
 use gotatun::device::DeviceBuilder;
 use gotatun::device::uapi::UapiServer;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, setsid};
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -60,14 +61,17 @@ impl Unit {
     /// Its process id, if it lives.
     #[must_use]
     pub fn pid(&self) -> Option<i32> {
-        let text = fs::read_to_string(&self.pid_file).ok()?;
-        let pid: i32 = text.trim().parse().ok()?;
-        // The file may be of a unit that was killed, its number another process's by now: the lock tells.
-        self.is_locked().then_some(pid)
+        self.holder().map(|(_, pid)| pid)
     }
 
-    fn is_locked(&self) -> bool {
-        File::open(&self.pid_file).is_ok_and(|file| Flock::lock(file, FlockArg::LockSharedNonblock).is_err())
+    /// The pid file of a unit that lives, and its process id.
+    fn holder(&self) -> Option<(File, i32)> {
+        let mut file = File::open(&self.pid_file).ok()?;
+        let mut text = String::new();
+        file.read_to_string(&mut text).ok()?;
+        let pid = text.trim().parse().ok()?;
+        // The file may be of a unit that was killed, its number another process's by now: the lock tells.
+        is_locked(&file).then_some((file, pid))
     }
 
     /// Starts the unit, detached, in a network namespace (none: this process's) unless one answers already; returns when
@@ -126,39 +130,46 @@ impl Unit {
     /// # Errors
     /// [`WireguardError::Start`] when it cannot be ended.
     pub async fn stop(&self) -> Result<(), WireguardError> {
-        let mut signal = Signal::SIGTERM;
-        let mut deadline = tokio::time::Instant::now() + STOP_TIMEOUT;
-        let Some(mut pid) = self.pid() else { return Ok(()) };
-        loop {
+        let fail = |reason: String| WireguardError::Start {
+            program: self.program.clone(),
+            reason,
+            log: self.log_file.display().to_string(),
+        };
+        let Some((file, pid)) = self.holder() else { return Ok(()) };
+        for signal in [Signal::SIGTERM, Signal::SIGKILL] {
             match kill(Pid::from_raw(pid), signal) {
                 Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
                 Err(errno) => {
-                    return Err(WireguardError::Start {
-                        program: self.program.clone(),
-                        reason: format!("the unit of process {pid} cannot be ended: {errno}"),
-                        log: self.log_file.display().to_string(),
-                    });
+                    return Err(fail(format!("the unit of process {pid} cannot be ended: {errno}")));
                 }
             }
-            // A lock cannot be awaited together with a deadline without a thread that may never end; so it is looked at.
+            // The end of a process that is no child cannot be awaited together with a deadline; its lock, which the
+            // kernel takes away with it, is looked at instead.
+            let deadline = tokio::time::Instant::now() + STOP_TIMEOUT;
             while tokio::time::Instant::now() < deadline {
-                match self.pid() {
-                    None => return Ok(()),
-                    Some(now) => pid = now,
+                if !is_locked(&file) {
+                    return Ok(());
                 }
                 tokio::time::sleep(STOP_POLL).await;
             }
-            if signal == Signal::SIGKILL {
-                return Err(WireguardError::Start {
-                    program: self.program.clone(),
-                    reason: format!("the unit of process {pid} does not end even when killed"),
-                    log: self.log_file.display().to_string(),
-                });
-            }
-            signal = Signal::SIGKILL;
-            deadline += STOP_TIMEOUT;
         }
+        Err(fail(format!("the unit of process {pid} does not end even when killed")))
     }
+}
+
+/// Whether a unit holds the pid file. Only asks: it never stands in a starting unit's way.
+fn is_locked(file: &File) -> bool {
+    let mut lock = write_lock();
+    let asked = fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock));
+    asked.is_ok() && i32::from(lock.l_type) != libc::F_UNLCK
+}
+
+/// A lock on the whole file, held by the open file (fcntl(2), "open file description locks").
+fn write_lock() -> libc::flock {
+    // The constants of lock types are small; the field is a short.
+    let l_type = libc::c_short::try_from(libc::F_WRLCK).unwrap_or_default();
+    let l_whence = libc::c_short::try_from(libc::SEEK_SET).unwrap_or_default();
+    libc::flock { l_type, l_whence, l_start: 0, l_len: 0, l_pid: 0 }
 }
 
 /// The first line, or what there is of it when the other side closes.
@@ -275,7 +286,7 @@ fn work(arguments: &Arguments) -> Result<(), String> {
     }
     let mut lock = lock_pid_file(&arguments.pid_file)?;
     lock.set_len(0)
-        .and_then(|()| writeln!(*lock, "{}", std::process::id()))
+        .and_then(|()| writeln!(lock, "{}", std::process::id()))
         .map_err(|error| format!("cannot write {}: {error}", arguments.pid_file.display()))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -288,18 +299,21 @@ fn work(arguments: &Arguments) -> Result<(), String> {
     if let Err(error) = fs::remove_file(&arguments.pid_file) {
         tracing::warn!(%error, "the pid file could not be removed");
     }
+    // Held to the very end: whoever waits for the lock waits for the process.
+    std::mem::forget(lock);
     outcome
 }
 
 /// Held until the unit ends: a second unit for the same device finds it taken.
-fn lock_pid_file(path: &Path) -> Result<Flock<File>, String> {
+fn lock_pid_file(path: &Path) -> Result<File, String> {
     let fail = |error: io::Error| format!("cannot open {}: {error}", path.display());
     make_directory(path).map_err(fail)?;
     let options =
         || OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
     let file = options().map_err(fail)?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock)
-        .map_err(|(_, errno)| format!("another unit holds {}: {errno}", path.display()))
+    fcntl(&file, FcntlArg::F_OFD_SETLK(&write_lock()))
+        .map_err(|errno| format!("another unit holds {}: {errno}", path.display()))?;
+    Ok(file)
 }
 
 async fn serve(arguments: &Arguments) -> Result<(), String> {
@@ -391,7 +405,7 @@ mod tests {
         };
         assert_eq!(unit.pid(), None);
         let mut held = lock_pid_file(&path).unwrap();
-        writeln!(*held, "4242").unwrap();
+        writeln!(held, "4242").unwrap();
         assert_eq!(unit.pid(), Some(4242));
         assert!(lock_pid_file(&path).unwrap_err().contains("another unit"));
         drop(held);

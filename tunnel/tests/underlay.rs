@@ -81,7 +81,9 @@ async fn nodes() -> (Node, Node) {
 impl Drop for Node {
     fn drop(&mut self) {
         if let Some(pid) = self.wireguard_config().unit.pid() {
-            drop(nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL));
+            let killed =
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+            eprintln!("the unit {pid} of node {} was still at work: {killed:?}", self.number());
         }
     }
 }
