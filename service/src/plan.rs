@@ -119,7 +119,7 @@ impl Planner {
             self.backend_numbers.restore(key, number);
         }
         for (key, number, members) in frontends {
-            self.frontend_numbers.restore(key, u32::from(number));
+            self.frontend_numbers.restore(number_key(key), u32::from(number));
             self.before.insert(key, members);
         }
     }
@@ -156,7 +156,8 @@ impl Planner {
             self.inputs.addresses = batch.snapshot;
         }
         let (services, remote) = (&self.inputs.services, &self.inputs.remote);
-        self.gate.observe(services.sources().chain(self.inputs.slices.sources()).chain(remote.sources()));
+        let others = self.inputs.slices.sources().chain(self.inputs.addresses.sources());
+        self.gate.observe(services.sources().chain(others).chain(remote.sources()));
         let opened = self.gate.is_open(now) && !self.gate_was_open;
         if opened {
             // Members that only the earlier life knew may go now: every service is looked at once.
@@ -169,7 +170,8 @@ impl Planner {
         }
         if opened {
             self.backend_numbers.retain(|key| self.uses.contains_key(key));
-            let planned: BTreeSet<_> = self.by_service.values().flat_map(BTreeMap::keys).copied().collect();
+            let planned: BTreeSet<_> =
+                self.by_service.values().flat_map(BTreeMap::keys).copied().map(number_key).collect();
             self.frontend_numbers.retain(|key| planned.contains(key));
         }
         let state = if self.gate_was_open { SourceState::Initialized } else { SourceState::Pending };
@@ -197,9 +199,14 @@ impl Planner {
             *self.uses.entry(*key).or_insert(0) += 1;
         }
         out.backends.commit(|txn| {
-            for candidate in wanted.iter().flat_map(|frontend| &frontend.backends) {
-                if let Some(id) = self.backend_numbers.of(&candidate.key) {
-                    txn.upsert(backend_row(candidate, id));
+            let wanted = wanted.iter().flat_map(|frontend| frontend.backends.iter().cloned());
+            let known: BTreeMap<_, _> = wanted.map(|candidate| (candidate.key, candidate)).collect();
+            for key in new.values().flatten() {
+                // A member that only the earlier life knew: where it runs is not known, nor needed.
+                let restored = || Candidate { key: *key, local_node: false, cluster: None };
+                let candidate = known.get(key).cloned().unwrap_or_else(restored);
+                if let Some(id) = self.backend_numbers.of(key) {
+                    txn.upsert(backend_row(&candidate, id));
                 }
             }
         });
@@ -212,7 +219,9 @@ impl Planner {
             }
             for key in old.keys().filter(|key| !new.contains_key(key)) {
                 txn.remove(key);
-                self.frontend_numbers.release(key);
+                if !new.keys().any(|other| number_key(*other) == number_key(*key)) {
+                    self.frontend_numbers.release(&number_key(*key));
+                }
             }
         });
         out.backends.commit(|txn| {
@@ -250,7 +259,7 @@ impl Planner {
         Some(FrontendRow {
             source: Source::Planner,
             key: wanted.key,
-            id: u16::try_from(self.frontend_numbers.of(&wanted.key)?).ok()?,
+            id: u16::try_from(self.frontend_numbers.of(&number_key(wanted.key))?).ok()?,
             service: service.clone(),
             backends: members.iter().filter_map(|key| self.backend_numbers.of(key)).collect(),
             maglev: maglev::table(&identities),
@@ -353,6 +362,11 @@ impl Planner {
         });
         matching.collect()
     }
+}
+
+/// Both scopes of an address and port share one number: an answer is translated back whoever asked.
+const fn number_key(key: FrontendKey) -> FrontendKey {
+    FrontendKey { scope: Scope::Internal, ..key }
 }
 
 fn backend_row(candidate: &Candidate, id: u32) -> BackendRow {

@@ -1,0 +1,71 @@
+//! The agent's local API from the caller's side.
+
+use http_body_util::{BodyExt, Empty};
+use hyper::Request;
+use hyper::body::{Bytes, Incoming};
+use hyper_util::rt::TokioIo;
+use std::path::{Path, PathBuf};
+use tokio::net::UnixStream;
+
+/// Why the agent did not answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ClientError {
+    /// No agent, or no right to speak to it.
+    #[error(
+        "cannot reach the agent at {socket}: {error}; is `tombolo agent` running, are you root, and is --socket right?"
+    )]
+    Connect {
+        /// The socket.
+        socket: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// It went away in the middle.
+    #[error("the agent at {0} broke off: {1}; look at its log")]
+    Broken(PathBuf, hyper::Error),
+    /// It refused.
+    #[error("{0}")]
+    Refused(String),
+    /// Its answer is of another version.
+    #[error("the agent's answer cannot be read: {0}; agent and command line should be of one version")]
+    Answer(#[from] serde_json::Error),
+}
+
+/// Asks for `path`; the body streams in.
+pub(crate) async fn open(socket: &Path, path: &str) -> Result<Incoming, ClientError> {
+    let stream = UnixStream::connect(socket)
+        .await
+        .map_err(|error| ClientError::Connect { socket: socket.to_owned(), error })?;
+    let broken = |error| ClientError::Broken(socket.to_owned(), error);
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+    tokio::spawn(connection);
+    let request = Request::get(path)
+        .header(hyper::header::HOST, "tombolo")
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| ClientError::Refused(format!("{path}: {error}")))?;
+    let response = sender.send_request(request).await.map_err(broken)?;
+    let status = response.status();
+    let body = response.into_body();
+    if status.is_success() {
+        return Ok(body);
+    }
+    let text = body.collect().await.map_err(broken)?.to_bytes();
+    Err(ClientError::Refused(String::from_utf8_lossy(&text).into_owned()))
+}
+
+/// Asks for `path` and reads the JSON that comes.
+pub(crate) async fn get<T: serde::de::DeserializeOwned>(socket: &Path, path: &str) -> Result<T, ClientError> {
+    let body = open(socket, path).await?;
+    let bytes =
+        body.collect().await.map_err(|error| ClientError::Broken(socket.to_owned(), error))?.to_bytes();
+    Ok(serde_json::from_slice(&bytes)?)
+}
+
+/// Percent-encodes what must not stand in a query.
+pub(crate) fn encode(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte);
+    text.bytes()
+        .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .collect()
+}

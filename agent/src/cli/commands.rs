@@ -1,0 +1,316 @@
+//! What each reading command asks for and prints.
+
+use super::client::{self, ClientError};
+use super::output;
+use super::{BgpCommand, ConfigCommand, FlowsArgs, Format, MeshCommand, Reading, fail};
+use crate::daemon::show::Shown;
+use crate::daemon::status::Status;
+use http_body_util::BodyExt;
+use serde_json::Value;
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
+use tombolo_observe::filter::Filter;
+use tombolo_observe::flow::Flow;
+
+/// A reading command.
+pub(crate) enum Query {
+    /// `tombolo status`.
+    Status(Reading, bool),
+    /// `tombolo show`.
+    Show(Reading, Option<String>),
+    /// `tombolo mesh`.
+    Mesh(MeshCommand),
+    /// `tombolo bgp`.
+    Bgp(BgpCommand),
+    /// `tombolo flows`.
+    Flows(Box<FlowsArgs>),
+    /// `tombolo config`.
+    Config(ConfigCommand),
+}
+
+/// Runs a reading command on a small runtime of its own.
+pub(crate) fn run(query: Query) -> ExitCode {
+    block_on(async {
+        let outcome = match query {
+            Query::Status(reading, verbose) => status(&reading, verbose).await,
+            Query::Show(reading, table) => show(&reading, table.as_deref()).await,
+            Query::Mesh(MeshCommand::Status(reading)) => mesh(&reading, false).await,
+            Query::Mesh(MeshCommand::Troubleshoot(reading)) => mesh(&reading, true).await,
+            Query::Bgp(BgpCommand::Peers(reading)) => objects(&reading, "/v1/bgp/peers").await,
+            Query::Bgp(BgpCommand::Routes { kind, reading }) => {
+                objects(&reading, &format!("/v1/bgp/routes/{}", client::encode(&kind))).await
+            }
+            Query::Flows(args) => flows(&args).await,
+            Query::Config(ConfigCommand::Check { files }) => Ok(check(&files)),
+        };
+        outcome.unwrap_or_else(fail)
+    })
+}
+
+/// Runs one future on a small runtime of its own.
+pub(crate) fn block_on(work: impl Future<Output = ExitCode>) -> ExitCode {
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(work),
+        Err(error) => fail(format_args!("cannot start: {error}")),
+    }
+}
+
+fn json(value: &impl serde::Serialize) -> Result<(), ClientError> {
+    println!("{}", serde_json::to_string_pretty(value)?);
+    Ok(())
+}
+
+async fn status(reading: &Reading, verbose: bool) -> Result<ExitCode, ClientError> {
+    let status: Status = client::get(&reading.socket, "/v1/status").await?;
+    let code = if status.ready { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    if reading.output == Format::Json {
+        json(&status)?;
+        return Ok(code);
+    }
+    println!(
+        "{} in cluster {} (tombolo {}, up {}s): {}",
+        status.node,
+        status.cluster,
+        status.version,
+        status.uptime_secs,
+        output::mark(status.ready)
+    );
+    println!("path {}, encryption {}, pod MTU {} bytes\n", status.path, status.encryption, status.mtu);
+    let shown =
+        status.parts.iter().filter(|part| verbose || !part.name.starts_with("reconcile/") || !part.ready);
+    let rows = shown.map(|part| {
+        vec![part.name.clone(), output::mark(part.ready), part.detail.clone(), part.remedy.clone()]
+    });
+    output::table(&["PART", "STATE", "DETAIL", "TRY"], rows);
+    if !status.problems.is_empty() {
+        println!("\n{} problems in configuration and manifests:", status.problems.len());
+        let shown = if verbose { status.problems.len() } else { 5 };
+        status.problems.iter().take(shown).for_each(|problem| println!("  {problem}"));
+        if status.problems.len() > shown {
+            println!("  ... and more: tombolo status --verbose");
+        }
+    }
+    Ok(code)
+}
+
+async fn show(reading: &Reading, table: Option<&str>) -> Result<ExitCode, ClientError> {
+    let Some(table) = table else {
+        let names: Vec<String> = client::get(&reading.socket, "/v1/tables").await?;
+        match reading.output {
+            Format::Json => json(&names)?,
+            Format::Table => names.iter().for_each(|name| println!("{name}")),
+        }
+        return Ok(ExitCode::SUCCESS);
+    };
+    let shown: Shown = client::get(&reading.socket, &format!("/v1/tables/{}", client::encode(table))).await?;
+    match reading.output {
+        Format::Json => json(&shown.rows)?,
+        Format::Table => {
+            output::table(&shown.columns, shown.cells);
+            for (source, state) in shown.sources.iter().filter(|(_, state)| *state != "initialized") {
+                println!("note: {source} is {state}: its rows are not confirmed");
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn cell(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Array(items) => items.iter().map(cell).collect::<Vec<_>>().join(" "),
+        Value::Object(map) => {
+            map.iter().map(|(key, value)| format!("{key}={}", cell(value))).collect::<Vec<_>>().join(" ")
+        }
+        other => other.to_string(),
+    }
+}
+
+/// A list of objects: their keys are the columns.
+async fn objects(reading: &Reading, path: &str) -> Result<ExitCode, ClientError> {
+    let rows: Vec<serde_json::Map<String, Value>> = client::get(&reading.socket, path).await?;
+    if reading.output == Format::Json {
+        json(&rows)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut columns: Vec<String> = Vec::new();
+    for key in rows.iter().flat_map(|row| row.keys()) {
+        if !columns.contains(key) {
+            columns.push(key.clone());
+        }
+    }
+    let headings: Vec<String> = columns.iter().map(|key| key.to_uppercase().replace('_', "-")).collect();
+    let cells = rows
+        .iter()
+        .map(|row| columns.iter().map(|key| row.get(key).map_or_else(|| "-".to_owned(), cell)).collect());
+    output::table(&headings, cells.collect::<Vec<_>>());
+    if rows.is_empty() {
+        println!("(none)");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn mesh(reading: &Reading, troubles_only: bool) -> Result<ExitCode, ClientError> {
+    let all: Vec<Value> = client::get(&reading.socket, "/v1/mesh").await?;
+    let ready = |cluster: &Value| cluster.get("ready").and_then(Value::as_bool).unwrap_or(false);
+    let count = all.iter().filter(|cluster| ready(cluster)).count();
+    let chosen: Vec<&Value> = all.iter().filter(|cluster| !troubles_only || !ready(cluster)).collect();
+    let code = if count == all.len() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    if reading.output == Format::Json {
+        json(&chosen)?;
+        return Ok(code);
+    }
+    println!("ClusterMesh: {count}/{} remote clusters ready", all.len());
+    let text = |cluster: &Value, key: &str| cluster.get(key).map_or_else(|| "-".to_owned(), cell);
+    let rows = chosen.iter().map(|cluster| {
+        vec![
+            text(cluster, "name"),
+            output::mark(ready(cluster)),
+            text(cluster, "num-nodes"),
+            text(cluster, "num-endpoints"),
+            text(cluster, "num-identities"),
+            text(cluster, "num-shared-services"),
+            text(cluster, "num-failures"),
+            text(cluster, "status"),
+        ]
+    });
+    output::table(
+        &["CLUSTER", "STATE", "NODES", "ENDPOINTS", "IDENTITIES", "SERVICES", "RECONNECTIONS", "STATUS"],
+        rows.collect::<Vec<_>>(),
+    );
+    Ok(code)
+}
+
+/// `30s`, `5m`, `2h`, or nanoseconds since the epoch.
+fn since(text: &str) -> Result<u64, ClientError> {
+    let wrong = || {
+        ClientError::Refused(format!("--since {text:?}: give 30s, 5m, 2h, or nanoseconds since the epoch"))
+    };
+    let units = [('s', 1), ('m', 60), ('h', 3600)];
+    let Some((unit, secs)) = units.into_iter().find(|(unit, _)| text.ends_with(*unit)) else {
+        return text.parse().map_err(|_| wrong());
+    };
+    let ago: u64 = text.trim_end_matches(unit).parse().map_err(|_| wrong())?;
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let from = now.saturating_sub(Duration::from_secs(ago.saturating_mul(secs)));
+    Ok(u64::try_from(from.as_nanos()).unwrap_or(u64::MAX))
+}
+
+async fn flows(args: &FlowsArgs) -> Result<ExitCode, ClientError> {
+    let filter = Filter {
+        pod: args.pod.clone(),
+        namespace: args.namespace.clone(),
+        ip: args.ip.clone(),
+        port: args.port,
+        protocol: args.protocol.clone(),
+        verdict: args.verdict.clone(),
+        reason: args.reason,
+        identity: args.identity,
+        cluster: args.cluster.clone(),
+        service: args.service.clone(),
+        since: args.since.as_deref().map(since).transpose()?,
+    };
+    let filter = client::encode(&serde_json::to_string(&filter)?);
+    let path = format!("/v1/flows?filter={filter}&last={}&follow={}", args.last, args.follow);
+    let mut body = client::open(&args.reading.socket, &path).await?;
+    let mut pending = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| ClientError::Broken(args.reading.socket.clone(), error))?;
+        pending.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+        while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = pending.drain(..=end).collect();
+            if !print_flow(&line, args.reading.output)? {
+                return Ok(ExitCode::SUCCESS);
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints one line; false when nobody reads any more.
+fn print_flow(line: &[u8], format: Format) -> Result<bool, ClientError> {
+    let mut out = std::io::stdout().lock();
+    let written = match format {
+        Format::Json => out.write_all(line),
+        Format::Table => match serde_json::from_slice::<Flow>(line) {
+            Ok(flow) => writeln!(out, "{}", sentence(&flow)),
+            Err(_) => {
+                let missed: Value = serde_json::from_slice(line)?;
+                writeln!(
+                    out,
+                    "... {} flows missed: too many for this reader",
+                    missed.get("missed").map_or_else(String::new, cell)
+                )
+            }
+        },
+    };
+    Ok(written.and_then(|()| out.flush()).is_ok())
+}
+
+/// One flow as one line.
+fn sentence(flow: &Flow) -> String {
+    let secs = flow.time / 1_000_000_000;
+    let (h, m, s) = (secs / 3600 % 24, secs / 60 % 60, secs % 60);
+    let arrow = if flow.reply { "<-" } else { "->" };
+    let ends = if flow.reply {
+        (flow.destination.label(), flow.source.label())
+    } else {
+        (flow.source.label(), flow.destination.label())
+    };
+    let service =
+        flow.service.as_ref().map(|s| format!(" via service {}/{}", s.namespace, s.name)).unwrap_or_default();
+    let cluster = flow.destination.cluster.as_ref().map(|name| format!(" [{name}]")).unwrap_or_default();
+    let crypt = if flow.encrypted { " encrypted" } else { "" };
+    let verdict = if flow.verdict == "DROPPED" {
+        format!("DROPPED {} {}: {}", flow.drop_reason, flow.drop_reason_desc, flow.why)
+    } else {
+        format!("FORWARDED {}", flow.trace_point)
+    };
+    let (millis, protocol) = (flow.time / 1_000_000 % 1000, &flow.l4.protocol);
+    format!(
+        "{h:02}:{m:02}:{s:02}.{millis:03} {} {arrow} {}{cluster} {protocol}{service}{crypt} {verdict}",
+        ends.0, ends.1
+    )
+}
+
+/// Checks files by what they look like; every mistake on a line of its own.
+fn check(files: &[std::path::PathBuf]) -> ExitCode {
+    let mut mistakes = 0;
+    for file in files {
+        let problems = problems_of(file);
+        mistakes += problems.len();
+        match problems.as_slice() {
+            [] => println!("{}: ok", file.display()),
+            problems => problems.iter().for_each(|problem| println!("{problem}")),
+        }
+    }
+    if mistakes == 0 { ExitCode::SUCCESS } else { fail(format_args!("{mistakes} mistakes")) }
+}
+
+fn problems_of(file: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    let starts = |key: &str| text.lines().any(|line| line.starts_with(key));
+    if file.to_string_lossy().contains(".clab.") || starts("topology:") {
+        return match tombolo_containerlab::file::load(file, &std::env::vars().collect()) {
+            Ok(_) => Vec::new(),
+            Err(errors) => errors.iter().map(ToString::to_string).collect(),
+        };
+    }
+    if starts("endpoints:") && !starts("cluster:") {
+        let parsed = tombolo_clustermesh::etcd::EtcdConfig::parse(file, &text, false);
+        return parsed.err().map(|error| error.to_string()).into_iter().collect();
+    }
+    if starts("kind:") || starts("apiVersion:") {
+        // Whose objects they are does not matter for what is wrong with them.
+        let name = tombolo_base::ids::ClusterName::new("check");
+        let id = tombolo_base::ids::ClusterId::new(1, tombolo_base::ids::MaxClusters::default());
+        let (Ok(name), Ok(id)) = (name, id) else { return Vec::new() };
+        let cluster = tombolo_kubernetes::ClusterIdentity { name, id };
+        return tombolo_kubernetes::check_file(file, &cluster).iter().map(ToString::to_string).collect();
+    }
+    let found = crate::config::load(&[file.to_owned()]).err().unwrap_or_default();
+    found.iter().map(|problem| format!("{}: {problem}", file.display())).collect()
+}

@@ -1,0 +1,180 @@
+//! The command line: what people and scripts call. Reading commands take `-o json|table`.
+
+mod client;
+mod commands;
+mod output;
+
+use crate::config::DEFAULT_SOCKET;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+pub(crate) use commands::{Query, block_on, run};
+
+/// Makes several Kubernetes clusters one network: cluster mesh, BGP, eBPF, WireGuard.
+#[derive(Debug, Parser)]
+#[command(name = "tombolo", version, propagate_version = true, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    #[default]
+    Table,
+    /// For programs.
+    Json,
+}
+
+/// Where the agent is and how to print what it says.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Reading {
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t)]
+    pub(crate) output: Format,
+    /// The agent's local API
+    #[arg(long, env = "TOMBOLO_SOCKET", default_value = DEFAULT_SOCKET)]
+    pub(crate) socket: PathBuf,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the node daemon
+    Agent {
+        /// Configuration file; later ones are laid over earlier ones
+        #[arg(long, required = true)]
+        config: Vec<PathBuf>,
+    },
+    /// The CNI plugin; called by a container runtime through the CNI environment
+    Cni,
+    /// The userspace WireGuard tunnel, a unit of its own that survives the agent
+    #[command(hide = true)]
+    Wireguard {
+        /// Handed to the unit as they are
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<std::ffi::OsString>,
+    },
+    /// Containerlab topologies without containers: deploy, look around, check
+    Lab(tombolo_containerlab::cli::LabArgs),
+    #[command(flatten)]
+    LabUnits(tombolo_containerlab::cli::HiddenCommand),
+    #[command(flatten)]
+    Workload(tombolo_containerlab::workload::WorkloadCommand),
+    /// One screen: what is ready, what is not, why, and what to try
+    Status {
+        #[command(flatten)]
+        reading: Reading,
+        /// Also the reconcilers and the problems in manifests
+        #[arg(long)]
+        verbose: bool,
+    },
+    /// Any table of the agent; without a name, the names
+    Show {
+        /// Table name, as nodes, identities, endpoints, prefixes, services, routes, peers
+        table: Option<String>,
+        #[command(flatten)]
+        reading: Reading,
+    },
+    /// The cluster mesh
+    #[command(subcommand)]
+    Mesh(MeshCommand),
+    /// BGP sessions and routes
+    #[command(subcommand)]
+    Bgp(BgpCommand),
+    /// Who talks to whom, and what was dropped and why
+    Flows(FlowsArgs),
+    /// Configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+/// `tombolo mesh`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum MeshCommand {
+    /// The remote clusters and how far each is read
+    Status(Reading),
+    /// The remote clusters that are not ready, why, and what to try
+    Troubleshoot(Reading),
+}
+
+/// `tombolo bgp`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum BgpCommand {
+    /// Sessions
+    Peers(Reading),
+    /// Routes: received, advertised or best
+    Routes {
+        /// Which routes
+        #[arg(default_value = "best")]
+        kind: String,
+        #[command(flatten)]
+        reading: Reading,
+    },
+}
+
+/// `tombolo config`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Check an agent.yaml, a manifest, a remote cluster's file or a topology file; all mistakes at once
+    Check {
+        /// The files
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+}
+
+/// `tombolo flows`.
+#[derive(Debug, Args)]
+pub(crate) struct FlowsArgs {
+    #[command(flatten)]
+    pub(crate) reading: Reading,
+    /// Go on with what follows
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// How many of the latest flows
+    #[arg(long, default_value_t = 100)]
+    pub(crate) last: usize,
+    /// Not older than this: seconds ago (30s, 5m) or nanoseconds since the epoch
+    #[arg(long)]
+    pub(crate) since: Option<String>,
+    /// Either end: pod or namespace/pod
+    #[arg(long)]
+    pub(crate) pod: Option<String>,
+    /// Namespace of either end
+    #[arg(short, long)]
+    pub(crate) namespace: Option<String>,
+    /// Address of either end
+    #[arg(long)]
+    pub(crate) ip: Option<String>,
+    /// Port of either end
+    #[arg(long)]
+    pub(crate) port: Option<u16>,
+    /// tcp, udp, icmpv4, icmpv6
+    #[arg(long)]
+    pub(crate) protocol: Option<String>,
+    /// forwarded or dropped
+    #[arg(long)]
+    pub(crate) verdict: Option<String>,
+    /// Drop reason number, as 133
+    #[arg(long)]
+    pub(crate) reason: Option<u8>,
+    /// Identity of either end
+    #[arg(long)]
+    pub(crate) identity: Option<u32>,
+    /// Cluster of either end
+    #[arg(long)]
+    pub(crate) cluster: Option<String>,
+    /// Service: name or namespace/name
+    #[arg(long)]
+    pub(crate) service: Option<String>,
+}
+
+/// An error that was already said in full.
+pub(crate) fn fail(text: impl std::fmt::Display) -> ExitCode {
+    eprintln!("tombolo: {text}");
+    ExitCode::FAILURE
+}

@@ -1,0 +1,158 @@
+//! Reads layers of YAML into one [`Config`], gathering every mistake instead of stopping at the first.
+
+use super::validate::{Problem, validate};
+use super::{Config, Identity};
+use serde::Deserialize;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+/// Largest configuration file that is read, in bytes.
+const MAX_BYTES: u64 = 1 << 20;
+/// Mistakes after which a file is not looked at any further.
+const MAX_PROBLEMS: usize = 50;
+
+/// Reads the files in order, later ones over earlier ones (maps merge, everything else replaces).
+///
+/// # Errors
+/// All mistakes of all files, each with file or key, reason and remedy.
+pub(crate) fn load(files: &[PathBuf]) -> Result<(Config, Identity), Vec<Problem>> {
+    let mut problems = Vec::new();
+    let mut merged = Value::Object(serde_json::Map::new());
+    for file in files {
+        match read(file) {
+            Ok(Value::Null) => {}
+            Ok(layer @ Value::Object(_)) => merge(&mut merged, layer),
+            Ok(_) => {
+                problems.push(Problem::file(file, "the top level is no map", "write `key: value` lines"))
+            }
+            Err(problem) => problems.push(problem),
+        }
+    }
+    let config = decode(merged, &mut problems);
+    let identity = validate(&config, &mut problems);
+    match identity {
+        Some(identity) if problems.is_empty() => Ok((config, identity)),
+        _ => Err(problems),
+    }
+}
+
+fn read(file: &Path) -> Result<Value, Problem> {
+    let unreadable = |error: std::io::Error| {
+        Problem::file(file, &format!("cannot be read: {error}"), "check path and permissions")
+    };
+    let size = std::fs::metadata(file).map_err(unreadable)?.len();
+    if size > MAX_BYTES {
+        return Err(Problem::file(
+            file,
+            &format!("{size} bytes is too large"),
+            "an agent.yaml has some 2 KiB",
+        ));
+    }
+    let text = std::fs::read_to_string(file).map_err(unreadable)?;
+    serde_saphyr::from_str(&text)
+        .map_err(|error| Problem::file(file, &format!("is no YAML: {error}"), "correct the line named"))
+}
+
+/// Lays `layer` over `base`.
+fn merge(base: &mut Value, layer: Value) {
+    match (base, layer) {
+        (Value::Object(base), Value::Object(layer)) => {
+            for (key, value) in layer {
+                merge(base.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (base, layer) => *base = layer,
+    }
+}
+
+/// Decodes; a value that does not fit is recorded, taken out, and the rest is decoded again.
+fn decode(mut tree: Value, problems: &mut Vec<Problem>) -> Config {
+    for _ in 0..MAX_PROBLEMS {
+        let result: Result<Config, _> = serde_path_to_error::deserialize(&tree);
+        let error = match result {
+            Ok(config) => return config,
+            Err(error) => error,
+        };
+        let mut path: Vec<String> = error.path().iter().map(ToString::to_string).collect();
+        let text = error.inner().to_string();
+        let unknown = text.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next());
+        if let Some(field) = unknown
+            && path.last().map(String::as_str) != Some(field)
+        {
+            path.push(field.to_owned());
+        }
+        let remedy = if unknown.is_some() { "remove it or correct its name" } else { "correct the value" };
+        problems.push(Problem::key(&path.join("."), &text, remedy));
+        if !remove(&mut tree, &path) {
+            break;
+        }
+    }
+    Config::deserialize(Value::Object(serde_json::Map::new())).unwrap_or_default()
+}
+
+/// Takes the value at `path` out of the tree; a list element takes its whole list with it.
+fn remove(tree: &mut Value, path: &[String]) -> bool {
+    let mut at = tree;
+    let Some((last, parents)) = path.split_last() else { return false };
+    for key in parents {
+        let list_next = at.get(key).is_some_and(Value::is_array);
+        if list_next {
+            return at.as_object_mut().is_some_and(|map| map.remove(key).is_some());
+        }
+        match at.get_mut(key) {
+            Some(next) => at = next,
+            None => return false,
+        }
+    }
+    at.as_object_mut().is_some_and(|map| map.remove(last).is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn file(text: &str) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        file
+    }
+
+    const GOOD: &str = "cluster: {name: east, id: 1}\nnode: {name: n1, underlay_interface: eth1}\nmanifests: {folder: /etc/m}\netcd: {endpoints: [\"https://e:2379\"], ca: a, cert: b, key: c}\n";
+
+    #[test]
+    fn later_layers_win_and_maps_merge() {
+        let (base, variant) = (file(GOOD), file("datapath: {path: direct}\n"));
+        let files = [base.path().to_owned(), variant.path().to_owned()];
+        let (config, identity) = load(&files).unwrap();
+        assert_eq!(config.datapath.path, super::super::Path::Direct);
+        assert_eq!(config.datapath.vxlan_port, 8472);
+        assert_eq!((identity.cluster.as_str(), &*identity.node), ("east", "n1"));
+    }
+
+    #[test]
+    fn all_mistakes_come_at_once_with_their_keys() {
+        let bad = file(
+            "cluster: {name: East, id: 900}\ndatapath: {path: magic, vxlan_prot: 1}\nbgp: {import: {allow: [{prefix: 10.0.0.0/8}, {prefix: x}]}}\nlog: {level: 3}\n",
+        );
+        let problems = load(&[bad.path().to_owned()]).unwrap_err();
+        let keys: Vec<_> = problems.iter().map(|problem| problem.place.as_str()).collect();
+        for key in [
+            "cluster.name",
+            "datapath.path",
+            "datapath.vxlan_prot",
+            "bgp.import.allow.1.prefix",
+            "cluster.id",
+        ] {
+            assert!(keys.contains(&key), "{key} missing in {keys:?}");
+        }
+        assert!(problems.iter().all(|problem| !problem.remedy.is_empty()));
+    }
+
+    #[test]
+    fn broken_yaml_names_the_line() {
+        let bad = file("cluster:\n  name: [east\n");
+        let problems = load(&[bad.path().to_owned()]).unwrap_err();
+        assert!(problems.first().unwrap().reason.contains("line"), "{problems:?}");
+    }
+}

@@ -1,0 +1,300 @@
+//! The agent's configuration: one typed structure, read from layers of YAML, all mistakes reported at once.
+
+mod load;
+mod validate;
+
+pub(crate) use load::load;
+
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use tombolo_base::ids::{ClusterId, ClusterName, MaxClusters};
+use tombolo_base::prefix::Prefix;
+
+/// `agent.yaml`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Config {
+    /// This cluster.
+    pub(crate) cluster: Cluster,
+    /// This node.
+    pub(crate) node: Node,
+    /// Where Kubernetes objects come from.
+    pub(crate) manifests: Manifests,
+    /// The cluster's own etcd: identities are allocated and the node is published there. Required.
+    pub(crate) etcd: Option<Etcd>,
+    /// The other clusters.
+    pub(crate) clustermesh: Clustermesh,
+    /// Forwarding.
+    pub(crate) datapath: Datapath,
+    /// BGP.
+    pub(crate) bgp: Bgp,
+    /// Where state lives that survives a restart.
+    pub(crate) state_dir: StateDir,
+    /// The local API.
+    pub(crate) api: Api,
+    /// Prometheus metrics.
+    pub(crate) metrics: Metrics,
+    /// Logs.
+    pub(crate) log: Log,
+}
+
+/// `cluster`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Cluster {
+    /// Name, unique in the mesh.
+    pub(crate) name: Option<ClusterName>,
+    /// Number, `1..=max_connected_clusters`, unique in the mesh.
+    pub(crate) id: u32,
+    /// 255 or 511; the same in the whole mesh.
+    pub(crate) max_connected_clusters: MaxClusters,
+}
+
+/// `node`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Node {
+    /// Node name as in Kubernetes; empty = the host name.
+    pub(crate) name: String,
+    /// The interface towards the routers.
+    pub(crate) underlay_interface: String,
+}
+
+/// `manifests`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Manifests {
+    /// A folder of Kubernetes manifests, watched.
+    pub(crate) folder: PathBuf,
+}
+
+/// `etcd`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Etcd {
+    /// `https://host:port`, tried in turn.
+    pub(crate) endpoints: Vec<String>,
+    /// The CA that signed the servers' certificates (PEM file).
+    pub(crate) ca: PathBuf,
+    /// Our client certificate (PEM file).
+    pub(crate) cert: PathBuf,
+    /// Its key (PEM file).
+    pub(crate) key: PathBuf,
+}
+
+/// `clustermesh`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Clustermesh {
+    /// A folder with one file per remote cluster, named after it, in Cilium's format. Empty = no mesh.
+    pub(crate) folder: PathBuf,
+}
+
+/// How pods of other nodes are reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Path {
+    /// In VXLAN.
+    #[default]
+    Overlay,
+    /// By the routers.
+    Direct,
+}
+
+/// What encrypts packets between nodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Encryption {
+    /// Nothing.
+    #[default]
+    None,
+    /// WireGuard, on the whole mesh.
+    Wireguard,
+}
+
+/// How programs are attached to interfaces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Attach {
+    /// tcx where the kernel has it, clsact elsewhere.
+    #[default]
+    Auto,
+    /// tcx (Linux 6.6 and later).
+    Tcx,
+    /// clsact.
+    Clsact,
+}
+
+/// `datapath`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Datapath {
+    /// `overlay` or `direct`.
+    pub(crate) path: Path,
+    /// `none` or `wireguard`.
+    pub(crate) encryption: Encryption,
+    /// UDP port of VXLAN; must agree in the whole mesh (Cilium: 8472).
+    pub(crate) vxlan_port: u16,
+    /// UDP port of WireGuard (Cilium: 51871).
+    pub(crate) wireguard_port: u16,
+    /// Where the BPF file system is mounted.
+    pub(crate) bpffs: PathBuf,
+    /// `auto`, `tcx` or `clsact`.
+    pub(crate) attach: Attach,
+    /// Map sizes.
+    pub(crate) maps: Maps,
+}
+
+impl Default for Datapath {
+    fn default() -> Self {
+        Self {
+            path: Path::Overlay,
+            encryption: Encryption::None,
+            vxlan_port: 8472,
+            wireguard_port: 51871,
+            bpffs: "/sys/fs/bpf".into(),
+            attach: Attach::Auto,
+            maps: Maps::default(),
+        }
+    }
+}
+
+/// `datapath.maps`: entries per map; memory is taken at start.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Maps {
+    /// Connections, both families together.
+    pub(crate) conntrack: u32,
+    /// Source translations.
+    pub(crate) nat: u32,
+    /// Policy entries.
+    pub(crate) policy: u32,
+    /// Addresses and prefixes of the mesh.
+    pub(crate) prefixes: u32,
+    /// Service frontends.
+    pub(crate) services: u32,
+    /// Service backends.
+    pub(crate) backends: u32,
+}
+
+impl Default for Maps {
+    fn default() -> Self {
+        Self {
+            conntrack: 131_072,
+            nat: 65_536,
+            policy: 65_536,
+            prefixes: 512_000,
+            services: 65_536,
+            backends: 65_536,
+        }
+    }
+}
+
+/// `bgp`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Bgp {
+    /// Whether the node speaks BGP as the `cilium.io` objects say.
+    pub(crate) enabled: bool,
+    /// What is taken from peers into the kernel; nothing by default.
+    pub(crate) import: Import,
+}
+
+/// `bgp.import`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Import {
+    /// Allowed prefixes; everything else is refused.
+    pub(crate) allow: Vec<AllowedPrefix>,
+}
+
+/// A prefix and the lengths that are allowed inside it.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct AllowedPrefix {
+    /// The covering prefix.
+    pub(crate) prefix: Prefix,
+    /// Shortest length; the prefix's own by default.
+    #[serde(default)]
+    pub(crate) ge: Option<u8>,
+    /// Longest length; the prefix's own by default.
+    #[serde(default)]
+    pub(crate) le: Option<u8>,
+}
+
+/// `state_dir`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct StateDir(pub(crate) PathBuf);
+
+impl Default for StateDir {
+    fn default() -> Self {
+        Self("/var/lib/tombolo".into())
+    }
+}
+
+/// `api`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Api {
+    /// Unix socket of the local API (mode 0600).
+    pub(crate) socket: PathBuf,
+}
+
+impl Default for Api {
+    fn default() -> Self {
+        Self { socket: DEFAULT_SOCKET.into() }
+    }
+}
+
+/// Where the command line looks for the agent.
+pub(crate) const DEFAULT_SOCKET: &str = "/run/tombolo/agent.sock";
+
+/// `metrics`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Metrics {
+    /// Where Prometheus may scrape; nothing is opened without it.
+    pub(crate) listen: Option<SocketAddr>,
+}
+
+/// Form of the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs: one JSON object a line.
+    Json,
+}
+
+/// `log`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Log {
+    /// `text` or `json`.
+    pub(crate) format: LogFormat,
+    /// A level, or tracing directives as `info,tombolo_bgp=debug`.
+    pub(crate) level: String,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { format: LogFormat::Text, level: "info".to_owned() }
+    }
+}
+
+/// The parts of the configuration that must be there, checked.
+#[derive(Clone, Debug)]
+pub(crate) struct Identity {
+    /// This cluster's name.
+    pub(crate) cluster: ClusterName,
+    /// This cluster's number.
+    pub(crate) cluster_id: ClusterId,
+    /// The mesh's size.
+    pub(crate) max_clusters: MaxClusters,
+    /// This node's name.
+    pub(crate) node: std::sync::Arc<str>,
+}

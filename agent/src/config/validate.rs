@@ -1,0 +1,157 @@
+//! What the types cannot say: numbers that must fit each other, things that must be there.
+
+use super::{Config, Identity};
+use std::fmt;
+use std::path::Path;
+use tombolo_base::ids::ClusterId;
+
+/// One mistake in the configuration.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub(crate) struct Problem {
+    /// File, or key path.
+    pub(crate) place: String,
+    /// What is wrong.
+    pub(crate) reason: String,
+    /// What to do.
+    pub(crate) remedy: String,
+}
+
+impl Problem {
+    /// A mistake that concerns a whole file.
+    pub(crate) fn file(file: &Path, reason: &str, remedy: &str) -> Self {
+        Self { place: file.display().to_string(), reason: reason.to_owned(), remedy: remedy.to_owned() }
+    }
+
+    /// A mistake at a key.
+    pub(crate) fn key(path: &str, reason: &str, remedy: &str) -> Self {
+        Self { place: path.to_owned(), reason: reason.to_owned(), remedy: remedy.to_owned() }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} ({})", self.place, self.reason, self.remedy)
+    }
+}
+
+/// Checks the whole; the identity only if everything it needs is there.
+pub(crate) fn validate(config: &Config, problems: &mut Vec<Problem>) -> Option<Identity> {
+    let told = |problems: &[Problem], place: &str| problems.iter().any(|problem| problem.place == place);
+    let max_clusters = config.cluster.max_connected_clusters;
+    if config.cluster.name.is_none() && !told(problems, "cluster.name") {
+        problems.push(Problem::key(
+            "cluster.name",
+            "is missing",
+            "give the cluster's name, unique in the mesh",
+        ));
+    }
+    let cluster_id = ClusterId::new(config.cluster.id, max_clusters);
+    if let Err(error) = &cluster_id {
+        problems.push(Problem::key(
+            "cluster.id",
+            &error.to_string(),
+            "give the cluster's number, unique in the mesh",
+        ));
+    }
+    let node = node_name(&config.node.name, problems);
+    let mut require = |missing: bool, key: &str, remedy: &str| {
+        if missing && !told(problems, key) {
+            problems.push(Problem::key(key, "is missing", remedy));
+        }
+    };
+    require(
+        config.node.underlay_interface.is_empty(),
+        "node.underlay_interface",
+        "name the interface towards the routers, as eth1",
+    );
+    require(
+        config.manifests.folder.as_os_str().is_empty(),
+        "manifests.folder",
+        "name the folder of Kubernetes manifests",
+    );
+    require(config.etcd.is_none(), "etcd", "give endpoints, ca, cert and key of the cluster's own etcd");
+    if let Some(etcd) = &config.etcd {
+        require(etcd.endpoints.is_empty(), "etcd.endpoints", "list https://host:port of the cluster's etcd");
+        for (empty, key) in [
+            (etcd.ca.as_os_str().is_empty(), "etcd.ca"),
+            (etcd.cert.as_os_str().is_empty(), "etcd.cert"),
+            (etcd.key.as_os_str().is_empty(), "etcd.key"),
+        ] {
+            require(empty, key, "name the PEM file; etcd is reached with mutual TLS only");
+        }
+    }
+    numbers(config, problems);
+    Some(Identity {
+        cluster: config.cluster.name.clone()?,
+        cluster_id: cluster_id.ok()?,
+        max_clusters,
+        node: node?,
+    })
+}
+
+fn node_name(configured: &str, problems: &mut Vec<Problem>) -> Option<std::sync::Arc<str>> {
+    let name = if configured.is_empty() {
+        std::fs::read_to_string("/proc/sys/kernel/hostname")
+            .map(|name| name.trim().to_owned())
+            .unwrap_or_default()
+    } else {
+        configured.to_owned()
+    };
+    let fits = !name.is_empty()
+        && name.len() <= 253
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.".contains(&b));
+    if !fits {
+        problems.push(Problem::key(
+            "node.name",
+            &format!("{name:?} is no node name"),
+            "give the node's name in Kubernetes",
+        ));
+        return None;
+    }
+    Some(name.into())
+}
+
+fn numbers(config: &Config, problems: &mut Vec<Problem>) {
+    let maps = &config.datapath.maps;
+    for (value, name, least) in [
+        (maps.conntrack, "conntrack", 1024),
+        (maps.nat, "nat", 1024),
+        (maps.policy, "policy", 256),
+        (maps.prefixes, "prefixes", 256),
+        (maps.services, "services", 16),
+        (maps.backends, "backends", 16),
+    ] {
+        if !(least..=16_777_216).contains(&value) {
+            let reason = format!("{value} entries: must be between {least} and 16777216");
+            problems.push(Problem::key(
+                &format!("datapath.maps.{name}"),
+                &reason,
+                "choose a size for what the mesh holds",
+            ));
+        }
+    }
+    for (port, key) in [
+        (config.datapath.vxlan_port, "datapath.vxlan_port"),
+        (config.datapath.wireguard_port, "datapath.wireguard_port"),
+    ] {
+        if port == 0 {
+            problems.push(Problem::key(
+                key,
+                "port 0 is no port",
+                "use Cilium's 8472 and 51871 unless they are taken",
+            ));
+        }
+    }
+    for (n, allowed) in config.bgp.import.allow.iter().enumerate() {
+        let longest = if allowed.prefix.is_ipv4() { 32 } else { 128 };
+        let (ge, le) = (allowed.ge.unwrap_or(allowed.prefix.prefix_len()), allowed.le.unwrap_or(longest));
+        if ge < allowed.prefix.prefix_len() || le > longest || ge > le {
+            let reason = format!("{} ge {ge} le {le} allows nothing", allowed.prefix);
+            problems.push(Problem::key(
+                &format!("bgp.import.allow.{n}"),
+                &reason,
+                "prefix length <= ge <= le",
+            ));
+        }
+    }
+}

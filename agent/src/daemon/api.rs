@@ -1,0 +1,203 @@
+//! The local API: HTTP/1 on a unix socket that only root may open. The command line and the CNI plugin speak it.
+
+use super::show::Shown;
+use super::status::Status;
+use axum::body::{Body, Bytes};
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::{Deserialize, Serialize};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::net::UnixListener;
+use tokio_util::sync::CancellationToken;
+use tombolo_cni::Reply;
+use tombolo_observe::filter::Filter;
+use tombolo_observe::flow::Flow;
+
+/// Largest request body: a CNI call.
+const MAX_BODY_BYTES: usize = 256 * 1024;
+
+/// What the API shows and does; implemented by the daemon.
+pub(crate) trait Backend: Send + Sync + 'static {
+    /// The state of every part.
+    fn status(&self) -> impl Future<Output = Status> + Send;
+    /// The names of all tables.
+    fn table_names(&self) -> Vec<&'static str>;
+    /// One table.
+    fn table(&self, name: &str) -> Option<Shown>;
+    /// The remote clusters.
+    fn mesh(&self) -> impl Future<Output = serde_json::Value> + Send;
+    /// BGP sessions.
+    fn bgp_peers(&self) -> impl Future<Output = serde_json::Value> + Send;
+    /// BGP routes: `received`, `advertised` or `best`.
+    fn bgp_routes(&self, kind: &str) -> impl Future<Output = Option<serde_json::Value>> + Send;
+    /// The latest flows that match, oldest first, and the stream of those that follow.
+    fn flows(
+        &self,
+        filter: &Filter,
+        last: usize,
+    ) -> (Vec<Arc<Flow>>, tokio::sync::broadcast::Receiver<Arc<Flow>>);
+    /// A call of the CNI plugin.
+    fn cni(&self, command: &str, body: &[u8]) -> impl Future<Output = Reply> + Send;
+    /// Metrics in Prometheus' text form.
+    fn metrics(&self) -> impl Future<Output = String> + Send;
+}
+
+/// Which flows are asked for.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct FlowQuery {
+    /// JSON of a [`Filter`].
+    #[serde(default)]
+    pub(crate) filter: String,
+    /// How many of the latest.
+    #[serde(default)]
+    pub(crate) last: usize,
+    /// Whether to go on with what follows.
+    #[serde(default)]
+    pub(crate) follow: bool,
+}
+
+/// The socket could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "cannot open the local API at {path}: {source}; is another agent running, and is the folder writable?"
+)]
+pub(crate) struct ListenError {
+    path: String,
+    source: std::io::Error,
+}
+
+/// Opens the socket, mode 0600. A socket that nobody answers any more is replaced.
+pub(crate) fn listen(path: &PathBuf) -> Result<UnixListener, ListenError> {
+    let failed = |source| ListenError { path: path.display().to_string(), source };
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(failed)?;
+    }
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(failed(std::io::ErrorKind::AddrInUse.into()));
+    }
+    match std::fs::remove_file(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+    }
+    let listener = UnixListener::bind(path).map_err(failed)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    Ok(listener)
+}
+
+/// Serves until cancelled.
+pub(crate) async fn serve<B: Backend>(listener: UnixListener, backend: Arc<B>, cancel: CancellationToken) {
+    let router = Router::new()
+        .route("/v1/status", get(|State(b): State<Arc<B>>| async move { Json(b.status().await) }))
+        .route("/v1/tables", get(|State(b): State<Arc<B>>| async move { Json(b.table_names()) }))
+        .route("/v1/tables/{name}", get(table::<B>))
+        .route("/v1/mesh", get(|State(b): State<Arc<B>>| async move { Json(b.mesh().await) }))
+        .route("/v1/bgp/peers", get(|State(b): State<Arc<B>>| async move { Json(b.bgp_peers().await) }))
+        .route("/v1/bgp/routes/{kind}", get(bgp_routes::<B>))
+        .route("/v1/flows", get(flows::<B>))
+        .route("/v1/metrics", get(|State(b): State<Arc<B>>| async move { b.metrics().await }))
+        .route("/v1/cni/{command}", post(cni::<B>))
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .with_state(backend);
+    let ended = axum::serve(listener, router).with_graceful_shutdown(cancel.clone().cancelled_owned()).await;
+    if let Err(error) = ended {
+        tracing::error!(%error, "the local API ended; restart the agent");
+    }
+}
+
+/// Serves metrics over TCP until cancelled.
+pub(crate) async fn serve_metrics<B: Backend>(
+    listener: tokio::net::TcpListener,
+    backend: Arc<B>,
+    cancel: CancellationToken,
+) {
+    let text = |State(b): State<Arc<B>>| async move {
+        ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0")], b.metrics().await)
+    };
+    let router = Router::new().route("/metrics", get(text)).with_state(backend);
+    let ended = axum::serve(listener, router).with_graceful_shutdown(cancel.clone().cancelled_owned()).await;
+    if let Err(error) = ended {
+        tracing::error!(%error, "the metrics listener ended; restart the agent");
+    }
+}
+
+fn not_found(text: String) -> Response {
+    (StatusCode::NOT_FOUND, text).into_response()
+}
+
+async fn table<B: Backend>(State(backend): State<Arc<B>>, Path(name): Path<String>) -> Response {
+    match backend.table(&name) {
+        Some(shown) => Json(shown).into_response(),
+        None => not_found(format!("no table {name:?}; there are: {}", backend.table_names().join(", "))),
+    }
+}
+
+async fn bgp_routes<B: Backend>(State(backend): State<Arc<B>>, Path(kind): Path<String>) -> Response {
+    match backend.bgp_routes(&kind).await {
+        Some(routes) => Json(routes).into_response(),
+        None => not_found(format!("no routes {kind:?}; there are: received, advertised, best")),
+    }
+}
+
+async fn cni<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Path(command): Path<String>,
+    body: Bytes,
+) -> Response {
+    let reply = backend.cni(&command, &body).await;
+    let status = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    (status, [(header::CONTENT_TYPE, "application/json")], reply.body).into_response()
+}
+
+fn line(flow: &Flow) -> Bytes {
+    let mut text = serde_json::to_vec(flow).unwrap_or_default();
+    text.push(b'\n');
+    text.into()
+}
+
+/// JSON lines; with `follow` until the caller goes away. A reader that is too slow misses flows and is told how many.
+async fn flows<B: Backend>(State(backend): State<Arc<B>>, Query(query): Query<FlowQuery>) -> Response {
+    let filter: Filter = match query.filter.as_str() {
+        "" => Filter::default(),
+        text => match serde_json::from_str(text) {
+            Ok(filter) => filter,
+            Err(error) => return (StatusCode::BAD_REQUEST, format!("filter: {error}")).into_response(),
+        },
+    };
+    let (latest, mut following) = backend.flows(&filter, query.last);
+    if !query.follow {
+        let text: Vec<u8> = latest.iter().flat_map(|flow| line(flow)).collect();
+        return text.into_response();
+    }
+    let (sender, receiver) = tokio::sync::mpsc::channel::<Result<Bytes, std::convert::Infallible>>(256);
+    tokio::spawn(async move {
+        for flow in latest {
+            if sender.send(Ok(line(&flow))).await.is_err() {
+                return;
+            }
+        }
+        loop {
+            let next = tokio::select! {
+                () = sender.closed() => return,
+                next = following.recv() => next,
+            };
+            let text = match next {
+                Ok(flow) if filter.matches(&flow) => line(&flow),
+                Ok(_) => continue,
+                Err(tokio::sync::broadcast::error::RecvError::Lagged(missed)) => {
+                    format!("{{\"missed\":{missed}}}\n").into()
+                }
+                Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
+            };
+            if sender.send(Ok(text)).await.is_err() {
+                return;
+            }
+        }
+    });
+    Body::from_stream(tokio_stream::wrappers::ReceiverStream::new(receiver)).into_response()
+}

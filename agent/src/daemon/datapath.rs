@@ -1,0 +1,366 @@
+//! Desired rows to eBPF maps: one target per table. What a row becomes in a map is said here and nowhere else.
+
+use super::drive::Applied;
+use super::interfaces::InterfaceRow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use tombolo_base::ids::MaxClusters;
+use tombolo_base::prefix::Prefix;
+use tombolo_base::reconcile::Target;
+use tombolo_base::source::Source;
+use tombolo_ebpf::{self as ebpf, Datapath, DatapathError, LocalAddress, RuleAction, RuleMatch};
+use tombolo_policy::{Direction, PolicyRow, VerdictEntry};
+use tombolo_service::{BackendRow, FrontendKey, FrontendRow, Scope};
+use tombolo_topology::{NodeIndex, NodePath, PathKind, PrefixEntry};
+
+type Rows<R> = imbl::OrdMap<<R as tombolo_base::table::Row>::Key, R>;
+type Held = BTreeSet<Source>;
+
+fn text(error: &DatapathError) -> String {
+    let mut out = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        out = format!("{out}: {cause}");
+        source = cause.source();
+    }
+    out
+}
+
+fn told<T>(result: Result<T, DatapathError>) -> Result<T, String> {
+    result.map_err(|error| text(&error))
+}
+
+/// [`NodePath`] → node rows.
+pub(crate) struct Paths(pub(crate) Arc<Datapath>);
+
+impl Target<NodePath> for Paths {
+    async fn update(&mut self, row: &NodePath) -> Result<(), String> {
+        let path = match row.path {
+            PathKind::Local => ebpf::NodePath::Local,
+            PathKind::Overlay => ebpf::NodePath::Overlay,
+            PathKind::Direct => ebpf::NodePath::Direct,
+        };
+        let entry =
+            ebpf::NodeEntry { tunnel: row.underlay, path, encrypt: row.encrypt, mtu: u32::from(row.mtu) };
+        told(self.0.upsert_node(row.index.0, &entry))
+    }
+
+    async fn delete(&mut self, row: &NodePath) -> Result<(), String> {
+        told(self.0.delete_node(row.index.0))
+    }
+
+    async fn prune(&mut self, keep: &Rows<NodePath>, held: &Held) -> Result<(), String> {
+        // A number does not tell whose node it was: as long as anybody has not spoken, all stay.
+        if !held.is_empty() {
+            return Ok(());
+        }
+        for (index, _) in told(self.0.nodes())? {
+            if !keep.contains_key(&NodeIndex(index)) {
+                told(self.0.delete_node(index))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// [`PrefixEntry`] → prefix rows.
+pub(crate) struct Prefixes {
+    /// The datapath.
+    pub(crate) datapath: Arc<Datapath>,
+    /// Whether packets to other nodes must be encrypted.
+    pub(crate) encrypt: bool,
+    /// The mesh's size: tells whose identity a leftover carries.
+    pub(crate) max_clusters: MaxClusters,
+    /// Which cluster has which id, for leftovers.
+    pub(crate) clusters: Arc<dyn Fn(u32) -> Option<Source> + Send + Sync>,
+    /// What the datapath holds of nodes: a prefix never names a row that is not there.
+    pub(crate) paths: Applied<NodePath>,
+}
+
+impl Target<PrefixEntry> for Prefixes {
+    async fn update(&mut self, row: &PrefixEntry) -> Result<(), String> {
+        if row.node != NodeIndex::LOCAL && self.paths.get(&row.node).is_none() {
+            return Err(format!("node {} is not in the datapath yet", row.node.0));
+        }
+        let entry = ebpf::PrefixEntry {
+            identity: row.identity.0,
+            node: row.node.0,
+            encrypt: self.encrypt && row.node != NodeIndex::LOCAL,
+            remote_cluster: row.remote_cluster,
+            skip_tunnel: row.node_address,
+        };
+        told(self.datapath.upsert_prefix(row.prefix.net(), &entry))
+    }
+
+    async fn delete(&mut self, row: &PrefixEntry) -> Result<(), String> {
+        told(self.datapath.delete_prefix(row.prefix.net()))
+    }
+
+    async fn prune(&mut self, keep: &Rows<PrefixEntry>, held: &Held) -> Result<(), String> {
+        for (net, entry) in told(self.datapath.prefixes())? {
+            if keep.contains_key(&Prefix::from(net)) {
+                continue;
+            }
+            let cluster = tombolo_base::ids::IdentityId(entry.identity).cluster(self.max_clusters);
+            let owner = cluster.and_then(|id| (self.clusters)(id));
+            // Without an owner it may be anybody's who has not spoken.
+            let stays = owner.map_or(!held.is_empty(), |source| held.contains(&source));
+            if !stays {
+                told(self.datapath.delete_prefix(net))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// [`BackendRow`] → backends.
+pub(crate) struct Backends {
+    /// The datapath.
+    pub(crate) datapath: Arc<Datapath>,
+    /// What the datapath holds of frontends: a backend goes after all of them have let go of it.
+    pub(crate) frontends: Applied<FrontendRow>,
+}
+
+impl Target<BackendRow> for Backends {
+    async fn update(&mut self, row: &BackendRow) -> Result<(), String> {
+        let backend = ebpf::Backend { ip: row.address, port: row.port, protocol: row.protocol.number() };
+        told(self.datapath.upsert_backend(row.id, &backend))
+    }
+
+    async fn delete(&mut self, row: &BackendRow) -> Result<(), String> {
+        if self.frontends.any(|frontend| frontend.backends.contains(&row.id)) {
+            return Err(format!("backend {} is still named by a frontend", row.id));
+        }
+        told(self.datapath.delete_backend(row.id))
+    }
+
+    async fn prune(&mut self, keep: &Rows<BackendRow>, held: &Held) -> Result<(), String> {
+        if !held.is_empty() {
+            return Ok(());
+        }
+        for id in told(self.datapath.backends())?.into_keys().filter(|id| !keep.contains_key(id)) {
+            told(self.datapath.delete_backend(id))?;
+        }
+        Ok(())
+    }
+}
+
+/// [`FrontendRow`] → services and their Maglev tables.
+pub(crate) struct Frontends {
+    datapath: Arc<Datapath>,
+    /// What the datapath holds of backends: a frontend never names one that is not there.
+    backends: Applied<BackendRow>,
+    /// Frontends by external address: other packets to such an address are dropped, never routed back.
+    external: BTreeMap<IpAddr, BTreeSet<FrontendKey>>,
+}
+
+impl Frontends {
+    /// A target without frontends.
+    pub(crate) const fn new(datapath: Arc<Datapath>, backends: Applied<BackendRow>) -> Self {
+        Self { datapath, backends, external: BTreeMap::new() }
+    }
+
+    const fn rest_of(ip: IpAddr) -> ebpf::Frontend {
+        ebpf::Frontend { ip, port: 0, protocol: 0, scope: ebpf::Scope::External }
+    }
+
+    fn rest_entry() -> ebpf::ServiceEntry {
+        // The number of a translation that never happens; the programs drop before they look at it.
+        ebpf::ServiceEntry { rev_nat: u32::MAX, maglev: Vec::new(), local_only: false }
+    }
+}
+
+fn frontend(key: &FrontendKey) -> ebpf::Frontend {
+    let scope = match key.scope {
+        Scope::External => ebpf::Scope::External,
+        Scope::Internal => ebpf::Scope::Internal,
+    };
+    ebpf::Frontend { ip: key.address, port: key.port, protocol: key.protocol.number(), scope }
+}
+
+fn maglev(row: &FrontendRow) -> Vec<u32> {
+    if row.maglev.is_empty() {
+        return row.backends.clone();
+    }
+    row.maglev.iter().filter_map(|slot| row.backends.get(usize::from(*slot)).copied()).collect()
+}
+
+impl Target<FrontendRow> for Frontends {
+    async fn update(&mut self, row: &FrontendRow) -> Result<(), String> {
+        if let Some(missing) = row.backends.iter().find(|id| self.backends.get(id).is_none()) {
+            return Err(format!("backend {missing} is not in the datapath yet"));
+        }
+        let entry = ebpf::ServiceEntry {
+            rev_nat: u32::from(row.id),
+            maglev: maglev(row),
+            local_only: row.local_only,
+        };
+        told(self.datapath.set_service(&frontend(&row.key), &entry))?;
+        if row.key.scope == Scope::External {
+            self.external.entry(row.key.address).or_default().insert(row.key);
+            told(self.datapath.set_service(&Self::rest_of(row.key.address), &Self::rest_entry()))?;
+        }
+        Ok(())
+    }
+
+    async fn delete(&mut self, row: &FrontendRow) -> Result<(), String> {
+        told(self.datapath.delete_service(&frontend(&row.key)))?;
+        if row.key.scope == Scope::External
+            && let Some(keys) = self.external.get_mut(&row.key.address)
+        {
+            keys.remove(&row.key);
+            if keys.is_empty() {
+                self.external.remove(&row.key.address);
+                told(self.datapath.delete_service(&Self::rest_of(row.key.address)))?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn prune(&mut self, keep: &Rows<FrontendRow>, held: &Held) -> Result<(), String> {
+        if !held.is_empty() {
+            return Ok(());
+        }
+        let mut wanted: BTreeSet<ebpf::Frontend> = keep.keys().map(frontend).collect();
+        let external = keep.keys().filter(|key| key.scope == Scope::External);
+        wanted.extend(external.map(|key| Self::rest_of(key.address)));
+        for key in told(self.datapath.services())?.into_keys().filter(|key| !wanted.contains(key)) {
+            told(self.datapath.delete_service(&key))?;
+        }
+        Ok(())
+    }
+}
+
+/// [`PolicyRow`] → policies.
+pub(crate) struct Policies(pub(crate) Arc<Datapath>);
+
+fn rules(row: &PolicyRow, direction: Direction) -> Vec<ebpf::RuleEntry> {
+    let wild = |value: u32| (value != 0).then_some(value);
+    let rule = |entry: &VerdictEntry| {
+        let matching = RuleMatch {
+            identity: wild(entry.identity.0),
+            protocol: (entry.protocol != 0).then_some(entry.protocol),
+            port: (entry.port != 0).then_some(entry.port),
+        };
+        (matching, if entry.deny { RuleAction::Deny } else { RuleAction::Allow }, row.id)
+    };
+    row.entries.iter().filter(|entry| entry.direction == direction).map(rule).collect()
+}
+
+impl Target<PolicyRow> for Policies {
+    async fn update(&mut self, row: &PolicyRow) -> Result<(), String> {
+        let set = ebpf::PolicySet {
+            ingress: row.ingress_enforced.then(|| rules(row, Direction::Ingress)),
+            egress: row.egress_enforced.then(|| rules(row, Direction::Egress)),
+        };
+        told(self.0.set_policy(row.id, &set))
+    }
+
+    async fn delete(&mut self, row: &PolicyRow) -> Result<(), String> {
+        told(self.0.delete_policy(row.id))
+    }
+
+    async fn prune(&mut self, keep: &Rows<PolicyRow>, held: &Held) -> Result<(), String> {
+        if !held.is_empty() {
+            return Ok(());
+        }
+        for id in told(self.0.policies())?.into_keys().filter(|id| !keep.contains_key(id)) {
+            told(self.0.delete_policy(id))?;
+        }
+        Ok(())
+    }
+}
+
+/// [`InterfaceRow`] → interface rows, local addresses and hooks.
+pub(crate) struct Interfaces(pub(crate) Arc<Datapath>);
+
+impl Target<InterfaceRow> for Interfaces {
+    async fn update(&mut self, row: &InterfaceRow) -> Result<(), String> {
+        let v4 = row.addresses.iter().find_map(|ip| if let IpAddr::V4(v4) = ip { Some(*v4) } else { None });
+        let v6 = row.addresses.iter().find_map(|ip| if let IpAddr::V6(v6) = ip { Some(*v6) } else { None });
+        let interface = ebpf::Interface {
+            ready: row.ready,
+            identity: row.identity,
+            policy_id: row.policy,
+            endpoint_id: row.endpoint,
+            v4,
+            v6,
+            mac: row.mac,
+            host_mac: row.host_mac,
+        };
+        told(self.0.upsert_interface(row.ifindex, &interface))?;
+        for address in &row.addresses {
+            told(self.0.upsert_local_address(*address, LocalAddress::Pod(row.ifindex)))?;
+        }
+        // Rows first, hooks afterwards: a hook never runs without its row.
+        told(self.0.attach_endpoint(row.ifindex))
+    }
+
+    async fn delete(&mut self, row: &InterfaceRow) -> Result<(), String> {
+        for address in &row.addresses {
+            told(self.0.delete_local_address(*address))?;
+        }
+        told(self.0.delete_interface(row.ifindex))?;
+        told(self.0.detach(row.ifindex))
+    }
+
+    async fn prune(&mut self, keep: &Rows<InterfaceRow>, held: &Held) -> Result<(), String> {
+        if !held.is_empty() {
+            return Ok(());
+        }
+        for (ip, place) in told(self.0.local_addresses())? {
+            if let LocalAddress::Pod(ifindex) = place
+                && keep.get(&ifindex).is_none_or(|row| !row.addresses.contains(&ip))
+            {
+                told(self.0.delete_local_address(ip))?;
+            }
+        }
+        for (ifindex, _) in told(self.0.interfaces())? {
+            if !keep.contains_key(&ifindex) {
+                told(self.0.delete_interface(ifindex))?;
+                told(self.0.detach(ifindex))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What an earlier life left in the datapath, to go on from.
+pub(crate) struct Remembered {
+    /// Node numbers by underlay address.
+    pub(crate) nodes: Vec<(IpAddr, NodeIndex)>,
+    /// Backend numbers.
+    pub(crate) backends: Vec<(tombolo_service::plan::BackendKey, u32)>,
+    /// Frontend numbers and members.
+    pub(crate) frontends: Vec<(FrontendKey, u16, BTreeSet<tombolo_service::plan::BackendKey>)>,
+}
+
+fn protocol(number: u8) -> Option<tombolo_service::Protocol> {
+    use tombolo_service::Protocol::{Sctp, Tcp, Udp};
+    [Tcp, Udp, Sctp].into_iter().find(|protocol| protocol.number() == number)
+}
+
+/// Reads it.
+pub(crate) fn remember(datapath: &Datapath) -> Result<Remembered, String> {
+    let nodes = told(datapath.nodes())?;
+    let nodes =
+        nodes.into_iter().filter_map(|(index, node)| Some((node.tunnel?, NodeIndex(index)))).collect();
+    let backends: BTreeMap<u32, _> = told(datapath.backends())?
+        .into_iter()
+        .filter_map(|(id, backend)| Some((id, (backend.ip, backend.port, protocol(backend.protocol)?))))
+        .collect();
+    let mut frontends = Vec::new();
+    for (key, entry) in told(datapath.services())? {
+        let (Some(protocol), Ok(number)) = (protocol(key.protocol), u16::try_from(entry.rev_nat)) else {
+            continue;
+        };
+        let scope = match key.scope {
+            ebpf::Scope::External => Scope::External,
+            ebpf::Scope::Internal => Scope::Internal,
+        };
+        let members = entry.maglev.iter().filter_map(|id| backends.get(id).copied()).collect();
+        frontends.push((FrontendKey { address: key.ip, port: key.port, protocol, scope }, number, members));
+    }
+    Ok(Remembered { nodes, backends: backends.into_iter().map(|(id, key)| (key, id)).collect(), frontends })
+}

@@ -1,0 +1,179 @@
+//! Runs a reconciler: one task per desired table, one action at a time, awake only when there is something to do.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tombolo_base::clock::Moment;
+use tombolo_base::reconcile::{Action, Progress, Reconciler, Target};
+use tombolo_base::table::{Row, Table};
+
+/// Turns the machine's monotonic clock into moments.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Clock(Instant);
+
+impl Clock {
+    /// A clock that starts now.
+    pub(crate) fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    /// The moment it is.
+    pub(crate) fn now(self) -> Moment {
+        Moment::from_origin(self.0.elapsed())
+    }
+
+    /// Sleeps until `moment`; for ever if there is none.
+    pub(crate) async fn sleep_until(self, moment: Option<Moment>) {
+        match moment {
+            Some(moment) => tokio::time::sleep_until((self.0 + moment.since_origin()).into()).await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// What every reconciler last said of itself, and who waits for it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Board {
+    progress: Arc<Mutex<BTreeMap<&'static str, Progress>>>,
+    changed: Arc<Notify>,
+}
+
+impl Board {
+    fn set(&self, name: &'static str, progress: Progress) {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner).insert(name, progress);
+        self.changed.notify_waiters();
+    }
+
+    /// The state of all reconcilers by table name.
+    pub(crate) fn all(&self) -> BTreeMap<&'static str, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits until `check` holds for the state of all reconcilers.
+    pub(crate) async fn wait(&self, check: impl Fn(&BTreeMap<&'static str, Progress>) -> bool) {
+        loop {
+            let notified = self.changed.notified();
+            tokio::pin!(notified);
+            notified.as_mut().enable();
+            if check(&self.all()) {
+                return;
+            }
+            notified.await;
+        }
+    }
+}
+
+/// What a target holds, for those who must not go on before it does.
+#[derive(Debug)]
+pub(crate) struct Applied<R: Row> {
+    rows: Arc<Mutex<BTreeMap<R::Key, R>>>,
+    changed: Arc<Notify>,
+}
+
+impl<R: Row> Clone for Applied<R> {
+    fn clone(&self) -> Self {
+        Self { rows: self.rows.clone(), changed: self.changed.clone() }
+    }
+}
+
+impl<R: Row> Default for Applied<R> {
+    fn default() -> Self {
+        Self { rows: Arc::default(), changed: Arc::default() }
+    }
+}
+
+impl<R: Row> Applied<R> {
+    fn record(&self, action: &Action<R>) {
+        let mut rows = self.rows.lock().unwrap_or_else(PoisonError::into_inner);
+        match action {
+            Action::Update(row) => drop(rows.insert(row.key(), row.clone())),
+            Action::Delete(row) => drop(rows.remove(&row.key())),
+            Action::Prune { .. } => {}
+        }
+        drop(rows);
+        self.changed.notify_waiters();
+    }
+
+    /// What the target holds under `key`.
+    pub(crate) fn get(&self, key: &R::Key) -> Option<R> {
+        self.rows.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+    }
+
+    /// Whether the target holds a row for which `check` is true.
+    pub(crate) fn any(&self, check: impl Fn(&R) -> bool) -> bool {
+        self.rows.lock().unwrap_or_else(PoisonError::into_inner).values().any(check)
+    }
+
+    /// Waits until `check` holds for what the target holds under `key`.
+    pub(crate) async fn wait(&self, key: &R::Key, check: impl Fn(Option<&R>) -> bool) {
+        loop {
+            let notified = self.changed.notified();
+            tokio::pin!(notified);
+            notified.as_mut().enable();
+            if check(self.get(key).as_ref()) {
+                return;
+            }
+            notified.await;
+        }
+    }
+
+    /// Wakes up after the next change.
+    pub(crate) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+}
+
+/// Everything a driver needs besides table and target.
+#[derive(Clone, Debug)]
+pub(crate) struct Driver {
+    /// The clock of this life.
+    pub(crate) clock: Clock,
+    /// Where progress is shown.
+    pub(crate) board: Board,
+    /// Ends all drivers.
+    pub(crate) cancel: CancellationToken,
+    /// Spreads the retries of several nodes.
+    pub(crate) seed: u64,
+    /// Wakes all reconcilers for a full pass (the target was disturbed).
+    pub(crate) resync: Arc<Notify>,
+}
+
+impl Driver {
+    /// Carries `table` to `target` until cancelled. What the target holds is recorded in `applied`.
+    pub(crate) async fn run<R: Row, T: Target<R>>(self, table: Table<R>, mut target: T, applied: Applied<R>) {
+        let mut changes = table.changes();
+        let mut reconciler = Reconciler::<R>::new(self.seed);
+        loop {
+            tokio::select! {
+                biased;
+                () = self.cancel.cancelled() => return,
+                batch = changes.next() => reconciler.observe(batch, self.clock.now()),
+                () = self.resync.notified() => reconciler.resync(self.clock.now()),
+                () = self.clock.sleep_until(reconciler.next_deadline()) => {}
+            }
+            while let Some(action) = reconciler.next(self.clock.now()) {
+                let result = match &action {
+                    Action::Update(row) => target.update(row).await,
+                    Action::Delete(row) => target.delete(row).await,
+                    Action::Prune { keep, held } => target.prune(keep, held).await,
+                };
+                match &result {
+                    Ok(()) => applied.record(&action),
+                    Err(error) => {
+                        tracing::warn!(table = R::TABLE, error, "not applied yet, will be tried again")
+                    }
+                }
+                reconciler.finish(result, self.clock.now());
+                if let Some(batch) = changes.drain() {
+                    reconciler.observe(batch, self.clock.now());
+                }
+                if self.cancel.is_cancelled() {
+                    return;
+                }
+            }
+            self.board.set(R::TABLE, reconciler.progress());
+        }
+    }
+}

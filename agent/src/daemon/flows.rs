@@ -1,0 +1,127 @@
+//! Events of the datapath become named flows: kept, counted, sent to whoever follows.
+
+use super::drive::Driver;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::broadcast;
+use tombolo_base::table::{Snapshot, Table};
+use tombolo_ebpf::{Datapath, EventReader};
+use tombolo_observe::filter::Filter;
+use tombolo_observe::flow::{Enricher, Flow, Names, ServiceNames, ServiceRef};
+use tombolo_observe::metrics::Metrics;
+use tombolo_observe::store::Store;
+use tombolo_service::{FrontendKey, FrontendRow, Protocol, Scope};
+use tombolo_topology::{EndpointRow, IdentityRow, NodeRow, PrefixRow};
+
+/// Flows kept for `tombolo flows`; about 1 KiB each.
+const KEPT: usize = 8192;
+/// Flows a follower may be behind before it misses some.
+const BEHIND: usize = 4096;
+/// Events named with one look at the tables.
+const BATCH: usize = 256;
+
+/// The latest flows and those that follow.
+#[derive(Clone)]
+pub(crate) struct Flows {
+    store: Arc<Mutex<Store>>,
+    live: broadcast::Sender<Arc<Flow>>,
+}
+
+impl Flows {
+    /// None yet.
+    pub(crate) fn new() -> Self {
+        Self { store: Arc::new(Mutex::new(Store::new(KEPT))), live: broadcast::channel(BEHIND).0 }
+    }
+
+    /// The latest that match, and the stream of those that follow; nothing falls between the two.
+    pub(crate) fn read(
+        &self,
+        filter: &Filter,
+        last: usize,
+    ) -> (Vec<Arc<Flow>>, broadcast::Receiver<Arc<Flow>>) {
+        let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        (store.latest(filter, last), self.live.subscribe())
+    }
+
+    fn push(&self, flow: Flow) {
+        let flow = Arc::new(flow);
+        let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        store.push(flow.clone());
+        // Nobody following is fine.
+        self.live.send(flow).ok();
+    }
+}
+
+/// The tables names come from.
+#[derive(Clone)]
+pub(crate) struct NameTables {
+    /// This node's pods.
+    pub(crate) endpoints: Table<EndpointRow>,
+    /// Everybody's addresses.
+    pub(crate) prefixes: Table<PrefixRow>,
+    /// Everybody's identities.
+    pub(crate) identities: Table<IdentityRow>,
+    /// Everybody's nodes.
+    pub(crate) nodes: Table<NodeRow>,
+    /// Frontends, for services' names.
+    pub(crate) frontends: Table<FrontendRow>,
+}
+
+struct Frontends(Snapshot<FrontendRow>);
+
+impl ServiceNames for Frontends {
+    fn service(&self, address: IpAddr, port: u16, protocol: u8) -> Option<ServiceRef> {
+        let protocol =
+            [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].into_iter().find(|p| p.number() == protocol)?;
+        let find = |scope| self.0.get(&FrontendKey { address, port, protocol, scope });
+        let row = find(Scope::Internal).or_else(|| find(Scope::External))?;
+        Some(ServiceRef { namespace: row.service.namespace.to_string(), name: row.service.name.to_string() })
+    }
+}
+
+/// What a site id of the programs means, for people.
+pub(crate) fn site(id: u16) -> Option<String> {
+    tombolo_ebpf::site(id).map(|site| format!("{} ({}:{}); {}", site.why, site.file, site.line, site.remedy))
+}
+
+/// Reads the ring until cancelled.
+pub(crate) async fn run(
+    driver: Driver,
+    datapath: Arc<Datapath>,
+    mut events: EventReader,
+    enricher: Enricher,
+    tables: NameTables,
+    flows: Flows,
+    metrics: Arc<Metrics>,
+) {
+    let mut lost_before = 0;
+    loop {
+        let first = tokio::select! {
+            () = driver.cancel.cancelled() => return,
+            event = events.next() => event,
+        };
+        let event = match first {
+            Ok(event) => event,
+            Err(error) => {
+                tracing::error!(%error, "the event ring cannot be read; flows are not shown until the agent restarts");
+                return;
+            }
+        };
+        let names = Names {
+            endpoints: tables.endpoints.snapshot(),
+            prefixes: tables.prefixes.snapshot(),
+            identities: tables.identities.snapshot(),
+            nodes: tables.nodes.snapshot(),
+        };
+        let services = Frontends(tables.frontends.snapshot());
+        let more = std::iter::from_fn(|| events.try_next()).take(BATCH);
+        for event in std::iter::once(event).chain(more) {
+            flows.push(enricher.enrich(&event.flow, &names, &services));
+            metrics.flows.inc();
+        }
+        if let Ok(lost) = datapath.lost_events() {
+            metrics.flows_lost.inc_by(lost.saturating_sub(lost_before));
+            lost_before = lost;
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Which pods the datapath opens its hooks for: endpoints that have an identity and whose policy is in place.
+
+use super::drive::{Applied, Driver};
+use serde::Serialize;
+use std::net::IpAddr;
+use tombolo_base::source::Source;
+use tombolo_base::table::{NoIndex, Row, Table, Writer};
+use tombolo_policy::{EndpointPolicy, PolicyRow};
+use tombolo_topology::{EndpointRow, EndpointState};
+
+/// Desired: a pod's interface as the datapath has it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct InterfaceRow {
+    /// Interface index of the host's end.
+    pub(crate) ifindex: u32,
+    /// Endpoint number.
+    pub(crate) endpoint: u16,
+    /// Addresses.
+    pub(crate) addresses: Vec<IpAddr>,
+    /// MAC of the pod's end.
+    pub(crate) mac: [u8; 6],
+    /// MAC of the host's end.
+    pub(crate) host_mac: [u8; 6],
+    /// Identity; 0 until allocated.
+    pub(crate) identity: u32,
+    /// Policy; 0 = no restriction.
+    pub(crate) policy: u32,
+    /// Whether the hook is open.
+    pub(crate) ready: bool,
+}
+
+impl Row for InterfaceRow {
+    type Key = u32;
+    type Index = NoIndex;
+    const TABLE: &'static str = "interfaces";
+    fn key(&self) -> u32 {
+        self.ifindex
+    }
+    fn source(&self) -> &Source {
+        &Source::Local
+    }
+    fn columns() -> &'static [&'static str] {
+        &["IFINDEX", "ENDPOINT", "IDENTITY", "POLICY", "READY"]
+    }
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.ifindex.to_string(),
+            self.endpoint.to_string(),
+            self.identity.to_string(),
+            self.policy.to_string(),
+            self.ready.to_string(),
+        ]
+    }
+}
+
+/// The interface row of one endpoint, or `None` while there is nothing to attach to.
+fn interface(
+    endpoint: &EndpointRow,
+    policy: Option<&EndpointPolicy>,
+    policy_in_place: bool,
+) -> Option<InterfaceRow> {
+    if endpoint.state == EndpointState::Deleting || endpoint.ifindex == 0 {
+        return None;
+    }
+    let identity = endpoint.identity.map_or(0, |id| id.0);
+    Some(InterfaceRow {
+        ifindex: endpoint.ifindex,
+        endpoint: endpoint.id,
+        addresses: endpoint.addresses.clone(),
+        mac: endpoint.mac,
+        host_mac: endpoint.host_mac,
+        identity,
+        policy: policy.map_or(0, |row| row.policy),
+        ready: identity != 0 && policy.is_some() && policy_in_place,
+    })
+}
+
+/// Keeps the interface table in step with endpoints and policies until cancelled.
+///
+/// An open hook stays open: while an endpoint's next policy is not in place yet it keeps the one before.
+pub(crate) async fn plan(
+    driver: Driver,
+    endpoints: Table<EndpointRow>,
+    policies: Table<EndpointPolicy>,
+    in_place: Applied<PolicyRow>,
+    out: Writer<InterfaceRow>,
+) {
+    let (mut endpoint_changes, mut policy_changes) = (endpoints.changes(), policies.changes());
+    loop {
+        let (endpoint_rows, policy_rows) = (endpoints.snapshot(), policies.snapshot());
+        out.commit(|txn| {
+            let mut wanted = Vec::new();
+            for endpoint in endpoint_rows.iter() {
+                let policy = policy_rows.get(&endpoint.id);
+                let ready = policy.is_some_and(|row| row.policy == 0 || in_place.get(&row.policy).is_some());
+                let Some(row) = interface(endpoint, policy, ready) else { continue };
+                let before = txn.current().get(&row.ifindex).cloned();
+                match before {
+                    Some(before) if before.ready && !row.ready && before.endpoint == row.endpoint => {
+                        wanted.push(before)
+                    }
+                    _ => wanted.push(row),
+                }
+            }
+            txn.replace_source(&Source::Local, wanted);
+            if let Some(state) = endpoint_rows.source_state(&Source::Local) {
+                txn.set_source(&Source::Local, state);
+            }
+        });
+        tokio::select! {
+            () = driver.cancel.cancelled() => return,
+            _ = endpoint_changes.next() => {}
+            _ = policy_changes.next() => {}
+            () = in_place.changed() => {}
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! This node: its Node object, its devices, WireGuard, the datapath's node configuration, its hooks.
+
+use super::backend::Daemon;
+use super::drive::Driver;
+use super::path_kind;
+use crate::config::{Config, Encryption, Identity, Path};
+use anyhow::{Context, anyhow, bail};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tombolo_base::prefix::Prefix;
+use tombolo_base::source::Source;
+use tombolo_base::table::Table;
+use tombolo_clustermesh::etcd::EtcdConfig;
+use tombolo_clustermesh::follower::{self, MeshConfig, MeshHandle, Timers};
+use tombolo_clustermesh::publisher::{self, PublisherConfig, PublisherHandle};
+use tombolo_clustermesh::rows::TableSink;
+use tombolo_ebpf::{Datapath, LocalAddress, NodeConfig};
+use tombolo_netlink::Netlink;
+use tombolo_topology::NodeRow;
+use tombolo_topology::plan::{PathMtus, PlanConfig};
+use tombolo_tunnel as tunnel;
+
+/// How often finished connections are looked for.
+const GC_INTERVAL: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// The node once its devices are there.
+pub(crate) struct NodeSetup {
+    /// The kernel of this namespace.
+    pub(crate) netlink: Netlink,
+    /// What the plans depend on.
+    pub(crate) plan: PlanConfig,
+    /// The underlay address others know the node by.
+    pub(crate) host_ip: Option<IpAddr>,
+    /// WireGuard, if packets are encrypted.
+    pub(crate) wireguard: Option<tunnel::Wireguard>,
+    /// Whether an earlier life left its forwarding plane at work.
+    pub(crate) restarting: bool,
+}
+
+/// Waits for this node's own Node object.
+pub(crate) async fn own_node(daemon: &Daemon, nodes: &Table<NodeRow>, identity: &Identity) -> NodeRow {
+    let key = (Source::Manifests, identity.cluster.clone(), identity.node.clone());
+    let mut changes = nodes.changes();
+    loop {
+        if let Some(row) = nodes.snapshot().get(&key)
+            && !row.pod_cidrs.is_empty()
+        {
+            return row.clone();
+        }
+        daemon.stage(&format!("waiting for a Node {} with spec.podCIDRs among the manifests", identity.node));
+        changes.next().await;
+    }
+}
+
+/// Sets the node up; everything that is there already and right stays as it is.
+pub(crate) async fn set_up(
+    config: &Config,
+    identity: &Identity,
+    own: &NodeRow,
+    datapath: &Arc<Datapath>,
+) -> anyhow::Result<NodeSetup> {
+    let netlink = Netlink::here()?;
+    let uplink = netlink.link(&config.node.underlay_interface).await.with_context(|| {
+        format!("node.underlay_interface {} is not there", config.node.underlay_interface)
+    })?;
+    let connected: Vec<Prefix> =
+        netlink.addresses(Some(uplink.index)).await?.into_iter().map(|a| a.address.into()).collect();
+    let device_mtu = u16::try_from(uplink.mtu).unwrap_or(u16::MAX);
+    let mtu = path_mtus(config, device_mtu)?;
+    let internal: Vec<IpAddr> = [own.internal(true), own.internal(false)].into_iter().flatten().collect();
+    if internal.is_empty() {
+        bail!("Node {} has no usable pod prefix; give it spec.podCIDRs", own.name);
+    }
+    let overlay = config.datapath.path == Path::Overlay;
+    let vxlan = overlay.then_some(tunnel::VxlanConfig {
+        port: config.datapath.vxlan_port,
+        mtu: mtu.ipv4.max(mtu.ipv6).into(),
+    });
+    let devices = tunnel::devices::ensure(
+        &netlink,
+        &tunnel::DeviceConfig { vxlan, internal: internal.clone(), host_mtu: mtu.smallest().into() },
+    )
+    .await
+    .context("cannot set up the node's devices")?;
+    let wireguard = wireguard(config, own, device_mtu, &netlink).await?;
+    let wireguard_ifindex = match &wireguard {
+        Some(_) => netlink.link(tunnel::WIREGUARD_DEVICE).await?.index,
+        None => 0,
+    };
+    let v4 = |ip: Option<IpAddr>| {
+        ip.and_then(|ip| if let IpAddr::V4(v4) = ip { Some(v4) } else { None::<Ipv4Addr> })
+    };
+    let v6 = |ip: Option<IpAddr>| {
+        ip.and_then(|ip| if let IpAddr::V6(v6) = ip { Some(v6) } else { None::<Ipv6Addr> })
+    };
+    let overlay_ifindex = devices.vxlan.as_ref().map_or(0, |link| link.index);
+    let row = NodeConfig {
+        ready: true,
+        encrypt: config.datapath.encryption == Encryption::Wireguard,
+        cluster_id: u32::from(identity.cluster_id.get()),
+        uplink_ifindex: uplink.index,
+        overlay_ifindex,
+        wireguard_ifindex,
+        vxlan_port: config.datapath.vxlan_port,
+        internal4: v4(own.internal(true)),
+        internal6: v6(own.internal(false)),
+        underlay4: v4(own.underlay(true)),
+        underlay6: v6(own.underlay(false)),
+        ..NodeConfig::default()
+    };
+    let restarting = datapath.config()?.ready;
+    datapath.set_config(&row)?;
+    for address in
+        internal.iter().copied().chain([own.underlay(true), own.underlay(false)].into_iter().flatten())
+    {
+        datapath.upsert_local_address(address, LocalAddress::Host)?;
+    }
+    datapath.attach_uplink(uplink.index)?;
+    if overlay_ifindex != 0 {
+        datapath.attach_overlay(overlay_ifindex)?;
+    }
+    if wireguard_ifindex != 0 {
+        datapath.attach_wireguard(wireguard_ifindex)?;
+    }
+    let plan = PlanConfig {
+        cluster: identity.cluster.clone(),
+        node: identity.node.clone(),
+        path: path_kind(config.datapath.path),
+        encrypt: config.datapath.encryption == Encryption::Wireguard,
+        wireguard_port: config.datapath.wireguard_port,
+        overlay_device: tunnel::VXLAN_DEVICE.into(),
+        mtu,
+        connected,
+    };
+    Ok(NodeSetup {
+        netlink,
+        plan,
+        host_ip: own.underlay(true).or_else(|| own.underlay(false)),
+        wireguard,
+        restarting,
+    })
+}
+
+fn path_mtus(config: &Config, device_mtu: u16) -> anyhow::Result<PathMtus> {
+    let of = |underlay| {
+        let overlay = config.datapath.path == Path::Overlay;
+        let wireguard = config.datapath.encryption == Encryption::Wireguard;
+        tunnel::mtu::path_mtu(device_mtu, tunnel::mtu::Path { overlay, wireguard, underlay })
+    };
+    Ok(PathMtus { ipv4: of(tunnel::mtu::Underlay::V4)?, ipv6: of(tunnel::mtu::Underlay::V6)? })
+}
+
+async fn wireguard(
+    config: &Config,
+    own: &NodeRow,
+    device_mtu: u16,
+    netlink: &Netlink,
+) -> anyhow::Result<Option<tunnel::Wireguard>> {
+    // Peers speak IPv4 where both have it; a node without it uses what IPv6 leaves.
+    let underlay =
+        if own.underlay(true).is_some() { tunnel::mtu::Underlay::V4 } else { tunnel::mtu::Underlay::V6 };
+    let run = config.api.socket.parent().unwrap_or_else(|| std::path::Path::new("/run/tombolo")).to_owned();
+    let settings = tunnel::WireguardConfig {
+        interface: tunnel::WIREGUARD_DEVICE.into(),
+        port: config.datapath.wireguard_port,
+        fwmark: tunnel::FWMARK,
+        mtu: tunnel::mtu::inside_wireguard(device_mtu, underlay).into(),
+        key_file: config.state_dir.0.join("wireguard.key"),
+        backend: tunnel::BackendChoice::Auto,
+        unit: tunnel::Unit {
+            program: std::env::current_exe().context("cannot tell the path of this program")?,
+            arguments: vec!["wireguard".into()],
+            socket: run.join("wireguard.sock"),
+            pid_file: run.join("wireguard.pid"),
+            log_file: run.join("wireguard.log"),
+        },
+    };
+    if config.datapath.encryption == Encryption::None {
+        tunnel::remove(&settings, netlink).await.context("cannot take an earlier WireGuard device away")?;
+        return Ok(None);
+    }
+    std::fs::create_dir_all(&config.state_dir.0)
+        .with_context(|| format!("cannot create {}", config.state_dir.0.display()))?;
+    Ok(Some(tunnel::Wireguard::ensure(settings, netlink.clone()).await.context("cannot set up WireGuard")?))
+}
+
+/// The own cluster's etcd in the mesh's terms.
+pub(crate) fn own_etcd(config: &Config) -> anyhow::Result<EtcdConfig> {
+    let etcd = config.etcd.as_ref().ok_or_else(|| anyhow!("etcd is missing in the configuration"))?;
+    Ok(EtcdConfig {
+        endpoints: etcd.endpoints.clone(),
+        trusted_ca_file: Some(etcd.ca.clone()),
+        cert_file: Some(etcd.cert.clone()),
+        key_file: Some(etcd.key.clone()),
+    })
+}
+
+/// Follows the remote clusters, and the own cluster's other nodes.
+pub(crate) fn start_mesh(
+    config: &Config,
+    identity: &Identity,
+    sink: Arc<TableSink>,
+    cancel: CancellationToken,
+    tasks: &mut JoinSet<()>,
+) -> MeshHandle {
+    let mesh = MeshConfig {
+        cluster: identity.cluster.clone(),
+        cluster_id: identity.cluster_id,
+        max: identity.max_clusters,
+        folder: config.clustermesh.folder.clone(),
+        snapshots: Some(config.state_dir.0.join("clustermesh")),
+        allow_plaintext: false,
+        own: own_etcd(config).ok(),
+        timers: Timers::default(),
+    };
+    let (handle, task) = follower::start(mesh, sink, cancel);
+    tasks.spawn(async move {
+        if let Err(error) = task.await {
+            tracing::error!(%error, "the mesh followers broke off; restart the agent");
+        }
+    });
+    handle
+}
+
+/// Starts publishing in the own cluster's etcd.
+pub(crate) fn start_publisher(
+    config: &Config,
+    identity: &Identity,
+    cancel: CancellationToken,
+    tasks: &mut JoinSet<()>,
+) -> anyhow::Result<PublisherHandle> {
+    let settings = PublisherConfig {
+        max: identity.max_clusters,
+        ..PublisherConfig::new(
+            identity.cluster.clone(),
+            identity.cluster_id,
+            identity.node.clone(),
+            own_etcd(config)?,
+            config.state_dir.0.clone(),
+        )
+    };
+    let (handle, task) = publisher::start(settings, cancel);
+    tasks.spawn(async move {
+        if let Err(error) = task.await {
+            tracing::error!(%error, "publishing broke off; restart the agent");
+        }
+    });
+    Ok(handle)
+}
+
+/// Removes finished connections until cancelled.
+pub(crate) async fn collect_garbage(driver: Driver, datapath: Arc<Datapath>) {
+    let mut interval = tokio::time::interval(GC_INTERVAL);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = driver.cancel.cancelled() => return,
+            _ = interval.tick() => {}
+        }
+        let datapath = datapath.clone();
+        match tokio::task::spawn_blocking(move || datapath.gc()).await {
+            Ok(Ok(stats)) => {
+                tracing::debug!(seen = stats.seen, deleted = stats.deleted, "conntrack looked through")
+            }
+            Ok(Err(error)) => tracing::warn!(%error, "conntrack cannot be looked through"),
+            Err(error) => tracing::warn!(%error, "conntrack clean-up broke off"),
+        }
+    }
+}

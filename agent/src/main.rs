@@ -1,0 +1,74 @@
+//! `tombolo`: the node daemon, its command line, and the small units it runs as. Wiring only.
+#![forbid(unsafe_code)]
+
+mod cli;
+mod config;
+mod daemon;
+
+use clap::Parser;
+use cli::{Cli, Command, fail};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // A container runtime calls plugins by file name and environment, not by subcommand.
+    if std::env::var_os("CNI_COMMAND").is_some() {
+        return tombolo_cni::plugin::run();
+    }
+    // Commands that enter namespaces come first: they must run before any thread is started.
+    match Cli::parse().command {
+        Command::Lab(lab) => lab.run(),
+        Command::LabUnits(unit) => unit.run(),
+        Command::Workload(workload) => cli::block_on(workload.run()),
+        Command::Cni => tombolo_cni::plugin::run(),
+        Command::Wireguard { arguments } => tombolo_tunnel::userspace::run(arguments.into_iter()),
+        Command::Agent { config } => agent(&config),
+        Command::Status { reading, verbose } => cli::run(cli::Query::Status(reading, verbose)),
+        Command::Show { table, reading } => cli::run(cli::Query::Show(reading, table)),
+        Command::Mesh(mesh) => cli::run(cli::Query::Mesh(mesh)),
+        Command::Bgp(bgp) => cli::run(cli::Query::Bgp(bgp)),
+        Command::Flows(flows) => cli::run(cli::Query::Flows(Box::new(flows))),
+        Command::Config(config) => cli::run(cli::Query::Config(config)),
+    }
+}
+
+fn agent(files: &[PathBuf]) -> ExitCode {
+    let (config, identity) = match config::load(files) {
+        Ok(loaded) => loaded,
+        Err(problems) => {
+            problems.iter().for_each(|problem| eprintln!("tombolo: {problem}"));
+            return fail(format_args!(
+                "{} mistakes in the configuration; nothing was started",
+                problems.len()
+            ));
+        }
+    };
+    if let Err(error) = logs(&config.log) {
+        return fail(error);
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(format_args!("cannot start: {error}")),
+    };
+    match runtime.block_on(daemon::run(config, identity)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Sets logs up; to standard error, where systemd and the lab pick them up.
+fn logs(log: &config::Log) -> Result<(), String> {
+    let filter = tracing_subscriber::EnvFilter::try_new(&log.level).map_err(|error| {
+        format!("log.level {:?}: {error}; give error, warn, info, debug or trace", log.level)
+    })?;
+    let logs =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    let done = match log.format {
+        config::LogFormat::Text => logs.try_init(),
+        config::LogFormat::Json => logs.json().try_init(),
+    };
+    done.map_err(|error| format!("cannot set up logs: {error}"))
+}
