@@ -1,0 +1,62 @@
+# The two commands of the README, and every step of CI, as targets. `make help` lists them.
+
+LAB := containerlab/labs/two-clusters/two-clusters.clab.yml
+TOMBOLO := target/debug/tombolo
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test setup build check fmt clippy unit programs namespaces mesh interop lab lab-up lab-test lab-down
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+demo: setup build ## Bring the two-cluster lab up, check everything, leave it up
+	@$(TOMBOLO) lab down -t $(LAB) >/dev/null 2>&1 || true
+	@$(TOMBOLO) lab up -t $(LAB)
+	@$(TOMBOLO) lab test -t $(LAB); code=$$?; scripts/next $(TOMBOLO) $(LAB); exit $$code
+
+test: setup build unit programs namespaces mesh interop lab ## The whole test suite, unit to real peers
+
+setup: ## Install what is missing (Debian packages)
+	@scripts/setup
+
+build: ## Build the one binary
+	cargo build --locked -p tombolo
+
+check: fmt clippy ## Format and lints, warnings as errors
+
+fmt: ## rustfmt, checking only
+	cargo fmt --all --check
+
+clippy: ## clippy, warnings as errors
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+unit: ## Pure code: unit, property, golden and mutation tests, the architecture, the docs
+	cargo test --locked --workspace --lib --bins
+	cargo test --locked --workspace --doc
+	cargo test --locked -p tombolo-tests --test architecture
+
+programs: ## eBPF programs on real packets (BPF_PROG_TEST_RUN) and in namespaces
+	cargo test --locked -p tombolo-ebpf --tests
+
+namespaces: ## netlink, CNI, tunnels and the lab runner in network namespaces
+	cargo test --locked -p tombolo-netlink -p tombolo-cni -p tombolo-tunnel -p tombolo-containerlab --tests
+
+mesh: ## The cluster mesh with a real etcd
+	cargo test --locked -p tombolo-clustermesh --tests
+
+interop: ## BGP with real BIRD, FRR and GoBGP
+	cargo test --locked -p tombolo-tests --test bgp_interop
+
+lab: build ## The two-cluster lab: all path variants and faults, then nothing is left behind
+	@$(TOMBOLO) lab down -t $(LAB) >/dev/null 2>&1 || true
+	$(TOMBOLO) lab up -t $(LAB)
+	$(TOMBOLO) lab test -t $(LAB) --all-variants; code=$$?; $(TOMBOLO) lab down -t $(LAB) || code=1; exit $$code
+
+lab-up: build ## Bring the lab up (TOMBOLO_VARIANT=overlay|overlay-wireguard|direct|direct-wireguard)
+	$(TOMBOLO) lab up -t $(LAB)
+
+lab-test: ## Run the checks against the running lab
+	$(TOMBOLO) lab test -t $(LAB)
+
+lab-down: ## Take the lab down; says what is left of it (nothing)
+	$(TOMBOLO) lab down -t $(LAB)
