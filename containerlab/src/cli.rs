@@ -116,6 +116,12 @@ pub enum LabCommand {
         /// The node.
         node: String,
     },
+    /// Ask the CNI plugins whether all pods of a node are attached as they should be (CNI CHECK).
+    #[command(hide = true)]
+    CniCheck {
+        /// The node.
+        node: String,
+    },
     /// Empty the state of a node whose command is stopped.
     #[command(hide = true)]
     Wipe {
@@ -264,7 +270,7 @@ async fn act(lab: &Lab, command: LabCommand) -> Result<i32, LabError> {
         LabCommand::Down => {
             let residue = lab.down().await?;
             say(&format!("lab {} is down; left behind: {residue}", lab.topology.name));
-            return if residue.is_clean() { Ok(0) } else { Err(LabError::Residue(residue)) };
+            return if residue.is_clean() { Ok(0) } else { Err(LabError::Residue(Box::new(residue))) };
         }
         LabCommand::Inspect { output } => {
             inspect(lab, output).await?;
@@ -276,6 +282,7 @@ async fn act(lab: &Lab, command: LabCommand) -> Result<i32, LabError> {
         LabCommand::RestartCmd { node } => (node, NodeAction::RestartCommand),
         LabCommand::StopCmd { node } => (node, NodeAction::StopCommand),
         LabCommand::StartCmd { node } => (node, NodeAction::StartCommand),
+        LabCommand::CniCheck { node } => (node, NodeAction::CniCheck),
         LabCommand::Wipe { node } => (node, NodeAction::Wipe),
         // Handled before a runtime was needed.
         LabCommand::Exec { .. } | LabCommand::Graph | LabCommand::Test(_) | LabCommand::Logs { .. } => {

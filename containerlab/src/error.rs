@@ -77,7 +77,7 @@ pub enum LabError {
     },
     /// Something was left behind.
     #[error("the lab left something behind:\n{0}")]
-    Residue(crate::runner::Residue),
+    Residue(Box<crate::runner::Residue>),
 }
 
 impl LabError {

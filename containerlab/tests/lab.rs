@@ -1,5 +1,12 @@
 //! Root tests of the lab runner on tiny topologies. They run one after the other, print a line each, and fail where
 //! they cannot run. The lab's processes are this binary itself, started with the hidden commands.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test without the test harness, which the lints do not see as one"
+)]
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -8,6 +15,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use tombolo_containerlab::cli::{HiddenCommand, LabArgs};
 use tombolo_containerlab::runner::progress::Progress;
+use tombolo_containerlab::runner::protocol::NodeAction;
 use tombolo_containerlab::runner::{Lab, Outcome};
 use tombolo_containerlab::workload::WorkloadCommand;
 
@@ -346,6 +354,15 @@ fn the_kubelet_runs_pods() {
         let answer = in_pod("client", &["tombolo", "lab-probe", "http", &url]);
         assert!(answer.contains("n1"), "the node is missing in {answer}");
     }
+
+    // CNI CHECK agrees, as long as nobody has taken the address away.
+    let asked = block_on(lab.node("n1", NodeAction::CniCheck)).unwrap();
+    assert!(asked.contains("demo/web") && asked.contains("demo/client"), "{asked}");
+    let gone = address("client").remove(0);
+    in_pod("client", &["ip", "addr", "del", &format!("{gone}/24"), "dev", "eth0"]);
+    let refused = block_on(lab.node("n1", NodeAction::CniCheck)).unwrap_err().to_string();
+    assert!(refused.contains("demo/client") && refused.contains("CHECK"), "{refused}");
+    in_pod("client", &["ip", "addr", "add", &format!("{gone}/24"), "dev", "eth0"]);
 
     // A container that dies is started again; the pod keeps its address.
     let before = address("web");

@@ -106,6 +106,10 @@ impl Host {
                 self.command.start().await;
                 Ok(Vec::new())
             }
+            InitRequest::CniCheck => match &self.kubelet {
+                Some(kubelet) => kubelet.check().await,
+                None => Err("the node runs no pods".to_owned()),
+            },
             InitRequest::Wipe => self.wipe().await.map(|()| Vec::new()),
         };
         done.map_or_else(InitReply::Failed, InitReply::Done)

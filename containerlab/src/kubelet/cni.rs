@@ -75,6 +75,8 @@ pub(super) struct Attachment {
 struct Chain {
     name: String,
     version: String,
+    /// `disableCheck`: the list's author knows that CHECK cannot succeed.
+    disable_check: bool,
     plugins: Vec<Value>,
 }
 
@@ -91,11 +93,25 @@ pub(super) async fn add(reaper: &Reaper, attachment: &mut Attachment) -> Result<
     Ok(addresses(attachment.result.as_ref()))
 }
 
+/// Asks whether a pod is attached as ADD has left it.
+pub(super) async fn check(reaper: &Reaper, attachment: &Attachment) -> Result<(), CniError> {
+    let chain = load()?;
+    if chain.disable_check {
+        return Ok(());
+    }
+    for plugin in &chain.plugins {
+        call(reaper, "CHECK", &chain, plugin, attachment, attachment.result.as_ref()).await?;
+    }
+    Ok(())
+}
+
 /// Detaches a pod, in the reverse order of the chain; works for a half attached one too.
 pub(super) async fn del(reaper: &Reaper, attachment: &Attachment) -> Result<(), CniError> {
     let chain = load()?;
+    let cached = recall(&attachment.container_id);
+    let result = attachment.result.as_ref().or(cached.as_ref());
     for plugin in chain.plugins.iter().rev() {
-        call(reaper, "DEL", &chain, plugin, attachment, attachment.result.as_ref()).await?;
+        call(reaper, "DEL", &chain, plugin, attachment, result).await?;
     }
     if let Err(error) = std::fs::remove_file(cache_file(&attachment.container_id)) {
         // It is there only after a whole ADD.
@@ -104,8 +120,14 @@ pub(super) async fn del(reaper: &Reaper, attachment: &Attachment) -> Result<(), 
     Ok(())
 }
 
-/// What an earlier life of this node attached and never detached.
-pub(super) fn left_over() -> Vec<Attachment> {
+/// The cached result of an attachment.
+fn recall(container_id: &str) -> Option<Value> {
+    let text = std::fs::read(cache_file(container_id)).ok()?;
+    serde_json::from_slice::<Attachment>(&text).ok()?.result
+}
+
+/// Everything that was attached and not detached, in this life of the node or an earlier one.
+pub(super) fn attached() -> Vec<Attachment> {
     let entries = std::fs::read_dir(CACHE_FOLDER).into_iter().flatten().flatten();
     let texts = entries.filter_map(|entry| std::fs::read(entry.path()).ok());
     texts.filter_map(|text| serde_json::from_slice(&text).ok()).collect()
@@ -141,7 +163,8 @@ fn load() -> Result<Chain, CniError> {
     if plugins.is_empty() || word("name").is_empty() || word("cniVersion").is_empty() {
         return Err(wrong(&format!("{}: needs cniVersion, name and plugins", file.display())));
     }
-    Ok(Chain { name: word("name"), version: word("cniVersion"), plugins })
+    let disable_check = list.get("disableCheck").and_then(Value::as_bool).unwrap_or_default();
+    Ok(Chain { name: word("name"), version: word("cniVersion"), disable_check, plugins })
 }
 
 /// The configuration one plugin gets: its own, with the list's name and version and the result before it.
@@ -249,7 +272,12 @@ mod tests {
 
     #[test]
     fn a_plugin_gets_the_result_before_it() {
-        let chain = Chain { name: "tombolo".to_owned(), version: "1.0.0".to_owned(), plugins: Vec::new() };
+        let chain = Chain {
+            name: "tombolo".to_owned(),
+            version: "1.0.0".to_owned(),
+            disable_check: false,
+            plugins: Vec::new(),
+        };
         let plugin = json!({"type": "tuning", "sysctl": {"a": "b"}, "capabilities": {"mac": true}});
         let config = plugin_config(&chain, &plugin, Some(&json!({"ips": []})));
         assert_eq!(

@@ -72,6 +72,26 @@ impl Kubelet {
         });
     }
 
+    /// Asks the CNI plugins whether the pods are attached as they should be; answers which were asked about.
+    ///
+    /// # Errors
+    /// What the plugins say of the first pod that is not.
+    pub async fn check(&self) -> Result<Vec<String>, String> {
+        let mut asked = Vec::new();
+        for attachment in cni::attached() {
+            // What an earlier life has left is no pod of now.
+            if !attachment.netns.exists() {
+                continue;
+            }
+            let name = format!("{}/{}", attachment.namespace, attachment.name);
+            cni::check(&self.shared.reaper, &attachment)
+                .await
+                .map_err(|error| format!("pod {name}: {error}"))?;
+            asked.push(name);
+        }
+        Ok(asked)
+    }
+
     /// The pods.
     #[must_use]
     pub fn state(&self) -> Vec<PodState> {
@@ -148,7 +168,7 @@ fn pass(shared: &Arc<Shared>, folder: &mut Folder, running: &mut BTreeMap<PodKey
 
 /// Detaches what an earlier life of this node attached: its namespaces are gone, the plugin's records are not.
 async fn detach_left_overs(shared: &Arc<Shared>) {
-    for attachment in cni::left_over() {
+    for attachment in cni::attached() {
         let shared = Arc::clone(shared);
         tokio::spawn(async move { pod::detach(&shared, &attachment).await });
     }

@@ -84,6 +84,8 @@ struct Life {
     spec: Arc<PodSpec>,
     stop: CancellationToken,
     attachment: Attachment,
+    /// Held while ADD runs.
+    attaching: Arc<tokio::sync::Mutex<()>>,
     cgroup: PathBuf,
     hosts: PathBuf,
     addresses: Vec<IpAddr>,
@@ -108,6 +110,7 @@ impl Life {
             shared,
             stop,
             attachment,
+            attaching: Arc::default(),
             addresses: Vec::new(),
             status: Status { phase: "Pending", ..Status::default() },
         }
@@ -140,12 +143,12 @@ impl Life {
         }
         let mut pause = PAUSES.0;
         loop {
-            match cni::add(&self.shared.reaper, &mut self.attachment).await {
+            match self.add().await {
                 Ok(addresses) => {
                     self.addresses = addresses;
                     break;
                 }
-                Err(error) => self.report(Some(error.to_string())).await,
+                Err(error) => self.report(Some(error)).await,
             }
             // As runtimes do: what a failed ADD has left is taken away before the next.
             if let Err(error) = cni::del(&self.shared.reaper, &self.attachment).await {
@@ -160,6 +163,20 @@ impl Life {
         self.publish().await;
         self.containers().await;
         self.stop.cancelled().await;
+    }
+
+    /// One ADD. It is never broken off: a pod that is removed meanwhile waits for its end before DEL.
+    async fn add(&mut self) -> Result<Vec<IpAddr>, String> {
+        let busy = Arc::clone(&self.attaching).lock_owned().await;
+        let (reaper, mut attachment) = (self.shared.reaper.clone(), self.attachment.clone());
+        let call = tokio::spawn(async move {
+            let added = cni::add(&reaper, &mut attachment).await;
+            drop(busy);
+            (added, attachment)
+        });
+        let (added, attachment) = call.await.map_err(|error| error.to_string())?;
+        self.attachment = attachment;
+        added.map_err(|error| error.to_string())
     }
 
     /// The pod's cgroup and network namespace; fine if they are there.
@@ -343,6 +360,7 @@ impl Life {
         if let Ok(Err(error)) = ended {
             tracing::warn!(pod = %self.spec.name, %error, "the pod's cgroup is not empty");
         }
+        drop(self.attaching.lock().await);
         detach(&self.shared, &self.attachment).await;
         if let Err(error) = NetNs::remove(&self.attachment.netns) {
             tracing::warn!(pod = %self.spec.name, %error, "the pod's namespace is left");

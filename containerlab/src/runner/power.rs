@@ -24,13 +24,15 @@ pub(super) async fn act(
         NodeAction::RestartCommand => InitRequest::Restart,
         NodeAction::StopCommand => InitRequest::Stop,
         NodeAction::StartCommand => InitRequest::StartCommand,
+        NodeAction::CniCheck => InitRequest::CniCheck,
         NodeAction::Wipe => InitRequest::Wipe,
     };
     if !node.is_on() {
         return Err(Failure::new(&name, "the node is off; power it on first (power-on)"));
     }
-    fabric.tell(&name, &request).await?;
-    Ok(format!("{name}: {action:?} done"))
+    let notes = fabric.tell(&name, &request).await?;
+    let notes: String = notes.iter().map(|note| format!("\n  {note}")).collect();
+    Ok(format!("{name}: {action:?} done{notes}"))
 }
 
 /// Cuts the node's links, so that its neighbours see their carrier go, then kills it.

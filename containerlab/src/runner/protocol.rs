@@ -52,6 +52,8 @@ pub enum NodeAction {
     StopCommand,
     /// Start its command.
     StartCommand,
+    /// CNI CHECK of all its pods.
+    CniCheck,
     /// Empty its state: its private directories and those its image has below /var/lib. The command must be stopped.
     Wipe,
 }
@@ -175,6 +177,8 @@ pub enum InitRequest {
     Stop,
     /// Start the command.
     StartCommand,
+    /// CNI CHECK of all pods.
+    CniCheck,
     /// Empty the node's state.
     Wipe,
     /// Tell the state.
