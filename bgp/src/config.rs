@@ -210,6 +210,9 @@ impl PeerConfig {
         if !matches!(self.timers.hold.as_secs(), 0 | 3..=65535) {
             return bad("the hold time is 1, 2 or over 65535 seconds", "use 0 or 3 to 65535");
         }
+        if self.timers.keepalive.is_zero() && !self.timers.hold.is_zero() {
+            return bad("the keepalive time is 0 but the hold time is not", "use a third of the hold time");
+        }
         if self.timers.connect_retry.is_zero() {
             return bad("the connect retry time is 0", "use at least one second");
         }

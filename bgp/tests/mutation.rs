@@ -9,7 +9,7 @@ use tombolo_bgp::wire::{
 };
 use tombolo_bgp::{Family, NextHop};
 
-const MUTATIONS: u32 = 200_000;
+const MUTATIONS: u32 = 1_000_000;
 
 struct Random(u64);
 

@@ -11,6 +11,8 @@ mod nlri;
 mod notification;
 mod open;
 mod update;
+#[cfg(test)]
+mod update_tests;
 mod walk;
 
 pub use as_path::{AS_TRANS, AsPath, Segment, SegmentKind};
