@@ -1,0 +1,460 @@
+//! Publish in cluster a, follow from cluster b, over real etcds with mutual TLS and roles; and every fault between.
+
+mod rig;
+
+use rig::recorder::Recorder;
+use rig::{Etcd, Pki, until};
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tombolo_base::ids::{ClusterId, ClusterName, IdentityId, MaxClusters};
+use tombolo_base::labels::Labels;
+use tombolo_base::source::SourceState;
+use tombolo_clustermesh::MeshError;
+use tombolo_clustermesh::follower::{self, ClusterStatus, MeshConfig, MeshHandle, Timers};
+use tombolo_clustermesh::publisher::{self, Desired, PublisherConfig, PublisherHandle};
+use tombolo_clustermesh::rows::Assignment;
+use tombolo_clustermesh::wire::{IpEntry, Kind, Node, Service, node, service};
+
+fn name(text: &str) -> ClusterName {
+    ClusterName::new(text).unwrap()
+}
+
+fn id(number: u32) -> ClusterId {
+    ClusterId::new(number, MaxClusters::C255).unwrap()
+}
+
+fn labels(app: &str) -> Labels {
+    Labels::k8s([
+        ("app", app),
+        ("io.cilium.k8s.policy.cluster", "a"),
+        ("io.kubernetes.pod.namespace", "shop"),
+    ])
+}
+
+/// An agent of cluster a.
+struct Agent {
+    handle: PublisherHandle,
+    task: JoinHandle<()>,
+    cancel: CancellationToken,
+    number: u8,
+}
+
+impl Agent {
+    fn start(
+        etcd: &Etcd,
+        pki: &Pki,
+        number: u8,
+        state: &Path,
+        change: impl FnOnce(&mut PublisherConfig),
+    ) -> Self {
+        let node = format!("n{number}");
+        let state = state.join(&node);
+        let mut config =
+            PublisherConfig::new(name("a"), id(1), node.into(), etcd.config(pki, "admin-a"), state);
+        change(&mut config);
+        let cancel = CancellationToken::new();
+        let (handle, task) = publisher::start(config, cancel.clone());
+        Self { handle, task, cancel, number }
+    }
+
+    /// Its node, one pod, its part of the cluster's keys.
+    async fn publish(&self, nodes: &[&str]) -> IdentityId {
+        let identity = self.handle.identities();
+        let mut found = Err(MeshError::Stopped);
+        until("an identity", async || {
+            found = identity.allocate(&labels("web")).await;
+            found.is_ok()
+        })
+        .await;
+        let identity = found.unwrap();
+        let n = self.number;
+        let host: IpAddr = [192, 0, 2, n].into();
+        let mut node = Node::new("a", 1, &format!("n{n}"));
+        node.addresses.push(node::Address { kind: "InternalIP".into(), ip: host });
+        node.ipv4_pod_cidrs.push(format!("10.1.{n}.0/24").parse().unwrap());
+        let four = IpEntry::pod([10, 1, n, 2].into(), identity, host, "shop", "web-0");
+        let six = IpEntry::pod(format!("fd00:10:1:{n}::2").parse().unwrap(), identity, host, "shop", "web-0");
+        self.handle.set_node([
+            Desired::node(&node).unwrap(),
+            Desired::ip(&four).unwrap(),
+            Desired::ip(&six).unwrap(),
+        ]);
+        let mut web = Service::new("a", 1, "shop", "web");
+        let port = service::L4 { protocol: "TCP".into(), port: 8080 };
+        web.backends.insert([10, 1, 1, 2].into(), [(Arc::from("http"), port)].into());
+        let service_name =
+            tombolo_service::rows::ServiceName { namespace: "shop".into(), name: "web".into() };
+        let assignment =
+            Assignment { addresses: [IpAddr::from([203, 0, 113, 1])].into(), pools: BTreeSet::new() };
+        self.handle.set_cluster([
+            Desired::service(&web).unwrap(),
+            Desired::assignment(&service_name, &assignment).unwrap(),
+        ]);
+        self.handle.set_nodes(nodes.iter().map(|node| Arc::from(*node)));
+        identity
+    }
+
+    async fn stop(self) {
+        self.cancel.cancel();
+        self.task.await.unwrap();
+    }
+}
+
+/// A reader of cluster b.
+struct Reader {
+    seen: Recorder,
+    mesh: MeshHandle,
+    task: JoinHandle<()>,
+    cancel: CancellationToken,
+}
+
+impl Reader {
+    fn start(folder: &Path, own: &str, own_id: u32, change: impl FnOnce(&mut MeshConfig)) -> Self {
+        let mut config = MeshConfig {
+            cluster: name(own),
+            cluster_id: id(own_id),
+            max: MaxClusters::C255,
+            folder: folder.join("remotes"),
+            snapshots: Some(folder.join("snapshots")),
+            allow_plaintext: false,
+            own: None,
+            timers: Timers {
+                backoff_min: Duration::from_millis(200),
+                backoff_max: Duration::from_secs(2),
+                config_retry: Duration::from_millis(500),
+                ..Timers::default()
+            },
+        };
+        change(&mut config);
+        std::fs::create_dir_all(&config.folder).unwrap();
+        let (seen, cancel) = (Recorder::default(), CancellationToken::new());
+        let (mesh, task) = follower::start(config, Arc::new(seen.clone()), cancel.clone());
+        Self { seen, mesh, task, cancel }
+    }
+
+    async fn status(&self, cluster: &str) -> ClusterStatus {
+        self.mesh.status().await.into_iter().find(|status| status.name == cluster).unwrap_or_default()
+    }
+
+    async fn ready(&self, cluster: &str) {
+        until("the reader to be ready", async || self.status(cluster).await.ready).await;
+    }
+
+    async fn stop(self) {
+        self.cancel.cancel();
+        self.task.await.unwrap();
+    }
+}
+
+fn remotes(folder: &Path) -> std::path::PathBuf {
+    let remotes = folder.join("remotes");
+    std::fs::create_dir_all(&remotes).unwrap();
+    remotes
+}
+
+/// Two agents that have published, and a reader that has seen it.
+async fn two_agents(pki: &Pki, etcd: &Etcd, folder: &Path) -> (Agent, Agent, Reader) {
+    let one = Agent::start(etcd, pki, 1, folder, |_| {});
+    let two = Agent::start(etcd, pki, 2, folder, |_| {});
+    let identities = tokio::join!(one.publish(&["n1", "n2"]), two.publish(&["n1", "n2"]));
+    assert_eq!(identities.0, identities.1, "equal labels, one number");
+    etcd.write_file(pki, "remote", &remotes(folder).join("a.yaml"));
+    let reader = Reader::start(folder, "b", 2, |_| {});
+    reader.ready("a").await;
+    (one, two, reader)
+}
+
+async fn raw(etcd: &Etcd, pki: &Pki, prefix: &str) -> Vec<(String, i64, i64)> {
+    let options = etcd_client::GetOptions::new().with_prefix();
+    let client = etcd.client(pki, "root").await;
+    let found = client.kv_client().get(prefix, Some(options)).await.unwrap();
+    let of = |kv: &etcd_client::KeyValue| (kv.key_str().unwrap().to_owned(), kv.lease(), kv.mod_revision());
+    found.kvs().iter().map(of).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_published_is_followed_and_removal_drains() {
+    let (pki, folder) = (Pki::new(), tempfile::tempdir().unwrap());
+    let etcd = Etcd::start(&pki, "a").await;
+    let (one, two, reader) = two_agents(&pki, &etcd, folder.path()).await;
+    let view = reader.seen.view("a");
+    assert_eq!(view.names(Kind::Nodes), ["n1", "n2"]);
+    assert_eq!(view.count(Kind::Ips), 4);
+    assert_eq!((view.count(Kind::Identities), view.names(Kind::Services)), (1, vec!["shop/web"]));
+    assert_eq!(view.deletes, 0);
+    let status = reader.status("a").await;
+    assert_eq!(status.config.cluster_id, Some(1));
+    assert!(status.config.sync_canaries && status.rejected.total() == 0, "{status:?}");
+    assert!(status.certificate_expires_unix_secs.is_some());
+    // One pod goes; one bad entry costs only itself.
+    two.handle.set_node([]);
+    let mut client = etcd.client(&pki, "admin-a").await;
+    client.put("cilium/state/ip/v1/default/10.9.9.9", r#"{"IP":"10.9.9.8","ID":65800}"#, None).await.unwrap();
+    until("the removal", async || reader.seen.view("a").names(Kind::Nodes) == ["n1"]).await;
+    until("the refusal", async || reader.status("a").await.rejected.total() == 1).await;
+    assert_eq!(reader.seen.view("a").count(Kind::Ips), 2);
+    // The file goes: everything goes.
+    std::fs::remove_file(folder.path().join("remotes/a.yaml")).unwrap();
+    until("the drain", async || reader.seen.view("a").gone).await;
+    assert!(reader.seen.view("a").records.is_empty());
+    tokio::join!(one.stop(), two.stop(), reader.stop());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_shown_before_all_nodes_have_published() {
+    let (pki, folder) = (Pki::new(), tempfile::tempdir().unwrap());
+    let etcd = Etcd::start(&pki, "a").await;
+    let one = Agent::start(&etcd, &pki, 1, folder.path(), |_| {});
+    one.publish(&["n1", "n2"]).await;
+    etcd.write_file(&pki, "remote", &remotes(folder.path()).join("a.yaml"));
+    let reader = Reader::start(folder.path(), "b", 2, |_| {});
+    let mut published = one.handle.status();
+    published.wait_for(|status| status.published && status.leader).await.unwrap();
+    until("the configuration", async || reader.status("a").await.config.retrieved).await;
+    assert!(raw(&etcd, &pki, "cilium/synced/a/").await.is_empty(), "no canary before the second node");
+    assert_eq!((reader.seen.view("a").records.len(), reader.status("a").await.ready), (0, false));
+    let two = Agent::start(&etcd, &pki, 2, folder.path(), |_| {});
+    two.publish(&["n1", "n2"]).await;
+    reader.ready("a").await;
+    assert_eq!(reader.seen.view("a").names(Kind::Nodes), ["n1", "n2"]);
+    tokio::join!(one.stop(), two.stop(), reader.stop());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn canaries_come_after_the_wait_when_a_node_is_dead() {
+    let (pki, folder) = (Pki::new(), tempfile::tempdir().unwrap());
+    let etcd = Etcd::start(&pki, "a").await;
+    let one =
+        Agent::start(&etcd, &pki, 1, folder.path(), |config| config.canary_wait = Duration::from_secs(3));
+    one.publish(&["n1", "never"]).await;
+    one.handle.status().wait_for(|status| status.canaries).await.unwrap();
+    assert_eq!(raw(&etcd, &pki, "cilium/synced/a/").await.len(), 4);
+    one.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_of_etcd_deletes_nothing_and_ends_as_a_diff() {
+    let (pki, folder) = (Pki::new(), tempfile::tempdir().unwrap());
+    let mut etcd = Etcd::start(&pki, "a").await;
+    let (one, two, reader) = two_agents(&pki, &etcd, folder.path()).await;
+    let before = reader.seen.view("a");
+    etcd.stop();
+    until("the loss to be seen", async || !reader.status("a").await.connected).await;
+    let status = reader.status("a").await;
+    assert!(status.stale_secs.is_some() && status.last_failure.is_some(), "{status:?}");
+    assert_eq!(reader.seen.view("a").state, Some(SourceState::Stale));
+    // Known label sets resolve while etcd is down; unknown ones fail with the reason.
+    let web = one.handle.identities().allocate(&labels("web")).await.unwrap();
+    assert_eq!(Some(web), one.handle.identities().lookup(&labels("web")));
+    let error = one.handle.identities().allocate(&labels("new")).await.unwrap_err();
+    assert!(matches!(&error, MeshError::Unknown { .. }), "{error}");
+    two.handle.set_node([]);
+    etcd.restart(&pki).await;
+    until("the diff", async || reader.seen.view("a").names(Kind::Nodes) == ["n1"]).await;
+    let after = reader.seen.view("a");
+    assert_eq!((after.upserts, after.deletes), (before.upserts, 3), "only the node and its two addresses go");
+    one.handle.identities().allocate(&labels("new")).await.unwrap();
+    tokio::join!(one.stop(), two.stop(), reader.stop());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wiped_etcd_deletes_nothing_and_is_filled_again() {
+    let (pki, folder) = (Pki::new(), tempfile::tempdir().unwrap());
+    let mut etcd = Etcd::start(&pki, "a").await;
+    let (one, two, reader) = two_agents(&pki, &etcd, folder.path()).await;
+    let before = reader.seen.view("a");
+    etcd.wipe(&pki).await;
+    until("the canaries", async || raw(&etcd, &pki, "cilium/synced/a/").await.len() == 4).await;
+    until("the loss to be seen", async || reader.status("a").await.reconnections > 0).await;
+    reader.ready("a").await;
+    let after = reader.seen.view("a");
+    assert_eq!((after.upserts, after.deletes), (before.upserts, 0), "nothing changed for readers");
+    assert_eq!(after.records, before.records);
+    assert_eq!(raw(&etcd, &pki, "cilium/state/identities/v1/id/").await.len(), 1);
+    assert_eq!(raw(&etcd, &pki, "tombolo/lb/").await.len(), 1);
+    tokio::join!(one.stop(), two.stop(), reader.stop());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn compaction_while_following_loses_nothing() {
+    let (pki, folder) = (Pki::new(), tempfile::tempdir().unwrap());
+    let mut etcd = Etcd::start(&pki, "a").await;
+    let (one, two, reader) = two_agents(&pki, &etcd, folder.path()).await;
+    let mut client = etcd.client(&pki, "root").await;
+    for round in 0..40 {
+        client.put("tombolo/noise", format!("{round}"), None).await.unwrap();
+    }
+    let revision = client.get("tombolo/noise", None).await.unwrap().header().unwrap().revision();
+    client.compact(revision, None).await.unwrap();
+    two.handle.set_node([]);
+    until("the change", async || reader.seen.view("a").names(Kind::Nodes) == ["n1"]).await;
+    etcd.restart(&pki).await;
+    two.publish(&["n1", "n2"]).await;
+    until("the other change", async || reader.seen.view("a").names(Kind::Nodes) == ["n1", "n2"]).await;
+    tokio::join!(one.stop(), two.stop(), reader.stop());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restarted_agent_resumes_its_leases_and_rewrites_nothing() {
+    let (pki, folder) = (Pki::new(), tempfile::tempdir().unwrap());
+    let etcd = Etcd::start(&pki, "a").await;
+    let one = Agent::start(&etcd, &pki, 1, folder.path(), |_| {});
+    let identity = one.publish(&["n1"]).await;
+    one.handle.status().wait_for(|status| status.canaries).await.unwrap();
+    let before = raw(&etcd, &pki, "cilium/state/").await;
+    one.stop().await;
+    let one = Agent::start(&etcd, &pki, 1, folder.path(), |_| {});
+    assert_eq!(one.publish(&["n1"]).await, identity);
+    one.handle.status().wait_for(|status| status.published && status.canaries).await.unwrap();
+    assert_eq!(raw(&etcd, &pki, "cilium/state/").await, before, "same leases, same revisions");
+    // The pod's removal while the agent was away is found by its lease.
+    let leftover = raw(&etcd, &pki, "cilium/state/ip/v1/default/10.1.1.2").await;
+    assert_eq!(leftover.len(), 1);
+    one.handle.set_node([]);
+    until("the prune", async || raw(&etcd, &pki, "cilium/state/ip/").await.is_empty()).await;
+    one.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leftovers_of_dead_agents_are_swept_before_the_canaries() {
+    let (pki, folder) = (Pki::new(), tempfile::tempdir().unwrap());
+    let etcd = Etcd::start(&pki, "a").await;
+    let mut client = etcd.client(&pki, "admin-a").await;
+    let dead = "cilium/state/ip/v1/default/10.1.7.7";
+    let lease = client.lease_grant(900, None).await.unwrap().id();
+    let leased = etcd_client::PutOptions::new().with_lease(lease);
+    client.put(dead, r#"{"IP":"10.1.7.7","ID":65800}"#, Some(leased)).await.unwrap();
+    client.put("cilium/state/nodes/v1/a/dead", "{}", None).await.unwrap();
+    let one = Agent::start(&etcd, &pki, 1, folder.path(), |_| {});
+    one.publish(&["n1"]).await;
+    one.handle.status().wait_for(|status| status.canaries).await.unwrap();
+    assert!(raw(&etcd, &pki, dead).await.is_empty());
+    let nodes = raw(&etcd, &pki, "cilium/state/nodes/").await;
+    assert_eq!(
+        nodes.iter().map(|(key, ..)| key.as_str()).collect::<Vec<_>>(),
+        ["cilium/state/nodes/v1/a/n1"]
+    );
+    assert_eq!(one.handle.status().borrow().swept, 2);
+    one.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn eight_allocators_race_without_duplicates() {
+    let (pki, folder) = (Pki::new(), tempfile::tempdir().unwrap());
+    let etcd = Etcd::start(&pki, "a").await;
+    let agents: Vec<Agent> = (1..=8).map(|n| Agent::start(&etcd, &pki, n, folder.path(), |_| {})).collect();
+    for agent in &agents {
+        agent.handle.status().wait_for(|status| status.connected).await.unwrap();
+    }
+    let mut tasks = tokio::task::JoinSet::new();
+    for agent in &agents {
+        for set in 0..12 {
+            let (identities, number) = (agent.handle.identities().clone(), agent.number);
+            tasks.spawn(async move {
+                // Every agent asks for all shared sets, in another order, and for some of its own.
+                let shared = (set + u32::from(number)) % 12;
+                let app = format!("shared-{shared}");
+                let own = format!("own-{number}-{set}");
+                let one = identities.allocate(&labels(&app)).await.unwrap();
+                let two = identities.allocate(&labels(&own)).await.unwrap();
+                [(app, one), (own, two)]
+            });
+        }
+    }
+    let mut numbers = std::collections::BTreeMap::new();
+    while let Some(done) = tasks.join_next().await {
+        for (app, id) in done.unwrap() {
+            let before = numbers.insert(app.clone(), id);
+            assert!(before.is_none_or(|before| before == id), "{app} has two numbers");
+        }
+    }
+    assert_eq!(numbers.len(), 12 + 8 * 12);
+    let distinct: BTreeSet<IdentityId> = numbers.values().copied().collect();
+    assert_eq!(distinct.len(), numbers.len(), "one number for two sets");
+    assert!(distinct.iter().all(|id| (65536 + 256..131072).contains(&id.0)));
+    assert_eq!(raw(&etcd, &pki, "cilium/state/identities/v1/id/").await.len(), numbers.len());
+    assert!(raw(&etcd, &pki, "cilium/state/identities/v1/locks/").await.is_empty(), "no lock left");
+    for agent in agents {
+        agent.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_agent_is_elected_when_the_leader_goes() {
+    let (pki, folder) = (Pki::new(), tempfile::tempdir().unwrap());
+    let etcd = Etcd::start(&pki, "a").await;
+    let short = |config: &mut PublisherConfig| config.election_ttl = Duration::from_secs(3);
+    let one = Agent::start(&etcd, &pki, 1, folder.path(), short);
+    one.handle.leader().wait_for(|leads| *leads).await.unwrap();
+    let two = Agent::start(&etcd, &pki, 2, folder.path(), short);
+    tokio::join!(one.publish(&["n1", "n2"]), two.publish(&["n1", "n2"]));
+    one.handle.status().wait_for(|status| status.canaries).await.unwrap();
+    assert!(!two.handle.status().borrow().leader);
+    let config = raw(&etcd, &pki, "cilium/cluster-config/a").await;
+    one.stop().await;
+    two.handle.status().wait_for(|status| status.canaries).await.unwrap();
+    let taken = raw(&etcd, &pki, "cilium/cluster-config/a").await;
+    assert_ne!(config[0].1, taken[0].1, "the configuration hangs on the new leader's lease");
+    two.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_other_nodes_of_the_own_cluster_are_followed_too() {
+    let (pki, folder) = (Pki::new(), tempfile::tempdir().unwrap());
+    let etcd = Etcd::start(&pki, "a").await;
+    let one = Agent::start(&etcd, &pki, 1, folder.path(), |_| {});
+    one.publish(&["n1", "never"]).await;
+    let own = etcd.config(&pki, "admin-a");
+    let reader = Reader::start(folder.path(), "a", 1, |config| config.own = Some(own));
+    // Before the canaries: what is there is used at once, only nothing is deleted.
+    until("the node", async || reader.seen.view("a").names(Kind::Nodes) == ["n1"]).await;
+    until("the assignment", async || reader.seen.view("a").names(Kind::Assignments) == ["shop/web"]).await;
+    assert!(!reader.seen.is_initialized("a"));
+    one.handle.set_nodes([Arc::from("n1")]);
+    reader.ready("a").await;
+    assert_eq!(reader.seen.view("a").count(Kind::Services), 0, "own services come from the manifests");
+    tokio::join!(one.stop(), reader.stop());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restarted_reader_starts_with_what_it_knew_and_broken_files_cost_only_themselves() {
+    let (pki, folder) = (Pki::new(), tempfile::tempdir().unwrap());
+    let mut etcd = Etcd::start(&pki, "a").await;
+    let (one, two, reader) = two_agents(&pki, &etcd, folder.path()).await;
+    let before = reader.seen.view("a");
+    reader.stop().await;
+    etcd.stop();
+    std::fs::write(folder.path().join("remotes/c.yaml"), "endpoints: [http://192.0.2.1:1]\n").unwrap();
+    let reader = Reader::start(folder.path(), "b", 2, |_| {});
+    until("the snapshot", async || reader.seen.view("a").records == before.records).await;
+    assert_eq!(reader.seen.view("a").state, Some(SourceState::Stale));
+    assert!(reader.status("c").await.status.contains("plaintext"));
+    etcd.restart(&pki).await;
+    reader.ready("a").await;
+    assert_eq!(reader.seen.view("a").deletes, 0);
+    tokio::join!(one.stop(), two.stop(), reader.stop());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_user_without_rights_and_a_stranger_are_told_what_to_do() {
+    let (pki, folder) = (Pki::new(), tempfile::tempdir().unwrap());
+    let etcd = Etcd::start(&pki, "a").await;
+    etcd.write_file(&pki, "nobody", &remotes(folder.path()).join("a.yaml"));
+    let reader = Reader::start(folder.path(), "b", 2, |_| {});
+    until("the refusal", async || reader.status("a").await.last_failure.is_some()).await;
+    let text = reader.status("a").await.last_failure.unwrap().text;
+    assert!(text.contains("denied") && text.contains("role"), "{text}");
+    let other = Pki::new();
+    etcd.write_file(&other, "remote", &folder.path().join("remotes/a.yaml"));
+    until("the TLS failure", async || {
+        let failure = reader.status("a").await.last_failure;
+        failure.is_some_and(|failure| failure.text.contains("certificate"))
+    })
+    .await;
+    reader.stop().await;
+}

@@ -1,0 +1,213 @@
+//! A real etcd with mutual TLS and roles on a random loopback port, restarted, wiped and compacted at will.
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+pub(crate) mod recorder;
+
+use etcd_client::{
+    Certificate, Client, ConnectOptions, Identity, Permission, PermissionType, RoleAddResponse, TlsOptions,
+};
+use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use tombolo_clustermesh::etcd::EtcdConfig;
+
+/// Certificates of one mesh, in a folder.
+pub(crate) struct Pki {
+    folder: tempfile::TempDir,
+    ca: Issuer<'static, KeyPair>,
+}
+
+impl Pki {
+    pub(crate) fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name.push(DnType::CommonName, "mesh test CA");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&key).unwrap();
+        std::fs::write(folder.path().join("ca.crt"), certificate.pem()).unwrap();
+        let pki = Self { folder, ca: Issuer::new(params, key) };
+        pki.issue("server", &["localhost", "127.0.0.1"]);
+        for user in ["root", "admin-a", "admin-b", "remote", "local-a", "nobody"] {
+            pki.issue(user, &[]);
+        }
+        pki
+    }
+
+    pub(crate) fn issue(&self, name: &str, alternatives: &[&str]) {
+        let names: Vec<String> = alternatives.iter().map(|name| (*name).to_owned()).collect();
+        let mut params = CertificateParams::new(names).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.ca).unwrap();
+        std::fs::write(self.path(&format!("{name}.crt")), certificate.pem()).unwrap();
+        std::fs::write(self.path(&format!("{name}.key")), key.serialize_pem()).unwrap();
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+}
+
+/// One etcd process; killed and waited for when dropped.
+pub(crate) struct Etcd {
+    process: Option<Child>,
+    folder: tempfile::TempDir,
+    pub(crate) port: u16,
+    peer_port: u16,
+    ca: PathBuf,
+    certificate: PathBuf,
+    key: PathBuf,
+    cluster: String,
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+impl Etcd {
+    /// A started etcd of cluster `a` or `b` with the users and roles of a Cilium mesh.
+    pub(crate) async fn start(pki: &Pki, cluster: &str) -> Self {
+        let mut etcd = Self {
+            process: None,
+            folder: tempfile::tempdir().unwrap(),
+            port: free_port(),
+            peer_port: free_port(),
+            ca: pki.path("ca.crt"),
+            certificate: pki.path("server.crt"),
+            key: pki.path("server.key"),
+            cluster: cluster.to_owned(),
+        };
+        etcd.spawn();
+        etcd.grant(pki).await;
+        etcd
+    }
+
+    fn spawn(&mut self) {
+        let (client, peer) =
+            (format!("https://127.0.0.1:{}", self.port), format!("http://127.0.0.1:{}", self.peer_port));
+        let log = std::fs::File::create(self.folder.path().join("log")).unwrap();
+        let process = Command::new("etcd")
+            .args(["--name", "test", "--logger", "zap", "--log-level", "warn", "--client-cert-auth"])
+            .arg("--data-dir")
+            .arg(self.folder.path().join("data"))
+            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .args(["--initial-cluster", &format!("test={peer}")])
+            .arg("--trusted-ca-file")
+            .arg(&self.ca)
+            .arg("--cert-file")
+            .arg(&self.certificate)
+            .arg("--key-file")
+            .arg(&self.key)
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .expect("etcd must be installed (apt-get install etcd-server)");
+        self.process = Some(process);
+    }
+
+    pub(crate) fn stop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill().unwrap();
+            process.wait().unwrap();
+        }
+    }
+
+    pub(crate) async fn restart(&mut self, pki: &Pki) {
+        self.stop();
+        self.spawn();
+        let mut client = self.client(pki, "root").await;
+        until("etcd to answer", async || client.get("x", None).await.is_ok()).await;
+    }
+
+    /// Stops it, empties it, and starts it again with its users.
+    pub(crate) async fn wipe(&mut self, pki: &Pki) {
+        self.stop();
+        std::fs::remove_dir_all(self.folder.path().join("data")).unwrap();
+        self.spawn();
+        self.grant(pki).await;
+    }
+
+    pub(crate) fn config(&self, pki: &Pki, user: &str) -> EtcdConfig {
+        EtcdConfig {
+            endpoints: vec![format!("https://127.0.0.1:{}", self.port)],
+            trusted_ca_file: Some(pki.path("ca.crt")),
+            cert_file: Some(pki.path(&format!("{user}.crt"))),
+            key_file: Some(pki.path(&format!("{user}.key"))),
+        }
+    }
+
+    /// Writes the remote file for readers.
+    pub(crate) fn write_file(&self, pki: &Pki, user: &str, file: &Path) {
+        let text = format!(
+            "endpoints:\n- https://127.0.0.1:{}\ntrusted-ca-file: {}\ncert-file: {}\nkey-file: {}\n",
+            self.port,
+            pki.path("ca.crt").display(),
+            pki.path(&format!("{user}.crt")).display(),
+            pki.path(&format!("{user}.key")).display(),
+        );
+        std::fs::write(file, text).unwrap();
+    }
+
+    pub(crate) async fn client(&self, pki: &Pki, user: &str) -> Client {
+        let pem = |name: String| std::fs::read(pki.path(&name)).unwrap();
+        let tls = TlsOptions::new()
+            .ca_certificate(Certificate::from_pem(pem("ca.crt".to_owned())))
+            .identity(Identity::from_pem(pem(format!("{user}.crt")), pem(format!("{user}.key"))));
+        let options = ConnectOptions::new().with_tls(tls).with_connect_timeout(Duration::from_secs(2));
+        Client::connect([format!("https://127.0.0.1:{}", self.port)], Some(options)).await.unwrap()
+    }
+
+    /// Users and roles as the Cilium chart makes them, authentication switched on last.
+    async fn grant(&self, pki: &Pki) {
+        let mut client = self.client(pki, "root").await;
+        until("etcd to answer", async || client.status().await.is_ok()).await;
+        let admin = format!("admin-{}", self.cluster);
+        for user in ["root", &admin] {
+            let options = etcd_client::UserAddOptions::new().with_no_pwd();
+            client.user_add(user, "", Some(options)).await.unwrap();
+        }
+        let _: RoleAddResponse = client.role_add("root").await.unwrap();
+        for user in ["root", &admin] {
+            client.user_grant_role(user, "root").await.unwrap();
+        }
+        let prefix = |name: &str| Permission::read(name).with_prefix();
+        let own = self.cluster.as_str();
+        let remote = vec![
+            prefix("cilium/.heartbeat"),
+            prefix("cilium/state/"),
+            Permission::new(PermissionType::Read, format!("cilium/cluster-config/{own}")),
+            prefix(&format!("cilium/synced/{own}/")),
+        ];
+        let options = etcd_client::UserAddOptions::new().with_no_pwd();
+        client.user_add("remote", "", Some(options)).await.unwrap();
+        client.role_add("remote").await.unwrap();
+        for permission in remote {
+            client.role_grant_permission("remote", permission).await.unwrap();
+        }
+        client.user_grant_role("remote", "remote").await.unwrap();
+        client.auth_enable().await.unwrap();
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Polls a condition that no event announces (another process's state); fails after 60 s.
+pub(crate) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let start = Instant::now();
+    while !holds().await {
+        assert!(start.elapsed() < Duration::from_secs(60), "waited 60 s in vain for {what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
