@@ -1,6 +1,8 @@
 //! Addresses of interfaces.
 
+use std::io;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
@@ -8,8 +10,11 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::libc;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 
-use crate::Error;
-use crate::connection::Netlink;
+use crate::connection::{Netlink, Refusal};
+use crate::{Change, Error, Route, RouteFilter, TABLE_LOCAL, Watch};
+
+/// How long the kernel may take from accepting an IPv6 address to delivering to it.
+const LOCAL_ROUTE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An address of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,11 +39,43 @@ pub struct AddressOptions {
 }
 
 impl Netlink {
-    /// Adds an address. One that is there with the same prefix length is fine.
+    /// Adds an address. One that is there with the same prefix length is fine. An IPv6 address without duplicate address
+    /// detection on an interface that is up is in use when this returns: the kernel answers before it delivers packets to
+    /// it (a worker puts the local route in), so the route is awaited.
     ///
     /// # Errors
     /// [`Error::Conflict`] when it is there with another prefix length, else [`Error::Kernel`].
     pub async fn add_address(&self, link: u32, address: IpNet, options: AddressOptions) -> Result<(), Error> {
+        if !(options.no_dad && address.addr().is_ipv6()) {
+            return self.request_address(link, address, options).await;
+        }
+        let mut routes = self.changes(Watch { routes: true, ..Watch::default() })?;
+        self.request_address(link, address, options).await?;
+        if self.find_link_by_index(link).await?.is_none_or(|link| !link.up) {
+            return Ok(());
+        }
+        let host = IpNet::from(address.addr());
+        let is_local = |route: &Route| route.table == TABLE_LOCAL && route.destination == host;
+        let filter = RouteFilter { table: Some(TABLE_LOCAL), ..RouteFilter::default() };
+        let awaited = async {
+            let mut there = self.routes(filter).await?.iter().any(is_local);
+            while !there {
+                there = match routes.next().await {
+                    Some(Change::Route(route)) => is_local(&route),
+                    Some(Change::Lost) => self.routes(filter).await?.iter().any(is_local),
+                    Some(_) => false,
+                    None => return Err(Refusal::Closed.on("await the local route of", address.to_string())),
+                };
+            }
+            Ok(())
+        };
+        tokio::time::timeout(LOCAL_ROUTE_TIMEOUT, awaited).await.unwrap_or_else(|_| {
+            let late = io::Error::new(io::ErrorKind::TimedOut, "the kernel does not put it in");
+            Err(Refusal::Errno(late).on("await the local route of", address.to_string()))
+        })
+    }
+
+    async fn request_address(&self, link: u32, address: IpNet, options: AddressOptions) -> Result<(), Error> {
         const WHAT: &str = "add the address";
         let mut message = message(link, address);
         let mut flags = AddressFlags::empty();

@@ -431,3 +431,22 @@ async fn futures_poll_once<F: Future>(future: F) -> Option<F::Output> {
     })
     .await
 }
+
+/// The kernel accepts an IPv6 address before it delivers to it: the first packet would be lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_is_delivered_to_when_the_call_returns() {
+    for _ in 0..20 {
+        let ((a_ns, a, left), (b_ns, b, right)) = pair().await;
+        let options = AddressOptions { no_dad: true, no_prefix_route: true };
+        let (near, far) = (ip("2001:db8:9::1"), ip("2001:db8:9::2"));
+        for (netlink, link, own, other) in [(&a, left, near, far), (&b, right, far, near)] {
+            netlink.replace_route(&Route::unicast(other.into(), vec![NextHop::link(link)])).await.unwrap();
+            netlink.add_address(link, own.into(), options).await.unwrap();
+        }
+        let receiver = b_ns.run(|| UdpSocket::bind((far, 7000)).unwrap()).unwrap();
+        receiver.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let sender = a_ns.run(|| UdpSocket::bind((near, 0)).unwrap()).unwrap();
+        sender.send_to(b"first", (far, 7000)).unwrap();
+        assert_eq!(receiver.recv(&mut [0; 16]).unwrap(), 5);
+    }
+}
