@@ -19,23 +19,11 @@ INLINE void count(struct tb_pkt *p, __u32 bytes)
 	m->bytes += bytes;
 }
 
-GLOBAL int tb_emit(struct __sk_buff *skb, __u32 type)
+/* A function of its own so that the event's layout is in the BTF, where the loader compares it. */
+static __attribute__((noinline)) int fill_event(struct __sk_buff *skb, struct tb_pkt *p, struct tb_event *e, __u32 type)
 {
-	struct tb_pkt *p = tb_pkt();
-	struct tb_event *e;
 	__u16 flags = 0;
 
-	if (!p)
-		return 0;
-	e = bpf_ringbuf_reserve(&tb_events, sizeof(*e), 0);
-	if (!e) {
-		__u32 zero = 0;
-		__u64 *lost = bpf_map_lookup_elem(&tb_lost, &zero);
-
-		if (lost)
-			*lost += 1;
-		return 0;
-	}
 	flags |= p->reply ? TB_EVF_REPLY : 0;
 	flags |= p->fresh ? TB_EVF_NEW : 0;
 	flags |= p->encrypted ? TB_EVF_ENCRYPTED : 0;
@@ -69,6 +57,26 @@ GLOBAL int tb_emit(struct __sk_buff *skb, __u32 type)
 	e->icmp_code = p->icmp_code;
 	e->pad0 = 0;
 	e->cookie = p->cookie;
+	return 0;
+}
+
+GLOBAL int tb_emit(struct __sk_buff *skb, __u32 type)
+{
+	struct tb_pkt *p = tb_pkt();
+	struct tb_event *e;
+
+	if (!p)
+		return 0;
+	e = bpf_ringbuf_reserve(&tb_events, sizeof(*e), 0);
+	if (!e) {
+		__u32 zero = 0;
+		__u64 *lost = bpf_map_lookup_elem(&tb_lost, &zero);
+
+		if (lost)
+			*lost += 1;
+		return 0;
+	}
+	fill_event(skb, p, e, type);
 	bpf_ringbuf_submit(e, 0);
 	return 0;
 }

@@ -1,4 +1,4 @@
-//! The Rust side of `bpf/abi.h`: same layout, asserted here and compared with the object's BTF in the tests.
+//! The Rust side of `bpf/abi.h`: same layout, asserted here and compared with the object's BTF by [`crate::layout`].
 //!
 //! Nothing of this module leaves the crate; the rows of [`crate::rows`] do.
 #![allow(unsafe_code, reason = "aya::Pod is an unsafe marker")]
@@ -104,7 +104,6 @@ macro_rules! abi {
             unsafe impl aya::Pod for $name {}
         )*
         /// C name, size and (field, offset) of every struct of the ABI.
-        #[cfg(test)]
         pub(crate) const LAYOUTS: &[(&str, usize, &[(&str, usize)])] = &[
             $((stringify!($name), $size, &[$((stringify!($field), $offset)),*])),*
         ];

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/datapath.o"));
+pub(crate) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/datapath.o"));
 
 /// How many entries each map holds. The defaults suit a lab node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -144,6 +144,7 @@ impl Datapath {
     /// # Errors
     /// No bpffs, no rights, or a kernel that refuses the programs.
     pub fn open(config: &DatapathConfig) -> Result<Self, DatapathError> {
+        crate::layout::verify(OBJECT)?;
         let directory = config.bpffs.join("tombolo").join(format!("v{}", abi::SCHEMA));
         let links = directory.join("links");
         fs::create_dir_all(&links).map_err(|source| DatapathError::BpfFs {

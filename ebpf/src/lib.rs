@@ -32,6 +32,7 @@ mod datapath;
 mod error;
 mod events;
 mod hash;
+mod layout;
 mod maglev;
 mod policies;
 mod rows;

@@ -108,6 +108,36 @@ fn add_pod(datapath: &Datapath, node: u8, number: u8, identity: u32, attach_mtu:
     Pod { space, ifindex }
 }
 
+/// Two echo requests from the thread's namespace; the kernel's ping socket matches the answers.
+fn ping_from_here(to: &str) -> bool {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
+    sh("sysctl -qw net.ipv4.ping_group_range='0 0'");
+    let to = ip(to);
+    let (family, protocol, request) = match to.is_ipv4() {
+        true => (AddressFamily::Inet, SockProtocol::Icmp, 8),
+        false => (AddressFamily::Inet6, SockProtocol::IcmpV6, 128),
+    };
+    let fd = socket(family, SockType::Datagram, SockFlag::empty(), protocol).unwrap();
+    let socket = std::net::UdpSocket::from(fd);
+    socket.set_read_timeout(Some(std::time::Duration::from_secs(2))).unwrap();
+    socket.connect((to, 0)).unwrap();
+    (0..2_u8).all(|sequence| {
+        let mut message = [0_u8; 64];
+        message[0] = request;
+        message[7] = sequence;
+        let mut answer = [0_u8; 64];
+        socket.send(&message).is_ok() && socket.recv(&mut answer).is_ok() && answer[7] == sequence
+    })
+}
+
+/// What the namespace has learned about the path to `to` after sending `size` bytes of UDP in one packet.
+fn learned_mtu(space: &Space, to: &str, size: usize) -> String {
+    let any = if ip(to).is_ipv4() { "0.0.0.0" } else { "::" };
+    let socket = space.inside(|| std::net::UdpSocket::bind((ip(any), 0))).unwrap();
+    socket.send_to(&vec![0; size], (ip(to), 9)).unwrap();
+    space.try_sh(&format!("ip route get {to}")).unwrap()
+}
+
 /// Sends `payload` by TCP and UDP from `client` to an echo in `server`; returns what came back and the peers seen.
 fn converse(client: &Space, server: &Space, listen: (&str, u16), dial: (&str, u16)) {
     use std::io::{Read, Write};
@@ -192,10 +222,9 @@ fn one_node(attach: Attach) {
     let b = add_pod(&datapath, 1, 3, ID_B, 1500);
     let home = Space::inside_of_here();
     for f in FAMILIES {
-        let v = if f == 0 { "-4" } else { "-6" };
-        a.space.sh(&format!("ping {v} -c 2 -i 0.2 -W 2 {}", POD_B[f]));
-        sh(&format!("ping {v} -c 1 -W 2 {}", POD_A[f]));
-        a.space.sh(&format!("ping {v} -c 1 -W 2 {}", GATEWAY[f]));
+        assert!(a.space.inside(|| ping_from_here(POD_B[f])), "pod to pod");
+        assert!(ping_from_here(POD_A[f]), "node to pod");
+        assert!(a.space.inside(|| ping_from_here(GATEWAY[f])), "pod to node");
         converse(&a.space, &b.space, (POD_B[f], 80), (POD_B[f], 80));
         let backend = Backend { ip: ip(POD_B[f]), port: 8080, protocol: 6 };
         for protocol in [6, 17] {
@@ -210,7 +239,7 @@ fn one_node(attach: Attach) {
     }
     assert_eq!(drops(&datapath), vec![], "nothing was dropped");
     datapath.delete_interface(b.ifindex).unwrap();
-    assert!(a.space.try_sh(&format!("ping -c 1 -W 1 {}", POD_B[0])).is_err(), "fail closed");
+    assert!(!a.space.inside(|| ping_from_here(POD_B[0])), "fail closed");
     assert!(drops(&datapath).iter().any(|(reason, _)| *reason == 203));
     drop(home);
     nix::mount::umount2(bpffs.path(), nix::mount::MntFlags::MNT_DETACH).unwrap();
@@ -245,7 +274,7 @@ fn build_host(bpffs: &std::path::Path, node: u8, other: u8, path: NodePath, atta
     sh(&format!(
         "ip link set lo up; ip link set wire up
          ip addr add 172.20.0.{node}/24 dev wire; ip addr add fd00:20::{node}/64 dev wire nodad
-         ip link add vx type vxlan external dstport 8472; ip link set vx up mtu 1450
+         ip link add vx type vxlan external dstport 8472; ip link set vx up mtu 1450 arp off
          ip link set vx addrgenmode none"
     ));
     let routes = match path {
@@ -297,19 +326,15 @@ fn two_nodes(path: NodePath, attach: Attach) {
     let far_host = ["10.1.2.1", "fd00:10:1:2::1"];
     for f in FAMILIES {
         let v = if f == 0 { "-4" } else { "-6" };
-        one.pod.space.sh(&format!("ping {v} -c 2 -i 0.2 -W 2 {}", far[f]));
-        sh(&format!("ping {v} -c 1 -W 2 {}", far[f]));
-        one.pod.space.sh(&format!("ping {v} -c 1 -W 2 {}", far_host[f]));
-        converse(&one.pod.space, &two.pod.space, (far[f], 80), (far[f], 80));
+        assert!(one.pod.space.inside(|| ping_from_here(far[f])), "pod to pod of the other node");
+        assert!(ping_from_here(far[f]), "node to pod of the other node");
+        assert!(one.pod.space.inside(|| ping_from_here(far_host[f])), "pod to the other node");
         // The largest packet passes, one byte more is answered.
-        let (fits, over) = if f == 0 { (1422, 1423) } else { (1402, 1403) };
-        one.pod.space.sh(&format!("ping {v} -M do -s {fits} -c 1 -W 2 {}", far[f]));
-        let answer =
-            one.pod.space.try_sh(&format!("ping {v} -M do -s {over} -c 1 -W 2 {}", far[f])).unwrap_err();
-        assert!(
-            answer.contains("mtu") || answer.contains("too big") || answer.contains("too long"),
-            "{answer}"
-        );
+        let fits = if f == 0 { 1422 } else { 1402 };
+        assert!(!learned_mtu(&one.pod.space, far[f], fits).contains("mtu"));
+        let learned = learned_mtu(&one.pod.space, far[f], fits + 1);
+        assert!(learned.contains("mtu 1450"), "{learned}");
+        converse(&one.pod.space, &two.pod.space, (far[f], 80), (far[f], 80));
         // LoadBalancer on the first node, backend on the second: asked from the second node's stack.
         for protocol in [6, 17] {
             let backend = Backend { ip: ip(far[f]), port: 8080, protocol };
