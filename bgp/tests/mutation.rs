@@ -1,5 +1,12 @@
 //! Damaged messages: no input may panic, hang, or make the codec say something that it cannot say again.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "all of this file is test code, helpers included"
+)]
+
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
