@@ -1,7 +1,6 @@
 //! Compiles `bpf/datapath.bpf.c` with clang and derives the table of drop sites from its `DROP(...)` lines.
 
 use std::env;
-use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -127,14 +126,10 @@ fn parse_call(call: &str) -> Option<(String, String, String)> {
 }
 
 fn render(sites: &[Site]) -> String {
-    let mut text = String::from("&[\n");
-    for Site { id, file, line, reason, why, remedy } in sites {
-        // Writing to a String cannot fail.
-        let _ = writeln!(
-            text,
-            "    Site {{ id: {id}, file: {file:?}, line: {line}, reason: {reason:?}, why: {why:?}, remedy: {remedy:?} }},"
-        );
-    }
-    text.push_str("]\n");
-    text
+    let rows = sites.iter().map(|Site { id, file, line, reason, why, remedy }| {
+        format!(
+            "    Site {{ id: {id}, file: {file:?}, line: {line}, reason: {reason:?}, why: {why:?}, remedy: {remedy:?} }},\n"
+        )
+    });
+    format!("&[\n{}]\n", rows.collect::<String>())
 }

@@ -1,21 +1,16 @@
 //! Opening the datapath: pinned maps, programs, hooks, and the plain rows.
 
-use crate::abi::{self, Addr};
+use crate::abi;
 use crate::attach::{Attach, Links, Side};
 use crate::error::DatapathError;
 use crate::events::EventReader;
 use crate::maglev::Slots as MaglevSlots;
-use crate::rows::{
-    Direction, Interface, LocalAddress, MapUsage, Metric, NodeConfig, NodeEntry, NodePath, PrefixEntry,
-    is_host_prefix,
-};
+use crate::rows::{Direction, MapUsage, Metric, NodeConfig};
 use crate::tables::Tables;
 use aya::maps::{MapData, MapInfo};
 use aya::programs::SchedClassifier;
 use aya::{Ebpf, EbpfLoader};
-use ipnet::IpNet;
 use std::fs;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -479,195 +474,4 @@ where
         cursor = batch.next;
     }
     Ok(all)
-}
-
-/// Endpoints, prefixes and nodes.
-impl Datapath {
-    /// Writes a pod's row, keyed by the host end's ifindex.
-    ///
-    /// # Errors
-    /// The map is full or cannot be written.
-    pub fn upsert_interface(&self, ifindex: u32, row: &Interface) -> Result<(), DatapathError> {
-        let row = abi::Iface {
-            flags: if row.ready { abi::IF_READY } else { 0 },
-            identity: row.identity,
-            policy_id: row.policy_id,
-            endpoint_id: row.endpoint_id,
-            addr4: row.v4.into(),
-            addr6: row.v6.into(),
-            mac: row.mac,
-            host_mac: row.host_mac,
-            ..abi::Iface::default()
-        };
-        self.tables.ifaces.upsert(ifindex, row)
-    }
-
-    /// Deletes a pod's row; its hook drops from then on.
-    ///
-    /// # Errors
-    /// The map cannot be written.
-    pub fn delete_interface(&self, ifindex: u32) -> Result<(), DatapathError> {
-        self.tables.ifaces.delete(ifindex)
-    }
-
-    /// All pods' rows.
-    ///
-    /// # Errors
-    /// The map cannot be read.
-    pub fn interfaces(&self) -> Result<Vec<(u32, Interface)>, DatapathError> {
-        let plain = |row: abi::Iface| Interface {
-            ready: row.flags & abi::IF_READY != 0,
-            identity: row.identity,
-            policy_id: row.policy_id,
-            endpoint_id: row.endpoint_id,
-            v4: row.addr4.v4(),
-            v6: row.addr6.v6(),
-            mac: row.mac,
-            host_mac: row.host_mac,
-        };
-        Ok(self.tables.ifaces.dump()?.into_iter().map(|(index, row)| (index, plain(row))).collect())
-    }
-
-    /// Says where a local address lives: a pod's address, or one of the node's own.
-    ///
-    /// # Errors
-    /// The map is full or cannot be written.
-    pub fn upsert_local_address(&self, ip: IpAddr, place: LocalAddress) -> Result<(), DatapathError> {
-        let row = match place {
-            LocalAddress::Pod(ifindex) => abi::Endpoint { ifindex, flags: 0 },
-            LocalAddress::Host => abi::Endpoint { ifindex: 0, flags: abi::EP_HOST },
-        };
-        self.tables.endpoints.upsert(Addr::from(ip), row)
-    }
-
-    /// Deletes a local address.
-    ///
-    /// # Errors
-    /// The map cannot be written.
-    pub fn delete_local_address(&self, ip: IpAddr) -> Result<(), DatapathError> {
-        self.tables.endpoints.delete(Addr::from(ip))
-    }
-
-    /// All local addresses.
-    ///
-    /// # Errors
-    /// The map cannot be read.
-    pub fn local_addresses(&self) -> Result<Vec<(IpAddr, LocalAddress)>, DatapathError> {
-        let place = |row: abi::Endpoint| match row.flags & abi::EP_HOST {
-            0 => LocalAddress::Pod(row.ifindex),
-            _ => LocalAddress::Host,
-        };
-        Ok(self.tables.endpoints.dump()?.into_iter().map(|(addr, row)| (addr.ip(), place(row))).collect())
-    }
-
-    /// Says what lies behind a prefix.
-    ///
-    /// # Errors
-    /// The map is full or cannot be written.
-    pub fn upsert_prefix(&self, prefix: IpNet, entry: &PrefixEntry) -> Result<(), DatapathError> {
-        let flag = |on: bool, bit: u32| if on { bit } else { 0 };
-        let row = abi::Prefix {
-            identity: entry.identity,
-            node: entry.node,
-            flags: flag(entry.encrypt, abi::PFX_ENCRYPT)
-                | flag(entry.remote_cluster, abi::PFX_REMOTE_CLUSTER)
-                | flag(entry.skip_tunnel, abi::PFX_SKIP_TUNNEL),
-        };
-        let addr = Addr::from(prefix.network());
-        if is_host_prefix(prefix) {
-            self.tables.hosts.upsert(addr, row)
-        } else {
-            self.tables.prefixes.upsert(trie_length(prefix), addr.0, row)
-        }
-    }
-
-    /// Forgets a prefix.
-    ///
-    /// # Errors
-    /// The map cannot be written.
-    pub fn delete_prefix(&self, prefix: IpNet) -> Result<(), DatapathError> {
-        let addr = Addr::from(prefix.network());
-        if is_host_prefix(prefix) {
-            self.tables.hosts.delete(addr)
-        } else {
-            self.tables.prefixes.delete(trie_length(prefix), addr.0)
-        }
-    }
-
-    /// All prefixes.
-    ///
-    /// # Errors
-    /// The map cannot be read.
-    pub fn prefixes(&self) -> Result<Vec<(IpNet, PrefixEntry)>, DatapathError> {
-        let plain = |row: abi::Prefix| PrefixEntry {
-            identity: row.identity,
-            node: row.node,
-            encrypt: row.flags & abi::PFX_ENCRYPT != 0,
-            remote_cluster: row.flags & abi::PFX_REMOTE_CLUSTER != 0,
-            skip_tunnel: row.flags & abi::PFX_SKIP_TUNNEL != 0,
-        };
-        let hosts = self.tables.hosts.dump()?.into_iter();
-        let mut all: Vec<(IpNet, PrefixEntry)> =
-            hosts.map(|(addr, row)| (IpNet::from(addr.ip()), plain(row))).collect();
-        for (length, addr, row) in self.tables.prefixes.dump()? {
-            all.extend(trie_prefix(length, addr).map(|prefix| (prefix, plain(row))));
-        }
-        Ok(all)
-    }
-
-    /// Says how a node is reached. Index 0 is this node and needs no row.
-    ///
-    /// # Errors
-    /// The map is full or cannot be written.
-    pub fn upsert_node(&self, index: u32, node: &NodeEntry) -> Result<(), DatapathError> {
-        let row = abi::Node {
-            tunnel: node.tunnel.map_or_else(Addr::default, Addr::from),
-            path: match node.path {
-                NodePath::Local => 0,
-                NodePath::Overlay => 1,
-                NodePath::Direct => 2,
-            },
-            flags: if node.encrypt { abi::NODE_ENCRYPT } else { 0 },
-            mtu: node.mtu,
-            pad0: 0,
-        };
-        self.tables.nodes.upsert(index, row)
-    }
-
-    /// Forgets a node.
-    ///
-    /// # Errors
-    /// The map cannot be written.
-    pub fn delete_node(&self, index: u32) -> Result<(), DatapathError> {
-        self.tables.nodes.delete(index)
-    }
-
-    /// All nodes.
-    ///
-    /// # Errors
-    /// The map cannot be read.
-    pub fn nodes(&self) -> Result<Vec<(u32, NodeEntry)>, DatapathError> {
-        let plain = |row: abi::Node| NodeEntry {
-            tunnel: row.tunnel.some_ip(),
-            path: match row.path {
-                1 => NodePath::Overlay,
-                2 => NodePath::Direct,
-                _ => NodePath::Local,
-            },
-            encrypt: row.flags & abi::NODE_ENCRYPT != 0,
-            mtu: row.mtu,
-        };
-        Ok(self.tables.nodes.dump()?.into_iter().map(|(index, row)| (index, plain(row))).collect())
-    }
-}
-
-fn trie_length(prefix: IpNet) -> u32 {
-    let length = u32::from(prefix.prefix_len());
-    if prefix.addr().is_ipv4() { length + 96 } else { length }
-}
-
-fn trie_prefix(length: u32, addr: [u8; 16]) -> Option<IpNet> {
-    let ip = Addr(addr).ip();
-    let length = if ip.is_ipv4() { length.checked_sub(96)? } else { length };
-    IpNet::new(ip, u8::try_from(length).ok()?).ok()
 }

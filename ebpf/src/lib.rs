@@ -34,6 +34,7 @@ mod events;
 mod hash;
 mod layout;
 mod maglev;
+mod places;
 mod policies;
 mod rows;
 mod services;

@@ -4,109 +4,9 @@
 #![allow(clippy::expect_used)]
 
 mod support;
-use std::fs::File;
-use std::process::Command;
+use support::space::*;
 use support::*;
 use tombolo_ebpf::*;
-
-/// A namespace kept by a sleeping process of ours; killed with the value.
-struct Space(std::process::Child);
-
-impl Space {
-    fn new() -> Self {
-        let child = Command::new("unshare").args(["--net", "sleep", "600"]).spawn().unwrap();
-        let own = std::fs::read_link("/proc/thread-self/ns/net").unwrap();
-        let theirs = format!("/proc/{}/ns/net", child.id());
-        // unshare(1) enters the namespace before it starts sleep; the link's change tells it has.
-        let limit = std::time::Instant::now() + std::time::Duration::from_secs(10);
-        while std::fs::read_link(&theirs).is_ok_and(|now| now == own) {
-            assert!(std::time::Instant::now() < limit, "unshare did not enter its namespace");
-            std::thread::yield_now();
-        }
-        Self(child)
-    }
-
-    fn pid(&self) -> u32 {
-        self.0.id()
-    }
-
-    fn sh(&self, command: &str) {
-        self.try_sh(command).unwrap_or_else(|text| panic!("{command}: {text}"));
-    }
-
-    fn try_sh(&self, command: &str) -> Result<String, String> {
-        let net = format!("--net=/proc/{}/ns/net", self.pid());
-        let out = Command::new("nsenter").args([&net, "sh", "-ec", command]).output().unwrap();
-        let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
-        if out.status.success() { Ok(text) } else { Err(text) }
-    }
-
-    /// Runs `work` on this thread inside the namespace, then comes back.
-    fn inside<T>(&self, work: impl FnOnce() -> T) -> T {
-        let home = File::open("/proc/thread-self/ns/net").unwrap();
-        let there = File::open(format!("/proc/{}/ns/net", self.pid())).unwrap();
-        nix::sched::setns(there, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-        let result = work();
-        nix::sched::setns(home, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-        result
-    }
-}
-
-impl Drop for Space {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// A pod in its namespace, with addresses and a way to its gateway.
-struct Pod {
-    space: Space,
-    ifindex: u32,
-}
-
-fn mac(last: u8) -> String {
-    format!("02:00:00:00:01:{last:02x}")
-}
-
-/// Makes a pod on the node whose namespace the thread is in and writes its rows.
-fn add_pod(datapath: &Datapath, node: u8, number: u8, identity: u32, attach_mtu: u32) -> Pod {
-    let space = Space::new();
-    let name = format!("tb{number}");
-    let (v4, v6) = (format!("10.1.{node}.{number}"), format!("fd00:10:1:{node}::{number}"));
-    let (gw4, gw6) = (format!("10.1.{node}.1"), format!("fd00:10:1:{node}::1"));
-    let (pod_mac, host_mac) = (mac(number), mac(number + 100));
-    sh(&format!(
-        "ip link add {name} address {host_mac} type veth peer name eth0 address {pod_mac} netns {}
-         ip link set {name} up mtu {attach_mtu}
-         ip route add {v4}/32 dev {name}; ip -6 route add {v6}/128 dev {name}
-         ip neigh add {v4} lladdr {pod_mac} dev {name}; ip neigh add {v6} lladdr {pod_mac} dev {name}",
-        space.pid()
-    ));
-    space.sh(&format!(
-        "ip link set lo up; ip link set eth0 up mtu {attach_mtu}
-         ip addr add {v4}/32 dev eth0; ip addr add {v6}/128 dev eth0 nodad
-         ip route add default via {gw4} dev eth0 onlink; ip -6 route add default via {gw6} dev eth0 onlink
-         ip neigh add {gw4} lladdr {host_mac} dev eth0; ip neigh add {gw6} lladdr {host_mac} dev eth0"
-    ));
-    let ifindex = index(&name);
-    let row = Interface {
-        ready: true,
-        identity,
-        policy_id: 0,
-        endpoint_id: u16::from(number),
-        v4: v4.parse().ok(),
-        v6: v6.parse().ok(),
-        mac: [2, 0, 0, 0, 1, number],
-        host_mac: [2, 0, 0, 0, 1, number + 100],
-    };
-    datapath.upsert_interface(ifindex, &row).unwrap();
-    for address in [&v4, &v6] {
-        datapath.upsert_local_address(ip(address), LocalAddress::Pod(ifindex)).unwrap();
-    }
-    datapath.attach_endpoint(ifindex).unwrap();
-    Pod { space, ifindex }
-}
 
 /// Two echo requests from the thread's namespace; the kernel's ping socket matches the answers.
 fn ping_from_here(to: &str) -> bool {
@@ -180,39 +80,6 @@ fn converse(client: &Space, server: &Space, listen: (&str, u16), dial: (&str, u1
     assert_eq!(socket.recv(&mut buffer).unwrap(), 5, "the answer's source is the address that was asked");
 }
 
-fn open(attach: Attach, bpffs: &std::path::Path) -> Datapath {
-    let config = DatapathConfig { bpffs: bpffs.to_owned(), sizes: small_sizes(), attach };
-    Datapath::open(&config).unwrap()
-}
-
-fn drops(datapath: &Datapath) -> Vec<(u8, u64)> {
-    let metrics = datapath.metrics().unwrap();
-    metrics.into_iter().filter(|m| m.reason != 0).map(|m| (m.reason, m.packets)).collect()
-}
-
-fn host_config() -> NodeConfig {
-    NodeConfig {
-        ready: true,
-        cluster_id: 1,
-        internal4: GATEWAY[0].parse().ok(),
-        internal6: GATEWAY[1].parse().ok(),
-        ..NodeConfig::default()
-    }
-}
-
-/// Gives the node its internal addresses and forwarding.
-fn prepare_node(datapath: &Datapath, node: u8) {
-    sh(&format!(
-        "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv4.conf.all.rp_filter=0 \
-         net.ipv4.conf.default.rp_filter=0
-         ip link add host type veth peer name net; ip link set host up; ip link set net up
-         ip addr add 10.1.{node}.1/32 dev host; ip addr add fd00:10:1:{node}::1/128 dev host nodad"
-    ));
-    for address in [format!("10.1.{node}.1"), format!("fd00:10:1:{node}::1")] {
-        datapath.upsert_local_address(ip(&address), LocalAddress::Host).unwrap();
-    }
-}
-
 fn one_node(attach: Attach) {
     let bpffs = isolate();
     let datapath = open(attach, bpffs.path());
@@ -220,7 +87,6 @@ fn one_node(attach: Attach) {
     datapath.set_config(&host_config()).unwrap();
     let a = add_pod(&datapath, 1, 2, ID_A, 1500);
     let b = add_pod(&datapath, 1, 3, ID_B, 1500);
-    let home = Space::inside_of_here();
     for f in FAMILIES {
         assert!(a.space.inside(|| ping_from_here(POD_B[f])), "pod to pod");
         assert!(ping_from_here(POD_A[f]), "node to pod");
@@ -241,15 +107,7 @@ fn one_node(attach: Attach) {
     datapath.delete_interface(b.ifindex).unwrap();
     assert!(!a.space.inside(|| ping_from_here(POD_B[0])), "fail closed");
     assert!(drops(&datapath).iter().any(|(reason, _)| *reason == 203));
-    drop(home);
     nix::mount::umount2(bpffs.path(), nix::mount::MntFlags::MNT_DETACH).unwrap();
-}
-
-impl Space {
-    /// The namespace this thread is in now, as an open file that keeps it.
-    fn inside_of_here() -> File {
-        File::open("/proc/thread-self/ns/net").unwrap()
-    }
 }
 
 #[test]
@@ -319,6 +177,8 @@ fn two_nodes(path: NodePath, attach: Attach) {
     nix::mount::mount(Some("bpf"), other_bpffs.path(), Some("bpf"), nix::mount::MsFlags::empty(), none)
         .unwrap();
     let second = Space::new();
+    // The wire's link-local addresses must be usable at once: neighbour discovery needs them.
+    second.sh("sysctl -qw net.ipv6.conf.default.accept_dad=0 net.ipv6.conf.all.accept_dad=0");
     sh(&format!("ip link add wire type veth peer name wire netns {}", second.pid()));
     let one = build_host(bpffs.path(), 1, 2, path, attach);
     let two = second.inside(|| build_host(other_bpffs.path(), 2, 1, path, attach));

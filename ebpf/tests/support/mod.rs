@@ -3,6 +3,8 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(clippy::cast_possible_truncation, missing_docs, unreachable_pub)]
 
+pub mod space;
+
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -52,8 +54,7 @@ pub fn isolate() -> tempfile::TempDir {
     mount(none, "/", none, MsFlags::MS_PRIVATE | MsFlags::MS_REC, none).unwrap();
     let dir = tempfile::tempdir().unwrap();
     mount(Some("bpf"), dir.path(), Some("bpf"), MsFlags::empty(), none).unwrap();
-    // sysfs and procfs entries of the namespace, as the test's commands see them.
-    sh("ip link set lo up");
+    sh("ip link set lo up; sysctl -qw net.ipv6.conf.default.accept_dad=0 net.ipv6.conf.all.accept_dad=0");
     dir
 }
 
@@ -75,7 +76,7 @@ pub struct Node {
 impl Drop for Node {
     fn drop(&mut self) {
         // The mount lives in this thread's namespace only; unmount so that the directory can be removed.
-        let _ = nix::mount::umount2(self.bpffs.path(), nix::mount::MntFlags::MNT_DETACH);
+        nix::mount::umount2(self.bpffs.path(), nix::mount::MntFlags::MNT_DETACH).ok();
     }
 }
 
