@@ -78,6 +78,13 @@ pub struct Sighting {
 
 /// Captures until told to stop; returns whether a token was seen.
 pub(super) async fn run(args: CaptureArgs) -> Result<bool, WorkloadError> {
+    let report = capture(args).await?;
+    print_json(&report)?;
+    Ok(report.matches > 0)
+}
+
+/// Captures until told to stop.
+pub(super) async fn capture(args: CaptureArgs) -> Result<CaptureReport, WorkloadError> {
     if args.prefix.len() < 8 {
         return Err(WorkloadError::Argument {
             argument: "--prefix",
@@ -104,10 +111,7 @@ pub(super) async fn run(args: CaptureArgs) -> Result<bool, WorkloadError> {
     };
     tokio::select! { () = echo::stop_or_eof(args.until_eof) => {}, () = over => {} }
     stop.store(true, Ordering::Relaxed);
-    let report =
-        reader.await.map_err(|error| WorkloadError::Task { what: "capture", why: error.to_string() })?;
-    print_json(&report)?;
-    Ok(report.matches > 0)
+    reader.await.map_err(|error| WorkloadError::Task { what: "capture", why: error.to_string() })
 }
 
 fn open() -> nix::Result<OwnedFd> {

@@ -123,7 +123,7 @@ pub(super) async fn run(args: LoadArgs, progress: Option<Duration>) -> Result<bo
     Ok(report.sent > 0 && report.failed == 0 && report.broken_connections == 0)
 }
 
-async fn drive(args: LoadArgs, progress: Option<Duration>) -> Result<LoadReport, WorkloadError> {
+pub(super) async fn drive(args: LoadArgs, progress: Option<Duration>) -> Result<LoadReport, WorkloadError> {
     args.check()?;
     let target = SocketAddr::new(resolve(&args.host, args.family).await?, args.port);
     let name = format!("{}:{}", args.host, args.port);

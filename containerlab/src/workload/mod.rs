@@ -24,6 +24,8 @@ mod attempt;
 mod capture;
 mod echo;
 mod load;
+#[cfg(test)]
+mod netns_tests;
 mod ping;
 mod probe;
 mod report;
