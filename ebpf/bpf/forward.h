@@ -168,23 +168,25 @@ GLOBAL int tb_forward(struct __sk_buff *skb)
 	struct tb_pkt *p = tb_pkt();
 	struct tb_config *cfg = tb_cfg();
 	struct tb_node *node = 0;
-	__u32 index;
+	__u32 index, plain;
 	int act;
 
 	if (!p || !cfg)
 		return TC_ACT_SHOT;
 	index = p->node;
-	if (index && !(p->pfx_flags & TB_PFX_SKIP_TUNNEL))
+	if (index)
 		node = bpf_map_lookup_elem(&tb_nodes, &index);
-	if (node) {
-		if (cfg->flags & TB_CFG_ENCRYPT && node->flags & TB_NODE_ENCRYPT)
-			p->encrypted = 1;
+	plain = p->pfx_flags & TB_PFX_SKIP_TUNNEL;
+	if (cfg->flags & TB_CFG_ENCRYPT)
+		p->encrypted = p->pfx_flags & TB_PFX_ENCRYPT || (node && node->flags & TB_NODE_ENCRYPT && !plain);
+	/* A node's own address is not tunnelled; its path is narrower only if encrypted. */
+	if (node && (!plain || p->encrypted)) {
 		act = fits(skb, p, node->mtu);
 		if (act != TB_GO)
 			return act;
-		if (node->path == TB_PATH_OVERLAY)
-			return to_overlay_device(skb, p, node, cfg->overlay_ifindex);
 	}
+	if (node && !plain && node->path == TB_PATH_OVERLAY)
+		return to_overlay_device(skb, p, node, cfg->overlay_ifindex);
 	return along_route(skb, p);
 }
 
