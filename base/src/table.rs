@@ -220,7 +220,6 @@ pub struct Writer<R: Row>(Table<R>);
 
 impl<R: Row> Table<R> {
     /// An empty table without sources.
-    #[expect(clippy::new_ret_no_self, reason = "a table is born with its one writer")]
     #[must_use]
     pub fn new() -> (Self, Writer<R>) {
         let shared =

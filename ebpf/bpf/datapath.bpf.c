@@ -202,6 +202,9 @@ SEC("classifier") int from_overlay(struct __sk_buff *skb)
 	return p ? finish(skb, p, overlay_receives(skb, p)) : TC_ACT_SHOT;
 }
 
+/* The sender of the node's own tunnelled frames: locally administered, and nobody's. */
+static const __u8 other_mac[6] = { 0x02, 0x74, 0x6f, 0x6d, 0x62, 0x00 };
+
 /* The node's own packets to pods of other nodes; those of pods carry their key already. */
 INLINE int overlay_sends(struct __sk_buff *skb, struct tb_pkt *p)
 {
@@ -227,6 +230,9 @@ INLINE int overlay_sends(struct __sk_buff *skb, struct tb_pkt *p)
 	node = p->where == TB_AWAY && index ? bpf_map_lookup_elem(&tb_nodes, &index) : 0;
 	if (!node || addr_zero(&node->tunnel))
 		return DROP(p, TB_DROP_NO_TUNNEL_ENDPOINT, "no tunnel endpoint for a packet of the node", "tombolo show prefixes, tombolo show nodes; a stale route may lead into the tunnel");
+	/* Every node's device has the same address, and the kernel drops a tunnelled frame that comes from its own. */
+	if (bpf_skb_store_bytes(skb, 6, other_mac, sizeof(other_mac), 0) < 0)
+		return DROP(p, TB_DROP_WRITE_ERROR, "cannot rewrite the sender's MAC", "report it: this does not happen");
 	act = encapsulate(skb, p, node, TB_ID_REMOTE_NODE);
 	return act == TB_GO ? TC_ACT_OK : act;
 }

@@ -14,7 +14,7 @@ pub type Identity = (IpAddr, u16, u8);
 #[must_use]
 pub fn table_size(backends: usize) -> u16 {
     let wanted = backends.saturating_mul(100);
-    SIZES.into_iter().find(|size| usize::from(*size) >= wanted).unwrap_or(SIZES[SIZES.len() - 1])
+    SIZES.into_iter().find(|size| usize::from(*size) >= wanted).unwrap_or(16381)
 }
 
 /// Positions into `backends`, one per slot; empty for fewer than two backends. At most 65,535 backends take part.

@@ -1,5 +1,7 @@
 //! The house keeps its shape: arrows point down only, and every dependency may be used under our licence.
 
+#![allow(clippy::expect_used, reason = "a test that cannot read the workspace has failed")]
+
 use cargo_metadata::{DependencyKind, Metadata, MetadataCommand};
 use std::collections::{BTreeMap, BTreeSet};
 

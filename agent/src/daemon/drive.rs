@@ -125,6 +125,19 @@ impl<R: Row> Applied<R> {
     }
 }
 
+/// Tries after which a failing row is worth a line in the log: rows often wait a moment for one another.
+const PATIENCE: u32 = 4;
+
+fn report<R: Row>(reconciler: &Reconciler<R>, action: &Action<R>) {
+    let (Action::Update(row) | Action::Delete(row)) = action else { return };
+    if let Some(failure) = reconciler.failures().get(&row.key())
+        && failure.attempts == PATIENCE
+    {
+        let (key, error) = (row.key(), &failure.error);
+        tracing::warn!(table = R::TABLE, ?key, error, "not applied yet, will be tried again");
+    }
+}
+
 /// Everything a driver needs besides table and target.
 #[derive(Clone, Debug)]
 pub(crate) struct Driver {
@@ -159,13 +172,11 @@ impl Driver {
                     Action::Delete(row) => target.delete(row).await,
                     Action::Prune { keep, held } => target.prune(keep, held).await,
                 };
-                match &result {
-                    Ok(()) => applied.record(&action),
-                    Err(error) => {
-                        tracing::warn!(table = R::TABLE, error, "not applied yet, will be tried again")
-                    }
+                if result.is_ok() {
+                    applied.record(&action);
                 }
                 reconciler.finish(result, self.clock.now());
+                report(&reconciler, &action);
                 if let Some(batch) = changes.drain() {
                     reconciler.observe(batch, self.clock.now());
                 }

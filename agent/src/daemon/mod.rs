@@ -366,16 +366,13 @@ impl Wired<'_> {
             wireguard_key,
             publisher.clone(),
         ));
-        let id = self.identity.cluster_id;
-        tasks.spawn(publish::cluster(
-            driver.clone(),
-            self.identity.cluster.clone(),
-            id,
-            self.kube.clone(),
-            addresses.clone(),
-            publisher.clone(),
-            daemon.lb_problems.clone(),
-        ));
+        let inputs = publish::ClusterInputs {
+            name: self.identity.cluster.clone(),
+            id: self.identity.cluster_id,
+            tables: self.kube.clone(),
+            addresses: addresses.clone(),
+        };
+        tasks.spawn(publish::cluster(driver.clone(), inputs, publisher.clone(), daemon.lb_problems.clone()));
 
         // Endpoints: restored first, then the CNI plugin is served.
         daemon.stage("restoring endpoints");

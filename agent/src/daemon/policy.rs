@@ -114,12 +114,16 @@ pub(crate) async fn planner(
         // Before the rules are read no endpoint is let loose: its hook keeps dropping, or keeps its earlier policy.
         if rule_rows.is_complete() {
             out.0.commit(|txn| {
-                delta.policies.into_iter().for_each(|row| drop(txn.upsert(row)));
+                for row in delta.policies {
+                    txn.upsert(row);
+                }
                 delta.removed_policies.iter().for_each(|id| drop(txn.remove(id)));
                 txn.set_source(&Source::Planner, state);
             });
             out.1.commit(|txn| {
-                delta.endpoints.into_iter().for_each(|row| drop(txn.upsert(row)));
+                for row in delta.endpoints {
+                    txn.upsert(row);
+                }
                 delta.removed_endpoints.iter().for_each(|id| drop(txn.remove(id)));
                 txn.set_source(&Source::Planner, state);
             });

@@ -2,14 +2,17 @@
 
 use super::backend::Texts;
 use super::drive::Driver;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::{Arc, PoisonError};
 use tombolo_base::ids::{ClusterId, ClusterName};
 use tombolo_base::source::{Source, SourceState};
 use tombolo_base::table::Table;
 use tombolo_clustermesh::publisher::{Desired, PublisherHandle};
 use tombolo_clustermesh::rows::{self, Assignment};
+use tombolo_clustermesh::wire::key;
 use tombolo_kubernetes::Tables;
-use tombolo_service::{LbAssignment, pools};
+use tombolo_service::{LbAssignment, ServiceName, pools};
 use tombolo_topology::{NodeRow, PrefixRow, WireguardKey};
 
 /// A key that can be written, or a log line why not: one bad object costs itself only.
@@ -47,39 +50,80 @@ pub(crate) async fn node(
     }
 }
 
-/// Plans what belongs to the whole cluster, global services and LoadBalancer addresses, until cancelled. The publisher
-/// writes it while this node is the elected one.
+/// What was assigned before, as etcd has it. The elected agent reads it itself: its own follower of this etcd waits for
+/// canaries, which it is this agent's task to write.
+async fn assigned_before(publisher: &PublisherHandle) -> Result<Assignments, tombolo_clustermesh::MeshError> {
+    let listed = publisher.key_values().list(key::ASSIGNMENTS).await?;
+    let one = |(name, value): (&String, &Vec<u8>)| {
+        let (namespace, service) = name.strip_prefix(key::ASSIGNMENTS)?.split_once('/')?;
+        let name = ServiceName { namespace: namespace.into(), name: service.into() };
+        Some((name, Assignment::decode(value)?.addresses))
+    };
+    Ok(listed.iter().filter_map(one).collect())
+}
+
+type Assignments = BTreeMap<ServiceName, BTreeSet<IpAddr>>;
+
+/// What the cluster-wide plan reads.
+pub(crate) struct ClusterInputs {
+    /// This cluster's name.
+    pub(crate) name: ClusterName,
+    /// This cluster's id.
+    pub(crate) id: ClusterId,
+    /// Kubernetes objects.
+    pub(crate) tables: Tables,
+    /// Addresses as this node learned them, also from an earlier life.
+    pub(crate) addresses: Table<LbAssignment>,
+}
+
+/// Plans what belongs to the whole cluster, global services and LoadBalancer addresses, while this node is the elected
+/// one, until cancelled.
 pub(crate) async fn cluster(
     driver: Driver,
-    name: ClusterName,
-    id: ClusterId,
-    tables: Tables,
-    addresses: Table<LbAssignment>,
+    inputs: ClusterInputs,
     publisher: PublisherHandle,
     problems: Texts,
 ) {
+    let ClusterInputs { name, id, tables, addresses } = inputs;
     let (mut services, mut slices) = (tables.services.changes(), tables.slices.changes());
-    let (mut offered, mut assigned) = (tables.pools.changes(), addresses.changes());
+    let mut offered = tables.pools.changes();
+    let mut leader = publisher.leader();
+    // `None` until etcd was asked in this term: without what was assigned before, addresses would change.
+    let mut present: Option<Assignments> = None;
     loop {
         tokio::select! {
             () = driver.cancel.cancelled() => return,
             _ = services.next() => {}
             _ = slices.next() => {}
             _ = offered.next() => {}
-            _ = assigned.next() => {}
+            changed = leader.changed() => {
+                if changed.is_err() { return }
+                present = None;
+            }
         }
-        let (services, slices, present) =
-            (tables.services.snapshot(), tables.slices.snapshot(), addresses.snapshot());
-        let known = services.is_complete()
-            && present.source_state(&Source::Cluster(name.clone())) == Some(SourceState::Initialized);
-        // Without what was assigned before, addresses would change.
-        if !known {
+        if !*leader.borrow_and_update() || !tables.services.snapshot().is_complete() {
             continue;
         }
+        let known = match present.take() {
+            Some(known) => known,
+            None => match assigned_before(&publisher).await {
+                // An etcd that was wiped has nothing; what this node remembers is as good.
+                Ok(listed) => {
+                    let remembered = addresses.snapshot();
+                    let remembered = remembered.iter().map(|row| (row.name.clone(), row.addresses.clone()));
+                    remembered.chain(listed).collect()
+                }
+                Err(error) => {
+                    // The connection is gone, and with it the election; the next term asks again.
+                    tracing::warn!(%error, "the present LoadBalancer addresses cannot be read");
+                    continue;
+                }
+            },
+        };
+        let (services, slices) = (tables.services.snapshot(), tables.slices.snapshot());
         let pools: Vec<_> = tables.pools.snapshot().iter().cloned().collect();
         let all: Vec<_> = services.iter().cloned().collect();
-        let before = present.iter().map(|row| (row.name.clone(), row.addresses.clone())).collect();
-        let decided = pools::assign(&pools, &all, &before);
+        let decided = pools::assign(&pools, &all, &known);
         *problems.lock().unwrap_or_else(PoisonError::into_inner) = decided.problems;
         // Like Cilium's exporter: a service without any EndpointSlice is not exported, an empty slice is enough.
         let global = all.iter().filter(|row| row.global && slices.by_index(&row.name).next().is_some());
@@ -87,5 +131,6 @@ pub(crate) async fn cluster(
             .map(|row| Desired::service(&rows::service_entry(&name, id, row, slices.by_index(&row.name))));
         let assigned = decided.rows.iter().map(|row| Desired::assignment(&row.name, &Assignment::of(row)));
         publisher.set_cluster(exported.chain(assigned).filter_map(written));
+        present = Some(decided.rows.into_iter().map(|row| (row.name, row.addresses)).collect());
     }
 }

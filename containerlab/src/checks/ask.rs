@@ -504,7 +504,11 @@ impl Ask {
         let answerer = self.answerer(context, resolved, answer);
         let Some((pod, _)) = answerer else { return Ok(()) };
         let peer = answer.map(|answer| (answer.peer_address, answer.peer_port));
-        let own = asker_address.is_none() || peer.is_none() || peer.map(|(ip, _)| ip) == asker_address;
+        // A pod that reaches itself is seen before its address is translated: the flow names the pod, not the node.
+        let oneself = resolved.asker.is_some_and(|asker| asker.key() == pod.key());
+        let own =
+            oneself || asker_address.is_none() || peer.is_none() || peer.map(|(ip, _)| ip) == asker_address;
+        let peer = peer.filter(|_| !oneself);
         let want = Want {
             source_ip: peer.map(|(ip, _)| ip).or(asker_address),
             source_port: peer.map(|(_, port)| port).or(source_port),
