@@ -6,7 +6,7 @@
 //!   files, and follows the own cluster's other nodes as well when it is given the own etcd. Accepted changes go to a
 //!   [`follower::MeshSink`]; [`rows::TableSink`] is the one that writes table rows.
 //! * [`publisher`]: [`publisher::start`] writes to the own etcd what [`publisher::PublisherHandle::set_node`] (this node
-//!   and its pods) and [`publisher::PublisherHandle::set_cluster`] (services and assignments; used while elected) say;
+//!   and its pods) and [`publisher::PublisherHandle::set_cluster`] (services and assignments; only while elected) say;
 //!   [`publisher::IdentityAllocator`] gives label sets their numbers.
 //! * [`rows`]: wire records from and to rows.
 //!

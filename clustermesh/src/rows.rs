@@ -142,10 +142,10 @@ impl Sorted {
             Change::Delete(record) => (record, false),
         };
         match record {
-            Record::Node(node) => self.nodes.push((node, keep)),
+            Record::Node(node) => self.nodes.push((*node, keep)),
             Record::Identity(id, labels) => self.identities.push((id, labels, keep)),
             Record::Ip(entry) => self.ips.push((entry, keep)),
-            Record::Service(service) => self.services.push((service, keep)),
+            Record::Service(service) => self.services.push((*service, keep)),
             Record::Assignment(name, value) => self.assignments.push((name, value, keep)),
         }
     }

@@ -6,7 +6,7 @@
 use super::event::{Change, Failure, FailureKind, Header, Input, KeyEvent, Output, Scope, Ticket, Timers};
 use super::ids::IdBook;
 use super::store::{Phase, Store};
-use crate::wire::{ClusterConfig, ConfigError, KINDS, Kind, Layout, Record, Rejections, Remote, key};
+use crate::wire::{ClusterConfig, KINDS, Kind, Record, Rejections, Remote, key};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tombolo_base::clock::Moment;
@@ -231,7 +231,7 @@ impl Follower {
         self.config.cluster == self.config.own_name
     }
 
-    fn drain_entries(&mut self, out: &mut Vec<Output>) {
+    pub(super) fn drain_entries(&mut self, out: &mut Vec<Output>) {
         for kind in [Kind::Nodes, Kind::Services, Kind::Assignments, Kind::Ips, Kind::Identities] {
             let mut changes = Vec::new();
             if let Some(store) = self.stores.get_mut(&kind) {
@@ -246,7 +246,7 @@ impl Follower {
         out.extend(changes.into_iter().map(Output::Change));
     }
 
-    fn set_state(&mut self, state: SourceState, out: &mut Vec<Output>) {
+    pub(super) fn set_state(&mut self, state: SourceState, out: &mut Vec<Output>) {
         if self.state != state {
             self.state = state;
             out.push(Output::State(state));
@@ -351,60 +351,8 @@ impl Follower {
         }
     }
 
-    fn take_config(&mut self, now: Moment, header: Header, value: Option<Vec<u8>>, out: &mut Vec<Output>) {
-        if !self.guard(now, header, out) {
-            return;
-        }
-        match (self.link, value) {
-            (Link::Configuring(since, _), None) => {
-                self.link = Link::Configuring(since, Some(now.after(self.config.timers.config_retry)));
-            }
-            (Link::Configuring(..), Some(value)) => match self.accept_config(&value, out) {
-                Ok(()) => {
-                    self.link = Link::Running;
-                    self.start_reading(out);
-                }
-                Err(error) => self.disconnect(now, &error.to_string(), out),
-            },
-            (Link::Running, Some(value)) => {
-                let changed = match ClusterConfig::decode(&value) {
-                    Ok(config) => self.published.as_ref() != Some(&config),
-                    Err(_) => true,
-                };
-                if changed {
-                    self.disconnect(now, "the cluster's configuration changed; reading it anew", out);
-                }
-            }
-            _ => {}
-        }
-    }
-
-    fn accept_config(&mut self, value: &[u8], out: &mut Vec<Output>) -> Result<(), ConfigError> {
-        let published = ClusterConfig::decode(value)?;
-        let id = published.check(self.config.own_id, self.config.max)?;
-        if self.remote.as_ref().is_some_and(|remote| remote.id != id) {
-            tracing::warn!(cluster = %self.config.cluster, %id, "the cluster has a new id: what was known under the old one is removed");
-            self.drain_entries(out);
-            self.remote = None;
-            self.config.ids.release(&self.config.cluster);
-            self.set_state(SourceState::Pending, out);
-        }
-        self.config
-            .ids
-            .reserve(&self.config.cluster, id)
-            .map_err(|other| ConfigError::Taken { id: published.id, other: other.to_string() })?;
-        self.remote =
-            Some(Remote { name: self.config.cluster.clone(), id, max: self.config.max, own: false });
-        self.published = Some(published);
-        Ok(())
-    }
-
-    fn layout(&self) -> Layout {
-        self.published.as_ref().map_or(Layout::State, ClusterConfig::layout)
-    }
-
     /// Foreign clusters are listed when their canaries show; the own one at once, but nothing of it is deleted before.
-    fn start_reading(&mut self, out: &mut Vec<Output>) {
+    pub(super) fn start_reading(&mut self, out: &mut Vec<Output>) {
         let gated = self.is_own() || self.published.as_ref().is_some_and(|c| c.capabilities.synced_canaries);
         let kinds: Vec<Kind> = self.stores.keys().copied().collect();
         for kind in kinds {
@@ -449,7 +397,7 @@ impl Follower {
 
     /// Whether the answer comes from the etcd this connection started with; if not, the connection is made anew,
     /// because revisions of two etcds cannot be compared.
-    fn guard(&mut self, now: Moment, header: Header, out: &mut Vec<Output>) -> bool {
+    pub(super) fn guard(&mut self, now: Moment, header: Header, out: &mut Vec<Output>) -> bool {
         let first = *self.etcd.get_or_insert(header.etcd);
         if first != header.etcd {
             self.disconnect(
@@ -613,7 +561,7 @@ impl Follower {
     }
 
     /// Gives the connection up, keeps everything known, and tries again later.
-    fn disconnect(&mut self, now: Moment, why: &str, out: &mut Vec<Output>) {
+    pub(super) fn disconnect(&mut self, now: Moment, why: &str, out: &mut Vec<Output>) {
         if matches!(self.link, Link::Idle(_) | Link::Gone) {
             return;
         }

@@ -51,7 +51,7 @@ struct Answer {
 }
 
 enum Content {
-    Client(Client, Option<i64>, Vec<u8>),
+    Client(Box<Client>, Option<i64>, Vec<u8>),
     Input(Input),
 }
 
@@ -234,7 +234,7 @@ impl Driver {
         }
         match answer.content {
             Content::Client(client, expiry, certificates) => {
-                self.client = Some(client);
+                self.client = Some(*client);
                 self.expiry = expiry;
                 self.certificates = certificates;
                 self.feed(Input::Connected);
@@ -247,9 +247,11 @@ impl Driver {
         let (etcd, answers, epoch) = (self.etcd.clone(), self.answers.clone(), self.epoch);
         self.tasks.spawn(async move {
             let content = match requests::open(&etcd).await {
-                Ok(client) => {
-                    Content::Client(client, etcd.certificate_expiry().await, etcd.certificates().await)
-                }
+                Ok(client) => Content::Client(
+                    Box::new(client),
+                    etcd.certificate_expiry().await,
+                    etcd.certificates().await,
+                ),
                 Err(error) => Content::Input(Input::Disconnected(Failure::from(&error))),
             };
             drop(answers.send(Answer { epoch, content }).await);

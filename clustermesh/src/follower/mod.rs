@@ -1,6 +1,7 @@
 //! Follows other clusters: one task per remote cluster, each with a sans-IO core and an etcd connection of its own,
 //! so that one bad cluster costs nobody else.
 
+mod admission;
 mod core;
 mod driver;
 mod event;

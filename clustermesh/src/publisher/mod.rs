@@ -148,6 +148,10 @@ impl Context {
 
     fn set_leader(&self, leader: bool) {
         self.leader.send_if_modified(|held| std::mem::replace(held, leader) != leader);
+        if !leader {
+            // What was planned in one term must not be written in a later one: others wrote meanwhile.
+            self.cluster_keys.send_if_modified(|held| held.take().is_some());
+        }
         self.update(|status| {
             status.leader = leader;
             if !leader {
@@ -194,10 +198,15 @@ impl PublisherHandle {
         replace(&self.context.node_keys, wanted);
     }
 
-    /// The cluster's whole set: global services and assignments; used while this agent is elected. Call it first when
-    /// services and assignments are completely known.
-    pub fn set_cluster(&self, wanted: impl IntoIterator<Item = Desired>) {
-        replace(&self.context.cluster_keys, wanted);
+    /// The cluster's whole set: global services and assignments. Taken only while this agent is elected (see
+    /// [`Self::leader`]) and forgotten when it is not any more. Call it first in each term when services and assignments
+    /// are completely known; nothing of the cluster's is removed, and no canary written, before. False if not elected.
+    pub fn set_cluster(&self, wanted: impl IntoIterator<Item = Desired>) -> bool {
+        let leader = self.context.leader.borrow();
+        if *leader {
+            replace(&self.context.cluster_keys, wanted);
+        }
+        *leader
     }
 
     /// The nodes that must have published before canaries are written.

@@ -48,13 +48,13 @@ pub struct Remote {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
     /// A node.
-    Node(Node),
+    Node(Box<Node>),
     /// A number's labels.
     Identity(IdentityId, Labels),
     /// An address.
     Ip(IpEntry),
     /// A shared service.
-    Service(Service),
+    Service(Box<Service>),
     /// A value of our own, by the key's name below [`key::ASSIGNMENTS`].
     Assignment(Arc<str>, Arc<[u8]>),
 }
@@ -76,11 +76,11 @@ impl Record {
             return Err(Reject::new(Reason::TooBig, format!("value of {} bytes", value.len())));
         }
         match kind {
-            Kind::Nodes => Node::decode(remote, name, value).map(|node| Some(Self::Node(node))),
+            Kind::Nodes => Node::decode(remote, name, value).map(|node| Some(Self::Node(Box::new(node)))),
             Kind::Ips => Ok(IpEntry::decode(remote, name, value)?.map(Self::Ip)),
             Kind::Services => {
                 let service = Service::decode(remote, name, value)?;
-                Ok(service.shared.then_some(Self::Service(service)))
+                Ok(service.shared.then(|| Self::Service(Box::new(service))))
             }
             Kind::Identities => {
                 let (id, labels) = decode_identity(remote, name, value)?;

@@ -127,7 +127,7 @@ fn escapes_are_written_as_go_does() {
     node.annotations.insert("a".into(), "<b>&c".into());
     let text = String::from_utf8(node.encode().unwrap()).unwrap();
     assert!(text.contains(r#""Annotations":{"a":"\u003cb\u003e\u0026c"}"#), "{text}");
-    assert_eq!(Node::decode(&c1(), "n1", text.as_bytes()).unwrap(), node);
+    assert_eq!(Node::decode(&c1(), "n1", text.as_bytes()).unwrap(), *node);
 }
 
 fn any_ip() -> impl Strategy<Value = IpAddr> {

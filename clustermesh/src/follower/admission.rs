@@ -1,0 +1,67 @@
+//! Whether a remote cluster may be followed: its configuration, checked, and its number, reserved.
+
+use super::core::{Follower, Link};
+use super::event::{Header, Output};
+use crate::wire::{ClusterConfig, ConfigError, Layout, Remote};
+use tombolo_base::clock::Moment;
+use tombolo_base::source::SourceState;
+
+impl Follower {
+    pub(super) fn take_config(
+        &mut self,
+        now: Moment,
+        header: Header,
+        value: Option<Vec<u8>>,
+        out: &mut Vec<Output>,
+    ) {
+        if !self.guard(now, header, out) {
+            return;
+        }
+        match (self.link, value) {
+            (Link::Configuring(since, _), None) => {
+                self.link = Link::Configuring(since, Some(now.after(self.config.timers.config_retry)));
+            }
+            (Link::Configuring(..), Some(value)) => match self.accept_config(&value, out) {
+                Ok(()) => {
+                    self.link = Link::Running;
+                    self.start_reading(out);
+                }
+                Err(error) => self.disconnect(now, &error.to_string(), out),
+            },
+            (Link::Running, Some(value)) => {
+                let changed = match ClusterConfig::decode(&value) {
+                    Ok(config) => self.published.as_ref() != Some(&config),
+                    Err(_) => true,
+                };
+                if changed {
+                    self.disconnect(now, "the cluster's configuration changed; reading it anew", out);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn accept_config(&mut self, value: &[u8], out: &mut Vec<Output>) -> Result<(), ConfigError> {
+        let published = ClusterConfig::decode(value)?;
+        let id = published.check(self.config.own_id, self.config.max)?;
+        if self.remote.as_ref().is_some_and(|remote| remote.id != id) {
+            tracing::warn!(cluster = %self.config.cluster, %id, "the cluster has a new id: what was known under the old one is removed");
+            self.drain_entries(out);
+            self.remote = None;
+            self.config.ids.release(&self.config.cluster);
+            self.set_state(SourceState::Pending, out);
+        }
+        self.config
+            .ids
+            .reserve(&self.config.cluster, id)
+            .map_err(|other| ConfigError::Taken { id: published.id, other: other.to_string() })?;
+        self.remote =
+            Some(Remote { name: self.config.cluster.clone(), id, max: self.config.max, own: false });
+        self.published = Some(published);
+        Ok(())
+    }
+
+    pub(super) fn layout(&self) -> Layout {
+        self.published.as_ref().map_or(Layout::State, ClusterConfig::layout)
+    }
+}
