@@ -115,7 +115,7 @@ INLINE int ct_create(struct tb_pkt *p)
 	p->fresh = 1;
 	p->report = 1;
 	if (bpf_map_update_elem(&tb_ct_half, &p->key, &p->ct, BPF_ANY) < 0)
-		return DROP(p, TB_DROP_CT_CREATE, "half-open conntrack entry could not be written", "raise datapath.maps.conntrack_half");
+		return DROP(p, TB_DROP_CT_CREATE, "half-open conntrack entry could not be written", "raise datapath.maps.conntrack");
 	return TB_GO;
 }
 

@@ -38,9 +38,9 @@ pub(crate) fn run(query: Query) -> ExitCode {
             Query::Show(reading, table) => show(&reading, table.as_deref()).await,
             Query::Mesh(MeshCommand::Status(reading)) => mesh(&reading, false).await,
             Query::Mesh(MeshCommand::Troubleshoot(reading)) => mesh(&reading, true).await,
-            Query::Bgp(BgpCommand::Peers(reading)) => objects(&reading, "/v1/bgp/peers").await,
+            Query::Bgp(BgpCommand::Peers(reading)) => objects(&reading, "/v1/bgp/peers", &PEER_COLUMNS).await,
             Query::Bgp(BgpCommand::Routes { kind, reading }) => {
-                objects(&reading, &format!("/v1/bgp/routes/{}", client::encode(&kind))).await
+                objects(&reading, &format!("/v1/bgp/routes/{}", client::encode(&kind)), &ROUTE_COLUMNS).await
             }
             Query::Flows(args) => flows(&args).await,
             Query::Config(ConfigCommand::Check { files }) => Ok(check(&files)),
@@ -129,14 +129,20 @@ fn cell(value: &Value) -> String {
     }
 }
 
-/// A list of objects: their keys are the columns.
-async fn objects(reading: &Reading, path: &str) -> Result<ExitCode, ClientError> {
+/// What comes first in the table of sessions.
+const PEER_COLUMNS: [&str; 8] =
+    ["instance", "peer", "address", "peer_as", "state", "uptime_secs", "family", "received"];
+/// What comes first in the table of routes.
+const ROUTE_COLUMNS: [&str; 4] = ["prefix", "next_hop", "peer", "best"];
+
+/// A list of objects: their keys are the columns, those named first in front.
+async fn objects(reading: &Reading, path: &str, first: &[&str]) -> Result<ExitCode, ClientError> {
     let rows: Vec<serde_json::Map<String, Value>> = client::get(&reading.socket, path).await?;
     if reading.output == Format::Json {
         json(&rows)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut columns: Vec<String> = Vec::new();
+    let mut columns: Vec<String> = first.iter().map(ToString::to_string).collect();
     for key in rows.iter().flat_map(|row| row.keys()) {
         if !columns.contains(key) {
             columns.push(key.clone());
@@ -295,7 +301,10 @@ fn problems_of(file: &Path) -> Vec<String> {
     let starts = |key: &str| text.lines().any(|line| line.starts_with(key));
     if file.to_string_lossy().contains(".clab.") || starts("topology:") {
         return match tombolo_containerlab::file::load(file, &std::env::vars().collect()) {
-            Ok(_) => Vec::new(),
+            Ok((_, warnings)) => {
+                warnings.iter().for_each(|warning| println!("warning: {warning}"));
+                Vec::new()
+            }
             Err(errors) => errors.iter().map(ToString::to_string).collect(),
         };
     }

@@ -13,9 +13,9 @@ use tombolo_base::table::{Table, Writer};
 use tombolo_bgp_node::{BgpNode, InstancePeer, InstanceRoute, Settings};
 use tombolo_kubernetes::Tables;
 use tombolo_service::{LbAssignment, ServiceRow, SliceRow, TrafficPolicy};
-use tombolo_topology::LearnedRoute;
 use tombolo_topology::bgp::plan::{AdvertisedService, Condition, Inputs, plan};
 use tombolo_topology::bgp::{AdvertRow, PeerRow};
+use tombolo_topology::{LearnedRoute, RouteEntry};
 
 /// What was asked for and cannot be served, for `tombolo status`.
 pub(crate) type Conditions = Arc<Mutex<BTreeSet<Condition>>>;
@@ -106,13 +106,26 @@ pub(crate) async fn planner(
     }
 }
 
+/// Stands for the BGP instances that have not announced themselves yet.
+pub(crate) fn starting() -> Source {
+    Source::Peer("starting".into())
+}
+
+/// Where learned routes go.
+pub(crate) struct Learned {
+    /// What the peers taught.
+    pub(crate) routes: Writer<LearnedRoute>,
+    /// The kernel routes planned from it, held until the instances are known.
+    pub(crate) planned: Arc<Writer<RouteEntry>>,
+}
+
 /// Starts the speaker and joins it: desired rows in, learned routes out. Stopping withdraws first.
 pub(crate) fn start(
     driver: &Driver,
     import: &[AllowedPrefix],
     restarting: bool,
     rows: (&Table<PeerRow>, &Table<AdvertRow>),
-    learned: Writer<LearnedRoute>,
+    learned: Learned,
     tasks: &mut JoinSet<()>,
 ) -> BgpNode {
     let allowed = |entry: &AllowedPrefix| tombolo_bgp::AllowedPrefix {
@@ -126,9 +139,17 @@ pub(crate) fn start(
         jitter_seed: driver.seed,
         ..Settings::default()
     };
-    let node = BgpNode::start(settings, learned);
+    let node = BgpNode::start(settings, learned.routes);
     tasks.spawn(driver.clone().run(rows.0.clone(), node.peer_target(), Applied::default()));
     tasks.spawn(driver.clone().run(rows.1.clone(), node.advert_target(), Applied::default()));
+    let instances = driver.clone();
+    tasks.spawn(async move {
+        // From here on every instance answers for itself: its source is pending until its peers have spoken.
+        tokio::select! {
+            () = instances.cancel.cancelled() => {}
+            () = instances.board.wait(|all| all.get("peers").is_some_and(|p| p.pruned)) => learned.planned.drain_source(&starting()),
+        }
+    });
     let (bgp, driver) = (node.clone(), driver.clone());
     tasks.spawn(async move {
         // End-of-RIB tells the routers to drop what they kept of the life before: not before all of it is planned.

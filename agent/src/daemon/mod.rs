@@ -34,6 +34,7 @@ use std::sync::Arc;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tombolo_base::source::SourceState;
 use tombolo_base::table::{Table, Writer};
 use tombolo_clustermesh::rows::TableSink;
 use tombolo_ebpf::{Datapath, DatapathConfig, MapSizes};
@@ -228,8 +229,13 @@ impl Wired<'_> {
         // Planners.
         let mut indexes = NodeIndexes::default();
         indexes.restore(remembered.nodes);
-        let (paths, entries, routes, peers) = (Table::new(), Table::new(), Table::new(), Table::new());
-        let out = plan::Outputs { paths: paths.1, entries: entries.1, routes: routes.1, peers: peers.1 };
+        let (paths, entries, routes, peers) = (Table::new(), Table::new(), shared(), Table::new());
+        if self.config.bgp.enabled {
+            // What BGP taught an earlier life stays until it has been taught again.
+            routes.1.set_source(&bgp::starting(), SourceState::Pending);
+        }
+        let out =
+            plan::Outputs { paths: paths.1, entries: entries.1, routes: routes.1.clone(), peers: peers.1 };
         let planner = plan::Planner::new(self.node.plan.clone(), indexes);
         let nodes = self.kube.nodes.clone();
         tasks.spawn(planners::topology(
@@ -427,7 +433,8 @@ impl Wired<'_> {
         if self.config.bgp.enabled {
             let import = &self.config.bgp.import.allow;
             let rows = (&bgp_peers.0, &bgp_adverts.0);
-            let bgp = bgp::start(driver, import, self.node.restarting, rows, learned_writer, tasks);
+            let learned = bgp::Learned { routes: learned_writer, planned: routes.1.clone() };
+            let bgp = bgp::start(driver, import, self.node.restarting, rows, learned, tasks);
             daemon.bgp.set(bgp).ok();
         }
 

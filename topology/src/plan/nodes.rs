@@ -84,7 +84,7 @@ impl NodeView {
             node: self.name.clone(),
             path: if here { PathKind::Local } else { config.path },
             underlay,
-            // Without the peer's key packets are dropped (195), never sent in clear.
+            // Without the peer's key packets end at the WireGuard device; they are never sent in clear.
             encrypt: config.encrypt && !here,
             mtu: underlay.map_or_else(|| config.mtu.smallest(), |ip| config.mtu.towards(ip)),
         }

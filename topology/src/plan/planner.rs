@@ -28,8 +28,8 @@ pub struct Outputs {
     pub paths: Writer<NodePath>,
     /// What the datapath knows of prefixes.
     pub entries: Writer<PrefixEntry>,
-    /// Kernel routes.
-    pub routes: Writer<RouteEntry>,
+    /// Kernel routes; shared with whoever announces sources that are yet to come.
+    pub routes: Arc<Writer<RouteEntry>>,
     /// WireGuard peers.
     pub peers: Writer<WireguardPeer>,
 }

@@ -71,7 +71,7 @@ impl World {
         let out = Outputs {
             paths: Table::new().1,
             entries: Table::new().1,
-            routes: Table::new().1,
+            routes: std::sync::Arc::new(Table::new().1),
             peers: Table::new().1,
         };
         Self { nodes: Table::new(), prefixes: Table::new(), learned: Table::new(), out }

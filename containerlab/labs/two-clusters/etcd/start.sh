@@ -5,7 +5,8 @@
 set -eu
 rm -f /run/etcd-roles-set
 sh /etc/etcd/roles.sh "$1" "$2" &
-exec etcd --name "$1" --data-dir /var/lib/etcd/data \
+# A token of its own for each life of the data: readers must see that an emptied etcd is another one.
+exec etcd --initial-cluster-token "$(cat /proc/sys/kernel/random/uuid)" --name "$1" --data-dir /var/lib/etcd/data \
     --listen-client-urls "https://[::]:2379" --advertise-client-urls "https://$3:2379" \
     --listen-peer-urls http://127.0.0.1:2380 --initial-advertise-peer-urls http://127.0.0.1:2380 \
     --initial-cluster "$1=http://127.0.0.1:2380" \
