@@ -3,6 +3,9 @@
 LAB := containerlab/labs/two-clusters/two-clusters.clab.yml
 TOMBOLO := target/debug/tombolo
 
+# How long the lab's etcd stays down in the fault checks; CI takes a short form.
+ETCD_DOWN_SECS ?= 60
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test setup build check fmt clippy unit programs namespaces mesh interop lab lab-up lab-test lab-down
 
@@ -12,7 +15,7 @@ help: ## List the targets
 demo: setup build ## Bring the two-cluster lab up, check everything, leave it up
 	@$(TOMBOLO) lab down -t $(LAB) >/dev/null 2>&1 || true
 	@$(TOMBOLO) lab up -t $(LAB)
-	@$(TOMBOLO) lab test -t $(LAB); code=$$?; scripts/next $(TOMBOLO) $(LAB); exit $$code
+	@$(TOMBOLO) lab test -t $(LAB) --all-variants --etcd-down-secs $(ETCD_DOWN_SECS); code=$$?; scripts/next $(TOMBOLO) $(LAB); exit $$code
 
 test: setup build unit programs namespaces mesh interop lab ## The whole test suite, unit to real peers
 
@@ -50,13 +53,12 @@ mesh: ## The cluster mesh with a real etcd
 interop: ## BGP with real BIRD, FRR and GoBGP
 	$(TEST) --test bgp_interop
 
-# How long the lab's etcd stays down in the fault checks; CI takes a short form.
-ETCD_DOWN_SECS ?= 60
+# full: one lab, reconfigured through all variants, faults in two of them. short (CI): a fresh lab for each variant,
+# faults in the first.
+LAB_FORM ?= full
 
 lab: build ## The two-cluster lab: all path variants and faults, then nothing is left behind
-	@$(TOMBOLO) lab down -t $(LAB) >/dev/null 2>&1 || true
-	$(TOMBOLO) lab up -t $(LAB)
-	$(TOMBOLO) lab test -t $(LAB) --all-variants --etcd-down-secs $(ETCD_DOWN_SECS); code=$$?; $(TOMBOLO) lab down -t $(LAB) || code=1; exit $$code
+	@scripts/lab-$(LAB_FORM) $(TOMBOLO) $(LAB) $(ETCD_DOWN_SECS)
 
 lab-up: build ## Bring the lab up (TOMBOLO_VARIANT=overlay|overlay-wireguard|direct|direct-wireguard)
 	$(TOMBOLO) lab up -t $(LAB)

@@ -99,6 +99,16 @@ INLINE void ct_touch(struct tb_pkt *p, struct tb_ct *ct, __u8 half, int way)
 		ct_promote(p, ct);
 }
 
+/*
+ * A client may use one port for two frontends of one backend, or for the backend itself: behind the translation these are
+ * one flow. Its answers belong to the frontend that was used last.
+ */
+INLINE void ct_renumber(struct tb_pkt *p, struct tb_ct *ct, __u32 rev_nat)
+{
+	if (!p->is_error && ct->rev_nat != rev_nat)
+		ct->rev_nat = rev_nat;
+}
+
 /* Writes a new entry for p->key from p->ct, whose own fields the caller has set after ct_blank(). */
 INLINE int ct_create(struct tb_pkt *p)
 {

@@ -134,6 +134,7 @@ GLOBAL int tb_egress(struct __sk_buff *skb, __u32 policy_id)
 			ct->policy_id = policy_id;
 			ct->policy_revision = p->policy_revision;
 		}
+		ct_renumber(p, ct, p->rev_nat);
 		ct_touch(p, ct, half, 0);
 		return TB_GO;
 	}
@@ -210,6 +211,7 @@ GLOBAL int tb_ingress(__u32 ifindex)
 			ct->policy_id = policy_id;
 			ct->policy_revision = p->policy_revision;
 		}
+		ct_renumber(p, ct, p->in_rev_nat);
 		ct_touch(p, ct, half, 0);
 		return TB_GO;
 	}

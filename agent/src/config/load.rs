@@ -82,7 +82,7 @@ fn decode(mut tree: Value, problems: &mut Vec<Problem>) -> Config {
             path.push(field.to_owned());
         }
         let remedy = if unknown.is_some() { "remove it or correct its name" } else { "correct the value" };
-        problems.push(Problem::key(&path.join("."), &text, remedy));
+        problems.push(Problem::key(&path.join(".").replace(".[", "["), &text, remedy));
         if !remove(&mut tree, &path) {
             break;
         }
@@ -141,7 +141,7 @@ mod tests {
             "cluster.name",
             "datapath.path",
             "datapath.vxlan_prot",
-            "bgp.import.allow.1.prefix",
+            "bgp.import.allow[1].prefix",
             "cluster.id",
         ] {
             assert!(keys.contains(&key), "{key} missing in {keys:?}");

@@ -148,7 +148,7 @@ fn numbers(config: &Config, problems: &mut Vec<Problem>) {
         if ge < allowed.prefix.prefix_len() || le > longest || ge > le {
             let reason = format!("{} ge {ge} le {le} allows nothing", allowed.prefix);
             problems.push(Problem::key(
-                &format!("bgp.import.allow.{n}"),
+                &format!("bgp.import.allow[{n}]"),
                 &reason,
                 "prefix length <= ge <= le",
             ));
