@@ -98,6 +98,22 @@ impl Row {
         self.within(0, || block_on(work()))
     }
 
+    /// Waits until both families cross the router: the kernel delivers to a new IPv6 address and router a moment after
+    /// it has acknowledged them.
+    fn reachable(&self) {
+        for server in SERVERS {
+            let answered = self.client(async || {
+                for _ in 0..20 {
+                    if udp_once(server, 16).await.outcome.is_answer() {
+                        return true;
+                    }
+                }
+                false
+            });
+            assert!(answered, "{server} is reachable");
+        }
+    }
+
     /// Serves echoes in the server's namespace while `work` runs.
     fn while_serving(&self, work: impl FnOnce() + Send) {
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
@@ -113,6 +129,7 @@ impl Row {
                 });
             });
             told.recv().expect("the server starts");
+            self.reachable();
             work();
             drop(stop);
         });
