@@ -53,6 +53,8 @@ const LICENCES: &[&str] = &[
     "Unicode-3.0",
     "Unicode-DFS-2016",
     "Unlicense",
+    // The TUN crate of the userspace WireGuard; no conditions at all.
+    "WTFPL",
     "Zlib",
 ];
 
