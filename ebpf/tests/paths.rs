@@ -133,6 +133,9 @@ fn life_of_hooks(attach: Attach) {
     assert_eq!(programs_on("poda"), 2, "nothing is unhooked when the agent goes");
     node.datapath.detach(node.a).unwrap();
     node.datapath.detach(node.a).unwrap();
+    // The kernel frees a link some time after its last pin is gone.
+    let hooked = |_: &u32| programs_on("poda") != 0;
+    (0..300).take_while(hooked).for_each(|_| std::thread::sleep(std::time::Duration::from_millis(10)));
     assert_eq!(programs_on("poda"), 0);
     assert!(node.datapath.attach_endpoint(4_000_000).unwrap_err().to_string().contains("4000000"));
 }

@@ -45,7 +45,13 @@ fn converse(client: &Space, server: &Space, listen: (&str, u16), dial: (&str, u1
     let second = Some(std::time::Duration::from_secs(3));
     let listen = (ip(listen.0), listen.1);
     let dial = std::net::SocketAddr::from((ip(dial.0), dial.1));
-    let (tcp, udp) = server.inside(|| (TcpListener::bind(listen).unwrap(), UdpSocket::bind(listen).unwrap()));
+    let (tcp, udp) = server.inside(|| {
+        // Sockets of the conversation before may still be closing.
+        let bind = || Ok::<_, std::io::Error>((TcpListener::bind(listen)?, UdpSocket::bind(listen)?));
+        let busy = |_: &u32| bind().is_err_and(|error| error.kind() == std::io::ErrorKind::AddrInUse);
+        (0..300).take_while(busy).for_each(|_| std::thread::sleep(std::time::Duration::from_millis(10)));
+        bind().unwrap()
+    });
     udp.set_read_timeout(second).unwrap();
     let large = vec![42_u8; 200_000];
     let mut stream = client
