@@ -53,8 +53,8 @@ mesh: ## The cluster mesh with a real etcd
 interop: ## BGP with real BIRD, FRR and GoBGP
 	$(TEST) --test bgp_interop
 
-# full: one lab, reconfigured through all variants, faults in two of them. short (CI): a fresh lab for each variant,
-# faults in the first.
+# full: one lab, reconfigured through all variants, faults in two of them. short (CI): a fresh lab for each variant, no
+# faults.
 LAB_FORM ?= full
 
 lab: build ## The two-cluster lab: all path variants and faults, then nothing is left behind
