@@ -177,8 +177,8 @@ struct tb_ct {
 	__u16 endpoint_id;
 	__u16 flags;
 	__u8 tcp_seen[2];
-	__u8 pad0[2];
-	__u8 spare[16];
+	__be16 backend_port;         /* SERVICE only; with backend_addr: whom the number meant when it was chosen */
+	union tb_addr backend_addr;  /* SERVICE only */
 };
 
 struct tb_nat {

@@ -14,12 +14,14 @@
 #define SEC_NS 1000000000ull
 #define LIFE_TCP (8000 * SEC_NS)
 #define LIFE_SYN (60 * SEC_NS)
+#define LIFE_HALF_CLOSED (120 * SEC_NS)
 #define LIFE_CLOSING (10 * SEC_NS)
 #define LIFE_OTHER (60 * SEC_NS)
 
-INLINE int ct_closed(const struct tb_ct *ct)
+/* A SERVICE entry sees only the client's packets, so the client's FIN closes it. */
+INLINE int ct_closed(const struct tb_ct *ct, __u8 kind)
 {
-	__u16 both = TB_CTF_CLOSING_ORIG | TB_CTF_CLOSING_REPLY;
+	__u16 both = TB_CTF_CLOSING_ORIG | (kind == TB_CT_SERVICE ? 0 : TB_CTF_CLOSING_REPLY);
 
 	return (ct->flags & both) == both;
 }
@@ -31,7 +33,7 @@ INLINE struct tb_ct *ct_get(struct tb_pkt *p, __u8 *half)
 	int reopen = p->tproto == TB_TCP && !p->is_error && (p->tcp_flags & (TB_SYN | TB_ACK)) == TB_SYN;
 
 	*half = 0;
-	if (ct && (ct->expires_ns < p->now || (reopen && ct_closed(ct)))) {
+	if (ct && (ct->expires_ns < p->now || (reopen && ct_closed(ct, p->key.kind)))) {
 		p->stale = 1;
 		ct = 0;
 	}
@@ -39,7 +41,7 @@ INLINE struct tb_ct *ct_get(struct tb_pkt *p, __u8 *half)
 		return ct;
 	*half = 1;
 	ct = bpf_map_lookup_elem(&tb_ct_half, &p->key);
-	if (ct && (ct->expires_ns < p->now || (reopen && ct_closed(ct))))
+	if (ct && (ct->expires_ns < p->now || (reopen && ct_closed(ct, p->key.kind))))
 		ct = 0;
 	return ct;
 }
@@ -52,6 +54,8 @@ INLINE __u64 ct_life(__u8 proto, __u16 flags)
 		return LIFE_OTHER;
 	if ((flags & both) == both)
 		return LIFE_CLOSING;
+	if (flags & both)
+		return LIFE_HALF_CLOSED;
 	return flags & TB_CTF_REPLIED ? LIFE_TCP : LIFE_SYN;
 }
 

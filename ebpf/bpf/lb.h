@@ -66,9 +66,19 @@ INLINE int choose_backend(struct tb_pkt *p, const struct tb_service *svc)
 	ct_blank(p);
 	p->ct.rev_nat = svc->rev_nat;
 	p->ct.backend = *id;
+	p->ct.backend_addr = b->addr;
+	p->ct.backend_port = b->port;
 	key_set(&p->key, &p->src, &p->dst, p->sport, p->dport, p->tproto, TB_CT_SERVICE);
 	slot = ct_create(p);
 	return (int)slot == TB_GO ? to_backend(p, b, svc->rev_nat) : TC_ACT_SHOT;
+}
+
+/* The backend of a remembered flow: none if its number was given to another since. */
+INLINE struct tb_backend *backend_of(const struct tb_ct *ct)
+{
+	struct tb_backend *b = bpf_map_lookup_elem(&tb_backends, &ct->backend);
+
+	return b && b->port == ct->backend_port && addr_eq(&b->addr, &ct->backend_addr) ? b : 0;
 }
 
 /* 1: translated to a backend. TB_GO: no service address. Else dropped. */
@@ -98,7 +108,7 @@ GLOBAL int tb_service(__u32 scope)
 	key_set(&p->key, &p->src, &p->dst, p->sport, p->dport, p->tproto, TB_CT_SERVICE);
 	ct = ct_get(p, &half);
 	if (ct) {
-		b = bpf_map_lookup_elem(&tb_backends, &ct->backend);
+		b = backend_of(ct);
 		if (b) {
 			ct_touch(p, ct, half, 0);
 			return to_backend(p, b, svc->rev_nat);

@@ -156,7 +156,7 @@ abi! {
         expires_ns: u64 = 0, created_ns: u64 = 8, packets: [u64; 2] = 16, bytes: [u64; 2] = 32,
         reported_ns: [u64; 2] = 48, identity: u32 = 64, rev_nat: u32 = 68, policy_id: u32 = 72,
         policy_revision: u32 = 76, backend: u32 = 80, ifindex: u32 = 84, endpoint_id: u16 = 88,
-        flags: u16 = 90, tcp_seen: [u8; 2] = 92, pad0: [u8; 2] = 94, spare: [u8; 16] = 96,
+        flags: u16 = 90, tcp_seen: [u8; 2] = 92, backend_port: u16 = 94, backend_addr: Addr = 96,
     }
     /// `struct tb_nat`
     Nat = 48 {

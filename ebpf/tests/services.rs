@@ -79,6 +79,38 @@ fn a_flow_keeps_its_backend_and_new_ones_spread_as_maglev_says() {
 }
 
 #[test]
+fn a_port_used_again_gets_a_backend_that_the_service_has_now() {
+    let node = Node::new();
+    for f in FAMILIES {
+        let send = |flags: &str| {
+            let ran = node.run("from_endpoint", node.a, &tcp((POD_A[f], 4000), (CLUSTER_IP[f], 80), flags));
+            ran.seen().destination.1
+        };
+        node.service(CLUSTER_IP[f], 80, Scope::Internal, 10, &[(1, REMOTE[f], 1001), (2, REMOTE[f], 1001)]);
+        assert_eq!((send("S"), send("A"), send("FA")), (1001, 1001, 1001));
+        // Backend 1 still exists, for another service.
+        node.service(CLUSTER_IP[f], 80, Scope::Internal, 10, &[(3, REMOTE[f], 1003)]);
+        assert_eq!(send("A"), 1001, "what is left of the flow stays with its backend");
+        assert_eq!(send("S"), 1003, "a new flow has the service's backends");
+    }
+}
+
+#[test]
+fn a_backend_number_given_to_another_address_takes_no_flow_along() {
+    let node = Node::new();
+    for f in FAMILIES {
+        node.service(CLUSTER_IP[f], 80, Scope::Internal, 10, &[(1, REMOTE[f], 1001)]);
+        let packet = udp((POD_A[f], 4000), (CLUSTER_IP[f], 80), 9);
+        assert_eq!(node.run("from_endpoint", node.a, &packet).seen().destination.1, 1001);
+        node.datapath.delete_backend(1).unwrap();
+        node.service(CLUSTER_IP[f], 80, Scope::Internal, 10, &[(2, REMOTE[f], 1002)]);
+        node.service(VIP[f], 80, Scope::External, 11, &[(1, POD_B[f], 1009)]);
+        let now = node.run("from_endpoint", node.a, &packet).seen().destination;
+        assert_eq!(now, (ip(REMOTE[f]), 1002), "number 1 means a pod of another service now");
+    }
+}
+
+#[test]
 fn load_balancer_with_a_local_backend_keeps_the_client() {
     let mut node = Node::new();
     for f in FAMILIES {
