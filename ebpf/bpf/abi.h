@@ -185,9 +185,10 @@ struct tb_nat {
 	__u64 created_ns;
 	union tb_addr addr; /* NAT_OUT: the new source; NAT_IN: the original source */
 	__be16 port;
-	__u16 flags;
+	__u16 flags; /* TB_CTF_*; NAT_IN only, as is expires_ns */
 	__u32 rev_nat;
-	__u8 spare[16];
+	__u64 expires_ns;
+	__u8 spare[8];
 };
 
 /* tb_policy flags */

@@ -41,6 +41,12 @@ INLINE struct tb_ct *ct_get(struct tb_pkt *p, __u8 *half)
 		return ct;
 	*half = 1;
 	ct = bpf_map_lookup_elem(&tb_ct_half, &p->key);
+	if (!ct && !p->stale) {
+		/* Another CPU may have moved it between the two looks. */
+		ct = bpf_map_lookup_elem(&tb_ct, &p->key);
+		*half = !ct;
+		return ct;
+	}
 	if (ct && (ct->expires_ns < p->now || (reopen && ct_closed(ct, p->key.kind))))
 		ct = 0;
 	return ct;
@@ -67,11 +73,31 @@ INLINE void ct_promote(struct tb_pkt *p, const struct tb_ct *ct)
 		bpf_map_delete_elem(&tb_ct_half, &p->key);
 }
 
+/* What the packet says about the life of its connection. way: 0 opening, 1 answering. */
+INLINE __u16 ct_signs(const struct tb_pkt *p, int way)
+{
+	__u16 flags = way ? TB_CTF_REPLIED : 0;
+
+	if (p->tproto != TB_TCP)
+		return flags;
+	if (p->tcp_flags & TB_FIN)
+		flags |= way ? TB_CTF_CLOSING_REPLY : TB_CTF_CLOSING_ORIG;
+	if (p->tcp_flags & TB_RST)
+		flags |= TB_CTF_CLOSING_ORIG | TB_CTF_CLOSING_REPLY;
+	return flags;
+}
+
+/* Both ends may close at the same moment on two CPUs; the flags share a word with the endpoint's id. */
+INLINE void ct_mark(struct tb_ct *ct, __u16 flags)
+{
+	__sync_fetch_and_or((__u32 *)&ct->endpoint_id, (__u32)flags << 16);
+}
+
 /* Counts the packet, keeps the entry alive, decides whether an event is due. way: 0 opening, 1 answering. */
 INLINE void ct_touch(struct tb_pkt *p, struct tb_ct *ct, __u8 half, int way)
 {
 	struct tb_config *cfg = tb_cfg();
-	__u16 flags = ct->flags;
+	__u16 flags;
 
 	/* An error speaks of a flow without being part of it. */
 	if (p->is_error || !cfg)
@@ -83,15 +109,10 @@ INLINE void ct_touch(struct tb_pkt *p, struct tb_ct *ct, __u8 half, int way)
 			ct->tcp_seen[way] |= seen;
 			p->report = 1;
 		}
-		if (seen & TB_FIN)
-			flags |= way ? TB_CTF_CLOSING_REPLY : TB_CTF_CLOSING_ORIG;
-		if (seen & TB_RST)
-			flags |= TB_CTF_CLOSING_ORIG | TB_CTF_CLOSING_REPLY;
 	}
-	if (way)
-		flags |= TB_CTF_REPLIED;
+	flags = ct->flags | ct_signs(p, way);
 	if (flags != ct->flags)
-		ct->flags = flags;
+		ct_mark(ct, flags);
 	__sync_fetch_and_add(&ct->packets[way], 1);
 	__sync_fetch_and_add(&ct->bytes[way], p->len);
 	ct->expires_ns = p->now + ct_life(p->tproto, flags);
@@ -138,7 +159,10 @@ INLINE void ct_blank(struct tb_pkt *p)
 	__builtin_memset(&p->ct, 0, sizeof(p->ct));
 }
 
-/* Which flow the answer belongs to was seen: the client's memory of its backend must live as long. */
+/*
+ * The flow behind the translation is answered: the client's memory of its backend must live as long. Called with the
+ * first answer, or when a new service entry meets a flow that was answered before.
+ */
 INLINE void service_answered(struct tb_pkt *p, const union tb_addr *client, __be16 port, __u32 rev_nat)
 {
 	struct tb_rev_nat *rev = bpf_map_lookup_elem(&tb_rev_nat, &rev_nat);

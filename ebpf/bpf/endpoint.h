@@ -136,6 +136,8 @@ GLOBAL int tb_egress(struct __sk_buff *skb, __u32 policy_id)
 		}
 		ct_renumber(p, ct, p->rev_nat);
 		ct_touch(p, ct, half, 0);
+		if (p->fresh && !half && p->rev_nat)
+			service_answered(p, &p->src, p->sport, p->rev_nat);
 		return TB_GO;
 	}
 	if (p->is_error)
@@ -213,6 +215,8 @@ GLOBAL int tb_ingress(__u32 ifindex)
 		}
 		ct_renumber(p, ct, p->in_rev_nat);
 		ct_touch(p, ct, half, 0);
+		if (p->fresh && !half && p->in_rev_nat)
+			service_answered(p, &p->nsrc, p->nsport, p->in_rev_nat);
 		return TB_GO;
 	}
 	if (p->is_error)

@@ -23,6 +23,7 @@ pub(crate) const NODE_ENCRYPT: u32 = 1;
 pub(crate) const SVC_LOCAL_ONLY: u32 = 1;
 pub(crate) const CT_EGRESS: u8 = 0;
 pub(crate) const CT_INGRESS: u8 = 1;
+pub(crate) const NAT_IN: u8 = 4;
 pub(crate) const CTF_CLOSING: u16 = 2 | 4;
 pub(crate) const POL_INGRESS: u32 = 1;
 pub(crate) const POL_EGRESS: u32 = 2;
@@ -161,7 +162,7 @@ abi! {
     /// `struct tb_nat`
     Nat = 48 {
         created_ns: u64 = 0, addr: Addr = 8, port: u16 = 24, flags: u16 = 26, rev_nat: u32 = 28,
-        spare: [u8; 16] = 32,
+        expires_ns: u64 = 32, spare: [u8; 8] = 40,
     }
     /// `struct tb_policy`
     Policy = 16 { flags: u32 = 0, shapes_ingress: u32 = 4, shapes_egress: u32 = 8, revision: u32 = 12 }

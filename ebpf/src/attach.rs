@@ -106,9 +106,13 @@ impl Links {
             match replace_tcx(program, &pin) {
                 Ok(()) => return Ok(()),
                 // The index was used by an interface that is gone.
-                Err(reason) => tracing::debug!(ifindex, reason, "stale link pin, attaching anew"),
+                Err(error) if detached(error.as_ref()) => {
+                    tracing::debug!(ifindex, "stale link pin, attaching anew");
+                    remove(&pin).map_err(|e| e.to_string())?;
+                }
+                // The old program goes on; without the pin nothing would.
+                Err(error) => return Err(chain(error.as_ref())),
             }
-            remove(&pin).map_err(|e| e.to_string())?;
         }
         let options = TcAttachOptions::TcxOrder(LinkOrder::default());
         let id = program.attach_with_options(interface, side.kind(), options).map_err(|e| chain(&e))?;
@@ -145,13 +149,22 @@ impl Links {
     }
 }
 
-fn replace_tcx(program: &mut SchedClassifier, pin: &Path) -> Result<(), String> {
-    let old = FdLink::from(PinnedLink::from_pin(pin).map_err(|e| chain(&e))?);
-    let link = SchedClassifierLink::try_from(old).map_err(|e| chain(&e))?;
-    let id = program.attach_to_link(link).map_err(|e| chain(&e))?;
+fn replace_tcx(
+    program: &mut SchedClassifier,
+    pin: &Path,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let old = FdLink::from(PinnedLink::from_pin(pin)?);
+    let id = program.attach_to_link(SchedClassifierLink::try_from(old)?)?;
     // The pin keeps the link; our handle may go.
-    drop(program.take_link(id).map_err(|e| chain(&e))?);
+    drop(program.take_link(id)?);
     Ok(())
+}
+
+/// Whether a link's interface is gone: the kernel answers an update with ENOLINK then.
+fn detached(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |cause| cause.source())
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|io| io.raw_os_error() == Some(libc::ENOLINK))
 }
 
 fn attach_clsact(program: &mut SchedClassifier, interface: &str, side: Side) -> Result<(), String> {

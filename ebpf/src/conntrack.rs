@@ -6,6 +6,9 @@ use crate::error::DatapathError;
 use crate::rows::{ConntrackEntry, ConntrackKind};
 use crate::sys::{self, Cursor};
 
+/// Entries a step of a collection looks at.
+const STEP: usize = 4096;
+
 /// What a collection found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct GcStats {
@@ -33,13 +36,13 @@ impl ConntrackGc {
         Self::default()
     }
 
-    /// Looks at about `entries` entries of the established table and deletes the expired ones (the half-open table and
-    /// the NAT table replace their least recently used). When the walk is complete, the next step starts over.
+    /// Looks at about `entries` entries of the established table and deletes the expired ones (the half-open table
+    /// replaces its least recently used). When the walk is complete, the next step starts over. `now` is the time of
+    /// `CLOCK_MONOTONIC` in nanoseconds.
     ///
     /// # Errors
     /// The map cannot be read or written.
-    pub fn step(&mut self, datapath: &Datapath, entries: usize) -> Result<GcStats, DatapathError> {
-        let now = sys::monotonic_ns();
+    pub fn step(&mut self, datapath: &Datapath, entries: usize, now: u64) -> Result<GcStats, DatapathError> {
         let from = self.cursor.take().unwrap_or_default();
         let batch = datapath.tables.ct.batch(from, entries)?;
         for (key, _) in
@@ -63,18 +66,57 @@ impl ConntrackGc {
 }
 
 impl Datapath {
-    /// A whole collection, in steps of 4096 entries. Call it from a blocking thread every 10 to 30 seconds.
+    /// A whole collection of flows and address translations, in steps of 4096 entries. Call it from a blocking thread
+    /// every 10 to 30 seconds.
     ///
     /// # Errors
-    /// The map cannot be read or written.
+    /// A map cannot be read or written.
     pub fn gc(&self) -> Result<GcStats, DatapathError> {
+        self.gc_at(sys::monotonic_ns())
+    }
+
+    /// [`Self::gc`] as of another time: what will have expired by `now` (nanoseconds of `CLOCK_MONOTONIC`).
+    ///
+    /// # Errors
+    /// A map cannot be read or written.
+    pub fn gc_at(&self, now: u64) -> Result<GcStats, DatapathError> {
         let mut walk = ConntrackGc::new();
-        loop {
-            let stats = walk.step(self, 4096)?;
+        let mut stats = loop {
+            let stats = walk.step(self, STEP, now)?;
             if stats.complete {
-                return Ok(stats);
+                break stats;
             }
+        };
+        self.gc_nat(&mut stats, now)?;
+        stats.alive = stats.seen.saturating_sub(stats.deleted);
+        Ok(stats)
+    }
+
+    /// Deletes mappings whose flow is over: the answers' entry by its time, the way out when its twin is gone or
+    /// has become another flow's.
+    fn gc_nat(&self, stats: &mut GcStats, now: u64) -> Result<(), DatapathError> {
+        let nat = &self.tables.nat;
+        let mut cursor = Some(Cursor::default());
+        while let Some(from) = cursor {
+            let batch = nat.batch(from, STEP)?;
+            for (key, value) in batch.entries {
+                stats.seen += 1;
+                let over = if key.kind == abi::NAT_IN {
+                    // Read again: the flow may have come back to life since the batch was read.
+                    nat.get(key)?.is_some_and(|entry| entry.expires_ns < now)
+                } else {
+                    let twin = nat.get(answers_of(&key, &value))?;
+                    twin.is_none_or(|twin| (twin.addr, twin.port) != (key.src, key.sport))
+                        && nat.get(key)? == Some(value)
+                };
+                if over {
+                    nat.delete(key)?;
+                    stats.deleted += 1;
+                }
+            }
+            cursor = batch.next;
         }
+        Ok(())
     }
 
     /// All tracked flows that have not expired.
@@ -89,20 +131,43 @@ impl Datapath {
         Ok(live.map(|(key, value, established)| plain(&key, &value, established)).collect())
     }
 
-    /// Forgets all flows of a pod's address, so that a pod that gets the address next starts clean.
+    /// Forgets all flows of pods' addresses, so that pods that get the addresses next start clean. Walks both
+    /// tables once, whatever the number of addresses.
     ///
     /// # Errors
     /// A map cannot be read or written.
-    pub fn forget_flows(&self, ip: std::net::IpAddr) -> Result<u64, DatapathError> {
-        let addr = abi::Addr::from(ip);
+    pub fn forget_flows(&self, addresses: &[std::net::IpAddr]) -> Result<u64, DatapathError> {
+        let gone: std::collections::BTreeSet<[u8; 16]> =
+            addresses.iter().map(|ip| abi::Addr::from(*ip).0).collect();
         let mut deleted = 0;
         for table in [&self.tables.ct, &self.tables.ct_half] {
-            for (key, _) in table.dump()?.into_iter().filter(|(key, _)| key.src == addr || key.dst == addr) {
-                table.delete(key)?;
-                deleted += 1;
+            let mut cursor = Some(Cursor::default());
+            while let Some(from) = cursor {
+                let batch = table.batch(from, STEP)?;
+                for (key, _) in batch.entries {
+                    if gone.contains(&key.src.0) || gone.contains(&key.dst.0) {
+                        table.delete(key)?;
+                        deleted += 1;
+                    }
+                }
+                cursor = batch.next;
             }
         }
         Ok(deleted)
+    }
+}
+
+/// The key under which the answers to a translated flow are known, from that of its way out.
+fn answers_of(key: &abi::Tuple, out: &abi::Nat) -> abi::Tuple {
+    // The identifier of an echo stands in the source port alone.
+    let echo = matches!(key.proto, 1 | 58);
+    abi::Tuple {
+        src: key.dst,
+        dst: out.addr,
+        sport: if echo { 0 } else { key.dport },
+        dport: out.port,
+        kind: abi::NAT_IN,
+        ..*key
     }
 }
 

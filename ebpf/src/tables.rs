@@ -51,8 +51,14 @@ where
         Ok(Self { name, capacity, map: Mutex::new(map) })
     }
 
+    /// Writes the entry unless it is there already: a write puts a new element in the old one's place, whose memory
+    /// may be used again while a program on another CPU still reads it.
     pub(crate) fn upsert(&self, key: K, value: V) -> Result<(), DatapathError> {
-        lock(&self.map).insert(key, value, 0).map_err(|e| failed(self.name, "write", &key, e))
+        let mut map = lock(&self.map);
+        if map.get(&key, 0).is_ok_and(|old| old == value) {
+            return Ok(());
+        }
+        map.insert(key, value, 0).map_err(|e| failed(self.name, "write", &key, e))
     }
 
     /// Deletes the entry; an entry that is not there is fine.

@@ -170,8 +170,27 @@ fn collection_deletes_what_expired_and_nothing_else() {
     node.run("from_endpoint", node.b, &tcp((POD_B[0], 80), (POD_A[0], 4000), "SA"));
     let stats = node.datapath.gc().unwrap();
     assert_eq!((stats.seen, stats.deleted, stats.complete), (4, 0, true));
-    assert_eq!(node.datapath.forget_flows(ip(POD_B[0])).unwrap(), 4);
+    // Two minutes on only TCP is left, two hours later (8000 s) nothing.
+    let later = |secs: u64| node.datapath.gc_at(monotonic_ns() + secs * 1_000_000_000).unwrap().deleted;
+    assert_eq!((later(120), later(120), later(8001)), (2, 0, 2));
     assert!(node.datapath.conntrack().unwrap().is_empty());
+}
+
+#[test]
+fn flows_of_an_address_are_forgotten() {
+    let mut node = Node::new();
+    ping_through(&mut node);
+    node.run("from_endpoint", node.a, &tcp((POD_A[0], 4000), (POD_B[0], 80), "S"));
+    node.run("from_endpoint", node.b, &tcp((POD_B[0], 80), (POD_A[0], 4000), "SA"));
+    node.run("from_endpoint", node.a, &tcp((POD_A[1], 4000), (POD_B[1], 80), "S"));
+    assert_eq!(node.datapath.forget_flows(&[ip(POD_B[0])]).unwrap(), 4);
+    let left = node.datapath.conntrack().unwrap();
+    assert!(!left.is_empty() && left.iter().all(|flow| flow.source.0 == ip(POD_A[1])), "{left:?}");
+}
+
+fn monotonic_ns() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap();
+    u64::try_from(now.tv_sec()).unwrap() * 1_000_000_000 + u64::try_from(now.tv_nsec()).unwrap()
 }
 
 #[test]

@@ -162,6 +162,55 @@ fn load_balancer_with_a_remote_backend_is_answered_through_the_node() {
 }
 
 #[test]
+fn snat_ports_of_flows_that_are_over_are_given_again() {
+    let mut node = Node::new();
+    node.remote(NodePath::Direct, false);
+    node.datapath.set_config(&NodeConfig { snat_ports: 20_000..=20_003, ..node.config() }).unwrap();
+    for f in FAMILIES {
+        node.service(VIP[f], 80, Scope::External, 20 + f as u32, &[(1 + f as u32, REMOTE[f], 8080)]);
+        let send = |node: &mut Node, port: u16, flags: &str| {
+            let ran = node.run("from_uplink", node.uplink, &tcp((CLIENT[f], port), (VIP[f], 80), flags));
+            let reason = node.events().last().map(|event| event.flow.drop_reason);
+            if ran.action == REDIRECT { Ok(ran.seen().source.1) } else { Err(reason) }
+        };
+        let ports: Vec<u16> = (5000..5004).map(|port| send(&mut node, port, "S").unwrap()).collect();
+        let distinct: std::collections::BTreeSet<u16> = ports.iter().copied().collect();
+        assert_eq!(distinct.len(), 4, "every free port is found: {ports:?}");
+        assert_eq!(send(&mut node, 5004, "S"), Err(Some(167)), "all are in use");
+        send(&mut node, 5001, "R").unwrap();
+        expire(&node, REMOTE[f], ports[1]);
+        assert_eq!(
+            send(&mut node, 5004, "S"),
+            Ok(ports[1]),
+            "the reset flow's port, without waiting for a collection"
+        );
+        let collected = node.datapath.gc().unwrap();
+        assert!(collected.deleted >= 1, "the way out of the flow that lost its port: {collected:?}");
+        assert_eq!(send(&mut node, 5000, "A"), Ok(ports[0]), "others keep theirs");
+    }
+}
+
+/// Puts the end of the mapping behind `port` into the past, as time would.
+fn expire(node: &Node, backend: &str, port: u16) {
+    let path = node.bpffs.path().join("tombolo");
+    let schema = std::fs::read_dir(path).unwrap().next().unwrap().unwrap().path();
+    let map = aya::maps::Map::LruHashMap(aya::maps::MapData::from_pin(schema.join("tb_nat")).unwrap());
+    let mut map = aya::maps::HashMap::<_, [u8; 40], [u8; 48]>::try_from(map).unwrap();
+    let address = match ip(backend) {
+        std::net::IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        std::net::IpAddr::V6(v6) => v6.octets(),
+    };
+    // struct tb_tuple: source, destination, ports, protocol, kind (4: NAT_IN); struct tb_nat: expires_ns at 32.
+    let found = map
+        .iter()
+        .map(Result::unwrap)
+        .find(|(key, _)| key[..16] == address && key[34..36] == port.to_be_bytes() && key[37] == 4);
+    let (key, mut value) = found.unwrap();
+    value[32..40].copy_from_slice(&1_u64.to_ne_bytes());
+    map.insert(key, value, 0).unwrap();
+}
+
+#[test]
 fn service_addresses_without_backend_or_port_are_dropped() {
     let mut node = Node::new();
     for f in FAMILIES {

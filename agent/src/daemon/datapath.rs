@@ -273,7 +273,29 @@ impl Target<PolicyRow> for Policies {
 }
 
 /// [`InterfaceRow`] → interface rows, local addresses and hooks.
-pub(crate) struct Interfaces(pub(crate) Arc<Datapath>);
+pub(crate) struct Interfaces {
+    datapath: Arc<Datapath>,
+    /// Addresses of pods that went, whose flows the datapath may still know. They end by themselves in time; only a
+    /// pod that gets such an address earlier costs a walk through the flows.
+    left: BTreeSet<IpAddr>,
+}
+
+impl Interfaces {
+    pub(crate) const fn new(datapath: Arc<Datapath>) -> Self {
+        Self { datapath, left: BTreeSet::new() }
+    }
+
+    async fn forget_flows(&mut self, addresses: &[IpAddr]) -> Result<(), String> {
+        if !addresses.iter().any(|address| self.left.contains(address)) {
+            return Ok(());
+        }
+        let (datapath, left) = (self.datapath.clone(), self.left.iter().copied().collect::<Vec<_>>());
+        let forgotten = tokio::task::spawn_blocking(move || datapath.forget_flows(&left));
+        told(forgotten.await.map_err(|error| error.to_string())?)?;
+        self.left.clear();
+        Ok(())
+    }
+}
 
 impl Target<InterfaceRow> for Interfaces {
     async fn update(&mut self, row: &InterfaceRow) -> Result<(), String> {
@@ -289,37 +311,40 @@ impl Target<InterfaceRow> for Interfaces {
             mac: row.mac,
             host_mac: row.host_mac,
         };
-        told(self.0.upsert_interface(row.ifindex, &interface))?;
+        self.forget_flows(&row.addresses).await?;
+        told(self.datapath.upsert_interface(row.ifindex, &interface))?;
         for address in &row.addresses {
-            told(self.0.upsert_local_address(*address, LocalAddress::Pod(row.ifindex)))?;
+            told(self.datapath.upsert_local_address(*address, LocalAddress::Pod(row.ifindex)))?;
         }
         // Rows first, hooks afterwards: a hook never runs without its row.
-        told(self.0.attach_endpoint(row.ifindex))
+        told(self.datapath.attach_endpoint(row.ifindex))
     }
 
     async fn delete(&mut self, row: &InterfaceRow) -> Result<(), String> {
         for address in &row.addresses {
-            told(self.0.delete_local_address(*address))?;
+            told(self.datapath.delete_local_address(*address))?;
+            self.left.insert(*address);
         }
-        told(self.0.delete_interface(row.ifindex))?;
-        told(self.0.detach(row.ifindex))
+        told(self.datapath.delete_interface(row.ifindex))?;
+        told(self.datapath.detach(row.ifindex))
     }
 
     async fn prune(&mut self, keep: &Rows<InterfaceRow>, held: &Held) -> Result<(), String> {
         if !held.is_empty() {
             return Ok(());
         }
-        for (ip, place) in told(self.0.local_addresses())? {
+        for (ip, place) in told(self.datapath.local_addresses())? {
             if let LocalAddress::Pod(ifindex) = place
                 && keep.get(&ifindex).is_none_or(|row| !row.addresses.contains(&ip))
             {
-                told(self.0.delete_local_address(ip))?;
+                told(self.datapath.delete_local_address(ip))?;
+                self.left.insert(ip);
             }
         }
-        for (ifindex, _) in told(self.0.interfaces())? {
+        for (ifindex, _) in told(self.datapath.interfaces())? {
             if !keep.contains_key(&ifindex) {
-                told(self.0.delete_interface(ifindex))?;
-                told(self.0.detach(ifindex))?;
+                told(self.datapath.delete_interface(ifindex))?;
+                told(self.datapath.detach(ifindex))?;
             }
         }
         Ok(())

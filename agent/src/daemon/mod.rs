@@ -322,7 +322,7 @@ impl Wired<'_> {
         ));
         tasks.spawn(driver.clone().run(
             interfaces.0.clone(),
-            datapath::Interfaces(datapath.clone()),
+            datapath::Interfaces::new(datapath.clone()),
             applied_interfaces.clone(),
         ));
         let kernel = tombolo_tunnel::KernelRoutes::new(

@@ -70,7 +70,7 @@ pub struct Node {
     pub uplink: u32,
     pub overlay: u32,
     runtime: tokio::runtime::Runtime,
-    bpffs: tempfile::TempDir,
+    pub bpffs: tempfile::TempDir,
 }
 
 impl Drop for Node {
