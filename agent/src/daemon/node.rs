@@ -9,7 +9,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tombolo_base::prefix::Prefix;
 use tombolo_base::source::Source;
 use tombolo_base::table::Table;
 use tombolo_clustermesh::etcd::EtcdConfig;
@@ -65,11 +64,53 @@ pub(crate) async fn set_up(
     let uplink = netlink.link(&config.node.underlay_interface).await.with_context(|| {
         format!("node.underlay_interface {} is not there", config.node.underlay_interface)
     })?;
-    let connected: Vec<Prefix> =
-        netlink.addresses(Some(uplink.index)).await?.into_iter().map(|a| a.address.into()).collect();
+    let connected = netlink.addresses(Some(uplink.index)).await?;
     let device_mtu = u16::try_from(uplink.mtu).unwrap_or(u16::MAX);
-    let mtu = path_mtus(config, device_mtu)?;
-    let internal: Vec<IpAddr> = [own.internal(true), own.internal(false)].into_iter().flatten().collect();
+    let plan = PlanConfig {
+        cluster: identity.cluster.clone(),
+        node: identity.node.clone(),
+        path: path_kind(config.datapath.path),
+        encrypt: config.datapath.encryption == Encryption::Wireguard,
+        wireguard_port: config.datapath.wireguard_port,
+        overlay_device: tunnel::VXLAN_DEVICE.into(),
+        mtu: path_mtus(config, device_mtu)?,
+        connected: connected.into_iter().map(|a| a.address.into()).collect(),
+    };
+    let (devices, wireguard) = make_devices(config, own, &netlink, plan.mtu, device_mtu).await?;
+    let devices = Ifindexes { uplink: uplink.index, ..devices };
+    let restarting = datapath.config()?.ready;
+    configure(datapath, &node_config(config, identity, own, &devices), own)?;
+    attach(datapath, &devices)?;
+    Ok(NodeSetup {
+        netlink,
+        plan,
+        host_ip: own.underlay(true).or_else(|| own.underlay(false)),
+        wireguard,
+        restarting,
+    })
+}
+
+/// Interface indexes of the node's devices; 0 = not there.
+#[derive(Default)]
+struct Ifindexes {
+    uplink: u32,
+    overlay: u32,
+    wireguard: u32,
+}
+
+/// The node's internal addresses: the pods' gateways.
+fn internal(own: &NodeRow) -> impl Iterator<Item = IpAddr> {
+    [own.internal(true), own.internal(false)].into_iter().flatten()
+}
+
+async fn make_devices(
+    config: &Config,
+    own: &NodeRow,
+    netlink: &Netlink,
+    mtu: PathMtus,
+    device_mtu: u16,
+) -> anyhow::Result<(Ifindexes, Option<tunnel::Wireguard>)> {
+    let internal: Vec<IpAddr> = internal(own).collect();
     if internal.is_empty() {
         bail!("Node {} has no usable pod prefix; give it spec.podCIDRs", own.name);
     }
@@ -78,69 +119,58 @@ pub(crate) async fn set_up(
         port: config.datapath.vxlan_port,
         mtu: mtu.ipv4.max(mtu.ipv6).into(),
     });
-    let devices = tunnel::devices::ensure(
-        &netlink,
-        &tunnel::DeviceConfig { vxlan, internal: internal.clone(), host_mtu: mtu.smallest().into() },
-    )
-    .await
-    .context("cannot set up the node's devices")?;
-    let wireguard = wireguard(config, own, device_mtu, &netlink).await?;
-    let wireguard_ifindex = match &wireguard {
-        Some(_) => netlink.link(tunnel::WIREGUARD_DEVICE).await?.index,
-        None => 0,
-    };
+    let wanted = tunnel::DeviceConfig { vxlan, internal, host_mtu: mtu.smallest().into() };
+    let devices =
+        tunnel::devices::ensure(netlink, &wanted).await.context("cannot set up the node's devices")?;
+    let wireguard = wireguard(config, own, device_mtu, netlink).await?;
+    let mut indexes =
+        Ifindexes { overlay: devices.vxlan.as_ref().map_or(0, |link| link.index), ..Ifindexes::default() };
+    if wireguard.is_some() {
+        indexes.wireguard = netlink.link(tunnel::WIREGUARD_DEVICE).await?.index;
+    }
+    Ok((indexes, wireguard))
+}
+
+fn node_config(config: &Config, identity: &Identity, own: &NodeRow, devices: &Ifindexes) -> NodeConfig {
     let v4 = |ip: Option<IpAddr>| {
         ip.and_then(|ip| if let IpAddr::V4(v4) = ip { Some(v4) } else { None::<Ipv4Addr> })
     };
     let v6 = |ip: Option<IpAddr>| {
         ip.and_then(|ip| if let IpAddr::V6(v6) = ip { Some(v6) } else { None::<Ipv6Addr> })
     };
-    let overlay_ifindex = devices.vxlan.as_ref().map_or(0, |link| link.index);
-    let row = NodeConfig {
+    NodeConfig {
         ready: true,
         encrypt: config.datapath.encryption == Encryption::Wireguard,
         cluster_id: u32::from(identity.cluster_id.get()),
-        uplink_ifindex: uplink.index,
-        overlay_ifindex,
-        wireguard_ifindex,
+        uplink_ifindex: devices.uplink,
+        overlay_ifindex: devices.overlay,
+        wireguard_ifindex: devices.wireguard,
         vxlan_port: config.datapath.vxlan_port,
         internal4: v4(own.internal(true)),
         internal6: v6(own.internal(false)),
         underlay4: v4(own.underlay(true)),
         underlay6: v6(own.underlay(false)),
         ..NodeConfig::default()
-    };
-    let restarting = datapath.config()?.ready;
-    datapath.set_config(&row)?;
-    for address in
-        internal.iter().copied().chain([own.underlay(true), own.underlay(false)].into_iter().flatten())
-    {
+    }
+}
+
+fn configure(datapath: &Datapath, row: &NodeConfig, own: &NodeRow) -> anyhow::Result<()> {
+    datapath.set_config(row)?;
+    for address in internal(own).chain([own.underlay(true), own.underlay(false)].into_iter().flatten()) {
         datapath.upsert_local_address(address, LocalAddress::Host)?;
     }
-    datapath.attach_uplink(uplink.index)?;
-    if overlay_ifindex != 0 {
-        datapath.attach_overlay(overlay_ifindex)?;
+    Ok(())
+}
+
+fn attach(datapath: &Datapath, devices: &Ifindexes) -> anyhow::Result<()> {
+    datapath.attach_uplink(devices.uplink)?;
+    if devices.overlay != 0 {
+        datapath.attach_overlay(devices.overlay)?;
     }
-    if wireguard_ifindex != 0 {
-        datapath.attach_wireguard(wireguard_ifindex)?;
+    if devices.wireguard != 0 {
+        datapath.attach_wireguard(devices.wireguard)?;
     }
-    let plan = PlanConfig {
-        cluster: identity.cluster.clone(),
-        node: identity.node.clone(),
-        path: path_kind(config.datapath.path),
-        encrypt: config.datapath.encryption == Encryption::Wireguard,
-        wireguard_port: config.datapath.wireguard_port,
-        overlay_device: tunnel::VXLAN_DEVICE.into(),
-        mtu,
-        connected,
-    };
-    Ok(NodeSetup {
-        netlink,
-        plan,
-        host_ip: own.underlay(true).or_else(|| own.underlay(false)),
-        wireguard,
-        restarting,
-    })
+    Ok(())
 }
 
 fn path_mtus(config: &Config, device_mtu: u16) -> anyhow::Result<PathMtus> {

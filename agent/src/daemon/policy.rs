@@ -2,12 +2,13 @@
 
 use super::backend::Texts;
 use super::drive::Driver;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::PoisonError;
 use tombolo_base::aggregate::Gate;
+use tombolo_base::clock::Moment;
 use tombolo_base::ids::{ClusterName, IdentityId};
 use tombolo_base::source::{Source, SourceState};
-use tombolo_base::table::{Table, Writer};
+use tombolo_base::table::{Batch, Table, Writer};
 use tombolo_kubernetes::PodRow;
 use tombolo_policy::compile::{self, Change, Compiler, NamedPorts};
 use tombolo_policy::{EndpointPolicy, NamedPort, PolicyRow, RuleRow};
@@ -46,21 +47,21 @@ fn named_ports(endpoints: &Table<EndpointRow>, pods: &Table<PodRow>) -> NamedPor
     out
 }
 
+/// The pens of compiled policies, and of which pod has which.
+pub(crate) type Pens = (Writer<PolicyRow>, Writer<EndpointPolicy>);
+
+/// A compiler that goes on with the policy numbers an earlier life left in the datapath.
+pub(crate) fn compiler(cluster: &ClusterName, datapath: &tombolo_ebpf::Datapath) -> Compiler {
+    Compiler::new(cluster.clone()).with_ids(earlier_ids(datapath))
+}
+
 /// Compiles until cancelled.
-pub(crate) async fn planner(
-    driver: Driver,
-    cluster: ClusterName,
-    inputs: Inputs,
-    out: (Writer<PolicyRow>, Writer<EndpointPolicy>),
-    earlier: Vec<(IdentityId, u32)>,
-    problems: Texts,
-) {
-    let mut compiler = Compiler::new(cluster).with_ids(earlier);
-    let mut gate = Gate::new(driver.clock.now());
+pub(crate) async fn planner(driver: Driver, compiler: Compiler, inputs: Inputs, out: Pens, problems: Texts) {
     let (mut rules, mut identities) = (inputs.rules.changes(), inputs.identities.changes());
     let (mut endpoints, mut pods) = (inputs.endpoints.changes(), inputs.pods.changes());
-    let mut ports_before = NamedPorts::new();
-    let mut could_shrink = false;
+    let gate = Gate::new(driver.clock.now());
+    let mut compiling =
+        Compiling { compiler, gate, inputs, ports: NamedPorts::new(), could_shrink: false, out };
     loop {
         let (mut a, mut b, mut c) = (None, None, None);
         tokio::select! {
@@ -69,74 +70,108 @@ pub(crate) async fn planner(
             batch = identities.next() => b = Some(batch),
             batch = endpoints.next() => c = Some(batch),
             _ = pods.next() => {}
-            () = driver.clock.sleep_until((!could_shrink).then(|| gate.opens_at())) => {}
+            () = driver.clock.sleep_until(compiling.deadline()) => {}
         }
-        let (a, b, c) =
-            (a.or_else(|| rules.drain()), b.or_else(|| identities.drain()), c.or_else(|| endpoints.drain()));
-        let (rule_rows, identity_rows, endpoint_rows) =
-            (inputs.rules.snapshot(), inputs.identities.snapshot(), inputs.endpoints.snapshot());
-        gate.observe(rule_rows.sources().chain(identity_rows.sources()));
-        let may_shrink = gate.is_open(driver.clock.now());
-        let ports = named_ports(&inputs.endpoints, &inputs.pods);
-        let renamed: BTreeSet<IdentityId> = ports
-            .keys()
-            .chain(ports_before.keys())
-            .filter(|id| ports.get(id) != ports_before.get(id))
-            .copied()
-            .collect();
-        let change = if may_shrink != could_shrink {
-            Change::Everything
-        } else {
-            Change::Rows {
-                rules: a.map(|batch| batch.keys).unwrap_or_default(),
-                identities: b
-                    .map(|batch| batch.keys.into_iter().map(|(id, _)| id).collect())
-                    .unwrap_or_default(),
-                endpoints: c.map(|batch| batch.keys).unwrap_or_default(),
-                named_ports: renamed,
-            }
+        let changed = Changed {
+            rules: a.or_else(|| rules.drain()),
+            identities: b.or_else(|| identities.drain()),
+            endpoints: c.or_else(|| endpoints.drain()),
         };
-        (could_shrink, ports_before) = (may_shrink, ports);
-        let delta = compiler.update(
-            &compile::Inputs {
-                rules: &rule_rows,
-                identities: &identity_rows,
-                endpoints: &endpoint_rows,
-                named_ports: &ports_before,
-                may_shrink,
-            },
-            &change,
-        );
-        // What an earlier life enforced is pruned once the rules are read and its pods are known.
-        let known = rule_rows.is_complete()
-            && endpoint_rows.source_state(&Source::Local) == Some(SourceState::Initialized);
-        let state = if known { SourceState::Initialized } else { SourceState::Pending };
+        compiling.step(changed, driver.clock.now());
+        *problems.lock().unwrap_or_else(PoisonError::into_inner) =
+            compiling.compiler.problems().into_iter().collect();
+    }
+}
+
+/// What changed since the last step.
+struct Changed {
+    rules: Option<Batch<RuleRow>>,
+    identities: Option<Batch<IdentityRow>>,
+    endpoints: Option<Batch<EndpointRow>>,
+}
+
+/// The compiler with what it must remember between two steps.
+struct Compiling {
+    compiler: Compiler,
+    gate: Gate,
+    inputs: Inputs,
+    ports: NamedPorts,
+    could_shrink: bool,
+    out: Pens,
+}
+
+impl Compiling {
+    /// When policies may shrink at the latest, if they may not yet.
+    fn deadline(&self) -> Option<Moment> {
+        (!self.could_shrink).then(|| self.gate.opens_at())
+    }
+
+    fn step(&mut self, changed: Changed, now: Moment) {
+        let rules = self.inputs.rules.snapshot();
+        let identities = self.inputs.identities.snapshot();
+        let endpoints = self.inputs.endpoints.snapshot();
+        self.gate.observe(rules.sources().chain(identities.sources()));
+        let may_shrink = self.gate.is_open(now);
+        let ports = named_ports(&self.inputs.endpoints, &self.inputs.pods);
+        let change = self.change(changed, &ports, may_shrink);
+        (self.could_shrink, self.ports) = (may_shrink, ports);
+        let read = compile::Inputs {
+            rules: &rules,
+            identities: &identities,
+            endpoints: &endpoints,
+            named_ports: &self.ports,
+            may_shrink,
+        };
+        let delta = self.compiler.update(&read, &change);
         // Before the rules are read no endpoint is let loose: its hook keeps dropping, or keeps its earlier policy.
-        if rule_rows.is_complete() {
-            out.0.commit(|txn| {
-                for row in delta.policies {
-                    txn.upsert(row);
-                }
-                delta.removed_policies.iter().for_each(|id| drop(txn.remove(id)));
-                txn.set_source(&Source::Planner, state);
-            });
-            out.1.commit(|txn| {
-                for row in delta.endpoints {
-                    txn.upsert(row);
-                }
-                delta.removed_endpoints.iter().for_each(|id| drop(txn.remove(id)));
-                txn.set_source(&Source::Planner, state);
-            });
-        } else {
+        if !rules.is_complete() {
             // Nothing of it was written: compile all of it again once they are.
-            could_shrink = !may_shrink;
+            self.could_shrink = !may_shrink;
+            return;
         }
-        *problems.lock().unwrap_or_else(PoisonError::into_inner) = compiler.problems().into_iter().collect();
+        // What an earlier life enforced is pruned once its pods are known.
+        let known = endpoints.source_state(&Source::Local) == Some(SourceState::Initialized);
+        self.write(delta, if known { SourceState::Initialized } else { SourceState::Pending });
+    }
+
+    /// What must be compiled again.
+    fn change(&self, changed: Changed, ports: &NamedPorts, may_shrink: bool) -> Change {
+        if may_shrink != self.could_shrink {
+            return Change::Everything;
+        }
+        let renamed = ports.keys().chain(self.ports.keys());
+        let identity = |(id, _): (IdentityId, _)| id;
+        Change::Rows {
+            rules: changed.rules.map(|batch| batch.keys).unwrap_or_default(),
+            identities: changed
+                .identities
+                .map(|batch| batch.keys.into_iter().map(identity).collect())
+                .unwrap_or_default(),
+            endpoints: changed.endpoints.map(|batch| batch.keys).unwrap_or_default(),
+            named_ports: renamed.filter(|id| ports.get(id) != self.ports.get(id)).copied().collect(),
+        }
+    }
+
+    fn write(&self, delta: compile::Delta, state: SourceState) {
+        self.out.0.commit(|txn| {
+            for row in delta.policies {
+                txn.upsert(row);
+            }
+            delta.removed_policies.iter().for_each(|id| drop(txn.remove(id)));
+            txn.set_source(&Source::Planner, state);
+        });
+        self.out.1.commit(|txn| {
+            for row in delta.endpoints {
+                txn.upsert(row);
+            }
+            delta.removed_endpoints.iter().for_each(|id| drop(txn.remove(id)));
+            txn.set_source(&Source::Planner, state);
+        });
     }
 }
 
 /// Policy numbers by subject, from the interfaces and policies an earlier life left in the datapath.
-pub(crate) fn earlier_ids(datapath: &tombolo_ebpf::Datapath) -> Vec<(IdentityId, u32)> {
+fn earlier_ids(datapath: &tombolo_ebpf::Datapath) -> Vec<(IdentityId, u32)> {
     let interfaces = datapath.interfaces().unwrap_or_default();
     let named = interfaces.into_iter().filter(|(_, row)| row.policy_id != 0);
     named.map(|(_, row)| (IdentityId(row.identity), row.policy_id)).collect()

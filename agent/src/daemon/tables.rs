@@ -1,0 +1,208 @@
+//! The tables of the data flow picture, left to right: intent, desired, and what the targets hold of the desired.
+
+use super::drive::Applied;
+use super::interfaces::InterfaceRow;
+use super::show::Catalogue;
+use std::sync::Arc;
+use tombolo_base::table::{Row, Table, Writer};
+use tombolo_kubernetes::Tables;
+use tombolo_policy::{EndpointPolicy, PolicyRow};
+use tombolo_service::{BackendRow, FrontendRow, LbAssignment, RemoteService};
+use tombolo_topology::bgp::{AdvertRow, PeerRow};
+use tombolo_topology::{
+    EndpointRow, IdentityRow, LearnedRoute, NodePath, PrefixEntry, PrefixRow, RouteEntry, WireguardPeer,
+};
+
+/// A table and its writer shared by several sources.
+fn shared<R: Row>() -> (Table<R>, Arc<Writer<R>>) {
+    let (table, writer) = Table::new();
+    (table, Arc::new(writer))
+}
+
+/// What is known and wanted, as the sources say it.
+#[derive(Clone)]
+pub(crate) struct Intent {
+    /// Kubernetes objects; nodes also from etcd.
+    pub(crate) kube: Tables,
+    /// Identities of all clusters.
+    pub(crate) identities: Table<IdentityRow>,
+    /// Addresses of pods and nodes everywhere.
+    pub(crate) prefixes: Table<PrefixRow>,
+    /// What other clusters share.
+    pub(crate) remote_services: Table<RemoteService>,
+    /// LoadBalancer addresses.
+    pub(crate) addresses: Table<LbAssignment>,
+    /// What BGP peers taught.
+    pub(crate) learned: Table<LearnedRoute>,
+    /// This node's pods.
+    pub(crate) endpoints: Table<EndpointRow>,
+}
+
+/// The pens of the intent tables that the rooms write.
+pub(crate) struct IntentWriters {
+    /// Of the identities: the mesh and the local pods.
+    pub(crate) identities: Arc<Writer<IdentityRow>>,
+    /// Of the prefixes: the mesh and the local pods.
+    pub(crate) prefixes: Arc<Writer<PrefixRow>>,
+    /// Of what other clusters share: the mesh.
+    pub(crate) remote_services: Arc<Writer<RemoteService>>,
+    /// Of the LoadBalancer addresses: the mesh, which follows the own cluster's etcd too.
+    pub(crate) addresses: Arc<Writer<LbAssignment>>,
+    /// Of the learned routes: BGP.
+    pub(crate) learned: Writer<LearnedRoute>,
+    /// Of the pods: the endpoint store.
+    pub(crate) endpoints: Writer<EndpointRow>,
+}
+
+impl Intent {
+    /// Empty tables beside those of the manifests.
+    pub(crate) fn new(kube: Tables) -> (Self, IntentWriters) {
+        let (identities, identity_writer) = shared();
+        let (prefixes, prefix_writer) = shared();
+        let (remote_services, remote_writer) = shared();
+        let (addresses, address_writer) = shared();
+        let (learned, learned_writer) = Table::new();
+        let (endpoints, endpoint_writer) = Table::new();
+        let writers = IntentWriters {
+            identities: identity_writer,
+            prefixes: prefix_writer,
+            remote_services: remote_writer,
+            addresses: address_writer,
+            learned: learned_writer,
+            endpoints: endpoint_writer,
+        };
+        (Self { kube, identities, prefixes, remote_services, addresses, learned, endpoints }, writers)
+    }
+
+    fn list(&self, catalogue: &mut Catalogue) {
+        catalogue.add(&self.kube.nodes);
+        catalogue.add(&self.kube.services);
+        catalogue.add(&self.kube.slices);
+        catalogue.add(&self.kube.pods);
+        catalogue.add(&self.kube.namespaces);
+        catalogue.add(&self.kube.rules);
+        catalogue.add(&self.kube.pools);
+        catalogue.add(&self.identities);
+        catalogue.add(&self.prefixes);
+        catalogue.add(&self.remote_services);
+        catalogue.add(&self.addresses);
+        catalogue.add(&self.learned);
+        catalogue.add(&self.endpoints);
+    }
+}
+
+/// What the planners want the targets to hold.
+#[derive(Clone)]
+pub(crate) struct Desired {
+    /// How to reach each node.
+    pub(crate) paths: Table<NodePath>,
+    /// Which address is whose, at which node.
+    pub(crate) entries: Table<PrefixEntry>,
+    /// Kernel routes.
+    pub(crate) routes: Table<RouteEntry>,
+    /// WireGuard peers.
+    pub(crate) peers: Table<WireguardPeer>,
+    /// Services' addresses.
+    pub(crate) frontends: Table<FrontendRow>,
+    /// Services' members.
+    pub(crate) backends: Table<BackendRow>,
+    /// Compiled policies.
+    pub(crate) policies: Table<PolicyRow>,
+    /// Which pod has which policy.
+    pub(crate) endpoint_policies: Table<EndpointPolicy>,
+    /// Pods' hooks.
+    pub(crate) interfaces: Table<InterfaceRow>,
+    /// BGP sessions.
+    pub(crate) bgp_peers: Table<PeerRow>,
+    /// BGP adverts.
+    pub(crate) bgp_adverts: Table<AdvertRow>,
+}
+
+/// The planners' pens.
+pub(crate) struct DesiredWriters {
+    /// Of the topology planner; routes are also held for BGP at start.
+    pub(crate) topology: tombolo_topology::plan::Outputs,
+    /// Of the service planner.
+    pub(crate) services: tombolo_service::plan::Outputs,
+    /// Of the policy compiler.
+    pub(crate) policies: (Writer<PolicyRow>, Writer<EndpointPolicy>),
+    /// Of the interface planner.
+    pub(crate) interfaces: Writer<InterfaceRow>,
+    /// Of the BGP planner.
+    pub(crate) bgp: (Writer<PeerRow>, Writer<AdvertRow>),
+}
+
+impl Desired {
+    /// Empty tables.
+    pub(crate) fn new() -> (Self, DesiredWriters) {
+        let (paths, entries, routes, peers) = (Table::new(), Table::new(), shared(), Table::new());
+        let (frontends, backends) = (Table::new(), Table::new());
+        let (policies, endpoint_policies, interfaces) = (Table::new(), Table::new(), Table::new());
+        let (bgp_peers, bgp_adverts) = (Table::new(), Table::new());
+        let writers = DesiredWriters {
+            topology: tombolo_topology::plan::Outputs {
+                paths: paths.1,
+                entries: entries.1,
+                routes: routes.1,
+                peers: peers.1,
+            },
+            services: tombolo_service::plan::Outputs { frontends: frontends.1, backends: backends.1 },
+            policies: (policies.1, endpoint_policies.1),
+            interfaces: interfaces.1,
+            bgp: (bgp_peers.1, bgp_adverts.1),
+        };
+        let tables = Self {
+            paths: paths.0,
+            entries: entries.0,
+            routes: routes.0,
+            peers: peers.0,
+            frontends: frontends.0,
+            backends: backends.0,
+            policies: policies.0,
+            endpoint_policies: endpoint_policies.0,
+            interfaces: interfaces.0,
+            bgp_peers: bgp_peers.0,
+            bgp_adverts: bgp_adverts.0,
+        };
+        (tables, writers)
+    }
+
+    fn list(&self, catalogue: &mut Catalogue) {
+        catalogue.add(&self.paths);
+        catalogue.add(&self.entries);
+        catalogue.add(&self.routes);
+        catalogue.add(&self.peers);
+        catalogue.add(&self.frontends);
+        catalogue.add(&self.backends);
+        catalogue.add(&self.policies);
+        catalogue.add(&self.endpoint_policies);
+        catalogue.add(&self.interfaces);
+        catalogue.add(&self.bgp_peers);
+        catalogue.add(&self.bgp_adverts);
+    }
+}
+
+/// What the datapath holds of the desired rows, for those who must not go on before it does.
+#[derive(Clone, Default)]
+pub(crate) struct Held {
+    /// Node rows.
+    pub(crate) paths: Applied<NodePath>,
+    /// Prefix rows.
+    pub(crate) entries: Applied<PrefixEntry>,
+    /// Services.
+    pub(crate) frontends: Applied<FrontendRow>,
+    /// Backends.
+    pub(crate) backends: Applied<BackendRow>,
+    /// Policies.
+    pub(crate) policies: Applied<PolicyRow>,
+    /// Hooks.
+    pub(crate) interfaces: Applied<InterfaceRow>,
+}
+
+/// Every table under its name, for `tombolo show`.
+pub(crate) fn catalogue(intent: &Intent, desired: &Desired) -> Catalogue {
+    let mut catalogue = Catalogue::default();
+    intent.list(&mut catalogue);
+    desired.list(&mut catalogue);
+    catalogue
+}

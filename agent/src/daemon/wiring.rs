@@ -1,0 +1,346 @@
+//! Joins the rooms: who reads which table and who writes it. No logic of its own.
+//!
+//! ```text
+//! manifests ┐
+//! mesh ─────┼─► intent ──► planners ──► desired ──► reconcilers ──► held by the datapath
+//! endpoints ┤     └─► flows, publisher                                   │
+//! BGP ──────┘                        endpoints wait for it before a pod starts ◄┘
+//! ```
+
+use super::backend::Daemon;
+use super::drive::{Applied, Driver};
+use super::tables::{Desired, DesiredWriters, Held, Intent, IntentWriters, catalogue};
+use super::{bgp, datapath, endpoints, flows, interfaces, node, planners, policy, publish};
+use crate::config::{Config, Encryption, Identity};
+use anyhow::Context;
+use std::sync::Arc;
+use tokio::task::JoinSet;
+use tombolo_base::source::SourceState;
+use tombolo_base::table::{Row, Writer};
+use tombolo_clustermesh::publisher::PublisherHandle;
+use tombolo_clustermesh::rows::TableSink;
+use tombolo_kubernetes::{Tables, Writers};
+use tombolo_topology::plan::{self, NodeIndexes};
+use tombolo_topology::{EndpointRow, IdentityRow, LearnedRoute, NodeRow, PrefixRow, RouteEntry};
+
+/// How long a CNI call waits for the datapath before it fails.
+const APPLY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(30);
+
+/// What was there before the rooms: the daemon, the node, the manifests.
+pub(crate) struct Ground<'a> {
+    /// The daemon, to which started rooms are shown.
+    pub(crate) daemon: &'a Arc<Daemon>,
+    /// Clock, cancellation, progress.
+    pub(crate) driver: &'a Driver,
+    /// The node's devices, and what plans depend on.
+    pub(crate) node: &'a node::NodeSetup,
+    /// The configuration.
+    pub(crate) config: &'a Config,
+    /// Who this agent is.
+    pub(crate) identity: &'a Identity,
+    /// This node's own row.
+    pub(crate) own: NodeRow,
+    /// The tasks of the daemon.
+    pub(crate) tasks: &'a mut JoinSet<()>,
+}
+
+/// Starts every room, from the sources to BGP.
+///
+/// # Errors
+/// The room that could not be started, why, and what to try.
+pub(crate) async fn start(
+    ground: Ground<'_>,
+    (kube, kube_writers): (Tables, &Writers),
+    remembered: datapath::Remembered,
+) -> anyhow::Result<()> {
+    let (intent, sources) = Intent::new(kube);
+    let (desired, plans) = Desired::new();
+    let mut rooms = Rooms { ground, intent, desired, held: Held::default() };
+
+    rooms.mesh(kube_writers, &sources);
+    let routes = plans.topology.routes.clone();
+    let bgp = rooms.planners(plans, remembered, &sources);
+    rooms.reconcilers();
+    rooms.flows()?;
+    let publisher = rooms.publisher()?;
+    rooms.endpoints(&publisher, sources.endpoints).await?;
+    rooms.bgp(bgp, sources.learned, routes);
+    rooms.ground.daemon.catalogue.set(catalogue(&rooms.intent, &rooms.desired)).ok();
+    Ok(())
+}
+
+/// The rooms being joined, and the tables between them.
+struct Rooms<'a> {
+    ground: Ground<'a>,
+    intent: Intent,
+    desired: Desired,
+    held: Held,
+}
+
+impl Rooms<'_> {
+    fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+        self.ground.tasks.spawn(task);
+    }
+
+    fn driver(&self) -> Driver {
+        self.ground.driver.clone()
+    }
+
+    fn encrypted(&self) -> bool {
+        self.ground.config.datapath.encryption == Encryption::Wireguard
+    }
+
+    /// Remote clusters and the own cluster's other nodes, into the intent tables.
+    fn mesh(&mut self, kube: &Writers, sources: &IntentWriters) {
+        let sink = Arc::new(TableSink {
+            nodes: kube.nodes.clone(),
+            identities: sources.identities.clone(),
+            prefixes: sources.prefixes.clone(),
+            services: sources.remote_services.clone(),
+            assignments: sources.addresses.clone(),
+            own: self.ground.identity.cluster.clone(),
+            max: self.ground.identity.max_clusters,
+        });
+        let Ground { config, identity, driver, tasks, .. } = &mut self.ground;
+        let mesh = node::start_mesh(config, identity, sink, driver.cancel.clone(), tasks);
+        self.ground.daemon.mesh.set(mesh).ok();
+    }
+
+    /// All planners but that of BGP, whose pens are given back: it starts when everything it announces works.
+    fn planners(
+        &mut self,
+        plans: DesiredWriters,
+        remembered: datapath::Remembered,
+        sources: &IntentWriters,
+    ) -> BgpPens {
+        let datapath::Remembered { nodes, backends, frontends } = remembered;
+        self.topology_planner(nodes, plans.topology);
+        let node = self.ground.identity.node.clone();
+        let mut services = tombolo_service::plan::Planner::new(node, self.ground.driver.clock.now());
+        services.restore(backends, frontends);
+        self.service_planner(services, plans.services);
+        self.policy_planner(plans.policies);
+        self.spawn(interfaces::plan(
+            self.driver(),
+            self.intent.endpoints.clone(),
+            self.desired.endpoint_policies.clone(),
+            self.held.policies.clone(),
+            plans.interfaces,
+        ));
+        self.local_rows(sources.prefixes.clone(), sources.identities.clone());
+        plans.bgp
+    }
+
+    fn topology_planner(&mut self, remembered: RememberedNodes, out: plan::Outputs) {
+        let mut indexes = NodeIndexes::default();
+        indexes.restore(remembered);
+        if self.ground.config.bgp.enabled {
+            // What BGP taught an earlier life stays until it has been taught again.
+            out.routes.set_source(&bgp::starting(), SourceState::Pending);
+        }
+        let planner = plan::Planner::new(self.ground.node.plan.clone(), indexes);
+        self.spawn(planners::topology(
+            self.driver(),
+            planner,
+            self.intent.kube.nodes.clone(),
+            self.intent.prefixes.clone(),
+            self.intent.learned.clone(),
+            out,
+        ));
+    }
+
+    fn service_planner(
+        &mut self,
+        planner: tombolo_service::plan::Planner,
+        out: tombolo_service::plan::Outputs,
+    ) {
+        let inputs = planners::ServiceInputs {
+            services: self.intent.kube.services.clone(),
+            slices: self.intent.kube.slices.clone(),
+            remote: self.intent.remote_services.clone(),
+            addresses: self.intent.addresses.clone(),
+        };
+        self.spawn(planners::services(self.driver(), planner, inputs, out));
+    }
+
+    fn policy_planner(&mut self, out: policy::Pens) {
+        let inputs = policy::Inputs {
+            rules: self.intent.kube.rules.clone(),
+            identities: self.intent.identities.clone(),
+            endpoints: self.intent.endpoints.clone(),
+            pods: self.intent.kube.pods.clone(),
+        };
+        let compiler = policy::compiler(&self.ground.identity.cluster, &self.ground.daemon.datapath);
+        let problems = self.ground.daemon.policy_problems.clone();
+        self.spawn(policy::planner(self.driver(), compiler, inputs, out, problems));
+    }
+
+    /// This node's pods as prefixes and identities.
+    fn local_rows(&mut self, prefixes: Arc<Writer<PrefixRow>>, identities: Arc<Writer<IdentityRow>>) {
+        let key = if self.encrypted() { 255 } else { 0 };
+        self.spawn(planners::local_rows(
+            self.driver(),
+            self.intent.endpoints.clone(),
+            self.ground.node.host_ip,
+            key,
+            prefixes,
+            identities,
+        ));
+    }
+
+    /// Desired rows to their targets.
+    fn reconcilers(&mut self) {
+        let (desired, held) = (self.desired.clone(), self.held.clone());
+        let datapath = self.ground.daemon.datapath.clone();
+        let prefixes = self.prefix_target();
+        let backends = datapath::Backends { datapath: datapath.clone(), frontends: held.frontends.clone() };
+        let frontends = datapath::Frontends::new(datapath.clone(), held.backends.clone());
+        let (policies, interfaces) =
+            (datapath::Policies(datapath.clone()), datapath::Interfaces::new(datapath.clone()));
+        let netlink = self.ground.node.netlink.clone();
+        let kernel = tombolo_tunnel::KernelRoutes::new(netlink, tombolo_tunnel::RouteSettings::default());
+
+        self.spawn(self.driver().run(desired.paths, datapath::Paths(datapath.clone()), held.paths));
+        self.spawn(self.driver().run(desired.entries, prefixes, held.entries));
+        self.spawn(self.driver().run(desired.backends, backends, held.backends));
+        self.spawn(self.driver().run(desired.frontends, frontends, held.frontends));
+        self.spawn(self.driver().run(desired.policies, policies, held.policies));
+        self.spawn(self.driver().run(desired.interfaces, interfaces, held.interfaces));
+        self.spawn(self.driver().run(desired.routes, kernel, Applied::default()));
+        if let Some(wireguard) = self.ground.node.wireguard.clone() {
+            self.spawn(self.driver().run(desired.peers, wireguard, Applied::default()));
+        }
+        self.spawn(node::collect_garbage(self.driver(), datapath));
+    }
+
+    fn prefix_target(&self) -> datapath::Prefixes {
+        let nodes = self.intent.kube.nodes.clone();
+        let clusters = move |id: u32| {
+            let snapshot = nodes.snapshot();
+            snapshot.iter().find(|row| u32::from(row.cluster_id.get()) == id).map(|row| row.source.clone())
+        };
+        datapath::Prefixes {
+            datapath: self.ground.daemon.datapath.clone(),
+            encrypt: self.encrypted(),
+            max_clusters: self.ground.identity.max_clusters,
+            clusters: Arc::new(clusters),
+            paths: self.held.paths.clone(),
+        }
+    }
+
+    /// The datapath's events, named.
+    fn flows(&mut self) -> anyhow::Result<()> {
+        let names = flows::NameTables {
+            endpoints: self.intent.endpoints.clone(),
+            prefixes: self.intent.prefixes.clone(),
+            identities: self.intent.identities.clone(),
+            nodes: self.intent.kube.nodes.clone(),
+            frontends: self.desired.frontends.clone(),
+        };
+        let enricher = tombolo_observe::flow::Enricher {
+            node: self.ground.identity.node.clone(),
+            cluster: self.ground.identity.cluster.as_str().into(),
+            sites: flows::site,
+        };
+        let daemon = self.ground.daemon.clone();
+        let events = daemon.datapath.events().context("cannot read the datapath's events")?;
+        self.spawn(flows::run(
+            self.driver(),
+            daemon.datapath.clone(),
+            events,
+            enricher,
+            names,
+            daemon.flows.clone(),
+            daemon.metrics.clone(),
+        ));
+        Ok(())
+    }
+
+    /// The own cluster's etcd: what this node says, and what the elected one says for all.
+    fn publisher(&mut self) -> anyhow::Result<PublisherHandle> {
+        let Ground { config, identity, driver, tasks, daemon, .. } = &mut self.ground;
+        let publisher = node::start_publisher(config, identity, driver.cancel.clone(), tasks)?;
+        daemon.publisher.set(publisher.clone()).ok();
+        let problems = daemon.lb_problems.clone();
+        let inputs = publish::ClusterInputs {
+            name: identity.cluster.clone(),
+            id: identity.cluster_id,
+            tables: self.intent.kube.clone(),
+            addresses: self.intent.addresses.clone(),
+        };
+        let wireguard_key = self.ground.node.wireguard.as_ref().map(tombolo_tunnel::Wireguard::public_key);
+        self.spawn(publish::node(
+            self.driver(),
+            self.ground.own.key(),
+            self.intent.kube.nodes.clone(),
+            self.intent.prefixes.clone(),
+            wireguard_key,
+            publisher.clone(),
+        ));
+        self.spawn(publish::cluster(self.driver(), inputs, publisher.clone(), problems));
+        Ok(publisher)
+    }
+
+    /// Endpoints: restored first, then the CNI plugin is served.
+    async fn endpoints(
+        &mut self,
+        publisher: &PublisherHandle,
+        writer: Writer<EndpointRow>,
+    ) -> anyhow::Result<()> {
+        self.ground.daemon.stage("restoring endpoints");
+        let gate = endpoints::Gate {
+            cluster: self.ground.identity.cluster.clone(),
+            pods: self.intent.kube.pods.clone(),
+            namespaces: self.intent.kube.namespaces.clone(),
+            identities: publisher.identities().clone(),
+            endpoints: self.intent.endpoints.clone(),
+            interfaces: self.held.interfaces.clone(),
+            prefixes: self.held.entries.clone(),
+        };
+        let pod_cidrs = self.ground.own.pod_cidrs.iter().map(tombolo_base::prefix::Prefix::net);
+        let settings = tombolo_cni::StoreConfig {
+            state_dir: self.ground.config.state_dir.0.clone(),
+            pod_cidrs: pod_cidrs.map(Into::into).collect(),
+            pod_mtu: u32::from(self.ground.node.plan.mtu.smallest()),
+            route_mtu: None,
+            apply_timeout: APPLY_TIMEOUT,
+        };
+        let netlink = self.ground.node.netlink.clone();
+        let store = tombolo_cni::EndpointStore::open(settings, netlink, gate, writer)
+            .await
+            .context("cannot open the endpoint store")?;
+        self.ground.daemon.endpoints.set(store.clone()).ok();
+        self.spawn(endpoints::follow_labels(
+            self.driver(),
+            store,
+            self.intent.kube.clone(),
+            self.intent.endpoints.clone(),
+            publisher.identities().clone(),
+        ));
+        Ok(())
+    }
+
+    /// BGP: its planner, and the speaker if it is enabled.
+    fn bgp(&mut self, out: BgpPens, learned: Writer<LearnedRoute>, planned: Arc<Writer<RouteEntry>>) {
+        let identity = self.ground.identity;
+        self.spawn(bgp::planner(
+            self.driver(),
+            identity.cluster.clone(),
+            identity.node.clone(),
+            self.intent.kube.clone(),
+            self.intent.addresses.clone(),
+            out,
+            self.ground.daemon.bgp_conditions.clone(),
+        ));
+        let Ground { config, driver, node, tasks, daemon, .. } = &mut self.ground;
+        if config.bgp.enabled {
+            let rows = (&self.desired.bgp_peers, &self.desired.bgp_adverts);
+            let learned = bgp::Learned { routes: learned, planned };
+            let bgp = bgp::start(driver, &config.bgp.import.allow, node.restarting, rows, learned, tasks);
+            daemon.bgp.set(bgp).ok();
+        }
+    }
+}
+
+type BgpPens = (Writer<tombolo_topology::bgp::PeerRow>, Writer<tombolo_topology::bgp::AdvertRow>);
+type RememberedNodes = Vec<(std::net::IpAddr, tombolo_topology::NodeIndex)>;
