@@ -5,7 +5,7 @@
 //! out, and reports with [`Reconciler::finish`]. Seeds and time are the driver's.
 
 use crate::clock::Moment;
-use crate::source::Source;
+use crate::source::{Source, SourceState};
 use crate::table::{Batch, Row, Snapshot};
 use imbl::OrdMap;
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,7 +27,7 @@ pub enum Action<R: Row> {
     Prune {
         /// The rows that are wanted.
         keep: OrdMap<R::Key, R>,
-        /// Sources whose first list is missing: what may be theirs stays.
+        /// Sources that have not confirmed their rows in this life: what may be theirs stays.
         held: BTreeSet<Source>,
     },
 }
@@ -66,7 +66,7 @@ pub struct Progress {
     pub failed: usize,
     /// One failure's text.
     pub example: Option<String>,
-    /// Whether the first prune of every source has been done.
+    /// Whether the leftovers of every source have been pruned.
     pub pruned: bool,
 }
 
@@ -75,16 +75,23 @@ pub struct Progress {
 pub struct Reconciler<R: Row> {
     desired: Snapshot<R>,
     applied: OrdMap<R::Key, R>,
-    /// Keys whose last write failed: part of it may have arrived, so `applied` does not tell what the target holds.
+    /// Keys whose last update or delete failed (part of it may have arrived), or that the target may have lost:
+    /// `applied` does not tell what the target holds.
     unsure: BTreeSet<R::Key>,
+    /// Sources that were initialised at some time in this life: whatever the target holds of theirs is wanted, was
+    /// written by this life, or is a leftover. Should they fall silent later, nothing of theirs needs to be held.
+    confirmed: BTreeSet<Source>,
     ready: BTreeSet<R::Key>,
     delayed: BTreeSet<(Moment, R::Key)>,
     failures: BTreeMap<R::Key, Failure>,
     prune_due: Option<Moment>,
     prune_failures: u32,
     prune_error: Option<String>,
+    /// Sources whose leftovers the last prune spared; `None` before the first prune.
     held_at_last_prune: Option<BTreeSet<Source>>,
     in_flight: Option<InFlight<R>>,
+    /// The target was disturbed while the action in flight was carried out: before or after it, nobody knows.
+    disturbed_in_flight: bool,
     seed: u64,
 }
 
@@ -103,6 +110,7 @@ impl<R: Row> Reconciler<R> {
             desired: Snapshot::default(),
             applied: OrdMap::new(),
             unsure: BTreeSet::new(),
+            confirmed: BTreeSet::new(),
             ready: BTreeSet::new(),
             delayed: BTreeSet::new(),
             failures: BTreeMap::new(),
@@ -111,6 +119,7 @@ impl<R: Row> Reconciler<R> {
             prune_error: None,
             held_at_last_prune: None,
             in_flight: None,
+            disturbed_in_flight: false,
             seed,
         }
     }
@@ -122,20 +131,49 @@ impl<R: Row> Reconciler<R> {
         for key in keys {
             self.enqueue(key);
         }
-        let held = self.desired.pending_sources();
-        let announced = self.desired.sources().next().is_some();
-        if announced && self.held_at_last_prune.as_ref() != Some(&held) && self.prune_due.is_none() {
+        let (confirmed, desired) = (&mut self.confirmed, &self.desired);
+        confirmed.retain(|source| desired.source_state(source).is_some());
+        let initialized = desired.sources().filter(|(_, state)| *state == SourceState::Initialized);
+        confirmed.extend(initialized.map(|(source, _)| source.clone()));
+        if self.is_announced() && self.prune_due.is_none() && self.has_leftovers_to_prune() {
             self.prune_due = Some(now);
         }
     }
 
+    /// Before anybody has said that he will speak, silence means nothing.
+    fn is_announced(&self) -> bool {
+        self.desired.sources().next().is_some()
+    }
+
+    /// Announced sources whose leftovers must stay.
+    fn held(&self) -> BTreeSet<Source> {
+        let mut held = self.desired.unconfirmed_sources();
+        held.retain(|source| !self.confirmed.contains(source));
+        held
+    }
+
+    /// Whether a source that the last prune spared has confirmed its rows or is gone. One that is announced later has
+    /// no leftovers: the prunes before took nobody's name into account for them.
+    fn has_leftovers_to_prune(&self) -> bool {
+        self.held_at_last_prune.as_ref().is_none_or(|spared| !spared.is_subset(&self.held()))
+    }
+
     /// Asks for a full pass: every desired row is written again and leftovers are pruned (the target was disturbed).
     pub fn resync(&mut self, now: Moment) {
-        for key in self.desired.iter().map(Row::key).collect::<Vec<_>>() {
-            self.applied.remove(&key);
+        self.recheck(self.desired.iter().map(Row::key).collect::<Vec<_>>());
+        if self.is_announced() {
+            self.prune_due = Some(now);
+        }
+    }
+
+    /// Asks for some rows to be written again, or to be deleted again if they are not wanted: the target may have lost
+    /// them. Rows that this life never wrote and that nobody wants are the prune's.
+    pub fn recheck(&mut self, keys: impl IntoIterator<Item = R::Key>) {
+        for key in keys {
+            self.unsure.insert(key.clone());
             self.enqueue(key);
         }
-        self.prune_due = Some(now);
+        self.disturbed_in_flight = self.in_flight.is_some();
     }
 
     fn enqueue(&mut self, key: R::Key) {
@@ -165,7 +203,7 @@ impl<R: Row> Reconciler<R> {
         // Updates first: a prune never makes a gap that an update was about to fill.
         if self.prune_due.is_some_and(|due| due <= now) {
             self.prune_due = None;
-            let held = self.desired.pending_sources();
+            let held = self.held();
             let keep = self.desired.iter().map(|row| (row.key(), row.clone())).collect();
             self.in_flight = Some(InFlight::Prune(held.clone()));
             return Some(Action::Prune { keep, held });
@@ -186,6 +224,7 @@ impl<R: Row> Reconciler<R> {
             }
             _ => {
                 self.failures.remove(key);
+                self.unsure.remove(key);
                 None
             }
         }
@@ -193,16 +232,15 @@ impl<R: Row> Reconciler<R> {
 
     /// Reports how the action handed out last went.
     pub fn finish(&mut self, result: Result<(), String>, now: Moment) {
+        let disturbed = std::mem::take(&mut self.disturbed_in_flight);
         match (self.in_flight.take(), result) {
             (None, _) => {}
             (Some(InFlight::Update(row)), Ok(())) => {
-                self.failures.remove(&row.key());
-                self.unsure.remove(&row.key());
+                self.done(&row.key(), disturbed);
                 self.applied.insert(row.key(), row);
             }
             (Some(InFlight::Delete(key)), Ok(())) => {
-                self.failures.remove(&key);
-                self.unsure.remove(&key);
+                self.done(&key, disturbed);
                 self.applied.remove(&key);
             }
             (Some(InFlight::Prune(held)), Ok(())) => {
@@ -210,7 +248,7 @@ impl<R: Row> Reconciler<R> {
                 self.prune_error = None;
                 self.held_at_last_prune = Some(held);
                 // A source that became ready meanwhile still has its leftovers.
-                if self.held_at_last_prune.as_ref() != Some(&self.desired.pending_sources()) {
+                if self.has_leftovers_to_prune() {
                     self.prune_due = Some(now);
                 }
             }
@@ -226,7 +264,18 @@ impl<R: Row> Reconciler<R> {
                 self.applied.entry(key.clone()).or_insert(row);
                 self.fail(key, error, now);
             }
-            (Some(InFlight::Delete(key)), Err(error)) => self.fail(key, error, now),
+            (Some(InFlight::Delete(key)), Err(error)) => {
+                // It may be gone: should the same row be wanted again, it must be written.
+                self.unsure.insert(key.clone());
+                self.fail(key, error, now);
+            }
+        }
+    }
+
+    fn done(&mut self, key: &R::Key, disturbed: bool) {
+        self.failures.remove(key);
+        if !disturbed {
+            self.unsure.remove(key);
         }
     }
 

@@ -47,7 +47,8 @@ impl Serialize for Source {
 pub enum SourceState {
     /// Announced, its first list is not complete: nothing that may be its own is pruned.
     Pending,
-    /// Rows restored from an earlier life's snapshot: usable, not confirmed.
+    /// Rows restored from an earlier life's snapshot: usable, not confirmed. Nothing that may be its own is pruned, since
+    /// the snapshot may lag behind what the earlier life had carried out.
     Stale,
     /// The first list is complete; changes follow.
     Initialized,

@@ -133,15 +133,17 @@ impl<R: Row> Snapshot<R> {
         self.sources.iter().map(|(source, state)| (source, *state))
     }
 
-    /// Sources whose first list is still missing.
+    /// Announced sources that have not said all they have: their first list is missing, or from an earlier life's
+    /// snapshot, which lags behind what that life had carried out.
     #[must_use]
-    pub fn pending_sources(&self) -> BTreeSet<Source> {
-        let pending =
-            |(source, state): (&Source, SourceState)| (state == SourceState::Pending).then(|| source.clone());
-        self.sources().filter_map(pending).collect()
+    pub fn unconfirmed_sources(&self) -> BTreeSet<Source> {
+        let open = |(source, state): (&Source, SourceState)| {
+            (state != SourceState::Initialized).then(|| source.clone())
+        };
+        self.sources().filter_map(open).collect()
     }
 
-    /// Whether at least one source was announced and none is pending.
+    /// Whether at least one source was announced and none is pending: all rows are usable, stale ones included.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         !self.sources.is_empty() && self.sources.values().all(|state| *state != SourceState::Pending)

@@ -40,7 +40,7 @@ async fn follows_a_folder_through_every_kind_of_change() {
     let (tables, writers) = Tables::new();
     let stop = CancellationToken::new();
     let source = FolderSource::start(FolderConfig::new(dir.path(), east()), writers, stop.clone()).unwrap();
-    assert!(tables.pods.snapshot().pending_sources().contains(&Source::Manifests));
+    assert!(tables.pods.snapshot().unconfirmed_sources().contains(&Source::Manifests));
     let name = |row: &crate::NamespaceRow| row.name.to_string();
     until(&tables.namespaces, &["a"], name).await;
     let mut reports = source.reports();

@@ -193,7 +193,7 @@ fn a_restart_keeps_numbers_and_members_until_all_have_spoken() {
     let row = world.out.frontends.table().snapshot().get(&key).cloned().unwrap();
     assert_eq!(row.id, 5);
     assert!(row.backends.contains(&77) && row.backends.len() == 2);
-    assert_eq!(world.out.frontends.table().snapshot().pending_sources().len(), 1);
+    assert_eq!(world.out.frontends.table().snapshot().unconfirmed_sources().len(), 1);
     world.initialize();
     world.step(2);
     assert_eq!(world.backends_of("10.101.0.10", Scope::Internal), ["10.1.1.5"]);
