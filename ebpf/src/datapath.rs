@@ -5,6 +5,7 @@ use crate::attach::{Attach, Links, Side};
 use crate::error::DatapathError;
 use crate::events::EventReader;
 use crate::maglev::Slots as MaglevSlots;
+use crate::policies::Revisions;
 use crate::rows::{Direction, MapUsage, Metric, NodeConfig};
 use crate::tables::Tables;
 use aya::maps::{MapData, MapInfo};
@@ -112,6 +113,7 @@ impl Default for DatapathConfig {
 pub struct Datapath {
     pub(crate) tables: Tables,
     pub(crate) maglev: Mutex<MaglevSlots>,
+    pub(crate) revisions: Revisions,
     object: Mutex<Ebpf>,
     links: Links,
     directory: PathBuf,
@@ -160,6 +162,7 @@ impl Datapath {
         Ok(Self {
             tables,
             maglev: Mutex::new(maglev),
+            revisions: Revisions::default(),
             object: Mutex::new(object),
             links: Links::new(links, config.attach),
             directory,

@@ -7,9 +7,28 @@ use crate::abi;
 use crate::datapath::Datapath;
 use crate::error::DatapathError;
 use crate::rows::{PolicySet, RuleAction, RuleEntry, RuleMatch};
+use crate::sys;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 type Rules = BTreeMap<abi::RuleKey, abi::Rule>;
+
+/// Gives out revisions that no policy had before, of whatever number: conntrack holds allows under number and revision,
+/// and a number may be given to another policy. Across restarts the clock keeps them apart: hundredths of a second since
+/// boot, which conntrack does not outlive.
+#[derive(Debug, Default)]
+pub(crate) struct Revisions(AtomicU32);
+
+impl Revisions {
+    fn next(&self) -> u32 {
+        let clock = u32::try_from(sys::monotonic_ns() / 10_000_000 % u64::from(u32::MAX)).unwrap_or(0);
+        let after = |last: u32| last.wrapping_add(1).max(clock);
+        // The closure never refuses, so the last value comes back either way.
+        let (Ok(last) | Err(last)) =
+            self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(after(last)));
+        after(last)
+    }
+}
 
 impl Datapath {
     /// Makes a policy what `set` says, writing only differences.
@@ -23,10 +42,11 @@ impl Datapath {
         }
         let wanted = rules(id, set)?;
         let present = self.rules_of(id)?;
-        let old_row = self.tables.policies.get(id)?.unwrap_or_default();
+        let old = self.tables.policies.get(id)?;
+        let old_row = old.unwrap_or_default();
         let mut row = header(set, &wanted);
         let shrinks = shrinks(&old_row, &row, &present, &wanted);
-        row.revision = old_row.revision.max(1).wrapping_add(u32::from(shrinks));
+        row.revision = if shrinks || old.is_none() { self.revisions.next() } else { old_row.revision };
         for (key, rule) in &wanted {
             if present.get(key) != Some(rule) {
                 self.tables.rules.upsert(*key, *rule)?;
@@ -40,7 +60,7 @@ impl Datapath {
         }
         if shrinks {
             // A flow that was judged between the two steps above carries the new revision with an old entry.
-            row.revision = row.revision.wrapping_add(1);
+            row.revision = self.revisions.next();
             self.tables.policies.upsert(id, row)?;
         }
         Ok(())

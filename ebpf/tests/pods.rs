@@ -227,6 +227,22 @@ fn egress_policy_and_deny_rules() {
 }
 
 #[test]
+fn an_allow_of_an_earlier_policy_of_the_same_number_does_not_hold() {
+    let mut node = Node::new();
+    policed(&node, Some(vec![allow(ID_A, 80)]), None);
+    node.datapath
+        .upsert_interface(node.b, &Interface { policy_id: 5, ..pod(POD_B, ID_B, 2, MAC_B) })
+        .unwrap();
+    let data = tcp((POD_A[0], 4000), (POD_B[0], 80), "A");
+    assert_eq!(node.run("from_endpoint", node.a, &data).action, REDIRECT);
+    node.datapath.delete_policy(5).unwrap();
+    policed(&node, Some(vec![allow(ID_REMOTE, 80)]), None);
+    node.events();
+    assert_eq!(node.run("from_endpoint", node.a, &data).action, SHOT);
+    assert_eq!(node.dropped().flow.drop_reason, 133);
+}
+
+#[test]
 fn an_allow_that_goes_away_stops_established_flows() {
     let mut node = Node::new();
     policed(&node, Some(vec![allow(ID_A, 80), allow(ID_REMOTE, 80)]), None);
