@@ -313,6 +313,11 @@ impl<R: Row> Transaction<'_, R> {
         self.sources |= self.snapshot.sources.remove(source).is_some();
     }
 
+    /// Forgets how far a source has come; its rows stay.
+    pub fn forget_source(&mut self, source: &Source) {
+        self.sources |= self.snapshot.sources.remove(source).is_some();
+    }
+
     /// Makes `rows` the whole content of `source`: others of that source go, equal ones stay untouched.
     pub fn replace_source(&mut self, source: &Source, rows: impl IntoIterator<Item = R>) {
         let mut keep = BTreeSet::new();
