@@ -84,6 +84,12 @@ impl<R: Row> Snapshot<R> {
         self.rows.get(key)
     }
 
+    /// All rows by key; cheap to clone.
+    #[must_use]
+    pub const fn rows(&self) -> &OrdMap<R::Key, R> {
+        &self.rows
+    }
+
     /// All rows in key order.
     pub fn iter(&self) -> impl Iterator<Item = &R> {
         self.rows.values()

@@ -25,13 +25,13 @@ mod policy;
 mod publish;
 pub(crate) mod show;
 pub(crate) mod status;
+mod watch;
 
 use crate::config::{Attach, Config, Encryption, Identity, Path};
 use anyhow::Context;
 use backend::Daemon;
-use drive::{Applied, Board, Clock, Driver};
+use drive::{Applied, Board, Clock, Driver, Resync};
 use std::sync::Arc;
-use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tombolo_base::source::SourceState;
@@ -110,7 +110,7 @@ impl Start {
                 .node
                 .bytes()
                 .fold(7, |seed: u64, byte| seed.wrapping_mul(31).wrapping_add(u64::from(byte))),
-            resync: Arc::new(Notify::new()),
+            resync: Resync::default(),
         };
         let mut tasks = JoinSet::new();
         let datapath = open_datapath(config).await?;
@@ -338,6 +338,16 @@ impl Wired<'_> {
         // Flows.
         let names = flows::NameTables {
             endpoints: endpoints.clone(),
+        let watcher = watch::Watcher {
+            config: self.config.clone(),
+            identity: self.identity.clone(),
+            own: own.clone(),
+            datapath: datapath.clone(),
+            netlink: self.node.netlink.clone(),
+            wireguard: self.node.wireguard.clone(),
+            routes: routes.0.clone(),
+        };
+        tasks.spawn(watcher.run(driver.clone()));
             prefixes: prefixes.clone(),
             identities: identities.clone(),
             nodes: nodes.clone(),
