@@ -34,7 +34,7 @@ use drive::{Applied, Board, Clock, Driver, Resync};
 use std::sync::Arc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tombolo_base::source::SourceState;
+use tombolo_base::source::{Source, SourceState};
 use tombolo_base::table::{Table, Writer};
 use tombolo_clustermesh::rows::TableSink;
 use tombolo_ebpf::{Datapath, DatapathConfig, MapSizes};
@@ -210,8 +210,16 @@ impl Wired<'_> {
         let (prefixes, prefix_writer) = shared();
         let (remote_services, remote_writer) = shared();
         let (addresses, address_writer) = shared();
-        let (learned, learned_writer) = Table::<LearnedRoute>::new();
-        let (endpoints, endpoint_writer) = Table::new();
+        let (learned, learned_writer) = shared::<LearnedRoute>();
+        let (endpoints, endpoint_writer) = Table::<tombolo_topology::EndpointRow>::new();
+        // Whoever will speak is announced before anybody prunes: this node's pods here, the clusters by the mesh below.
+        endpoint_writer.set_source(&Source::Local, SourceState::Pending);
+        prefix_writer.set_source(&Source::Local, SourceState::Pending);
+        identity_writer.set_source(&Source::Local, SourceState::Pending);
+        if self.config.bgp.enabled {
+            // What BGP taught an earlier life stays until it has been taught again.
+            learned_writer.set_source(&bgp::starting(), SourceState::Pending);
+        }
 
         // The mesh: remote clusters and the own cluster's other nodes.
         let sink = Arc::new(TableSink {
@@ -223,20 +231,20 @@ impl Wired<'_> {
             own: self.identity.cluster.clone(),
             max: self.identity.max_clusters,
         });
-        let mesh = node::start_mesh(self.config, self.identity, sink, driver.cancel.clone(), tasks);
+        let mesh = node::start_mesh(self.config, self.identity, sink, driver.cancel.clone(), tasks).await;
         daemon.mesh.set(mesh).ok();
 
         // Planners.
         let mut indexes = NodeIndexes::default();
         indexes.restore(remembered.nodes);
-        let (paths, entries, routes, peers) = (Table::new(), Table::new(), shared(), Table::new());
-        if self.config.bgp.enabled {
-            // What BGP taught an earlier life stays until it has been taught again.
-            routes.1.set_source(&bgp::starting(), SourceState::Pending);
-        }
-        let out =
-            plan::Outputs { paths: paths.1, entries: entries.1, routes: routes.1.clone(), peers: peers.1 };
-        let planner = plan::Planner::new(self.node.plan.clone(), indexes);
+        let (paths, entries, routes, peers) = (Table::new(), Table::new(), Table::new(), Table::new());
+        let out = plan::Outputs { paths: paths.1, entries: entries.1, routes: routes.1, peers: peers.1 };
+        let kernel = tombolo_tunnel::KernelRoutes::new(
+            self.node.netlink.clone(),
+            tombolo_tunnel::RouteSettings::default(),
+        );
+        let mut planner = plan::Planner::new(self.node.plan.clone(), indexes);
+        planner.restore_hops(kernel.next_hops().await.context("cannot read the kernel's routes")?);
         let nodes = self.kube.nodes.clone();
         tasks.spawn(planners::topology(
             driver.clone(),
@@ -269,7 +277,7 @@ impl Wired<'_> {
             self.identity.cluster.clone(),
             inputs,
             (policies.1, endpoint_policies.1),
-            policy::earlier_ids(datapath),
+            policy::earlier(datapath),
             daemon.policy_problems.clone(),
         ));
         let applied_policies = Applied::default();
@@ -279,6 +287,7 @@ impl Wired<'_> {
             endpoints.clone(),
             endpoint_policies.0.clone(),
             applied_policies.clone(),
+            remembered.interfaces,
             interfaces.1,
         ));
         let key = if self.config.datapath.encryption == Encryption::Wireguard { 255 } else { 0 };
@@ -296,16 +305,16 @@ impl Wired<'_> {
             (Applied::default(), Applied::default(), Applied::default());
         let (applied_frontends, applied_backends) = (Applied::default(), Applied::default());
         let max_clusters = self.identity.max_clusters;
-        let cluster_nodes = nodes.clone();
-        let clusters = move |id: u32| {
-            let snapshot = cluster_nodes.snapshot();
-            snapshot.iter().find(|row| u32::from(row.cluster_id.get()) == id).map(|row| row.source.clone())
+        let owners = datapath::Owners {
+            nodes: nodes.clone(),
+            own: self.identity.cluster.clone(),
+            own_id: self.identity.cluster_id,
         };
         let prefix_target = datapath::Prefixes {
             datapath: datapath.clone(),
             encrypt: self.config.datapath.encryption == Encryption::Wireguard,
             max_clusters,
-            clusters: Arc::new(clusters),
+            owners,
             paths: applied_paths.clone(),
         };
         tasks.spawn(driver.clone().run(paths.0.clone(), datapath::Paths(datapath.clone()), applied_paths));
@@ -325,19 +334,10 @@ impl Wired<'_> {
             datapath::Interfaces(datapath.clone()),
             applied_interfaces.clone(),
         ));
-        let kernel = tombolo_tunnel::KernelRoutes::new(
-            self.node.netlink.clone(),
-            tombolo_tunnel::RouteSettings::default(),
-        );
         tasks.spawn(driver.clone().run(routes.0.clone(), kernel, Applied::default()));
         if let Some(wireguard) = self.node.wireguard.clone() {
             tasks.spawn(driver.clone().run(peers.0.clone(), wireguard, Applied::default()));
         }
-        tasks.spawn(node::collect_garbage(driver.clone(), datapath.clone()));
-
-        // Flows.
-        let names = flows::NameTables {
-            endpoints: endpoints.clone(),
         let watcher = watch::Watcher {
             config: self.config.clone(),
             identity: self.identity.clone(),
@@ -348,6 +348,11 @@ impl Wired<'_> {
             routes: routes.0.clone(),
         };
         tasks.spawn(watcher.run(driver.clone()));
+        tasks.spawn(node::collect_garbage(driver.clone(), datapath.clone()));
+
+        // Flows.
+        let names = flows::NameTables {
+            endpoints: endpoints.clone(),
             prefixes: prefixes.clone(),
             identities: identities.clone(),
             nodes: nodes.clone(),
@@ -443,8 +448,7 @@ impl Wired<'_> {
         if self.config.bgp.enabled {
             let import = &self.config.bgp.import.allow;
             let rows = (&bgp_peers.0, &bgp_adverts.0);
-            let learned = bgp::Learned { routes: learned_writer, planned: routes.1.clone() };
-            let bgp = bgp::start(driver, import, self.node.restarting, rows, learned, tasks);
+            let bgp = bgp::start(driver, import, self.node.restarting, rows, learned_writer, tasks);
             daemon.bgp.set(bgp).ok();
         }
 

@@ -8,9 +8,10 @@ use tombolo_base::aggregate::Gate;
 use tombolo_base::ids::{ClusterName, IdentityId};
 use tombolo_base::source::{Source, SourceState};
 use tombolo_base::table::{Table, Writer};
+use tombolo_ebpf::{RuleAction, RuleEntry};
 use tombolo_kubernetes::PodRow;
 use tombolo_policy::compile::{self, Change, Compiler, NamedPorts};
-use tombolo_policy::{EndpointPolicy, NamedPort, PolicyRow, RuleRow};
+use tombolo_policy::{Direction, EndpointPolicy, NamedPort, PolicyRow, RuleRow, VerdictEntry};
 use tombolo_topology::{EndpointRow, IdentityRow};
 
 /// The tables the compiler reads.
@@ -52,10 +53,10 @@ pub(crate) async fn planner(
     cluster: ClusterName,
     inputs: Inputs,
     out: (Writer<PolicyRow>, Writer<EndpointPolicy>),
-    earlier: Vec<(IdentityId, u32)>,
+    earlier: Earlier,
     problems: Texts,
 ) {
-    let mut compiler = Compiler::new(cluster).with_ids(earlier);
+    let mut compiler = Compiler::new(cluster).with_ids(earlier.ids).with_entries(earlier.entries);
     let mut gate = Gate::new(driver.clock.now());
     let (mut rules, mut identities) = (inputs.rules.changes(), inputs.identities.changes());
     let (mut endpoints, mut pods) = (inputs.endpoints.changes(), inputs.pods.changes());
@@ -135,9 +136,32 @@ pub(crate) async fn planner(
     }
 }
 
-/// Policy numbers by subject, from the interfaces and policies an earlier life left in the datapath.
-pub(crate) fn earlier_ids(datapath: &tombolo_ebpf::Datapath) -> Vec<(IdentityId, u32)> {
+/// What an earlier life left in the datapath.
+#[derive(Default)]
+pub(crate) struct Earlier {
+    /// Policy numbers by subject.
+    ids: Vec<(IdentityId, u32)>,
+    /// Entries by policy number.
+    entries: Vec<(u32, BTreeSet<VerdictEntry>)>,
+}
+
+/// Reads it.
+pub(crate) fn earlier(datapath: &tombolo_ebpf::Datapath) -> Earlier {
     let interfaces = datapath.interfaces().unwrap_or_default();
     let named = interfaces.into_iter().filter(|(_, row)| row.policy_id != 0);
-    named.map(|(_, row)| (IdentityId(row.identity), row.policy_id)).collect()
+    let ids = named.map(|(_, row)| (IdentityId(row.identity), row.policy_id)).collect();
+    let policies = datapath.policies().unwrap_or_default();
+    let entries = policies.into_iter().map(|(id, set)| {
+        let of = |direction, rules: Option<Vec<RuleEntry>>| {
+            rules.into_iter().flatten().map(move |(matching, action, _)| VerdictEntry {
+                direction,
+                identity: IdentityId(matching.identity.unwrap_or(0)),
+                protocol: matching.protocol.unwrap_or(0),
+                port: matching.port.unwrap_or(0),
+                deny: action == RuleAction::Deny,
+            })
+        };
+        (id, of(Direction::Ingress, set.ingress).chain(of(Direction::Egress, set.egress)).collect())
+    });
+    Earlier { ids, entries: entries.collect() }
 }
