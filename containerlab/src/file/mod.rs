@@ -7,7 +7,7 @@
 //! match file::load(Path::new("labs/two-clusters/two-clusters.clab.yml"), &env) {
 //!     Ok((topology, warnings)) => {
 //!         for warning in &warnings { eprintln!("warning: {warning}"); }
-//!         for notice in file::undeployable(&topology) { eprintln!("not deployed: {notice}"); }
+//!         for notice in file::undeployable(&topology, &|_image| true) { eprintln!("not deployed: {notice}"); }
 //!     }
 //!     Err(errors) => for error in &errors { eprintln!("error: {error}"); },
 //! }

@@ -15,13 +15,14 @@ use tokio_util::sync::CancellationToken;
 use tombolo_netlink::{NetNs, Netlink};
 
 use super::cni::{self, Attachment};
-use super::manifests::{ContainerSpec, EnvValue, PodSpec, Restart, expand, hosts_file};
+use super::manifests::{ContainerSpec, EnvValue, PodSpec, expand, hosts_file};
 use super::status::{self, Status};
 use super::{Shared, probe};
 use crate::init::command::command;
 use crate::process::Exit;
 use crate::runner::cgroup;
 use crate::runner::exec::pod_command;
+use crate::runner::plan::Restart;
 use crate::runner::protocol::PodState;
 
 /// The first and the longest pause between two tries of something that failed.
@@ -476,11 +477,7 @@ impl ContainerTask {
                 Err(error) => Err(error.to_string()),
             };
             let success = ended.as_ref().is_ok_and(|exit| exit.success());
-            let again = match self.restart {
-                Restart::Always => true,
-                Restart::OnFailure => !success,
-                Restart::Never => false,
-            };
+            let again = self.restart.again(success);
             let trouble = match &ended {
                 Ok(exit) => exit.to_string(),
                 Err(error) => error.clone(),

@@ -21,7 +21,6 @@ pub(super) async fn act(
         NodeAction::PowerOff => return off(fabric, plan, node).await,
         NodeAction::PowerOn => return on(fabric, plan, node).await,
         NodeAction::KillCommand { stay_down } => InitRequest::Kill { stay_down },
-        NodeAction::RestartCommand => InitRequest::Restart,
         NodeAction::StopCommand => InitRequest::Stop,
         NodeAction::StartCommand => InitRequest::StartCommand,
         NodeAction::CniCheck => InitRequest::CniCheck,

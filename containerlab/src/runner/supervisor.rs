@@ -217,7 +217,10 @@ async fn deploy(
     // Slices are written while the nodes come up.
     lab.controllers = Some(Controllers::start(&plan.clusters));
     fabric.deploy(&plan, &mut lab.nodes, events).await?;
-    let text = format!("{} nodes, {} links", plan.nodes.len(), plan.links.len());
+    let mut text = format!("{} nodes, {} links", plan.nodes.len(), plan.links.len());
+    if !plan.skipped.is_empty() {
+        text.push_str(&format!("; not deployed: {}", plan.skipped.join(", ")));
+    }
     record(fabric, lab, &plan);
     lab.plan = Some(plan);
     Ok(Event::Done(text))
