@@ -33,4 +33,6 @@ pub use words::split_words;
 #[cfg(test)]
 mod labs;
 #[cfg(test)]
+mod schema_tests;
+#[cfg(test)]
 mod tests;
