@@ -14,6 +14,7 @@
 //! # Ok(()) }
 //! ```
 
+mod bpf;
 pub mod cgroup;
 mod clusters;
 pub mod deploy;
@@ -61,9 +62,9 @@ pub struct Lab {
     pub settings: Settings,
     /// What the files say that is unknown or not deployed; one line each.
     pub warnings: Vec<String>,
-    layout: Layout,
     /// What is not deployed, or has no effect.
     pub notices: Vec<Notice>,
+    layout: Layout,
 }
 
 /// What `up` did.
@@ -274,7 +275,6 @@ impl Lab {
     }
 
     fn check_node(&self, node: &str) -> Result<(), LabError> {
-        if self.topology.nodes.contains_key(node) {
         let about = About::Node(node.to_owned());
         if let Some(notice) = self.notices.iter().find(|notice| notice.skips && notice.about == about) {
             return Err(LabError::Plan {
@@ -283,6 +283,7 @@ impl Lab {
                 remedy: notice.message.clone(),
             });
         }
+        if self.topology.nodes.contains_key(node) {
             return Ok(());
         }
         let nodes = self.topology.nodes.keys().cloned().collect::<Vec<_>>().join(", ");
