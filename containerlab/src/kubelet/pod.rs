@@ -166,7 +166,10 @@ impl Life {
         self.stop.cancelled().await;
     }
 
-    /// One ADD. It is never broken off: a pod that is removed meanwhile waits for its end before DEL.
+    /// One ADD, and the CHECK that it has done what it says. Runtimes may ask CHECK at any time after ADD has succeeded
+    /// (CNI specification 1.0, section 2); asked here, for every pod of every lab, it is an answer the plugins have to
+    /// give and not only code that could. ADD is never broken off: a pod that is removed meanwhile waits for its end
+    /// before DEL.
     async fn add(&mut self) -> Result<Vec<IpAddr>, String> {
         let busy = Arc::clone(&self.attaching).lock_owned().await;
         let (reaper, mut attachment) = (self.shared.reaper.clone(), self.attachment.clone());
@@ -177,7 +180,9 @@ impl Life {
         });
         let (added, attachment) = call.await.map_err(|error| error.to_string())?;
         self.attachment = attachment;
-        added.map_err(|error| error.to_string())
+        let addresses = added.map_err(|error| error.to_string())?;
+        cni::check(&self.shared.reaper, &self.attachment).await.map_err(|error| error.to_string())?;
+        Ok(addresses)
     }
 
     /// The pod's cgroup and network namespace; fine if they are there.
