@@ -19,6 +19,7 @@ mod ask;
 pub mod catalog;
 mod check;
 mod context;
+mod etcd;
 mod faults;
 mod flows;
 mod inventory;
