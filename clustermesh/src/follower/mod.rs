@@ -16,7 +16,9 @@ mod tests;
 
 pub use self::core::{Follower, FollowerConfig};
 pub use driver::MeshSink;
-pub use event::{Change, Failure, FailureKind, Header, Input, KeyEvent, Output, Scope, Ticket, Timers};
+pub use event::{
+    Applied, Change, Failure, FailureKind, Header, Input, KeyEvent, Output, Scope, Ticket, Timers,
+};
 pub use ids::IdBook;
 pub use status::{ClusterStatus, ConfigStatus, FailureStatus};
 

@@ -61,6 +61,8 @@ pub struct ClusterNode {
     pub pod_cidrs: Vec<IpNet>,
     /// Underlay addresses (`InternalIP`).
     pub underlay: Vec<IpAddr>,
+    /// Whether its Ready condition says that it is not.
+    pub not_ready: bool,
 }
 
 impl ClusterNode {
@@ -126,6 +128,8 @@ pub struct ServiceFacts {
     pub local: bool,
     /// Selector.
     pub selector: BTreeMap<String, String>,
+    /// The manifest it came from.
+    pub file: PathBuf,
 }
 
 impl ServiceFacts {
@@ -294,7 +298,7 @@ impl Cluster {
         match document.get("kind").and_then(Value::as_str).unwrap_or("") {
             "Node" => self.take_node(document),
             "Pod" => self.take_pod(document, path),
-            "Service" => self.take_service(document),
+            "Service" => self.take_service(document, path),
             "CiliumLoadBalancerIPPool" => self.take_pool(&document),
             "CiliumBGPAdvertisement" => self.take_advertisement(&document),
             _ => {}
@@ -310,10 +314,12 @@ impl Cluster {
         };
         let cidrs = spec.pod_cidrs.unwrap_or_else(|| spec.pod_cidr.into_iter().collect());
         let addresses = status.addresses.unwrap_or_default();
+        let conditions = status.conditions.unwrap_or_default();
         let underlay = addresses.iter().filter(|address| address.type_ == "InternalIP");
         let facts = ClusterNode {
             pod_cidrs: cidrs.iter().filter_map(|cidr| cidr.parse().ok()).collect(),
             underlay: underlay.filter_map(|address| address.address.parse().ok()).collect(),
+            not_ready: conditions.iter().any(|one| one.type_ == "Ready" && one.status != "True"),
         };
         self.nodes.insert(name, facts);
     }
@@ -336,7 +342,7 @@ impl Cluster {
         self.pods.insert(facts.key(), facts);
     }
 
-    fn take_service(&mut self, document: Value) {
+    fn take_service(&mut self, document: Value, path: &Path) {
         let Ok(service) = serde_json::from_value::<Service>(document) else { return };
         let (Some(name), Some(spec)) = (service.metadata.name, service.spec) else { return };
         let ips = spec.cluster_ips.unwrap_or_else(|| spec.cluster_ip.into_iter().collect());
@@ -347,6 +353,7 @@ impl Cluster {
             load_balancer: spec.type_.as_deref() == Some("LoadBalancer"),
             local: spec.external_traffic_policy.as_deref() == Some("Local"),
             selector: spec.selector.as_ref().map(pairs).unwrap_or_default(),
+            file: path.to_owned(),
         };
         self.services.insert(facts.key(), facts);
     }

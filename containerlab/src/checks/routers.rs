@@ -333,6 +333,54 @@ impl KernelRoute {
     }
 }
 
+/// What one line of `ip -o monitor route` says about a route of the main table.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Notified {
+    /// Whether the route is gone; otherwise it is there now as the line says.
+    pub deleted: bool,
+    /// Its prefix.
+    pub prefix: IpNet,
+    /// Its next hops; none of a route that leads nowhere.
+    pub hops: BTreeSet<IpAddr>,
+}
+
+/// Reads a line of `ip -o monitor route`; a link-local next hop becomes the address that `expected` has on the link.
+#[must_use]
+pub(super) fn notified(
+    line: &str,
+    links: &BTreeMap<String, Vec<IpNet>>,
+    expected: &Routes,
+) -> Option<Notified> {
+    let (deleted, rest) = line.strip_prefix("Deleted ").map_or((false, line), |rest| (true, rest));
+    let words: Vec<&str> =
+        rest.split(|c: char| c.is_whitespace() || c == '\\').filter(|w| !w.is_empty()).collect();
+    let after = |word: &str, from: usize| {
+        let at = words.iter().skip(from).position(|other| *other == word)?;
+        words.get(from + at + 1).copied()
+    };
+    if after("table", 0).is_some_and(|table| table != "main") {
+        return None;
+    }
+    // `unreachable`, `blackhole` and the like precede the prefix and have no next hop.
+    let prefix = words.iter().take(2).find_map(|word| parse_prefix(word))?;
+    let vias = words.iter().enumerate().filter(|(_, word)| **word == "via").map(|(at, _)| at);
+    let nexthops = vias.filter_map(|at| {
+        let first = words.get(at + 1).copied()?;
+        let address = if first.starts_with("inet") { words.get(at + 2).copied()? } else { first };
+        Some(KernelHop { gateway: address.parse().ok(), via: None, dev: after("dev", at).map(str::to_owned) })
+    });
+    let route = KernelRoute {
+        dst: prefix.to_string(),
+        kind: None,
+        gateway: None,
+        via: None,
+        dev: None,
+        nexthops: nexthops.collect(),
+    };
+    let hops = kernel_routes(&[route], links, expected).remove(&prefix).unwrap_or_default();
+    Some(Notified { deleted, prefix, hops })
+}
+
 /// A prefix as `ip` prints it: `default`, a prefix, or a bare address.
 fn parse_prefix(text: &str, family: Family) -> Option<IpNet> {
     if text == "default" {
@@ -364,7 +412,10 @@ struct AddressInfo {
 }
 
 /// Global addresses by interface, of the links of the lab (`eth*`).
-async fn links(context: &Context, place: &Place) -> Result<BTreeMap<String, Vec<IpNet>>, Failure> {
+///
+/// # Errors
+/// When the node cannot be asked.
+pub(super) async fn links(context: &Context, place: &Place) -> Result<BTreeMap<String, Vec<IpNet>>, Failure> {
     let argv = ["ip", "-j", "address", "show"];
     let links: Vec<LinkAddresses> = context.access.json(place, &argv, COMMAND_TIMEOUT).await?;
     Ok(global_addresses(links))

@@ -12,6 +12,7 @@ use tokio::process::Child;
 use super::access::{Access, Place};
 use super::check::{Check, CheckResult, Failure, Phase, Row, Status, Task, Variant};
 use super::context::Context;
+use super::faults::Fault;
 use super::flows::Flows;
 use super::inventory::Inventory;
 use super::{CheckError, Summary, TestArgs, ask, catalog, ready, wire};
@@ -234,13 +235,23 @@ impl Scene {
             )),
             Task::Router(router) => router.run(&self.context).await,
             Task::Wire => wire::judge(&self.context).await,
-            Task::Fault(fault) => fault.run(&self.context).await,
+            Task::Fault(fault) => self.fault(fault).await,
         };
         let status = match result {
             Ok(notes) => Status::Passed { notes },
             Err(failure) => Status::Failed(failure),
         };
         Row { variant: self.context.variant, check: check.name.clone(), duration_ms: millis(start), status }
+    }
+
+    /// A fault with captures around it: what is encrypted stays so while something is broken.
+    async fn fault(&self, fault: &Fault) -> CheckResult {
+        let wiretap = wire::start(&self.context).await?;
+        let result = fault.run(&self.context).await;
+        let seen = wire::judge_tap(&self.context, wiretap).await;
+        let mut notes = result?;
+        notes.extend(seen?);
+        Ok(notes)
     }
 
     /// Ends what the run itself has started in the lab.
