@@ -105,7 +105,8 @@ fn arrows_point_down_only() {
 /// crate that only its own tests can pull up would be rebuilt with every room above it.
 #[test]
 fn tests_arrows_go_in_no_circle() {
-    let all = edges(&metadata(), &[DependencyKind::Normal, DependencyKind::Build, DependencyKind::Development]);
+    let all =
+        edges(&metadata(), &[DependencyKind::Normal, DependencyKind::Build, DependencyKind::Development]);
     for (user, used) in edges(&metadata(), &[DependencyKind::Development]) {
         let mut reached = BTreeSet::new();
         let mut open: Vec<String> = used.into_iter().collect();
@@ -157,7 +158,8 @@ fn own_dependencies(manifest: &toml::Table) -> Vec<String> {
     let mut wrong = Vec::new();
     for place in targets.chain([manifest.clone()]) {
         for (kind, entries) in KINDS.iter().filter_map(|kind| Some((*kind, sub(&place, kind)?))) {
-            let shared = |value: &toml::Value| value.get("workspace").and_then(toml::Value::as_bool) == Some(true);
+            let shared =
+                |value: &toml::Value| value.get("workspace").and_then(toml::Value::as_bool) == Some(true);
             wrong.extend(
                 entries.iter().filter(|(_, value)| !shared(value)).map(|(name, _)| format!("{kind}.{name}")),
             );
@@ -232,11 +234,16 @@ fn unsafe_code_stands_only_where_the_design_allows_it() {
             // In pieces, so that this file is not found.
             let lifts = ["allow", "warn", "expect"].iter().any(|level| {
                 text.match_indices(&format!("{level}(")).any(|(at, _)| {
-                    text.get(at..).and_then(|rest| rest.split(')').next()).is_some_and(|inner| inner.contains("unsafe_code"))
+                    text.get(at..)
+                        .and_then(|rest| rest.split(')').next())
+                        .is_some_and(|inner| inner.contains("unsafe_code"))
                 })
             });
             let allowed = UNSAFE.iter().any(|place| name.starts_with(place));
-            assert!(!lifts || allowed || name == "tests/tests/architecture.rs", "{name} lifts the lint on unsafe code");
+            assert!(
+                !lifts || allowed || name == "tests/tests/architecture.rs",
+                "{name} lifts the lint on unsafe code"
+            );
         }
     }
 }
