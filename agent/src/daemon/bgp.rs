@@ -1,11 +1,11 @@
 //! BGP: from the objects' intent to desired sessions and adverts. The adapter carries them to the speaker.
 
 use super::drive::{Applied, Driver};
+use super::tasks::Tasks;
 use crate::config::AllowedPrefix;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
-use tokio::task::JoinSet;
 use tombolo_base::aggregate::HOLD;
 use tombolo_base::ids::ClusterName;
 use tombolo_base::reconcile::Progress;
@@ -119,7 +119,7 @@ pub(crate) fn start(
     restarting: bool,
     rows: (&Table<PeerRow>, &Table<AdvertRow>),
     learned: Arc<Writer<LearnedRoute>>,
-    tasks: &mut JoinSet<()>,
+    tasks: &mut Tasks,
 ) -> BgpNode {
     let allowed = |entry: &AllowedPrefix| tombolo_bgp::AllowedPrefix {
         prefix: entry.prefix.net(),
@@ -133,10 +133,10 @@ pub(crate) fn start(
         ..Settings::default()
     };
     let node = BgpNode::start(settings, learned.clone());
-    tasks.spawn(driver.clone().run(rows.0.clone(), node.peer_target(), Applied::default()));
-    tasks.spawn(driver.clone().run(rows.1.clone(), node.advert_target(), Applied::default()));
+    tasks.spawn("bgp/peers", driver.clone().run(rows.0.clone(), node.peer_target(), Applied::default()));
+    tasks.spawn("bgp/adverts", driver.clone().run(rows.1.clone(), node.advert_target(), Applied::default()));
     let instances = driver.clone();
-    tasks.spawn(async move {
+    tasks.spawn_work("bgp/start", async move {
         // From here on every instance answers for itself: its source is pending until its peers have spoken. What
         // is silent after the hold holds nothing any more.
         tokio::select! {
@@ -147,7 +147,7 @@ pub(crate) fn start(
         learned.drain_source(&starting());
     });
     let (bgp, driver) = (node.clone(), driver.clone());
-    tasks.spawn(async move {
+    tasks.spawn("bgp/export", async move {
         // End-of-RIB tells the routers to drop what they kept of the life before: not before all of it is planned.
         let complete = |all: &BTreeMap<&'static str, Progress>| {
             ["peers", "adverts", "frontends", "interfaces"].iter().all(|name| all.get(name).is_some_and(|p| p.pruned))

@@ -82,6 +82,10 @@ impl Intent {
         catalogue.add(&self.kube.namespaces);
         catalogue.add(&self.kube.rules);
         catalogue.add(&self.kube.pools);
+        catalogue.add(&self.kube.bgp_cluster_configs);
+        catalogue.add(&self.kube.bgp_peer_configs);
+        catalogue.add(&self.kube.bgp_advertisements);
+        catalogue.add(&self.kube.bgp_overrides);
         catalogue.add(&self.identities);
         catalogue.add(&self.prefixes);
         catalogue.add(&self.remote_services);

@@ -7,21 +7,22 @@
 //! BGP ──────┘                        endpoints wait for it before a pod starts ◄┘
 //! ```
 
-use super::backend::Daemon;
+use super::backend::{Daemon, FLOWS, Rows};
 use super::drive::{Applied, Driver};
 use super::tables::{Desired, DesiredWriters, Held, Intent, IntentWriters, catalogue};
+use super::tasks::Tasks;
 use super::{bgp, datapath, endpoints, flows, interfaces, node, planners, policy, publish, watch};
 use crate::config::{Config, Encryption, Identity};
 use anyhow::Context;
 use std::sync::Arc;
-use tokio::task::JoinSet;
+use tombolo_base::reconcile::Target;
 use tombolo_base::source::{Source, SourceState};
-use tombolo_base::table::{Row, Writer};
+use tombolo_base::table::{Row, Table, Writer};
 use tombolo_clustermesh::publisher::PublisherHandle;
 use tombolo_clustermesh::rows::TableSink;
 use tombolo_kubernetes::{Tables, Writers};
 use tombolo_topology::plan::{self, NodeIndexes};
-use tombolo_topology::{EndpointRow, IdentityRow, LearnedRoute, NodeRow, PrefixRow};
+use tombolo_topology::{EndpointRow, IdentityRow, LearnedRoute, PrefixRow};
 use tombolo_tunnel::KernelRoutes;
 
 /// How long a CNI call waits for the datapath before it fails.
@@ -39,10 +40,8 @@ pub(crate) struct Ground<'a> {
     pub(crate) config: &'a Config,
     /// Who this agent is.
     pub(crate) identity: &'a Identity,
-    /// This node's own row.
-    pub(crate) own: NodeRow,
     /// The tasks of the daemon.
-    pub(crate) tasks: &'a mut JoinSet<()>,
+    pub(crate) tasks: &'a mut Tasks,
 }
 
 /// Starts every room, from the sources to BGP.
@@ -56,6 +55,8 @@ pub(crate) async fn start(
 ) -> anyhow::Result<()> {
     let (intent, sources) = Intent::new(kube);
     let (desired, plans) = Desired::new();
+    let catalogue = catalogue(&intent, &desired);
+    ground.daemon.rows.set(Rows { intent: intent.clone(), desired: desired.clone(), catalogue }).ok();
     let mut rooms = Rooms { ground, intent, desired, held: Held::default() };
 
     rooms.announce(&sources);
@@ -68,7 +69,6 @@ pub(crate) async fn start(
     let publisher = rooms.publisher()?;
     rooms.endpoints(&publisher, sources.endpoints).await?;
     rooms.bgp(bgp, sources.learned);
-    rooms.ground.daemon.catalogue.set(catalogue(&rooms.intent, &rooms.desired)).ok();
     Ok(())
 }
 
@@ -81,8 +81,19 @@ struct Rooms<'a> {
 }
 
 impl Rooms<'_> {
-    fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
-        self.ground.tasks.spawn(task);
+    fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.ground.tasks.spawn(name, task);
+    }
+
+    /// Carries desired rows to their target.
+    fn reconcile<R: Row>(
+        &mut self,
+        rows: Table<R>,
+        target: impl Target<R> + Send + 'static,
+        held: Applied<R>,
+    ) {
+        let run = self.driver().run(rows, target, held);
+        self.spawn(R::TABLE, run);
     }
 
     fn driver(&self) -> Driver {
@@ -139,14 +150,17 @@ impl Rooms<'_> {
         services.restore(backends, frontends);
         self.service_planner(services, plans.services);
         self.policy_planner(plans.policies);
-        self.spawn(interfaces::plan(
-            self.driver(),
-            self.intent.endpoints.clone(),
-            self.desired.endpoint_policies.clone(),
-            self.held.policies.clone(),
-            interfaces,
-            plans.interfaces,
-        ));
+        self.spawn(
+            "planner/interfaces",
+            interfaces::plan(
+                self.driver(),
+                self.intent.endpoints.clone(),
+                self.desired.endpoint_policies.clone(),
+                self.held.policies.clone(),
+                interfaces,
+                plans.interfaces,
+            ),
+        );
         self.local_rows(sources.prefixes.clone(), sources.identities.clone());
         plans.bgp
     }
@@ -156,14 +170,17 @@ impl Rooms<'_> {
         indexes.restore(remembered);
         let mut planner = plan::Planner::new(self.ground.node.plan.clone(), indexes);
         planner.restore_hops(hops);
-        self.spawn(planners::topology(
-            self.driver(),
-            planner,
-            self.intent.kube.nodes.clone(),
-            self.intent.prefixes.clone(),
-            self.intent.learned.clone(),
-            out,
-        ));
+        self.spawn(
+            "planner/topology",
+            planners::topology(
+                self.driver(),
+                planner,
+                self.intent.kube.nodes.clone(),
+                self.intent.prefixes.clone(),
+                self.intent.learned.clone(),
+                out,
+            ),
+        );
     }
 
     fn service_planner(
@@ -177,7 +194,7 @@ impl Rooms<'_> {
             remote: self.intent.remote_services.clone(),
             addresses: self.intent.addresses.clone(),
         };
-        self.spawn(planners::services(self.driver(), planner, inputs, out));
+        self.spawn("planner/services", planners::services(self.driver(), planner, inputs, out));
     }
 
     fn policy_planner(&mut self, out: policy::Pens) {
@@ -189,20 +206,23 @@ impl Rooms<'_> {
         };
         let compiler = policy::compiler(&self.ground.identity.cluster, &self.ground.daemon.datapath);
         let problems = self.ground.daemon.policy_problems.clone();
-        self.spawn(policy::planner(self.driver(), compiler, inputs, out, problems));
+        self.spawn("planner/policy", policy::planner(self.driver(), compiler, inputs, out, problems));
     }
 
     /// This node's pods as prefixes and identities.
     fn local_rows(&mut self, prefixes: Arc<Writer<PrefixRow>>, identities: Arc<Writer<IdentityRow>>) {
         let key = if self.encrypted() { 255 } else { 0 };
-        self.spawn(planners::local_rows(
-            self.driver(),
-            self.intent.endpoints.clone(),
-            self.ground.node.host_ip,
-            key,
-            prefixes,
-            identities,
-        ));
+        self.spawn(
+            "planner/local",
+            planners::local_rows(
+                self.driver(),
+                self.intent.endpoints.clone(),
+                self.ground.node.host_ip,
+                key,
+                prefixes,
+                identities,
+            ),
+        );
     }
 
     /// Desired rows to their targets.
@@ -217,25 +237,25 @@ impl Rooms<'_> {
         let watcher = watch::Watcher {
             config: self.ground.config.clone(),
             identity: self.ground.identity.clone(),
-            own: self.ground.own.clone(),
+            own: self.ground.node.own.clone(),
             datapath: datapath.clone(),
             netlink: self.ground.node.netlink.clone(),
             wireguard: self.ground.node.wireguard.clone(),
             routes: desired.routes.clone(),
         };
 
-        self.spawn(self.driver().run(desired.paths, datapath::Paths(datapath.clone()), held.paths));
-        self.spawn(self.driver().run(desired.entries, prefixes, held.entries));
-        self.spawn(self.driver().run(desired.backends, backends, held.backends));
-        self.spawn(self.driver().run(desired.frontends, frontends, held.frontends));
-        self.spawn(self.driver().run(desired.policies, policies, held.policies));
-        self.spawn(self.driver().run(desired.interfaces, interfaces, held.interfaces));
-        self.spawn(self.driver().run(desired.routes, kernel, Applied::default()));
+        self.reconcile(desired.paths, datapath::Paths(datapath.clone()), held.paths);
+        self.reconcile(desired.entries, prefixes, held.entries);
+        self.reconcile(desired.backends, backends, held.backends);
+        self.reconcile(desired.frontends, frontends, held.frontends);
+        self.reconcile(desired.policies, policies, held.policies);
+        self.reconcile(desired.interfaces, interfaces, held.interfaces);
+        self.reconcile(desired.routes, kernel, Applied::default());
         if let Some(wireguard) = self.ground.node.wireguard.clone() {
-            self.spawn(self.driver().run(desired.peers, wireguard, Applied::default()));
+            self.reconcile(desired.peers, wireguard, Applied::default());
         }
-        self.spawn(watcher.run(self.driver()));
-        self.spawn(node::collect_garbage(self.driver(), datapath));
+        self.spawn("watch", watcher.run(self.driver()));
+        self.spawn("conntrack", node::collect_garbage(self.driver(), datapath));
     }
 
     fn prefix_target(&self) -> datapath::Prefixes {
@@ -269,15 +289,18 @@ impl Rooms<'_> {
         };
         let daemon = self.ground.daemon.clone();
         let events = daemon.datapath.events().context("cannot read the datapath's events")?;
-        self.spawn(flows::run(
-            self.driver(),
-            daemon.datapath.clone(),
-            events,
-            enricher,
-            names,
-            daemon.flows.clone(),
-            daemon.metrics.clone(),
-        ));
+        self.spawn(
+            FLOWS,
+            flows::run(
+                self.driver(),
+                daemon.datapath.clone(),
+                events,
+                enricher,
+                names,
+                daemon.flows.clone(),
+                daemon.metrics.clone(),
+            ),
+        );
         Ok(())
     }
 
@@ -294,15 +317,18 @@ impl Rooms<'_> {
             addresses: self.intent.addresses.clone(),
         };
         let wireguard_key = self.ground.node.wireguard.as_ref().map(tombolo_tunnel::Wireguard::public_key);
-        self.spawn(publish::node(
-            self.driver(),
-            self.ground.own.key(),
-            self.intent.kube.nodes.clone(),
-            self.intent.prefixes.clone(),
-            wireguard_key,
-            publisher.clone(),
-        ));
-        self.spawn(publish::cluster(self.driver(), inputs, publisher.clone(), problems));
+        self.spawn(
+            "publish/node",
+            publish::node(
+                self.driver(),
+                self.ground.node.own.key(),
+                self.intent.kube.nodes.clone(),
+                self.intent.prefixes.clone(),
+                wireguard_key,
+                publisher.clone(),
+            ),
+        );
+        self.spawn("publish/cluster", publish::cluster(self.driver(), inputs, publisher.clone(), problems));
         Ok(publisher)
     }
 
@@ -313,21 +339,22 @@ impl Rooms<'_> {
         writer: Writer<EndpointRow>,
     ) -> anyhow::Result<()> {
         self.ground.daemon.stage("restoring endpoints");
+        let uses = endpoints::Uses::new(publisher.identities().clone());
         let gate = endpoints::Gate {
             cluster: self.ground.identity.cluster.clone(),
             pods: self.intent.kube.pods.clone(),
             namespaces: self.intent.kube.namespaces.clone(),
-            identities: publisher.identities().clone(),
+            uses: uses.clone(),
             endpoints: self.intent.endpoints.clone(),
             interfaces: self.held.interfaces.clone(),
             prefixes: self.held.entries.clone(),
         };
-        let pod_cidrs = self.ground.own.pod_cidrs.iter().map(tombolo_base::prefix::Prefix::net);
+        let pod_cidrs = self.ground.node.own.pod_cidrs.iter().map(tombolo_base::prefix::Prefix::net);
         let settings = tombolo_cni::StoreConfig {
             state_dir: self.ground.config.state_dir.0.clone(),
             pod_cidrs: pod_cidrs.map(Into::into).collect(),
-            pod_mtu: u32::from(self.ground.node.plan.mtu.smallest()),
-            route_mtu: None,
+            pod_mtu: u32::from(self.ground.node.device_mtu),
+            path_mtu: u32::from(self.ground.node.plan.mtu.smallest()),
             apply_timeout: APPLY_TIMEOUT,
         };
         let netlink = self.ground.node.netlink.clone();
@@ -335,28 +362,31 @@ impl Rooms<'_> {
             .await
             .context("cannot open the endpoint store")?;
         self.ground.daemon.endpoints.set(store.clone()).ok();
-        self.spawn(endpoints::follow_labels(
-            self.driver(),
+        let follower = endpoints::LabelFollower {
             store,
-            self.intent.kube.clone(),
-            self.intent.endpoints.clone(),
-            publisher.identities().clone(),
-        ));
+            tables: self.intent.kube.clone(),
+            endpoints: self.intent.endpoints.clone(),
+            uses,
+        };
+        self.spawn("labels", endpoints::follow_labels(self.driver(), follower, publisher.status()));
         Ok(())
     }
 
     /// BGP: its planner, and the speaker if it is enabled.
     fn bgp(&mut self, out: BgpPens, learned: Arc<Writer<LearnedRoute>>) {
         let identity = self.ground.identity;
-        self.spawn(bgp::planner(
-            self.driver(),
-            identity.cluster.clone(),
-            identity.node.clone(),
-            self.intent.kube.clone(),
-            self.intent.addresses.clone(),
-            out,
-            self.ground.daemon.bgp_conditions.clone(),
-        ));
+        self.spawn(
+            "planner/bgp",
+            bgp::planner(
+                self.driver(),
+                identity.cluster.clone(),
+                identity.node.clone(),
+                self.intent.kube.clone(),
+                self.intent.addresses.clone(),
+                out,
+                self.ground.daemon.bgp_conditions.clone(),
+            ),
+        );
         let Ground { config, driver, node, tasks, daemon, .. } = &mut self.ground;
         if config.bgp.enabled {
             let rows = (&self.desired.bgp_peers, &self.desired.bgp_adverts);

@@ -230,7 +230,12 @@ fn fib_command(family: Family) -> [&'static str; 5] {
 ///
 /// # Errors
 /// When it cannot be asked or its answer not be read.
-async fn fib(context: &Context, name: &str, family: Family, expected: &Routes) -> Result<Routes, Failure> {
+pub(super) async fn fib(
+    context: &Context,
+    name: &str,
+    family: Family,
+    expected: &Routes,
+) -> Result<Routes, Failure> {
     let place = Place::node(name);
     let entries: Vec<KernelRoute> =
         context.access.json(&place, &fib_command(family), COMMAND_TIMEOUT).await?;
@@ -361,8 +366,10 @@ pub(super) fn notified(
     if after("table", 0).is_some_and(|table| table != "main") {
         return None;
     }
-    // `unreachable`, `blackhole` and the like precede the prefix and have no next hop.
-    let prefix = words.iter().take(2).find_map(|word| parse_prefix(word))?;
+    // `unreachable`, `blackhole` and the like precede the prefix and have no next hop. Of a default route only the
+    // gateway tells the family.
+    let family = if words.iter().any(|word| word.contains(':')) { Family::Ipv6 } else { Family::Ipv4 };
+    let prefix = words.iter().take(2).find_map(|word| parse_prefix(word, family))?;
     let vias = words.iter().enumerate().filter(|(_, word)| **word == "via").map(|(at, _)| at);
     let nexthops = vias.filter_map(|at| {
         let first = words.get(at + 1).copied()?;
@@ -376,8 +383,9 @@ pub(super) fn notified(
         via: None,
         dev: None,
         nexthops: nexthops.collect(),
+        metric: 0,
     };
-    let hops = kernel_routes(&[route], links, expected).remove(&prefix).unwrap_or_default();
+    let hops = kernel_routes(&[route], family, links, expected).remove(&prefix).unwrap_or_default();
     Some(Notified { deleted, prefix, hops })
 }
 

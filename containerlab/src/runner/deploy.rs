@@ -149,13 +149,14 @@ impl Fabric {
         let lo = self.netlink.link("lo").await.map_err(|error| Failure::new("lo", &error.to_string()))?;
         self.netlink.set_up(lo.index).await.map_err(|error| Failure::new("lo", &error.to_string()))?;
 
-        let (made, mut arrivals) = mpsc::unbounded_channel();
+        // Room for all: nobody waits, and nobody reads before all have come or failed.
+        let (made, mut arrivals) = mpsc::channel(plan.nodes.len().max(1));
         let boots = plan.nodes.values().map(|spec| {
             let (steps, made) = (&steps, &made);
             async move {
                 let node = self.boot(spec).await?;
                 // Handed over at once: what a later failure undoes must be known.
-                made.send(node).ok();
+                made.send(node).await.ok();
                 steps.did(format!("node {} made", spec.name)).await;
                 Ok::<(), Failure>(())
             }

@@ -16,7 +16,7 @@ fn config(path: PathKind, encrypt: bool) -> PlanConfig {
         encrypt,
         wireguard_port: 51871,
         overlay_device: "tombolo_vxlan".into(),
-        mtu: PathMtus { ipv4: 1450, ipv6: 1430 },
+        mtu: PathMtus { ipv4: Some(1450), ipv6: Some(1430) },
         connected: vec!["172.20.11.0/24".parse().unwrap()],
     }
 }
