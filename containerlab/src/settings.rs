@@ -223,7 +223,9 @@ impl Settings {
     /// # Errors
     /// As [`Settings::beside`].
     pub fn parse(text: &str, path: &Path) -> Result<Self, SettingsError> {
-        let settings: Self = serde_saphyr::from_str(text)
+        // One line with line and column; the file is at hand.
+        let options = serde_saphyr::options! { with_snippet: false };
+        let settings: Self = serde_saphyr::from_str_with_options(text, options)
             .map_err(|error| SettingsError::Shape { path: path.to_owned(), message: error.to_string() })?;
         settings.check(path)?;
         Ok(settings)

@@ -11,7 +11,7 @@ use super::report::{Error, Problem, Report, Warning};
 use super::resolve::{self, Context, Head, KIND};
 use super::substitute::substitute;
 use super::topology::{Endpoint, Link, LinkType, Mgmt, Topology};
-use super::tree::{self, Item};
+use super::tree::{self, Item, Value};
 
 /// Largest topology file that is read, in bytes.
 pub const MAX_BYTES: u64 = 4 << 20;
@@ -41,7 +41,10 @@ pub fn load(path: &Path, env: &BTreeMap<String, String>) -> Result<(Topology, Ve
         return Err(whole(message.to_owned()));
     }
     let path = path.canonicalize().map_err(failed)?;
-    let text = std::fs::read_to_string(&path).map_err(failed)?;
+    let text = std::fs::read_to_string(&path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::InvalidData => whole("is no text in UTF-8; is this the right file?".to_owned()),
+        _ => failed(error),
+    })?;
     parse(&path, &text, env)
 }
 
@@ -76,6 +79,7 @@ pub fn parse(
             None
         }
     };
+    report.warnings.sort_by_key(|warning| warning.line);
     match topology {
         Some(topology) if report.errors.is_empty() => Ok((topology, report.warnings)),
         _ => {
@@ -119,6 +123,11 @@ pub(super) const MGMT_KEYS: &[&str] = &[
 pub(super) const AUTHORITY_KEYS: &[&str] = &["cert", "key", "key-size", "validity-duration"];
 
 fn read(report: &mut Report, root: &Item, file: &Path, env: &BTreeMap<String, String>) -> Option<Topology> {
+    if !matches!(root.value, Value::Map(_) | Value::Null) {
+        // One message, not another one for every key that is not there.
+        report.map(root, "");
+        return None;
+    }
     let mut name = None;
     let mut prefix = "clab".to_owned();
     let (mut mgmt, mut settings, mut body) = (None, None, None);

@@ -356,7 +356,8 @@ fn files_that_are_no_topology_say_so() {
         ("name: x\ntopology: {nodes: {}}\n", "needs at least one node"),
         ("- a\n- b\n", "needs a map"),
         ("name: x\ntopology:\n  nodes: [\n", "not valid YAML"),
-        ("name: x\nname: y\ntopology: {}\n", "not valid YAML"),
+        ("name: x\nname: y\ntopology: {}\n", "the key \"name\" stands twice"),
+        ("name: &n {x: *n}\n", "an alias (*name) stands inside"),
         (
             "name: x\ntopology:\n  nodes:\n    a: {kind: linux}\n    a: {kind: linux}\n",
             "lab.clab.yml:5: not valid YAML",
@@ -369,7 +370,13 @@ fn files_that_are_no_topology_say_so() {
         let errors = loaded.unwrap_err();
         let all = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
         assert!(all.contains(part), "{text:?} gives {all}");
+        assert_eq!(errors.len(), 1, "one message for one mistake: {all}");
     }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.clab.yml");
+    std::fs::write(&path, [0xff, 0xfe, 0x80]).unwrap();
+    let errors = load(&path, &BTreeMap::new()).unwrap_err();
+    assert!(errors[0].message.contains("UTF-8"), "{}", errors[0]);
     let errors = load(Path::new("/nonexistent/x.clab.yml"), &BTreeMap::new()).unwrap_err();
     assert!(errors[0].message.contains("-t"), "{}", errors[0]);
 }
