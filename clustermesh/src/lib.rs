@@ -41,6 +41,7 @@ pub mod error;
 pub mod etcd;
 pub mod follower;
 pub mod publisher;
+mod rfc3339;
 pub mod rows;
 pub mod wire;
 

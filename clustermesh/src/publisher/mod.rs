@@ -12,7 +12,6 @@ mod kv;
 mod leader;
 mod lease;
 mod node;
-mod rfc3339;
 mod scope;
 mod sweep;
 
