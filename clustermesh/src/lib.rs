@@ -37,6 +37,7 @@
 //! stale, and the first complete list after the canaries confirms or removes them.
 #![forbid(unsafe_code)]
 
+pub mod certificate;
 pub mod error;
 pub mod etcd;
 pub mod follower;
