@@ -37,10 +37,12 @@
 //! stale, and the first complete list after the canaries confirms or removes them.
 #![forbid(unsafe_code)]
 
+pub mod certificate;
 pub mod error;
 pub mod etcd;
 pub mod follower;
 pub mod publisher;
+mod rfc3339;
 pub mod rows;
 pub mod wire;
 

@@ -18,6 +18,7 @@ use std::time::SystemTime;
 use tokio::sync::{broadcast, watch};
 use tombolo_base::table::Row;
 use tombolo_bgp_node::BgpNode;
+use tombolo_clustermesh::certificate::unix_now;
 use tombolo_clustermesh::follower::{ClusterStatus, MeshHandle};
 use tombolo_clustermesh::publisher::PublisherHandle;
 use tombolo_clustermesh::wire::Kind;
@@ -28,7 +29,9 @@ use tombolo_kubernetes::FolderReport;
 use tombolo_netlink::ClsactSide;
 use tombolo_observe::filter::Filter;
 use tombolo_observe::flow::Flow;
-use tombolo_observe::metrics::{ClusterLabels, Metrics, PeerLabels, ReasonLabels, TableLabels};
+use tombolo_observe::metrics::{
+    ClusterLabels, Metrics, PeerLabels, ReasonLabels, RefusedLabels, TableLabels,
+};
 use tombolo_observe::names;
 
 /// Texts that a part leaves for `tombolo status`.
@@ -130,7 +133,7 @@ impl Daemon {
         }
     }
 
-    async fn parts(&self) -> Vec<Part> {
+    async fn parts(&self, clusters: &[ClusterStatus]) -> Vec<Part> {
         let stage = self.stage.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut parts = parts::agent(&stage, &self.roll.ended());
         let report = self.manifests.get().map(|report| report.borrow().clone());
@@ -142,9 +145,7 @@ impl Daemon {
         if let Some(publisher) = self.publisher.get() {
             parts.push(parts::publisher(&publisher.status().borrow().clone()));
         }
-        if let Some(mesh) = self.mesh.get() {
-            parts.extend(mesh.status().await.iter().map(parts::mesh));
-        }
+        parts.extend(clusters.iter().map(parts::mesh));
         if let Some(bgp) = self.bgp.get() {
             parts.extend(parts::bgp(&bgp.peers().await.unwrap_or_default()));
         }
@@ -217,7 +218,14 @@ impl Daemon {
         parts::load_balancers(&services, &pools, &assigned, &problems)
     }
 
-    fn problems(&self) -> Vec<String> {
+    async fn clusters(&self) -> Vec<ClusterStatus> {
+        match self.mesh.get() {
+            Some(mesh) => mesh.status().await,
+            None => Vec::new(),
+        }
+    }
+
+    fn problems(&self, clusters: &[ClusterStatus]) -> Vec<String> {
         let mut all: Vec<String> = self
             .manifests
             .get()
@@ -229,6 +237,16 @@ impl Daemon {
         );
         all.extend(texts(&self.lb_problems));
         all.extend(texts(&self.policy_problems));
+        if let Some(publisher) = self.publisher.get() {
+            let warnings = publisher.status().borrow().warnings(unix_now());
+            all.extend(warnings.iter().map(|text| format!("cluster {}: {text}", self.identity.cluster)));
+        }
+        for text in clusters.iter().flat_map(mesh_problems) {
+            // The own cluster is followed with the publisher's certificates.
+            if !all.contains(&text) {
+                all.push(text);
+            }
+        }
         all
     }
 
@@ -262,6 +280,24 @@ impl Daemon {
     }
 }
 
+/// Problems of one cluster that are told one by one in the status; `tombolo mesh status` has more.
+const MAX_REFUSED: usize = 5;
+
+/// What is wrong with a cluster although it is followed.
+fn mesh_problems(cluster: &ClusterStatus) -> Vec<String> {
+    let name = &cluster.name;
+    let warnings = cluster.warnings.iter().map(|text| format!("cluster {name}: {text}"));
+    let refused = cluster.refused.iter().take(MAX_REFUSED);
+    let mut all: Vec<_> = warnings.chain(refused.map(|entry| format!("cluster {name}: {entry}"))).collect();
+    let more = cluster.refused_now.saturating_sub(MAX_REFUSED.min(cluster.refused.len()));
+    if more > 0 {
+        all.push(format!(
+            "cluster {name}: {more} more entries are refused; look at `tombolo mesh status -o json`"
+        ));
+    }
+    all
+}
+
 fn endpoints_seen(store: &EndpointStore<Gate>) -> parts::Endpoints {
     let names = |specs: Vec<EndpointSpec>| {
         specs.iter().map(|spec| format!("{}/{}", spec.namespace, spec.pod)).collect()
@@ -293,7 +329,8 @@ fn mesh_json(cluster: &ClusterStatus) -> Value {
 
 impl Backend for Daemon {
     async fn status(&self) -> Status {
-        let parts = self.parts().await;
+        let clusters = self.clusters().await;
+        let parts = self.parts(&clusters).await;
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             cluster: self.identity.cluster.to_string(),
@@ -304,7 +341,7 @@ impl Backend for Daemon {
             uptime_secs: self.driver.clock.now().since_origin().as_secs(),
             ready: parts.iter().all(|part| part.ready),
             parts,
-            problems: self.problems(),
+            problems: self.problems(&clusters),
         }
     }
 
@@ -317,9 +354,8 @@ impl Backend for Daemon {
     }
 
     async fn mesh(&self) -> Value {
-        let Some(mesh) = self.mesh.get() else { return json!([]) };
         let own = self.identity.cluster.as_str();
-        mesh.status().await.iter().filter(|cluster| cluster.name != own).map(mesh_json).collect()
+        self.clusters().await.iter().filter(|cluster| cluster.name != own).map(mesh_json).collect()
     }
 
     async fn bgp_peers(&self) -> Value {
@@ -359,12 +395,21 @@ impl Backend for Daemon {
 
     async fn metrics(&self) -> String {
         self.gauges();
-        if let Some(mesh) = self.mesh.get() {
-            for cluster in mesh.status().await {
-                let labels = ClusterLabels { target_cluster: cluster.name.clone() };
-                self.metrics.remote_cluster_ready.get_or_create(&labels).set(i64::from(cluster.ready));
-                let failures = i64::try_from(cluster.reconnections).unwrap_or(i64::MAX);
-                self.metrics.remote_cluster_failures.get_or_create(&labels).set(failures);
+        for cluster in self.clusters().await {
+            let labels = ClusterLabels { target_cluster: cluster.name.clone() };
+            let wide = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+            let metrics = &self.metrics;
+            metrics.remote_cluster_ready.get_or_create(&labels).set(i64::from(cluster.ready));
+            metrics.remote_cluster_failures.get_or_create(&labels).set(wide(cluster.reconnections));
+            let now = u64::try_from(cluster.refused_now).unwrap_or(u64::MAX);
+            metrics.refused_entries.get_or_create(&labels).set(wide(now));
+            for (reason, counted) in cluster.rejected.iter() {
+                let labels =
+                    RefusedLabels { reason: reason.to_string(), target_cluster: cluster.name.clone() };
+                metrics.refused_updates.get_or_create(&labels).set(wide(counted.count));
+            }
+            if let Some(end) = cluster.certificate_expires_unix_secs {
+                metrics.certificate_expiry.get_or_create(&labels).set(end);
             }
         }
         if let Some(bgp) = self.bgp.get() {

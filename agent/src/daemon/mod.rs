@@ -133,10 +133,9 @@ impl Start {
 
         daemon.stage("reading manifests");
         let (kube, writers) = Tables::new();
-        let folder = FolderConfig::new(
-            &config.manifests.folder,
-            ClusterIdentity { name: identity.cluster.clone(), id: identity.cluster_id },
-        );
+        let cluster = ClusterIdentity { name: identity.cluster.clone(), id: identity.cluster_id };
+        let keep = Some(config.state_dir.0.join("manifests"));
+        let folder = FolderConfig { keep, ..FolderConfig::new(&config.manifests.folder, cluster) };
         let source = FolderSource::start(folder, writers.clone(), self.cancel.clone())?;
         daemon.manifests.set(source.reports()).ok();
         let Some(own) = node::own_node(&daemon, &kube.nodes, identity, &self.cancel).await else {

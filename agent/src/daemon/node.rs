@@ -4,14 +4,13 @@ use super::backend::Daemon;
 use super::drive::Driver;
 use super::path_kind;
 use super::tasks::Tasks;
-use crate::config::{Config, Encryption, Identity, Path};
+use crate::config::{Config, Encryption, Etcd, Identity, Path};
 use anyhow::{Context, anyhow, bail};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use tombolo_base::source::Source;
 use tombolo_base::table::Table;
-use tombolo_clustermesh::etcd::EtcdConfig;
 use tombolo_clustermesh::follower::{self, MeshConfig, MeshHandle, Timers};
 use tombolo_clustermesh::publisher::{self, PublisherConfig, PublisherHandle};
 use tombolo_clustermesh::rows::TableSink;
@@ -250,17 +249,6 @@ async fn wireguard(
     Ok(Some(tunnel::Wireguard::ensure(settings, netlink.clone()).await.context("cannot set up WireGuard")?))
 }
 
-/// The own cluster's etcd in the mesh's terms.
-pub(crate) fn own_etcd(config: &Config) -> anyhow::Result<EtcdConfig> {
-    let etcd = config.etcd.as_ref().ok_or_else(|| anyhow!("etcd is missing in the configuration"))?;
-    Ok(EtcdConfig {
-        endpoints: etcd.endpoints.clone(),
-        trusted_ca_file: Some(etcd.ca.clone()),
-        cert_file: Some(etcd.cert.clone()),
-        key_file: Some(etcd.key.clone()),
-    })
-}
-
 /// Follows the remote clusters, and the own cluster's other nodes.
 pub(crate) async fn start_mesh(
     config: &Config,
@@ -275,8 +263,8 @@ pub(crate) async fn start_mesh(
         max: identity.max_clusters,
         folder: config.clustermesh.folder.clone(),
         snapshots: Some(config.state_dir.0.join("clustermesh")),
-        allow_plaintext: false,
-        own: own_etcd(config).ok(),
+        allow_plaintext: config.clustermesh.allow_plaintext,
+        own: config.etcd.as_ref().map(Etcd::client),
         timers: Timers::default(),
     };
     let (handle, task) = follower::start(mesh, sink, cancel).await;
@@ -295,13 +283,14 @@ pub(crate) fn start_publisher(
     cancel: CancellationToken,
     tasks: &mut Tasks,
 ) -> anyhow::Result<PublisherHandle> {
+    let etcd = config.etcd.as_ref().ok_or_else(|| anyhow!("etcd is missing in the configuration"))?;
     let settings = PublisherConfig {
         max: identity.max_clusters,
         ..PublisherConfig::new(
             identity.cluster.clone(),
             identity.cluster_id,
             identity.node.clone(),
-            own_etcd(config)?,
+            etcd.client(),
             config.state_dir.0.clone(),
         )
     };

@@ -270,7 +270,12 @@ pub(crate) fn endpoints(seen: &Endpoints) -> Part {
 pub(crate) fn mesh(cluster: &ClusterStatus) -> Part {
     let name = format!("mesh/{}", cluster.name);
     let stale = cluster.stale_secs.map(|secs| format!(" (stale for {secs}s)")).unwrap_or_default();
-    let detail = format!("{}{stale}", cluster.status);
+    let plain = if cluster.plaintext { ", PLAINTEXT" } else { "" };
+    let refused = match cluster.refused_now {
+        0 => String::new(),
+        count => format!(", {count} entries refused"),
+    };
+    let detail = format!("{}{stale}{plain}{refused}", cluster.status);
     if cluster.ready {
         Part::ready(name, detail)
     } else {
@@ -281,7 +286,8 @@ pub(crate) fn mesh(cluster: &ClusterStatus) -> Part {
 /// The own cluster's etcd.
 pub(crate) fn publisher(status: &PublisherStatus) -> Part {
     let role = if status.leader { "elected" } else { "follower" };
-    let detail = format!("{}, {role}, {} keys of this node", status.status, status.node_keys);
+    let plain = if status.plaintext { ", PLAINTEXT" } else { "" };
+    let detail = format!("{}{plain}, {role}, {} keys of this node", status.status, status.node_keys);
     if status.connected && status.published {
         Part::ready("etcd", detail)
     } else {

@@ -138,7 +138,7 @@ impl Follower {
         let mut changes = Vec::new();
         for (kind, name, value) in entries {
             if let Some(store) = self.stores.get_mut(&kind) {
-                store.put(&remote, name, value, &mut self.rejections, &mut changes);
+                store.put(&remote, ("snapshot of ", name), value, &mut self.rejections, &mut changes);
             }
         }
         self.remote = Some(remote);
@@ -521,7 +521,7 @@ impl Follower {
                 let (Some(remote), Some(store)) = (&self.remote, self.stores.get_mut(&kind)) else { return };
                 let Some(name) = key_name(key, prefix) else { return };
                 let mut changes = Vec::new();
-                store.put(remote, &name, value, &mut self.rejections, &mut changes);
+                store.put(remote, (prefix, &name), value, &mut self.rejections, &mut changes);
                 if !changes.is_empty() {
                     self.last_event = Some(now);
                 }
