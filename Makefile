@@ -51,12 +51,8 @@ mesh: ## The cluster mesh with a real etcd
 interop: ## BGP with real BIRD, FRR and GoBGP
 	$(TEST) --test bgp_interop
 
-# full: one lab, reconfigured through all variants, faults in two of them. short (CI): a fresh lab for each variant, no
-# faults.
-LAB_FORM ?= full
-
 lab: build ## The two-cluster lab: all path variants and faults, then nothing is left behind
-	@scripts/lab-$(LAB_FORM) $(TOMBOLO) $(LAB) $(ETCD_DOWN_SECS)
+	@scripts/lab $(TOMBOLO) $(LAB) $(ETCD_DOWN_SECS)
 
 lab-up: build ## Bring the lab up (TOMBOLO_VARIANT=overlay|overlay-wireguard|direct|direct-wireguard)
 	$(TOMBOLO) lab up -t $(LAB)

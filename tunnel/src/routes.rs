@@ -63,17 +63,18 @@ impl KernelRoutes {
             source: row.source_address,
             mtu: row.mtu.map(u32::from),
             next_hops,
-            ..self.key(row.prefix)
+            ..self.key(row)
         })
     }
 
-    fn key(&self, prefix: Prefix) -> Route {
+    fn key(&self, row: &RouteEntry) -> Route {
+        let leads_somewhere = row.device.is_some() || !row.next_hops.is_empty();
         Route {
-            destination: prefix.net(),
+            destination: row.prefix.net(),
             table: self.settings.table,
             protocol: self.settings.protocol,
             metric: self.settings.metric,
-            kind: RouteKind::Unicast,
+            kind: if leads_somewhere { RouteKind::Unicast } else { RouteKind::Unreachable },
             source: None,
             mtu: None,
             next_hops: Vec::new(),
@@ -160,7 +161,8 @@ fn is_same(there: &Route, asked: &Route) -> bool {
         Some(_) => found.contains(&(*via, *link)),
         None => found.iter().any(|(other, _)| other == via),
     };
-    there.source == asked.source
+    there.kind == asked.kind
+        && there.source == asked.source
         && there.mtu == asked.mtu
         && found.len() == wanted.len()
         && wanted.iter().all(is_there)
@@ -173,7 +175,7 @@ impl Target<RouteEntry> for KernelRoutes {
     }
 
     async fn delete(&mut self, row: &RouteEntry) -> Result<(), String> {
-        self.netlink.delete_route(&self.key(row.prefix)).await.map(drop).map_err(|error| error.to_string())
+        self.netlink.delete_route(&self.key(row)).await.map(drop).map_err(|error| error.to_string())
     }
 
     async fn prune(

@@ -230,6 +230,11 @@ fn overlay(prefix: &str, source: IpAddr) -> RouteEntry {
     }
 }
 
+/// The end of this node's own pod prefix.
+fn own(prefix: &str) -> RouteEntry {
+    RouteEntry { source: Source::Manifests, origin: RouteOrigin::Own, mtu: None, ..learned(prefix, &[]) }
+}
+
 /// Carries out all that the reconciler asks for now.
 async fn drive<R: Row>(reconciler: &mut Reconciler<R>, target: &mut impl Target<R>) -> Vec<String> {
     let now = Moment::default();
@@ -313,6 +318,26 @@ async fn routes_follow_their_rows_and_only_ours_are_pruned() {
     let nowhere = RouteEntry { device: Some("missing0".into()), ..overlay("10.4.0.0/16", a.inner[0]) };
     let error = target.update(&nowhere).await.unwrap_err();
     assert!(error.contains("missing0"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_pod_has_is_unreachable() {
+    let (a, _) = nodes().await;
+    let mut target = KernelRoutes::new(a.netlink.clone(), RouteSettings::default());
+    let ours = RouteFilter { protocol: Some(DEFAULT_PROTOCOL), ..RouteFilter::default() };
+    let rows = ["10.9.0.0/24", "fd00:9::/64"].map(own);
+    for row in &rows {
+        target.update(row).await.unwrap();
+    }
+    let there = a.netlink.routes(ours).await.unwrap();
+    assert_eq!(there.len(), 2);
+    assert!(there.iter().all(|route| route.kind == RouteKind::Unreachable), "{there:?}");
+    let wanted = rows.iter().map(|row| (row.prefix, row.clone())).collect();
+    assert_eq!(target.audit(&wanted).await.unwrap(), Some(BTreeSet::new()), "found again as asked for");
+    for row in &rows {
+        target.delete(row).await.unwrap();
+    }
+    assert_eq!(a.netlink.routes(ours).await.unwrap(), []);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,8 +1,8 @@
 //! The largest packet of a path passes unfragmented, and one byte more is answered with too-big: never silence.
 //!
-//! Two places answer. A pod's own stack refuses what is larger than its interface; that protects most programs. What is
-//! larger than the path but not than the interface must be answered by the node: shown by raising the MTU of the pods'
-//! interfaces for the time of the check. What must pass is computed here, from the links' MTU, and not asked of the agent.
+//! Two places answer. A pod's own stack refuses what is larger than its default route says, the narrowest path between
+//! nodes; that protects most programs. What is larger than the path but not than the interface must be answered by the node:
+//! shown by packets that heed only the interface, whose MTU is raised above the links' for the time of the check. What must pass is computed here, from the links' MTU, and not asked of the agent.
 
 mod outside;
 mod path;
@@ -51,15 +51,15 @@ impl MtuCheck {
             Some(_) => families.first().map_or(link, |underlay| carried(link, context.variant, *underlay)),
             None => link,
         };
-        let interface =
+        let narrowest =
             families.iter().map(|family| carried(link, context.variant, *family)).min().unwrap_or(link);
         let token = context.token(name, to.is_some_and(|(to, _)| to.node != from.node));
         let path = Path { context, family: self.family, place: context.inside(from), target, token };
         let alone = context.raised_mtu.lock().await;
-        let result = self.both_answers(&path, from, to, interface, largest).await;
+        let result = self.both_answers(&path, from, to, narrowest, largest).await;
         drop(alone);
         result?;
-        Ok(vec![format!("the pod's stack refuses {}, the path {}", interface + 1, largest + 1)])
+        Ok(vec![format!("the pod's stack refuses {}, the path {}", narrowest + 1, largest + 1)])
     }
 
     async fn both_answers(
@@ -67,25 +67,25 @@ impl MtuCheck {
         path: &Path<'_>,
         from: &PodFacts,
         to: Option<(&PodFacts, &str)>,
-        interface: u32,
+        narrowest: u32,
         largest: u32,
     ) -> Result<(), Failure> {
+        let link = link_mtu(path.context)?;
         path.forget().await?;
-        path.interface_is(interface).await?;
-        path.want(interface, Mode::Do, Fate::Passed).await?;
-        path.want(interface + 1, Mode::Do, Fate::TooBig { mtu: Some(interface), from: None }).await?;
+        path.interface_is(link).await?;
+        path.stack_stops_at(narrowest).await?;
         let pods: Vec<&PodFacts> = std::iter::once(from).chain(to.map(|(to, _)| to)).collect();
-        let raised = link_mtu(path.context)? + RAISE_BYTES;
+        let raised = link + RAISE_BYTES;
         let mut result = Ok(());
         for pod in &pods {
             result = result.and(path::set_mtu(path.context, pod, raised).await);
         }
         if result.is_ok() {
-            result = self.path_answers(path, from, to, largest).await;
+            result = self.path_answers(path, from, to, narrowest, largest).await;
         }
         // Put back whatever happened, and say so if that fails: later checks would judge the raised interface.
         for pod in &pods {
-            result = result.and(path::set_mtu(path.context, pod, interface).await);
+            result = result.and(path::set_mtu(path.context, pod, link).await);
         }
         result.and(path.forget().await)
     }
@@ -96,6 +96,7 @@ impl MtuCheck {
         path: &Path<'_>,
         from: &PodFacts,
         to: Option<(&PodFacts, &str)>,
+        narrowest: u32,
         largest: u32,
     ) -> Result<(), Failure> {
         path.want(largest, Mode::Probe, Fate::Passed).await?;
@@ -109,9 +110,8 @@ impl MtuCheck {
             None => super::flows::WantEnd { ip: Some(path.target), ..Default::default() },
         };
         path.dropped(&from.node, since_ns, source, destination).await?;
-        // The sender has learned it: what obeys the path's MTU now fails at once, with that MTU.
-        path.want(largest + 1, Mode::Do, Fate::TooBig { mtu: Some(largest), from: None }).await?;
-        path.want(largest, Mode::Do, Fate::Passed).await
+        // The sender has learned it. That never widens what its route says.
+        path.stack_stops_at(narrowest.min(largest)).await
     }
 }
 

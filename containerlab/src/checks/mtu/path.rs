@@ -101,6 +101,12 @@ impl Path<'_> {
         Err(Failure::new(what, format!("{fate:?}"), self.look(packet_bytes, mode)))
     }
 
+    /// The sender's own stack takes packets of this length and refuses one byte more at once.
+    pub(super) async fn stack_stops_at(&self, mtu: u32) -> Result<(), Failure> {
+        self.want(mtu, Mode::Do, Fate::Passed).await?;
+        self.want(mtu + 1, Mode::Do, Fate::TooBig { mtu: Some(mtu), from: None }).await
+    }
+
     /// The sender's eth0 has exactly this MTU.
     pub(super) async fn interface_is(&self, wanted: u32) -> Result<(), Failure> {
         let argv = ["ip", "-j", "link", "show", "dev", "eth0"];
@@ -109,8 +115,7 @@ impl Path<'_> {
         if mtu == Some(wanted.into()) {
             return Ok(());
         }
-        let what =
-            format!("eth0 of {} has an MTU of {wanted}: what every path between nodes carries", self.place);
+        let what = format!("eth0 of {} has an MTU of {wanted}, that of the links", self.place);
         Err(Failure::new(what, format!("{mtu:?}"), self.context.access.shown(&self.place, &argv)))
     }
 
