@@ -249,9 +249,18 @@ impl Scene {
         let wiretap = wire::start(&self.context).await?;
         let result = fault.run(&self.context).await;
         let seen = wire::judge_tap(&self.context, wiretap).await;
-        let mut notes = result?;
-        notes.extend(seen?);
-        Ok(notes)
+        match (result, seen) {
+            (Ok(mut notes), Ok(seen)) => {
+                notes.extend(seen);
+                Ok(notes)
+            }
+            // One often explains the other.
+            (Err(mut failure), Err(seen)) => {
+                failure.got = format!("{}; and expected {}; got {}", failure.got, seen.expected, seen.got);
+                Err(failure)
+            }
+            (Err(failure), Ok(_)) | (Ok(_), Err(failure)) => Err(failure),
+        }
     }
 
     /// Ends what the run itself has started in the lab.

@@ -265,6 +265,9 @@ fn judge_plain(
             look,
         ));
     }
+    if crossing.is_empty() {
+        return Ok(Vec::new());
+    }
     Ok(vec![format!("{frames} frames, the plaintext of all {} crossing checks found", crossing.len())])
 }
 
