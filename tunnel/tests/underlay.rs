@@ -177,7 +177,7 @@ fn exchange(from: &Node, to: &Node, family: usize, size: usize) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_nodes_devices_are_made_changed_and_removed() {
-    let (a, _) = nodes().await;
+    let (a, _b) = nodes().await;
     let made = devices::ensure(&a.netlink, &a.device_config(Some(1450))).await.unwrap();
     let vxlan = made.vxlan.unwrap();
     assert_eq!((vxlan.mtu, vxlan.mac, vxlan.up, vxlan.no_arp), (1450, Some(VXLAN_MAC), true, true));
@@ -253,7 +253,7 @@ async fn drive<R: Row>(reconciler: &mut Reconciler<R>, target: &mut impl Target<
 
 #[tokio::test(flavor = "multi_thread")]
 async fn routes_follow_their_rows_and_only_ours_are_pruned() {
-    let (a, _) = nodes().await;
+    let (a, _b) = nodes().await;
     devices::ensure(&a.netlink, &a.device_config(Some(1450))).await.unwrap();
     let eth1 = a.netlink.link("eth1").await.unwrap().index;
     let leftover = |destination: &str, hops| Route {
@@ -342,7 +342,7 @@ async fn what_no_pod_has_is_unreachable() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn routes_and_devices_that_others_take_away_come_back() {
-    let (a, _) = nodes().await;
+    let (a, _b) = nodes().await;
     devices::ensure(&a.netlink, &a.device_config(Some(1450))).await.unwrap();
     let (table, writer) = Table::<RouteEntry>::new();
     let mut changes = table.changes();
@@ -538,7 +538,7 @@ fn parent_of(pid: i32) -> i32 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_unit_that_cannot_start_says_why() {
-    let (a, _) = nodes().await;
+    let (a, _b) = nodes().await;
     let mut config = a.wireguard_config();
     config.unit.program = Path::new("/nonexistent/tombolo").into();
     let error = Wireguard::ensure(config, a.netlink.clone()).await.unwrap_err().to_string();
