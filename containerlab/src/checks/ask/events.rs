@@ -166,7 +166,7 @@ impl Ask {
         resolved: &Resolved<'_>,
         way: &Way<'_>,
     ) -> Result<Vec<(String, Want)>, Failure> {
-        let Some((asker, home)) = &resolved.asker else { return Ok(Vec::new()) };
+        let Some((asker, _)) = &resolved.asker else { return Ok(Vec::new()) };
         let source = self.asker(context, resolved, way.attempt).await?;
         let destination = self.pod(context, way.pod, &way.cluster).await?;
         let crosses = asker.node != way.pod.node;
@@ -194,7 +194,7 @@ impl Ask {
             wanted.push((way.pod.node.clone(), given));
         }
         // A pod that reaches itself is answered at the node's address: that answer has no pod at both ends.
-        if !(way.pod.key() == asker.key() && way.cluster == *home) {
+        if !resolved.is_asker(&way.cluster, &way.pod.key()) {
             let answer = Want {
                 source: destination,
                 destination: source,
