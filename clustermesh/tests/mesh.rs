@@ -512,7 +512,7 @@ async fn a_broken_certificate_names_its_file_and_one_that_ends_soon_is_told() {
     let (good_cert, good_key) = (std::fs::read(&cert).unwrap(), std::fs::read(&key).unwrap());
     std::fs::write(&cert, "garbage").unwrap();
     etcd.write_file(&pki, "remote", &file);
-    let reader = Reader::start(folder.path(), "b", 2, |_| {});
+    let reader = Reader::start(folder.path(), "b", 2, |_| {}).await;
     failure_of(&reader, &cert.display().to_string(), "holds no certificate").await;
     std::fs::write(&cert, &good_cert).unwrap();
     std::fs::copy(pki.path("nobody.key"), &key).unwrap();

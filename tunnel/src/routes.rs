@@ -59,12 +59,7 @@ impl KernelRoutes {
         if let (true, Some(device)) = (next_hops.is_empty(), row.device.as_deref()) {
             next_hops.push(NextHop::link(self.netlink.link(device).await?.index));
         }
-        Ok(Route {
-            source: row.source_address,
-            mtu: row.mtu.map(u32::from),
-            next_hops,
-            ..self.key(row)
-        })
+        Ok(Route { source: row.source_address, mtu: row.mtu.map(u32::from), next_hops, ..self.key(row) })
     }
 
     fn key(&self, row: &RouteEntry) -> Route {

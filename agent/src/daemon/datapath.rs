@@ -493,9 +493,15 @@ mod tests {
             assert!(stays(Some(1), &owners, &held(std::slice::from_ref(&silent))), "{silent}");
             assert!(!stays(Some(2), &owners, &held(&[silent])), "west has spoken");
         }
-        assert!(stays(Some(2), &owners, &held(&[west.clone()])) && !stays(Some(1), &owners, &held(&[west])));
+        assert!(
+            stays(Some(2), &owners, &held(std::slice::from_ref(&west)))
+                && !stays(Some(1), &owners, &held(&[west]))
+        );
         for unknown in [Some(3), None] {
-            assert!(stays(unknown, &owners, &held(&[east.clone()])) && !stays(unknown, &owners, &held(&[])));
+            assert!(
+                stays(unknown, &owners, &held(std::slice::from_ref(&east)))
+                    && !stays(unknown, &owners, &held(&[]))
+            );
         }
     }
 }

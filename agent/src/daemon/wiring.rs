@@ -86,12 +86,7 @@ impl Rooms<'_> {
     }
 
     /// Carries desired rows to their target.
-    fn reconcile<R: Row>(
-        &mut self,
-        rows: Table<R>,
-        target: impl Target<R> + Send + 'static,
-        held: Applied<R>,
-    ) {
+    fn reconcile<R: Row>(&mut self, rows: Table<R>, target: impl Target<R> + 'static, held: Applied<R>) {
         let run = self.driver().run(rows, target, held);
         self.spawn(R::TABLE, run);
     }

@@ -10,9 +10,12 @@ use tombolo_base::source::SourceState;
 const LIMIT: Duration = Duration::from_secs(20);
 const GOOD: &str = "endpoints: [https://127.0.0.1:1]\ntrusted-ca-file: ca\ncert-file: c\nkey-file: k\n";
 
+/// Clusters that are gone, in order, and the states of the others.
+type Seen = (Vec<String>, BTreeMap<String, SourceState>);
+
 /// Remembers which clusters were taken away and what was said of the others.
 #[derive(Clone, Default)]
-struct Sink(Arc<Mutex<(Vec<String>, BTreeMap<String, SourceState>)>>);
+struct Sink(Arc<Mutex<Seen>>);
 
 impl MeshSink for Sink {
     fn apply(&self, _: &ClusterName, _: Vec<Change>) {}
@@ -35,7 +38,7 @@ struct Rig {
 }
 
 impl Rig {
-    fn start(folder: tempfile::TempDir) -> Self {
+    async fn start(folder: tempfile::TempDir) -> Self {
         let config = MeshConfig {
             cluster: ClusterName::new("east").unwrap(),
             cluster_id: ClusterId::new(1, MaxClusters::C255).unwrap(),
@@ -47,7 +50,7 @@ impl Rig {
             timers: Timers::default(),
         };
         let (sink, cancel) = (Sink::default(), CancellationToken::new());
-        let (mesh, task) = start(config, Arc::new(sink.clone()), cancel.clone());
+        let (mesh, task) = start(config, Arc::new(sink.clone()), cancel.clone()).await;
         Self { folder, sink, mesh, cancel, task }
     }
 
@@ -99,7 +102,7 @@ fn write_snapshot(folder: &Path, cluster: &str, id: u32) {
 
 #[tokio::test]
 async fn only_a_file_that_is_missing_from_the_folder_drains_its_cluster() {
-    let rig = Rig::start(folder(&[("west.yaml", GOOD), ("north", GOOD), ("south.yaml", GOOD)]));
+    let rig = Rig::start(folder(&[("west.yaml", GOOD), ("north", GOOD), ("south.yaml", GOOD)])).await;
     rig.until("three clusters", |all| ["north", "south", "west"].iter().all(|name| all.contains_key(*name)))
         .await;
     // Not text any more, cut off in the middle of being written, a link that leads nowhere.
@@ -123,7 +126,7 @@ async fn only_a_file_that_is_missing_from_the_folder_drains_its_cluster() {
 
 #[tokio::test]
 async fn a_folder_that_vanishes_or_is_none_is_told_and_drains_nothing() {
-    let rig = Rig::start(folder(&[("west.yaml", GOOD)]));
+    let rig = Rig::start(folder(&[("west.yaml", GOOD)])).await;
     rig.until("west", |all| all.contains_key("west")).await;
     let (remotes, away) = (rig.folder.path().join("remotes"), rig.folder.path().join("away"));
     let place = remotes.display().to_string();
@@ -140,7 +143,7 @@ async fn a_folder_that_vanishes_or_is_none_is_told_and_drains_nothing() {
 
 #[tokio::test]
 async fn asking_for_the_status_hides_no_change() {
-    let rig = Rig::start(folder(&[]));
+    let rig = Rig::start(folder(&[])).await;
     rig.until("an empty mesh", BTreeMap::is_empty).await;
     std::fs::write(rig.file("west.yaml"), GOOD).unwrap();
     let asked = std::time::Instant::now();
@@ -154,7 +157,7 @@ async fn a_file_or_folder_broken_at_a_restart_keeps_what_the_last_life_knew() {
     let broken = folder(&[("west.yaml", "endpoints: [")]);
     write_snapshot(broken.path(), "west", 2);
     write_snapshot(broken.path(), "left", 3);
-    let rig = Rig::start(broken);
+    let rig = Rig::start(broken).await;
     let stale = |rig: &Rig, name: &str| rig.sink.0.lock().unwrap().1.get(name) == Some(&SourceState::Stale);
     rig.until("what west was", |_| stale(&rig, "west")).await;
     rig.until("why", |all| all.get("west").is_some_and(|west| west.status.contains("west.yaml"))).await;
@@ -169,7 +172,7 @@ async fn a_file_or_folder_broken_at_a_restart_keeps_what_the_last_life_knew() {
     assert!(rig.gone().is_empty());
     let folder = rig.stop().await;
     std::fs::rename(folder.path().join("remotes"), folder.path().join("away")).unwrap();
-    let rig = Rig::start(folder);
+    let rig = Rig::start(folder).await;
     rig.until("west without any folder", |all| all.contains_key("west") && stale(&rig, "west")).await;
     std::fs::create_dir(rig.folder.path().join("remotes")).unwrap();
     rig.until("the empty folder", |all| all.is_empty()).await;

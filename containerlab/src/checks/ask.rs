@@ -146,7 +146,7 @@ pub struct Ask {
 /// An ask with every name replaced by what the lab says it is.
 struct Resolved<'a> {
     place: Place,
-    asker: Option<(&'a PodFacts, String)>,
+    asker: Option<AskingPod<'a>>,
     target: IpAddr,
     /// A name to ask for instead of the address.
     name: Option<String>,
@@ -164,6 +164,9 @@ impl Resolved<'_> {
         self.asker.as_ref().is_some_and(|(pod, home)| home == cluster && pod.key() == key)
     }
 }
+
+/// A pod that asks, and its cluster.
+type AskingPod<'a> = (&'a PodFacts, String);
 
 impl Ask {
     /// Runs the check.
@@ -274,10 +277,7 @@ impl Ask {
         Ok(())
     }
 
-    fn resolve_from<'a>(
-        &self,
-        context: &'a Context,
-    ) -> Result<(Place, Option<(&'a PodFacts, String)>), Failure> {
+    fn resolve_from<'a>(&self, context: &'a Context) -> Result<(Place, Option<AskingPod<'a>>), Failure> {
         Ok(match &self.from {
             Origin::Pod(pod) => {
                 let facts = context.pod(&pod.cluster, &pod.key)?;
@@ -297,9 +297,9 @@ impl Ask {
             Protocol::Tcp | Protocol::Http => vec!["tombolo", "lab-probe", "tcp", &target, &port],
         };
         // The outside client runs no agent: a node of the target tells.
-        let targets = resolved.target_pod.iter().chain(&resolved.backends).map(|(pod, _)| &pod.node);
+        let mut targets = resolved.target_pod.iter().chain(&resolved.backends).map(|(pod, _)| &pod.node);
         let agent = match self.from {
-            Origin::Client => targets.last().unwrap_or(&resolved.place.node),
+            Origin::Client => targets.next_back().unwrap_or(&resolved.place.node),
             _ => &resolved.place.node,
         };
         let flows = context.access.shown(&Place::node(agent), &["tombolo", "flows"]);

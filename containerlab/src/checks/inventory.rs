@@ -218,7 +218,7 @@ impl Inventory {
             let folder = cluster.live_manifests(&topology.lab_dir);
             let mut read = read_cluster(&folder)?;
             read.name.clone_from(&cluster.name);
-            read.id = cluster.id.into();
+            read.id = cluster.id;
             read.etcd.clone_from(&cluster.etcd);
             inventory.clusters.insert(cluster.name.clone(), read);
         }

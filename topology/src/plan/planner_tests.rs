@@ -145,7 +145,11 @@ fn overlay_wins_over_bgp_and_direct_takes_bgp() {
     assert_eq!(origin(&direct, "10.2.1.0/24"), Some((RouteOrigin::Bgp, inner)));
     assert_eq!(origin(&direct, "172.20.21.0/24"), Some((RouteOrigin::Bgp, None)));
     assert_eq!(origin(&direct, "172.20.11.0/24"), None, "connected");
-    assert_eq!(origin(&direct, "10.1.0.0/24"), Some((RouteOrigin::Own, None)), "our own pods: whatever BGP says");
+    assert_eq!(
+        origin(&direct, "10.1.0.0/24"),
+        Some((RouteOrigin::Own, None)),
+        "our own pods: whatever BGP says"
+    );
     assert_eq!(origin(&overlay, "10.1.0.0/24"), Some((RouteOrigin::Own, None)));
 }
 

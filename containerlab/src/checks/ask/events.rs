@@ -94,8 +94,8 @@ impl Ask {
         for way in self.ways(context, resolved, report)? {
             wanted.extend(match &self.from {
                 Origin::Pod(_) => self.between_pods(context, resolved, &way).await?,
-                Origin::Host(_) => self.from_host(context, resolved, &way).await?,
-                Origin::Client => self.from_outside(context, resolved, &way).await?,
+                Origin::Host(_) => self.asked_by_host(context, resolved, &way).await?,
+                Origin::Client => self.asked_from_outside(context, resolved, &way).await?,
             });
         }
         Ok(wanted)
@@ -245,7 +245,7 @@ impl Ask {
     }
 
     /// A node asks a pod: the packet given to it, and its answer.
-    async fn from_host(
+    async fn asked_by_host(
         &self,
         context: &Context,
         resolved: &Resolved<'_>,
@@ -268,7 +268,7 @@ impl Ask {
 
     /// The outside client asks: the service is named where its packet comes in; a backend on another node is given the
     /// packet under the address of that node.
-    async fn from_outside(
+    async fn asked_from_outside(
         &self,
         context: &Context,
         resolved: &Resolved<'_>,
