@@ -293,6 +293,11 @@ mod property {
         }
     }
 
+    /// A frontend as packets meet it: key, service, whether local only, members, and the backend of each slot.
+    type Seen = (FrontendKey, ServiceName, bool, BTreeSet<BackendKey>, Vec<BackendKey>);
+    /// A frontend of an earlier life: its number and members.
+    type Restored = (FrontendKey, u16, BTreeSet<BackendKey>);
+
     impl World {
         fn take(&mut self, step: &Step, secs: &mut u64) {
             match *step {
@@ -351,7 +356,7 @@ mod property {
         }
 
         /// The rows with backends by what they are: numbers depend on the order of arrival.
-        fn view(&self) -> Vec<(FrontendKey, ServiceName, bool, BTreeSet<BackendKey>, Vec<BackendKey>)> {
+        fn view(&self) -> Vec<Seen> {
             let backends = self.out.backends.table().snapshot();
             let of = |id: &u32| {
                 backends
@@ -382,7 +387,7 @@ mod property {
     }
 
     /// What an earlier life left: some frontends with members, all of them with numbers.
-    fn earlier(bits: &[u8]) -> (Vec<(BackendKey, u32)>, Vec<(FrontendKey, u16, BTreeSet<BackendKey>)>) {
+    fn earlier(bits: &[u8]) -> (Vec<(BackendKey, u32)>, Vec<Restored>) {
         let member = |bit: u8| (format!("10.2.0.{bit}").parse().unwrap(), 8080, Protocol::Tcp);
         let key = |n: usize| FrontendKey {
             address: format!("10.101.0.{n}").parse().unwrap(),
