@@ -1,8 +1,6 @@
 //! A node loses its links and its power: what breaks, and how long until traffic is right again, from three vantage
 //! points (the ToR, the same cluster, the other cluster).
 
-use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
@@ -155,14 +153,20 @@ impl<'a> Scene<'a> {
     async fn returned(&self, on_at: u64) -> CheckResult {
         let since = || Duration::from_millis(unix_ms().saturating_sub(on_at)).as_secs_f64();
         let topology = self.context.access.topology();
-        let (fresh, _) = ready::wait(&self.context.access, topology, Some(self.context.variant)).await?;
+        ready::wait(&self.context.access, topology, Some(self.context.variant)).await?;
         poll::until(MARK_PATIENCE, || self.marked(true)).await?;
         let mut notes = vec![format!("{} is ready {:.1} s after its return", self.node, since())];
-        let pod = fresh.pod_by_name(&self.victim.name, &self.lost.key()).cloned().unwrap_or_default();
-        let addresses: BTreeSet<IpAddr> = pod.addresses.iter().copied().collect();
         for (vantage, from) in [("same cluster", self.near), ("other cluster", self.far)] {
             let reached = || async {
-                for address in &addresses {
+                // The pod has another address now; until its kubelet has said so its manifest shows the old one.
+                let fresh = Inventory::read(topology)
+                    .map_err(|why| Failure::tool("the inventory", why, topology.display().to_string()))?;
+                let pod = fresh.pod_by_name(&self.victim.name, &self.lost.key()).cloned().unwrap_or_default();
+                if pod.addresses.is_empty() {
+                    let what = format!("an address of {} on {}", self.lost.key(), self.node);
+                    return Err(Failure::new(what, "none", topology.display().to_string()));
+                }
+                for address in &pod.addresses {
                     let target = address.to_string();
                     let argv = ["tcp", target.as_str(), "9000", "--count", "4", "--timeout-ms", "1000"];
                     let report = self.context.probe(&self.context.inside(from), &argv).await?;
