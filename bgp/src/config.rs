@@ -25,7 +25,8 @@ pub struct SpeakerConfig {
     pub max_paths: usize,
     /// Seed of the timers' jitter; equal seeds and inputs give equal runs.
     pub jitter_seed: u64,
-    /// Events queued for a slow reader before the channel makes the speaker keep only the newest state of each prefix.
+    /// Events queued for a slow reader before the channel makes the speaker keep only the newest state of each prefix; 0: there are no
+    /// events of routes, for a speaker whose routes nobody but its peers wants.
     pub event_queue: usize,
 }
 

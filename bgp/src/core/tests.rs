@@ -102,10 +102,10 @@ impl Pair {
             Output::Send { connection, bytes } => {
                 if let Some(there) = self.other_end(side, connection) {
                     let mut buffer = BytesMut::from(&bytes[..]);
-                    while let Some(frame) = crate::wire::Frame::next(&mut buffer).unwrap() {
-                        self.cores[far].frame(now, there, &frame);
-                    }
+                    let frames: Vec<Frame> =
+                        std::iter::from_fn(|| Frame::next(&mut buffer).unwrap()).collect();
                     assert!(buffer.is_empty());
+                    self.cores[far].frames(now, there, &frames);
                 }
                 self.cores[side].drained(now, connection, bytes.len());
             }

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -22,7 +22,7 @@ const READ_SIZE: usize = 64 * 1024;
 pub(super) async fn run(
     id: ConnectionId,
     stream: TcpStream,
-    queue: mpsc::UnboundedReceiver<Vec<u8>>,
+    queue: mpsc::UnboundedReceiver<Bytes>,
     inputs: mpsc::Sender<Input>,
 ) {
     let (mut reading, mut writing) = stream.into_split();
@@ -60,16 +60,21 @@ async fn read(id: ConnectionId, stream: &mut OwnedReadHalf, inputs: &mpsc::Sende
             Ok(_) => {}
             Err(error) => return error.to_string(),
         }
-        loop {
+        let mut frames = Vec::new();
+        let broken = loop {
             match Frame::next(&mut buffer) {
-                Ok(Some(frame)) => send(inputs, Input::Frame { id, frame }).await,
-                Ok(None) => break,
-                Err(notification) => {
-                    send(inputs, Input::Unframed { id, notification }).await;
-                    // The stream has lost its place: nothing after this can be read. The speaker now ends the connection.
-                    return std::future::pending().await;
-                }
+                Ok(Some(frame)) => frames.push(frame),
+                Ok(None) => break None,
+                Err(notification) => break Some(notification),
             }
+        };
+        if !frames.is_empty() {
+            send(inputs, Input::Frames { id, frames }).await;
+        }
+        if let Some(notification) = broken {
+            send(inputs, Input::Unframed { id, notification }).await;
+            // The stream has lost its place: nothing after this can be read. The speaker now ends the connection.
+            return std::future::pending().await;
         }
     }
 }
@@ -78,11 +83,11 @@ async fn read(id: ConnectionId, stream: &mut OwnedReadHalf, inputs: &mpsc::Sende
 async fn write(
     id: ConnectionId,
     stream: &mut OwnedWriteHalf,
-    mut queue: mpsc::UnboundedReceiver<Vec<u8>>,
+    mut queue: mpsc::UnboundedReceiver<Bytes>,
     inputs: &mpsc::Sender<Input>,
 ) -> io::Result<()> {
     while let Some(bytes) = queue.recv().await {
-        let mut left = bytes.as_slice();
+        let mut left = &bytes[..];
         while !left.is_empty() {
             let written = stream.write(left).await?;
             left = left.get(written..).unwrap_or_default();

@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
@@ -52,7 +53,7 @@ enum Command {
 enum Input {
     Accepted { stream: TcpStream, remote: SocketAddr },
     Connected { peer: PeerId, attempt: u64, result: std::io::Result<TcpStream> },
-    Frame { id: ConnectionId, frame: Frame },
+    Frames { id: ConnectionId, frames: Vec<Frame> },
     Unframed { id: ConnectionId, notification: Notification },
     Drained { id: ConnectionId, bytes: usize },
     Lost { id: ConnectionId, reason: String },
@@ -65,7 +66,7 @@ struct Driver {
     events: mpsc::Sender<Event>,
     /// Nobody reads events any more.
     unread: bool,
-    queues: BTreeMap<ConnectionId, mpsc::UnboundedSender<Vec<u8>>>,
+    queues: BTreeMap<ConnectionId, mpsc::UnboundedSender<Bytes>>,
     connects: BTreeMap<PeerId, AbortHandle>,
     listeners: JoinSet<()>,
     /// Everything here is aborted when the driver ends.
@@ -145,7 +146,7 @@ impl Driver {
         match input {
             Input::Accepted { stream, remote } => self.accepted(now, stream, remote),
             Input::Connected { peer, attempt, result } => self.connected(now, peer, attempt, result),
-            Input::Frame { id, frame } => self.core.frame(now, id, &frame),
+            Input::Frames { id, frames } => self.core.frames(now, id, &frames),
             Input::Unframed { id, notification } => self.core.unframed(now, id, notification),
             Input::Drained { id, bytes } => self.core.drained(now, id, bytes),
             Input::Lost { id, reason } => {

@@ -67,16 +67,14 @@ impl AsPath {
         (segment.kind == SegmentKind::Sequence).then(|| segment.asns.first().copied()).flatten()
     }
 
-    /// The path with one more AS in front (RFC 4271 section 5.1.2).
-    pub fn prepended(&self, asn: u32) -> Self {
-        let mut segments = self.segments.clone();
-        match segments.first_mut() {
+    /// Puts one more AS in front (RFC 4271 section 5.1.2).
+    pub fn prepend(&mut self, asn: u32) {
+        match self.segments.first_mut() {
             Some(first) if first.kind == SegmentKind::Sequence && first.asns.len() < SEGMENT_MAX => {
                 first.asns.insert(0, asn);
             }
-            _ => segments.insert(0, Segment { kind: SegmentKind::Sequence, asns: vec![asn] }),
+            _ => self.segments.insert(0, Segment { kind: SegmentKind::Sequence, asns: vec![asn] }),
         }
-        Self { segments }
     }
 
     /// Decodes; `None` if malformed: unknown or confederation segment, empty segment, bytes missing or left over (RFC 7606 section 7.2).
@@ -213,7 +211,8 @@ mod tests {
         let mut path = AsPath::sequence(&[1, 2]);
         path.segments.push(Segment { kind: SegmentKind::Set, asns: vec![3, 4, 5] });
         assert_eq!(path.hops(), 3);
-        assert_eq!(path.prepended(9).to_string(), "9 1 2 {3 4 5}");
         assert_eq!(path.first(), Some(1));
+        path.prepend(9);
+        assert_eq!(path.to_string(), "9 1 2 {3 4 5}");
     }
 }
