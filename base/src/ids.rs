@@ -13,6 +13,9 @@ pub enum IdError {
         "cluster name {0:?}: needs 1 to 32 characters, lower-case letters, digits and inner dashes; rename the cluster"
     )]
     ClusterName(String),
+    /// The one name that Cilium keeps for clusters outside any mesh.
+    #[error("cluster name \"default\": stands for a cluster without a mesh; rename the cluster")]
+    DefaultName,
     /// A cluster id outside `1..=max`.
     #[error("cluster id {id}: must be between 1 and {max}")]
     ClusterId {
@@ -35,8 +38,11 @@ impl ClusterName {
     /// Checks the name against Cilium's rules.
     ///
     /// # Errors
-    /// [`IdError::ClusterName`] when a rule is broken.
+    /// [`IdError::ClusterName`] when a rule is broken, [`IdError::DefaultName`] for `default`: every cluster here has an id.
     pub fn new(name: &str) -> Result<Self, IdError> {
+        if name == "default" {
+            return Err(IdError::DefaultName);
+        }
         let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
         let edges = name.bytes().next().is_some_and(inner) && name.bytes().last().is_some_and(inner);
         if name.len() <= 32 && edges && name.bytes().all(|byte| inner(byte) || byte == b'-') {
@@ -241,7 +247,7 @@ mod tests {
         for good in ["a", "east", "c1", "a-b", &"x".repeat(32)] {
             assert!(ClusterName::new(good).is_ok(), "{good}");
         }
-        for bad in ["", "-a", "a-", "East", "a.b", "a/b", &"x".repeat(33)] {
+        for bad in ["", "default", "-a", "a-", "East", "a.b", "a/b", &"x".repeat(33)] {
             assert!(ClusterName::new(bad).is_err(), "{bad}");
         }
     }

@@ -33,6 +33,16 @@ pub enum MeshError {
         /// What is wrong and what to write instead.
         reason: String,
     },
+    /// A certificate or key that cannot be used.
+    #[error("{}: {reason}; {remedy}", .file.display())]
+    Certificate {
+        /// Which file.
+        file: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+        /// What to do.
+        remedy: String,
+    },
     /// A request failed.
     #[error("etcd: {what} failed: {why}")]
     Request {

@@ -1,5 +1,6 @@
 //! Connections to etcd: Cilium's client file, mutual TLS with certificates read anew each time, errors told apart.
 
+use crate::certificate::{self, Certificates, one_line};
 use crate::error::MeshError;
 use crate::follower::{Failure, FailureKind};
 use etcd_client::{Certificate, Client, ConnectOptions, Error, Identity, TlsOptions};
@@ -35,15 +36,38 @@ pub struct EtcdConfig {
     pub key_file: Option<PathBuf>,
 }
 
+/// One mistake in an etcd client configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Flaw {
+    /// The key, as etcd's client file names it: `endpoints[0]`, `trusted-ca-file`, `cert-file`, `key-file`.
+    pub key: String,
+    /// What is wrong.
+    pub reason: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+impl std::fmt::Display for Flaw {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}; {}", self.key, self.reason, self.remedy)
+    }
+}
+
+/// Whether an endpoint is reached without TLS.
+fn is_plain(endpoint: &str) -> bool {
+    endpoint.starts_with("http://")
+}
+
 impl EtcdConfig {
     /// Reads the YAML text of `file`; relative paths count from its folder.
     ///
     /// # Errors
-    /// [`MeshError::File`] with what to write instead.
+    /// [`MeshError::File`] with every mistake and what to write instead.
     pub fn parse(file: &Path, text: &str, allow_plaintext: bool) -> Result<Self, MeshError> {
         let bad = |reason: String| MeshError::File { file: file.display().to_string(), reason };
         let mut config: Self = serde_saphyr::from_str(text).map_err(|error| {
-            bad(format!("{error}; expected endpoints, trusted-ca-file, cert-file and key-file"))
+            let reason = one_line(&error.without_snippet().to_string());
+            bad(format!("{reason}; write the keys endpoints, trusted-ca-file, cert-file and key-file"))
         })?;
         let folder = file.parent().unwrap_or_else(|| Path::new("."));
         for path in [&mut config.trusted_ca_file, &mut config.cert_file, &mut config.key_file] {
@@ -51,95 +75,122 @@ impl EtcdConfig {
                 *relative = folder.join(&*relative);
             }
         }
-        config.check(allow_plaintext).map_err(bad)?;
-        Ok(config)
+        let flaws = config.check(allow_plaintext);
+        if flaws.is_empty() {
+            return Ok(config);
+        }
+        Err(bad(flaws.iter().map(ToString::to_string).collect::<Vec<_>>().join(" | ")))
     }
 
-    /// Checks endpoints and certificates' presence.
-    ///
-    /// # Errors
-    /// What is wrong and what to write instead.
-    pub fn check(&self, allow_plaintext: bool) -> Result<(), String> {
-        if self.endpoints.is_empty() || self.endpoints.len() > MAX_ENDPOINTS {
-            return Err(format!("endpoints must name 1 to {MAX_ENDPOINTS} addresses like https://host:2379"));
-        }
-        for endpoint in &self.endpoints {
-            if endpoint.starts_with("http://") && !allow_plaintext {
-                return Err(format!(
-                    "endpoint {endpoint} is plaintext; use https://, or set allow_plaintext to accept the risk"
-                ));
-            }
-            if !endpoint.starts_with("https://") && !endpoint.starts_with("http://") {
-                return Err(format!("endpoint {endpoint} must start with https://"));
-            }
-        }
-        let missing = [
-            ("trusted-ca-file", &self.trusted_ca_file),
-            ("cert-file", &self.cert_file),
-            ("key-file", &self.key_file),
-        ];
-        let secure = self.endpoints.iter().any(|endpoint| endpoint.starts_with("https://"));
-        match missing.iter().find(|(_, path)| path.is_none()) {
-            Some((name, _)) if secure => Err(format!("{name} is missing; mutual TLS needs it")),
-            _ => Ok(()),
-        }
-    }
-
-    async fn tls(&self) -> Result<Option<TlsOptions>, MeshError> {
-        let (Some(ca), Some(cert), Some(key)) = (&self.trusted_ca_file, &self.cert_file, &self.key_file)
-        else {
-            return Ok(None);
+    /// Checks endpoints and the presence of certificates; every mistake is told.
+    #[must_use]
+    pub fn check(&self, allow_plaintext: bool) -> Vec<Flaw> {
+        let mut flaws = Vec::new();
+        let mut tell = |key: String, reason: String, remedy: &str| {
+            flaws.push(Flaw { key, reason, remedy: remedy.to_owned() });
         };
-        let ca = read("CA file", ca).await?;
-        let cert = read("certificate", cert).await?;
-        let key = read("private key", key).await?;
-        Ok(Some(
-            TlsOptions::new()
-                .ca_certificate(Certificate::from_pem(ca))
-                .identity(Identity::from_pem(cert, key)),
-        ))
+        if self.endpoints.is_empty() || self.endpoints.len() > MAX_ENDPOINTS {
+            let reason = format!("{} addresses", self.endpoints.len());
+            tell("endpoints".to_owned(), reason, "name 1 to 64 addresses like https://host:2379");
+        }
+        for (at, endpoint) in self.endpoints.iter().enumerate().take(MAX_ENDPOINTS) {
+            let key = format!("endpoints[{at}]");
+            if is_plain(endpoint) && !allow_plaintext {
+                let reason =
+                    format!("{endpoint:?} is plaintext: anybody on the way reads and forges entries");
+                let remedy = "use https://, or set allow_plaintext: true in agent.yaml to accept the risk";
+                tell(key, reason, remedy);
+            } else if !endpoint.starts_with("https://") && !is_plain(endpoint) {
+                tell(key, format!("{endpoint:?} is no URL"), "write https://host:2379");
+            }
+        }
+        if self.endpoints.is_empty() || self.endpoints.iter().any(|endpoint| !is_plain(endpoint)) {
+            for (key, path) in [
+                ("trusted-ca-file", &self.trusted_ca_file),
+                ("cert-file", &self.cert_file),
+                ("key-file", &self.key_file),
+            ] {
+                if path.is_none() {
+                    tell(key.to_owned(), "is missing".to_owned(), "name the PEM file; mutual TLS needs it");
+                }
+            }
+        }
+        flaws
     }
 
-    /// A client with freshly read certificates. Endpoints are dialled when the first request is made.
+    /// Whether any endpoint is reached without TLS.
+    #[must_use]
+    pub fn is_plaintext(&self) -> bool {
+        self.endpoints.iter().any(|endpoint| is_plain(endpoint))
+    }
+
+    /// The certificate files, read now and judged; `None` if no endpoint needs them.
     ///
     /// # Errors
-    /// [`MeshError::Read`] for certificate files, [`MeshError::Request`] when they or the endpoints are unusable.
-    pub async fn client(&self) -> Result<Client, MeshError> {
+    /// [`MeshError::Read`] or [`MeshError::Certificate`], naming the file.
+    pub async fn certificates(&self) -> Result<Option<Certificates>, MeshError> {
+        match (&self.trusted_ca_file, &self.cert_file, &self.key_file) {
+            (Some(ca), Some(cert), Some(key))
+                if !self.endpoints.iter().all(|endpoint| is_plain(endpoint)) =>
+            {
+                certificate::load(ca, cert, key).await.map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// A client with freshly read certificates, and these. Endpoints are dialled when the first request is made.
+    ///
+    /// # Errors
+    /// [`MeshError::Read`] or [`MeshError::Certificate`] for certificate files, [`MeshError::Request`] when the endpoints
+    /// are unusable.
+    pub async fn client(&self) -> Result<(Client, Option<Certificates>), MeshError> {
         let mut options = ConnectOptions::new()
             .with_connect_timeout(Duration::from_secs(5))
             .with_keep_alive(Duration::from_secs(15), Duration::from_secs(25))
             .with_keep_alive_while_idle(false);
-        if self.endpoints.iter().any(|endpoint| endpoint.starts_with("https://"))
-            && let Some(tls) = self.tls().await?
-        {
+        let certificates = self.certificates().await?;
+        if let Some(files) = &certificates {
+            let identity = Identity::from_pem(&files.cert, &files.key);
+            let tls = TlsOptions::new().ca_certificate(Certificate::from_pem(&files.ca)).identity(identity);
             options = options.with_tls(tls);
         }
         let mut endpoints = self.endpoints.clone();
         endpoints.shuffle(&mut rand::rng());
-        Client::connect(&endpoints, Some(options))
-            .await
-            .map_err(|error| request_error(format!("connecting to {}", endpoints.join(" ")), &error))
+        let client = Client::connect(&endpoints, Some(options)).await.map_err(|error| {
+            self.blame(request_error(format!("connecting to {}", endpoints.join(" ")), &error))
+        })?;
+        Ok((client, certificates))
     }
 
-    /// When our certificate ends, in seconds since 1970; `None` if there is none or it cannot be read.
-    pub async fn certificate_expiry(&self) -> Option<i64> {
-        let pem = tokio::fs::read(self.cert_file.as_ref()?).await.ok()?;
-        let (_, pem) = x509_parser::pem::parse_x509_pem(&pem).ok()?;
-        pem.parse_x509().ok().map(|certificate| certificate.validity().not_after.timestamp())
-    }
-
-    /// The bytes of all certificate files: tells whether a renewal needs a new connection.
-    pub(crate) async fn certificates(&self) -> Vec<u8> {
-        let mut all = Vec::new();
-        for path in [&self.trusted_ca_file, &self.cert_file, &self.key_file].into_iter().flatten() {
-            all.extend(tokio::fs::read(path).await.unwrap_or_default());
+    /// Names the certificate file that a failed handshake is about.
+    pub(crate) fn blame(&self, error: MeshError) -> MeshError {
+        let MeshError::Request { why, .. } = &error else { return error };
+        let lower = why.to_lowercase();
+        let at = self.endpoints.join(" ");
+        let signer = ["unknownissuer", "badsignature"].iter().any(|word| lower.contains(word));
+        let (file, reason, remedy) = if lower.contains("invalid peer certificate") && signer {
+            let reason = format!("no CA in this file signed the certificate of the server at {at} ({why})");
+            (&self.trusted_ca_file, reason, "copy the CA of that cluster's etcd there")
+        } else if lower.contains("received fatal alert") {
+            let reason = format!("the server at {at} refuses this client certificate ({why})");
+            let remedy =
+                "issue it by a CA that the server trusts (etcd's --trusted-ca-file), and compare both clocks";
+            (&self.cert_file, reason, remedy)
+        } else {
+            return error;
+        };
+        match file {
+            Some(file) => MeshError::Certificate { file: file.clone(), reason, remedy: remedy.to_owned() },
+            None => error,
         }
-        all
     }
-}
 
-async fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, MeshError> {
-    tokio::fs::read(path).await.map_err(|source| MeshError::Read { what, path: path.to_owned(), source })
+    /// Tells whether a renewal needs a new connection.
+    pub(crate) async fn fingerprint(&self) -> [u8; 32] {
+        let files = [&self.trusted_ca_file, &self.cert_file, &self.key_file];
+        certificate::fingerprint(files.map(Option::as_ref)).await
+    }
 }
 
 /// Bounds the time of a request and turns its error into text with a remedy.
@@ -214,8 +265,12 @@ fn explain(error: &Error) -> (FailureKind, String) {
         "; give the certificate's user a role that covers this range"
     } else if lower.contains("refused") {
         "; check that etcd runs and listens there"
+    } else if lower.contains("certificate") && lower.contains("expired") {
+        "; the server's certificate has expired: renew it there, or correct this node's clock"
+    } else if lower.contains("not valid for name") || lower.contains("notvalidforname") {
+        "; the server's certificate is for other names: correct the endpoint, or issue it for this name or address"
     } else if ["certificate", "tls", "handshake", "alert"].iter().any(|word| lower.contains(word)) {
-        "; check the CA, the client certificate and their dates"
+        "; does etcd speak TLS there, and is its certificate in order?"
     } else if lower.contains("dns") || lower.contains("lookup") {
         "; check the endpoint's name"
     } else if lower.contains("unreachable") || lower.contains("timed out") {
@@ -245,11 +300,18 @@ mod tests {
         assert!(parse(plain, true).is_ok());
         assert!(parse(plain, false).unwrap_err().contains("plaintext"));
         assert!(
-            parse("endpoints: [https://a:1]\n", false).unwrap_err().contains("trusted-ca-file is missing")
+            parse("endpoints: [https://a:1]\n", false).unwrap_err().contains("trusted-ca-file: is missing")
         );
         assert!(parse("endpoints: []\n", false).unwrap_err().contains("1 to 64"));
         assert!(parse("endpoints: [a:1]\n", false).unwrap_err().contains("https://"));
-        assert!(parse("{", false).unwrap_err().contains("west.yaml"));
+        for torn in ["{", "endpoints: [\n- a\n", "endpoints: 3\ncert-file: [\n", "\ttabs: 1\n", ""] {
+            let text = parse(torn, false).unwrap_err();
+            assert!(text.contains("west.yaml") && !text.contains('\n'), "{torn:?}: {text}");
+        }
+        let both = parse("endpoints: [http://a:1, b]\n", false).unwrap_err();
+        for key in ["endpoints[0]", "endpoints[1]", "trusted-ca-file", "cert-file", "key-file"] {
+            assert!(both.contains(key), "{key}: {both}");
+        }
     }
 
     #[test]

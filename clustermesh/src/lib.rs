@@ -13,7 +13,7 @@
 //! ```no_run
 //! # async fn example(config: tombolo_clustermesh::follower::MeshConfig, sink: std::sync::Arc<tombolo_clustermesh::rows::TableSink>) -> Result<(), tombolo_clustermesh::MeshError> {
 //! let cancel = tokio_util::sync::CancellationToken::new();
-//! let (mesh, task) = tombolo_clustermesh::follower::start(config, sink, cancel.clone());
+//! let (mesh, task) = tombolo_clustermesh::follower::start(config, sink, cancel.clone()).await;
 //! for cluster in mesh.status().await {
 //!     println!("{}: {}", cluster.name, cluster.status);
 //! }
@@ -37,10 +37,12 @@
 //! stale, and the first complete list after the canaries confirms or removes them.
 #![forbid(unsafe_code)]
 
+pub mod certificate;
 pub mod error;
 pub mod etcd;
 pub mod follower;
 pub mod publisher;
+mod rfc3339;
 pub mod rows;
 pub mod wire;
 

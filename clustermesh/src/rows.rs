@@ -1,13 +1,12 @@
 //! Between wire records and the rows of the tables.
 
 use crate::follower::{Change, MeshSink};
+pub use crate::wire::Assignment;
 use crate::wire::node::Address;
 use crate::wire::{IpEntry, Node, Record, Service};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 use tombolo_base::ids::{ClusterId, ClusterName, MaxClusters};
 use tombolo_base::source::{Source, SourceState};
@@ -92,11 +91,11 @@ impl MeshSink for TableSink {
         }
         if !sorted.assignments.is_empty() {
             self.assignments.commit(|table| {
-                for (name, value, keep) in sorted.assignments {
-                    let Some(name) = service_name(&name) else { continue };
-                    match Assignment::decode(&value).filter(|_| keep) {
-                        Some(assignment) => drop(table.upsert(assignment.row(&source, name))),
-                        None => drop(table.remove(&name)),
+                for (name, assignment, keep) in sorted.assignments {
+                    if keep {
+                        table.upsert(assignment.row(&source, name));
+                    } else {
+                        table.remove(&name);
                     }
                 }
             });
@@ -132,7 +131,7 @@ struct Sorted {
     identities: Vec<(tombolo_base::ids::IdentityId, tombolo_base::labels::Labels, bool)>,
     ips: Vec<(IpEntry, bool)>,
     services: Vec<(Service, bool)>,
-    assignments: Vec<(Arc<str>, Arc<[u8]>, bool)>,
+    assignments: Vec<(ServiceName, Assignment, bool)>,
 }
 
 impl Sorted {
@@ -207,11 +206,6 @@ fn remote_service(source: &Source, service: &Service) -> RemoteService {
     }
 }
 
-fn service_name(name: &str) -> Option<ServiceName> {
-    let (namespace, name) = name.split_once('/')?;
-    (!name.contains('/')).then(|| ServiceName { namespace: namespace.into(), name: name.into() })
-}
-
 /// The entry of a node of this cluster, as this agent publishes it.
 #[must_use]
 pub fn node_entry(row: &NodeRow) -> Node {
@@ -246,9 +240,16 @@ pub fn ip_entry(row: &PrefixRow) -> IpEntry {
     }
 }
 
+/// Whether other clusters are told of a service: global, shared, and in a namespace that is global.
+#[must_use]
+pub const fn exported(service: &ServiceRow, namespace_is_global: bool) -> bool {
+    service.global && service.shared && namespace_is_global
+}
+
 /// The entry of a global service of this cluster: backends that are ready, or serving while they terminate.
 ///
-/// Like Cilium's exporter it also describes a service that is not shared, without backends to use (`shared:false`).
+/// What is not shared is not to be exported (see [`exported`]); this says so in the entry as well, for readers look at
+/// `shared` and not at the key alone.
 #[must_use]
 pub fn service_entry<'a>(
     cluster: &ClusterName,
@@ -280,43 +281,11 @@ pub fn service_entry<'a>(
     entry
 }
 
-/// The value below `tombolo/lb/<namespace>/<service>`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Assignment {
-    /// Addresses of the service.
-    pub addresses: BTreeSet<IpAddr>,
-    /// The pools they come from.
-    #[serde(default)]
-    pub pools: BTreeSet<Arc<str>>,
-}
-
 impl Assignment {
-    /// The key of a service's assignment.
-    #[must_use]
-    pub fn key(name: &ServiceName) -> String {
-        format!("{}{}/{}", crate::wire::key::ASSIGNMENTS, name.namespace, name.name)
-    }
-
     /// Of a row.
     #[must_use]
     pub fn of(row: &LbAssignment) -> Self {
         Self { addresses: row.addresses.clone(), pools: row.pools.clone() }
-    }
-
-    /// Reads a value; `None` (with a log line) if it is none.
-    #[must_use]
-    pub fn decode(value: &[u8]) -> Option<Self> {
-        serde_json::from_slice(value)
-            .inspect_err(|error| tracing::warn!(%error, "assignment below tombolo/lb/ not readable, ignored"))
-            .ok()
-    }
-
-    /// The value to publish.
-    ///
-    /// # Errors
-    /// Those of the JSON encoder.
-    pub fn encode(&self) -> Result<Vec<u8>, serde_json::Error> {
-        serde_json::to_vec(self)
     }
 
     fn row(self, source: &Source, name: ServiceName) -> LbAssignment {

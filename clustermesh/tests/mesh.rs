@@ -128,7 +128,7 @@ struct Reader {
 }
 
 impl Reader {
-    fn start(folder: &Path, own: &str, own_id: u32, change: impl FnOnce(&mut MeshConfig)) -> Self {
+    async fn start(folder: &Path, own: &str, own_id: u32, change: impl FnOnce(&mut MeshConfig)) -> Self {
         let mut config = MeshConfig {
             cluster: name(own),
             cluster_id: id(own_id),
@@ -147,7 +147,7 @@ impl Reader {
         change(&mut config);
         std::fs::create_dir_all(&config.folder).unwrap();
         let (seen, cancel) = (Recorder::default(), CancellationToken::new());
-        let (mesh, task) = follower::start(config, Arc::new(seen.clone()), cancel.clone());
+        let (mesh, task) = follower::start(config, Arc::new(seen.clone()), cancel.clone()).await;
         Self { seen, mesh, task, cancel }
     }
 
@@ -178,7 +178,7 @@ async fn two_agents(pki: &Pki, etcd: &Etcd, folder: &Path) -> (Agent, Agent, Rea
     let identities = tokio::join!(one.publish(&["n1", "n2"]), two.publish(&["n1", "n2"]));
     assert_eq!(identities.0, identities.1, "equal labels, one number");
     etcd.write_file(pki, "remote", &remotes(folder).join("a.yaml"));
-    let reader = Reader::start(folder, "b", 2, |_| {});
+    let reader = Reader::start(folder, "b", 2, |_| {}).await;
     reader.ready("a").await;
     (one, two, reader)
 }
@@ -229,7 +229,7 @@ async fn nothing_is_shown_before_all_nodes_have_published() {
     let one = Agent::start(&etcd, &pki, 1, folder.path(), |_| {});
     one.publish(&["n1", "n2"]).await;
     etcd.write_file(&pki, "remote", &remotes(folder.path()).join("a.yaml"));
-    let reader = Reader::start(folder.path(), "b", 2, |_| {});
+    let reader = Reader::start(folder.path(), "b", 2, |_| {}).await;
     let mut published = one.handle.status();
     published.wait_for(|status| status.published && status.leader).await.unwrap();
     until("the configuration", async || reader.status("a").await.config.retrieved).await;
@@ -429,7 +429,7 @@ async fn the_other_nodes_of_the_own_cluster_are_followed_too() {
     let one = Agent::start(&etcd, &pki, 1, folder.path(), |_| {});
     one.publish(&["n1", "never"]).await;
     let own = etcd.config(&pki, "admin-a");
-    let reader = Reader::start(folder.path(), "a", 1, |config| config.own = Some(own));
+    let reader = Reader::start(folder.path(), "a", 1, |config| config.own = Some(own)).await;
     // Before the canaries: what is there is used at once, only nothing is deleted.
     until("the node", async || reader.seen.view("a").names(Kind::Nodes) == ["n1"]).await;
     until("the assignment", async || reader.seen.view("a").names(Kind::Assignments) == ["shop/web"]).await;
@@ -449,13 +449,19 @@ async fn a_restarted_reader_starts_with_what_it_knew_and_broken_files_cost_only_
     reader.stop().await;
     etcd.stop();
     std::fs::write(folder.path().join("remotes/c.yaml"), "endpoints: [http://192.0.2.1:1]\n").unwrap();
-    let reader = Reader::start(folder.path(), "b", 2, |_| {});
+    let reader = Reader::start(folder.path(), "b", 2, |_| {}).await;
+    // Whoever prunes from here on knows of whom to spare, the one with the broken file included.
+    assert!(
+        reader.seen.view("a").state.is_some() && reader.seen.view("c").state == Some(SourceState::Pending)
+    );
     until("the snapshot", async || reader.seen.view("a").records == before.records).await;
     assert_eq!(reader.seen.view("a").state, Some(SourceState::Stale));
     assert!(reader.status("c").await.status.contains("plaintext"));
     etcd.restart(&pki).await;
     reader.ready("a").await;
     assert_eq!(reader.seen.view("a").deletes, 0);
+    std::fs::remove_file(folder.path().join("remotes/c.yaml")).unwrap();
+    until("the broken file's cluster to be given up", async || reader.seen.view("c").gone).await;
     tokio::join!(one.stop(), two.stop(), reader.stop());
 }
 
@@ -464,16 +470,102 @@ async fn a_user_without_rights_and_a_stranger_are_told_what_to_do() {
     let (pki, folder) = (Pki::new(), tempfile::tempdir().unwrap());
     let etcd = Etcd::start(&pki, "a").await;
     etcd.write_file(&pki, "nobody", &remotes(folder.path()).join("a.yaml"));
-    let reader = Reader::start(folder.path(), "b", 2, |_| {});
+    let reader = Reader::start(folder.path(), "b", 2, |_| {}).await;
     until("the refusal", async || reader.status("a").await.last_failure.is_some()).await;
     let text = reader.status("a").await.last_failure.unwrap().text;
     assert!(text.contains("denied") && text.contains("role"), "{text}");
     let other = Pki::new();
     etcd.write_file(&other, "remote", &folder.path().join("remotes/a.yaml"));
-    until("the TLS failure", async || {
-        let failure = reader.status("a").await.last_failure;
-        failure.is_some_and(|failure| failure.text.contains("certificate"))
+    // The server's certificate is signed by another CA than the one named.
+    let ca = other.path("ca.crt").display().to_string();
+    failure_of(&reader, &ca, "no CA in this file signed").await;
+    // Ours is: the server is trusted, but does not trust us.
+    let mixed = etcd
+        .file_text(&pki, "remote")
+        .replace(&pki.path("remote.").display().to_string(), &other.path("remote.").display().to_string());
+    std::fs::write(folder.path().join("remotes/a.yaml"), mixed).unwrap();
+    failure_of(&reader, &other.path("remote.crt").display().to_string(), "refuses this client certificate")
+        .await;
+    reader.stop().await;
+}
+
+/// Waits for a failure that begins with the file at fault and says what is wrong, on one line.
+async fn failure_of(reader: &Reader, file: &str, reason: &str) {
+    let mut last = None;
+    until(reason, async || {
+        last = reader.status("a").await.last_failure;
+        last.as_ref().is_some_and(|failure| failure.text.starts_with(file) && failure.text.contains(reason))
     })
     .await;
-    reader.stop().await;
+    let text = last.unwrap().text;
+    assert!(!text.contains('\n') && text.contains("; "), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broken_certificate_names_its_file_and_one_that_ends_soon_is_told() {
+    let (pki, folder) = (Pki::new(), tempfile::tempdir().unwrap());
+    let etcd = Etcd::start(&pki, "a").await;
+    let one = Agent::start(&etcd, &pki, 1, folder.path(), |_| {});
+    one.publish(&["n1"]).await;
+    let file = remotes(folder.path()).join("a.yaml");
+    let (cert, key) = (pki.path("remote.crt"), pki.path("remote.key"));
+    let (good_cert, good_key) = (std::fs::read(&cert).unwrap(), std::fs::read(&key).unwrap());
+    std::fs::write(&cert, "garbage").unwrap();
+    etcd.write_file(&pki, "remote", &file);
+    let reader = Reader::start(folder.path(), "b", 2, |_| {}).await;
+    failure_of(&reader, &cert.display().to_string(), "holds no certificate").await;
+    std::fs::write(&cert, &good_cert).unwrap();
+    std::fs::copy(pki.path("nobody.key"), &key).unwrap();
+    failure_of(&reader, &key.display().to_string(), "is not the key of").await;
+    pki.issue_with("remote", &[], |params| params.not_after = rcgen::date_time_ymd(2020, 1, 1));
+    failure_of(&reader, &cert.display().to_string(), "expired at 2020-01-01").await;
+    // Soon to end: it works, and is told.
+    pki.issue_with("remote", &[], |params| {
+        params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+        params.not_after = std::time::SystemTime::now()
+            .checked_add(Duration::from_secs(3 * 86_400 + 43_200))
+            .unwrap()
+            .into();
+    });
+    reader.ready("a").await;
+    let status = reader.status("a").await;
+    assert!(status.warnings[0].contains("remote.crt expires in 3 days"), "{:?}", status.warnings);
+    assert_eq!(status.certificate_left.as_deref(), Some("3d"));
+    std::fs::write(&cert, good_cert).unwrap();
+    std::fs::write(&key, good_key).unwrap();
+    tokio::join!(one.stop(), reader.stop());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_that_somebody_else_changes_or_deletes_are_written_again_at_once() {
+    let (pki, folder) = (Pki::new(), tempfile::tempdir().unwrap());
+    let etcd = Etcd::start(&pki, "a").await;
+    let one = Agent::start(&etcd, &pki, 1, folder.path(), |_| {});
+    one.publish(&["n1"]).await;
+    one.handle.status().wait_for(|status| status.published && status.canaries).await.unwrap();
+    let mut client = etcd.client(&pki, "admin-a").await;
+    let values = async |client: &mut etcd_client::Client| {
+        let options = etcd_client::GetOptions::new().with_prefix();
+        let mut all = client.get("cilium/", Some(options.clone())).await.unwrap().take_kvs();
+        all.extend(client.get("tombolo/lb/", Some(options)).await.unwrap().take_kvs());
+        let heartbeat = |kv: &etcd_client::KeyValue| kv.key() == b"cilium/.heartbeat";
+        let of = |kv: etcd_client::KeyValue| (kv.key_str().unwrap().to_owned(), kv.value().to_vec());
+        all.into_iter().filter(|kv| !heartbeat(kv)).map(of).collect::<Vec<_>>()
+    };
+    let before = values(&mut client).await;
+    for key in [
+        "cilium/cluster-config/a",
+        "cilium/state/services/v1/a/shop/web",
+        "cilium/synced/a/cilium/state/ip/v1",
+        "cilium/state/nodes/v1/a/n1",
+        "tombolo/lb/shop/web",
+    ] {
+        client.delete(key, None).await.unwrap();
+        until(key, async || values(&mut client).await == before).await;
+        client.put(key, "garbage", None).await.unwrap();
+        until(key, async || values(&mut client).await == before).await;
+    }
+    client.put("cilium/state/services/v1/a/shop/intruder", "{}", None).await.unwrap();
+    until("the intruder to go", async || values(&mut client).await == before).await;
+    one.stop().await;
 }

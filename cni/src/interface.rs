@@ -36,6 +36,8 @@ pub struct PodInterface {
     pub mtu: u32,
     /// MTU of the pod's default routes where the path is narrower than the device.
     pub route_mtu: Option<u32>,
+    /// The node's pod CIDRs: pods there are reached over no wire, so their routes take the interface's whole MTU.
+    pub near: Vec<IpNet>,
     /// Each address with its gateway.
     pub addresses: Vec<(IpAddr, IpAddr)>,
 }
@@ -189,6 +191,7 @@ impl PodInterface {
             pod.set_link(pod_link.index, &settings).await?;
         }
         for (_, gateway) in &self.addresses {
+            // After the interface: the kernel lifts the MTU of an IPv6 route with that of its interface.
             for route in self.pod_routes(*gateway, pod_link.index) {
                 pod.replace_route(&route).await?;
             }
@@ -258,7 +261,7 @@ impl PodInterface {
         Ok(Some(link.index))
     }
 
-    /// The pod's routes for one gateway: the way to it, and the default route through it.
+    /// The pod's routes for one gateway: the way to it, to the pods of its own node, and the default route.
     fn pod_routes(&self, gateway: IpAddr, pod_link: u32) -> impl Iterator<Item = Route> {
         let any: IpNet = if gateway.is_ipv4() {
             IpNet::from(IpAddr::from([0u8; 4]))
@@ -267,8 +270,11 @@ impl PodInterface {
         };
         let default = IpNet::new(any.addr(), 0).unwrap_or(any);
         let to_gateway = Route::unicast(IpNet::from(gateway), vec![NextHop::link(pod_link)]);
-        let beyond = Route::unicast(default, vec![NextHop::on_link(gateway, pod_link)]);
-        [to_gateway, Route { mtu: self.route_mtu, ..beyond }].into_iter()
+        let through = move |net| Route::unicast(net, vec![NextHop::on_link(gateway, pod_link)]);
+        let same_family = move |net: &&IpNet| net.addr().is_ipv4() == gateway.is_ipv4();
+        let near = self.near.iter().filter(same_family).map(move |net| through(net.trunc()));
+        let beyond = Route { mtu: self.route_mtu, ..through(default) };
+        std::iter::once(to_gateway).chain(near).chain(std::iter::once(beyond))
     }
 
     /// No reverse path filter (replies may come another way than the kernel thinks), no redirects, no

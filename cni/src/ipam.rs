@@ -52,6 +52,17 @@ pub struct PoolMemory {
     quarantine: VecDeque<IpAddr>,
 }
 
+/// What came of claiming an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// It is the claimant's.
+    Taken,
+    /// It lies in no pool: the node's pod CIDRs have changed.
+    Foreign,
+    /// Somebody else has it.
+    InUse,
+}
+
 /// The addresses of one pod CIDR.
 #[derive(Clone, Debug)]
 struct Pool {
@@ -113,10 +124,22 @@ impl Ipam {
         Ok(taken)
     }
 
-    /// Marks an address of a restored endpoint as used. False if it lies in no pool or is used already.
-    pub fn claim(&mut self, address: IpAddr) -> bool {
-        let pool = self.pools.iter_mut().find(|pool| pool.cidr.contains(address));
-        pool.is_some_and(|pool| pool.used.insert(address))
+    /// Marks an address of a restored endpoint as used.
+    pub fn claim(&mut self, address: IpAddr) -> Claim {
+        match self.pools.iter_mut().find(|pool| pool.cidr.contains(address)) {
+            None => Claim::Foreign,
+            Some(pool) => match pool.used.insert(address) {
+                true => Claim::Taken,
+                false => Claim::InUse,
+            },
+        }
+    }
+
+    /// Puts an address aside that an endpoint of an earlier life had: others may still remember it.
+    pub fn quarantine(&mut self, address: IpAddr) {
+        if self.claim(address) == Claim::Taken {
+            self.release(address);
+        }
     }
 
     /// Gives an address back. It is the last to be handed out again. An unknown one is ignored.
@@ -239,7 +262,7 @@ mod tests {
         let second = ipam.allocate().unwrap();
         ipam.release(first[0]);
         let mut restarted = Ipam::new(&[cidr("10.1.1.0/29")], &ipam.memory()).unwrap();
-        assert!(restarted.claim(second[0]));
+        assert_eq!(restarted.claim(second[0]), Claim::Taken);
         let mut order: Vec<IpAddr> = (0..4).map(|_| restarted.allocate().unwrap()[0]).collect();
         assert_eq!(order.pop(), Some(ip("10.1.1.2")), "only when all others are used");
         assert_eq!(order, [ip("10.1.1.4"), ip("10.1.1.5"), ip("10.1.1.6")]);
@@ -282,9 +305,11 @@ mod tests {
     #[test]
     fn claims_of_foreign_or_used_addresses_are_refused() {
         let mut ipam = dual();
-        assert!(ipam.claim(ip("10.1.1.4")));
-        assert!(!ipam.claim(ip("10.1.1.4")));
-        assert!(!ipam.claim(ip("10.9.9.9")));
+        assert_eq!(ipam.claim(ip("10.1.1.4")), Claim::Taken);
+        assert_eq!(ipam.claim(ip("10.1.1.4")), Claim::InUse);
+        assert_eq!(ipam.claim(ip("10.9.9.9")), Claim::Foreign);
+        ipam.quarantine(ip("10.1.1.4"));
+        ipam.quarantine(ip("10.9.9.9"));
         ipam.release(ip("10.9.9.9"));
         let taken: Vec<_> = (0..4).map(|_| ipam.allocate().unwrap()[0]).collect();
         assert!(!taken.contains(&ip("10.1.1.4")), "{taken:?}");

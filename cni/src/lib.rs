@@ -13,7 +13,7 @@
 //!     state_dir: "/var/lib/tombolo".into(),
 //!     pod_cidrs: vec!["10.1.1.0/24".parse()?, "fd00:10:1:1::/64".parse()?],
 //!     pod_mtu: 1450,
-//!     route_mtu: None,
+//!     path_mtu: 1450,
 //!     apply_timeout: std::time::Duration::from_secs(30),
 //! };
 //! let store = EndpointStore::open(config, tombolo_netlink::Netlink::here()?, gate, rows).await?;

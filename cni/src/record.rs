@@ -1,5 +1,5 @@
-//! Endpoints on disk: one JSON file each, and one for the memory of the address pools. Written to a new file and
-//! renamed, so that an agent that dies in between leaves the old state or the new one.
+//! Endpoints on disk: one JSON file each, and one for the memory of the address pools. Written to a new file, synced and
+//! renamed, so that an agent or a machine that dies in between leaves the old state or the new one.
 
 use std::fs;
 use std::io::{self, Write};
@@ -108,15 +108,18 @@ impl Directory {
         }
     }
 
+    /// Writes an endpoint. One that is being made is not synced: if the machine dies it is taken away anyway, and an ADD
+    /// must not wait for the disk at each of its steps.
     pub(crate) fn store(&self, record: &Record) -> io::Result<()> {
-        self.write(&file_name(record.spec.id), record)
+        self.write(&file_name(record.spec.id), record, record.stage != Stage::Creating)
     }
 
     pub(crate) fn store_memory(&self, last_id: u16, pools: Vec<PoolMemory>) -> io::Result<()> {
-        self.write("memory.json", &Memory { version: VERSION, last_id, pools })
+        self.write("memory.json", &Memory { version: VERSION, last_id, pools }, true)
     }
 
-    /// Removes an endpoint's file; a missing one is fine.
+    /// Removes an endpoint's file; a missing one is fine. Not synced: one that comes back after a crash of the machine has
+    /// no interface any more and is taken away.
     pub(crate) fn remove(&self, id: u16) -> io::Result<()> {
         match fs::remove_file(self.path.join(file_name(id))) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -124,13 +127,18 @@ impl Directory {
         }
     }
 
-    fn write<T: Serialize>(&self, name: &str, value: &T) -> io::Result<()> {
+    fn write<T: Serialize>(&self, name: &str, value: &T, durable: bool) -> io::Result<()> {
         let text = serde_json::to_vec_pretty(value).map_err(io::Error::other)?;
         let temporary = self.path.join(format!(".{name}"));
         let mut file =
             fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all(&text)?;
-        fs::rename(&temporary, self.path.join(name))
+        if durable {
+            // Before the rename: else the new name could point at an empty file after a crash.
+            file.sync_all()?;
+        }
+        fs::rename(&temporary, self.path.join(name))?;
+        if durable { fs::File::open(&self.path)?.sync_all() } else { Ok(()) }
     }
 }
 

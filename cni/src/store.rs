@@ -20,7 +20,7 @@ use tombolo_topology::{EndpointRow, EndpointState};
 
 use crate::gate::{DatapathGate, EndpointSpec, GateError, Identity};
 use crate::interface::{PodInterface, host_name, is_host_name, macs};
-use crate::ipam::{Ipam, IpamError};
+use crate::ipam::{Claim, Ipam, IpamError};
 use crate::protocol::{AddResult, Attachment, CniError, Code, Request};
 use crate::record::{Directory, Record, Stage};
 use crate::result;
@@ -33,10 +33,11 @@ pub struct StoreConfig {
     pub state_dir: PathBuf,
     /// The node's pod CIDRs.
     pub pod_cidrs: Vec<Prefix>,
-    /// MTU of the pods' interfaces, in bytes.
+    /// MTU of the pods' interfaces, in bytes: what the node's own link carries.
     pub pod_mtu: u32,
-    /// MTU of the pods' default routes, where the narrowest path is narrower than the interface.
-    pub route_mtu: Option<u32>,
+    /// What crosses the narrowest path to another node whole, in bytes: the MTU of the pods' default routes. Pods of the
+    /// same node reach each other with `pod_mtu`.
+    pub path_mtu: u32,
     /// How long identity and datapath may take for one ADD.
     pub apply_timeout: Duration,
 }
@@ -110,18 +111,19 @@ impl<G: DatapathGate> EndpointStore<G> {
 
     async fn restore(&self, restored: Vec<Record>) -> Result<(), StoreError> {
         let links = self.host.links().await?;
+        let mut forgotten = Vec::new();
         for mut record in restored {
             let link = links.iter().find(|link| link.name == record.spec.host_interface);
             let Some(link) = link.filter(|_| record.stage == Stage::Ready) else {
                 tracing::info!(endpoint = record.spec.id, pod = %record.spec.pod, stage = ?record.stage,
                     "an endpoint of an earlier life is taken away: half made, or its interface is gone");
-                self.forget_file(record.spec.id);
+                forgotten.push(record.spec);
                 continue;
             };
             record.spec.ifindex = link.index;
             if !self.adopt(&record) {
                 tracing::warn!(endpoint = record.spec.id, addresses = ?record.spec.addresses,
-                    "an endpoint of an earlier life is taken away: its addresses are not of this node's pod CIDRs");
+                    "an endpoint of an earlier life is taken away: another one has its address");
                 self.forget_file(record.spec.id);
                 continue;
             }
@@ -133,6 +135,7 @@ impl<G: DatapathGate> EndpointStore<G> {
                 tracing::warn!(endpoint = record.spec.id, %error, "an endpoint's interfaces could not be brought in line");
             }
         }
+        self.forget(&forgotten);
         for link in links.iter().filter(|link| is_host_name(&link.name)) {
             if !self.state().records.values().any(|record| record.spec.host_interface == link.name) {
                 tracing::info!(interface = %link.name, "an interface that no endpoint owns is deleted");
@@ -145,16 +148,21 @@ impl<G: DatapathGate> EndpointStore<G> {
         Ok(())
     }
 
-    /// Takes a restored record into the state. False if its addresses cannot be claimed.
+    /// Takes a restored record into the state. False if somebody else has an address of it. One outside the node's pod
+    /// CIDRs stays: the CIDRs were changed under a pod that runs; see [`EndpointStore::strays`].
     fn adopt(&self, record: &Record) -> bool {
         let mut state = self.state();
         let mut claimed = Vec::new();
         for address in &record.spec.addresses {
-            if !state.ipam.claim(*address) {
-                claimed.into_iter().for_each(|address| state.ipam.release(address));
-                return false;
+            match state.ipam.claim(*address) {
+                Claim::Taken => claimed.push(*address),
+                Claim::Foreign => tracing::warn!(endpoint = record.spec.id, pod = %record.spec.pod, %address,
+                    "a pod's address is outside the node's pod CIDRs; the pod stays, delete it to give it another"),
+                Claim::InUse => {
+                    claimed.into_iter().for_each(|address| state.ipam.release(address));
+                    return false;
+                }
             }
-            claimed.push(*address);
         }
         state.by_attachment.insert(attachment(&record.spec), record.spec.id);
         state.records.insert(record.spec.id, record.clone());
@@ -317,6 +325,22 @@ impl<G: DatapathGate> EndpointStore<G> {
         self.state().records.values().filter(ready).map(|record| record.spec.clone()).collect()
     }
 
+    /// Endpoints that are not ready (being made or taken away), for `tombolo status`.
+    #[must_use]
+    pub fn unready(&self) -> Vec<EndpointSpec> {
+        let unready = |record: &&Record| record.stage != Stage::Ready;
+        self.state().records.values().filter(unready).map(|record| record.spec.clone()).collect()
+    }
+
+    /// Endpoints with an address outside the node's pod CIDRs, for `tombolo status`.
+    #[must_use]
+    pub fn strays(&self) -> Vec<EndpointSpec> {
+        let state = self.state();
+        let foreign = |address: &IpAddr| state.ipam.gateway_of(*address).is_none();
+        let stray = |record: &&Record| record.spec.addresses.iter().any(foreign);
+        state.records.values().filter(stray).map(|record| record.spec.clone()).collect()
+    }
+
     /// Addresses (CIDR, in use, usable), for `tombolo status`.
     #[must_use]
     pub fn address_usage(&self) -> Vec<(Prefix, usize, u64)> {
@@ -346,7 +370,8 @@ impl<G: DatapathGate> EndpointStore<G> {
             host_mac: MacAddr(spec.host_mac),
             pod_mac: MacAddr(spec.mac),
             mtu: self.config.pod_mtu,
-            route_mtu: self.config.route_mtu,
+            route_mtu: Some(self.config.path_mtu).filter(|mtu| *mtu < self.config.pod_mtu),
+            near: self.config.pod_cidrs.iter().map(Prefix::net).collect(),
             addresses: spec.addresses.iter().filter_map(gateway).collect(),
         }
     }
@@ -416,6 +441,20 @@ impl<G: DatapathGate> EndpointStore<G> {
             tracing::warn!(%error, "the address pools' memory could not be kept");
         }
         Ok(())
+    }
+
+    /// Removes what is left of endpoints of an earlier life. Their addresses are the last to be handed out again.
+    fn forget(&self, specs: &[EndpointSpec]) {
+        let mut state = self.state();
+        for spec in specs {
+            spec.addresses.iter().for_each(|address| state.ipam.quarantine(*address));
+        }
+        let kept = self.directory.store_memory(state.last_id, state.ipam.memory());
+        drop(state);
+        if let Err(error) = kept {
+            tracing::warn!(%error, "the address pools' memory could not be kept");
+        }
+        specs.iter().for_each(|spec| self.forget_file(spec.id));
     }
 
     fn forget_file(&self, id: u16) {

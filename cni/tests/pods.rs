@@ -95,7 +95,7 @@ fn config(directory: &Path) -> StoreConfig {
         state_dir: directory.to_owned(),
         pod_cidrs: vec!["10.1.1.0/24".parse().unwrap(), "fd00:10:1:1::/64".parse().unwrap()],
         pod_mtu: 1450,
-        route_mtu: Some(1400),
+        path_mtu: 1400,
         apply_timeout: Duration::from_secs(1),
     }
 }
@@ -278,9 +278,11 @@ async fn check_finds_what_is_missing_and_del_takes_everything_and_may_be_repeate
     let eth0 = pod.link("eth0").await.unwrap().index;
     let v6 = addresses(&result)[1];
     pod.delete_address(eth0, v6.into()).await.unwrap();
-    let default = pod.routes(RouteFilter::default()).await.unwrap();
-    let default = default.iter().find(|r| r.destination == "0.0.0.0/0".parse().unwrap()).unwrap();
+    let routes = pod.routes(RouteFilter::default()).await.unwrap();
+    let to = |net: &str| routes.iter().find(|r| r.destination == net.parse().unwrap()).unwrap();
+    let default = to("0.0.0.0/0");
     assert_eq!(default.mtu, Some(1400));
+    assert_eq!(to("10.1.1.0/24").mtu, None, "pods of the same node are reached over no wire");
     pod.delete_route(default).await.unwrap();
     let error = node.store.check(&check).await.unwrap_err();
     assert_eq!(error.code, 103);
@@ -402,7 +404,7 @@ async fn a_restarted_agent_keeps_ready_pods_and_takes_halves_and_strays_away() {
         node.host.delete_route(&route).await.unwrap();
     }
 
-    let node = node.restart(|config| (config.pod_mtu, config.route_mtu) = (1400, Some(1350))).await;
+    let node = node.restart(|config| (config.pod_mtu, config.path_mtu) = (1400, 1350)).await;
     assert_eq!(node.rows(), [before], "as it was, identity included, before anything else is up");
     assert_eq!(node.endpoints.snapshot().source_state(&Source::Local), Some(SourceState::Initialized));
     assert_eq!(node.host_interfaces().await, [host_name("id-keep", "eth0")]);
@@ -417,16 +419,27 @@ async fn a_restarted_agent_keeps_ready_pods_and_takes_halves_and_strays_away() {
     // Numbers and addresses go on where they were.
     let next = node.store.add(&half.request()).await.unwrap();
     assert_eq!(addresses(&next)[0], "10.1.1.5".parse::<IpAddr>().unwrap());
+    let quarantined = std::fs::read_to_string(node.directory.path().join("endpoints/memory.json")).unwrap();
+    for address in ["10.1.1.3", "10.1.1.4"] {
+        assert!(quarantined.contains(address), "the half's and the lost one's addresses rest: {quarantined}");
+    }
     node.store.del(&lost.request()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_endpoint_outside_the_nodes_pod_cidr_does_not_survive_a_change_of_it() {
+async fn an_endpoint_outside_the_nodes_pod_cidr_survives_a_change_of_it_and_is_named() {
     let node = node().await;
-    let sandbox = Sandbox::new("old");
-    node.store.add(&sandbox.request()).await.unwrap();
+    let (old, new) = (Sandbox::new("old"), Sandbox::new("new"));
+    node.store.add(&old.request()).await.unwrap();
+    let before = node.rows();
     let node = node.restart(|config| config.pod_cidrs = vec!["10.9.0.0/24".parse().unwrap()]).await;
-    assert_eq!((node.rows().len(), node.host_interfaces().await.len()), (0, 0));
+    assert_eq!(node.rows(), before, "a running pod is not cut off");
+    assert_eq!(node.host_interfaces().await, [host_name("id-old", "eth0")]);
+    assert_eq!(node.store.strays().len(), 1);
+    let added = node.store.add(&new.request()).await.unwrap();
+    assert_eq!(addresses(&added), ["10.9.0.2".parse::<IpAddr>().unwrap()]);
+    node.store.del(&old.request()).await.unwrap();
+    assert_eq!((node.store.strays().len(), node.rows().len()), (0, 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]

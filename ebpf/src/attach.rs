@@ -149,6 +149,14 @@ impl Links {
     }
 }
 
+/// The programs that the kernel runs by tcx at an interface; none where it cannot be asked.
+pub(crate) fn tcx_programs(ifindex: u32, side: Side) -> Vec<String> {
+    let Ok(interface) = nix::net::if_::if_indextoname(ifindex) else { return Vec::new() };
+    let found = SchedClassifier::query_tcx(&interface.to_string_lossy(), side.kind());
+    let programs = found.map(|(_, programs)| programs).unwrap_or_default();
+    programs.iter().filter_map(|info| info.name_as_str().map(str::to_owned)).collect()
+}
+
 fn replace_tcx(
     program: &mut SchedClassifier,
     pin: &Path,

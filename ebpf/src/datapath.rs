@@ -233,6 +233,16 @@ impl Datapath {
         })
     }
 
+    /// Whether the kernel runs programs of ours by tcx at an interface's (ingress, egress). Neither where the interface is
+    /// gone, the kernel has no tcx, or clsact is used.
+    #[must_use]
+    pub fn tcx_hooks(&self, ifindex: u32) -> (bool, bool) {
+        let runs = |side| {
+            crate::attach::tcx_programs(ifindex, side).iter().any(|name| PROGRAMS.contains(&name.as_str()))
+        };
+        (runs(Side::Ingress), runs(Side::Egress))
+    }
+
     /// Runs a program once on a packet without any interface, as the kernel's BPF_PROG_TEST_RUN does.
     /// For tests and benches. `context` is a `struct __sk_buff`. Returns the verdict and the packet after it.
     ///

@@ -30,7 +30,53 @@ pub(crate) struct Parsed {
     /// Findings.
     pub(crate) problems: Vec<Problem>,
     /// Documents of kinds that are not used here.
-    pub(crate) unknown_kinds: BTreeMap<String, u64>,
+    pub(crate) unknown_kinds: BTreeMap<String, Unknown>,
+}
+
+impl Parsed {
+    /// Whether every document of the file is understood: such a text can be fallen back to.
+    pub(crate) fn is_good(&self) -> bool {
+        self.broken.is_empty() && !self.nameless
+    }
+}
+
+/// Documents of a kind that is not used here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Unknown {
+    /// How many.
+    pub(crate) count: u64,
+    /// Line of the first.
+    pub(crate) line: u64,
+}
+
+impl Unknown {
+    /// What to tell about `kind` (`apiVersion/kind`), first met in `file`.
+    pub(crate) fn problem(self, kind: &str, file: &Path) -> Problem {
+        let (are, many) = if self.count == 1 { ("is", "") } else { ("are", "s") };
+        let (use_of, remedy) = if is_policy(kind) {
+            ("its rules are NOT enforced", "write them as a networking.k8s.io/v1 NetworkPolicy")
+        } else {
+            (
+                "this kind is not used here",
+                "check apiVersion and kind; nothing is to be done if the object is for another program",
+            )
+        };
+        Problem {
+            line: self.line,
+            path: "kind".to_owned(),
+            severity: Severity::Warning,
+            ..Problem::of_file(
+                file,
+                format!("{} document{many} of {kind} {are} ignored: {use_of}", self.count),
+                remedy,
+            )
+        }
+    }
+}
+
+/// Whether somebody relies on the kind for what may talk to what.
+pub(crate) fn is_policy(kind: &str) -> bool {
+    kind.ends_with("NetworkPolicy")
 }
 
 /// One document of a file.
@@ -132,7 +178,9 @@ impl Reader<'_> {
             return self.refuse(document, prefix, described, issue);
         }
         let Some(known) = convert::known_kind(&api, &kind) else {
-            *self.parsed.unknown_kinds.entry(shorten(&format!("{api}/{kind}"))).or_default() += 1;
+            let line = self.line(document, prefix, "kind");
+            let first = Unknown { count: 0, line };
+            self.parsed.unknown_kinds.entry(shorten(&format!("{api}/{kind}"))).or_insert(first).count += 1;
             return;
         };
         if name.is_empty() || name.len() > 253 {

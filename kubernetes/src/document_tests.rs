@@ -202,7 +202,8 @@ fn lists_unknown_kinds_and_broken_neighbours() {
     );
     let names: Vec<_> = parsed.objects.keys().map(ToString::to_string).collect();
     assert_eq!(names, ["Namespace a", "Namespace b"]);
-    assert_eq!(parsed.unknown_kinds.get("apps/v1/Deployment"), Some(&1));
+    let unknown = parsed.unknown_kinds.get("apps/v1/Deployment");
+    assert_eq!(unknown, Some(&Unknown { count: 1, line: 2 }));
     assert!(parsed.nameless && parsed.broken.len() == 1);
     let lines: Vec<_> = parsed.problems.iter().map(|problem| problem.line).collect();
     assert_eq!(lines.len(), 2);

@@ -4,7 +4,7 @@
 //! other is told. A change of one file touches the rows of that file's objects only.
 
 use crate::convert::ClusterIdentity;
-use crate::document::{Parsed, parse};
+use crate::document::{Parsed, Unknown, is_policy, parse};
 use crate::object::{Object, ObjectId};
 use crate::problem::Problem;
 use crate::tables::Writers;
@@ -32,7 +32,7 @@ impl Default for Limits {
 struct File {
     objects: BTreeMap<ObjectId, Object>,
     problems: Vec<Problem>,
-    unknown_kinds: BTreeMap<String, u64>,
+    unknown_kinds: BTreeMap<String, Unknown>,
 }
 
 /// The state of a folder.
@@ -63,10 +63,11 @@ impl Folder {
         }
     }
 
-    /// Takes a file's new text.
-    pub(crate) fn put(&mut self, path: &Path, text: &str) {
-        let Parsed { mut objects, broken, nameless, mut problems, unknown_kinds } =
-            parse(path, text, &self.cluster);
+    /// Takes a file's new text. True if all of it is understood.
+    pub(crate) fn put(&mut self, path: &Path, text: &str) -> bool {
+        let parsed = parse(path, text, &self.cluster);
+        let good = parsed.is_good();
+        let Parsed { mut objects, broken, nameless, mut problems, unknown_kinds } = parsed;
         let old = self.take(path);
         for (id, object) in old.objects {
             // What is broken now, or could be hidden in a document that has no name, keeps its last good version.
@@ -82,6 +83,12 @@ impl Folder {
             objects = kept.collect();
         }
         self.insert(path, File { objects, problems, unknown_kinds });
+        good
+    }
+
+    /// Whether the file was put or failed before.
+    pub(crate) fn knows(&self, path: &Path) -> bool {
+        self.files.contains_key(path)
     }
 
     /// The file cannot be read: what it gave stays, and the problem is told.
@@ -161,14 +168,30 @@ impl Folder {
             }
         }
         problems.sort();
-        problems
+        let (policies, others): (Vec<_>, Vec<_>) =
+            self.ignored().into_iter().partition(|(kind, _)| is_policy(kind));
+        // What is believed to be enforced and is not stands first.
+        let told = |(_, problem)| problem;
+        policies.into_iter().map(told).chain(problems).chain(others.into_iter().map(told)).collect()
+    }
+
+    /// One finding for each kind that is not used here, at its first document.
+    fn ignored(&self) -> BTreeMap<String, Problem> {
+        let mut kinds: BTreeMap<&String, (Unknown, &PathBuf)> = BTreeMap::new();
+        for (path, file) in &self.files {
+            for (kind, unknown) in &file.unknown_kinds {
+                let (all, _) = kinds.entry(kind).or_insert((Unknown { count: 0, ..*unknown }, path));
+                all.count += unknown.count;
+            }
+        }
+        kinds.into_iter().map(|(kind, (all, path))| (kind.clone(), all.problem(kind, path))).collect()
     }
 
     /// Documents per `apiVersion/kind` that are not used here.
     pub(crate) fn unknown_kinds(&self) -> BTreeMap<String, u64> {
         let mut all = BTreeMap::new();
-        for (kind, count) in self.files.values().flat_map(|file| &file.unknown_kinds) {
-            *all.entry(kind.clone()).or_default() += count;
+        for (kind, unknown) in self.files.values().flat_map(|file| &file.unknown_kinds) {
+            *all.entry(kind.clone()).or_default() += unknown.count;
         }
         all
     }

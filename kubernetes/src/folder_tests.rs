@@ -87,3 +87,22 @@ fn the_number_of_objects_is_bounded() {
     state.write(&writers);
     assert_eq!((shown(&tables).len(), state.problems().len(), state.objects()), (2, 1, 2));
 }
+
+#[test]
+fn a_kind_that_is_not_used_is_told_once_and_policies_come_first() {
+    let mut state = folder(Limits::default());
+    let policy = "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: p}\n";
+    let deployment = "---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\n";
+    state.put(Path::new("a.yaml"), &(namespace("a", "1") + deployment));
+    state.put(Path::new("b.yaml"), &deployment.repeat(2));
+    state.put(Path::new("c.yaml"), policy);
+    state.put(Path::new("d.yaml"), "kind: [");
+    let told: Vec<_> = state.problems().iter().map(ToString::to_string).collect();
+    assert_eq!(told.len(), 3, "{told:?}");
+    assert!(
+        told[0].starts_with("c.yaml:2: kind: 1 document of cilium.io/v2/CiliumNetworkPolicy is ignored"),
+        "{told:?}"
+    );
+    assert!(told[0].contains("NOT enforced") && told[1].starts_with("d.yaml:1"), "{told:?}");
+    assert!(told[2].starts_with("a.yaml:7: kind: 3 documents of apps/v1/Deployment are ignored"), "{told:?}");
+}

@@ -89,6 +89,7 @@ mod tests {
             source: Source::Manifests,
             name: "shop".into(),
             labels: map(&[("kubernetes.io/metadata.name", "shop"), ("tier", "front")]),
+            global: true,
         };
         let labels = identity_labels(&pod, Some(&namespace), &ClusterName::new("east").unwrap());
         assert_eq!(

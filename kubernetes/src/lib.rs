@@ -31,6 +31,7 @@ mod crd;
 mod document;
 mod folder;
 mod identity;
+mod keep;
 mod locate;
 mod object;
 mod problem;

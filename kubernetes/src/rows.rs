@@ -92,6 +92,8 @@ pub struct NamespaceRow {
     pub name: Arc<str>,
     /// Labels, `kubernetes.io/metadata.name` included as the API server adds it.
     pub labels: BTreeMap<Arc<str>, Arc<str>>,
+    /// `clustermesh.cilium.io/global` (true when not said otherwise): whether its services may be shared.
+    pub global: bool,
 }
 
 impl Row for NamespaceRow {

@@ -9,6 +9,7 @@
 use crate::convert::ClusterIdentity;
 use crate::document::parse;
 use crate::folder::{Folder, Limits};
+use crate::keep::Keep;
 use crate::problem::{Problem, Severity};
 use crate::tables::Writers;
 use notify::event::{AccessKind, AccessMode};
@@ -40,12 +41,14 @@ pub struct FolderConfig {
     pub cluster: ClusterIdentity,
     /// Bounds.
     pub limits: Limits,
+    /// Where the last good text of every manifest is kept over restarts; `None` keeps none.
+    pub keep: Option<PathBuf>,
 }
 
 impl FolderConfig {
     /// A folder with the usual bounds.
     pub fn new(folder: impl Into<PathBuf>, cluster: ClusterIdentity) -> Self {
-        Self { folder: folder.into(), cluster, limits: Limits::default() }
+        Self { folder: folder.into(), cluster, limits: Limits::default(), keep: None }
     }
 }
 
@@ -153,6 +156,7 @@ impl FolderSource {
             writers,
             sender,
             complaint: None,
+            keep: config.keep.map(Keep::new),
         };
         Ok(Self { report, task: tokio::spawn(follower.run(stop)) })
     }
@@ -237,6 +241,7 @@ struct Follower {
     sender: watch::Sender<Arc<FolderReport>>,
     /// What is wrong with the folder itself, as of its last listing.
     complaint: Option<Problem>,
+    keep: Option<Keep>,
 }
 
 impl Follower {
@@ -287,7 +292,10 @@ impl Follower {
                 Ok((present, refused)) => {
                     let gone: Vec<_> =
                         self.state.files().filter(|path| !present.contains(*path)).cloned().collect();
-                    gone.iter().for_each(|path| self.state.remove(path));
+                    gone.iter().for_each(|path| self.forget(path));
+                    if let Some(keep) = self.keep.as_ref().filter(|_| !self.sender.borrow().complete) {
+                        keep.retain(&present);
+                    }
                     present.iter().for_each(|path| self.read(path));
                     self.complaint = refused;
                 }
@@ -306,10 +314,36 @@ impl Follower {
     }
 
     fn read(&mut self, path: &Path) {
-        match read_text(path, self.state.limits().file_bytes) {
-            Ok(Some(text)) => self.state.put(path, &text),
-            Ok(None) => self.state.remove(path),
-            Err(problem) => self.state.fail(path, *problem),
+        let text = match read_text(path, self.state.limits().file_bytes) {
+            Ok(Some(text)) => Ok(text),
+            Ok(None) => return self.forget(path),
+            Err(problem) => Err(problem),
+        };
+        let first = !self.state.knows(path);
+        let good = text.as_ref().is_ok_and(|text| self.state.put(path, text));
+        match (&mut self.keep, &text) {
+            (Some(keep), Ok(text)) if good => keep.write(path, text),
+            (Some(keep), _) if first => {
+                // Broken at the first look: what an earlier life understood comes first, as if it had been read before.
+                if let Some(old) = keep.read(path) {
+                    tracing::info!(file = %path.display(), "A manifest is broken; its last good version is used.");
+                    self.state.put(path, &old);
+                    if let Ok(text) = &text {
+                        self.state.put(path, text);
+                    }
+                }
+            }
+            _ => {}
+        }
+        if let Err(problem) = text {
+            self.state.fail(path, *problem);
+        }
+    }
+
+    fn forget(&mut self, path: &Path) {
+        self.state.remove(path);
+        if let Some(keep) = &self.keep {
+            keep.remove(path);
         }
     }
 
@@ -317,6 +351,7 @@ impl Follower {
         let mut problems = self.state.problems();
         let failed_list = self.complaint.is_some() && self.watcher.is_none();
         problems.extend(self.complaint.clone());
+        problems.extend(self.keep.as_ref().and_then(|keep| keep.complaint.clone()));
         let before = self.sender.borrow().clone();
         for problem in problems.iter().filter(|problem| !before.problems.contains(problem)) {
             match problem.severity {
@@ -390,7 +425,11 @@ fn read_text(path: &Path, most: u64) -> Result<Option<String>, Box<Problem>> {
 #[must_use]
 pub fn check_file(path: &Path, cluster: &ClusterIdentity) -> Vec<Problem> {
     match read_text(path, Limits::default().file_bytes) {
-        Ok(Some(text)) => parse(path, &text, cluster).problems,
+        Ok(Some(text)) => {
+            let parsed = parse(path, &text, cluster);
+            let ignored = parsed.unknown_kinds.iter().map(|(kind, unknown)| unknown.problem(kind, path));
+            ignored.chain(parsed.problems).collect()
+        }
         Ok(None) => vec![Problem::of_file(path, "there is no such file", "check the path")],
         Err(problem) => vec![*problem],
     }

@@ -108,3 +108,54 @@ fn a_missing_folder_is_an_error_with_a_remedy() {
     });
     assert!(started.unwrap_err().to_string().contains("create the folder"));
 }
+
+#[tokio::test]
+async fn a_manifest_broken_at_a_restart_keeps_its_last_good_version() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("manifests");
+    fs::create_dir(&folder).unwrap();
+    let at = |name: &str| folder.join(name);
+    for name in ["a", "b", "c"] {
+        fs::write(at(&format!("{name}.yaml")), namespace(name)).unwrap();
+    }
+    let config = FolderConfig { keep: Some(dir.path().join("kept")), ..FolderConfig::new(&folder, east()) };
+    let name = |row: &crate::NamespaceRow| row.name.to_string();
+    for broken in [false, true] {
+        let (tables, writers) = Tables::new();
+        let stop = CancellationToken::new();
+        let source = FolderSource::start(config.clone(), writers, stop.clone()).unwrap();
+        if broken {
+            // The first look is complete only with what the broken files said in the life before.
+            let mut changes = tables.namespaces.changes();
+            let complete = async {
+                loop {
+                    let batch = changes.next().await;
+                    if batch.snapshot.is_complete() {
+                        return batch.snapshot.iter().map(name).collect::<Vec<_>>();
+                    }
+                }
+            };
+            let shown = tokio::time::timeout(LIMIT, complete).await.expect("complete");
+            assert_eq!(shown, ["a", "b", "d"], "c was removed, d is new");
+            let mut reports = source.reports();
+            let told = reports.wait_for(|report| report.complete);
+            tokio::time::timeout(LIMIT, told).await.expect("told").unwrap();
+            assert_eq!(source.problems().len(), 2, "{:?}", source.problems());
+            fs::remove_file(at("a.yaml")).unwrap();
+            until(&tables.namespaces, &["b", "d"], name).await;
+        } else {
+            until(&tables.namespaces, &["a", "b", "c"], name).await;
+        }
+        stop.cancel();
+        source.stopped().await;
+        if !broken {
+            fs::write(at("a.yaml"), "kind: [").unwrap();
+            fs::write(at("b.yaml"), [b'k', 0xff]).unwrap();
+            fs::remove_file(at("c.yaml")).unwrap();
+            fs::write(at("d.yaml"), namespace("d")).unwrap();
+        }
+    }
+    let kept: Vec<_> =
+        fs::read_dir(dir.path().join("kept")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(!kept.iter().any(|name| name == "a.yaml" || name == "c.yaml"), "{kept:?}");
+}

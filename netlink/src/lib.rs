@@ -32,6 +32,7 @@
 mod address;
 mod connection;
 mod error;
+mod filter;
 mod link;
 mod mac;
 mod monitor;
@@ -44,6 +45,7 @@ mod sysctl;
 pub use address::{Address, AddressOptions};
 pub use connection::Netlink;
 pub use error::Error;
+pub use filter::ClsactSide;
 pub use link::{Link, LinkSettings, LinkStats, NAME_MAX_BYTES, VethEnd, VxlanSettings, VxlanSpec};
 pub use mac::{MacAddr, MacAddrError};
 pub use monitor::{Change, Changes, Watch};

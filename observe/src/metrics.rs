@@ -30,6 +30,15 @@ pub struct ClusterLabels {
     pub target_cluster: String,
 }
 
+/// Labels of refused updates of a cluster's entries.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct RefusedLabels {
+    /// Why, as `tombolo mesh status -o json` names it.
+    pub reason: String,
+    /// The cluster's name.
+    pub target_cluster: String,
+}
+
 /// Labels of a BGP peer's gauge.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct PeerLabels {
@@ -58,6 +67,12 @@ pub struct Metrics {
     pub remote_cluster_ready: Family<ClusterLabels, Gauge>,
     /// Reconnections to a remote cluster (Cilium's name).
     pub remote_cluster_failures: Family<ClusterLabels, Gauge>,
+    /// Entries of a cluster that are refused as they stand now.
+    pub refused_entries: Family<ClusterLabels, Gauge>,
+    /// Updates of a cluster's entries that were refused so far.
+    pub refused_updates: Family<RefusedLabels, Gauge>,
+    /// When the first certificate towards a cluster's etcd ends, seconds since 1970.
+    pub certificate_expiry: Family<ClusterLabels, Gauge>,
     /// 1 if a BGP session is established (Cilium's name).
     pub bgp_session_state: Family<PeerLabels, Gauge>,
     /// Entries of each eBPF map.
@@ -95,6 +110,24 @@ impl Metrics {
             "cilium_clustermesh_remote_cluster_failures",
             "Reconnections",
             &self.remote_cluster_failures,
+        );
+        add(
+            &mut registry,
+            "tombolo_clustermesh_refused_entries",
+            "Entries refused as they stand",
+            &self.refused_entries,
+        );
+        add(
+            &mut registry,
+            "tombolo_clustermesh_refused_updates",
+            "Updates refused so far",
+            &self.refused_updates,
+        );
+        add(
+            &mut registry,
+            "tombolo_clustermesh_certificate_expiry_timestamp_seconds",
+            "End of the first certificate that ends",
+            &self.certificate_expiry,
         );
         add(
             &mut registry,

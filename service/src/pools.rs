@@ -102,7 +102,9 @@ pub fn assign(
     book.finish(&services)
 }
 
-fn is_served(service: &ServiceRow) -> bool {
+/// Whether a service gets its addresses from [`assign`].
+#[must_use]
+pub fn is_served(service: &ServiceRow) -> bool {
     service.kind == ServiceType::LoadBalancer
         && service.load_balancer_class.as_deref().is_none_or(|class| class == LOAD_BALANCER_CLASS)
 }

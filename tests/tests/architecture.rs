@@ -62,11 +62,11 @@ fn metadata() -> Metadata {
     MetadataCommand::new().manifest_path("../Cargo.toml").exec().expect("cargo metadata of the workspace")
 }
 
-fn edges(metadata: &Metadata) -> BTreeMap<String, BTreeSet<String>> {
+fn edges(metadata: &Metadata, kinds: &[DependencyKind]) -> BTreeMap<String, BTreeSet<String>> {
     let ours = |name: &str| name == "tombolo" || name.starts_with("tombolo-");
     let uses = |package: &cargo_metadata::Package| {
-        let normal = package.dependencies.iter().filter(|d| d.kind == DependencyKind::Normal);
-        normal.map(|d| d.name.clone()).filter(|name| ours(name)).collect()
+        let counted = package.dependencies.iter().filter(|d| kinds.contains(&d.kind));
+        counted.map(|d| d.name.clone()).filter(|name| ours(name)).collect()
     };
     metadata
         .workspace_packages()
@@ -75,11 +75,14 @@ fn edges(metadata: &Metadata) -> BTreeMap<String, BTreeSet<String>> {
         .collect()
 }
 
+/// What is built into a program.
+const BUILT: &[DependencyKind] = &[DependencyKind::Normal, DependencyKind::Build];
+
 #[test]
 fn arrows_point_down_only() {
     let floor = |name: &str| FLOORS.iter().position(|floor| floor.contains(&name));
     let mut wrong = Vec::new();
-    for (user, used) in edges(&metadata()) {
+    for (user, used) in edges(&metadata(), BUILT) {
         let narrow = NARROW.iter().find(|(name, _)| *name == user).map(|(_, allowed)| *allowed);
         for target in &used {
             let fine = match (narrow, floor(&user), floor(target)) {
@@ -98,10 +101,30 @@ fn arrows_point_down_only() {
     assert!(wrong.is_empty(), "arrows that do not point down: {wrong:?}");
 }
 
+/// Tests may use what they compare with or run against, also beside or above, but not in a circle and not the binary: a
+/// crate that only its own tests can pull up would be rebuilt with every room above it.
+#[test]
+fn tests_arrows_go_in_no_circle() {
+    let all =
+        edges(&metadata(), &[DependencyKind::Normal, DependencyKind::Build, DependencyKind::Development]);
+    for (user, used) in edges(&metadata(), &[DependencyKind::Development]) {
+        let mut reached = BTreeSet::new();
+        let mut open: Vec<String> = used.into_iter().collect();
+        while let Some(name) = open.pop() {
+            if reached.insert(name.clone()) {
+                open.extend(all.get(&name).into_iter().flatten().cloned());
+            }
+        }
+        assert!(!reached.contains(&user), "the tests of {user} use it in a circle: {reached:?}");
+        let binary = reached.contains("tombolo") && user != "tombolo-tests";
+        assert!(!binary, "the tests of {user} use the binary; put them into tests/");
+    }
+}
+
 #[test]
 fn every_crate_has_its_floor() {
     let placed: BTreeSet<&str> = FLOORS.iter().flat_map(|floor| floor.iter().copied()).collect();
-    for name in edges(&metadata()).keys() {
+    for name in edges(&metadata(), BUILT).keys() {
         let beside = ["tombolo-containerlab", "tombolo-tests"].contains(&name.as_str());
         assert!(placed.contains(name.as_str()) || beside, "{name} stands on no floor: add it to FLOORS");
     }
@@ -125,19 +148,101 @@ fn licences_fit() {
     assert!(!acceptable("GPL-3.0-only") && acceptable("(MIT OR Apache-2.0) AND Unicode-3.0"));
 }
 
+const KINDS: [&str; 3] = ["dependencies", "dev-dependencies", "build-dependencies"];
+
+/// Dependencies of a member that do not come from the workspace, each with the table it stands in.
+fn own_dependencies(manifest: &toml::Table) -> Vec<String> {
+    let sub = |table: &toml::Table, key: &str| table.get(key).and_then(toml::Value::as_table).cloned();
+    let targets = sub(manifest, "target").unwrap_or_default();
+    let targets = targets.values().filter_map(toml::Value::as_table).cloned();
+    let mut wrong = Vec::new();
+    for place in targets.chain([manifest.clone()]) {
+        for (kind, entries) in KINDS.iter().filter_map(|kind| Some((*kind, sub(&place, kind)?))) {
+            let shared =
+                |value: &toml::Value| value.get("workspace").and_then(toml::Value::as_bool) == Some(true);
+            wrong.extend(
+                entries.iter().filter(|(_, value)| !shared(value)).map(|(name, _)| format!("{kind}.{name}")),
+            );
+        }
+    }
+    wrong
+}
+
+fn manifest(path: &str) -> toml::Table {
+    let text = std::fs::read_to_string(path).expect("a manifest of the workspace");
+    text.parse().expect("a manifest in TOML")
+}
+
 #[test]
 fn dependencies_stand_once_in_the_workspace() {
-    let root = std::fs::read_to_string("../Cargo.toml").expect("the workspace manifest");
-    assert!(root.contains("[workspace.dependencies]"));
+    let root = manifest("../Cargo.toml");
+    assert!(root.get("workspace").and_then(|workspace| workspace.get("dependencies")).is_some());
     for package in metadata().workspace_packages() {
-        let manifest = std::fs::read_to_string(&package.manifest_path).expect("a member's manifest");
-        for (at, line) in manifest.lines().enumerate() {
-            let versioned = line.contains(" = \"") && line.chars().next().is_some_and(|c| c.is_ascii_digit());
+        let wrong = own_dependencies(&manifest(package.manifest_path.as_str()));
+        assert!(wrong.is_empty(), "{}: {wrong:?} must say `workspace = true`", package.manifest_path);
+    }
+}
+
+#[test]
+fn a_version_in_a_member_is_found_wherever_it_stands() {
+    let text = r#"
+        [dependencies]
+        serde = "1"
+        bytes.workspace = true
+        tokio = { workspace = true, features = ["net"] }
+        [dev-dependencies.rand]
+        version = "0.9"
+        [target.'cfg(unix)'.build-dependencies]
+        cc = { version = "1" }
+    "#;
+    let wrong = own_dependencies(&text.parse().expect("TOML"));
+    assert_eq!(wrong, ["build-dependencies.cc", "dependencies.serde", "dev-dependencies.rand"]);
+}
+
+/// Where unsafe code may stand: raw bpf(2) and ABI structs, and entering namespaces.
+const UNSAFE: &[&str] = &["ebpf/", "containerlab/src/enter.rs"];
+
+/// Rust files of a member, its bins, tests, benches and build script too.
+fn sources(folder: &std::path::Path, found: &mut Vec<std::path::PathBuf>) {
+    for entry in std::fs::read_dir(folder).expect("a folder of the workspace") {
+        let path = entry.expect("an entry of a folder").path();
+        if path.is_dir() && path.file_name().is_some_and(|name| name != "target") {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// The workspace denies unsafe code in every target; only named places may lift that.
+#[test]
+fn unsafe_code_stands_only_where_the_design_allows_it() {
+    let deny = manifest("../Cargo.toml");
+    let deny = deny.get("workspace").and_then(|w| w.get("lints")?.get("rust")?.get("unsafe_code")?.as_str());
+    assert_eq!(deny, Some("deny"));
+    let metadata = metadata();
+    let root = metadata.workspace_root.as_std_path();
+    for package in metadata.workspace_packages() {
+        let member = manifest(package.manifest_path.as_str());
+        let inherits = member.get("lints").and_then(|lints| lints.get("workspace")?.as_bool());
+        assert_eq!(inherits, Some(true), "{}: give it `[lints] workspace = true`", package.name);
+        let mut files = Vec::new();
+        sources(package.manifest_path.parent().expect("a member's folder").as_std_path(), &mut files);
+        for file in files {
+            let name = file.strip_prefix(root).unwrap_or(&file).to_string_lossy().into_owned();
+            let text = std::fs::read_to_string(&file).expect("a source file");
+            // In pieces, so that this file is not found.
+            let lifts = ["allow", "warn", "expect"].iter().any(|level| {
+                text.match_indices(&format!("{level}(")).any(|(at, _)| {
+                    text.get(at..)
+                        .and_then(|rest| rest.split(')').next())
+                        .is_some_and(|inner| inner.contains("unsafe_code"))
+                })
+            });
+            let allowed = UNSAFE.iter().any(|place| name.starts_with(place));
             assert!(
-                !(versioned || line.contains("version = \"") && line.contains('{')),
-                "{}:{}: give the version in the workspace's manifest",
-                package.manifest_path,
-                at + 1
+                !lifts || allowed || name == "tests/tests/architecture.rs",
+                "{name} lifts the lint on unsafe code"
             );
         }
     }

@@ -462,6 +462,8 @@ pub enum RouteOrigin {
     Bgp,
     /// The way to a remote node's pods through the tunnel device.
     Overlay,
+    /// This node's own pod prefix: addresses that no pod has are unreachable.
+    Own,
 }
 
 /// Desired: a route of the main table that is ours.
@@ -473,7 +475,7 @@ pub struct RouteEntry {
     pub prefix: Prefix,
     /// Why it exists.
     pub origin: RouteOrigin,
-    /// Next hops; several make a multipath route. Empty with a device alone.
+    /// Next hops; several make a multipath route. Empty with a device alone; without either the prefix is unreachable.
     pub next_hops: BTreeSet<LearnedNextHop>,
     /// The device for routes without a next hop.
     pub device: Option<Arc<str>>,

@@ -93,17 +93,6 @@ pub const fn path_mtu(device_mtu: u16, path: Path) -> Result<u16, TooNarrow> {
     if mtu < IPV6_MIN_MTU { Err(TooNarrow { device_mtu, path }) } else { Ok(mtu) }
 }
 
-/// The smallest of several paths' MTUs: that of the pods' interfaces. None without paths.
-///
-/// # Errors
-/// [`TooNarrow`] for the first path that is.
-pub fn narrowest(device_mtu: u16, paths: impl IntoIterator<Item = Path>) -> Result<Option<u16>, TooNarrow> {
-    paths.into_iter().try_fold(None, |least: Option<u16>, path| {
-        let mtu = path_mtu(device_mtu, path)?;
-        Ok(Some(least.map_or(mtu, |least| least.min(mtu))))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -148,10 +137,6 @@ mod tests {
     fn paths_below_ipv6s_minimum_are_refused() {
         assert!(mtu(1280, true, false, Underlay::V4).is_err());
         assert!(mtu(0, true, true, Underlay::V6).is_err());
-        let both =
-            [Underlay::V4, Underlay::V6].map(|underlay| Path { overlay: true, wireguard: false, underlay });
-        assert_eq!(narrowest(1500, both), Ok(Some(1430)));
-        assert_eq!(narrowest(1500, []), Ok(None));
-        assert!(narrowest(1300, both).unwrap_err().to_string().contains("1300"));
+        assert!(mtu(1300, true, false, Underlay::V6).unwrap_err().to_string().contains("1300"));
     }
 }

@@ -21,9 +21,9 @@ use tombolo_netlink::{
 use tombolo_topology::{LearnedNextHop, RouteEntry, RouteOrigin, WireguardPeer};
 use tombolo_tunnel::mtu::{Underlay, inside_wireguard};
 use tombolo_tunnel::{
-    Backend, BackendChoice, DEFAULT_METRIC, DEFAULT_PORT, DEFAULT_PROTOCOL, DeviceConfig, FWMARK,
-    HOST_DEVICE, KernelRoutes, RouteSettings, Unit, VXLAN_DEVICE, VXLAN_MAC, VxlanConfig, WIREGUARD_DEVICE,
-    Wireguard, WireguardConfig, devices,
+    Backend, BackendChoice, DEFAULT_METRIC, DEFAULT_PORT, DEFAULT_PROTOCOL, DeviceConfig, Disturbance,
+    Disturbances, FWMARK, HOST_DEVICE, KernelRoutes, RouteSettings, Unit, VXLAN_DEVICE, VXLAN_MAC,
+    VxlanConfig, WIREGUARD_DEVICE, Wireguard, WireguardConfig, devices,
 };
 
 fn ip(text: &str) -> IpAddr {
@@ -177,7 +177,7 @@ fn exchange(from: &Node, to: &Node, family: usize, size: usize) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_nodes_devices_are_made_changed_and_removed() {
-    let (a, _) = nodes().await;
+    let (a, _b) = nodes().await;
     let made = devices::ensure(&a.netlink, &a.device_config(Some(1450))).await.unwrap();
     let vxlan = made.vxlan.unwrap();
     assert_eq!((vxlan.mtu, vxlan.mac, vxlan.up, vxlan.no_arp), (1450, Some(VXLAN_MAC), true, true));
@@ -230,6 +230,11 @@ fn overlay(prefix: &str, source: IpAddr) -> RouteEntry {
     }
 }
 
+/// The end of this node's own pod prefix.
+fn own(prefix: &str) -> RouteEntry {
+    RouteEntry { source: Source::Manifests, origin: RouteOrigin::Own, mtu: None, ..learned(prefix, &[]) }
+}
+
 /// Carries out all that the reconciler asks for now.
 async fn drive<R: Row>(reconciler: &mut Reconciler<R>, target: &mut impl Target<R>) -> Vec<String> {
     let now = Moment::default();
@@ -248,7 +253,7 @@ async fn drive<R: Row>(reconciler: &mut Reconciler<R>, target: &mut impl Target<
 
 #[tokio::test(flavor = "multi_thread")]
 async fn routes_follow_their_rows_and_only_ours_are_pruned() {
-    let (a, _) = nodes().await;
+    let (a, _b) = nodes().await;
     devices::ensure(&a.netlink, &a.device_config(Some(1450))).await.unwrap();
     let eth1 = a.netlink.link("eth1").await.unwrap().index;
     let leftover = |destination: &str, hops| Route {
@@ -313,6 +318,104 @@ async fn routes_follow_their_rows_and_only_ours_are_pruned() {
     let nowhere = RouteEntry { device: Some("missing0".into()), ..overlay("10.4.0.0/16", a.inner[0]) };
     let error = target.update(&nowhere).await.unwrap_err();
     assert!(error.contains("missing0"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_pod_has_is_unreachable() {
+    let (a, _) = nodes().await;
+    let mut target = KernelRoutes::new(a.netlink.clone(), RouteSettings::default());
+    let ours = RouteFilter { protocol: Some(DEFAULT_PROTOCOL), ..RouteFilter::default() };
+    let rows = ["10.9.0.0/24", "fd00:9::/64"].map(own);
+    for row in &rows {
+        target.update(row).await.unwrap();
+    }
+    let there = a.netlink.routes(ours).await.unwrap();
+    assert_eq!(there.len(), 2);
+    assert!(there.iter().all(|route| route.kind == RouteKind::Unreachable), "{there:?}");
+    let wanted = rows.iter().map(|row| (row.prefix, row.clone())).collect();
+    assert_eq!(target.audit(&wanted).await.unwrap(), Some(BTreeSet::new()), "found again as asked for");
+    for row in &rows {
+        target.delete(row).await.unwrap();
+    }
+    assert_eq!(a.netlink.routes(ours).await.unwrap(), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn routes_and_devices_that_others_take_away_come_back() {
+    let (a, _b) = nodes().await;
+    devices::ensure(&a.netlink, &a.device_config(Some(1450))).await.unwrap();
+    let (table, writer) = Table::<RouteEntry>::new();
+    let mut changes = table.changes();
+    let mut target = KernelRoutes::new(a.netlink.clone(), RouteSettings::default());
+    let mut reconciler = Reconciler::new(1);
+    let names = ["eth1", VXLAN_DEVICE].map(str::to_owned).into();
+    let mut disturbances = Disturbances::listen(a.netlink.clone(), RouteSettings::default(), names).await;
+    let routes = Disturbance { routes: true, devices: false };
+    let everything = Disturbance { routes: true, devices: true };
+    let rows = [
+        learned("10.2.0.0/16", &["192.0.2.2"]),
+        learned("fd00:20::/32", &["2001:db8::2", "2001:db8::3"]),
+        overlay("10.3.1.0/24", a.inner[0]),
+        overlay("fd00:10:3:1::/64", a.inner[1]),
+    ];
+    writer.replace_source(&Source::Peer("tor".into()), rows[..2].to_vec());
+    writer.replace_source(&rows[2].source, rows[2..].to_vec());
+    writer.upsert(learned("10.5.0.0/16", &["192.0.2.3"]));
+    reconciler.observe(changes.drain().unwrap(), Moment::default());
+    drive(&mut reconciler, &mut target).await;
+    writer.remove(&"10.5.0.0/16".parse().unwrap());
+    writer.upsert(learned("fd00:20::/32", &["2001:db8::3", "2001:db8::4"]));
+    reconciler.observe(changes.drain().unwrap(), Moment::default());
+    assert_eq!(drive(&mut reconciler, &mut target).await, Vec::<String>::new());
+    let is_wanted = |prefix| table.snapshot().get(&prefix).is_some();
+    let quiet = tokio::time::timeout(Duration::from_millis(500), disturbances.next(is_wanted)).await;
+    assert!(quiet.is_err(), "what the reconciler writes and deletes itself is no disturbance: {quiet:?}");
+    let sorted = |keys: Vec<tombolo_base::prefix::Prefix>| keys.into_iter().collect::<BTreeSet<_>>();
+    assert_eq!(target.audit(reconciler.wanted()).await.unwrap(), Some(sorted(vec![])));
+
+    // Two routes are deleted by hand in one burst, of both families.
+    for row in [&rows[0], &rows[1]] {
+        let there = Route {
+            protocol: DEFAULT_PROTOCOL,
+            metric: DEFAULT_METRIC,
+            ..Route::unicast(row.prefix.net(), vec![])
+        };
+        assert!(a.netlink.delete_route(&there).await.unwrap());
+    }
+    assert_eq!(disturbances.next(is_wanted).await, routes);
+    let missing = target.audit(reconciler.wanted()).await.unwrap().unwrap();
+    assert_eq!(missing, sorted(vec![rows[0].prefix, rows[1].prefix]), "the cost follows the change");
+    reconciler.recheck(missing);
+    assert_eq!(drive(&mut reconciler, &mut target).await, Vec::<String>::new());
+    assert_eq!(target.audit(reconciler.wanted()).await.unwrap(), Some(sorted(vec![])));
+
+    // A link that falls takes its IPv4 routes along without a word about them.
+    let eth1 = a.netlink.link("eth1").await.unwrap().index;
+    a.netlink.set_link(eth1, &LinkSettings { up: Some(false), ..UP }).await.unwrap();
+    assert_eq!(disturbances.next(is_wanted).await, everything);
+    a.netlink.set_link(eth1, &UP).await.unwrap();
+    let options = AddressOptions { no_dad: true, ..AddressOptions::default() };
+    let address = ipnet::IpNet::new(a.underlay[1], 64).unwrap();
+    a.netlink.add_address(eth1, address, options).await.unwrap();
+    assert_eq!(disturbances.next(is_wanted).await, everything);
+    let missing = target.audit(reconciler.wanted()).await.unwrap().unwrap();
+    assert!(missing.contains(&rows[0].prefix));
+    reconciler.recheck(missing);
+    assert_eq!(drive(&mut reconciler, &mut target).await, Vec::<String>::new());
+
+    // A device that is deleted is made again; its routes follow.
+    a.netlink.delete_link(VXLAN_DEVICE).await.unwrap();
+    assert_eq!(disturbances.next(is_wanted).await, everything);
+    devices::ensure(&a.netlink, &a.device_config(Some(1450))).await.unwrap();
+    let missing = target.audit(reconciler.wanted()).await.unwrap().unwrap();
+    assert_eq!(missing, sorted(vec![rows[2].prefix, rows[3].prefix]));
+    reconciler.recheck(missing);
+    assert_eq!(drive(&mut reconciler, &mut target).await, Vec::<String>::new());
+    assert_eq!(target.audit(reconciler.wanted()).await.unwrap(), Some(sorted(vec![])));
+    let vias = |hops: &BTreeSet<LearnedNextHop>| hops.iter().map(|hop| hop.via).collect::<Vec<_>>();
+    let left = target.next_hops().await.unwrap();
+    assert_eq!(vias(&left[&rows[1].prefix]), [ip("2001:db8::3"), ip("2001:db8::4")]);
+    assert!(left[&rows[2].prefix].is_empty(), "an overlay route has no gateway");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -435,7 +538,7 @@ fn parent_of(pid: i32) -> i32 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_unit_that_cannot_start_says_why() {
-    let (a, _) = nodes().await;
+    let (a, _b) = nodes().await;
     let mut config = a.wireguard_config();
     config.unit.program = Path::new("/nonexistent/tombolo").into();
     let error = Wireguard::ensure(config, a.netlink.clone()).await.unwrap_err().to_string();

@@ -11,6 +11,8 @@ use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
+use tombolo_clustermesh::certificate::unix_now;
+use tombolo_clustermesh::etcd::EtcdConfig;
 use tombolo_observe::filter::Filter;
 use tombolo_observe::flow::Flow;
 
@@ -43,7 +45,7 @@ pub(crate) fn run(query: Query) -> ExitCode {
                 objects(&reading, &format!("/v1/bgp/routes/{}", client::encode(&kind)), &ROUTE_COLUMNS).await
             }
             Query::Flows(args) => flows(&args).await,
-            Query::Config(ConfigCommand::Check { files }) => Ok(check(&files)),
+            Query::Config(ConfigCommand::Check { files }) => Ok(check(&files).await),
         };
         outcome.unwrap_or_else(fail)
     })
@@ -159,11 +161,30 @@ async fn objects(reading: &Reading, path: &str, first: &[&str]) -> Result<ExitCo
     Ok(ExitCode::SUCCESS)
 }
 
+/// The table of remote clusters.
+const MESH_COLUMNS: [&str; 10] = [
+    "CLUSTER",
+    "STATE",
+    "NODES",
+    "ENDPOINTS",
+    "IDENTITIES",
+    "SERVICES",
+    "REFUSED",
+    "RECONNECTIONS",
+    "CERTIFICATE",
+    "STATUS",
+];
+
 async fn mesh(reading: &Reading, troubles_only: bool) -> Result<ExitCode, ClientError> {
     let all: Vec<Value> = client::get(&reading.socket, "/v1/mesh").await?;
     let ready = |cluster: &Value| cluster.get("ready").and_then(Value::as_bool).unwrap_or(false);
     let count = all.iter().filter(|cluster| ready(cluster)).count();
-    let chosen: Vec<&Value> = all.iter().filter(|cluster| !troubles_only || !ready(cluster)).collect();
+    let list =
+        |cluster: &Value, key: &str| cluster.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
+    let troubled = |cluster: &Value| {
+        !ready(cluster) || ["refused", "warnings"].iter().any(|key| !list(cluster, key).is_empty())
+    };
+    let chosen: Vec<&Value> = all.iter().filter(|cluster| !troubles_only || troubled(cluster)).collect();
     let code = if count == all.len() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     if reading.output == Format::Json {
         json(&chosen)?;
@@ -179,14 +200,25 @@ async fn mesh(reading: &Reading, troubles_only: bool) -> Result<ExitCode, Client
             text(cluster, "num-endpoints"),
             text(cluster, "num-identities"),
             text(cluster, "num-shared-services"),
+            text(cluster, "refused-now"),
             text(cluster, "num-failures"),
+            if cluster.get("plaintext") == Some(&Value::Bool(true)) {
+                "PLAINTEXT".to_owned()
+            } else {
+                text(cluster, "certificate-left")
+            },
             text(cluster, "status"),
         ]
     });
-    output::table(
-        &["CLUSTER", "STATE", "NODES", "ENDPOINTS", "IDENTITIES", "SERVICES", "RECONNECTIONS", "STATUS"],
-        rows.collect::<Vec<_>>(),
-    );
+    output::table(&MESH_COLUMNS, rows.collect::<Vec<_>>());
+    for cluster in &chosen {
+        let name = text(cluster, "name");
+        list(cluster, "warnings").iter().for_each(|warning| println!("{name}: {}", cell(warning)));
+        for entry in list(cluster, "refused") {
+            let of = |key: &str| text(&entry, key);
+            println!("{name}: refused {}: {}: {}; {}", of("key"), of("reason"), of("detail"), of("remedy"));
+        }
+    }
     Ok(code)
 }
 
@@ -283,10 +315,10 @@ fn sentence(flow: &Flow) -> String {
 }
 
 /// Checks files by what they look like; every mistake on a line of its own.
-fn check(files: &[std::path::PathBuf]) -> ExitCode {
+async fn check(files: &[std::path::PathBuf]) -> ExitCode {
     let mut mistakes = 0;
     for file in files {
-        let problems = problems_of(file);
+        let problems = problems_of(file).await;
         mistakes += problems.len();
         match problems.as_slice() {
             [] => println!("{}: ok", file.display()),
@@ -296,7 +328,7 @@ fn check(files: &[std::path::PathBuf]) -> ExitCode {
     if mistakes == 0 { ExitCode::SUCCESS } else { fail(format_args!("{mistakes} mistakes")) }
 }
 
-fn problems_of(file: &Path) -> Vec<String> {
+async fn problems_of(file: &Path) -> Vec<String> {
     let text = std::fs::read_to_string(file).unwrap_or_default();
     let starts = |key: &str| text.lines().any(|line| line.starts_with(key));
     if file.to_string_lossy().contains(".clab.") || starts("topology:") {
@@ -309,8 +341,10 @@ fn problems_of(file: &Path) -> Vec<String> {
         };
     }
     if starts("endpoints:") && !starts("cluster:") {
-        let parsed = tombolo_clustermesh::etcd::EtcdConfig::parse(file, &text, false);
-        return parsed.err().map(|error| error.to_string()).into_iter().collect();
+        return match EtcdConfig::parse(file, &text, false) {
+            Ok(etcd) => certificates(&etcd).await,
+            Err(error) => vec![error.to_string()],
+        };
     }
     if starts("kind:") || starts("apiVersion:") {
         // Whose objects they are does not matter for what is wrong with them.
@@ -320,6 +354,19 @@ fn problems_of(file: &Path) -> Vec<String> {
         let cluster = tombolo_kubernetes::ClusterIdentity { name, id };
         return tombolo_kubernetes::check_file(file, &cluster).iter().map(ToString::to_string).collect();
     }
-    let found = crate::config::load(&[file.to_owned()]).err().unwrap_or_default();
-    found.iter().map(|problem| format!("{}: {problem}", file.display())).collect()
+    match crate::config::load(&[file.to_owned()]) {
+        Ok((config, _)) => match &config.etcd {
+            Some(etcd) => certificates(&etcd.client()).await,
+            None => Vec::new(),
+        },
+        Err(found) => found.iter().map(ToString::to_string).collect(),
+    }
+}
+
+/// What is wrong with certificate files, or will be soon.
+async fn certificates(etcd: &EtcdConfig) -> Vec<String> {
+    match etcd.certificates().await {
+        Ok(files) => files.and_then(|files| files.expiry.warning(unix_now())).into_iter().collect(),
+        Err(error) => vec![error.to_string()],
+    }
 }

@@ -18,10 +18,14 @@ const MAX_PROBLEMS: usize = 50;
 pub(crate) fn load(files: &[PathBuf]) -> Result<(Config, Identity), Vec<Problem>> {
     let mut problems = Vec::new();
     let mut merged = Value::Object(serde_json::Map::new());
+    let mut layers = Vec::new();
     for file in files {
         match read(file) {
             Ok(Value::Null) => {}
-            Ok(layer @ Value::Object(_)) => merge(&mut merged, layer),
+            Ok(layer @ Value::Object(_)) => {
+                layers.push((file.clone(), layer.clone()));
+                merge(&mut merged, layer);
+            }
             Ok(_) => {
                 problems.push(Problem::file(file, "the top level is no map", "write `key: value` lines"))
             }
@@ -30,10 +34,30 @@ pub(crate) fn load(files: &[PathBuf]) -> Result<(Config, Identity), Vec<Problem>
     }
     let config = decode(merged, &mut problems);
     let identity = validate(&config, &mut problems);
+    for problem in problems.iter_mut().filter(|problem| problem.file.is_none()) {
+        problem.file = layer_of(&layers, &problem.place).or(match files {
+            [only] => Some(only.clone()),
+            _ => None,
+        });
+    }
     match identity {
         Some(identity) if problems.is_empty() => Ok((config, identity)),
         _ => Err(problems),
     }
+}
+
+/// The layer whose value at a key path counts: the last that has it, or what is nearest above it.
+fn layer_of(layers: &[(PathBuf, Value)], path: &str) -> Option<PathBuf> {
+    let path = format!("/{}", path.replace(['.', '['], "/").replace(']', ""));
+    let mut pointer = path.as_str();
+    while !pointer.is_empty() {
+        let has = |(_, layer): &&(PathBuf, Value)| layer.pointer(pointer).is_some();
+        if let Some((file, _)) = layers.iter().rev().find(has) {
+            return Some(file.clone());
+        }
+        pointer = pointer.rsplit_once('/').map_or("", |(above, _)| above);
+    }
+    None
 }
 
 fn read(file: &Path) -> Result<Value, Problem> {
@@ -49,8 +73,12 @@ fn read(file: &Path) -> Result<Value, Problem> {
         ));
     }
     let text = std::fs::read_to_string(file).map_err(unreadable)?;
-    serde_saphyr::from_str(&text)
-        .map_err(|error| Problem::file(file, &format!("is no YAML: {error}"), "correct the line named"))
+    serde_saphyr::from_str(&text).map_err(|error| {
+        // Without a snippet of the file the text is one line.
+        let text = error.without_snippet().to_string();
+        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        Problem::file(file, &format!("is no YAML: {text}"), "correct the line named, or the one above it")
+    })
 }
 
 /// Lays `layer` over `base`.
@@ -153,6 +181,48 @@ mod tests {
     fn broken_yaml_names_the_line() {
         let bad = file("cluster:\n  name: [east\n");
         let problems = load(&[bad.path().to_owned()]).unwrap_err();
-        assert!(problems.first().unwrap().reason.contains("line"), "{problems:?}");
+        let first = problems.first().unwrap();
+        assert!(first.reason.contains("line"), "{problems:?}");
+        assert!(!first.to_string().contains('\n'), "{first}");
+        assert_eq!(first.file.as_deref(), Some(bad.path()));
+    }
+
+    #[test]
+    fn a_mistake_names_the_layer_it_is_in() {
+        let base = file(&GOOD.replace("id: 1", "id: 900"));
+        let variant =
+            file("datapath: {path: magic}\nbgp: {import: {allow: [{prefix: 10.0.0.0/8, ge: 4}]}}\n");
+        let files = [base.path().to_owned(), variant.path().to_owned()];
+        let problems = load(&files).unwrap_err();
+        let of = |place: &str| {
+            let found = problems.iter().find(|problem| problem.place == place);
+            found.unwrap_or_else(|| panic!("{place} missing in {problems:?}")).file.as_deref()
+        };
+        assert_eq!(of("cluster.id"), Some(base.path()));
+        assert_eq!(of("datapath.path"), Some(variant.path()));
+        assert_eq!(of("bgp.import.allow[0]"), Some(variant.path()));
+        let none = load(&[variant.path().to_owned(), variant.path().to_owned()]).unwrap_err();
+        assert!(
+            none.iter().any(|problem| problem.place == "manifests.folder" && problem.file.is_none()),
+            "{none:?}"
+        );
+    }
+
+    #[test]
+    fn etcd_without_tls_must_be_asked_for() {
+        let plain = GOOD.replace("https://", "http://").replace(", ca: a, cert: b, key: c", "");
+        let text = load(&[file(&plain).path().to_owned()]).unwrap_err();
+        assert!(text.iter().any(|problem| problem.place == "etcd.endpoints[0]"), "{text:?}");
+        let allowed = file(&plain.replace("http://e:2379\"]", "http://e:2379\"], allow_plaintext: true"));
+        assert!(load(&[allowed.path().to_owned()]).is_ok());
+        let missing = load(&[file(&GOOD.replace(", key: c", "")).path().to_owned()]).unwrap_err();
+        assert!(missing.iter().any(|problem| problem.place == "etcd.key"), "{missing:?}");
+    }
+
+    #[test]
+    fn the_cluster_name_default_is_refused() {
+        let problems =
+            load(&[file(&GOOD.replace("name: east", "name: default")).path().to_owned()]).unwrap_err();
+        assert!(problems.iter().any(|problem| problem.to_string().contains("default")), "{problems:?}");
     }
 }

@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use tombolo_base::ids::{ClusterId, ClusterName, MaxClusters};
 use tombolo_base::prefix::Prefix;
+use tombolo_clustermesh::etcd::EtcdConfig;
 
 /// `agent.yaml`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -81,6 +82,21 @@ pub(crate) struct Etcd {
     pub(crate) cert: PathBuf,
     /// Its key (PEM file).
     pub(crate) key: PathBuf,
+    /// Accept `http://` endpoints: no TLS, nobody is known, everybody on the way reads and writes.
+    pub(crate) allow_plaintext: bool,
+}
+
+impl Etcd {
+    /// In the mesh's terms.
+    pub(crate) fn client(&self) -> EtcdConfig {
+        let file = |path: &PathBuf| (!path.as_os_str().is_empty()).then(|| path.clone());
+        EtcdConfig {
+            endpoints: self.endpoints.clone(),
+            trusted_ca_file: file(&self.ca),
+            cert_file: file(&self.cert),
+            key_file: file(&self.key),
+        }
+    }
 }
 
 /// `clustermesh`.
@@ -89,6 +105,8 @@ pub(crate) struct Etcd {
 pub(crate) struct Clustermesh {
     /// A folder with one file per remote cluster, named after it, in Cilium's format. Empty = no mesh.
     pub(crate) folder: PathBuf,
+    /// Accept `http://` endpoints in these files.
+    pub(crate) allow_plaintext: bool,
 }
 
 /// How pods of other nodes are reached.

@@ -2,13 +2,16 @@
 
 use super::{Config, Identity};
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tombolo_base::ids::ClusterId;
 
 /// One mistake in the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub(crate) struct Problem {
-    /// File, or key path.
+    /// The layer it is in; `None` if it is in none of several, as a key that is missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) file: Option<PathBuf>,
+    /// Key path; empty for the whole file.
     pub(crate) place: String,
     /// What is wrong.
     pub(crate) reason: String,
@@ -19,18 +22,24 @@ pub(crate) struct Problem {
 impl Problem {
     /// A mistake that concerns a whole file.
     pub(crate) fn file(file: &Path, reason: &str, remedy: &str) -> Self {
-        Self { place: file.display().to_string(), reason: reason.to_owned(), remedy: remedy.to_owned() }
+        Self { file: Some(file.to_owned()), ..Self::key("", reason, remedy) }
     }
 
     /// A mistake at a key.
     pub(crate) fn key(path: &str, reason: &str, remedy: &str) -> Self {
-        Self { place: path.to_owned(), reason: reason.to_owned(), remedy: remedy.to_owned() }
+        Self { file: None, place: path.to_owned(), reason: reason.to_owned(), remedy: remedy.to_owned() }
     }
 }
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {} ({})", self.place, self.reason, self.remedy)
+        if let Some(file) = &self.file {
+            write!(f, "{}: ", file.display())?;
+        }
+        if !self.place.is_empty() {
+            write!(f, "{}: ", self.place)?;
+        }
+        write!(f, "{} ({})", self.reason, self.remedy)
     }
 }
 
@@ -70,14 +79,16 @@ pub(crate) fn validate(config: &Config, problems: &mut Vec<Problem>) -> Option<I
         "name the folder of Kubernetes manifests",
     );
     require(config.etcd.is_none(), "etcd", "give endpoints, ca, cert and key of the cluster's own etcd");
-    if let Some(etcd) = &config.etcd {
-        require(etcd.endpoints.is_empty(), "etcd.endpoints", "list https://host:port of the cluster's etcd");
-        for (empty, key) in [
-            (etcd.ca.as_os_str().is_empty(), "etcd.ca"),
-            (etcd.cert.as_os_str().is_empty(), "etcd.cert"),
-            (etcd.key.as_os_str().is_empty(), "etcd.key"),
-        ] {
-            require(empty, key, "name the PEM file; etcd is reached with mutual TLS only");
+    for flaw in config.etcd.iter().flat_map(|etcd| etcd.client().check(etcd.allow_plaintext)) {
+        let name = match flaw.key.as_str() {
+            "trusted-ca-file" => "ca",
+            "cert-file" => "cert",
+            "key-file" => "key",
+            endpoints => endpoints,
+        };
+        let key = format!("etcd.{name}");
+        if !told(problems, &key) {
+            problems.push(Problem::key(&key, &flaw.reason, &flaw.remedy));
         }
     }
     numbers(config, problems);

@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::net::UnixListener;
@@ -72,6 +72,9 @@ pub(crate) struct ListenError {
 }
 
 /// Opens the socket, mode 0600. A socket that nobody answers any more is replaced.
+///
+/// It is made in a folder that only its owner may enter and moved to its place with its final mode: at no time may anybody
+/// else connect, and no process-wide umask is touched.
 pub(crate) fn listen(path: &PathBuf) -> Result<UnixListener, ListenError> {
     let failed = |source| ListenError { path: path.display().to_string(), source };
     if let Some(folder) = path.parent() {
@@ -80,13 +83,17 @@ pub(crate) fn listen(path: &PathBuf) -> Result<UnixListener, ListenError> {
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
         return Err(failed(std::io::ErrorKind::AddrInUse.into()));
     }
-    match std::fs::remove_file(path) {
-        Ok(()) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => return Err(failed(error)),
+    let closed = path.with_extension("new");
+    match std::fs::remove_dir_all(&closed) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
     }
-    let listener = UnixListener::bind(path).map_err(failed)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    std::fs::DirBuilder::new().mode(0o700).create(&closed).map_err(failed)?;
+    let fresh = closed.join("s");
+    let listener = UnixListener::bind(&fresh).map_err(failed)?;
+    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    std::fs::rename(&fresh, path).map_err(failed)?;
+    std::fs::remove_dir(&closed).map_err(failed)?;
     Ok(listener)
 }
 
@@ -200,4 +207,24 @@ async fn flows<B: Backend>(State(backend): State<Arc<B>>, Query(query): Query<Fl
         }
     });
     Body::from_stream(tokio_stream::wrappers::ReceiverStream::new(receiver)).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_socket_is_private_replaces_a_dead_one_and_spares_a_living_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run/agent.sock");
+        drop(listen(&path).unwrap());
+        assert!(path.exists(), "as after SIGKILL");
+        let listener = listen(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let (client, accepted) = tokio::join!(tokio::net::UnixStream::connect(&path), listener.accept());
+        assert!(client.is_ok() && accepted.is_ok());
+        assert!(listen(&path).unwrap_err().to_string().contains("is another agent running"));
+        let left: Vec<_> = std::fs::read_dir(folder.path().join("run")).unwrap().collect();
+        assert_eq!(left.len(), 1, "{left:?}");
+    }
 }

@@ -4,29 +4,51 @@ use super::api::Backend;
 use super::drive::Driver;
 use super::endpoints::Gate;
 use super::flows::Flows;
+use super::node::NodeSetup;
+use super::parts::{self, Hooks};
 use super::show::{Catalogue, Shown};
 use super::status::{Part, Status};
+use super::tables::{Desired, Intent};
+use super::tasks::Roll;
 use super::{bgp, path_kind};
 use crate::config::{Config, Encryption, Identity};
 use serde_json::{Value, json};
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::SystemTime;
 use tokio::sync::{broadcast, watch};
-use tombolo_bgp_node::{BgpNode, InstancePeer};
+use tombolo_base::table::Row;
+use tombolo_bgp_node::BgpNode;
+use tombolo_clustermesh::certificate::unix_now;
 use tombolo_clustermesh::follower::{ClusterStatus, MeshHandle};
-use tombolo_clustermesh::publisher::{PublisherHandle, PublisherStatus};
+use tombolo_clustermesh::publisher::PublisherHandle;
 use tombolo_clustermesh::wire::Kind;
 use tombolo_cni::protocol::{CniError, Code};
-use tombolo_cni::{EndpointStore, Reply};
+use tombolo_cni::{EndpointSpec, EndpointStore, Reply};
 use tombolo_ebpf::{Datapath, Direction};
 use tombolo_kubernetes::FolderReport;
+use tombolo_netlink::ClsactSide;
 use tombolo_observe::filter::Filter;
 use tombolo_observe::flow::Flow;
-use tombolo_observe::metrics::{ClusterLabels, Metrics, PeerLabels, ReasonLabels, TableLabels};
+use tombolo_observe::metrics::{
+    ClusterLabels, Metrics, PeerLabels, ReasonLabels, RefusedLabels, TableLabels,
+};
 use tombolo_observe::names;
 
 /// Texts that a part leaves for `tombolo status`.
 pub(crate) type Texts = Arc<Mutex<Vec<String>>>;
+
+/// The name of the task that reads events.
+pub(crate) const FLOWS: &str = "flows";
+
+/// The tables, and each under its name.
+pub(crate) struct Rows {
+    /// What is known and wanted.
+    pub(crate) intent: Intent,
+    /// What the targets shall hold.
+    pub(crate) desired: Desired,
+    /// For `tombolo show`.
+    pub(crate) catalogue: Catalogue,
+}
 
 /// The daemon as the API sees it; rooms appear as they are started.
 pub(crate) struct Daemon {
@@ -35,8 +57,9 @@ pub(crate) struct Daemon {
     encryption: Encryption,
     driver: Driver,
     stage: Mutex<String>,
-    /// Largest packet between pods of different nodes.
-    pub(crate) mtu: AtomicU16,
+    roll: Roll,
+    /// The node, once its devices are there.
+    pub(crate) node: OnceLock<Arc<NodeSetup>>,
     /// The datapath.
     pub(crate) datapath: Arc<Datapath>,
     /// What the manifests' folder reported.
@@ -49,8 +72,8 @@ pub(crate) struct Daemon {
     pub(crate) bgp: OnceLock<BgpNode>,
     /// Publishing in the own etcd.
     pub(crate) publisher: OnceLock<PublisherHandle>,
-    /// Tables by name.
-    pub(crate) catalogue: OnceLock<Catalogue>,
+    /// The tables.
+    pub(crate) rows: OnceLock<Rows>,
     /// BGP objects that cannot be served.
     pub(crate) bgp_conditions: bgp::Conditions,
     /// LoadBalancer services without address.
@@ -69,21 +92,28 @@ fn texts(list: &Texts) -> Vec<String> {
 
 impl Daemon {
     /// A daemon whose rooms are yet to come.
-    pub(crate) fn new(config: &Config, identity: &Identity, driver: Driver, datapath: Arc<Datapath>) -> Self {
+    pub(crate) fn new(
+        config: &Config,
+        identity: &Identity,
+        driver: Driver,
+        datapath: Arc<Datapath>,
+        roll: Roll,
+    ) -> Self {
         Self {
             identity: identity.clone(),
             path: format!("{:?}", path_kind(config.datapath.path)).to_lowercase(),
             encryption: config.datapath.encryption,
             driver,
             stage: Mutex::new("starting".to_owned()),
-            mtu: AtomicU16::new(0),
+            roll,
+            node: OnceLock::new(),
             datapath,
             manifests: OnceLock::new(),
             mesh: OnceLock::new(),
             endpoints: OnceLock::new(),
             bgp: OnceLock::new(),
             publisher: OnceLock::new(),
-            catalogue: OnceLock::new(),
+            rows: OnceLock::new(),
             bgp_conditions: bgp::Conditions::default(),
             lb_problems: Texts::default(),
             policy_problems: Texts::default(),
@@ -103,92 +133,99 @@ impl Daemon {
         }
     }
 
-    async fn parts(&self) -> Vec<Part> {
-        let mut parts = Vec::new();
+    async fn parts(&self, clusters: &[ClusterStatus]) -> Vec<Part> {
         let stage = self.stage.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        parts.push(match stage.as_str() {
-            "" => Part::ready("agent", "running"),
-            text => Part::failing("agent", text, "wait, or look at the agent's log"),
-        });
-        parts.push(self.manifests_part());
-        parts.push(self.datapath_part());
+        let mut parts = parts::agent(&stage, &self.roll.ended());
+        let report = self.manifests.get().map(|report| report.borrow().clone());
+        parts.push(parts::manifests(report.as_deref()));
+        if let Some(node) = self.node.get() {
+            parts.extend(self.node_parts(node).await);
+        }
+        parts.push(self.datapath_part().await);
         if let Some(publisher) = self.publisher.get() {
-            parts.push(publisher_part(&publisher.status().borrow().clone()));
+            parts.push(parts::publisher(&publisher.status().borrow().clone()));
         }
-        if let Some(mesh) = self.mesh.get() {
-            parts.extend(mesh.status().await.iter().map(mesh_part));
-        }
+        parts.extend(clusters.iter().map(parts::mesh));
         if let Some(bgp) = self.bgp.get() {
-            parts.extend(bgp_parts(&bgp.peers().await.unwrap_or_default()));
+            parts.extend(parts::bgp(&bgp.peers().await.unwrap_or_default()));
         }
         if let Some(store) = self.endpoints.get() {
-            let usage: Vec<_> = store
-                .address_usage()
-                .iter()
-                .map(|(prefix, used, all)| format!("{used}/{all} of {prefix}"))
-                .collect();
-            parts.push(Part::ready(
-                "endpoints",
-                format!("{} ready, addresses {}", store.ready().len(), usage.join(", ")),
-            ));
+            parts.push(parts::endpoints(&endpoints_seen(store)));
         }
-        parts.extend(self.reconciler_parts());
+        if let Some(rows) = self.rows.get() {
+            parts.push(self.load_balancer_part(rows));
+            let reading = self.roll.running().contains(&FLOWS);
+            let lost = self.datapath.lost_events().map_err(|error| error.to_string());
+            parts.push(parts::flows(self.metrics.flows.get(), lost, reading));
+        }
+        let reconcilers = self.driver.board.all().into_iter();
+        parts.extend(reconcilers.map(|(table, progress)| parts::reconciler(table, progress)));
         parts
     }
 
-    fn manifests_part(&self) -> Part {
-        let Some(report) = self.manifests.get().map(|report| report.borrow().clone()) else {
-            return Part::failing("manifests", "not read yet", "wait");
-        };
-        let detail = format!(
-            "{} objects in {} files, {} problems",
-            report.objects,
-            report.files,
-            report.problems.len()
-        );
-        if report.complete {
-            Part::ready("manifests", detail)
-        } else {
-            Part::failing(
-                "manifests",
-                detail,
-                "wait for the first complete read; check the folder's permissions",
-            )
+    /// The node's object, its devices, WireGuard.
+    async fn node_parts(&self, node: &NodeSetup) -> Vec<Part> {
+        let mut parts = Vec::new();
+        if let Some(rows) = self.rows.get() {
+            let now = rows.intent.kube.nodes.snapshot().get(&node.own.key()).cloned();
+            parts.push(parts::node(&node.own, now.as_ref()));
+        }
+        parts.push(match node.netlink.links().await {
+            Ok(links) => parts::devices(&node.devices, &links, node.plan.mtu),
+            Err(error) => Part::failing("devices", error.to_string(), "look at the agent's log"),
+        });
+        if let Some(wireguard) = &node.wireguard {
+            let state = wireguard.state().await.map_err(|error| error.to_string());
+            let wanted = self.rows.get().map_or(0, |rows| rows.desired.peers.snapshot().len());
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            parts.push(parts::wireguard(wireguard.backend(), state, wanted, now));
+        }
+        parts
+    }
+
+    async fn datapath_part(&self) -> Part {
+        let configured = self.datapath.config().map(|row| row.ready).map_err(|error| error.to_string());
+        let mut hooks = Vec::new();
+        if let Some(node) = self.node.get() {
+            for device in node.devices.iter().filter(|device| device.hooks != (false, false)) {
+                let found = self.hooks(node, device.index).await;
+                hooks.push(Hooks { name: device.name.clone(), wanted: device.hooks, found });
+            }
+            for endpoint in self.endpoints.get().map(|store| store.ready()).unwrap_or_default() {
+                let found = self.hooks(node, endpoint.ifindex).await;
+                let name = format!("{} of {}/{}", endpoint.host_interface, endpoint.namespace, endpoint.pod);
+                hooks.push(Hooks { name, wanted: (true, true), found });
+            }
+        }
+        parts::datapath(configured, &hooks)
+    }
+
+    /// Where the kernel runs programs at an interface, by tcx or else by clsact.
+    async fn hooks(&self, node: &NodeSetup, ifindex: u32) -> (bool, bool) {
+        let tcx = self.datapath.tcx_hooks(ifindex);
+        let clsact = async |side| node.netlink.has_bpf_filter(ifindex, side).await.unwrap_or(false);
+        (tcx.0 || clsact(ClsactSide::Ingress).await, tcx.1 || clsact(ClsactSide::Egress).await)
+    }
+
+    fn load_balancer_part(&self, rows: &Rows) -> Part {
+        let kube = &rows.intent.kube;
+        let services: Vec<_> = kube.services.snapshot().iter().cloned().collect();
+        let pools: Vec<_> = kube.pools.snapshot().iter().cloned().collect();
+        let assigned: Vec<_> = rows.intent.addresses.snapshot().iter().cloned().collect();
+        // Only the elected agent plans; what it found in an earlier term is of no use.
+        let elected = self.publisher.get().is_some_and(|publisher| publisher.status().borrow().leader);
+        let problems = if elected { texts(&self.lb_problems) } else { Vec::new() };
+        parts::load_balancers(&services, &pools, &assigned, &problems)
+    }
+
+    async fn clusters(&self) -> Vec<ClusterStatus> {
+        match self.mesh.get() {
+            Some(mesh) => mesh.status().await,
+            None => Vec::new(),
         }
     }
 
-    fn datapath_part(&self) -> Part {
-        match self.datapath.config() {
-            Ok(config) if config.ready => Part::ready("datapath", "programs attached"),
-            Ok(_) => Part::failing(
-                "datapath",
-                "waiting for the node's configuration: pods' packets are dropped (202)",
-                "wait",
-            ),
-            Err(error) => {
-                Part::failing("datapath", error.to_string(), "is bpffs mounted, and is the agent root?")
-            }
-        }
-    }
-
-    fn reconciler_parts(&self) -> Vec<Part> {
-        let part = |(table, progress): (&str, tombolo_base::reconcile::Progress)| {
-            let name = format!("reconcile/{table}");
-            let detail = format!("{} pending, {} failed", progress.pending, progress.failed);
-            match progress.example {
-                None if progress.pending == 0 => Part::ready(name, "in step"),
-                None => Part::ready(name, detail),
-                Some(example) => Part::failing(
-                    name,
-                    format!("{detail}: {example}"),
-                    "it is tried again; the text says what is missing",
-                ),
-            }
-        };
-        self.driver.board.all().into_iter().map(part).collect()
-    }
-
-    fn problems(&self) -> Vec<String> {
+    fn problems(&self, clusters: &[ClusterStatus]) -> Vec<String> {
         let mut all: Vec<String> = self
             .manifests
             .get()
@@ -200,6 +237,16 @@ impl Daemon {
         );
         all.extend(texts(&self.lb_problems));
         all.extend(texts(&self.policy_problems));
+        if let Some(publisher) = self.publisher.get() {
+            let warnings = publisher.status().borrow().warnings(unix_now());
+            all.extend(warnings.iter().map(|text| format!("cluster {}: {text}", self.identity.cluster)));
+        }
+        for text in clusters.iter().flat_map(mesh_problems) {
+            // The own cluster is followed with the publisher's certificates.
+            if !all.contains(&text) {
+                all.push(text);
+            }
+        }
         all
     }
 
@@ -207,7 +254,7 @@ impl Daemon {
         let metrics = &self.metrics;
         let wide = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
         let name = |table: &str| TableLabels { table: table.to_owned() };
-        for (table, rows) in self.catalogue.get().map(Catalogue::sizes).unwrap_or_default() {
+        for (table, rows) in self.rows.get().map(|rows| rows.catalogue.sizes()).unwrap_or_default() {
             metrics.rows.get_or_create(&name(table)).set(wide(rows));
         }
         for (table, progress) in self.driver.board.all() {
@@ -233,41 +280,34 @@ impl Daemon {
     }
 }
 
-fn mesh_part(cluster: &ClusterStatus) -> Part {
-    let name = format!("mesh/{}", cluster.name);
-    let stale = cluster.stale_secs.map(|secs| format!(" (stale for {secs}s)")).unwrap_or_default();
-    let detail = format!("{}{stale}", cluster.status);
-    if cluster.ready {
-        Part::ready(name, detail)
-    } else {
-        Part::failing(name, detail, "tombolo mesh troubleshoot")
+/// Problems of one cluster that are told one by one in the status; `tombolo mesh status` has more.
+const MAX_REFUSED: usize = 5;
+
+/// What is wrong with a cluster although it is followed.
+fn mesh_problems(cluster: &ClusterStatus) -> Vec<String> {
+    let name = &cluster.name;
+    let warnings = cluster.warnings.iter().map(|text| format!("cluster {name}: {text}"));
+    let refused = cluster.refused.iter().take(MAX_REFUSED);
+    let mut all: Vec<_> = warnings.chain(refused.map(|entry| format!("cluster {name}: {entry}"))).collect();
+    let more = cluster.refused_now.saturating_sub(MAX_REFUSED.min(cluster.refused.len()));
+    if more > 0 {
+        all.push(format!(
+            "cluster {name}: {more} more entries are refused; look at `tombolo mesh status -o json`"
+        ));
     }
+    all
 }
 
-fn publisher_part(status: &PublisherStatus) -> Part {
-    let role = if status.leader { "elected" } else { "follower" };
-    let detail = format!("{}, {role}, {} keys of this node", status.status, status.node_keys);
-    if status.connected && status.published {
-        Part::ready("etcd", detail)
-    } else {
-        Part::failing("etcd", detail, "check the cluster's etcd, its address and the certificates")
-    }
-}
-
-fn bgp_parts(peers: &[InstancePeer]) -> Vec<Part> {
-    let part = |peer: &InstancePeer| {
-        let state = &peer.state;
-        let name = format!("bgp/{}/{}", peer.instance, state.name);
-        let text = format!("{:?} with {} AS {}", state.state, state.address, state.peer_asn);
-        if state.state == tombolo_bgp::State::Established {
-            Part::ready(name, text)
-        } else {
-            let error = state.last_error.clone().unwrap_or_default();
-            let remedy = "can the router be reached, and do its AS numbers and addresses match?";
-            Part::failing(name, format!("{text} {error}"), remedy)
-        }
+fn endpoints_seen(store: &EndpointStore<Gate>) -> parts::Endpoints {
+    let names = |specs: Vec<EndpointSpec>| {
+        specs.iter().map(|spec| format!("{}/{}", spec.namespace, spec.pod)).collect()
     };
-    peers.iter().map(part).collect()
+    parts::Endpoints {
+        ready: store.ready().len(),
+        unready: names(store.unready()),
+        strays: names(store.strays()),
+        addresses: store.address_usage(),
+    }
 }
 
 fn mesh_json(cluster: &ClusterStatus) -> Value {
@@ -289,33 +329,33 @@ fn mesh_json(cluster: &ClusterStatus) -> Value {
 
 impl Backend for Daemon {
     async fn status(&self) -> Status {
-        let parts = self.parts().await;
+        let clusters = self.clusters().await;
+        let parts = self.parts(&clusters).await;
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             cluster: self.identity.cluster.to_string(),
             node: self.identity.node.to_string(),
             path: self.path.clone(),
             encryption: format!("{:?}", self.encryption).to_lowercase(),
-            mtu: self.mtu.load(Ordering::Relaxed),
+            mtu: self.node.get().map_or(0, |node| node.plan.mtu.smallest()),
             uptime_secs: self.driver.clock.now().since_origin().as_secs(),
             ready: parts.iter().all(|part| part.ready),
             parts,
-            problems: self.problems(),
+            problems: self.problems(&clusters),
         }
     }
 
     fn table_names(&self) -> Vec<&'static str> {
-        self.catalogue.get().map(Catalogue::names).unwrap_or_default()
+        self.rows.get().map(|rows| rows.catalogue.names()).unwrap_or_default()
     }
 
     fn table(&self, name: &str) -> Option<Shown> {
-        self.catalogue.get()?.show(name)
+        self.rows.get()?.catalogue.show(name)
     }
 
     async fn mesh(&self) -> Value {
-        let Some(mesh) = self.mesh.get() else { return json!([]) };
         let own = self.identity.cluster.as_str();
-        mesh.status().await.iter().filter(|cluster| cluster.name != own).map(mesh_json).collect()
+        self.clusters().await.iter().filter(|cluster| cluster.name != own).map(mesh_json).collect()
     }
 
     async fn bgp_peers(&self) -> Value {
@@ -355,12 +395,21 @@ impl Backend for Daemon {
 
     async fn metrics(&self) -> String {
         self.gauges();
-        if let Some(mesh) = self.mesh.get() {
-            for cluster in mesh.status().await {
-                let labels = ClusterLabels { target_cluster: cluster.name.clone() };
-                self.metrics.remote_cluster_ready.get_or_create(&labels).set(i64::from(cluster.ready));
-                let failures = i64::try_from(cluster.reconnections).unwrap_or(i64::MAX);
-                self.metrics.remote_cluster_failures.get_or_create(&labels).set(failures);
+        for cluster in self.clusters().await {
+            let labels = ClusterLabels { target_cluster: cluster.name.clone() };
+            let wide = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+            let metrics = &self.metrics;
+            metrics.remote_cluster_ready.get_or_create(&labels).set(i64::from(cluster.ready));
+            metrics.remote_cluster_failures.get_or_create(&labels).set(wide(cluster.reconnections));
+            let now = u64::try_from(cluster.refused_now).unwrap_or(u64::MAX);
+            metrics.refused_entries.get_or_create(&labels).set(wide(now));
+            for (reason, counted) in cluster.rejected.iter() {
+                let labels =
+                    RefusedLabels { reason: reason.to_string(), target_cluster: cluster.name.clone() };
+                metrics.refused_updates.get_or_create(&labels).set(wide(counted.count));
+            }
+            if let Some(end) = cluster.certificate_expires_unix_secs {
+                metrics.certificate_expiry.get_or_create(&labels).set(end);
             }
         }
         if let Some(bgp) = self.bgp.get() {

@@ -1,11 +1,12 @@
 //! BGP: from the objects' intent to desired sessions and adverts. The adapter carries them to the speaker.
 
 use super::drive::{Applied, Driver};
+use super::tasks::Tasks;
 use crate::config::AllowedPrefix;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
-use tokio::task::JoinSet;
+use tombolo_base::aggregate::HOLD;
 use tombolo_base::ids::ClusterName;
 use tombolo_base::reconcile::Progress;
 use tombolo_base::source::{Source, SourceState};
@@ -13,9 +14,9 @@ use tombolo_base::table::{Table, Writer};
 use tombolo_bgp_node::{BgpNode, InstancePeer, InstanceRoute, Settings};
 use tombolo_kubernetes::Tables;
 use tombolo_service::{LbAssignment, ServiceRow, SliceRow, TrafficPolicy};
+use tombolo_topology::LearnedRoute;
 use tombolo_topology::bgp::plan::{AdvertisedService, Condition, Inputs, plan};
 use tombolo_topology::bgp::{AdvertRow, PeerRow};
-use tombolo_topology::{LearnedRoute, RouteEntry};
 
 /// What was asked for and cannot be served, for `tombolo status`.
 pub(crate) type Conditions = Arc<Mutex<BTreeSet<Condition>>>;
@@ -106,17 +107,9 @@ pub(crate) async fn planner(
     }
 }
 
-/// Stands for the BGP instances that have not announced themselves yet.
+/// Stands for the BGP instances that have not announced themselves yet, among the sources of learned routes.
 pub(crate) fn starting() -> Source {
     Source::Peer("starting".into())
-}
-
-/// Where learned routes go.
-pub(crate) struct Learned {
-    /// What the peers taught.
-    pub(crate) routes: Writer<LearnedRoute>,
-    /// The kernel routes planned from it, held until the instances are known.
-    pub(crate) planned: Arc<Writer<RouteEntry>>,
 }
 
 /// Starts the speaker and joins it: desired rows in, learned routes out. Stopping withdraws first.
@@ -125,8 +118,8 @@ pub(crate) fn start(
     import: &[AllowedPrefix],
     restarting: bool,
     rows: (&Table<PeerRow>, &Table<AdvertRow>),
-    learned: Learned,
-    tasks: &mut JoinSet<()>,
+    learned: Arc<Writer<LearnedRoute>>,
+    tasks: &mut Tasks,
 ) -> BgpNode {
     let allowed = |entry: &AllowedPrefix| tombolo_bgp::AllowedPrefix {
         prefix: entry.prefix.net(),
@@ -139,19 +132,22 @@ pub(crate) fn start(
         jitter_seed: driver.seed,
         ..Settings::default()
     };
-    let node = BgpNode::start(settings, learned.routes);
-    tasks.spawn(driver.clone().run(rows.0.clone(), node.peer_target(), Applied::default()));
-    tasks.spawn(driver.clone().run(rows.1.clone(), node.advert_target(), Applied::default()));
+    let node = BgpNode::start(settings, learned.clone());
+    tasks.spawn("bgp/peers", driver.clone().run(rows.0.clone(), node.peer_target(), Applied::default()));
+    tasks.spawn("bgp/adverts", driver.clone().run(rows.1.clone(), node.advert_target(), Applied::default()));
     let instances = driver.clone();
-    tasks.spawn(async move {
-        // From here on every instance answers for itself: its source is pending until its peers have spoken.
+    tasks.spawn_work("bgp/start", async move {
+        // From here on every instance answers for itself: its source is pending until its peers have spoken. What
+        // is silent after the hold holds nothing any more.
         tokio::select! {
-            () = instances.cancel.cancelled() => {}
-            () = instances.board.wait(|all| all.get("peers").is_some_and(|p| p.pruned)) => learned.planned.drain_source(&starting()),
+            () = instances.cancel.cancelled() => return,
+            () = instances.board.wait(|all| all.get("peers").is_some_and(|p| p.pruned)) => {}
+            () = tokio::time::sleep(HOLD) => {}
         }
+        learned.drain_source(&starting());
     });
     let (bgp, driver) = (node.clone(), driver.clone());
-    tasks.spawn(async move {
+    tasks.spawn("bgp/export", async move {
         // End-of-RIB tells the routers to drop what they kept of the life before: not before all of it is planned.
         let complete = |all: &BTreeMap<&'static str, Progress>| {
             ["peers", "adverts", "frontends", "interfaces"].iter().all(|name| all.get(name).is_some_and(|p| p.pruned))

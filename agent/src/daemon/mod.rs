@@ -20,21 +20,23 @@ mod endpoints;
 mod flows;
 mod interfaces;
 mod node;
+mod parts;
 mod planners;
 mod policy;
 mod publish;
 pub(crate) mod show;
 pub(crate) mod status;
 mod tables;
+mod tasks;
+mod watch;
 mod wiring;
 
 use crate::config::{Attach, Config, Identity, Path};
 use anyhow::Context;
 use backend::Daemon;
-use drive::{Board, Clock, Driver};
+use drive::{Board, Clock, Driver, Resync};
 use std::sync::Arc;
-use tokio::sync::Notify;
-use tokio::task::JoinSet;
+use tasks::{Roll, Tasks};
 use tokio_util::sync::CancellationToken;
 use tombolo_ebpf::{Datapath, DatapathConfig, MapSizes};
 use tombolo_kubernetes::{ClusterIdentity, FolderConfig, FolderSource, Tables};
@@ -51,16 +53,26 @@ pub(crate) async fn run(config: Config, identity: Identity) -> anyhow::Result<()
     let cancel = CancellationToken::new();
     let stop = cancel.clone();
     let mut signals = Signals::new()?;
-    let mut running = tokio::spawn(async move { Start { config, identity, cancel: stop }.go().await });
+    let roll = Roll::default();
+    let start = Start { config, identity, cancel: stop, roll: roll.clone() };
+    let mut running = tokio::spawn(async move { start.go().await });
+    let broken = "the agent's main task broke off; this is a bug, please report the log";
     tokio::select! {
         () = signals.wait() => {}
-        ended = &mut running => return ended.context("the agent's main task broke off; this is a bug, please report the log")?,
+        ended = &mut running => return ended.context(broken)?,
     }
     tracing::info!("stopping: routes are withdrawn first, forwarding goes on");
     sd_notify::notify(&[sd_notify::NotifyState::Stopping]).ok();
     cancel.cancel();
-    tokio::time::timeout(STOP, running).await.ok();
-    Ok(())
+    match tokio::time::timeout(STOP, running).await {
+        Ok(ended) => ended.context(broken)?,
+        Err(_) => anyhow::bail!(
+            "not stopped within {} s, so it is broken off; still running: {}. Routers keep this node's routes until \
+             their restart timer ends",
+            STOP.as_secs(),
+            roll.running().join(", ")
+        ),
+    }
 }
 
 /// The signals that stop the daemon.
@@ -89,6 +101,7 @@ struct Start {
     config: Config,
     identity: Identity,
     cancel: CancellationToken,
+    roll: Roll,
 }
 
 impl Start {
@@ -102,34 +115,38 @@ impl Start {
                 .node
                 .bytes()
                 .fold(7, |seed: u64, byte| seed.wrapping_mul(31).wrapping_add(u64::from(byte))),
-            resync: Arc::new(Notify::new()),
+            resync: Resync::default(),
         };
-        let mut tasks = JoinSet::new();
+        let mut tasks = Tasks::new(self.roll.clone());
         let datapath = open_datapath(config).await?;
         let remembered = datapath::remember(&datapath).map_err(anyhow::Error::msg)?;
-        let daemon = Arc::new(Daemon::new(config, identity, driver.clone(), datapath.clone()));
+        let daemon =
+            Arc::new(Daemon::new(config, identity, driver.clone(), datapath.clone(), self.roll.clone()));
         let listener = api::listen(&config.api.socket)?;
-        tasks.spawn(api::serve(listener, daemon.clone(), self.cancel.clone()));
+        tasks.spawn("api", api::serve(listener, daemon.clone(), self.cancel.clone()));
         if let Some(address) = config.metrics.listen {
             let listener = tokio::net::TcpListener::bind(address)
                 .await
                 .with_context(|| format!("cannot open metrics.listen {address}; is the port taken?"))?;
-            tasks.spawn(api::serve_metrics(listener, daemon.clone(), self.cancel.clone()));
+            tasks.spawn("metrics", api::serve_metrics(listener, daemon.clone(), self.cancel.clone()));
         }
 
         daemon.stage("reading manifests");
         let (kube, writers) = Tables::new();
-        let folder = FolderConfig::new(
-            &config.manifests.folder,
-            ClusterIdentity { name: identity.cluster.clone(), id: identity.cluster_id },
-        );
+        let cluster = ClusterIdentity { name: identity.cluster.clone(), id: identity.cluster_id };
+        let keep = Some(config.state_dir.0.join("manifests"));
+        let folder = FolderConfig { keep, ..FolderConfig::new(&config.manifests.folder, cluster) };
         let source = FolderSource::start(folder, writers.clone(), self.cancel.clone())?;
         daemon.manifests.set(source.reports()).ok();
-        let own = node::own_node(&daemon, &kube.nodes, identity).await;
+        let Some(own) = node::own_node(&daemon, &kube.nodes, identity, &self.cancel).await else {
+            // Stopped before it was anything: there is nothing to withdraw.
+            source.stopped().await;
+            return Ok(());
+        };
 
         daemon.stage("setting up devices");
-        let node = node::set_up(config, identity, &own, &datapath).await?;
-        daemon.mtu.store(node.plan.mtu.smallest(), std::sync::atomic::Ordering::Relaxed);
+        let node = Arc::new(node::set_up(config, identity, &own, &datapath).await?);
+        daemon.node.set(node.clone()).ok();
 
         let ground = wiring::Ground {
             daemon: &daemon,
@@ -137,7 +154,6 @@ impl Start {
             node: &node,
             config,
             identity,
-            own,
             tasks: &mut tasks,
         };
         wiring::start(ground, (kube, &writers), remembered).await?;
@@ -145,12 +161,7 @@ impl Start {
         sd_notify::notify(&[sd_notify::NotifyState::Ready]).ok();
         tracing::info!(node = %identity.node, cluster = %identity.cluster, "ready");
 
-        // A task that ends before the stop was asked for has said why; the daemon goes on with what works.
-        while let Some(ended) = tasks.join_next().await {
-            if let Err(error) = ended {
-                tracing::error!(%error, "a task broke off; restart the agent");
-            }
-        }
+        tasks.ended(&self.cancel).await;
         source.stopped().await;
         Ok(())
     }

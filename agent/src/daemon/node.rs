@@ -3,15 +3,14 @@
 use super::backend::Daemon;
 use super::drive::Driver;
 use super::path_kind;
-use crate::config::{Config, Encryption, Identity, Path};
+use super::tasks::Tasks;
+use crate::config::{Config, Encryption, Etcd, Identity, Path};
 use anyhow::{Context, anyhow, bail};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tombolo_base::source::Source;
 use tombolo_base::table::Table;
-use tombolo_clustermesh::etcd::EtcdConfig;
 use tombolo_clustermesh::follower::{self, MeshConfig, MeshHandle, Timers};
 use tombolo_clustermesh::publisher::{self, PublisherConfig, PublisherHandle};
 use tombolo_clustermesh::rows::TableSink;
@@ -24,12 +23,31 @@ use tombolo_tunnel as tunnel;
 /// How often finished connections are looked for.
 const GC_INTERVAL: std::time::Duration = std::time::Duration::from_secs(10);
 
+/// A device of the node as it was set up.
+#[derive(Clone, Debug)]
+pub(crate) struct Device {
+    /// Its name.
+    pub(crate) name: String,
+    /// Its index.
+    pub(crate) index: u32,
+    /// Its MTU, in bytes.
+    pub(crate) mtu: u32,
+    /// Whether programs of the datapath run on what it (receives, sends).
+    pub(crate) hooks: (bool, bool),
+}
+
 /// The node once its devices are there.
 pub(crate) struct NodeSetup {
+    /// The Node object that it was set up from.
+    pub(crate) own: NodeRow,
+    /// The underlay's device, and those of ours.
+    pub(crate) devices: Vec<Device>,
     /// The kernel of this namespace.
     pub(crate) netlink: Netlink,
     /// What the plans depend on.
     pub(crate) plan: PlanConfig,
+    /// MTU of the underlay's link, in bytes.
+    pub(crate) device_mtu: u16,
     /// The underlay address others know the node by.
     pub(crate) host_ip: Option<IpAddr>,
     /// WireGuard, if packets are encrypted.
@@ -38,18 +56,26 @@ pub(crate) struct NodeSetup {
     pub(crate) restarting: bool,
 }
 
-/// Waits for this node's own Node object.
-pub(crate) async fn own_node(daemon: &Daemon, nodes: &Table<NodeRow>, identity: &Identity) -> NodeRow {
+/// Waits for this node's own Node object; none if the stop is asked for before.
+pub(crate) async fn own_node(
+    daemon: &Daemon,
+    nodes: &Table<NodeRow>,
+    identity: &Identity,
+    cancel: &CancellationToken,
+) -> Option<NodeRow> {
     let key = (Source::Manifests, identity.cluster.clone(), identity.node.clone());
     let mut changes = nodes.changes();
     loop {
         if let Some(row) = nodes.snapshot().get(&key)
             && !row.pod_cidrs.is_empty()
         {
-            return row.clone();
+            return Some(row.clone());
         }
         daemon.stage(&format!("waiting for a Node {} with spec.podCIDRs among the manifests", identity.node));
-        changes.next().await;
+        tokio::select! {
+            () = cancel.cancelled() => return None,
+            _ = changes.next() => {}
+        }
     }
 }
 
@@ -73,29 +99,25 @@ pub(crate) async fn set_up(
         encrypt: config.datapath.encryption == Encryption::Wireguard,
         wireguard_port: config.datapath.wireguard_port,
         overlay_device: tunnel::VXLAN_DEVICE.into(),
-        mtu: path_mtus(config, device_mtu)?,
+        mtu: path_mtus(config, own, device_mtu)?,
         connected: connected.into_iter().map(|a| a.address.into()).collect(),
     };
-    let (devices, wireguard) = make_devices(config, own, &netlink, plan.mtu, device_mtu).await?;
-    let devices = Ifindexes { uplink: uplink.index, ..devices };
+    let (made, wireguard) = make_devices(config, own, &netlink, plan.mtu, device_mtu).await?;
+    let uplink = Device { name: uplink.name, index: uplink.index, mtu: uplink.mtu, hooks: (true, true) };
     let restarting = datapath.config()?.ready;
+    let devices: Vec<Device> = std::iter::once(uplink).chain(made).collect();
     configure(datapath, &node_config(config, identity, own, &devices), own)?;
     attach(datapath, &devices)?;
     Ok(NodeSetup {
+        own: own.clone(),
+        devices,
         netlink,
         plan,
+        device_mtu,
         host_ip: own.underlay(true).or_else(|| own.underlay(false)),
         wireguard,
         restarting,
     })
-}
-
-/// Interface indexes of the node's devices; 0 = not there.
-#[derive(Default)]
-struct Ifindexes {
-    uplink: u32,
-    overlay: u32,
-    wireguard: u32,
 }
 
 /// The node's internal addresses: the pods' gateways.
@@ -109,29 +131,37 @@ async fn make_devices(
     netlink: &Netlink,
     mtu: PathMtus,
     device_mtu: u16,
-) -> anyhow::Result<(Ifindexes, Option<tunnel::Wireguard>)> {
+) -> anyhow::Result<(Vec<Device>, Option<tunnel::Wireguard>)> {
     let internal: Vec<IpAddr> = internal(own).collect();
     if internal.is_empty() {
         bail!("Node {} has no usable pod prefix; give it spec.podCIDRs", own.name);
     }
     let overlay = config.datapath.path == Path::Overlay;
-    let vxlan = overlay.then_some(tunnel::VxlanConfig {
-        port: config.datapath.vxlan_port,
-        mtu: mtu.ipv4.max(mtu.ipv6).into(),
-    });
+    let vxlan = overlay
+        .then_some(tunnel::VxlanConfig { port: config.datapath.vxlan_port, mtu: mtu.largest().into() });
     let wanted = tunnel::DeviceConfig { vxlan, internal, host_mtu: mtu.smallest().into() };
-    let devices =
-        tunnel::devices::ensure(netlink, &wanted).await.context("cannot set up the node's devices")?;
+    let made = tunnel::devices::ensure(netlink, &wanted).await.context("cannot set up the node's devices")?;
     let wireguard = wireguard(config, own, device_mtu, netlink).await?;
-    let mut indexes =
-        Ifindexes { overlay: devices.vxlan.as_ref().map_or(0, |link| link.index), ..Ifindexes::default() };
+    let device = |link: tombolo_netlink::Link, hooks| Device {
+        name: link.name,
+        index: link.index,
+        mtu: link.mtu,
+        hooks,
+    };
+    let mut devices = vec![device(made.host, (false, false)), device(made.net, (false, false))];
+    devices.extend(made.vxlan.map(|link| device(link, (true, true))));
     if wireguard.is_some() {
-        indexes.wireguard = netlink.link(tunnel::WIREGUARD_DEVICE).await?.index;
+        devices.push(device(netlink.link(tunnel::WIREGUARD_DEVICE).await?, (true, false)));
     }
-    Ok((indexes, wireguard))
+    Ok((devices, wireguard))
 }
 
-fn node_config(config: &Config, identity: &Identity, own: &NodeRow, devices: &Ifindexes) -> NodeConfig {
+/// The index of one of our devices; 0 = not there.
+fn index_of(devices: &[Device], name: &str) -> u32 {
+    devices.iter().find(|device| device.name == name).map_or(0, |device| device.index)
+}
+
+fn node_config(config: &Config, identity: &Identity, own: &NodeRow, devices: &[Device]) -> NodeConfig {
     let v4 = |ip: Option<IpAddr>| {
         ip.and_then(|ip| if let IpAddr::V4(v4) = ip { Some(v4) } else { None::<Ipv4Addr> })
     };
@@ -142,9 +172,9 @@ fn node_config(config: &Config, identity: &Identity, own: &NodeRow, devices: &If
         ready: true,
         encrypt: config.datapath.encryption == Encryption::Wireguard,
         cluster_id: u32::from(identity.cluster_id.get()),
-        uplink_ifindex: devices.uplink,
-        overlay_ifindex: devices.overlay,
-        wireguard_ifindex: devices.wireguard,
+        uplink_ifindex: index_of(devices, &config.node.underlay_interface),
+        overlay_ifindex: index_of(devices, tunnel::VXLAN_DEVICE),
+        wireguard_ifindex: index_of(devices, tunnel::WIREGUARD_DEVICE),
         vxlan_port: config.datapath.vxlan_port,
         internal4: v4(own.internal(true)),
         internal6: v6(own.internal(false)),
@@ -162,22 +192,25 @@ fn configure(datapath: &Datapath, row: &NodeConfig, own: &NodeRow) -> anyhow::Re
     Ok(())
 }
 
-fn attach(datapath: &Datapath, devices: &Ifindexes) -> anyhow::Result<()> {
-    datapath.attach_uplink(devices.uplink)?;
-    if devices.overlay != 0 {
-        datapath.attach_overlay(devices.overlay)?;
-    }
-    if devices.wireguard != 0 {
-        datapath.attach_wireguard(devices.wireguard)?;
+fn attach(datapath: &Datapath, devices: &[Device]) -> anyhow::Result<()> {
+    for device in devices.iter().filter(|device| device.hooks != (false, false)) {
+        match device.name.as_str() {
+            tunnel::VXLAN_DEVICE => datapath.attach_overlay(device.index)?,
+            tunnel::WIREGUARD_DEVICE => datapath.attach_wireguard(device.index)?,
+            _ => datapath.attach_uplink(device.index)?,
+        }
     }
     Ok(())
 }
 
-fn path_mtus(config: &Config, device_mtu: u16) -> anyhow::Result<PathMtus> {
+/// Only families in which the node has an underlay address: peers agree on one that both have.
+fn path_mtus(config: &Config, own: &NodeRow, device_mtu: u16) -> anyhow::Result<PathMtus> {
     let of = |underlay| {
         let overlay = config.datapath.path == Path::Overlay;
         let wireguard = config.datapath.encryption == Encryption::Wireguard;
-        tunnel::mtu::path_mtu(device_mtu, tunnel::mtu::Path { overlay, wireguard, underlay })
+        own.underlay(underlay == tunnel::mtu::Underlay::V4)
+            .map(|_| tunnel::mtu::path_mtu(device_mtu, tunnel::mtu::Path { overlay, wireguard, underlay }))
+            .transpose()
     };
     Ok(PathMtus { ipv4: of(tunnel::mtu::Underlay::V4)?, ipv6: of(tunnel::mtu::Underlay::V6)? })
 }
@@ -216,24 +249,13 @@ async fn wireguard(
     Ok(Some(tunnel::Wireguard::ensure(settings, netlink.clone()).await.context("cannot set up WireGuard")?))
 }
 
-/// The own cluster's etcd in the mesh's terms.
-pub(crate) fn own_etcd(config: &Config) -> anyhow::Result<EtcdConfig> {
-    let etcd = config.etcd.as_ref().ok_or_else(|| anyhow!("etcd is missing in the configuration"))?;
-    Ok(EtcdConfig {
-        endpoints: etcd.endpoints.clone(),
-        trusted_ca_file: Some(etcd.ca.clone()),
-        cert_file: Some(etcd.cert.clone()),
-        key_file: Some(etcd.key.clone()),
-    })
-}
-
 /// Follows the remote clusters, and the own cluster's other nodes.
-pub(crate) fn start_mesh(
+pub(crate) async fn start_mesh(
     config: &Config,
     identity: &Identity,
     sink: Arc<TableSink>,
     cancel: CancellationToken,
-    tasks: &mut JoinSet<()>,
+    tasks: &mut Tasks,
 ) -> MeshHandle {
     let mesh = MeshConfig {
         cluster: identity.cluster.clone(),
@@ -241,12 +263,12 @@ pub(crate) fn start_mesh(
         max: identity.max_clusters,
         folder: config.clustermesh.folder.clone(),
         snapshots: Some(config.state_dir.0.join("clustermesh")),
-        allow_plaintext: false,
-        own: own_etcd(config).ok(),
+        allow_plaintext: config.clustermesh.allow_plaintext,
+        own: config.etcd.as_ref().map(Etcd::client),
         timers: Timers::default(),
     };
-    let (handle, task) = follower::start(mesh, sink, cancel);
-    tasks.spawn(async move {
+    let (handle, task) = follower::start(mesh, sink, cancel).await;
+    tasks.spawn("mesh", async move {
         if let Err(error) = task.await {
             tracing::error!(%error, "the mesh followers broke off; restart the agent");
         }
@@ -259,20 +281,21 @@ pub(crate) fn start_publisher(
     config: &Config,
     identity: &Identity,
     cancel: CancellationToken,
-    tasks: &mut JoinSet<()>,
+    tasks: &mut Tasks,
 ) -> anyhow::Result<PublisherHandle> {
+    let etcd = config.etcd.as_ref().ok_or_else(|| anyhow!("etcd is missing in the configuration"))?;
     let settings = PublisherConfig {
         max: identity.max_clusters,
         ..PublisherConfig::new(
             identity.cluster.clone(),
             identity.cluster_id,
             identity.node.clone(),
-            own_etcd(config)?,
+            etcd.client(),
             config.state_dir.0.clone(),
         )
     };
     let (handle, task) = publisher::start(settings, cancel);
-    tasks.spawn(async move {
+    tasks.spawn("publisher", async move {
         if let Err(error) = task.await {
             tracing::error!(%error, "publishing broke off; restart the agent");
         }

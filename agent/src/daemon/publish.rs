@@ -7,12 +7,12 @@ use std::net::IpAddr;
 use std::sync::{Arc, PoisonError};
 use tombolo_base::ids::{ClusterId, ClusterName};
 use tombolo_base::source::{Source, SourceState};
-use tombolo_base::table::Table;
+use tombolo_base::table::{Snapshot, Table};
 use tombolo_clustermesh::publisher::{Desired, PublisherHandle};
 use tombolo_clustermesh::rows::{self, Assignment};
 use tombolo_clustermesh::wire::key;
-use tombolo_kubernetes::Tables;
-use tombolo_service::{LbAssignment, ServiceName, pools};
+use tombolo_kubernetes::{NamespaceRow, Tables};
+use tombolo_service::{LbAssignment, ServiceName, ServiceRow, SliceRow, pools};
 use tombolo_topology::{NodeRow, PrefixRow, WireguardKey};
 
 /// A key that can be written, or a log line why not: one bad object costs itself only.
@@ -54,10 +54,12 @@ pub(crate) async fn node(
 /// canaries, which it is this agent's task to write.
 async fn assigned_before(publisher: &PublisherHandle) -> Result<Assignments, tombolo_clustermesh::MeshError> {
     let listed = publisher.key_values().list(key::ASSIGNMENTS).await?;
-    let one = |(name, value): (&String, &Vec<u8>)| {
-        let (namespace, service) = name.strip_prefix(key::ASSIGNMENTS)?.split_once('/')?;
-        let name = ServiceName { namespace: namespace.into(), name: service.into() };
-        Some((name, Assignment::decode(value)?.addresses))
+    let one = |(key, value): (&String, &Vec<u8>)| {
+        let decoded = Assignment::decode(key.strip_prefix(key::ASSIGNMENTS)?, value);
+        let told = decoded.inspect_err(|reject| {
+            tracing::warn!(key = %key.escape_debug(), %reject, "not used; what this node remembers is written there again");
+        });
+        told.ok().map(|(name, assignment)| (name, assignment.addresses))
     };
     Ok(listed.iter().filter_map(one).collect())
 }
@@ -76,6 +78,19 @@ pub(crate) struct ClusterInputs {
     pub(crate) addresses: Table<LbAssignment>,
 }
 
+/// The services that other clusters are told of. Like Cilium's exporter: one without any EndpointSlice is not exported, an
+/// empty slice is enough; a namespace that is not described is global.
+fn exported<'a>(
+    services: &'a [ServiceRow],
+    slices: &'a Snapshot<SliceRow>,
+    namespaces: &'a Snapshot<NamespaceRow>,
+) -> impl Iterator<Item = &'a ServiceRow> {
+    services.iter().filter(|row| {
+        let global = namespaces.get(&row.name.namespace).is_none_or(|namespace| namespace.global);
+        rows::exported(row, global) && slices.by_index(&row.name).next().is_some()
+    })
+}
+
 /// Plans what belongs to the whole cluster, global services and LoadBalancer addresses, while this node is the elected
 /// one, until cancelled.
 pub(crate) async fn cluster(
@@ -86,7 +101,7 @@ pub(crate) async fn cluster(
 ) {
     let ClusterInputs { name, id, tables, addresses } = inputs;
     let (mut services, mut slices) = (tables.services.changes(), tables.slices.changes());
-    let mut offered = tables.pools.changes();
+    let (mut offered, mut namespaces) = (tables.pools.changes(), tables.namespaces.changes());
     let mut leader = publisher.leader();
     // `None` until etcd was asked in this term: without what was assigned before, addresses would change.
     let mut present: Option<Assignments> = None;
@@ -96,6 +111,7 @@ pub(crate) async fn cluster(
             _ = services.next() => {}
             _ = slices.next() => {}
             _ = offered.next() => {}
+            _ = namespaces.next() => {}
             changed = leader.changed() => {
                 if changed.is_err() { return }
                 present = None;
@@ -125,12 +141,66 @@ pub(crate) async fn cluster(
         let all: Vec<_> = services.iter().cloned().collect();
         let decided = pools::assign(&pools, &all, &known);
         *problems.lock().unwrap_or_else(PoisonError::into_inner) = decided.problems;
-        // Like Cilium's exporter: a service without any EndpointSlice is not exported, an empty slice is enough.
-        let global = all.iter().filter(|row| row.global && slices.by_index(&row.name).next().is_some());
-        let exported = global
+        let namespaces = tables.namespaces.snapshot();
+        let exported = exported(&all, &slices, &namespaces)
             .map(|row| Desired::service(&rows::service_entry(&name, id, row, slices.by_index(&row.name))));
         let assigned = decided.rows.iter().map(|row| Desired::assignment(&row.name, &Assignment::of(row)));
         publisher.set_cluster(exported.chain(assigned).filter_map(written));
         present = Some(decided.rows.into_iter().map(|row| (row.name, row.addresses)).collect());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tombolo_base::table::Row;
+    use tombolo_service::{Affinity, ServiceType, TrafficPolicy};
+
+    fn service(name: &str, namespace: &str, global: bool, shared: bool) -> ServiceRow {
+        ServiceRow {
+            source: Source::Manifests,
+            name: ServiceName { namespace: namespace.into(), name: name.into() },
+            kind: ServiceType::ClusterIP,
+            headless: false,
+            cluster_ips: Vec::new(),
+            ports: Vec::new(),
+            external_traffic_policy: TrafficPolicy::Cluster,
+            internal_traffic_policy: TrafficPolicy::Cluster,
+            load_balancer_class: None,
+            families_ipv4: vec![true],
+            requested_addresses: Vec::new(),
+            publish_not_ready: false,
+            global,
+            shared,
+            affinity: Affinity::None,
+            labels: BTreeMap::new(),
+            selector: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn only_shared_services_of_global_namespaces_with_a_slice_are_exported() {
+        let (slices, slice_writer) = Table::new();
+        let (namespaces, namespace_writer) = Table::new();
+        let all = [
+            service("yes", "shop", true, true),
+            service("not-shared", "shop", true, false),
+            service("not-global", "shop", false, false),
+            service("no-slice", "shop", true, true),
+            service("private", "home", true, true),
+            service("undescribed", "other", true, true),
+        ];
+        for row in all.iter().filter(|row| &*row.name.name != "no-slice") {
+            let (source, service) = (Source::Manifests, row.name.clone());
+            let name = row.name.clone();
+            slice_writer.upsert(SliceRow { source, name, service, ports: Vec::new(), endpoints: Vec::new() });
+        }
+        for (name, global) in [("shop", true), ("home", false)] {
+            let (source, labels) = (Source::Manifests, BTreeMap::new());
+            namespace_writer.upsert(NamespaceRow { source, name: name.into(), labels, global });
+        }
+        let (slices, namespaces) = (slices.snapshot(), namespaces.snapshot());
+        let found: Vec<_> = exported(&all, &slices, &namespaces).map(|row| row.key().to_string()).collect();
+        assert_eq!(found, ["shop/yes", "other/undescribed"]);
     }
 }

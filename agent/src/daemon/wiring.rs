@@ -7,21 +7,23 @@
 //! BGP ──────┘                        endpoints wait for it before a pod starts ◄┘
 //! ```
 
-use super::backend::Daemon;
+use super::backend::{Daemon, FLOWS, Rows};
 use super::drive::{Applied, Driver};
 use super::tables::{Desired, DesiredWriters, Held, Intent, IntentWriters, catalogue};
-use super::{bgp, datapath, endpoints, flows, interfaces, node, planners, policy, publish};
+use super::tasks::Tasks;
+use super::{bgp, datapath, endpoints, flows, interfaces, node, planners, policy, publish, watch};
 use crate::config::{Config, Encryption, Identity};
 use anyhow::Context;
 use std::sync::Arc;
-use tokio::task::JoinSet;
-use tombolo_base::source::SourceState;
-use tombolo_base::table::{Row, Writer};
+use tombolo_base::reconcile::Target;
+use tombolo_base::source::{Source, SourceState};
+use tombolo_base::table::{Row, Table, Writer};
 use tombolo_clustermesh::publisher::PublisherHandle;
 use tombolo_clustermesh::rows::TableSink;
 use tombolo_kubernetes::{Tables, Writers};
 use tombolo_topology::plan::{self, NodeIndexes};
-use tombolo_topology::{EndpointRow, IdentityRow, LearnedRoute, NodeRow, PrefixRow, RouteEntry};
+use tombolo_topology::{EndpointRow, IdentityRow, LearnedRoute, PrefixRow};
+use tombolo_tunnel::KernelRoutes;
 
 /// How long a CNI call waits for the datapath before it fails.
 const APPLY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(30);
@@ -38,10 +40,8 @@ pub(crate) struct Ground<'a> {
     pub(crate) config: &'a Config,
     /// Who this agent is.
     pub(crate) identity: &'a Identity,
-    /// This node's own row.
-    pub(crate) own: NodeRow,
     /// The tasks of the daemon.
-    pub(crate) tasks: &'a mut JoinSet<()>,
+    pub(crate) tasks: &'a mut Tasks,
 }
 
 /// Starts every room, from the sources to BGP.
@@ -55,17 +55,20 @@ pub(crate) async fn start(
 ) -> anyhow::Result<()> {
     let (intent, sources) = Intent::new(kube);
     let (desired, plans) = Desired::new();
+    let catalogue = catalogue(&intent, &desired);
+    ground.daemon.rows.set(Rows { intent: intent.clone(), desired: desired.clone(), catalogue }).ok();
     let mut rooms = Rooms { ground, intent, desired, held: Held::default() };
 
-    rooms.mesh(kube_writers, &sources);
-    let routes = plans.topology.routes.clone();
-    let bgp = rooms.planners(plans, remembered, &sources);
-    rooms.reconcilers();
+    rooms.announce(&sources);
+    rooms.mesh(kube_writers, &sources).await;
+    let kernel = rooms.kernel_routes();
+    let hops = kernel.next_hops().await.context("cannot read the kernel's routes")?;
+    let bgp = rooms.planners(plans, remembered, hops, &sources);
+    rooms.reconcilers(kernel);
     rooms.flows()?;
     let publisher = rooms.publisher()?;
     rooms.endpoints(&publisher, sources.endpoints).await?;
-    rooms.bgp(bgp, sources.learned, routes);
-    rooms.ground.daemon.catalogue.set(catalogue(&rooms.intent, &rooms.desired)).ok();
+    rooms.bgp(bgp, sources.learned);
     Ok(())
 }
 
@@ -78,8 +81,14 @@ struct Rooms<'a> {
 }
 
 impl Rooms<'_> {
-    fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
-        self.ground.tasks.spawn(task);
+    fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.ground.tasks.spawn(name, task);
+    }
+
+    /// Carries desired rows to their target.
+    fn reconcile<R: Row>(&mut self, rows: Table<R>, target: impl Target<R> + 'static, held: Applied<R>) {
+        let run = self.driver().run(rows, target, held);
+        self.spawn(R::TABLE, run);
     }
 
     fn driver(&self) -> Driver {
@@ -90,8 +99,23 @@ impl Rooms<'_> {
         self.ground.config.datapath.encryption == Encryption::Wireguard
     }
 
+    /// Whoever will speak is announced before anybody prunes: this node's pods and BGP here, the clusters by the mesh.
+    fn announce(&self, sources: &IntentWriters) {
+        sources.endpoints.set_source(&Source::Local, SourceState::Pending);
+        sources.prefixes.set_source(&Source::Local, SourceState::Pending);
+        sources.identities.set_source(&Source::Local, SourceState::Pending);
+        if self.ground.config.bgp.enabled {
+            // What BGP taught an earlier life stays until it has been taught again.
+            sources.learned.set_source(&bgp::starting(), SourceState::Pending);
+        }
+    }
+
+    fn kernel_routes(&self) -> KernelRoutes {
+        KernelRoutes::new(self.ground.node.netlink.clone(), tombolo_tunnel::RouteSettings::default())
+    }
+
     /// Remote clusters and the own cluster's other nodes, into the intent tables.
-    fn mesh(&mut self, kube: &Writers, sources: &IntentWriters) {
+    async fn mesh(&mut self, kube: &Writers, sources: &IntentWriters) {
         let sink = Arc::new(TableSink {
             nodes: kube.nodes.clone(),
             identities: sources.identities.clone(),
@@ -102,7 +126,7 @@ impl Rooms<'_> {
             max: self.ground.identity.max_clusters,
         });
         let Ground { config, identity, driver, tasks, .. } = &mut self.ground;
-        let mesh = node::start_mesh(config, identity, sink, driver.cancel.clone(), tasks);
+        let mesh = node::start_mesh(config, identity, sink, driver.cancel.clone(), tasks).await;
         self.ground.daemon.mesh.set(mesh).ok();
     }
 
@@ -111,42 +135,47 @@ impl Rooms<'_> {
         &mut self,
         plans: DesiredWriters,
         remembered: datapath::Remembered,
+        hops: RememberedHops,
         sources: &IntentWriters,
     ) -> BgpPens {
-        let datapath::Remembered { nodes, backends, frontends } = remembered;
-        self.topology_planner(nodes, plans.topology);
+        let datapath::Remembered { nodes, backends, frontends, interfaces } = remembered;
+        self.topology_planner(nodes, hops, plans.topology);
         let node = self.ground.identity.node.clone();
         let mut services = tombolo_service::plan::Planner::new(node, self.ground.driver.clock.now());
         services.restore(backends, frontends);
         self.service_planner(services, plans.services);
         self.policy_planner(plans.policies);
-        self.spawn(interfaces::plan(
-            self.driver(),
-            self.intent.endpoints.clone(),
-            self.desired.endpoint_policies.clone(),
-            self.held.policies.clone(),
-            plans.interfaces,
-        ));
+        self.spawn(
+            "planner/interfaces",
+            interfaces::plan(
+                self.driver(),
+                self.intent.endpoints.clone(),
+                self.desired.endpoint_policies.clone(),
+                self.held.policies.clone(),
+                interfaces,
+                plans.interfaces,
+            ),
+        );
         self.local_rows(sources.prefixes.clone(), sources.identities.clone());
         plans.bgp
     }
 
-    fn topology_planner(&mut self, remembered: RememberedNodes, out: plan::Outputs) {
+    fn topology_planner(&mut self, remembered: RememberedNodes, hops: RememberedHops, out: plan::Outputs) {
         let mut indexes = NodeIndexes::default();
         indexes.restore(remembered);
-        if self.ground.config.bgp.enabled {
-            // What BGP taught an earlier life stays until it has been taught again.
-            out.routes.set_source(&bgp::starting(), SourceState::Pending);
-        }
-        let planner = plan::Planner::new(self.ground.node.plan.clone(), indexes);
-        self.spawn(planners::topology(
-            self.driver(),
-            planner,
-            self.intent.kube.nodes.clone(),
-            self.intent.prefixes.clone(),
-            self.intent.learned.clone(),
-            out,
-        ));
+        let mut planner = plan::Planner::new(self.ground.node.plan.clone(), indexes);
+        planner.restore_hops(hops);
+        self.spawn(
+            "planner/topology",
+            planners::topology(
+                self.driver(),
+                planner,
+                self.intent.kube.nodes.clone(),
+                self.intent.prefixes.clone(),
+                self.intent.learned.clone(),
+                out,
+            ),
+        );
     }
 
     fn service_planner(
@@ -160,7 +189,7 @@ impl Rooms<'_> {
             remote: self.intent.remote_services.clone(),
             addresses: self.intent.addresses.clone(),
         };
-        self.spawn(planners::services(self.driver(), planner, inputs, out));
+        self.spawn("planner/services", planners::services(self.driver(), planner, inputs, out));
     }
 
     fn policy_planner(&mut self, out: policy::Pens) {
@@ -172,24 +201,27 @@ impl Rooms<'_> {
         };
         let compiler = policy::compiler(&self.ground.identity.cluster, &self.ground.daemon.datapath);
         let problems = self.ground.daemon.policy_problems.clone();
-        self.spawn(policy::planner(self.driver(), compiler, inputs, out, problems));
+        self.spawn("planner/policy", policy::planner(self.driver(), compiler, inputs, out, problems));
     }
 
     /// This node's pods as prefixes and identities.
     fn local_rows(&mut self, prefixes: Arc<Writer<PrefixRow>>, identities: Arc<Writer<IdentityRow>>) {
         let key = if self.encrypted() { 255 } else { 0 };
-        self.spawn(planners::local_rows(
-            self.driver(),
-            self.intent.endpoints.clone(),
-            self.ground.node.host_ip,
-            key,
-            prefixes,
-            identities,
-        ));
+        self.spawn(
+            "planner/local",
+            planners::local_rows(
+                self.driver(),
+                self.intent.endpoints.clone(),
+                self.ground.node.host_ip,
+                key,
+                prefixes,
+                identities,
+            ),
+        );
     }
 
     /// Desired rows to their targets.
-    fn reconcilers(&mut self) {
+    fn reconcilers(&mut self, kernel: KernelRoutes) {
         let (desired, held) = (self.desired.clone(), self.held.clone());
         let datapath = self.ground.daemon.datapath.clone();
         let prefixes = self.prefix_target();
@@ -197,33 +229,41 @@ impl Rooms<'_> {
         let frontends = datapath::Frontends::new(datapath.clone(), held.backends.clone());
         let (policies, interfaces) =
             (datapath::Policies(datapath.clone()), datapath::Interfaces::new(datapath.clone()));
-        let netlink = self.ground.node.netlink.clone();
-        let kernel = tombolo_tunnel::KernelRoutes::new(netlink, tombolo_tunnel::RouteSettings::default());
+        let watcher = watch::Watcher {
+            config: self.ground.config.clone(),
+            identity: self.ground.identity.clone(),
+            own: self.ground.node.own.clone(),
+            datapath: datapath.clone(),
+            netlink: self.ground.node.netlink.clone(),
+            wireguard: self.ground.node.wireguard.clone(),
+            routes: desired.routes.clone(),
+        };
 
-        self.spawn(self.driver().run(desired.paths, datapath::Paths(datapath.clone()), held.paths));
-        self.spawn(self.driver().run(desired.entries, prefixes, held.entries));
-        self.spawn(self.driver().run(desired.backends, backends, held.backends));
-        self.spawn(self.driver().run(desired.frontends, frontends, held.frontends));
-        self.spawn(self.driver().run(desired.policies, policies, held.policies));
-        self.spawn(self.driver().run(desired.interfaces, interfaces, held.interfaces));
-        self.spawn(self.driver().run(desired.routes, kernel, Applied::default()));
+        self.reconcile(desired.paths, datapath::Paths(datapath.clone()), held.paths);
+        self.reconcile(desired.entries, prefixes, held.entries);
+        self.reconcile(desired.backends, backends, held.backends);
+        self.reconcile(desired.frontends, frontends, held.frontends);
+        self.reconcile(desired.policies, policies, held.policies);
+        self.reconcile(desired.interfaces, interfaces, held.interfaces);
+        self.reconcile(desired.routes, kernel, Applied::default());
         if let Some(wireguard) = self.ground.node.wireguard.clone() {
-            self.spawn(self.driver().run(desired.peers, wireguard, Applied::default()));
+            self.reconcile(desired.peers, wireguard, Applied::default());
         }
-        self.spawn(node::collect_garbage(self.driver(), datapath));
+        self.spawn("watch", watcher.run(self.driver()));
+        self.spawn("conntrack", node::collect_garbage(self.driver(), datapath));
     }
 
     fn prefix_target(&self) -> datapath::Prefixes {
-        let nodes = self.intent.kube.nodes.clone();
-        let clusters = move |id: u32| {
-            let snapshot = nodes.snapshot();
-            snapshot.iter().find(|row| u32::from(row.cluster_id.get()) == id).map(|row| row.source.clone())
+        let owners = datapath::Owners {
+            nodes: self.intent.kube.nodes.clone(),
+            own: self.ground.identity.cluster.clone(),
+            own_id: self.ground.identity.cluster_id,
         };
         datapath::Prefixes {
             datapath: self.ground.daemon.datapath.clone(),
             encrypt: self.encrypted(),
             max_clusters: self.ground.identity.max_clusters,
-            clusters: Arc::new(clusters),
+            owners,
             paths: self.held.paths.clone(),
         }
     }
@@ -244,15 +284,18 @@ impl Rooms<'_> {
         };
         let daemon = self.ground.daemon.clone();
         let events = daemon.datapath.events().context("cannot read the datapath's events")?;
-        self.spawn(flows::run(
-            self.driver(),
-            daemon.datapath.clone(),
-            events,
-            enricher,
-            names,
-            daemon.flows.clone(),
-            daemon.metrics.clone(),
-        ));
+        self.spawn(
+            FLOWS,
+            flows::run(
+                self.driver(),
+                daemon.datapath.clone(),
+                events,
+                enricher,
+                names,
+                daemon.flows.clone(),
+                daemon.metrics.clone(),
+            ),
+        );
         Ok(())
     }
 
@@ -269,15 +312,18 @@ impl Rooms<'_> {
             addresses: self.intent.addresses.clone(),
         };
         let wireguard_key = self.ground.node.wireguard.as_ref().map(tombolo_tunnel::Wireguard::public_key);
-        self.spawn(publish::node(
-            self.driver(),
-            self.ground.own.key(),
-            self.intent.kube.nodes.clone(),
-            self.intent.prefixes.clone(),
-            wireguard_key,
-            publisher.clone(),
-        ));
-        self.spawn(publish::cluster(self.driver(), inputs, publisher.clone(), problems));
+        self.spawn(
+            "publish/node",
+            publish::node(
+                self.driver(),
+                self.ground.node.own.key(),
+                self.intent.kube.nodes.clone(),
+                self.intent.prefixes.clone(),
+                wireguard_key,
+                publisher.clone(),
+            ),
+        );
+        self.spawn("publish/cluster", publish::cluster(self.driver(), inputs, publisher.clone(), problems));
         Ok(publisher)
     }
 
@@ -288,21 +334,22 @@ impl Rooms<'_> {
         writer: Writer<EndpointRow>,
     ) -> anyhow::Result<()> {
         self.ground.daemon.stage("restoring endpoints");
+        let uses = endpoints::Uses::new(publisher.identities().clone());
         let gate = endpoints::Gate {
             cluster: self.ground.identity.cluster.clone(),
             pods: self.intent.kube.pods.clone(),
             namespaces: self.intent.kube.namespaces.clone(),
-            identities: publisher.identities().clone(),
+            uses: uses.clone(),
             endpoints: self.intent.endpoints.clone(),
             interfaces: self.held.interfaces.clone(),
             prefixes: self.held.entries.clone(),
         };
-        let pod_cidrs = self.ground.own.pod_cidrs.iter().map(tombolo_base::prefix::Prefix::net);
+        let pod_cidrs = self.ground.node.own.pod_cidrs.iter().map(tombolo_base::prefix::Prefix::net);
         let settings = tombolo_cni::StoreConfig {
             state_dir: self.ground.config.state_dir.0.clone(),
             pod_cidrs: pod_cidrs.map(Into::into).collect(),
-            pod_mtu: u32::from(self.ground.node.plan.mtu.smallest()),
-            route_mtu: None,
+            pod_mtu: u32::from(self.ground.node.device_mtu),
+            path_mtu: u32::from(self.ground.node.plan.mtu.smallest()),
             apply_timeout: APPLY_TIMEOUT,
         };
         let netlink = self.ground.node.netlink.clone();
@@ -310,32 +357,34 @@ impl Rooms<'_> {
             .await
             .context("cannot open the endpoint store")?;
         self.ground.daemon.endpoints.set(store.clone()).ok();
-        self.spawn(endpoints::follow_labels(
-            self.driver(),
+        let follower = endpoints::LabelFollower {
             store,
-            self.intent.kube.clone(),
-            self.intent.endpoints.clone(),
-            publisher.identities().clone(),
-        ));
+            tables: self.intent.kube.clone(),
+            endpoints: self.intent.endpoints.clone(),
+            uses,
+        };
+        self.spawn("labels", endpoints::follow_labels(self.driver(), follower, publisher.status()));
         Ok(())
     }
 
     /// BGP: its planner, and the speaker if it is enabled.
-    fn bgp(&mut self, out: BgpPens, learned: Writer<LearnedRoute>, planned: Arc<Writer<RouteEntry>>) {
+    fn bgp(&mut self, out: BgpPens, learned: Arc<Writer<LearnedRoute>>) {
         let identity = self.ground.identity;
-        self.spawn(bgp::planner(
-            self.driver(),
-            identity.cluster.clone(),
-            identity.node.clone(),
-            self.intent.kube.clone(),
-            self.intent.addresses.clone(),
-            out,
-            self.ground.daemon.bgp_conditions.clone(),
-        ));
+        self.spawn(
+            "planner/bgp",
+            bgp::planner(
+                self.driver(),
+                identity.cluster.clone(),
+                identity.node.clone(),
+                self.intent.kube.clone(),
+                self.intent.addresses.clone(),
+                out,
+                self.ground.daemon.bgp_conditions.clone(),
+            ),
+        );
         let Ground { config, driver, node, tasks, daemon, .. } = &mut self.ground;
         if config.bgp.enabled {
             let rows = (&self.desired.bgp_peers, &self.desired.bgp_adverts);
-            let learned = bgp::Learned { routes: learned, planned };
             let bgp = bgp::start(driver, &config.bgp.import.allow, node.restarting, rows, learned, tasks);
             daemon.bgp.set(bgp).ok();
         }
@@ -344,3 +393,7 @@ impl Rooms<'_> {
 
 type BgpPens = (Writer<tombolo_topology::bgp::PeerRow>, Writer<tombolo_topology::bgp::AdvertRow>);
 type RememberedNodes = Vec<(std::net::IpAddr, tombolo_topology::NodeIndex)>;
+type RememberedHops = std::collections::BTreeMap<
+    tombolo_base::prefix::Prefix,
+    std::collections::BTreeSet<tombolo_topology::LearnedNextHop>,
+>;

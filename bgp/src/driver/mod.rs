@@ -184,6 +184,9 @@ impl Driver {
     }
 
     fn spawn(&mut self, id: ConnectionId, stream: TcpStream) {
+        // Unbounded as a channel, bounded by what is put into it: the core encodes no route for a connection with more than
+        // `core::OUTSTANDING_MAX` unsent bytes, and keepalives end with the send hold timer. A bounded channel would make
+        // one slow peer stop the speaker, or would lose bytes in the midst of a stream.
         let (queue, outbox) = mpsc::unbounded_channel();
         self.queues.insert(id, queue);
         self.connections.spawn(link::run(id, stream, outbox, self.inputs.clone()));

@@ -2,7 +2,7 @@
 
 use super::core::{Follower, Link};
 use super::event::{Header, Output};
-use crate::wire::{ClusterConfig, ConfigError, Layout, Remote};
+use crate::wire::{ClusterConfig, ConfigError, Layout, Remote, key};
 use tombolo_base::clock::Moment;
 use tombolo_base::source::SourceState;
 
@@ -26,7 +26,10 @@ impl Follower {
                     self.link = Link::Running;
                     self.start_reading(out);
                 }
-                Err(error) => self.disconnect(now, &error.to_string(), out),
+                Err(error) => {
+                    let name = key::cluster_config(self.config.cluster.as_str());
+                    self.disconnect(now, &format!("{name}: {error}"), out);
+                }
             },
             (Link::Running, Some(value)) => {
                 let changed = match ClusterConfig::decode(&value) {

@@ -5,6 +5,7 @@ use super::event::{Change, Failure, FailureKind, Input, Output, Scope, Ticket};
 use super::requests;
 use super::snapshot;
 use super::status::ClusterStatus;
+use crate::certificate::{Expiry, unix_now};
 use crate::etcd::EtcdConfig;
 use etcd_client::Client;
 use std::collections::BTreeMap;
@@ -51,7 +52,7 @@ struct Answer {
 }
 
 enum Content {
-    Client(Box<Client>, Option<i64>, Vec<u8>),
+    Client(Box<Client>, Option<Expiry>, [u8; 32]),
     Input(Input),
 }
 
@@ -59,7 +60,8 @@ enum Content {
 pub(crate) struct Driver {
     cluster: ClusterName,
     core: Follower,
-    etcd: EtcdConfig,
+    /// `None` while its file is not usable: what an earlier life knew is used.
+    etcd: Option<EtcdConfig>,
     sink: Arc<dyn MeshSink>,
     snapshot: Option<PathBuf>,
     origin: Instant,
@@ -69,8 +71,11 @@ pub(crate) struct Driver {
     running: BTreeMap<Scope, (Ticket, AbortHandle)>,
     answers: mpsc::Sender<Answer>,
     inbox: mpsc::Receiver<Answer>,
-    expiry: Option<i64>,
-    certificates: Vec<u8>,
+    expiry: Option<Expiry>,
+    certificates: [u8; 32],
+    /// Why renewed certificate files are not used.
+    renewal: Option<String>,
+    warned: Vec<String>,
     written: u64,
     next_write: Instant,
 }
@@ -79,7 +84,7 @@ impl Driver {
     pub(crate) fn new(
         cluster: ClusterName,
         core: Follower,
-        etcd: EtcdConfig,
+        etcd: Option<EtcdConfig>,
         sink: Arc<dyn MeshSink>,
         snapshot: Option<PathBuf>,
         origin: Instant,
@@ -99,7 +104,9 @@ impl Driver {
             answers,
             inbox,
             expiry: None,
-            certificates: Vec::new(),
+            certificates: [0; 32],
+            renewal: None,
+            warned: Vec::new(),
             written: 0,
             next_write: Instant::now(),
         }
@@ -121,7 +128,7 @@ impl Driver {
                 () = cancel.cancelled() => break,
                 command = commands.recv() => match command {
                     Some(Command::Reconfigure(etcd)) => {
-                        self.etcd = etcd;
+                        self.etcd = Some(etcd);
                         self.feed(Input::Reconfigured);
                     }
                     Some(Command::Status(reply)) => drop(reply.send(self.status())),
@@ -155,9 +162,26 @@ impl Driver {
 
     fn status(&self) -> ClusterStatus {
         let mut status = self.core.status(self.now());
-        status.endpoints.clone_from(&self.etcd.endpoints);
-        status.certificate_expires_unix_secs = self.expiry;
+        if let Some(etcd) = &self.etcd {
+            status.endpoints.clone_from(&etcd.endpoints);
+            status.plaintext = etcd.is_plaintext();
+        }
+        status.certificate_expires_unix_secs = self.expiry.as_ref().map(|expiry| expiry.not_after_unix_secs);
+        status.certificate_left = self.expiry.as_ref().map(|expiry| expiry.short(unix_now()));
+        status.warnings = self.warnings();
         status
+    }
+
+    /// What works now and will not for long, or not after a restart.
+    fn warnings(&self) -> Vec<String> {
+        let expiry = self.expiry.as_ref().and_then(|expiry| expiry.warning(unix_now()));
+        let plaintext = self.etcd.as_ref().filter(|etcd| etcd.is_plaintext()).map(|etcd| {
+            format!(
+                "etcd is reached without TLS at {}: anybody on the way reads and forges entries; use https://",
+                etcd.endpoints.join(" ")
+            )
+        });
+        expiry.into_iter().chain(self.renewal.clone()).chain(plaintext).collect()
     }
 
     fn feed(&mut self, input: Input) {
@@ -235,6 +259,7 @@ impl Driver {
         match answer.content {
             Content::Client(client, expiry, certificates) => {
                 self.client = Some(*client);
+                self.renewal = None;
                 self.expiry = expiry;
                 self.certificates = certificates;
                 self.feed(Input::Connected);
@@ -246,13 +271,21 @@ impl Driver {
     fn connect(&mut self) {
         let (etcd, answers, epoch) = (self.etcd.clone(), self.answers.clone(), self.epoch);
         self.tasks.spawn(async move {
-            let content = match requests::open(&etcd).await {
-                Ok(client) => Content::Client(
-                    Box::new(client),
-                    etcd.certificate_expiry().await,
-                    etcd.certificates().await,
-                ),
-                Err(error) => Content::Input(Input::Disconnected(Failure::from(&error))),
+            let content = match &etcd {
+                None => {
+                    let text = "there is no usable cluster file".to_owned();
+                    Content::Input(Input::Disconnected(Failure { kind: FailureKind::Other, text }))
+                }
+                Some(etcd) => {
+                    // Taken first: a renewal while connecting must not look like the files in use.
+                    let fingerprint = etcd.fingerprint().await;
+                    match requests::open(etcd).await {
+                        Ok((client, files)) => {
+                            Content::Client(Box::new(client), files.map(|files| files.expiry), fingerprint)
+                        }
+                        Err(error) => Content::Input(Input::Disconnected(Failure::from(&error))),
+                    }
+                }
             };
             drop(answers.send(Answer { epoch, content }).await);
         });
@@ -287,12 +320,26 @@ impl Driver {
     }
 
     /// A renewed certificate is used from the next connection on; the old one is kept only while it is valid, so the
-    /// connection is made anew at once. Nothing that is known is dropped.
+    /// connection is made anew at once. Nothing that is known is dropped, and a connection that stands is not given up
+    /// for files that cannot be used.
     async fn check_certificates(&mut self) {
-        if self.client.is_some() && self.etcd.certificates().await != self.certificates {
-            tracing::info!(cluster = %self.cluster, "certificate files changed; connecting with the new ones");
-            self.feed(Input::Reconfigured);
+        if let (Some(etcd), Some(_)) = (&self.etcd, &self.client) {
+            let files = etcd.fingerprint().await;
+            let usable = if files == self.certificates { Ok(None) } else { etcd.certificates().await };
+            match usable {
+                Ok(None) => self.renewal = None,
+                Ok(Some(_)) => {
+                    tracing::info!(cluster = %self.cluster, "certificate files changed; connecting with the new ones");
+                    self.feed(Input::Reconfigured);
+                }
+                Err(error) => self.renewal = Some(format!("changed certificate files are not used: {error}")),
+            }
         }
+        let warnings = self.warnings();
+        for text in warnings.iter().filter(|text| !self.warned.contains(text)) {
+            tracing::warn!(cluster = %self.cluster, "{text}");
+        }
+        self.warned = warnings;
     }
 
     async fn restore(&mut self) {

@@ -6,9 +6,12 @@ mod core;
 mod driver;
 mod event;
 mod folder;
+#[cfg(test)]
+mod folder_tests;
 mod ids;
 mod requests;
 pub(crate) mod snapshot;
+mod snapshots;
 mod status;
 mod store;
 #[cfg(test)]
@@ -16,14 +19,16 @@ mod tests;
 
 pub use self::core::{Follower, FollowerConfig};
 pub use driver::MeshSink;
-pub use event::{Change, Failure, FailureKind, Header, Input, KeyEvent, Output, Scope, Ticket, Timers};
+pub use event::{
+    Applied, Change, Failure, FailureKind, Header, Input, KeyEvent, Output, Scope, Ticket, Timers,
+};
 pub use ids::IdBook;
-pub use status::{ClusterStatus, ConfigStatus, FailureStatus};
+pub use status::{ClusterStatus, ConfigStatus, FailureStatus, MAX_REFUSED, Refused};
 
 use crate::etcd::EtcdConfig;
 use driver::{Command, Driver};
-use folder::{Folder, Scan};
-use std::collections::BTreeMap;
+use folder::{Folder, Reading, Scan};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -41,7 +46,7 @@ pub struct MeshConfig {
     pub cluster_id: ClusterId,
     /// The size of the mesh.
     pub max: MaxClusters,
-    /// The folder with `<remote>.yaml` files.
+    /// The folder with `<remote>.yaml` files; empty for no remote clusters.
     pub folder: PathBuf,
     /// Where snapshots are kept (`<name>.json`); `None` keeps none.
     pub snapshots: Option<PathBuf>,
@@ -87,53 +92,80 @@ struct Mesh {
     origin: Instant,
     running: BTreeMap<ClusterName, Running>,
     broken: BTreeMap<String, String>,
+    /// Clusters whose file was broken from the start: not followed, and not pruned before their file is mended or gone.
+    spared: BTreeSet<ClusterName>,
+    /// Why the folder cannot be listed now.
+    unlisted: Option<String>,
+    /// Whether it was listed before: what is not in it is known to be removed since then.
+    listed: bool,
     cancel: CancellationToken,
 }
 
 /// Starts following; the handle answers until `cancel` is cancelled. What is known stays with the sink then.
-#[must_use]
-pub fn start(
+///
+/// Every cluster of the folder is announced to the sink when this returns: whoever prunes afterwards knows of whom to
+/// spare. That goes for one whose file is broken, too, since an earlier life may have followed it.
+pub async fn start(
     config: MeshConfig,
     sink: Arc<dyn MeshSink>,
     cancel: CancellationToken,
 ) -> (MeshHandle, JoinHandle<()>) {
-    let (asks, inbox) = mpsc::channel(16);
-    let mesh = Mesh {
+    let (asks, asked) = mpsc::channel(16);
+    let mut mesh = Mesh {
         config,
         sink,
         ids: IdBook::default(),
         origin: Instant::now(),
         running: BTreeMap::new(),
         broken: BTreeMap::new(),
+        spared: BTreeSet::new(),
+        unlisted: None,
+        listed: false,
         cancel,
     };
-    (MeshHandle { asks }, tokio::spawn(mesh.run(inbox)))
+    let own = mesh.config.cluster.clone();
+    if let Some(etcd) = mesh.config.own.clone() {
+        mesh.follow(own.clone(), Some(etcd), [0; 32]);
+    }
+    // One reading at a time: while it is carried out the folder's task waits, and looks again afterwards.
+    let (readings, mut inbox) = mpsc::channel(1);
+    let watching = (!mesh.config.folder.as_os_str().is_empty()).then(|| {
+        let folder = Folder::new(mesh.config.folder.clone(), own, mesh.config.allow_plaintext);
+        tokio::spawn(folder.run(readings, mesh.cancel.clone()))
+    });
+    if watching.is_some()
+        && let Some(first) = inbox.recv().await
+    {
+        mesh.take(first).await;
+        mesh.spare();
+    }
+    (MeshHandle { asks }, tokio::spawn(mesh.run(inbox, watching, asked)))
 }
 
 impl Mesh {
-    async fn run(mut self, mut asks: mpsc::Receiver<Ask>) {
-        let own = self.config.cluster.clone();
-        let mut folder = Folder::new(self.config.folder.clone(), own.clone(), self.config.allow_plaintext);
-        if let Some(etcd) = self.config.own.clone() {
-            self.follow(own, etcd, [0; 32]);
-        }
+    async fn run(
+        mut self,
+        mut readings: mpsc::Receiver<Reading>,
+        watching: Option<JoinHandle<()>>,
+        mut asks: mpsc::Receiver<Ask>,
+    ) {
         let cancel = self.cancel.clone();
-        let first = folder.scan().await;
-        self.apply(first).await;
         loop {
             tokio::select! {
                 () = cancel.cancelled() => break,
-                scan = folder.changed() => self.apply(scan).await,
+                Some(reading) = readings.recv() => self.take(reading).await,
                 Some(Ask::Status(reply)) = asks.recv() => drop(reply.send(self.status().await)),
             }
         }
-        for running in std::mem::take(&mut self.running).into_values() {
+        for task in
+            std::mem::take(&mut self.running).into_values().map(|running| running.task).chain(watching)
+        {
             // A panic was reported by the runtime already.
-            drop(running.task.await);
+            drop(task.await);
         }
     }
 
-    fn follow(&mut self, cluster: ClusterName, etcd: EtcdConfig, digest: [u8; 32]) {
+    fn follow(&mut self, cluster: ClusterName, etcd: Option<EtcdConfig>, digest: [u8; 32]) {
         let (commands, inbox) = mpsc::channel(16);
         let core = Follower::new(
             FollowerConfig {
@@ -147,7 +179,7 @@ impl Mesh {
             },
             tombolo_base::clock::Moment::from_origin(self.origin.elapsed()),
         );
-        let snapshot = self.config.snapshots.as_ref().map(|folder| folder.join(format!("{cluster}.json")));
+        let snapshot = self.snapshot(&cluster);
         let sink = self.sink.clone();
         sink.state(&cluster, tombolo_base::source::SourceState::Pending);
         let driver = Driver::new(cluster.clone(), core, etcd, sink, snapshot, self.origin);
@@ -155,20 +187,48 @@ impl Mesh {
         self.running.insert(cluster, Running { commands, task, digest });
     }
 
-    /// New files are followed, changed ones reconnect, removed ones drain; a file that became unusable keeps what runs.
-    async fn apply(&mut self, scan: Scan) {
-        let own = &self.config.cluster;
-        let gone = |name: &&ClusterName| {
-            !scan.remotes.contains_key(*name) && !scan.broken.contains_key(name.as_str()) && *name != own
-        };
+    fn snapshot(&self, cluster: &ClusterName) -> Option<PathBuf> {
+        self.config.snapshots.as_ref().map(|folder| folder.join(format!("{cluster}.json")))
+    }
+
+    async fn take(&mut self, reading: Reading) {
+        match reading {
+            Reading::Listed(scan) => {
+                self.unlisted = None;
+                self.apply(scan).await;
+            }
+            Reading::Failed(text) => {
+                if self.unlisted.as_ref() != Some(&text) {
+                    tracing::error!(reason = %text, "remote clusters: what is known stays in use");
+                }
+                if self.unlisted.is_none() && !self.listed {
+                    for name in snapshots::names(self.config.snapshots.as_deref()).await {
+                        self.follow_blindly(name);
+                    }
+                }
+                self.unlisted = Some(text);
+            }
+        }
+    }
+
+    /// New files are followed, changed ones reconnect. Only a cluster whose file is missing from the folder is drained; a
+    /// file that became unusable keeps what is known.
+    async fn apply(&mut self, mut scan: Scan) {
+        let gone = |name: &&ClusterName| !scan.names.contains(name.as_str()) && **name != self.config.cluster;
         let gone: Vec<ClusterName> = self.running.keys().filter(gone).cloned().collect();
         for name in gone {
             tracing::info!(cluster = %name, "its file was removed: its entries are taken away");
             self.drain(&name).await;
         }
-        for (name, (etcd, digest)) in scan.remotes {
+        let (there, gone): (Vec<ClusterName>, Vec<ClusterName>) = std::mem::take(&mut self.spared)
+            .into_iter()
+            .partition(|name| scan.broken.contains_key(name.as_str()) || scan.remotes.contains_key(name));
+        self.spared = there.into_iter().filter(|name| !scan.remotes.contains_key(name)).collect();
+        gone.iter().for_each(|name| self.sink.gone(name));
+        for (name, (etcd, digest)) in std::mem::take(&mut scan.remotes) {
+            scan.names.remove(name.as_str());
             match self.running.get_mut(&name) {
-                None => self.follow(name, etcd, digest),
+                None => self.follow(name, Some(etcd), digest),
                 Some(running) if running.digest != digest => {
                     running.digest = digest;
                     // A follower that has ended is reported by its task.
@@ -177,12 +237,56 @@ impl Mesh {
                 Some(_) => {}
             }
         }
+        // What is left of the names has no usable file. Without `endpoints:` a file without extension means nothing,
+        // unless its cluster is known: then it was cut off.
+        for name in scan.names.iter().filter(|name| self.knows(name)) {
+            let file = self.config.folder.join(name).display().to_string();
+            let text =
+                "has no `endpoints:` any more; write an etcd client file, or remove it to forget the cluster";
+            scan.broken.entry(name.clone()).or_insert_with(|| format!("{file} {text}"));
+        }
         for (name, text) in &scan.broken {
             if self.broken.get(name) != Some(text) {
                 tracing::error!(cluster = %name, reason = %text, "cluster file not used");
             }
+            if let Ok(name) = ClusterName::new(name) {
+                self.follow_blindly(name);
+            }
         }
         self.broken = scan.broken;
+        if !std::mem::replace(&mut self.listed, true) {
+            let followed: Vec<_> = self.running.keys().chain([&self.config.cluster]).cloned().collect();
+            snapshots::remove_others(self.config.snapshots.as_deref(), &followed).await;
+        }
+    }
+
+    /// Announces clusters whose file is broken from the start and of which no snapshot is left: the datapath of an earlier life may still
+    /// hold entries of theirs.
+    fn spare(&mut self) {
+        let unusable = self.broken.keys().filter_map(|name| ClusterName::new(name).ok());
+        let spared = unusable.filter(|name| *name != self.config.cluster && !self.running.contains_key(name));
+        self.spared = spared.collect();
+        for name in &self.spared {
+            self.sink.state(name, tombolo_base::source::SourceState::Pending);
+        }
+    }
+
+    /// Whether a cluster is followed, or was in an earlier life.
+    fn knows(&self, name: &str) -> bool {
+        ClusterName::new(name).is_ok_and(|name| {
+            name != self.config.cluster && (self.running.contains_key(&name) || self.remembers(&name))
+        })
+    }
+
+    fn remembers(&self, name: &ClusterName) -> bool {
+        self.snapshot(name).is_some_and(|file| file.exists())
+    }
+
+    /// A cluster that an earlier life knew and whose file is not usable: what was known is used as stale.
+    fn follow_blindly(&mut self, name: ClusterName) {
+        if self.remembers(&name) && name != self.config.cluster && !self.running.contains_key(&name) {
+            self.follow(name, None, [0; 32]);
+        }
     }
 
     async fn drain(&mut self, name: &ClusterName) {
@@ -205,8 +309,13 @@ impl Mesh {
                 ..ClusterStatus::default()
             };
             let mut status = if asked { answer.await.unwrap_or_else(|_| ended()) } else { ended() };
-            if let Some(text) = self.broken.get(name.as_str()) {
-                status.status = format!("{} (its changed file is not used: {text})", status.status);
+            let reason = self.broken.get(name.as_str()).or(self.unlisted.as_ref());
+            if let Some(text) = reason.filter(|_| *name != self.config.cluster) {
+                status.status = if status.endpoints.is_empty() {
+                    format!("not connected, its file is not usable; what was known is used: {text}")
+                } else {
+                    format!("{} (its file is not usable now: {text})", status.status)
+                };
             }
             all.push(status);
         }
@@ -218,6 +327,13 @@ impl Mesh {
                     ..ClusterStatus::default()
                 });
             }
+        }
+        if let Some(text) = &self.unlisted {
+            all.push(ClusterStatus {
+                name: self.config.folder.display().to_string(),
+                status: text.clone(),
+                ..ClusterStatus::default()
+            });
         }
         all.sort_by(|left, right| left.name.cmp(&right.name));
         all

@@ -1,19 +1,21 @@
 //! The requests that followers make, each ending in an input for the core.
 
 use super::event::{Failure, FailureKind, Header, Input, KeyEvent, Scope, Ticket};
+use crate::certificate::Certificates;
 use crate::error::MeshError;
 use crate::etcd::{EtcdConfig, MAX_RESPONSE_BYTES, PAGE, kind_of, request, request_error};
 use crate::wire::key;
 use etcd_client::{Client, EventType, GetOptions, ResponseHeader, WatchOptions, WatchResponse};
 use tokio::sync::mpsc;
 
-/// A client whose connection was proved by one answer.
-pub(super) async fn open(etcd: &EtcdConfig) -> Result<Client, MeshError> {
-    let client = etcd.client().await?;
+/// A client whose connection was proved by one answer, and the certificates it uses.
+pub(super) async fn open(etcd: &EtcdConfig) -> Result<(Client, Option<Certificates>), MeshError> {
+    let (client, certificates) = etcd.client().await?;
     let what = || format!("reading {} at {}", key::HEARTBEAT, etcd.endpoints.join(" "));
     let options = GetOptions::new().with_range(key::range_end(key::HEARTBEAT)).with_count_only();
-    request(what, client.kv_client().get(key::HEARTBEAT, Some(options))).await?;
-    Ok(client)
+    let answer = request(what, client.kv_client().get(key::HEARTBEAT, Some(options))).await;
+    answer.map_err(|error| etcd.blame(error))?;
+    Ok((client, certificates))
 }
 
 /// Unary responses always have a header; without one the guard cannot work, so it counts as a failure.

@@ -1,7 +1,9 @@
 //! The state of one remote cluster for `tombolo mesh status`.
 
 use super::core::{Follower, Link};
-use crate::wire::{Kind, Rejections};
+use super::event::Applied;
+use super::store::Store;
+use crate::wire::{Kind, Reason, Rejections};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use tombolo_base::clock::Moment;
@@ -25,6 +27,8 @@ pub struct ClusterStatus {
     pub etcd_id: Option<String>,
     /// Known entries by kind.
     pub counts: BTreeMap<Kind, usize>,
+    /// Changes of entries by kind since the agent started: a resync that is a diff adds what changed meanwhile and no more.
+    pub applied: BTreeMap<Kind, Applied>,
     /// Whether each kind's list is complete on this connection.
     pub synced: BTreeMap<Kind, bool>,
     /// What the cluster says about itself.
@@ -41,8 +45,44 @@ pub struct ClusterStatus {
     pub last_event_age_secs: Option<u64>,
     /// Refused entries by reason.
     pub rejected: Rejections,
-    /// When our client certificate for it ends, seconds since 1970.
+    /// Entries that are refused as they stand now, the first [`MAX_REFUSED`] of each kind.
+    pub refused: Vec<Refused>,
+    /// Number of entries that are refused as they stand now.
+    pub refused_now: usize,
+    /// When the first of our certificates for it ends, seconds since 1970.
     pub certificate_expires_unix_secs: Option<i64>,
+    /// The time until then, in short.
+    pub certificate_left: Option<String>,
+    /// Whether it is reached without TLS.
+    pub plaintext: bool,
+    /// What works now and will not for long: certificates that end, files that a restart could not use.
+    pub warnings: Vec<String>,
+}
+
+/// Refused entries of one kind that are told one by one; the rest is counted.
+pub const MAX_REFUSED: usize = 20;
+
+/// An entry that is refused as it stands in etcd.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Refused {
+    /// The whole key.
+    pub key: String,
+    /// Why.
+    pub reason: Reason,
+    /// What exactly was wrong.
+    pub detail: String,
+    /// What to do.
+    pub remedy: &'static str,
+    /// Whether the key's last good value stays in use.
+    pub kept: bool,
+}
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let used = if self.kept { "its last good value stays in use" } else { "it is not used" };
+        write!(f, "{}: {}: {}, {used}; {}", self.key.escape_debug(), self.reason, self.detail, self.remedy)
+    }
 }
 
 /// The remote's configuration in short.
@@ -91,6 +131,11 @@ impl Follower {
             endpoints: Vec::new(),
             etcd_id: self.etcd.map(|id| format!("{id:x}")),
             counts: self.stores.iter().map(|(kind, store)| (*kind, store.len())).collect(),
+            applied: self
+                .stores
+                .keys()
+                .map(|kind| (*kind, self.applied.get(kind).copied().unwrap_or_default()))
+                .collect(),
             synced: self.stores.keys().map(|k| (*k, self.synced.get(k) == Some(&true))).collect(),
             config: ConfigStatus {
                 retrieved: self.link == Link::Running,
@@ -113,7 +158,12 @@ impl Follower {
             heartbeat_age_secs: connected.then(|| now.since(self.heartbeat).as_secs()),
             last_event_age_secs: self.last_event.map(|at| now.since(at).as_secs()),
             rejected: self.rejections.clone(),
+            refused: self.stores.values().flat_map(|store| store.refused(MAX_REFUSED)).collect(),
+            refused_now: self.stores.values().map(Store::refused_now).sum(),
             certificate_expires_unix_secs: None,
+            certificate_left: None,
+            plaintext: false,
+            warnings: Vec::new(),
         }
     }
 }

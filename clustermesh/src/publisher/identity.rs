@@ -323,7 +323,10 @@ impl Masters {
         let Some(name) = kv.key().strip_prefix(prefix.as_bytes()) else { return };
         match decode_identity(&self.remote, &String::from_utf8_lossy(name), kv.value()) {
             Ok((id, labels)) => self.shared.known().learn(id, &labels),
-            Err(reject) => tracing::warn!(%reject, "identity in the own etcd not usable"),
+            Err(reject) => {
+                let (key, remedy) = (String::from_utf8_lossy(kv.key()), reject.reason.remedy());
+                tracing::warn!(key = %key.escape_debug(), %reject, remedy, "identity in the own etcd not used");
+            }
         }
     }
 

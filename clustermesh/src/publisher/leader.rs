@@ -5,9 +5,10 @@ use super::election::{Won, ended};
 use super::gate::Gate;
 use super::lease::LeasePool;
 use super::scope::{Area, ScopeWriter};
-use super::{Context, rfc3339, sweep};
+use super::{Context, sweep};
 use crate::error::MeshError;
 use crate::etcd::request;
+use crate::rfc3339;
 use crate::wire::{Capabilities, ClusterConfig, KINDS, Kind, Layout, key};
 use etcd_client::{Client, PutOptions};
 use std::convert::Infallible;
@@ -34,6 +35,7 @@ async fn try_lead(context: &Context, client: &Client, won: &Won) -> Result<Infal
     let mut writer =
         ScopeWriter::new(client.clone(), pool, areas, Some((key::ELECTION.to_owned(), won.lease)));
     writer.resync().await?;
+    let mut watch = writer.watch().await?;
     context.set_leader(true);
     let mut heartbeat = interval(context.config.heartbeat);
     let mut keep_alive = interval(context.config.keep_alive());
@@ -83,6 +85,10 @@ async fn try_lead(context: &Context, client: &Client, won: &Won) -> Result<Infal
                 }
             }
             _ = audit.tick() => writer.resync().await?,
+            foreign = watch.foreign(&writer) => {
+                foreign?;
+                writer.resync().await?;
+            }
             changed = wanted.changed() => changed.map_err(|_| MeshError::Stopped)?,
             news = gate.news(), if !complete => news?,
         }

@@ -12,7 +12,6 @@ mod kv;
 mod leader;
 mod lease;
 mod node;
-mod rfc3339;
 mod scope;
 mod sweep;
 
@@ -20,6 +19,7 @@ pub use desired::{Desired, DesiredSet};
 pub use identity::IdentityAllocator;
 pub use kv::KeyValues;
 
+use crate::certificate::Expiry;
 use crate::error::MeshError;
 use crate::etcd::{EtcdConfig, request};
 use crate::wire::key;
@@ -119,8 +119,21 @@ pub struct PublisherStatus {
     pub reconnections: u64,
     /// The last failure.
     pub last_failure: Option<String>,
-    /// When our certificate ends, seconds since 1970.
-    pub certificate_expires_unix_secs: Option<i64>,
+    /// The certificate that ends first.
+    pub certificate: Option<Expiry>,
+    /// Why renewed certificate files are not used.
+    pub renewal: Option<String>,
+    /// Whether etcd is reached without TLS.
+    pub plaintext: bool,
+}
+
+impl PublisherStatus {
+    /// What works `now` (seconds since 1970) and will not for long, or not after a restart.
+    #[must_use]
+    pub fn warnings(&self, now: i64) -> Vec<String> {
+        let expiry = self.certificate.as_ref().and_then(|expiry| expiry.warning(now));
+        expiry.into_iter().chain(self.renewal.clone()).collect()
+    }
 }
 
 type Keys = watch::Sender<Option<Arc<DesiredSet>>>;
@@ -308,15 +321,17 @@ async fn run(context: &Context, mut allocation: Allocation) {
 
 async fn connect(context: &Context) -> Result<etcd_client::Client, MeshError> {
     let etcd = &context.config.etcd;
-    let client = etcd.client().await?;
+    let (client, files) = etcd.client().await?;
     let what = || format!("reading {} at {}", key::ELECTION, etcd.endpoints.join(" "));
-    request(what, client.kv_client().get(key::ELECTION, None)).await?;
-    let expiry = etcd.certificate_expiry().await;
+    let answer = request(what, client.kv_client().get(key::ELECTION, None)).await;
+    answer.map_err(|error| etcd.blame(error))?;
     context.client.send_replace(Some(ClientSlot(client.clone())));
     context.update(|status| {
         status.connected = true;
         "connected".clone_into(&mut status.status);
-        status.certificate_expires_unix_secs = expiry;
+        status.certificate = files.map(|files| files.expiry);
+        status.renewal = None;
+        status.plaintext = etcd.is_plaintext();
     });
     Ok(client)
 }
@@ -344,13 +359,22 @@ async fn stand(context: &Context, client: &etcd_client::Client) -> MeshError {
     }
 }
 
-/// Ends the connection when the certificate files were renewed.
+/// Ends the connection when the certificate files were renewed. One that stands is not given up for files that cannot be
+/// used.
 async fn renewed(context: &Context) -> MeshError {
-    let before = context.config.etcd.certificates().await;
+    let etcd = &context.config.etcd;
+    let before = etcd.fingerprint().await;
     loop {
         tokio::time::sleep(Duration::from_secs(60)).await;
-        if context.config.etcd.certificates().await != before {
-            return election::ended("using the old certificate; its files were renewed".to_owned());
-        }
+        let renewal = match etcd.fingerprint().await == before {
+            true => None,
+            false => match etcd.certificates().await {
+                Ok(_) => {
+                    return election::ended("using the old certificate; its files were renewed".to_owned());
+                }
+                Err(error) => Some(format!("changed certificate files are not used: {error}")),
+            },
+        };
+        context.update(|status| status.renewal = renewal);
     }
 }

@@ -6,9 +6,8 @@ use super::election::ended;
 use super::lease::{LeasePool, is_lease_lost};
 use super::scope::{Area, ScopeWriter};
 use crate::error::MeshError;
-use crate::etcd::{request, request_error};
 use crate::wire::{Kind, Layout, key};
-use etcd_client::{Client, EventType, WatchOptions, WatchStream};
+use etcd_client::Client;
 use std::convert::Infallible;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -31,7 +30,7 @@ async fn try_publish(context: &Context, client: &Client) -> Result<Infallible, M
     ];
     let mut writer = ScopeWriter::new(client.clone(), pool, areas, None);
     writer.resync().await?;
-    let mut stream = watch_marker(client, &marker.key).await?;
+    let mut watch = writer.watch().await?;
     let mut keep_alive = interval(context.config.keep_alive());
     let mut audit = interval(context.config.audit);
     keep_alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -55,9 +54,8 @@ async fn try_publish(context: &Context, client: &Client) -> Result<Infallible, M
                 }
             }
             _ = audit.tick() => writer.resync().await?,
-            gone = marker_gone(&mut stream, &marker.key) => {
-                gone?;
-                tracing::warn!("own keys were removed from etcd by somebody else; writing them again");
+            foreign = watch.foreign(&writer) => {
+                foreign?;
                 writer.pool.keep_alive().await?;
                 writer.resync().await?;
             }
@@ -91,21 +89,4 @@ async fn publish_all(
         }
     }
     Err(ended("writing this node's keys: leases are lost again and again".to_owned()))
-}
-
-async fn watch_marker(client: &Client, name: &str) -> Result<WatchStream, MeshError> {
-    let mut watch = client.watch_client();
-    let options = WatchOptions::new();
-    request(|| format!("watching {name}"), watch.watch(name, Some(options))).await
-}
-
-async fn marker_gone(stream: &mut WatchStream, name: &str) -> Result<(), MeshError> {
-    loop {
-        let what = || format!("watching {name}");
-        let answer = stream.message().await.map_err(|error| request_error(what(), &error))?;
-        let Some(answer) = answer.filter(|answer| !answer.canceled()) else { return Err(ended(what())) };
-        if answer.events().iter().any(|event| event.event_type() == EventType::Delete) {
-            return Ok(());
-        }
-    }
 }

@@ -1,18 +1,28 @@
 //! Carries a set of desired keys to etcd: list, diff, batched transactions.
 
 use super::desired::{Actual, DesiredSet, Plan, digest, plan};
+use super::election::ended;
 use super::lease::LeasePool;
 use crate::error::MeshError;
-use crate::etcd::{MAX_RESPONSE_BYTES, PAGE, request};
+use crate::etcd::{MAX_RESPONSE_BYTES, PAGE, request, request_error};
 use crate::follower::FailureKind;
 use crate::wire::key;
-use etcd_client::{Client, Compare, CompareOp, GetOptions, KeyValue, PutOptions, Txn, TxnOp};
+use etcd_client::{
+    Client, Compare, CompareOp, Event, EventType, GetOptions, KeyValue, PutOptions, Txn, TxnOp, WatchOptions,
+    WatchStream,
+};
 use std::collections::BTreeMap;
+use std::time::Duration;
+use tokio::time::{Instant, sleep_until};
 
 /// Most operations of a transaction; etcd's default limit.
 const BATCH_OPS: usize = 128;
 /// Most bytes of a transaction; etcd refuses 1.5 MiB.
 const BATCH_BYTES: usize = 1_000_000;
+
+/// Shortest time between two repairs of keys that somebody else changed: two writers of one key would otherwise fight as
+/// fast as etcd lets them.
+const MEND_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Where a writer's keys lie and which of those found there it may delete.
 #[derive(Clone, Debug)]
@@ -31,6 +41,8 @@ pub(crate) struct ScopeWriter {
     pub(crate) pool: LeasePool,
     areas: Vec<Area>,
     actual: BTreeMap<String, Actual>,
+    /// The revision `actual` was read at.
+    revision: i64,
     /// What must hold for every write: the election's key on our lease.
     fence: Option<(String, i64)>,
 }
@@ -42,7 +54,7 @@ impl ScopeWriter {
         areas: Vec<Area>,
         fence: Option<(String, i64)>,
     ) -> Self {
-        Self { client, pool, areas, actual: BTreeMap::new(), fence }
+        Self { client, pool, areas, actual: BTreeMap::new(), revision: 0, fence }
     }
 
     /// Number of keys known to stand in etcd.
@@ -53,11 +65,16 @@ impl ScopeWriter {
     /// Reads what stands in etcd now.
     pub(crate) async fn resync(&mut self) -> Result<(), MeshError> {
         let mut actual = BTreeMap::new();
+        let mut first = i64::MAX;
         for area in &self.areas {
-            let entries = match area {
-                Area::Key(name) => get(&self.client, name).await?.into_iter().collect(),
-                Area::Shared(prefix) | Area::Whole(prefix) => list(&self.client, prefix).await?,
+            let (entries, revision) = match area {
+                Area::Key(name) => {
+                    let (entry, revision) = get_at(&self.client, name).await?;
+                    (entry.into_iter().collect(), revision)
+                }
+                Area::Shared(prefix) | Area::Whole(prefix) => list_at(&self.client, prefix).await?,
             };
+            first = first.min(revision);
             for kv in entries {
                 let ours = self.pool.contains(kv.lease());
                 let mine = ours || !matches!(area, Area::Shared(_));
@@ -72,7 +89,42 @@ impl ScopeWriter {
         }
         self.pool.recount(actual.values().map(|found| found.lease));
         self.actual = actual;
+        self.revision = first;
         Ok(())
+    }
+
+    /// Follows the areas that nobody else writes, from the last [`Self::resync`] on.
+    pub(crate) async fn watch(&self) -> Result<AreaWatch, MeshError> {
+        let mut stream: Option<WatchStream> = None;
+        for area in &self.areas {
+            let (name, end) = match area {
+                Area::Key(name) => (name, None),
+                Area::Whole(prefix) => (prefix, Some(key::range_end(prefix))),
+                // Others change theirs all the time; ours are looked at in the audit.
+                Area::Shared(_) => continue,
+            };
+            let options = WatchOptions::new().with_start_revision(self.revision.saturating_add(1));
+            let options = Some(end.into_iter().fold(options, |options, end| options.with_range(end)));
+            let what = || format!("watching {name}");
+            match &mut stream {
+                None => {
+                    let mut client = self.client.watch_client();
+                    stream = Some(request(what, client.watch(name.as_str(), options)).await?);
+                }
+                Some(stream) => request(what, stream.watch(name.as_str(), options)).await?,
+            }
+        }
+        let stream = stream.ok_or_else(|| ended("watching own keys: there are none".to_owned()))?;
+        Ok(AreaWatch { stream, pending: false, not_before: Instant::now() })
+    }
+
+    /// Whether a change is not one of ours: newer than what we know of its key.
+    fn is_foreign(&self, event: &Event) -> bool {
+        let Some(kv) = event.kv() else { return false };
+        match self.actual.get(String::from_utf8_lossy(kv.key()).as_ref()) {
+            Some(known) => kv.mod_revision() > known.revision,
+            None => event.event_type() == EventType::Put && kv.mod_revision() > self.revision,
+        }
     }
 
     /// Writes what differs from `desired`, and with `prune` deletes what it lacks. True if anything was written.
@@ -144,7 +196,10 @@ impl ScopeWriter {
         let mut conditions = self.fences();
         conditions.push(Compare::mod_revision(name, CompareOp::Equal, revision));
         let txn = Txn::new().when(conditions).and_then([TxnOp::delete(name, None)]);
-        request(|| format!("deleting {name}"), self.client.kv_client().txn(txn)).await?;
+        let answer = request(|| format!("deleting {name}"), self.client.kv_client().txn(txn)).await?;
+        // A late event of a write of our own to that key must not look like somebody else's.
+        let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
+        self.revision = self.revision.max(revision);
         if let Some(gone) = self.actual.remove(name) {
             self.pool.free(gone.lease);
         }
@@ -162,11 +217,46 @@ impl ScopeWriter {
     }
 }
 
+/// A watch over a writer's areas that tells when somebody else changed them.
+pub(crate) struct AreaWatch {
+    stream: WatchStream,
+    /// Somebody did, and it was not told yet.
+    pending: bool,
+    not_before: Instant,
+}
+
+impl AreaWatch {
+    /// Waits until somebody else has changed or removed a key of `writer`. May be dropped and called again.
+    pub(crate) async fn foreign(&mut self, writer: &ScopeWriter) -> Result<(), MeshError> {
+        let what = || "watching own keys".to_owned();
+        while !self.pending {
+            let answer = self.stream.message().await.map_err(|error| request_error(what(), &error))?;
+            let Some(answer) = answer.filter(|answer| !answer.canceled()) else { return Err(ended(what())) };
+            let foreign = answer.events().iter().find(|event| writer.is_foreign(event));
+            if let Some(kv) = foreign.and_then(Event::kv) {
+                let key = String::from_utf8_lossy(kv.key());
+                tracing::warn!(key = %key.escape_debug(), "changed by somebody else; writing it again");
+                self.pending = true;
+            }
+        }
+        sleep_until(self.not_before).await;
+        self.pending = false;
+        self.not_before = Instant::now() + MEND_INTERVAL;
+        Ok(())
+    }
+}
+
 /// One key.
 pub(crate) async fn get(client: &Client, name: &str) -> Result<Option<KeyValue>, MeshError> {
+    get_at(client, name).await.map(|(entry, _)| entry)
+}
+
+/// One key, and the revision it was read at.
+async fn get_at(client: &Client, name: &str) -> Result<(Option<KeyValue>, i64), MeshError> {
     let mut kv = client.kv_client().max_decoding_message_size(MAX_RESPONSE_BYTES);
     let mut response = request(|| format!("reading {name}"), kv.get(name, None)).await?;
-    Ok(response.take_kvs().into_iter().next())
+    let revision = response.header().map_or(0, etcd_client::ResponseHeader::revision);
+    Ok((response.take_kvs().into_iter().next(), revision))
 }
 
 /// All keys of a prefix at one revision.

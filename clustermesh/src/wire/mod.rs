@@ -3,6 +3,7 @@
 //! Every decoder is bounded and judges one entry: what it refuses costs that entry only and is counted by [`Reason`].
 
 mod address;
+mod assignment;
 pub mod config;
 pub mod ip;
 pub mod json;
@@ -13,6 +14,7 @@ pub mod service;
 #[cfg(test)]
 mod tests;
 
+pub use assignment::Assignment;
 pub use config::{Capabilities, ClusterConfig, ConfigError};
 pub use ip::IpEntry;
 pub use key::{KINDS, Kind, Layout};
@@ -25,6 +27,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use tombolo_base::ids::{ClusterId, ClusterName, IdentityId, MaxClusters};
 use tombolo_base::labels::{CLUSTER_KEY, Labels};
+use tombolo_service::rows::ServiceName;
 
 /// Largest value that is read (bytes); etcd itself stops at 1.5 MiB.
 pub const MAX_VALUE_BYTES: usize = 1_600_000;
@@ -55,8 +58,8 @@ pub enum Record {
     Ip(IpEntry),
     /// A shared service.
     Service(Box<Service>),
-    /// A value of our own, by the key's name below [`key::ASSIGNMENTS`].
-    Assignment(Arc<str>, Arc<[u8]>),
+    /// Addresses of a service of the own cluster.
+    Assignment(ServiceName, Assignment),
 }
 
 impl Record {
@@ -86,7 +89,10 @@ impl Record {
                 let (id, labels) = decode_identity(remote, name, value)?;
                 Ok(Some(Self::Identity(id, labels)))
             }
-            Kind::Assignments => Ok(Some(Self::Assignment(name.into(), value.into()))),
+            Kind::Assignments => {
+                let (service, assignment) = Assignment::decode(name, value)?;
+                Ok(Some(Self::Assignment(service, assignment)))
+            }
         }
     }
 
@@ -100,7 +106,7 @@ impl Record {
             Self::Identity(_, labels) => Ok(labels.to_string().into_bytes()),
             Self::Ip(entry) => entry.encode(),
             Self::Service(service) => service.encode(),
-            Self::Assignment(_, value) => Ok(value.to_vec()),
+            Self::Assignment(_, assignment) => assignment.encode(),
         }
     }
 

@@ -56,6 +56,35 @@ impl Reason {
     }
 }
 
+impl Reason {
+    /// What to do about it, at the cluster that published the entry.
+    #[must_use]
+    pub const fn remedy(self) -> &'static str {
+        match self {
+            Self::KeyName => "delete the key; something other than an agent wrote it",
+            Self::Malformed => "have its agent write it again (restart it), or delete the key",
+            Self::TooBig => "split the object there",
+            Self::ClusterName => {
+                "give each cluster a name of its own; delete keys that another cluster left behind"
+            }
+            Self::ClusterId => {
+                "give each cluster an id of its own; restart the agents that published under the old one"
+            }
+            Self::KeyMismatch => "delete the key; its agent writes it again under the right name",
+            Self::IdentityRange => {
+                "compare cluster.id and max_connected_clusters of both clusters, then renumber its identities"
+            }
+            Self::Labels => "correct the labels there; the identity is written anew",
+            Self::ClusterLabel => "delete the identity; one without its own cluster's label is not trusted",
+            Self::Address => {
+                "correct the address there; no cluster may own a default route, loopback or multicast"
+            }
+            Self::Alias => "delete one of the two keys",
+            Self::TooMany => "remove entries there",
+        }
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
@@ -93,7 +122,7 @@ pub struct Rejections(BTreeMap<Reason, Counted>);
 pub struct Counted {
     /// Number of refused updates.
     pub count: u64,
-    /// The key of the latest one.
+    /// The whole key of the latest one.
     pub last_key: String,
     /// What was wrong with it.
     pub last_detail: String,
@@ -104,7 +133,7 @@ impl Rejections {
     pub fn count(&mut self, key: &str, reject: &Reject) {
         let counted = self.0.entry(reject.reason).or_default();
         counted.count = counted.count.saturating_add(1);
-        counted.last_key = key.chars().take(200).collect();
+        counted.last_key = key.chars().take(400).collect();
         counted.last_detail.clone_from(&reject.detail);
     }
 

@@ -37,11 +37,21 @@ impl Pki {
     }
 
     pub(crate) fn issue(&self, name: &str, alternatives: &[&str]) {
+        self.issue_with(name, alternatives, |_| {});
+    }
+
+    pub(crate) fn issue_with(
+        &self,
+        name: &str,
+        alternatives: &[&str],
+        change: impl FnOnce(&mut CertificateParams),
+    ) {
         let names: Vec<String> = alternatives.iter().map(|name| (*name).to_owned()).collect();
         let mut params = CertificateParams::new(names).unwrap();
         params.distinguished_name.push(DnType::CommonName, name);
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        change(&mut params);
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.ca).unwrap();
         std::fs::write(self.path(&format!("{name}.crt")), certificate.pem()).unwrap();
@@ -146,14 +156,17 @@ impl Etcd {
 
     /// Writes the remote file for readers.
     pub(crate) fn write_file(&self, pki: &Pki, user: &str, file: &Path) {
-        let text = format!(
+        std::fs::write(file, self.file_text(pki, user)).unwrap();
+    }
+
+    pub(crate) fn file_text(&self, pki: &Pki, user: &str) -> String {
+        format!(
             "endpoints:\n- https://127.0.0.1:{}\ntrusted-ca-file: {}\ncert-file: {}\nkey-file: {}\n",
             self.port,
             pki.path("ca.crt").display(),
             pki.path(&format!("{user}.crt")).display(),
             pki.path(&format!("{user}.key")).display(),
-        );
-        std::fs::write(file, text).unwrap();
+        )
     }
 
     pub(crate) async fn client(&self, pki: &Pki, user: &str) -> Client {

@@ -60,9 +60,21 @@ pub(super) fn parse(text: &str) -> Result<Item, (u64, String)> {
     let options = serde_saphyr::options! { with_snippet: false };
     let raw: Spanned<Raw> = serde_saphyr::from_str_with_options(text, options).map_err(|error| {
         let line = error.location().map_or(0, |location| location.line());
-        (line, error.to_string())
+        (line, plain(&error.to_string()))
     })?;
     Ok(item(raw, text))
+}
+
+/// The parser's message, where it speaks to programmers in the words of people who write files.
+fn plain(message: &str) -> String {
+    if let Some((_, rest)) = message.split_once("duplicate mapping key: ") {
+        let key = rest.split(", set DuplicateKeyPolicy").next().unwrap_or(rest);
+        return format!("the key {key:?} stands twice in one map; remove or rename one of them");
+    }
+    if message.contains("recursive references") {
+        return "an alias (*name) stands inside the very anchor (&name) it repeats".to_owned();
+    }
+    message.to_owned()
 }
 
 /// As the parser delivers it.

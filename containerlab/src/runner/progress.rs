@@ -18,7 +18,8 @@ impl Progress {
     #[must_use]
     pub fn for_terminal() -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
-            let bar = ProgressBar::new(0);
+            // Of none at all everything would be done.
+            let bar = ProgressBar::new(1);
             if let Ok(style) = ProgressStyle::with_template("{elapsed:>4} [{bar:30}] {pos}/{len} {wide_msg}")
             {
                 bar.set_style(style.progress_chars("=> "));

@@ -11,14 +11,22 @@ use tombolo_base::prefix::Prefix;
 use tombolo_base::source::Source;
 use tombolo_topology::{AddressKind, NodeAddress, NodeRow};
 
+/// Whether a namespace's services may be shared with other clusters.
+const GLOBAL: &str = "clustermesh.cilium.io/global";
 /// Prefixes of one node; more are a mistake.
 const MAX_POD_CIDRS: usize = 16;
 
 pub(super) fn namespace(id: &ObjectId, object: Namespace) -> Result<Object, Issue> {
+    let global = match object.metadata.annotations.unwrap_or_default().get(GLOBAL) {
+        Some(text) => {
+            word(format!("metadata.annotations.{GLOBAL}"), text, &[("true", true), ("false", false)])?
+        }
+        None => true,
+    };
     let mut labels = labels(object.metadata.labels);
     // The API server adds this label to every namespace; policies select by it.
     labels.insert("kubernetes.io/metadata.name".into(), id.name.clone());
-    Ok(Object::Namespace(NamespaceRow { source: Source::Manifests, name: id.name.clone(), labels }))
+    Ok(Object::Namespace(NamespaceRow { source: Source::Manifests, name: id.name.clone(), labels, global }))
 }
 
 /// The address after the network's own; the network's own where the prefix holds nothing else.

@@ -8,6 +8,7 @@
 //! ```
 //! [`Planner::step`] is the incremental pass; a full pass calls the same functions for every key.
 
+mod hops;
 mod nodes;
 mod planner;
 mod prefixes;
@@ -45,28 +46,38 @@ pub struct PlanConfig {
     pub connected: Vec<Prefix>,
 }
 
+/// What every path carries at least (RFC 8200 §5), in bytes.
+const LEAST: u16 = 1280;
+
 /// Largest packets (bytes) to a remote pod, after tunnel and encryption, by underlay family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PathMtus {
-    /// Over an IPv4 underlay.
-    pub ipv4: u16,
-    /// Over an IPv6 underlay.
-    pub ipv6: u16,
+    /// Over an IPv4 underlay; none if this node has no such address.
+    pub ipv4: Option<u16>,
+    /// Over an IPv6 underlay; none if this node has no such address.
+    pub ipv6: Option<u16>,
 }
 
 impl PathMtus {
     /// The MTU towards an underlay address.
     #[must_use]
-    pub const fn towards(self, underlay: IpAddr) -> u16 {
-        match underlay {
+    pub fn towards(self, underlay: IpAddr) -> u16 {
+        let of_family = match underlay {
             IpAddr::V4(_) => self.ipv4,
             IpAddr::V6(_) => self.ipv6,
-        }
+        };
+        of_family.unwrap_or_else(|| self.smallest())
     }
 
-    /// What fits every path: the pods' interface MTU.
+    /// What fits every path: the MTU of the pods' default routes.
     #[must_use]
     pub fn smallest(self) -> u16 {
-        self.ipv4.min(self.ipv6)
+        self.ipv4.into_iter().chain(self.ipv6).min().unwrap_or(LEAST)
+    }
+
+    /// What fits the widest path: the MTU of the overlay device, whose routes say less where less fits.
+    #[must_use]
+    pub fn largest(self) -> u16 {
+        self.ipv4.into_iter().chain(self.ipv6).max().unwrap_or(LEAST)
     }
 }

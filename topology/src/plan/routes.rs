@@ -1,4 +1,5 @@
-//! Kernel routes: to remote pods through the overlay, to whatever BGP taught otherwise.
+//! Kernel routes: to remote pods through the overlay, to whatever BGP taught otherwise, and an end for what comes to this
+//! node's own pod prefixes.
 
 use super::{PlanConfig, node_view};
 use crate::rows::{LearnedRoute, NodeLookup, NodeRow, PathKind, RouteEntry, RouteOrigin};
@@ -9,7 +10,8 @@ use tombolo_base::table::Snapshot;
 /// The desired route of one prefix.
 ///
 /// In overlay mode a remote pod prefix goes to the tunnel device whatever BGP says; in direct mode BGP's route, or
-/// the node's default route, carries it.
+/// the node's default route, carries it. This node's own pod prefix is unreachable but for its pods: without that a packet
+/// to a pod that is gone would follow the default route back to the router that sent it, in circles and unencrypted.
 #[must_use]
 pub fn route_entry(
     prefix: Prefix,
@@ -38,8 +40,18 @@ pub fn route_entry(
             mtu: Some(config.mtu.towards(underlay)),
         });
     }
-    let ours = owner.as_ref().is_some_and(|view| view.is_local(config));
-    if ours || config.connected.contains(&prefix) {
+    if let Some(view) = owner.as_ref().filter(|view| view.is_local(config)) {
+        return Some(RouteEntry {
+            source: view.source.clone(),
+            prefix,
+            origin: RouteOrigin::Own,
+            next_hops: std::collections::BTreeSet::new(),
+            device: None,
+            source_address: None,
+            mtu: None,
+        });
+    }
+    if config.connected.contains(&prefix) {
         return None;
     }
     let row =

@@ -3,12 +3,12 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Now in UTC, to the second.
-pub(super) fn now() -> String {
+pub(crate) fn now() -> String {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     text(since.as_secs())
 }
 
-fn text(unix_secs: u64) -> String {
+pub(crate) fn text(unix_secs: u64) -> String {
     let (days, rest) = (unix_secs / 86_400, unix_secs % 86_400);
     let (mut year, mut left) = (1970_u64, days);
     loop {
