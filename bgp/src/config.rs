@@ -197,6 +197,12 @@ impl PeerConfig {
         if self.families.is_empty() {
             return bad("no address family is configured", "list ipv4-unicast or ipv6-unicast");
         }
+        if !self.families.iter().all(|family| family.is_unicast()) {
+            return bad(
+                "an address family that is decoded but not carried",
+                "list ipv4-unicast or ipv6-unicast",
+            );
+        }
         if self.address.is_unspecified() || self.address.is_multicast() {
             return bad("the address is no host address", "give the peer's own address");
         }

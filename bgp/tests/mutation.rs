@@ -38,7 +38,13 @@ impl Random {
 }
 
 fn context(four_octet_as: bool, ebgp: bool) -> UpdateContext {
-    UpdateContext { four_octet_as, ebgp, first_asn: None, families: Family::ALL.to_vec() }
+    UpdateContext {
+        four_octet_as,
+        ebgp,
+        first_asn: None,
+        families: Family::ALL.to_vec(),
+        ..UpdateContext::default()
+    }
 }
 
 fn rich_attributes() -> Attributes {
@@ -61,6 +67,7 @@ fn rich_attributes() -> Attributes {
 fn corpus() -> Vec<Vec<u8>> {
     let restart = GracefulRestartCapability {
         restarted: true,
+        notification: true,
         restart_time_secs: 120,
         families: vec![GracefulRestartFamily { family: Family::Ipv4Unicast, forwarding_preserved: true }],
     };
@@ -85,15 +92,16 @@ fn corpus() -> Vec<Vec<u8>> {
     ];
     open.capabilities.push(Capability::Unknown { code: 200, value: vec![3; 255] });
     messages.push(wire::open(&open));
-    let v4 = ["0.0.0.0/0", "10.0.0.0/8", "192.0.2.0/25", "198.51.100.7/32"].map(|text| text.parse().unwrap());
-    let v6 =
+    let v4: [ipnet::IpNet; 4] =
+        ["0.0.0.0/0", "10.0.0.0/8", "192.0.2.0/25", "198.51.100.7/32"].map(|text| text.parse().unwrap());
+    let v6: [ipnet::IpNet; 4] =
         ["::/0", "2001:db8::/32", "2001:db8:1:2::/64", "2001:db8::1/128"].map(|text| text.parse().unwrap());
     let hop4 = NextHop::new("10.0.0.1".parse().unwrap());
     let hop6 =
         NextHop { address: "2001:db8::1".parse().unwrap(), link_local: Some("fe80::1".parse().unwrap()) };
     for attributes in [Attributes::default(), rich_attributes()] {
         for four_octet_as in [true, false] {
-            let context = EncodeContext { four_octet_as };
+            let context = EncodeContext { four_octet_as, ..EncodeContext::default() };
             let mut out = Vec::new();
             wire::announce(&attributes, &hop4, Family::Ipv4Unicast, &v4, context, &mut out).unwrap();
             messages.push(std::mem::take(&mut out));
@@ -184,7 +192,7 @@ fn check(decoded: &Message, message: &[u8]) {
             &reach.next_hop,
             reach.family,
             &reach.prefixes,
-            EncodeContext { four_octet_as: true },
+            EncodeContext::default(),
             &mut again,
         );
         if said.is_err() {

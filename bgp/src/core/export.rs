@@ -86,6 +86,8 @@ impl Toward<'_> {
         let configured = match family {
             Family::Ipv4Unicast => self.config.next_hop_ipv4.map(IpAddr::V4),
             Family::Ipv6Unicast => self.config.next_hop_ipv6.map(IpAddr::V6),
+            // Not carried yet (PeerConfig::check).
+            _ => None,
         };
         configured.or(session).map(NextHop::new)
     }

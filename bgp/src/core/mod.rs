@@ -473,7 +473,8 @@ impl Core {
             if !room || peer.out.is_idle() {
                 return;
             }
-            let context = EncodeContext { four_octet_as: session.context.four_octet_as };
+            let four_octet_as = session.context.four_octet_as;
+            let context = EncodeContext { four_octet_as, ..EncodeContext::default() };
             let toward =
                 Toward { peer: id, config: &peer.config, session: &session, identity: self.identity };
             let (rib, interner) = (&self.rib, &mut self.interner);

@@ -95,6 +95,7 @@ pub(super) fn offered(
     if config.graceful_restart.enabled {
         capabilities.push(Capability::GracefulRestart(GracefulRestartCapability {
             restarted,
+            notification: false,
             restart_time_secs: config.graceful_restart.restart_time_secs,
             families: config
                 .families
@@ -143,6 +144,7 @@ pub(super) fn negotiate(
         ebgp,
         first_asn: (ebgp && config.enforce_first_as).then_some(open.asn),
         families: families.clone(),
+        ..UpdateContext::default()
     };
     Ok(Session {
         peer_asn: open.asn,
