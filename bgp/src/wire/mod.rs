@@ -13,10 +13,14 @@ mod notification;
 mod open;
 mod refresh;
 mod service;
+#[cfg(test)]
+mod service_tests;
 mod update;
 #[cfg(test)]
 mod update_tests;
 mod view;
+#[cfg(test)]
+mod view_tests;
 mod walk;
 
 pub use as_path::{AS_TRANS, AsPath, Segment, SegmentKind};
