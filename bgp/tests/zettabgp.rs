@@ -73,7 +73,7 @@ fn their_update(attributes: Vec<BgpAttrItem>) -> BgpUpdateMessage {
 
 #[test]
 fn defect_1_a_sequence_is_written_as_a_set() {
-    let path = BgpASpath::from([65001u32, 65002].to_vec());
+    let path = BgpASpath::from(vec![65001u32, 65002]);
     let body = theirs(&their_update(vec![BgpAttrItem::ASPath(path)]));
     assert_eq!(attribute(&body, 2).unwrap().1[0], 1, "zettabgp: AS_SET");
     let attributes = Attributes { as_path: AsPath::sequence(&[65001, 65002]), ..Attributes::default() };
@@ -85,7 +85,7 @@ fn defect_1_a_sequence_is_written_as_a_set() {
 
 #[test]
 fn defect_2_aggregator_is_not_written_and_as_numbers_fold() {
-    let aggregator = BgpAggregatorAS { asn: BgpAS::new(70_000), addr: [192, 0, 2, 1].into() };
+    let aggregator = BgpAggregatorAS { asn: 70_000, addr: [192, 0, 2, 1].into() };
     let body = theirs(&their_update(vec![BgpAttrItem::AggregatorAS(aggregator)]));
     let written = attribute(&body, 7);
     assert_ne!(written.map(|(_, value)| value.len()), Some(8), "zettabgp: not eight bytes");

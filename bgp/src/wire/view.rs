@@ -229,8 +229,14 @@ impl<'a> UpdateView<'a> {
         while !cursor.is_empty() {
             let whole = cursor;
             let at = self.attributes.len() - whole.rest().len();
-            // An attribute that overruns is found again, and judged, by the decoder (RFC 7606 section 4).
-            let Some((flags, code, value)) = next_attribute(&mut cursor) else { break };
+            let Some((flags, code, value)) = next_attribute(&mut cursor) else {
+                // RFC 7606 section 3 (j): routes that cannot be read cannot be withdrawn. Of another type, an attribute that overruns is
+                // found again, and judged, by the decoder (section 4).
+                if matches!(whole.rest(), [_, kind::MP_REACH | kind::MP_UNREACH, ..]) {
+                    return Err(Notification::new(code::UPDATE, 1));
+                }
+                break;
+            };
             let end = self.attributes.len() - cursor.rest().len();
             let raw = self.attributes.get(at..end).unwrap_or_default();
             self.count += 1;

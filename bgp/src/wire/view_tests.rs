@@ -138,6 +138,16 @@ fn an_error_where_nothing_is_announced_resets_the_session() {
 }
 
 #[test]
+fn routes_that_overrun_the_attributes_reset_the_session() {
+    // Found by the differential test: the MP attribute is cut off, an IPv4 route follows (RFC 7606 section 3 (j)).
+    for cut in [&UNREACH[..UNREACH.len() - 1], &REACH[..5], &REACH[..2]] {
+        let error = UpdateView::parse(&body(&[], &[ORIGIN, AS_PATH, NEXT_HOP, cut], &[8, 10]), &context())
+            .unwrap_err();
+        assert_eq!((error.code, error.subcode), (code::UPDATE, 1));
+    }
+}
+
+#[test]
 fn the_strongest_treatment_wins_and_all_are_told() {
     let wire = body(&[], &[ORIGIN, AS_PATH, NEXT_HOP, BAD_MED, &[0x40, 6, 1, 0]], &[8, 10]);
     let (verdict, set, _) = judged(&wire, &context());

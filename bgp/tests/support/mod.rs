@@ -1,6 +1,6 @@
 //! Messages of every kind, built by our encoder: the corpus under `tests/corpus` holds their bytes.
 
-#![allow(dead_code, reason = "each test binary uses its part")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
 use std::path::PathBuf;
 
