@@ -1,5 +1,5 @@
 //! What zettabgp 0.6.0 gets wrong (reference/bgp.md section 1), shown beside our answer. If one of its halves fails after an update, the
-//! library was repaired: then docs/adr/0007 may be thought over.
+//! library was repaired: then docs/adr/0010 may be thought over.
 
 #![allow(
     clippy::unwrap_used,

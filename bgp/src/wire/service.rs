@@ -1,6 +1,6 @@
 //! Destinations of VPN, EVPN and FlowSpec: our walker proves their shape, then zettabgp names their fields.
 //!
-//! zettabgp panics or guesses on lengths it does not expect (docs/adr/0007), so it sees only bytes whose every length was checked here.
+//! zettabgp panics or guesses on lengths it does not expect (docs/adr/0010), so it sees only bytes whose every length was checked here.
 //! What it reads wrongly even then is read by us: EVPN label fields, type-5 routes, FlowSpec values of eight octets and IPv6 offsets.
 
 use std::fmt;

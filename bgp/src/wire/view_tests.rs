@@ -182,6 +182,22 @@ fn confederations_speak_among_themselves() {
 }
 
 #[test]
+fn malformed_internal_attributes_withdraw_inside() {
+    // RFC 7606 sections 7.5, 7.9 and 7.10: from outside they are only discarded (update_tests).
+    let inside = UpdateContext { ebgp: false, ..context() };
+    for bad in [
+        &[0x40u8, 5, 3, 0, 0, 1][..],
+        &[0x40, 5, 5, 0, 0, 0, 0, 1],
+        &[0x80, 9, 3, 1, 2, 3],
+        &[0x80, 10, 3, 1, 2, 3],
+        &[0x80, 10, 0],
+    ] {
+        let (verdict, set, _) = judged(&body(&[], &[ORIGIN, AS_PATH, NEXT_HOP, bad], &[8, 10]), &inside);
+        assert_eq!((verdict, set.faults[0].attribute), (Ok(Verdict::TreatAsWithdraw), bad[1]), "{bad:?}");
+    }
+}
+
+#[test]
 fn the_partial_bit_stays_once_it_is_set() {
     let communities: &[u8] = &[0xe0, 8, 4, 0xfd, 0xe8, 0, 1];
     let large: &[u8] = &[0xc0, 32, 12, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3];
