@@ -153,6 +153,9 @@ pub struct PeerConfig {
     pub import: Vec<AllowedPrefix>,
     /// Pass on best paths learned from other peers (a router; nodes do not transit).
     pub export_learned: bool,
+    /// Offer messages of up to 65535 bytes (RFC 8654); sent that long only if the peer offers it too.
+    #[serde(default)]
+    pub extended_messages: bool,
     /// Refuse paths that do not start with the peer's AS.
     pub enforce_first_as: bool,
     /// Prefixes held from this peer before the session is ended with Cease.
@@ -180,6 +183,7 @@ impl PeerConfig {
             graceful_restart: GracefulRestart::default(),
             import: Vec::new(),
             export_learned: false,
+            extended_messages: false,
             enforce_first_as: true,
             max_prefixes: 100_000,
             next_hop_ipv4: None,

@@ -25,7 +25,7 @@ use crate::event::{Event, EventQueue, Path, Pending};
 use crate::family::Family;
 use crate::fsm::{Action, ConnectionId, Fsm, Identity, Jitter};
 use crate::rib::{Interner, PeerId, Rib};
-use crate::wire::{EncodeContext, Frame, Notification, cease};
+use crate::wire::{EXTENDED_MESSAGE_MAX, EncodeContext, Frame, MESSAGE_MAX, Notification, cease};
 
 use export::Toward;
 use peer::{Peer, refusal};
@@ -343,6 +343,13 @@ impl Core {
         Some(connection)
     }
 
+    /// Longest message a connection reads: what its peer is offered (RFC 8654 section 4).
+    pub(crate) fn message_max(&self, connection: ConnectionId) -> usize {
+        let peer = self.links.get(&connection).and_then(|link| self.peers.get(&link.peer));
+        let extended = peer.is_some_and(|peer| peer.config.extended_messages);
+        if extended { EXTENDED_MESSAGE_MAX } else { MESSAGE_MAX }
+    }
+
     pub(crate) fn connect_failed(&mut self, now: Instant, id: PeerId, attempt: u64, reason: &str) {
         if let Some(peer) = self.peers.get_mut(&id) {
             peer.fsm.connect_failed(now, attempt, reason);
@@ -474,7 +481,8 @@ impl Core {
                 return;
             }
             let four_octet_as = session.context.four_octet_as;
-            let context = EncodeContext { four_octet_as, ..EncodeContext::default() };
+            let message_max = session.message_max;
+            let context = EncodeContext { four_octet_as, message_max, ..EncodeContext::default() };
             let toward =
                 Toward { peer: id, config: &peer.config, session: &session, identity: self.identity };
             let (rib, interner) = (&self.rib, &mut self.interner);
