@@ -26,6 +26,15 @@ use tombolo_bgp::{Family, NextHop};
 /// Most that the process may grow while all messages are decoded and dropped, in KiB.
 const GROWTH_MAX_KIB: u64 = 64 * 1024;
 
+/// Longest that one message may take, with the checks of what was accepted.
+const SLOW: Duration = Duration::from_millis(200);
+
+enum Outcome {
+    Accepted,
+    Refused,
+    CutOff,
+}
+
 struct Random(u64);
 
 impl Random {
@@ -113,30 +122,49 @@ fn no_damage_panics_hangs_or_grows() {
         let context = context(round % 2 == 0, round % 3 == 0, round % 5 == 0);
         let max = if round % 7 == 0 { EXTENDED_MESSAGE_MAX } else { MESSAGE_MAX };
         let start = Instant::now();
-        match Frame::next_within(&mut BytesMut::from(&message[..]), max) {
-            Ok(None) => waiting += 1,
-            Err(_) => refused += 1,
-            Ok(Some(frame)) => match Message::decode(&frame, &context) {
-                Ok(decoded) => {
-                    accepted += 1;
-                    check(&decoded, &frame, &context, &message);
-                }
-                Err(notification) => {
-                    assert!((1..=7).contains(&notification.code), "{notification} for {message:02x?}");
-                    refused += 1;
-                }
-            },
+        let outcome = hear_one(&message, &context, max);
+        let mut elapsed = start.elapsed();
+        // The machine may have looked elsewhere: what is slow must be slow again.
+        for _ in 0..5 {
+            if elapsed < SLOW {
+                break;
+            }
+            let start = Instant::now();
+            hear_one(&message, &context, max);
+            elapsed = elapsed.min(start.elapsed());
         }
-        slowest = slowest.max(start.elapsed());
+        slowest = slowest.max(elapsed);
+        match outcome {
+            Outcome::Accepted => accepted += 1,
+            Outcome::Refused => refused += 1,
+            Outcome::CutOff => waiting += 1,
+        }
         if round == rounds / 10 {
             before = resident_kib();
         }
     }
     println!("{accepted} accepted, {refused} refused, {waiting} cut off, slowest {slowest:?}");
     assert!(accepted > rounds / 20 && refused > rounds / 20, "{accepted} {refused} {waiting}");
-    assert!(slowest < Duration::from_secs(1), "one message took {slowest:?}");
+    assert!(slowest < SLOW, "one message took {slowest:?}");
     let grown = resident_kib().saturating_sub(before);
     assert!(grown < GROWTH_MAX_KIB, "grew by {grown} KiB");
+}
+
+fn hear_one(message: &[u8], context: &UpdateContext, max: usize) -> Outcome {
+    match Frame::next_within(&mut BytesMut::from(message), max) {
+        Ok(None) => Outcome::CutOff,
+        Err(_) => Outcome::Refused,
+        Ok(Some(frame)) => match Message::decode(&frame, context) {
+            Ok(decoded) => {
+                check(&decoded, &frame, context, message);
+                Outcome::Accepted
+            }
+            Err(notification) => {
+                assert!((1..=7).contains(&notification.code), "{notification} for {message:02x?}");
+                Outcome::Refused
+            }
+        },
+    }
 }
 
 /// What was accepted can be said again, and reads back the same.

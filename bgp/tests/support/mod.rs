@@ -252,7 +252,12 @@ fn updates() -> Vec<Sample> {
     wire::end_of_rib(v4, &mut eors);
     let mut eor6 = Vec::new();
     wire::end_of_rib(v6, &mut eor6);
+    let peers_hop = NextHop::new("10.99.1.2".parse().unwrap());
     vec![
+        sample(
+            "update-for-peers",
+            update(&attributes_for_peers(), &peers_hop, v4, &routes_for_peers(), plain),
+        ),
         sample("update-v4-simple", update(&simple, &hop4(), v4, &v4_routes(), plain)),
         sample("update-v4-rich", update(&rich, &hop4(), v4, &v4_routes(), plain)),
         sample("update-v4-two-octet", update(&rich, &hop4(), v4, &v4_routes(), old)),
@@ -276,6 +281,27 @@ fn updates() -> Vec<Sample> {
         sample("end-of-rib-v4", eors),
         sample("end-of-rib-v6", eor6),
     ]
+}
+
+/// What real speakers were told, to see what they pass on: `peer-*-update.hex` are their words (tests/peers.rs).
+pub fn attributes_for_peers() -> Attributes {
+    Attributes {
+        as_path: AsPath {
+            segments: vec![Segment { kind: SegmentKind::Sequence, asns: vec![65002, 4_200_000_000, 64500] }],
+        },
+        med: Some(50),
+        atomic_aggregate: true,
+        aggregator: Some(wire::Aggregator { asn: 70_000, address: [192, 0, 2, 1].into() }),
+        communities: vec!["65002:1".parse().unwrap(), "65002:2".parse().unwrap()],
+        extended_communities: vec![0x0002_fdea_0000_0064],
+        large_communities: vec!["65002:2:3".parse().unwrap(), "4200000000:1:1".parse().unwrap()],
+        unknown: vec![RawAttribute { flags: 0xe0, code: 99, value: vec![1; 300] }],
+        ..Attributes::default()
+    }
+}
+
+pub fn routes_for_peers() -> Vec<Route> {
+    routes(&[("198.51.100.0/25", 0), ("203.0.113.0/24", 0)])
 }
 
 /// One of each.
