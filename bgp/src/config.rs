@@ -154,6 +154,9 @@ pub struct PeerConfig {
     pub import: Vec<AllowedPrefix>,
     /// Pass on best paths learned from other peers (a router; nodes do not transit).
     pub export_learned: bool,
+    /// Offer messages of up to 65535 bytes (RFC 8654); sent that long only if the peer offers it too.
+    #[serde(default)]
+    pub extended_messages: bool,
     /// Refuse paths that do not start with the peer's AS.
     pub enforce_first_as: bool,
     /// Prefixes held from this peer before the session is ended with Cease.
@@ -181,6 +184,7 @@ impl PeerConfig {
             graceful_restart: GracefulRestart::default(),
             import: Vec::new(),
             export_learned: false,
+            extended_messages: false,
             enforce_first_as: true,
             max_prefixes: 100_000,
             next_hop_ipv4: None,
@@ -197,6 +201,12 @@ impl PeerConfig {
         }
         if self.families.is_empty() {
             return bad("no address family is configured", "list ipv4-unicast or ipv6-unicast");
+        }
+        if !self.families.iter().all(|family| family.is_unicast()) {
+            return bad(
+                "an address family that is decoded but not carried",
+                "list ipv4-unicast or ipv6-unicast",
+            );
         }
         if self.address.is_unspecified() || self.address.is_multicast() {
             return bad("the address is no host address", "give the peer's own address");

@@ -23,7 +23,8 @@
 //! # }
 //! ```
 //!
-//! RFCs: 4271, 4724 (both roles), 4760, 2918, 5492, 6286, 6608, 6793, 7606, 8092, 9003, 9072. Next hops of IPv6 by 2545.
+//! RFCs: 4271, 4724 (both roles), 4760, 2918, 5492, 6286, 6608, 6793, 7606, 7607, 8092, 8654, 9003, 9072. Next hops of IPv6 by 2545. The codec
+//! reads and writes more than sessions offer yet: see `docs/rfc.md`.
 
 #![forbid(unsafe_code)]
 

@@ -20,6 +20,8 @@ pub(super) struct View {
     own_asn: u32,
     ebgp: bool,
     four_octet_as: bool,
+    /// Longest message the peer takes, in bytes (RFC 8654).
+    message_max: usize,
     families: Vec<Family>,
     /// Next hop of what is announced as ours, by family; without one there is nothing the peer could use.
     next_hops: [Option<NextHop>; 2],
@@ -32,6 +34,8 @@ impl View {
             let configured = match family {
                 Family::Ipv4Unicast => config.next_hop_ipv4.map(IpAddr::V4),
                 Family::Ipv6Unicast => config.next_hop_ipv6.map(IpAddr::V6),
+                // Not carried yet (PeerConfig::check).
+                _ => None,
             };
             configured.or(address).map(NextHop::new)
         };
@@ -39,8 +43,9 @@ impl View {
             own_asn: identity.asn,
             ebgp: session.ebgp,
             four_octet_as: session.context.four_octet_as,
+            message_max: session.message_max,
             families: session.families.clone(),
-            next_hops: Family::ALL.map(own),
+            next_hops: [Family::Ipv4Unicast, Family::Ipv6Unicast].map(own),
         }
     }
 
@@ -49,6 +54,7 @@ impl View {
         match family {
             Family::Ipv4Unicast => v4,
             Family::Ipv6Unicast => v6,
+            _ => None,
         }
     }
 
@@ -59,11 +65,16 @@ impl View {
             ebgp: self.ebgp,
             first_asn: None,
             families: self.families.clone(),
+            ..UpdateContext::default()
         }
     }
 
-    const fn context(&self) -> EncodeContext {
-        EncodeContext { four_octet_as: self.four_octet_as }
+    fn context(&self) -> EncodeContext {
+        EncodeContext {
+            four_octet_as: self.four_octet_as,
+            message_max: self.message_max,
+            ..EncodeContext::default()
+        }
     }
 
     /// What a peer hears about a prefix that this speaker originates.

@@ -28,7 +28,7 @@ use crate::event::{Event, EventQueue, Path, Pending};
 use crate::family::Family;
 use crate::fsm::{Action, ConnectionId, Fsm, Identity, Jitter};
 use crate::rib::{PathSets, PeerId, Rib};
-use crate::wire::{Frame, Notification, cease};
+use crate::wire::{EXTENDED_MESSAGE_MAX, Frame, MESSAGE_MAX, Notification, cease};
 
 use log::Logs;
 use peer::{Peer, not_allowed, refusal};
@@ -348,6 +348,13 @@ impl Core {
         self.links.insert(connection, Link { peer, outstanding: 0, progress_at: now });
         self.settle(now, peer);
         Some(connection)
+    }
+
+    /// Longest message a connection reads: what its peer is offered (RFC 8654 section 4).
+    pub(crate) fn message_max(&self, connection: ConnectionId) -> usize {
+        let peer = self.links.get(&connection).and_then(|link| self.peers.get(&link.peer));
+        let extended = peer.is_some_and(|peer| peer.config.extended_messages);
+        if extended { EXTENDED_MESSAGE_MAX } else { MESSAGE_MAX }
     }
 
     pub(crate) fn connect_failed(&mut self, now: Instant, id: PeerId, attempt: u64, reason: &str) {

@@ -102,8 +102,9 @@ impl Pair {
             Output::Send { connection, bytes } => {
                 if let Some(there) = self.other_end(side, connection) {
                     let mut buffer = BytesMut::from(&bytes[..]);
-                    let frames: Vec<Frame> =
-                        std::iter::from_fn(|| Frame::next(&mut buffer).unwrap()).collect();
+                    let max = self.cores[far].message_max(there);
+                    let next = || Frame::next_within(&mut buffer, max).unwrap();
+                    let frames: Vec<Frame> = std::iter::from_fn(next).collect();
                     assert!(buffer.is_empty());
                     self.cores[far].frames(now, there, &frames);
                 }
@@ -308,6 +309,24 @@ fn a_big_table_is_packed_and_flows_in_batches() {
     assert_eq!(pair.received(1).len(), 20_000);
     let state = &pair.cores[1].peers(pair.now)[0];
     assert!(state.counters.updates_received < 40, "{}", state.counters.updates_received);
+}
+
+#[test]
+fn messages_over_4096_bytes_are_sent_only_where_both_offer_them() {
+    let communities = (0..1500).map(crate::wire::Community).collect();
+    let long = Announcement { communities, ..Default::default() };
+    for (offers, arrive) in [([true, true], 1), ([true, false], 0), ([false, true], 0), ([false, false], 0)] {
+        let mut pair = Pair::new();
+        for side in [0, 1] {
+            let config = PeerConfig { extended_messages: offers[side], ..peer_config(side) };
+            pair.cores[side].update_peer(pair.now, config).unwrap();
+        }
+        pair.wait(30);
+        pair.cores[0].announce(Scope::All, prefix("10.8.0.0/16"), long.clone()).unwrap();
+        pair.run();
+        assert_eq!(pair.received(1).len(), arrive, "{offers:?}");
+        assert_eq!(pair.cores[1].peers(pair.now)[0].state, crate::fsm::State::Established);
+    }
 }
 
 #[test]

@@ -22,12 +22,13 @@ const READ_SIZE: usize = 64 * 1024;
 pub(super) async fn run(
     id: ConnectionId,
     stream: TcpStream,
+    message_max: usize,
     queue: mpsc::UnboundedReceiver<Bytes>,
     inputs: mpsc::Sender<Input>,
 ) {
     let (mut reading, mut writing) = stream.into_split();
     let reason = {
-        let reader = read(id, &mut reading, &inputs);
+        let reader = read(id, &mut reading, message_max, &inputs);
         tokio::pin!(reader);
         tokio::select! {
             reason = &mut reader => Some(reason),
@@ -50,8 +51,13 @@ async fn send(inputs: &mpsc::Sender<Input>, input: Input) {
     }
 }
 
-/// Reads frames until the stream ends; says why it did.
-async fn read(id: ConnectionId, stream: &mut OwnedReadHalf, inputs: &mpsc::Sender<Input>) -> String {
+/// Reads frames of at most `message_max` bytes until the stream ends; says why it did.
+async fn read(
+    id: ConnectionId,
+    stream: &mut OwnedReadHalf,
+    message_max: usize,
+    inputs: &mpsc::Sender<Input>,
+) -> String {
     let mut buffer = BytesMut::new();
     loop {
         buffer.reserve(READ_SIZE);
@@ -62,7 +68,7 @@ async fn read(id: ConnectionId, stream: &mut OwnedReadHalf, inputs: &mpsc::Sende
         }
         let mut frames = Vec::new();
         let broken = loop {
-            match Frame::next(&mut buffer) {
+            match Frame::next_within(&mut buffer, message_max) {
                 Ok(Some(frame)) => frames.push(frame),
                 Ok(None) => break None,
                 Err(notification) => break Some(notification),

@@ -189,7 +189,8 @@ impl Driver {
         // one slow peer stop the speaker, or would lose bytes in the midst of a stream.
         let (queue, outbox) = mpsc::unbounded_channel();
         self.queues.insert(id, queue);
-        self.connections.spawn(link::run(id, stream, outbox, self.inputs.clone()));
+        let message_max = self.core.message_max(id);
+        self.connections.spawn(link::run(id, stream, message_max, outbox, self.inputs.clone()));
     }
 
     /// Does what the core wants done, and answers those who wait for it to be quiet.
