@@ -5,6 +5,7 @@
 //!  announce, withdraw ─────────────────────────────────────────► │                └──────► Event
 //! ```
 
+mod bfd;
 mod export;
 mod peer;
 mod routes;
@@ -76,6 +77,8 @@ pub(crate) struct Core {
     events: EventQueue,
     /// Prefixes the reader was told about and not yet told to forget.
     published: BTreeSet<IpNet>,
+    /// The BFD sessions that peers ask for may be others than last taken.
+    bfd_changed: bool,
 }
 
 impl Core {
@@ -94,6 +97,7 @@ impl Core {
             outputs: VecDeque::new(),
             events: EventQueue::default(),
             published: BTreeSet::new(),
+            bfd_changed: false,
         }
     }
 
@@ -194,6 +198,7 @@ impl Core {
         let mut fsm = Fsm::new(Arc::clone(&config), self.identity, self.restarting, jitter);
         fsm.start(now);
         self.peers.insert(id, Peer::new(config, fsm));
+        self.bfd_changed = true;
         self.settle(now, id);
         Ok(())
     }
@@ -206,6 +211,7 @@ impl Core {
         self.settle(now, id);
         self.rib.remove_where(id, |_, _| true);
         self.peers.remove(&id);
+        self.bfd_changed = true;
         self.propagate();
         Ok(())
     }
@@ -218,6 +224,7 @@ impl Core {
         let config = Arc::new(config);
         let old = std::mem::replace(&mut peer.config, Arc::clone(&config));
         peer.fsm.set_config(Arc::clone(&config));
+        self.bfd_changed = true;
         if old.needs_reset(&config) {
             peer.fsm.reset(now, &Notification::cease(cease::CONFIG_CHANGE, ""));
         } else {

@@ -54,6 +54,8 @@ pub mod cease {
     pub const CONFIG_CHANGE: u8 = 6;
     /// Two connections collided and this one lost.
     pub const COLLISION: u8 = 7;
+    /// The BFD session with the peer failed (RFC 9384).
+    pub const BFD_DOWN: u8 = 10;
 }
 
 impl Notification {
@@ -120,6 +122,7 @@ impl Notification {
             (code::CEASE, cease::ADMIN_SHUTDOWN) => "the other operator must enable the session again",
             (code::CEASE, cease::DECONFIGURED) => "the other side no longer has this peer configured",
             (code::CEASE, cease::REJECTED) => "the other side does not expect a session from this address",
+            (code::CEASE, cease::BFD_DOWN) => "check the path for loss; `tombolo bgp bfd` tells more",
             _ => "",
         }
     }
@@ -153,7 +156,7 @@ impl Notification {
             (code::CEASE, cease::COLLISION) => "cease: connection collision resolution",
             (code::CEASE, 8) => "cease: out of resources",
             (code::CEASE, 9) => "cease: hard reset",
-            (code::CEASE, 10) => "cease: BFD down",
+            (code::CEASE, cease::BFD_DOWN) => "cease: BFD down",
             (code::CEASE, _) => "cease",
             (code::ROUTE_REFRESH, _) => "ROUTE-REFRESH error",
             _ => "unknown error",
