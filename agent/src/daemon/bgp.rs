@@ -10,6 +10,7 @@ use tombolo_base::ids::ClusterName;
 use tombolo_base::reconcile::Progress;
 use tombolo_base::source::{Source, SourceState};
 use tombolo_base::table::{Table, Writer};
+use tombolo_bgp::bfd::client::Unit;
 use tombolo_bgp_node::{BgpNode, InstancePeer, InstanceRoute, Settings};
 use tombolo_kubernetes::Tables;
 use tombolo_service::{LbAssignment, ServiceRow, SliceRow, TrafficPolicy};
@@ -124,6 +125,7 @@ pub(crate) fn start(
     driver: &Driver,
     import: &[AllowedPrefix],
     restarting: bool,
+    bfd: Unit,
     rows: (&Table<PeerRow>, &Table<AdvertRow>),
     learned: Learned,
     tasks: &mut JoinSet<()>,
@@ -137,6 +139,7 @@ pub(crate) fn start(
         restarting,
         import: import.iter().map(allowed).collect(),
         jitter_seed: driver.seed,
+        bfd: Some(bfd),
         ..Settings::default()
     };
     let node = BgpNode::start(settings, learned.routes);

@@ -336,7 +336,10 @@ impl Rooms<'_> {
         if config.bgp.enabled {
             let rows = (&self.desired.bgp_peers, &self.desired.bgp_adverts);
             let learned = bgp::Learned { routes: learned, planned };
-            let bgp = bgp::start(driver, &config.bgp.import.allow, node.restarting, rows, learned, tasks);
+            let run = config.api.socket.parent().unwrap_or_else(|| std::path::Path::new("/run/tombolo"));
+            let bfd = tombolo_bgp::bfd::client::Unit::of_this_program(run);
+            let allow = &config.bgp.import.allow;
+            let bgp = bgp::start(driver, allow, node.restarting, bfd, rows, learned, tasks);
             daemon.bgp.set(bgp).ok();
         }
     }
