@@ -3,7 +3,7 @@
 LAB := containerlab/labs/two-clusters/two-clusters.clab.yml
 TOMBOLO := target/debug/tombolo
 
-# How long the lab's etcd stays down in the fault checks; CI takes a short form.
+# How long the lab's etcd stays down in the fault checks.
 ETCD_DOWN_SECS ?= 60
 
 .DEFAULT_GOAL := help
@@ -13,9 +13,7 @@ help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 demo: setup build ## Bring the two-cluster lab up, check everything, leave it up
-	@$(TOMBOLO) lab down -t $(LAB) >/dev/null 2>&1 || true
-	@$(TOMBOLO) lab up -t $(LAB)
-	@$(TOMBOLO) lab test -t $(LAB) --all-variants --etcd-down-secs $(ETCD_DOWN_SECS); code=$$?; scripts/next $(TOMBOLO) $(LAB); exit $$code
+	@scripts/demo $(TOMBOLO) $(LAB) $(ETCD_DOWN_SECS)
 
 test: setup build unit programs namespaces mesh interop bench-bfd-short lab ## The whole test suite, unit to real peers
 

@@ -44,6 +44,14 @@ pub trait Target<R: Row>: Send {
         keep: &OrdMap<R::Key, R>,
         held: &BTreeSet<Source>,
     ) -> impl Future<Output = Result<(), String>> + Send;
+    /// Of the rows that are wanted, those that the target does not hold as they are, for [`Reconciler::recheck`];
+    /// `None` if it cannot tell: then all are written again ([`Reconciler::resync`]).
+    fn audit(
+        &mut self,
+        _wanted: &OrdMap<R::Key, R>,
+    ) -> impl Future<Output = Result<Option<BTreeSet<R::Key>>, String>> + Send {
+        std::future::ready(Ok(None))
+    }
 }
 
 /// A row that could not be carried over yet.
@@ -158,6 +166,12 @@ impl<R: Row> Reconciler<R> {
         self.held_at_last_prune.as_ref().is_none_or(|spared| !spared.is_subset(&self.held()))
     }
 
+    /// What is wanted now, for [`Target::audit`].
+    #[must_use]
+    pub const fn wanted(&self) -> &OrdMap<R::Key, R> {
+        self.desired.rows()
+    }
+
     /// Asks for a full pass: every desired row is written again and leftovers are pruned (the target was disturbed).
     pub fn resync(&mut self, now: Moment) {
         self.recheck(self.desired.iter().map(Row::key).collect::<Vec<_>>());
@@ -204,7 +218,7 @@ impl<R: Row> Reconciler<R> {
         if self.prune_due.is_some_and(|due| due <= now) {
             self.prune_due = None;
             let held = self.held();
-            let keep = self.desired.iter().map(|row| (row.key(), row.clone())).collect();
+            let keep = self.desired.rows().clone();
             self.in_flight = Some(InFlight::Prune(held.clone()));
             return Some(Action::Prune { keep, held });
         }

@@ -84,6 +84,12 @@ impl<R: Row> Snapshot<R> {
         self.rows.get(key)
     }
 
+    /// All rows by key; cheap to clone.
+    #[must_use]
+    pub const fn rows(&self) -> &OrdMap<R::Key, R> {
+        &self.rows
+    }
+
     /// All rows in key order.
     pub fn iter(&self) -> impl Iterator<Item = &R> {
         self.rows.values()
@@ -310,6 +316,11 @@ impl<R: Row> Transaction<'_, R> {
     /// Forgets a source and all its rows.
     pub fn drain_source(&mut self, source: &Source) {
         self.retain_source(source, &BTreeSet::new());
+        self.sources |= self.snapshot.sources.remove(source).is_some();
+    }
+
+    /// Forgets how far a source has come; its rows stay.
+    pub fn forget_source(&mut self, source: &Source) {
         self.sources |= self.snapshot.sources.remove(source).is_some();
     }
 

@@ -13,7 +13,7 @@
 //! ```no_run
 //! # async fn example(config: tombolo_clustermesh::follower::MeshConfig, sink: std::sync::Arc<tombolo_clustermesh::rows::TableSink>) -> Result<(), tombolo_clustermesh::MeshError> {
 //! let cancel = tokio_util::sync::CancellationToken::new();
-//! let (mesh, task) = tombolo_clustermesh::follower::start(config, sink, cancel.clone());
+//! let (mesh, task) = tombolo_clustermesh::follower::start(config, sink, cancel.clone()).await;
 //! for cluster in mesh.status().await {
 //!     println!("{}: {}", cluster.name, cluster.status);
 //! }

@@ -128,7 +128,7 @@ struct Reader {
 }
 
 impl Reader {
-    fn start(folder: &Path, own: &str, own_id: u32, change: impl FnOnce(&mut MeshConfig)) -> Self {
+    async fn start(folder: &Path, own: &str, own_id: u32, change: impl FnOnce(&mut MeshConfig)) -> Self {
         let mut config = MeshConfig {
             cluster: name(own),
             cluster_id: id(own_id),
@@ -147,7 +147,7 @@ impl Reader {
         change(&mut config);
         std::fs::create_dir_all(&config.folder).unwrap();
         let (seen, cancel) = (Recorder::default(), CancellationToken::new());
-        let (mesh, task) = follower::start(config, Arc::new(seen.clone()), cancel.clone());
+        let (mesh, task) = follower::start(config, Arc::new(seen.clone()), cancel.clone()).await;
         Self { seen, mesh, task, cancel }
     }
 
@@ -178,7 +178,7 @@ async fn two_agents(pki: &Pki, etcd: &Etcd, folder: &Path) -> (Agent, Agent, Rea
     let identities = tokio::join!(one.publish(&["n1", "n2"]), two.publish(&["n1", "n2"]));
     assert_eq!(identities.0, identities.1, "equal labels, one number");
     etcd.write_file(pki, "remote", &remotes(folder).join("a.yaml"));
-    let reader = Reader::start(folder, "b", 2, |_| {});
+    let reader = Reader::start(folder, "b", 2, |_| {}).await;
     reader.ready("a").await;
     (one, two, reader)
 }
@@ -229,7 +229,7 @@ async fn nothing_is_shown_before_all_nodes_have_published() {
     let one = Agent::start(&etcd, &pki, 1, folder.path(), |_| {});
     one.publish(&["n1", "n2"]).await;
     etcd.write_file(&pki, "remote", &remotes(folder.path()).join("a.yaml"));
-    let reader = Reader::start(folder.path(), "b", 2, |_| {});
+    let reader = Reader::start(folder.path(), "b", 2, |_| {}).await;
     let mut published = one.handle.status();
     published.wait_for(|status| status.published && status.leader).await.unwrap();
     until("the configuration", async || reader.status("a").await.config.retrieved).await;
@@ -429,7 +429,7 @@ async fn the_other_nodes_of_the_own_cluster_are_followed_too() {
     let one = Agent::start(&etcd, &pki, 1, folder.path(), |_| {});
     one.publish(&["n1", "never"]).await;
     let own = etcd.config(&pki, "admin-a");
-    let reader = Reader::start(folder.path(), "a", 1, |config| config.own = Some(own));
+    let reader = Reader::start(folder.path(), "a", 1, |config| config.own = Some(own)).await;
     // Before the canaries: what is there is used at once, only nothing is deleted.
     until("the node", async || reader.seen.view("a").names(Kind::Nodes) == ["n1"]).await;
     until("the assignment", async || reader.seen.view("a").names(Kind::Assignments) == ["shop/web"]).await;
@@ -449,13 +449,19 @@ async fn a_restarted_reader_starts_with_what_it_knew_and_broken_files_cost_only_
     reader.stop().await;
     etcd.stop();
     std::fs::write(folder.path().join("remotes/c.yaml"), "endpoints: [http://192.0.2.1:1]\n").unwrap();
-    let reader = Reader::start(folder.path(), "b", 2, |_| {});
+    let reader = Reader::start(folder.path(), "b", 2, |_| {}).await;
+    // Whoever prunes from here on knows of whom to spare, the one with the broken file included.
+    assert!(
+        reader.seen.view("a").state.is_some() && reader.seen.view("c").state == Some(SourceState::Pending)
+    );
     until("the snapshot", async || reader.seen.view("a").records == before.records).await;
     assert_eq!(reader.seen.view("a").state, Some(SourceState::Stale));
     assert!(reader.status("c").await.status.contains("plaintext"));
     etcd.restart(&pki).await;
     reader.ready("a").await;
     assert_eq!(reader.seen.view("a").deletes, 0);
+    std::fs::remove_file(folder.path().join("remotes/c.yaml")).unwrap();
+    until("the broken file's cluster to be given up", async || reader.seen.view("c").gone).await;
     tokio::join!(one.stop(), two.stop(), reader.stop());
 }
 
@@ -464,7 +470,7 @@ async fn a_user_without_rights_and_a_stranger_are_told_what_to_do() {
     let (pki, folder) = (Pki::new(), tempfile::tempdir().unwrap());
     let etcd = Etcd::start(&pki, "a").await;
     etcd.write_file(&pki, "nobody", &remotes(folder.path()).join("a.yaml"));
-    let reader = Reader::start(folder.path(), "b", 2, |_| {});
+    let reader = Reader::start(folder.path(), "b", 2, |_| {}).await;
     until("the refusal", async || reader.status("a").await.last_failure.is_some()).await;
     let text = reader.status("a").await.last_failure.unwrap().text;
     assert!(text.contains("denied") && text.contains("role"), "{text}");

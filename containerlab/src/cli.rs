@@ -98,12 +98,6 @@ pub enum LabCommand {
         #[arg(long)]
         stay_down: bool,
     },
-    /// Stop and start a node's command.
-    #[command(hide = true)]
-    RestartCmd {
-        /// The node.
-        node: String,
-    },
     /// Stop a node's command.
     #[command(hide = true)]
     StopCmd {
@@ -227,6 +221,10 @@ impl LabArgs {
                 Ok(0)
             }
             LabCommand::Graph => {
+                // Beside the picture, which shows the file: what of it would not be deployed.
+                for warning in &lab.warnings {
+                    writeln!(io::stderr(), "warning: {warning}").ok();
+                }
                 say(&crate::graph::mermaid(&lab.topology));
                 Ok(0)
             }
@@ -279,7 +277,6 @@ async fn act(lab: &Lab, command: LabCommand) -> Result<i32, LabError> {
         LabCommand::PowerOff { node } => (node, NodeAction::PowerOff),
         LabCommand::PowerOn { node } => (node, NodeAction::PowerOn),
         LabCommand::KillAgent { node, stay_down } => (node, NodeAction::KillCommand { stay_down }),
-        LabCommand::RestartCmd { node } => (node, NodeAction::RestartCommand),
         LabCommand::StopCmd { node } => (node, NodeAction::StopCommand),
         LabCommand::StartCmd { node } => (node, NodeAction::StartCommand),
         LabCommand::CniCheck { node } => (node, NodeAction::CniCheck),

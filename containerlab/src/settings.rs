@@ -107,12 +107,16 @@ impl Directory {
     }
 }
 
-/// A command that answers with exit status 0 once the node is up.
+/// How the node tells that it is up: one of the two.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Readiness {
     /// Command line, run inside the node, repeated until it succeeds.
+    #[serde(default)]
     pub command: String,
+    /// The node's own command says so, as to systemd (`READY=1` to `NOTIFY_SOCKET`).
+    #[serde(default)]
+    pub notify: bool,
     /// Give up after so many seconds.
     #[serde(default = "ready_timeout_secs")]
     pub timeout_secs: u64,
@@ -233,15 +237,19 @@ impl Settings {
         [image, plain, last].into_iter().find_map(|name| self.images.get(name))
     }
 
-    /// The cluster that a node (by short name) belongs to as node or etcd.
-    pub fn cluster_of(&self, node: &str) -> Option<&Cluster> {
-        self.clusters.iter().find(|cluster| cluster.etcd == node || cluster.nodes.iter().any(|n| n == node))
+    /// Whether an image runs here. Without a table every image does: as a plain host.
+    pub fn runs(&self, image: &str) -> bool {
+        self.images.is_empty() || self.image(image).is_some()
     }
 
     fn check(&self, path: &Path) -> Result<(), SettingsError> {
         let wrong =
             |key: String, message: String| SettingsError::Value { path: path.to_owned(), key, message };
         for (name, image) in &self.images {
+            if image.ready.as_ref().is_some_and(|ready| ready.notify != ready.command.is_empty()) {
+                let message = "needs either a command, or notify: true, and not both";
+                return Err(wrong(format!("images.{name}.ready"), message.to_owned()));
+            }
             for directory in &image.directories {
                 if !directory.path.starts_with('/') || directory.mode_bits().is_none() {
                     let message = format!(

@@ -45,11 +45,16 @@ fn main() -> ExitCode {
     let tests: &[(&str, fn())] = &[
         ("two_hosts_reach_each_other", two_hosts_reach_each_other),
         ("a_failing_node_is_undone", a_failing_node_is_undone),
+        ("a_command_that_cannot_run_is_told", a_command_that_cannot_run_is_told),
+        ("what_cannot_be_deployed_is_left_out", what_cannot_be_deployed_is_left_out),
+        ("a_command_says_when_it_is_ready", a_command_says_when_it_is_ready),
         ("commands_are_supervised", commands_are_supervised),
         ("a_running_lab_follows_its_file", a_running_lab_follows_its_file),
         ("nodes_go_off_and_on", nodes_go_off_and_on),
+        ("up_starts_what_does_not_run", up_starts_what_does_not_run),
         ("a_killed_supervisor_leaves_nothing", a_killed_supervisor_leaves_nothing),
         ("the_kubelet_runs_pods", the_kubelet_runs_pods),
+        ("a_node_that_dies_is_not_ready", a_node_that_dies_is_not_ready),
     ];
     for (name, test) in tests.iter().filter(|(name, _)| name.contains(&filter)) {
         let began = Instant::now();
@@ -202,6 +207,113 @@ fn a_failing_node_is_undone() {
     bench.down();
 }
 
+fn a_command_that_cannot_run_is_told() {
+    let text =
+        |node: &str| format!("name: NAME\ntopology:\n  nodes:\n    good: {{kind: linux}}\n    bad: {node}\n");
+    let bench = Bench::new("");
+    for (node, parts) in [
+        (
+            "{kind: linux, cmd: no-such-program --now}",
+            &["node bad", "start no-such-program", "installed on the host"][..],
+        ),
+        (
+            "{kind: linux, cmd: sleep infinity, exec: [\"sh -c 'echo what it said; exit 4'\"]}",
+            &["node bad", "exit status 4", "end of its log", "what it said"],
+        ),
+        // On failure it is tried again; a success is an end, not a failure.
+        ("{kind: linux, restart-policy: on-failure, cmd: sh -c 'exit 5'}", &["node bad", "exit status 5"]),
+    ] {
+        bench.write(&text(node));
+        let error = block_on(bench.lab().up(&mut Progress::quiet())).unwrap_err().to_string();
+        for part in parts {
+            assert!(error.contains(part), "{part:?} is missing in {error}");
+        }
+        assert!(!block_on(bench.lab().is_running()));
+        assert!(!bench.lab().layout().dir().exists(), "a failed start is undone");
+    }
+    bench.write(&text("{kind: linux, restart-policy: on-failure, cmd: 'true'}"));
+    bench.up();
+    let command = block_on(bench.lab().inspect()).unwrap().nodes["bad"].command.clone();
+    assert_eq!((command.state.as_str(), command.restarts), ("ended", 0));
+    // What ended as it may is well.
+    assert!(matches!(bench.up(), Outcome::Changed(text) if text == "nothing has changed"));
+    bench.down();
+}
+
+fn what_cannot_be_deployed_is_left_out() {
+    let bench = Bench::new(
+        "name: NAME
+topology:
+  nodes:
+    a:
+      kind: linux
+      volumes: [data:/var/lib/data]
+      exec: [ip addr add 192.0.2.1/24 dev eth1, ip addr add 198.51.100.1/24 dev eth2]
+    b: {kind: linux, exec: [ip addr add 192.0.2.2/24 dev eth1]}
+    srl: {kind: nokia_srlinux, binds: [license.key:/license]}
+    other: {kind: linux, image: unheard-of}
+  links:
+    - endpoints: [a:eth1, b:eth1]
+    - endpoints: [a:eth2, srl:e1-1]
+    - endpoints: [a:eth3, other:eth1]
+    - endpoints: [a:a-name-longer-than-linux-allows, b:eth3]
+    - endpoints: [a:eth4, mgmt-net:a-mgmt]
+",
+    );
+    std::fs::write(bench.path("lab.yaml"), "images: {frr: {}}\n").unwrap();
+    let lab = bench.lab();
+    for part in [
+        "tiny.clab.yml:9: node srl",
+        "tiny.clab.yml:10: node other: image \"unheard-of\" is not in the image table",
+        "tiny.clab.yml:14: link a:eth3 - other:eth1 (veth): its node other is not deployed",
+        "tiny.clab.yml:6: node a: volumes has no effect here",
+    ] {
+        assert!(lab.warnings.iter().any(|line| line.contains(part)), "{part} among {:#?}", lab.warnings);
+    }
+    let Outcome::Started(text) = bench.up() else { panic!("was running") };
+    assert!(text.starts_with("2 nodes, 1 links; not deployed: node srl, node other, link"), "{text}");
+    bench.check("a", &ping("192.0.2.2"));
+    // The exec line that speaks of eth2 failed, which was to be expected.
+    assert!(bench.check("a", &["ip", "-o", "link"]).lines().count() == 2);
+    let refused = lab.exec_command("srl", None, &["true"]).unwrap_err().to_string();
+    assert!(refused.contains("node srl: is not deployed"), "{refused}");
+    assert!(matches!(bench.up(), Outcome::Changed(text) if text == "nothing has changed"));
+    bench.down();
+}
+
+fn a_command_says_when_it_is_ready() {
+    let says = |pause: &str| {
+        let perl = format!(
+            "socket(S, AF_UNIX, SOCK_DGRAM, 0); sleep {pause}; send(S, qq(STATUS=x\\nREADY=1), 0, sockaddr_un($ENV{{NOTIFY_SOCKET}})); sleep 1000"
+        );
+        format!(
+            "name: NAME\ntopology:\n  nodes:\n    a:\n      kind: linux\n      image: i\n      cmd: perl -MSocket -e '{perl}'\n"
+        )
+    };
+    let bench = Bench::new(&says("1"));
+    std::fs::write(bench.path("lab.yaml"), "images: {i: {ready: {notify: true, timeout_secs: 5}}}\n")
+        .unwrap();
+    let began = Instant::now();
+    bench.up();
+    assert!(began.elapsed() >= Duration::from_secs(1), "up after {:?}", began.elapsed());
+    assert!(block_on(bench.lab().inspect()).unwrap().nodes["a"].command.said_ready);
+    bench.down();
+    bench.write(&says("900"));
+    std::fs::write(bench.path("lab.yaml"), "images: {i: {ready: {notify: true, timeout_secs: 1}}}\n")
+        .unwrap();
+    let error = block_on(bench.lab().up(&mut Progress::quiet())).unwrap_err().to_string();
+    assert!(error.contains("node a: not ready after 1 s") && error.contains("READY=1"), "{error}");
+    // One that dies before it has said anything does not count as up.
+    bench.write(
+        "name: NAME\ntopology: {nodes: {a: {kind: linux, image: i, cmd: sh -c 'sleep 0.2; exit 9'}}}\n",
+    );
+    std::fs::write(bench.path("lab.yaml"), "images: {i: {ready: {notify: true, timeout_secs: 20}}}\n")
+        .unwrap();
+    let error = block_on(bench.lab().up(&mut Progress::quiet())).unwrap_err().to_string();
+    assert!(error.contains("does not stay up (exit status 9)"), "{error}");
+    bench.down();
+}
+
 fn commands_are_supervised() {
     let bench = Bench::new(
         "name: NAME\ntopology:\n  nodes:\n    a:\n      kind: linux\n      env: {GREETING: hello}\n      cmd: sh -c 'echo $GREETING; echo $$ >> /var/lib/starts; exec sleep infinity'\n",
@@ -268,6 +380,79 @@ fn nodes_go_off_and_on() {
     bench.check("a", &ping("192.0.2.2"));
     bench.check("a", &ping("2001:db8::2"));
     assert_eq!(bench.check("b", &["cat", "/var/lib/kept"]).trim(), "kept");
+    bench.down();
+}
+
+fn up_starts_what_does_not_run() {
+    let text = TWO_HOSTS.replace("    b:\n", "    c: {kind: linux, cmd: sleep infinity}\n    b:\n").replace(
+        "2001:db8::2/64 dev eth1\n",
+        "2001:db8::2/64 dev eth1\n        - test ! -e /var/lib/broken\n",
+    );
+    let bench = Bench::new(&text);
+    bench.up();
+    let lab = bench.lab();
+    block_on(lab.power_off("b")).unwrap();
+    block_on(lab.stop_cmd("c")).unwrap();
+    let Outcome::Changed(done) = bench.up() else { panic!("was built anew") };
+    assert_eq!(done, "started again: c; switched on: b");
+    bench.check("a", &ping("192.0.2.2"));
+    assert_eq!(block_on(lab.inspect()).unwrap().nodes["c"].command.state, "running");
+    // What a node is after it was off is written down for `down` to look for.
+    let namespace = bench.check("b", &["readlink", "/proc/self/ns/net"]);
+    let record = std::fs::read_to_string(lab.layout().namespaces()).unwrap();
+    let inode = namespace.trim().trim_start_matches("net:[").trim_end_matches(']');
+    assert!(record.lines().any(|line| line == format!("net {inode}")), "{namespace} in {record}");
+    assert!(matches!(bench.up(), Outcome::Changed(text) if text == "nothing has changed"));
+    // A node that does not start stays off, so that the next `up` tries again instead of taking it for running.
+    bench.check("b", &["touch", "/var/lib/broken"]);
+    block_on(lab.power_off("b")).unwrap();
+    for _ in 0..2 {
+        let error = block_on(bench.lab().up(&mut Progress::quiet())).unwrap_err().to_string();
+        assert!(error.contains("node b") && error.contains("test ! -e"), "{error}");
+        assert_eq!(block_on(lab.inspect()).unwrap().nodes["b"].state, "off");
+    }
+    bench.write(&text.replace("test ! -e", "echo"));
+    assert!(matches!(bench.up(), Outcome::Changed(text) if text == "switched on: b"));
+    bench.check("a", &ping("192.0.2.2"));
+    // An init that dies takes its links with it, and with them the neighbours' ends.
+    kill_init(&lab, "b");
+    until("the node has died", || block_on(lab.inspect()).unwrap().nodes["b"].state.starts_with("failed"));
+    assert!(matches!(bench.up(), Outcome::Started(_)));
+    bench.check("a", &ping("2001:db8::2"));
+    bench.down();
+}
+
+/// SIGKILL to a node's init, as if it had crashed.
+fn kill_init(lab: &Lab, node: &str) {
+    let boot = lab.layout().boot(node).display().to_string();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let Ok(pid) = entry.file_name().to_string_lossy().parse() else { continue };
+        if String::from_utf8_lossy(&command).split('\0').any(|word| word == boot) {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)
+                .unwrap();
+            return;
+        }
+    }
+    panic!("node {node} has no init");
+}
+
+fn a_node_that_dies_is_not_ready() {
+    let bench = cluster_of_one_node();
+    std::fs::write(bench.path("manifests/node.yaml"), "kind: Node\nmetadata: {name: n1}\n").unwrap();
+    bench.up();
+    let lab = bench.lab();
+    let ready = || {
+        let pods = block_on(lab.inspect()).unwrap().nodes["n1"].pods.clone();
+        pods.len() == 2 && pods.iter().all(|pod| pod.ready)
+    };
+    until("both pods are ready", ready);
+    let node = || std::fs::read_to_string(lab.layout().dir().join("one/manifests/node.yaml")).unwrap();
+    kill_init(&lab, "n1");
+    until("the node is marked", || node().contains("LabNodePoweredOff"));
+    assert!(matches!(bench.up(), Outcome::Changed(text) if text == "switched on: n1"));
+    until("the node is ready again", || node().contains("LabNodeUp"));
+    until("the pods are ready again", ready);
     bench.down();
 }
 

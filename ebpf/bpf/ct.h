@@ -177,6 +177,8 @@ INLINE void service_answered(struct tb_pkt *p, const union tb_addr *client, __be
 	ct->flags |= TB_CTF_REPLIED;
 	ct->expires_ns = p->now + ct_life(p->tproto, ct->flags);
 	ct_promote(p, ct);
+	/* Where the backend is on another node nothing else here knows that it answered. */
+	p->report = 1;
 }
 
 /* Gives an answer the frontend's address as source. */

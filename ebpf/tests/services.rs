@@ -155,6 +155,12 @@ fn load_balancer_with_a_remote_backend_is_answered_through_the_node() {
             assert_eq!(ran.action, REDIRECT);
             assert_eq!(ran.seen().source, (ip(VIP[f]), 80));
             assert_eq!(ran.seen().destination, (ip(CLIENT[f]), 5000));
+            let event = node.traced().flow;
+            assert!(event.reply, "the answer is told where it leaves for the client");
+            assert_eq!((event.source.ip, event.destination.ip), (ip(REMOTE[f]), ip(CLIENT[f])));
+            assert_eq!(event.original_destination, Some((ip(VIP[f]), 80)), "so that the service is named");
+            node.run("from_uplink", node.uplink, &tcp((REMOTE[f], 8080), (GATEWAY[f], seen.source.1), "A"));
+            assert!(node.events().is_empty(), "told once");
         }
         let to_node = node.run("from_uplink", node.uplink, &tcp((REMOTE[0], 1), (GATEWAY[0], 2), "S"));
         assert_eq!(to_node.action, OK, "other packets to the internal address are the node's");

@@ -80,6 +80,8 @@ pub struct Compiler {
     cluster: ClusterName,
     ids: BTreeMap<IdentityId, u32>,
     next_id: u32,
+    /// Entries of an earlier life's policies by policy id, until everybody has spoken.
+    earlier: BTreeMap<u32, BTreeSet<VerdictEntry>>,
     subjects: BTreeMap<IdentityId, Subject>,
     /// Labels as last seen; also of identities that are gone, until the next update has used them.
     identities: BTreeMap<IdentityId, Labels>,
@@ -96,6 +98,7 @@ impl Compiler {
             cluster,
             ids: BTreeMap::new(),
             next_id: 1,
+            earlier: BTreeMap::new(),
             subjects: BTreeMap::new(),
             identities: BTreeMap::new(),
             endpoints: BTreeMap::new(),
@@ -108,6 +111,14 @@ impl Compiler {
     pub fn with_ids(mut self, ids: impl IntoIterator<Item = (IdentityId, u32)>) -> Self {
         self.ids.extend(ids.into_iter().filter(|(_, id)| *id > 0));
         self.next_id = self.ids.values().max().map_or(1, |highest| highest.saturating_add(1));
+        self
+    }
+
+    /// Takes over the entries that the datapath holds of an earlier life's policies. As long as [`Inputs::may_shrink`]
+    /// is false, entries of identities that nobody has named yet stay.
+    #[must_use]
+    pub fn with_entries(mut self, entries: impl IntoIterator<Item = (u32, BTreeSet<VerdictEntry>)>) -> Self {
+        self.earlier.extend(entries);
         self
     }
 
@@ -172,6 +183,9 @@ impl Compiler {
     pub fn update(&mut self, inputs: &Inputs<'_>, change: &Change) -> Delta {
         let affected = self.affected(inputs, change);
         self.learn(inputs, change);
+        if inputs.may_shrink {
+            self.earlier.clear();
+        }
         let present = subjects(inputs);
         let mut delta = Delta::default();
         for id in affected {
@@ -227,8 +241,17 @@ impl Compiler {
             if let Some(before) =
                 before.as_ref().filter(|before| !inputs.may_shrink && before.rules == subject.rules)
             {
-                entries.extend(self.vanished(before.row.as_ref()));
+                let row = before.row.as_ref();
+                entries.extend(self.unnamed(row.into_iter().flat_map(|row| &row.entries)));
             }
+            // Which rules made an earlier life's entries is not known; a change seen in this life ends them.
+            if before.as_ref().is_some_and(|before| before.rules != subject.rules)
+                && let Some(number) = self.ids.get(&id)
+            {
+                self.earlier.remove(number);
+            }
+            let earlier = self.ids.get(&id).and_then(|number| self.earlier.get(number));
+            entries.extend(self.unnamed(earlier.into_iter().flatten()));
             subject.problems = problems;
             subject.row = Some(self.row(id, &subject.rules, entries));
         }
@@ -241,9 +264,11 @@ impl Compiler {
         self.subjects.insert(id, subject);
     }
 
-    /// Entries of a row whose identity is no longer known.
-    fn vanished<'a>(&'a self, row: Option<&'a PolicyRow>) -> impl Iterator<Item = VerdictEntry> + 'a {
-        let entries = row.into_iter().flat_map(|row| &row.entries);
+    /// Entries whose identity is no longer, or not yet, known.
+    fn unnamed<'a>(
+        &'a self,
+        entries: impl Iterator<Item = &'a VerdictEntry> + 'a,
+    ) -> impl Iterator<Item = VerdictEntry> + 'a {
         entries
             .filter(|entry| !entry.identity.is_reserved() && !self.identities.contains_key(&entry.identity))
             .copied()

@@ -409,6 +409,36 @@ impl World {
 }
 
 proptest! {
+    /// Whichever identities are still to come after a restart, no policy loses what the datapath holds for them before
+    /// all sources have spoken; then it is what a compiler without a past makes of it.
+    #[test]
+    fn no_policy_shrinks_early(steps in prop::collection::vec(step(), 1..40), silent in prop::collection::btree_set(0u32..6, 0..6)) {
+        let mut world = world();
+        let mut first = compiler();
+        for step in &steps {
+            world.step(step);
+        }
+        world.update(&mut first, &Change::Everything, true);
+        let left: BTreeMap<u32, PolicyRow> = first.policies().map(|row| (row.id, row.clone())).collect();
+        for number in silent {
+            world.identities.1.remove(&(IdentityId(70_000 + number), Source::Manifests));
+        }
+        let entries = left.values().map(|row| (row.id, row.entries.clone()));
+        let mut second = compiler().with_ids(first.ids().clone()).with_entries(entries);
+        world.update(&mut second, &Change::Everything, false);
+        let known: BTreeSet<IdentityId> = world.identities.0.snapshot().iter().map(|row| row.id).collect();
+        for row in second.policies() {
+            let waiting = left[&row.id].entries.iter().filter(|entry| !entry.identity.is_reserved() && !known.contains(&entry.identity));
+            for entry in waiting {
+                prop_assert!(row.entries.contains(entry), "policy {} lost {entry:?}", row.id);
+            }
+        }
+        world.update(&mut second, &Change::Everything, true);
+        let mut fresh = compiler().with_ids(first.ids().clone());
+        world.update(&mut fresh, &Change::Everything, true);
+        prop_assert!(second.policies().eq(fresh.policies()));
+    }
+
     /// Any sequence of changes, compiled one by one, ends where compiling everything does; and the deltas add up to it.
     #[test]
     fn increments_agree_with_the_full_pass(steps in prop::collection::vec(step(), 1..40)) {

@@ -90,6 +90,9 @@ pub struct Planner {
     before: BTreeMap<FrontendKey, BTreeSet<BackendKey>>,
     by_service: BTreeMap<ServiceName, BTreeMap<FrontendKey, BTreeSet<BackendKey>>>,
     uses: BTreeMap<BackendKey, u32>,
+    /// Backends of frontends that an earlier life's datapath holds: some of those may not be planned yet, so their
+    /// backends keep number and row until the gate opens.
+    held: BTreeSet<BackendKey>,
 }
 
 impl Planner {
@@ -106,6 +109,7 @@ impl Planner {
             before: BTreeMap::new(),
             by_service: BTreeMap::new(),
             uses: BTreeMap::new(),
+            held: BTreeSet::new(),
         }
     }
 
@@ -120,6 +124,7 @@ impl Planner {
         }
         for (key, number, members) in frontends {
             self.frontend_numbers.restore(number_key(key), u32::from(number));
+            self.held.extend(members.iter().copied());
             self.before.insert(key, members);
         }
     }
@@ -169,6 +174,12 @@ impl Planner {
             self.plan_service(name, out);
         }
         if opened {
+            let kept: Vec<u32> = std::mem::take(&mut self.held)
+                .into_iter()
+                .filter(|key| !self.uses.contains_key(key))
+                .filter_map(|key| self.backend_numbers.release(&key))
+                .collect();
+            out.backends.commit(|txn| kept.iter().for_each(|id| drop(txn.remove(id))));
             self.backend_numbers.retain(|key| self.uses.contains_key(key));
             let planned: BTreeSet<_> =
                 self.by_service.values().flat_map(BTreeMap::keys).copied().map(number_key).collect();
@@ -236,7 +247,7 @@ impl Planner {
         }
     }
 
-    /// Counts one use less; the number if it was the last.
+    /// Counts one use less; the number to give up if it was the last.
     fn unuse(&mut self, key: &BackendKey) -> Option<u32> {
         let uses = self.uses.get_mut(key)?;
         *uses -= 1;
@@ -244,7 +255,7 @@ impl Planner {
             return None;
         }
         self.uses.remove(key);
-        self.backend_numbers.release(key)
+        if self.held.contains(key) { None } else { self.backend_numbers.release(key) }
     }
 
     fn frontend_row(

@@ -62,11 +62,19 @@ fn remote(ips: &[&str]) -> RemoteService {
     RemoteService { source: west(), name: name(), backends }
 }
 
+/// Shared by two planners in the property test.
+type Shared<R> = (Table<R>, Arc<Writer<R>>);
+
+fn shared<R: Row>() -> Shared<R> {
+    let (table, writer) = Table::new();
+    (table, Arc::new(writer))
+}
+
 struct World {
-    services: (Table<ServiceRow>, Writer<ServiceRow>),
-    slices: (Table<SliceRow>, Writer<SliceRow>),
-    remote: (Table<RemoteService>, Writer<RemoteService>),
-    addresses: (Table<LbAssignment>, Writer<LbAssignment>),
+    services: Shared<ServiceRow>,
+    slices: Shared<SliceRow>,
+    remote: Shared<RemoteService>,
+    addresses: Shared<LbAssignment>,
     planner: Planner,
     out: Outputs,
 }
@@ -75,14 +83,7 @@ impl World {
     fn new() -> Self {
         let out = Outputs { frontends: Table::new().1, backends: Table::new().1 };
         let planner = Planner::new("n1".into(), Moment::ZERO);
-        Self {
-            services: Table::new(),
-            slices: Table::new(),
-            remote: Table::new(),
-            addresses: Table::new(),
-            planner,
-            out,
-        }
+        Self { services: shared(), slices: shared(), remote: shared(), addresses: shared(), planner, out }
     }
 
     fn step(&mut self, secs: u64) {
@@ -198,4 +199,250 @@ fn a_restart_keeps_numbers_and_members_until_all_have_spoken() {
     world.step(2);
     assert_eq!(world.backends_of("10.101.0.10", Scope::Internal), ["10.1.1.5"]);
     assert!(world.out.frontends.table().snapshot().is_complete());
+}
+
+#[test]
+fn a_backend_that_an_unplanned_frontend_still_uses_stays_until_the_gate_opens() {
+    let mut world = World::new();
+    let far = ("10.2.1.5".parse().unwrap(), 8080, Protocol::Tcp);
+    let key = |address: &str| FrontendKey {
+        address: address.parse().unwrap(),
+        port: 80,
+        protocol: Protocol::Tcp,
+        scope: Scope::Internal,
+    };
+    // The datapath holds two frontends that lead there; this life has heard of one, and it goes.
+    let frontends = [(key("10.101.0.10"), 5, [far].into()), (key("203.0.113.1"), 6, [far].into())];
+    world.planner.restore([(far, 77)], frontends);
+    world.remote.1.set_source(&west(), SourceState::Pending);
+    world.services.1.upsert(service());
+    world.services.1.set_source(&Source::Manifests, SourceState::Pending);
+    world.slices.1.upsert(slice(vec![]));
+    world.step(1);
+    world.services.1.remove(&name());
+    world.step(2);
+    assert!(world.out.frontends.table().snapshot().is_empty());
+    assert!(world.out.backends.table().snapshot().get(&77).is_some(), "the other frontend still leads there");
+    world.initialize();
+    world.step(3);
+    assert!(world.out.backends.table().snapshot().is_empty());
+}
+
+mod property {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Service(u8, u8),
+        DropService(u8),
+        Slice(u8, u8),
+        DropSlice(u8),
+        Remote(u8, u8, u8),
+        DropRemote(u8, u8),
+        Address(u8, bool),
+        Initialize(u8),
+        Wait(u64),
+        Look,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            3 => (0u8..3, any::<u8>()).prop_map(|(n, bits)| Step::Service(n, bits)),
+            1 => (0u8..3).prop_map(Step::DropService),
+            3 => (0u8..3, any::<u8>()).prop_map(|(n, bits)| Step::Slice(n, bits)),
+            1 => (0u8..3).prop_map(Step::DropSlice),
+            3 => (0u8..2, 0u8..3, any::<u8>()).prop_map(|(c, n, bits)| Step::Remote(c, n, bits)),
+            1 => (0u8..2, 0u8..3).prop_map(|(c, n)| Step::DropRemote(c, n)),
+            1 => (0u8..3, any::<bool>()).prop_map(|(n, on)| Step::Address(n, on)),
+            1 => (0u8..4).prop_map(Step::Initialize),
+            1 => (0u64..30).prop_map(Step::Wait),
+            4 => Just(Step::Look),
+        ]
+    }
+
+    fn named(n: u8) -> ServiceName {
+        ServiceName { namespace: "demo".into(), name: format!("s{n}").into() }
+    }
+
+    fn remote_cluster(c: u8) -> Source {
+        Source::Cluster(ClusterName::new(&format!("c{c}")).unwrap())
+    }
+
+    fn own() -> Source {
+        Source::Cluster(ClusterName::new("own").unwrap())
+    }
+
+    /// Two services share the same backends.
+    fn backends(bits: u8) -> impl Iterator<Item = u8> {
+        (0..3).filter(move |bit| bits & (1 << bit) != 0)
+    }
+
+    fn service_of(n: u8, bits: u8) -> ServiceRow {
+        let pick = |bit: u8| if bits & bit != 0 { TrafficPolicy::Local } else { TrafficPolicy::Cluster };
+        ServiceRow {
+            name: named(n),
+            kind: if bits & 1 != 0 { ServiceType::LoadBalancer } else { ServiceType::ClusterIP },
+            cluster_ips: vec![format!("10.101.0.{n}").parse().unwrap()],
+            external_traffic_policy: pick(2),
+            internal_traffic_policy: pick(4),
+            global: bits & 8 != 0,
+            affinity: [Affinity::None, Affinity::Local, Affinity::Remote, Affinity::None]
+                [usize::from(bits >> 6)],
+            ..service()
+        }
+    }
+
+    impl World {
+        fn take(&mut self, step: &Step, secs: &mut u64) {
+            match *step {
+                Step::Service(n, bits) => drop(self.services.1.upsert(service_of(n, bits))),
+                Step::DropService(n) => drop(self.services.1.remove(&named(n))),
+                Step::Slice(n, bits) => {
+                    let pod = |bit: u8| {
+                        endpoint(&format!("10.1.1.{bit}"), &format!("n{}", bit % 2), bits & (8 << bit) == 0)
+                    };
+                    let row = SliceRow {
+                        service: named(n),
+                        name: named(n),
+                        ..slice(backends(bits).map(pod).collect())
+                    };
+                    self.slices.1.upsert(row);
+                }
+                Step::DropSlice(n) => drop(self.slices.1.remove(&slice_key(n))),
+                Step::Remote(c, n, bits) => {
+                    let ips: Vec<_> = backends(bits).map(|bit| format!("10.2.{c}.{bit}")).collect();
+                    let ips: Vec<_> = ips.iter().map(String::as_str).collect();
+                    self.remote.1.upsert(RemoteService {
+                        source: remote_cluster(c),
+                        name: named(n),
+                        ..remote(&ips)
+                    });
+                }
+                Step::DropRemote(c, n) => drop(self.remote.1.remove(&(named(n), remote_cluster(c)))),
+                Step::Address(n, true) => {
+                    let addresses = [format!("203.0.113.{n}").parse().unwrap()].into();
+                    self.addresses.1.upsert(LbAssignment {
+                        source: own(),
+                        name: named(n),
+                        addresses,
+                        pools: BTreeSet::new(),
+                    });
+                }
+                Step::Address(n, false) => drop(self.addresses.1.remove(&named(n))),
+                Step::Initialize(0) => {
+                    self.services.1.set_source(&Source::Manifests, SourceState::Initialized);
+                    self.slices.1.set_source(&Source::Manifests, SourceState::Initialized);
+                }
+                Step::Initialize(1) => self.addresses.1.set_source(&own(), SourceState::Initialized),
+                Step::Initialize(c) => {
+                    self.remote.1.set_source(&remote_cluster(c - 2), SourceState::Initialized)
+                }
+                Step::Wait(more) => *secs += more,
+                Step::Look => self.step(*secs),
+            }
+        }
+
+        fn announce(&self) {
+            self.services.1.set_source(&Source::Manifests, SourceState::Pending);
+            self.slices.1.set_source(&Source::Manifests, SourceState::Pending);
+            self.addresses.1.set_source(&own(), SourceState::Pending);
+            (0..2).for_each(|c| self.remote.1.set_source(&remote_cluster(c), SourceState::Pending));
+        }
+
+        /// The rows with backends by what they are: numbers depend on the order of arrival.
+        fn view(&self) -> Vec<(FrontendKey, ServiceName, bool, BTreeSet<BackendKey>, Vec<BackendKey>)> {
+            let backends = self.out.backends.table().snapshot();
+            let of = |id: &u32| {
+                backends
+                    .get(id)
+                    .map(|row| (row.address, row.port, row.protocol))
+                    .expect("every named backend has a row")
+            };
+            let frontend = |row: &FrontendRow| {
+                let maglev = row.maglev.iter().map(|slot| of(&row.backends[usize::from(*slot)])).collect();
+                (row.key, row.service.clone(), row.local_only, row.backends.iter().map(of).collect(), maglev)
+            };
+            self.out.frontends.table().snapshot().iter().map(frontend).collect()
+        }
+
+        fn backend_keys(&self) -> BTreeSet<BackendKey> {
+            self.out
+                .backends
+                .table()
+                .snapshot()
+                .iter()
+                .map(|row| (row.address, row.port, row.protocol))
+                .collect()
+        }
+    }
+
+    fn slice_key(n: u8) -> <SliceRow as Row>::Key {
+        SliceRow { service: named(n), name: named(n), ..slice(vec![]) }.key()
+    }
+
+    /// What an earlier life left: some frontends with members, all of them with numbers.
+    fn earlier(bits: &[u8]) -> (Vec<(BackendKey, u32)>, Vec<(FrontendKey, u16, BTreeSet<BackendKey>)>) {
+        let member = |bit: u8| (format!("10.2.0.{bit}").parse().unwrap(), 8080, Protocol::Tcp);
+        let key = |n: usize| FrontendKey {
+            address: format!("10.101.0.{n}").parse().unwrap(),
+            port: 80,
+            protocol: Protocol::Tcp,
+            scope: Scope::Internal,
+        };
+        let frontends = bits
+            .iter()
+            .enumerate()
+            .map(|(n, bits)| (key(n), u16::try_from(n).unwrap() + 40, backends(*bits).map(member).collect()));
+        ((0..3).map(|bit| (member(bit), 70 + u32::from(bit))).collect(), frontends.collect())
+    }
+
+    proptest! {
+        /// Whatever comes in whatever order, the rows are those of a plan from scratch; and as long as somebody has not
+        /// spoken and 60 s are not over, no frontend loses a member that the earlier life's datapath gives it.
+        #[test]
+        fn incremental_equals_full_and_nothing_shrinks_early(
+            steps in prop::collection::vec(step(), 1..60),
+            bits in prop::collection::vec(any::<u8>(), 3),
+        ) {
+            let (numbers, frontends) = earlier(&bits);
+            let mut world = World::new();
+            world.planner.restore(numbers.clone(), frontends.clone());
+            world.announce();
+            let mut changes = (world.services.0.changes(), world.slices.0.changes(), world.remote.0.changes(), world.addresses.0.changes());
+            let mut secs = 0;
+            let mut spoken = BTreeSet::new();
+            for step in steps.iter().chain([&Step::Look]) {
+                if let Step::Initialize(n) = step { spoken.insert(*n); }
+                if !matches!(step, Step::Look) {
+                    world.take(step, &mut secs);
+                    continue;
+                }
+                let now = Moment::from_origin(Duration::from_secs(secs));
+                let batch = InputChanges { services: changes.0.drain(), slices: changes.1.drain(), remote: changes.2.drain(), addresses: changes.3.drain() };
+                world.planner.step(batch, now, &world.out);
+                let shut = spoken.len() < 4 && secs < 60;
+                let rows = world.view();
+                if shut {
+                    for (key, _, _, members, _) in &rows {
+                        let before = frontends.iter().find(|(other, _, _)| other == key).map(|(_, _, before)| before.clone()).unwrap_or_default();
+                        prop_assert!(before.is_subset(members), "{key:?} lost {:?}", before.difference(members));
+                    }
+                }
+                prop_assert_eq!(world.out.frontends.table().snapshot().unconfirmed_sources().is_empty(), !shut);
+            }
+            let mut fresh = World::new();
+            fresh.planner.restore(numbers, frontends);
+            fresh.services = world.services.clone();
+            (fresh.slices, fresh.remote, fresh.addresses) = (world.slices.clone(), world.remote.clone(), world.addresses.clone());
+            fresh.step(secs);
+            prop_assert_eq!(world.view(), fresh.view());
+            let used: BTreeSet<BackendKey> = world.view().into_iter().flat_map(|row| row.3).collect();
+            if spoken.len() == 4 || secs >= 60 {
+                prop_assert_eq!(world.backend_keys(), used);
+            } else {
+                prop_assert!(used.is_subset(&world.backend_keys()));
+            }
+        }
+    }
 }

@@ -45,6 +45,7 @@ pub mod mtu;
 mod routes;
 mod uapi;
 pub mod userspace;
+mod watch;
 mod wireguard;
 
 pub use devices::{
@@ -54,6 +55,7 @@ pub use error::WireguardError;
 pub use key::{PrivateKey, load_or_create};
 pub use routes::{DEFAULT_METRIC, DEFAULT_PROTOCOL, KernelRoutes, RouteSettings};
 pub use userspace::Unit;
+pub use watch::{Disturbance, Disturbances};
 pub use wireguard::{
     Backend, BackendChoice, DEFAULT_PORT, DeviceState, FWMARK, PeerState, Wireguard, WireguardConfig, remove,
 };

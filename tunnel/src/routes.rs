@@ -1,13 +1,13 @@
 //! The kernel's routes as a target of [`RouteEntry`] rows.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use imbl::OrdMap;
 use tombolo_base::prefix::Prefix;
 use tombolo_base::reconcile::Target;
 use tombolo_base::source::Source;
 use tombolo_netlink::{Error, Netlink, NextHop, Route, RouteFilter, RouteKind, TABLE_MAIN};
-use tombolo_topology::RouteEntry;
+use tombolo_topology::{LearnedNextHop, RouteEntry};
 
 /// The protocol number (RTPROT_*) of our routes, unless the configuration gives another.
 pub const DEFAULT_PROTOCOL: u8 = 0x54;
@@ -80,6 +80,53 @@ impl KernelRoutes {
         }
     }
 
+    async fn ours(&self) -> Result<Vec<Route>, Error> {
+        let filter = RouteFilter { table: Some(self.settings.table), protocol: Some(self.settings.protocol) };
+        self.netlink.routes(filter).await
+    }
+
+    /// The gateways of our routes, as an earlier life left them; a link-local one with its interface.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] when the kernel refuses to tell.
+    pub async fn next_hops(&self) -> Result<BTreeMap<Prefix, BTreeSet<LearnedNextHop>>, Error> {
+        let names: BTreeMap<u32, String> =
+            self.netlink.links().await?.into_iter().map(|link| (link.index, link.name)).collect();
+        let hop = |hop: &NextHop| {
+            let via = hop.via?;
+            let link_local = matches!(via, std::net::IpAddr::V6(v6) if v6.is_unicast_link_local());
+            let interface = hop.link.filter(|_| link_local).and_then(|link| names.get(&link));
+            Some(LearnedNextHop { via, interface: interface.map(|name| name.as_str().into()) })
+        };
+        let mut all: BTreeMap<Prefix, BTreeSet<LearnedNextHop>> = BTreeMap::new();
+        for route in self.ours().await?.into_iter().filter(|route| route.metric == self.settings.metric) {
+            all.entry(Prefix::from(route.destination))
+                .or_default()
+                .extend(route.next_hops.iter().filter_map(hop));
+        }
+        Ok(all)
+    }
+
+    /// The rows whose route is missing or another in the kernel.
+    async fn missing(&self, wanted: &OrdMap<Prefix, RouteEntry>) -> Result<BTreeSet<Prefix>, Error> {
+        let mut there: BTreeMap<Prefix, Route> = BTreeMap::new();
+        for route in self.ours().await?.into_iter().filter(|route| route.metric == self.settings.metric) {
+            there.insert(Prefix::from(route.destination), route);
+        }
+        let mut missing = BTreeSet::new();
+        for (prefix, row) in wanted {
+            // A row that names an interface which is not there cannot be in the kernel either.
+            let same = match (there.get(prefix), self.route(row).await) {
+                (Some(there), Ok(asked)) => is_same(there, &asked.normalised()),
+                _ => false,
+            };
+            if !same {
+                missing.insert(*prefix);
+            }
+        }
+        Ok(missing)
+    }
+
     /// Deletes our routes that are not wanted, except those that may belong to a source whose first list is missing: a
     /// route with a gateway may be a BGP peer's, one without any other source's.
     async fn prune_routes(
@@ -89,8 +136,7 @@ impl KernelRoutes {
     ) -> Result<(), Error> {
         let peers_held = held.iter().any(|source| matches!(source, Source::Peer(_)));
         let others_held = held.iter().any(|source| !matches!(source, Source::Peer(_)));
-        let filter = RouteFilter { table: Some(self.settings.table), protocol: Some(self.settings.protocol) };
-        for route in self.netlink.routes(filter).await? {
+        for route in self.ours().await? {
             let has_gateway = route.next_hops.iter().any(|hop| hop.via.is_some());
             let may_be_held = if has_gateway { peers_held } else { others_held };
             // One of another metric is of an earlier configuration of ours.
@@ -103,6 +149,21 @@ impl KernelRoutes {
         }
         Ok(())
     }
+}
+
+/// Whether the kernel's route is the one that was asked for. The kernel fills in interfaces that were left to it.
+fn is_same(there: &Route, asked: &Route) -> bool {
+    let hops =
+        |route: &Route| -> BTreeSet<_> { route.next_hops.iter().map(|hop| (hop.via, hop.link)).collect() };
+    let (found, wanted) = (hops(there), hops(asked));
+    let is_there = |(via, link): &(_, Option<u32>)| match link {
+        Some(_) => found.contains(&(*via, *link)),
+        None => found.iter().any(|(other, _)| other == via),
+    };
+    there.source == asked.source
+        && there.mtu == asked.mtu
+        && found.len() == wanted.len()
+        && wanted.iter().all(is_there)
 }
 
 impl Target<RouteEntry> for KernelRoutes {
@@ -121,5 +182,12 @@ impl Target<RouteEntry> for KernelRoutes {
         held: &BTreeSet<Source>,
     ) -> Result<(), String> {
         self.prune_routes(keep, held).await.map_err(|error| error.to_string())
+    }
+
+    async fn audit(
+        &mut self,
+        wanted: &OrdMap<Prefix, RouteEntry>,
+    ) -> Result<Option<BTreeSet<Prefix>>, String> {
+        self.missing(wanted).await.map(Some).map_err(|error| error.to_string())
     }
 }

@@ -78,6 +78,14 @@ pub struct DeviceState {
     pub peers: BTreeMap<WireguardKey, PeerState>,
 }
 
+impl DeviceState {
+    fn has(&self, peer: &WireguardPeer) -> bool {
+        self.peers.get(&peer.key).is_some_and(|found| {
+            found.endpoint == Some(peer.endpoint) && found.allowed_ips == peer.allowed_ips
+        })
+    }
+}
+
 /// What the device knows of a peer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PeerState {
@@ -190,11 +198,7 @@ impl Wireguard {
     /// # Errors
     /// [`WireguardError`].
     pub async fn set_peer(&self, peer: &WireguardPeer) -> Result<(), WireguardError> {
-        let state = self.state().await?;
-        let same = state.peers.get(&peer.key).is_some_and(|found| {
-            found.endpoint == Some(peer.endpoint) && found.allowed_ips == peer.allowed_ips
-        });
-        if same {
+        if self.state().await?.has(peer) {
             return Ok(());
         }
         let peer =
@@ -260,6 +264,14 @@ impl Target<WireguardPeer> for Wireguard {
         held: &BTreeSet<Source>,
     ) -> Result<(), String> {
         self.prune_peers(keep, held).await.map_err(|error| error.to_string())
+    }
+
+    async fn audit(
+        &mut self,
+        wanted: &OrdMap<WireguardKey, WireguardPeer>,
+    ) -> Result<Option<BTreeSet<WireguardKey>>, String> {
+        let state = self.state().await.map_err(|error| error.to_string())?;
+        Ok(Some(wanted.values().filter(|peer| !state.has(peer)).map(|peer| peer.key).collect()))
     }
 }
 

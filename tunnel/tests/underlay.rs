@@ -21,9 +21,9 @@ use tombolo_netlink::{
 use tombolo_topology::{LearnedNextHop, RouteEntry, RouteOrigin, WireguardPeer};
 use tombolo_tunnel::mtu::{Underlay, inside_wireguard};
 use tombolo_tunnel::{
-    Backend, BackendChoice, DEFAULT_METRIC, DEFAULT_PORT, DEFAULT_PROTOCOL, DeviceConfig, FWMARK,
-    HOST_DEVICE, KernelRoutes, RouteSettings, Unit, VXLAN_DEVICE, VXLAN_MAC, VxlanConfig, WIREGUARD_DEVICE,
-    Wireguard, WireguardConfig, devices,
+    Backend, BackendChoice, DEFAULT_METRIC, DEFAULT_PORT, DEFAULT_PROTOCOL, DeviceConfig, Disturbance,
+    Disturbances, FWMARK, HOST_DEVICE, KernelRoutes, RouteSettings, Unit, VXLAN_DEVICE, VXLAN_MAC,
+    VxlanConfig, WIREGUARD_DEVICE, Wireguard, WireguardConfig, devices,
 };
 
 fn ip(text: &str) -> IpAddr {
@@ -313,6 +313,84 @@ async fn routes_follow_their_rows_and_only_ours_are_pruned() {
     let nowhere = RouteEntry { device: Some("missing0".into()), ..overlay("10.4.0.0/16", a.inner[0]) };
     let error = target.update(&nowhere).await.unwrap_err();
     assert!(error.contains("missing0"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn routes_and_devices_that_others_take_away_come_back() {
+    let (a, _) = nodes().await;
+    devices::ensure(&a.netlink, &a.device_config(Some(1450))).await.unwrap();
+    let (table, writer) = Table::<RouteEntry>::new();
+    let mut changes = table.changes();
+    let mut target = KernelRoutes::new(a.netlink.clone(), RouteSettings::default());
+    let mut reconciler = Reconciler::new(1);
+    let names = ["eth1", VXLAN_DEVICE].map(str::to_owned).into();
+    let mut disturbances = Disturbances::listen(a.netlink.clone(), RouteSettings::default(), names).await;
+    let routes = Disturbance { routes: true, devices: false };
+    let everything = Disturbance { routes: true, devices: true };
+    let rows = [
+        learned("10.2.0.0/16", &["192.0.2.2"]),
+        learned("fd00:20::/32", &["2001:db8::2", "2001:db8::3"]),
+        overlay("10.3.1.0/24", a.inner[0]),
+        overlay("fd00:10:3:1::/64", a.inner[1]),
+    ];
+    writer.replace_source(&Source::Peer("tor".into()), rows[..2].to_vec());
+    writer.replace_source(&rows[2].source, rows[2..].to_vec());
+    writer.upsert(learned("10.5.0.0/16", &["192.0.2.3"]));
+    reconciler.observe(changes.drain().unwrap(), Moment::default());
+    drive(&mut reconciler, &mut target).await;
+    writer.remove(&"10.5.0.0/16".parse().unwrap());
+    writer.upsert(learned("fd00:20::/32", &["2001:db8::3", "2001:db8::4"]));
+    reconciler.observe(changes.drain().unwrap(), Moment::default());
+    assert_eq!(drive(&mut reconciler, &mut target).await, Vec::<String>::new());
+    let is_wanted = |prefix| table.snapshot().get(&prefix).is_some();
+    let quiet = tokio::time::timeout(Duration::from_millis(500), disturbances.next(is_wanted)).await;
+    assert!(quiet.is_err(), "what the reconciler writes and deletes itself is no disturbance: {quiet:?}");
+    let sorted = |keys: Vec<tombolo_base::prefix::Prefix>| keys.into_iter().collect::<BTreeSet<_>>();
+    assert_eq!(target.audit(reconciler.wanted()).await.unwrap(), Some(sorted(vec![])));
+
+    // Two routes are deleted by hand in one burst, of both families.
+    for row in [&rows[0], &rows[1]] {
+        let there = Route {
+            protocol: DEFAULT_PROTOCOL,
+            metric: DEFAULT_METRIC,
+            ..Route::unicast(row.prefix.net(), vec![])
+        };
+        assert!(a.netlink.delete_route(&there).await.unwrap());
+    }
+    assert_eq!(disturbances.next(is_wanted).await, routes);
+    let missing = target.audit(reconciler.wanted()).await.unwrap().unwrap();
+    assert_eq!(missing, sorted(vec![rows[0].prefix, rows[1].prefix]), "the cost follows the change");
+    reconciler.recheck(missing);
+    assert_eq!(drive(&mut reconciler, &mut target).await, Vec::<String>::new());
+    assert_eq!(target.audit(reconciler.wanted()).await.unwrap(), Some(sorted(vec![])));
+
+    // A link that falls takes its IPv4 routes along without a word about them.
+    let eth1 = a.netlink.link("eth1").await.unwrap().index;
+    a.netlink.set_link(eth1, &LinkSettings { up: Some(false), ..UP }).await.unwrap();
+    assert_eq!(disturbances.next(is_wanted).await, everything);
+    a.netlink.set_link(eth1, &UP).await.unwrap();
+    let options = AddressOptions { no_dad: true, ..AddressOptions::default() };
+    let address = ipnet::IpNet::new(a.underlay[1], 64).unwrap();
+    a.netlink.add_address(eth1, address, options).await.unwrap();
+    assert_eq!(disturbances.next(is_wanted).await, everything);
+    let missing = target.audit(reconciler.wanted()).await.unwrap().unwrap();
+    assert!(missing.contains(&rows[0].prefix));
+    reconciler.recheck(missing);
+    assert_eq!(drive(&mut reconciler, &mut target).await, Vec::<String>::new());
+
+    // A device that is deleted is made again; its routes follow.
+    a.netlink.delete_link(VXLAN_DEVICE).await.unwrap();
+    assert_eq!(disturbances.next(is_wanted).await, everything);
+    devices::ensure(&a.netlink, &a.device_config(Some(1450))).await.unwrap();
+    let missing = target.audit(reconciler.wanted()).await.unwrap().unwrap();
+    assert_eq!(missing, sorted(vec![rows[2].prefix, rows[3].prefix]));
+    reconciler.recheck(missing);
+    assert_eq!(drive(&mut reconciler, &mut target).await, Vec::<String>::new());
+    assert_eq!(target.audit(reconciler.wanted()).await.unwrap(), Some(sorted(vec![])));
+    let vias = |hops: &BTreeSet<LearnedNextHop>| hops.iter().map(|hop| hop.via).collect::<Vec<_>>();
+    let left = target.next_hops().await.unwrap();
+    assert_eq!(vias(&left[&rows[1].prefix]), [ip("2001:db8::3"), ip("2001:db8::4")]);
+    assert!(left[&rows[2].prefix].is_empty(), "an overlay route has no gateway");
 }
 
 #[tokio::test(flavor = "multi_thread")]

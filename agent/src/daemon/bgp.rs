@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::task::JoinSet;
+use tombolo_base::aggregate::HOLD;
 use tombolo_base::ids::ClusterName;
 use tombolo_base::reconcile::Progress;
 use tombolo_base::source::{Source, SourceState};
@@ -14,9 +15,9 @@ use tombolo_bgp::bfd::client::Unit;
 use tombolo_bgp_node::{BgpNode, InstancePeer, InstanceRoute, Settings};
 use tombolo_kubernetes::Tables;
 use tombolo_service::{LbAssignment, ServiceRow, SliceRow, TrafficPolicy};
+use tombolo_topology::LearnedRoute;
 use tombolo_topology::bgp::plan::{AdvertisedService, Condition, Inputs, plan};
 use tombolo_topology::bgp::{AdvertRow, PeerRow};
-use tombolo_topology::{LearnedRoute, RouteEntry};
 
 /// What was asked for and cannot be served, for `tombolo status`.
 pub(crate) type Conditions = Arc<Mutex<BTreeSet<Condition>>>;
@@ -107,17 +108,9 @@ pub(crate) async fn planner(
     }
 }
 
-/// Stands for the BGP instances that have not announced themselves yet.
+/// Stands for the BGP instances that have not announced themselves yet, among the sources of learned routes.
 pub(crate) fn starting() -> Source {
     Source::Peer("starting".into())
-}
-
-/// Where learned routes go.
-pub(crate) struct Learned {
-    /// What the peers taught.
-    pub(crate) routes: Writer<LearnedRoute>,
-    /// The kernel routes planned from it, held until the instances are known.
-    pub(crate) planned: Arc<Writer<RouteEntry>>,
 }
 
 /// Starts the speaker and joins it: desired rows in, learned routes out. Stopping withdraws first.
@@ -127,7 +120,7 @@ pub(crate) fn start(
     restarting: bool,
     bfd: Unit,
     rows: (&Table<PeerRow>, &Table<AdvertRow>),
-    learned: Learned,
+    learned: Arc<Writer<LearnedRoute>>,
     tasks: &mut JoinSet<()>,
 ) -> BgpNode {
     let allowed = |entry: &AllowedPrefix| tombolo_bgp::AllowedPrefix {
@@ -142,16 +135,19 @@ pub(crate) fn start(
         bfd: Some(bfd),
         ..Settings::default()
     };
-    let node = BgpNode::start(settings, learned.routes);
+    let node = BgpNode::start(settings, learned.clone());
     tasks.spawn(driver.clone().run(rows.0.clone(), node.peer_target(), Applied::default()));
     tasks.spawn(driver.clone().run(rows.1.clone(), node.advert_target(), Applied::default()));
     let instances = driver.clone();
     tasks.spawn(async move {
-        // From here on every instance answers for itself: its source is pending until its peers have spoken.
+        // From here on every instance answers for itself: its source is pending until its peers have spoken. What
+        // is silent after the hold holds nothing any more.
         tokio::select! {
-            () = instances.cancel.cancelled() => {}
-            () = instances.board.wait(|all| all.get("peers").is_some_and(|p| p.pruned)) => learned.planned.drain_source(&starting()),
+            () = instances.cancel.cancelled() => return,
+            () = instances.board.wait(|all| all.get("peers").is_some_and(|p| p.pruned)) => {}
+            () = tokio::time::sleep(HOLD) => {}
         }
+        learned.drain_source(&starting());
     });
     let (bgp, driver) = (node.clone(), driver.clone());
     tasks.spawn(async move {

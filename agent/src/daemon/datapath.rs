@@ -5,14 +5,14 @@ use super::interfaces::InterfaceRow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
-use tombolo_base::ids::MaxClusters;
+use tombolo_base::ids::{ClusterId, ClusterName, MaxClusters};
 use tombolo_base::prefix::Prefix;
 use tombolo_base::reconcile::Target;
 use tombolo_base::source::Source;
 use tombolo_ebpf::{self as ebpf, Datapath, DatapathError, LocalAddress, RuleAction, RuleMatch};
 use tombolo_policy::{Direction, PolicyRow, VerdictEntry};
 use tombolo_service::{BackendRow, FrontendKey, FrontendRow, Scope};
-use tombolo_topology::{NodeIndex, NodePath, PathKind, PrefixEntry};
+use tombolo_topology::{NodeIndex, NodePath, NodeRow, PathKind, PrefixEntry};
 
 type Rows<R> = imbl::OrdMap<<R as tombolo_base::table::Row>::Key, R>;
 type Held = BTreeSet<Source>;
@@ -64,6 +64,41 @@ impl Target<NodePath> for Paths {
     }
 }
 
+/// Tells who may have said a leftover, by the cluster whose range its identity lies in.
+pub(crate) struct Owners {
+    /// All nodes: they tell which cluster has which id.
+    pub(crate) nodes: tombolo_base::table::Table<NodeRow>,
+    /// This cluster.
+    pub(crate) own: ClusterName,
+    /// Its id.
+    pub(crate) own_id: ClusterId,
+}
+
+impl Owners {
+    /// Possible owners by cluster id. Of this cluster's addresses this node says some itself, manifests may say some,
+    /// and the cluster's etcd says the others'.
+    fn by_id(&self) -> BTreeMap<u32, BTreeSet<Source>> {
+        let snapshot = self.nodes.snapshot();
+        let remote = snapshot.iter().filter(|row| row.cluster != self.own);
+        let mut owners: BTreeMap<u32, BTreeSet<Source>> = BTreeMap::new();
+        for row in remote {
+            let source = Source::Cluster(row.cluster.clone());
+            owners.entry(u32::from(row.cluster_id.get())).or_default().insert(source);
+        }
+        let own = [Source::Local, Source::Manifests, Source::Cluster(self.own.clone())];
+        owners.insert(u32::from(self.own_id.get()), own.into());
+        owners
+    }
+}
+
+/// Whether one of a leftover's possible owners is held. Without a known owner it may be anybody's who is.
+fn stays(cluster: Option<u32>, owners: &BTreeMap<u32, BTreeSet<Source>>, held: &Held) -> bool {
+    match cluster.and_then(|id| owners.get(&id)) {
+        Some(owners) => !owners.is_disjoint(held),
+        None => !held.is_empty(),
+    }
+}
+
 /// [`PrefixEntry`] → prefix rows.
 pub(crate) struct Prefixes {
     /// The datapath.
@@ -72,8 +107,8 @@ pub(crate) struct Prefixes {
     pub(crate) encrypt: bool,
     /// The mesh's size: tells whose identity a leftover carries.
     pub(crate) max_clusters: MaxClusters,
-    /// Which cluster has which id, for leftovers.
-    pub(crate) clusters: Arc<dyn Fn(u32) -> Option<Source> + Send + Sync>,
+    /// Whose leftovers are whose.
+    pub(crate) owners: Owners,
     /// What the datapath holds of nodes: a prefix never names a row that is not there.
     pub(crate) paths: Applied<NodePath>,
 }
@@ -98,15 +133,10 @@ impl Target<PrefixEntry> for Prefixes {
     }
 
     async fn prune(&mut self, keep: &Rows<PrefixEntry>, held: &Held) -> Result<(), String> {
+        let owners = self.owners.by_id();
         for (net, entry) in told(self.datapath.prefixes())? {
-            if keep.contains_key(&Prefix::from(net)) {
-                continue;
-            }
             let cluster = tombolo_base::ids::IdentityId(entry.identity).cluster(self.max_clusters);
-            let owner = cluster.and_then(|id| (self.clusters)(id));
-            // Without an owner it may be anybody's who has not spoken.
-            let stays = owner.map_or(!held.is_empty(), |source| held.contains(&source));
-            if !stays {
+            if !keep.contains_key(&Prefix::from(net)) && !stays(cluster, &owners, held) {
                 told(self.datapath.delete_prefix(net))?;
             }
         }
@@ -248,6 +278,13 @@ fn rules(row: &PolicyRow, direction: Direction) -> Vec<ebpf::RuleEntry> {
     row.entries.iter().filter(|entry| entry.direction == direction).map(rule).collect()
 }
 
+impl Policies {
+    /// Policies that interfaces name: without one its pods drop everything, so the interface's row goes over first.
+    fn named(&self) -> Result<BTreeSet<u32>, String> {
+        Ok(told(self.0.interfaces())?.into_iter().map(|(_, row)| row.policy_id).collect())
+    }
+}
+
 impl Target<PolicyRow> for Policies {
     async fn update(&mut self, row: &PolicyRow) -> Result<(), String> {
         let set = ebpf::PolicySet {
@@ -258,6 +295,9 @@ impl Target<PolicyRow> for Policies {
     }
 
     async fn delete(&mut self, row: &PolicyRow) -> Result<(), String> {
+        if self.named()?.contains(&row.id) {
+            return Err(format!("policy {} is still named by an interface", row.id));
+        }
         told(self.0.delete_policy(row.id))
     }
 
@@ -265,10 +305,16 @@ impl Target<PolicyRow> for Policies {
         if !held.is_empty() {
             return Ok(());
         }
-        for id in told(self.0.policies())?.into_keys().filter(|id| !keep.contains_key(id)) {
+        let named = self.named()?;
+        let gone = told(self.0.policies())?.into_keys().filter(|id| !keep.contains_key(id));
+        let (waiting, free): (Vec<u32>, Vec<u32>) = gone.partition(|id| named.contains(id));
+        for id in free {
             told(self.0.delete_policy(id))?;
         }
-        Ok(())
+        match waiting.first() {
+            Some(id) => Err(format!("policy {id} is still named by an interface")),
+            None => Ok(()),
+        }
     }
 }
 
@@ -359,6 +405,22 @@ pub(crate) struct Remembered {
     pub(crate) backends: Vec<(tombolo_service::plan::BackendKey, u32)>,
     /// Frontend numbers and members.
     pub(crate) frontends: Vec<(FrontendKey, u16, BTreeSet<tombolo_service::plan::BackendKey>)>,
+    /// Pods' interfaces.
+    pub(crate) interfaces: BTreeMap<u32, InterfaceRow>,
+}
+
+fn interface(ifindex: u32, row: &ebpf::Interface) -> InterfaceRow {
+    let v4 = row.v4.map(IpAddr::from);
+    InterfaceRow {
+        ifindex,
+        endpoint: row.endpoint_id,
+        addresses: v4.into_iter().chain(row.v6.map(IpAddr::from)).collect(),
+        mac: row.mac,
+        host_mac: row.host_mac,
+        identity: row.identity,
+        policy: row.policy_id,
+        ready: row.ready,
+    }
 }
 
 fn protocol(number: u8) -> Option<tombolo_service::Protocol> {
@@ -387,5 +449,53 @@ pub(crate) fn remember(datapath: &Datapath) -> Result<Remembered, String> {
         let members = entry.maglev.iter().filter_map(|id| backends.get(id).copied()).collect();
         frontends.push((FrontendKey { address: key.ip, port: key.port, protocol, scope }, number, members));
     }
-    Ok(Remembered { nodes, backends: backends.into_iter().map(|(id, key)| (key, id)).collect(), frontends })
+    let interfaces = told(datapath.interfaces())?;
+    let interfaces = interfaces.iter().map(|(ifindex, row)| (*ifindex, interface(*ifindex, row))).collect();
+    let backends = backends.into_iter().map(|(id, key)| (key, id)).collect();
+    Ok(Remembered { nodes, backends, frontends, interfaces })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tombolo_base::table::Table;
+
+    fn cluster(name: &str) -> ClusterName {
+        ClusterName::new(name).unwrap()
+    }
+
+    fn node(name: &str, id: u32, source: Source) -> NodeRow {
+        NodeRow {
+            source,
+            cluster: cluster(name),
+            cluster_id: ClusterId::new(id, MaxClusters::C255).unwrap(),
+            name: "n1".into(),
+            addresses: vec![],
+            pod_cidrs: vec![],
+            wireguard_key: None,
+            encryption_key: 0,
+            labels: BTreeMap::new(),
+            ready: None,
+        }
+    }
+
+    #[test]
+    fn a_leftover_stays_while_any_possible_owner_is_silent() {
+        let (nodes, writer) = Table::new();
+        // The own nodes are told by the manifests, which are ready at once.
+        writer.upsert(node("east", 1, Source::Manifests));
+        writer.upsert(node("west", 2, Source::Cluster(cluster("west"))));
+        let own_id = ClusterId::new(1, MaxClusters::C255).unwrap();
+        let owners = Owners { nodes, own: cluster("east"), own_id }.by_id();
+        let held = |sources: &[Source]| sources.iter().cloned().collect::<BTreeSet<_>>();
+        let (east, west) = (Source::Cluster(cluster("east")), Source::Cluster(cluster("west")));
+        for silent in [Source::Local, Source::Manifests, east.clone()] {
+            assert!(stays(Some(1), &owners, &held(std::slice::from_ref(&silent))), "{silent}");
+            assert!(!stays(Some(2), &owners, &held(&[silent])), "west has spoken");
+        }
+        assert!(stays(Some(2), &owners, &held(&[west.clone()])) && !stays(Some(1), &owners, &held(&[west])));
+        for unknown in [Some(3), None] {
+            assert!(stays(unknown, &owners, &held(&[east.clone()])) && !stays(unknown, &owners, &held(&[])));
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tombolo_base::clock::Moment;
 use tombolo_base::reconcile::{Action, Progress, Reconciler, Target};
@@ -138,6 +138,57 @@ fn report<R: Row>(reconciler: &Reconciler<R>, action: &Action<R>) {
     }
 }
 
+/// Asks reconcilers to look at their targets again. What is asked while one is at work is not lost, and asked several
+/// times is done once.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Resync(watch::Sender<BTreeMap<&'static str, u64>>);
+
+/// The name under which all tables are asked.
+const ALL: &str = "";
+
+impl Resync {
+    /// Asks the reconcilers of some tables.
+    pub(crate) fn ask(&self, tables: &[&'static str]) {
+        self.0.send_modify(|asked| tables.iter().for_each(|table| *asked.entry(table).or_default() += 1));
+    }
+
+    /// Asks all of them.
+    pub(crate) fn ask_all(&self) {
+        self.ask(&[ALL]);
+    }
+
+    fn of(&self, table: &'static str) -> Asked {
+        Asked { table, asked: self.0.subscribe(), done: Self::count(&self.0.borrow(), table) }
+    }
+
+    fn count(asked: &BTreeMap<&'static str, u64>, table: &'static str) -> u64 {
+        [ALL, table].iter().filter_map(|name| asked.get(name)).sum()
+    }
+}
+
+/// What one reconciler was asked.
+struct Asked {
+    table: &'static str,
+    asked: watch::Receiver<BTreeMap<&'static str, u64>>,
+    done: u64,
+}
+
+impl Asked {
+    /// Waits until it is asked. Safe to cancel.
+    async fn next(&mut self) {
+        loop {
+            let asked = Resync::count(&self.asked.borrow_and_update(), self.table);
+            if asked != self.done {
+                self.done = asked;
+                return;
+            }
+            if self.asked.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+}
+
 /// Everything a driver needs besides table and target.
 #[derive(Clone, Debug)]
 pub(crate) struct Driver {
@@ -149,8 +200,8 @@ pub(crate) struct Driver {
     pub(crate) cancel: CancellationToken,
     /// Spreads the retries of several nodes.
     pub(crate) seed: u64,
-    /// Wakes all reconcilers for a full pass (the target was disturbed).
-    pub(crate) resync: Arc<Notify>,
+    /// Asks reconcilers to look again (the target was, or may have been, disturbed).
+    pub(crate) resync: Resync,
 }
 
 impl Driver {
@@ -158,12 +209,13 @@ impl Driver {
     pub(crate) async fn run<R: Row, T: Target<R>>(self, table: Table<R>, mut target: T, applied: Applied<R>) {
         let mut changes = table.changes();
         let mut reconciler = Reconciler::<R>::new(self.seed);
+        let mut asked = self.resync.of(R::TABLE);
         loop {
             tokio::select! {
                 biased;
                 () = self.cancel.cancelled() => return,
                 batch = changes.next() => reconciler.observe(batch, self.clock.now()),
-                () = self.resync.notified() => reconciler.resync(self.clock.now()),
+                () = asked.next() => self.audit(&mut reconciler, &mut target).await,
                 () = self.clock.sleep_until(reconciler.next_deadline()) => {}
             }
             while let Some(action) = reconciler.next(self.clock.now()) {
@@ -186,5 +238,50 @@ impl Driver {
             }
             self.board.set(R::TABLE, reconciler.progress());
         }
+    }
+
+    /// Has the target's differences written again: all rows if it cannot tell which.
+    async fn audit<R: Row, T: Target<R>>(&self, reconciler: &mut Reconciler<R>, target: &mut T) {
+        match target.audit(reconciler.wanted()).await {
+            Ok(Some(missing)) => {
+                if !missing.is_empty() {
+                    tracing::info!(
+                        table = R::TABLE,
+                        rows = missing.len(),
+                        "rows were lost at the target and are written again"
+                    );
+                }
+                reconciler.recheck(missing);
+            }
+            Ok(None) => reconciler.resync(self.clock.now()),
+            Err(error) => {
+                tracing::warn!(
+                    table = R::TABLE,
+                    error,
+                    "the target cannot be compared; all rows are written again"
+                );
+                reconciler.resync(self.clock.now());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_asked_is_done_once_and_never_lost() {
+        let resync = Resync::default();
+        let (mut routes, mut peers) = (resync.of("routes"), resync.of("peers"));
+        resync.ask(&["routes"]);
+        resync.ask(&["routes"]);
+        routes.next().await;
+        let idle = tokio::time::Duration::from_millis(10);
+        assert!(tokio::time::timeout(idle, routes.next()).await.is_err(), "asked twice, done once");
+        assert!(tokio::time::timeout(idle, peers.next()).await.is_err(), "nobody asked the other");
+        resync.ask_all();
+        routes.next().await;
+        peers.next().await;
     }
 }

@@ -2,6 +2,7 @@
 
 use super::drive::{Applied, Driver};
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use tombolo_base::source::Source;
 use tombolo_base::table::{NoIndex, Row, Table, Writer};
@@ -75,14 +76,27 @@ fn interface(
     })
 }
 
+/// The row to have after `before`: an open hook of the same pod stays as it is until the next row is open as well.
+fn keep_open(row: InterfaceRow, before: Option<&InterfaceRow>) -> InterfaceRow {
+    let same = |before: &&InterfaceRow| {
+        before.endpoint == row.endpoint && before.addresses == row.addresses && before.mac == row.mac
+    };
+    match before.filter(same) {
+        Some(before) if before.ready && !row.ready => before.clone(),
+        _ => row,
+    }
+}
+
 /// Keeps the interface table in step with endpoints and policies until cancelled.
 ///
-/// An open hook stays open: while an endpoint's next policy is not in place yet it keeps the one before.
+/// An open hook stays open: while an endpoint's next policy is not in place yet it keeps the one before, also one that
+/// an `earlier` life left.
 pub(crate) async fn plan(
     driver: Driver,
     endpoints: Table<EndpointRow>,
     policies: Table<EndpointPolicy>,
     in_place: Applied<PolicyRow>,
+    earlier: BTreeMap<u32, InterfaceRow>,
     out: Writer<InterfaceRow>,
 ) {
     let (mut endpoint_changes, mut policy_changes) = (endpoints.changes(), policies.changes());
@@ -94,13 +108,8 @@ pub(crate) async fn plan(
                 let policy = policy_rows.get(&endpoint.id);
                 let ready = policy.is_some_and(|row| row.policy == 0 || in_place.get(&row.policy).is_some());
                 let Some(row) = interface(endpoint, policy, ready) else { continue };
-                let before = txn.current().get(&row.ifindex).cloned();
-                match before {
-                    Some(before) if before.ready && !row.ready && before.endpoint == row.endpoint => {
-                        wanted.push(before)
-                    }
-                    _ => wanted.push(row),
-                }
+                let before = txn.current().get(&row.ifindex).or_else(|| earlier.get(&row.ifindex));
+                wanted.push(keep_open(row, before));
             }
             txn.replace_source(&Source::Local, wanted);
             if let Some(state) = endpoint_rows.source_state(&Source::Local) {
@@ -113,5 +122,35 @@ pub(crate) async fn plan(
             _ = policy_changes.next() => {}
             () = in_place.changed() => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_restart_shuts_no_open_hook() {
+        let shut = InterfaceRow {
+            ifindex: 7,
+            endpoint: 3,
+            addresses: vec!["10.1.1.5".parse().unwrap()],
+            mac: [2; 6],
+            host_mac: [4; 6],
+            identity: 65_836,
+            policy: 0,
+            ready: false,
+        };
+        let left = InterfaceRow { policy: 9, ready: true, ..shut.clone() };
+        assert_eq!(keep_open(shut.clone(), Some(&left)), left, "its policy is not planned yet");
+        let planned = InterfaceRow { policy: 4, ready: true, ..shut.clone() };
+        assert_eq!(keep_open(planned.clone(), Some(&left)), planned);
+        let another = InterfaceRow { mac: [6; 6], ..left };
+        assert_eq!(
+            keep_open(shut.clone(), Some(&another)),
+            shut,
+            "the interface's number is another pod's now"
+        );
+        assert_eq!(keep_open(shut.clone(), None), shut);
     }
 }

@@ -26,14 +26,14 @@ mod publish;
 pub(crate) mod show;
 pub(crate) mod status;
 mod tables;
+mod watch;
 mod wiring;
 
 use crate::config::{Attach, Config, Identity, Path};
 use anyhow::Context;
 use backend::Daemon;
-use drive::{Board, Clock, Driver};
+use drive::{Board, Clock, Driver, Resync};
 use std::sync::Arc;
-use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tombolo_ebpf::{Datapath, DatapathConfig, MapSizes};
@@ -102,7 +102,7 @@ impl Start {
                 .node
                 .bytes()
                 .fold(7, |seed: u64, byte| seed.wrapping_mul(31).wrapping_add(u64::from(byte))),
-            resync: Arc::new(Notify::new()),
+            resync: Resync::default(),
         };
         let mut tasks = JoinSet::new();
         let datapath = open_datapath(config).await?;

@@ -228,7 +228,7 @@ pub(crate) fn own_etcd(config: &Config) -> anyhow::Result<EtcdConfig> {
 }
 
 /// Follows the remote clusters, and the own cluster's other nodes.
-pub(crate) fn start_mesh(
+pub(crate) async fn start_mesh(
     config: &Config,
     identity: &Identity,
     sink: Arc<TableSink>,
@@ -245,7 +245,7 @@ pub(crate) fn start_mesh(
         own: own_etcd(config).ok(),
         timers: Timers::default(),
     };
-    let (handle, task) = follower::start(mesh, sink, cancel);
+    let (handle, task) = follower::start(mesh, sink, cancel).await;
     tasks.spawn(async move {
         if let Err(error) = task.await {
             tracing::error!(%error, "the mesh followers broke off; restart the agent");

@@ -2,16 +2,17 @@
 
 use super::backend::Texts;
 use super::drive::Driver;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::PoisonError;
 use tombolo_base::aggregate::Gate;
 use tombolo_base::clock::Moment;
 use tombolo_base::ids::{ClusterName, IdentityId};
 use tombolo_base::source::{Source, SourceState};
 use tombolo_base::table::{Batch, Table, Writer};
+use tombolo_ebpf::{RuleAction, RuleEntry};
 use tombolo_kubernetes::PodRow;
 use tombolo_policy::compile::{self, Change, Compiler, NamedPorts};
-use tombolo_policy::{EndpointPolicy, NamedPort, PolicyRow, RuleRow};
+use tombolo_policy::{Direction, EndpointPolicy, NamedPort, PolicyRow, RuleRow, VerdictEntry};
 use tombolo_topology::{EndpointRow, IdentityRow};
 
 /// The tables the compiler reads.
@@ -50,9 +51,10 @@ fn named_ports(endpoints: &Table<EndpointRow>, pods: &Table<PodRow>) -> NamedPor
 /// The pens of compiled policies, and of which pod has which.
 pub(crate) type Pens = (Writer<PolicyRow>, Writer<EndpointPolicy>);
 
-/// A compiler that goes on with the policy numbers an earlier life left in the datapath.
+/// A compiler that goes on with the policies an earlier life left in the datapath.
 pub(crate) fn compiler(cluster: &ClusterName, datapath: &tombolo_ebpf::Datapath) -> Compiler {
-    Compiler::new(cluster.clone()).with_ids(earlier_ids(datapath))
+    let earlier = earlier(datapath);
+    Compiler::new(cluster.clone()).with_ids(earlier.ids).with_entries(earlier.entries)
 }
 
 /// Compiles until cancelled.
@@ -170,9 +172,31 @@ impl Compiling {
     }
 }
 
-/// Policy numbers by subject, from the interfaces and policies an earlier life left in the datapath.
-fn earlier_ids(datapath: &tombolo_ebpf::Datapath) -> Vec<(IdentityId, u32)> {
+/// What an earlier life left in the datapath.
+struct Earlier {
+    /// Policy numbers by subject.
+    ids: Vec<(IdentityId, u32)>,
+    /// Entries by policy number.
+    entries: Vec<(u32, BTreeSet<VerdictEntry>)>,
+}
+
+/// Reads it.
+fn earlier(datapath: &tombolo_ebpf::Datapath) -> Earlier {
     let interfaces = datapath.interfaces().unwrap_or_default();
     let named = interfaces.into_iter().filter(|(_, row)| row.policy_id != 0);
-    named.map(|(_, row)| (IdentityId(row.identity), row.policy_id)).collect()
+    let ids = named.map(|(_, row)| (IdentityId(row.identity), row.policy_id)).collect();
+    let policies = datapath.policies().unwrap_or_default();
+    let entries = policies.into_iter().map(|(id, set)| {
+        let of = |direction, rules: Option<Vec<RuleEntry>>| {
+            rules.into_iter().flatten().map(move |(matching, action, _)| VerdictEntry {
+                direction,
+                identity: IdentityId(matching.identity.unwrap_or(0)),
+                protocol: matching.protocol.unwrap_or(0),
+                port: matching.port.unwrap_or(0),
+                deny: action == RuleAction::Deny,
+            })
+        };
+        (id, of(Direction::Ingress, set.ingress).chain(of(Direction::Egress, set.egress)).collect())
+    });
+    Earlier { ids, entries: entries.collect() }
 }

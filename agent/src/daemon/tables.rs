@@ -49,7 +49,7 @@ pub(crate) struct IntentWriters {
     /// Of the LoadBalancer addresses: the mesh, which follows the own cluster's etcd too.
     pub(crate) addresses: Arc<Writer<LbAssignment>>,
     /// Of the learned routes: BGP.
-    pub(crate) learned: Writer<LearnedRoute>,
+    pub(crate) learned: Arc<Writer<LearnedRoute>>,
     /// Of the pods: the endpoint store.
     pub(crate) endpoints: Writer<EndpointRow>,
 }
@@ -61,7 +61,7 @@ impl Intent {
         let (prefixes, prefix_writer) = shared();
         let (remote_services, remote_writer) = shared();
         let (addresses, address_writer) = shared();
-        let (learned, learned_writer) = Table::new();
+        let (learned, learned_writer) = shared();
         let (endpoints, endpoint_writer) = Table::new();
         let writers = IntentWriters {
             identities: identity_writer,
@@ -120,7 +120,7 @@ pub(crate) struct Desired {
 
 /// The planners' pens.
 pub(crate) struct DesiredWriters {
-    /// Of the topology planner; routes are also held for BGP at start.
+    /// Of the topology planner.
     pub(crate) topology: tombolo_topology::plan::Outputs,
     /// Of the service planner.
     pub(crate) services: tombolo_service::plan::Outputs,
@@ -135,7 +135,7 @@ pub(crate) struct DesiredWriters {
 impl Desired {
     /// Empty tables.
     pub(crate) fn new() -> (Self, DesiredWriters) {
-        let (paths, entries, routes, peers) = (Table::new(), Table::new(), shared(), Table::new());
+        let (paths, entries, routes, peers) = (Table::new(), Table::new(), Table::new(), Table::new());
         let (frontends, backends) = (Table::new(), Table::new());
         let (policies, endpoint_policies, interfaces) = (Table::new(), Table::new(), Table::new());
         let (bgp_peers, bgp_adverts) = (Table::new(), Table::new());

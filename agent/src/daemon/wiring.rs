@@ -10,18 +10,19 @@
 use super::backend::Daemon;
 use super::drive::{Applied, Driver};
 use super::tables::{Desired, DesiredWriters, Held, Intent, IntentWriters, catalogue};
-use super::{bgp, datapath, endpoints, flows, interfaces, node, planners, policy, publish};
+use super::{bgp, datapath, endpoints, flows, interfaces, node, planners, policy, publish, watch};
 use crate::config::{Config, Encryption, Identity};
 use anyhow::Context;
 use std::sync::Arc;
 use tokio::task::JoinSet;
-use tombolo_base::source::SourceState;
+use tombolo_base::source::{Source, SourceState};
 use tombolo_base::table::{Row, Writer};
 use tombolo_clustermesh::publisher::PublisherHandle;
 use tombolo_clustermesh::rows::TableSink;
 use tombolo_kubernetes::{Tables, Writers};
 use tombolo_topology::plan::{self, NodeIndexes};
-use tombolo_topology::{EndpointRow, IdentityRow, LearnedRoute, NodeRow, PrefixRow, RouteEntry};
+use tombolo_topology::{EndpointRow, IdentityRow, LearnedRoute, NodeRow, PrefixRow};
+use tombolo_tunnel::KernelRoutes;
 
 /// How long a CNI call waits for the datapath before it fails.
 const APPLY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(30);
@@ -57,14 +58,16 @@ pub(crate) async fn start(
     let (desired, plans) = Desired::new();
     let mut rooms = Rooms { ground, intent, desired, held: Held::default() };
 
-    rooms.mesh(kube_writers, &sources);
-    let routes = plans.topology.routes.clone();
-    let bgp = rooms.planners(plans, remembered, &sources);
-    rooms.reconcilers();
+    rooms.announce(&sources);
+    rooms.mesh(kube_writers, &sources).await;
+    let kernel = rooms.kernel_routes();
+    let hops = kernel.next_hops().await.context("cannot read the kernel's routes")?;
+    let bgp = rooms.planners(plans, remembered, hops, &sources);
+    rooms.reconcilers(kernel);
     rooms.flows()?;
     let publisher = rooms.publisher()?;
     rooms.endpoints(&publisher, sources.endpoints).await?;
-    rooms.bgp(bgp, sources.learned, routes);
+    rooms.bgp(bgp, sources.learned);
     rooms.ground.daemon.catalogue.set(catalogue(&rooms.intent, &rooms.desired)).ok();
     Ok(())
 }
@@ -90,8 +93,23 @@ impl Rooms<'_> {
         self.ground.config.datapath.encryption == Encryption::Wireguard
     }
 
+    /// Whoever will speak is announced before anybody prunes: this node's pods and BGP here, the clusters by the mesh.
+    fn announce(&self, sources: &IntentWriters) {
+        sources.endpoints.set_source(&Source::Local, SourceState::Pending);
+        sources.prefixes.set_source(&Source::Local, SourceState::Pending);
+        sources.identities.set_source(&Source::Local, SourceState::Pending);
+        if self.ground.config.bgp.enabled {
+            // What BGP taught an earlier life stays until it has been taught again.
+            sources.learned.set_source(&bgp::starting(), SourceState::Pending);
+        }
+    }
+
+    fn kernel_routes(&self) -> KernelRoutes {
+        KernelRoutes::new(self.ground.node.netlink.clone(), tombolo_tunnel::RouteSettings::default())
+    }
+
     /// Remote clusters and the own cluster's other nodes, into the intent tables.
-    fn mesh(&mut self, kube: &Writers, sources: &IntentWriters) {
+    async fn mesh(&mut self, kube: &Writers, sources: &IntentWriters) {
         let sink = Arc::new(TableSink {
             nodes: kube.nodes.clone(),
             identities: sources.identities.clone(),
@@ -102,7 +120,7 @@ impl Rooms<'_> {
             max: self.ground.identity.max_clusters,
         });
         let Ground { config, identity, driver, tasks, .. } = &mut self.ground;
-        let mesh = node::start_mesh(config, identity, sink, driver.cancel.clone(), tasks);
+        let mesh = node::start_mesh(config, identity, sink, driver.cancel.clone(), tasks).await;
         self.ground.daemon.mesh.set(mesh).ok();
     }
 
@@ -111,10 +129,11 @@ impl Rooms<'_> {
         &mut self,
         plans: DesiredWriters,
         remembered: datapath::Remembered,
+        hops: RememberedHops,
         sources: &IntentWriters,
     ) -> BgpPens {
-        let datapath::Remembered { nodes, backends, frontends } = remembered;
-        self.topology_planner(nodes, plans.topology);
+        let datapath::Remembered { nodes, backends, frontends, interfaces } = remembered;
+        self.topology_planner(nodes, hops, plans.topology);
         let node = self.ground.identity.node.clone();
         let mut services = tombolo_service::plan::Planner::new(node, self.ground.driver.clock.now());
         services.restore(backends, frontends);
@@ -125,20 +144,18 @@ impl Rooms<'_> {
             self.intent.endpoints.clone(),
             self.desired.endpoint_policies.clone(),
             self.held.policies.clone(),
+            interfaces,
             plans.interfaces,
         ));
         self.local_rows(sources.prefixes.clone(), sources.identities.clone());
         plans.bgp
     }
 
-    fn topology_planner(&mut self, remembered: RememberedNodes, out: plan::Outputs) {
+    fn topology_planner(&mut self, remembered: RememberedNodes, hops: RememberedHops, out: plan::Outputs) {
         let mut indexes = NodeIndexes::default();
         indexes.restore(remembered);
-        if self.ground.config.bgp.enabled {
-            // What BGP taught an earlier life stays until it has been taught again.
-            out.routes.set_source(&bgp::starting(), SourceState::Pending);
-        }
-        let planner = plan::Planner::new(self.ground.node.plan.clone(), indexes);
+        let mut planner = plan::Planner::new(self.ground.node.plan.clone(), indexes);
+        planner.restore_hops(hops);
         self.spawn(planners::topology(
             self.driver(),
             planner,
@@ -189,7 +206,7 @@ impl Rooms<'_> {
     }
 
     /// Desired rows to their targets.
-    fn reconcilers(&mut self) {
+    fn reconcilers(&mut self, kernel: KernelRoutes) {
         let (desired, held) = (self.desired.clone(), self.held.clone());
         let datapath = self.ground.daemon.datapath.clone();
         let prefixes = self.prefix_target();
@@ -197,8 +214,15 @@ impl Rooms<'_> {
         let frontends = datapath::Frontends::new(datapath.clone(), held.backends.clone());
         let (policies, interfaces) =
             (datapath::Policies(datapath.clone()), datapath::Interfaces::new(datapath.clone()));
-        let netlink = self.ground.node.netlink.clone();
-        let kernel = tombolo_tunnel::KernelRoutes::new(netlink, tombolo_tunnel::RouteSettings::default());
+        let watcher = watch::Watcher {
+            config: self.ground.config.clone(),
+            identity: self.ground.identity.clone(),
+            own: self.ground.own.clone(),
+            datapath: datapath.clone(),
+            netlink: self.ground.node.netlink.clone(),
+            wireguard: self.ground.node.wireguard.clone(),
+            routes: desired.routes.clone(),
+        };
 
         self.spawn(self.driver().run(desired.paths, datapath::Paths(datapath.clone()), held.paths));
         self.spawn(self.driver().run(desired.entries, prefixes, held.entries));
@@ -210,20 +234,21 @@ impl Rooms<'_> {
         if let Some(wireguard) = self.ground.node.wireguard.clone() {
             self.spawn(self.driver().run(desired.peers, wireguard, Applied::default()));
         }
+        self.spawn(watcher.run(self.driver()));
         self.spawn(node::collect_garbage(self.driver(), datapath));
     }
 
     fn prefix_target(&self) -> datapath::Prefixes {
-        let nodes = self.intent.kube.nodes.clone();
-        let clusters = move |id: u32| {
-            let snapshot = nodes.snapshot();
-            snapshot.iter().find(|row| u32::from(row.cluster_id.get()) == id).map(|row| row.source.clone())
+        let owners = datapath::Owners {
+            nodes: self.intent.kube.nodes.clone(),
+            own: self.ground.identity.cluster.clone(),
+            own_id: self.ground.identity.cluster_id,
         };
         datapath::Prefixes {
             datapath: self.ground.daemon.datapath.clone(),
             encrypt: self.encrypted(),
             max_clusters: self.ground.identity.max_clusters,
-            clusters: Arc::new(clusters),
+            owners,
             paths: self.held.paths.clone(),
         }
     }
@@ -321,7 +346,7 @@ impl Rooms<'_> {
     }
 
     /// BGP: its planner, and the speaker if it is enabled.
-    fn bgp(&mut self, out: BgpPens, learned: Writer<LearnedRoute>, planned: Arc<Writer<RouteEntry>>) {
+    fn bgp(&mut self, out: BgpPens, learned: Arc<Writer<LearnedRoute>>) {
         let identity = self.ground.identity;
         self.spawn(bgp::planner(
             self.driver(),
@@ -335,7 +360,6 @@ impl Rooms<'_> {
         let Ground { config, driver, node, tasks, daemon, .. } = &mut self.ground;
         if config.bgp.enabled {
             let rows = (&self.desired.bgp_peers, &self.desired.bgp_adverts);
-            let learned = bgp::Learned { routes: learned, planned };
             let run = config.api.socket.parent().unwrap_or_else(|| std::path::Path::new("/run/tombolo"));
             let bfd = tombolo_bgp::bfd::client::Unit::of_this_program(run);
             let allow = &config.bgp.import.allow;
@@ -347,3 +371,7 @@ impl Rooms<'_> {
 
 type BgpPens = (Writer<tombolo_topology::bgp::PeerRow>, Writer<tombolo_topology::bgp::AdvertRow>);
 type RememberedNodes = Vec<(std::net::IpAddr, tombolo_topology::NodeIndex)>;
+type RememberedHops = std::collections::BTreeMap<
+    tombolo_base::prefix::Prefix,
+    std::collections::BTreeSet<tombolo_topology::LearnedNextHop>,
+>;

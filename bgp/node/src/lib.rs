@@ -77,9 +77,9 @@ pub struct BgpNode {
 
 impl BgpNode {
     /// Starts the adapter's task on the current tokio runtime. Speakers start with the first peer of their instance.
-    pub fn start(settings: Settings, learned: Writer<LearnedRoute>) -> Self {
+    pub fn start(settings: Settings, learned: impl Into<Arc<Writer<LearnedRoute>>>) -> Self {
         let (messages, inbox) = mpsc::channel(REQUEST_QUEUE);
-        tokio::spawn(Adapter::new(settings, Arc::new(learned)).run(inbox));
+        tokio::spawn(Adapter::new(settings, learned.into()).run(inbox));
         Self { messages }
     }
 
@@ -175,6 +175,11 @@ impl Target<PeerRow> for PeerTarget {
     ) -> impl Future<Output = Result<(), String>> + Send {
         tell(&self.0, Request::PrunePeers { keep: keep.keys().cloned().collect(), held: held.clone() })
     }
+
+    /// The speaker lives in this process: nobody else changes what it holds.
+    async fn audit(&mut self, _: &Rows<PeerRow>) -> Result<Option<BTreeSet<<PeerRow as Row>::Key>>, String> {
+        Ok(Some(BTreeSet::new()))
+    }
 }
 
 impl Target<AdvertRow> for AdvertTarget {
@@ -192,5 +197,13 @@ impl Target<AdvertRow> for AdvertTarget {
         held: &BTreeSet<Source>,
     ) -> impl Future<Output = Result<(), String>> + Send {
         tell(&self.0, Request::PruneAdverts { keep: keep.keys().cloned().collect(), held: held.clone() })
+    }
+
+    /// The speaker lives in this process: nobody else changes what it holds.
+    async fn audit(
+        &mut self,
+        _: &Rows<AdvertRow>,
+    ) -> Result<Option<BTreeSet<<AdvertRow as Row>::Key>>, String> {
+        Ok(Some(BTreeSet::new()))
     }
 }

@@ -3,7 +3,9 @@
 //! It never takes away what it knows because something failed. Entries go only when a complete list (after the canary
 //! of that connection) or a delete event says so, when the cluster's number changes, or when the cluster is removed.
 
-use super::event::{Change, Failure, FailureKind, Header, Input, KeyEvent, Output, Scope, Ticket, Timers};
+use super::event::{
+    Applied, Change, Failure, FailureKind, Header, Input, KeyEvent, Output, Scope, Ticket, Timers,
+};
 use super::ids::IdBook;
 use super::store::{Phase, Store};
 use crate::wire::{ClusterConfig, KINDS, Kind, Record, Rejections, Remote, key};
@@ -74,6 +76,7 @@ pub struct Follower {
     pub(super) last_event: Option<Moment>,
     pub(super) state: SourceState,
     pub(super) revision: u64,
+    pub(super) applied: BTreeMap<Kind, Applied>,
     pub(super) tickets: BTreeMap<Scope, Ticket>,
     pub(super) last_ticket: Ticket,
 }
@@ -112,6 +115,7 @@ impl Follower {
             last_event: None,
             state: SourceState::Pending,
             revision: 0,
+            applied: BTreeMap::new(),
             tickets: BTreeMap::new(),
             last_ticket: 0,
             config,
@@ -139,6 +143,8 @@ impl Follower {
         }
         self.remote = Some(remote);
         self.emit(changes, out);
+        // What was known before the restart is no change.
+        self.applied.clear();
         self.set_state(SourceState::Stale, out);
     }
 
@@ -243,6 +249,9 @@ impl Follower {
 
     fn emit(&mut self, changes: Vec<Change>, out: &mut Vec<Output>) {
         self.revision += u64::try_from(changes.len()).unwrap_or(1);
+        for change in &changes {
+            self.applied.entry(change.kind()).or_default().count(change);
+        }
         out.extend(changes.into_iter().map(Output::Change));
     }
 
@@ -579,6 +588,10 @@ impl Follower {
     }
 
     fn lose(&mut self, out: &mut Vec<Output>) {
+        if self.state == SourceState::Initialized {
+            // After the lists, every heartbeat and event showed that the watches miss nothing.
+            self.confirmed = self.confirmed.max(Some(self.heartbeat)).max(self.last_event);
+        }
         self.phases.clear();
         self.retries.clear();
         self.canaries.clear();

@@ -1,6 +1,7 @@
 //! What goes into the follower's core and what comes out of it.
 
 use crate::wire::{Kind, Record};
+use serde::Serialize;
 use std::time::Duration;
 use tombolo_base::source::SourceState;
 
@@ -142,6 +143,35 @@ pub enum Change {
     Upsert(Record),
     /// Gone; carries what was known last.
     Delete(Record),
+}
+
+impl Change {
+    /// What kind of entry changed.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Upsert(record) | Self::Delete(record) => record.kind(),
+        }
+    }
+}
+
+/// Changes of one kind of entries since the agent started; what a list only confirms is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Applied {
+    /// Entries that were new or different.
+    pub upserts: u64,
+    /// Entries that went.
+    pub deletes: u64,
+}
+
+impl Applied {
+    pub(super) const fn count(&mut self, change: &Change) {
+        match change {
+            Change::Upsert(_) => self.upserts = self.upserts.saturating_add(1),
+            Change::Delete(_) => self.deletes = self.deletes.saturating_add(1),
+        }
+    }
 }
 
 /// Durations of the follower; the defaults are Cilium's.

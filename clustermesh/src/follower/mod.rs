@@ -16,14 +16,16 @@ mod tests;
 
 pub use self::core::{Follower, FollowerConfig};
 pub use driver::MeshSink;
-pub use event::{Change, Failure, FailureKind, Header, Input, KeyEvent, Output, Scope, Ticket, Timers};
+pub use event::{
+    Applied, Change, Failure, FailureKind, Header, Input, KeyEvent, Output, Scope, Ticket, Timers,
+};
 pub use ids::IdBook;
 pub use status::{ClusterStatus, ConfigStatus, FailureStatus};
 
 use crate::etcd::EtcdConfig;
 use driver::{Command, Driver};
 use folder::{Folder, Scan};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -87,39 +89,49 @@ struct Mesh {
     origin: Instant,
     running: BTreeMap<ClusterName, Running>,
     broken: BTreeMap<String, String>,
+    /// Clusters whose file was broken from the start: not followed, and not pruned before their file is mended or gone.
+    spared: BTreeSet<ClusterName>,
     cancel: CancellationToken,
 }
 
 /// Starts following; the handle answers until `cancel` is cancelled. What is known stays with the sink then.
-#[must_use]
-pub fn start(
+///
+/// Every cluster of the folder is announced to the sink when this returns: whoever prunes afterwards knows of whom to
+/// spare. That goes for one whose file is broken, too, since an earlier life may have followed it.
+pub async fn start(
     config: MeshConfig,
     sink: Arc<dyn MeshSink>,
     cancel: CancellationToken,
 ) -> (MeshHandle, JoinHandle<()>) {
     let (asks, inbox) = mpsc::channel(16);
-    let mesh = Mesh {
+    let mut folder = Folder::new(config.folder.clone(), config.cluster.clone(), config.allow_plaintext);
+    let mut mesh = Mesh {
         config,
         sink,
         ids: IdBook::default(),
         origin: Instant::now(),
         running: BTreeMap::new(),
         broken: BTreeMap::new(),
+        spared: BTreeSet::new(),
         cancel,
     };
-    (MeshHandle { asks }, tokio::spawn(mesh.run(inbox)))
+    let own = mesh.config.cluster.clone();
+    if let Some(etcd) = mesh.config.own.clone() {
+        mesh.follow(own.clone(), etcd, [0; 32]);
+    }
+    let first = folder.scan().await;
+    mesh.spared = first.broken.keys().filter_map(|name| ClusterName::new(name).ok()).collect();
+    mesh.spared.retain(|name| *name != own);
+    for name in &mesh.spared {
+        mesh.sink.state(name, tombolo_base::source::SourceState::Pending);
+    }
+    mesh.apply(first).await;
+    (MeshHandle { asks }, tokio::spawn(mesh.run(folder, inbox)))
 }
 
 impl Mesh {
-    async fn run(mut self, mut asks: mpsc::Receiver<Ask>) {
-        let own = self.config.cluster.clone();
-        let mut folder = Folder::new(self.config.folder.clone(), own.clone(), self.config.allow_plaintext);
-        if let Some(etcd) = self.config.own.clone() {
-            self.follow(own, etcd, [0; 32]);
-        }
+    async fn run(mut self, mut folder: Folder, mut asks: mpsc::Receiver<Ask>) {
         let cancel = self.cancel.clone();
-        let first = folder.scan().await;
-        self.apply(first).await;
         loop {
             tokio::select! {
                 () = cancel.cancelled() => break,
@@ -166,6 +178,11 @@ impl Mesh {
             tracing::info!(cluster = %name, "its file was removed: its entries are taken away");
             self.drain(&name).await;
         }
+        let (there, gone): (Vec<ClusterName>, Vec<ClusterName>) = std::mem::take(&mut self.spared)
+            .into_iter()
+            .partition(|name| scan.broken.contains_key(name.as_str()) || scan.remotes.contains_key(name));
+        self.spared = there.into_iter().filter(|name| !scan.remotes.contains_key(name)).collect();
+        gone.iter().for_each(|name| self.sink.gone(name));
         for (name, (etcd, digest)) in scan.remotes {
             match self.running.get_mut(&name) {
                 None => self.follow(name, etcd, digest),

@@ -1,6 +1,7 @@
 //! The state of one remote cluster for `tombolo mesh status`.
 
 use super::core::{Follower, Link};
+use super::event::Applied;
 use crate::wire::{Kind, Rejections};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -25,6 +26,8 @@ pub struct ClusterStatus {
     pub etcd_id: Option<String>,
     /// Known entries by kind.
     pub counts: BTreeMap<Kind, usize>,
+    /// Changes of entries by kind since the agent started: a resync that is a diff adds what changed meanwhile and no more.
+    pub applied: BTreeMap<Kind, Applied>,
     /// Whether each kind's list is complete on this connection.
     pub synced: BTreeMap<Kind, bool>,
     /// What the cluster says about itself.
@@ -91,6 +94,11 @@ impl Follower {
             endpoints: Vec::new(),
             etcd_id: self.etcd.map(|id| format!("{id:x}")),
             counts: self.stores.iter().map(|(kind, store)| (*kind, store.len())).collect(),
+            applied: self
+                .stores
+                .keys()
+                .map(|kind| (*kind, self.applied.get(kind).copied().unwrap_or_default()))
+                .collect(),
             synced: self.stores.keys().map(|k| (*k, self.synced.get(k) == Some(&true))).collect(),
             config: ConfigStatus {
                 retrieved: self.link == Link::Running,

@@ -435,6 +435,29 @@ fn a_silent_heartbeat_ends_the_connection_and_keeps_everything() {
 }
 
 #[test]
+fn a_resync_counts_what_changed_meanwhile_and_no_more() {
+    let mut world = ready();
+    let applied = |world: &World| world.core.status(world.now).applied[&Kind::Ips];
+    assert_eq!(applied(&world), Applied { upserts: 1, deletes: 0 });
+    world.broken();
+    world.now = world.now.after(Duration::from_secs(7));
+    assert!(world.core.status(world.now).stale_secs.is_some_and(|secs| secs >= 7));
+    settle(&mut world);
+    assert_eq!(
+        (applied(&world), world.state),
+        (Applied { upserts: 1, deletes: 0 }, SourceState::Initialized)
+    );
+    assert_eq!(world.core.status(world.now).stale_secs, None);
+    world.broken();
+    let (gone, _) = ip_value(1, 65_792);
+    let (name, value) = ip_value(2, 65_793);
+    world.etcd.delete(gone.as_bytes());
+    world.etcd.put(&name, &value);
+    settle(&mut world);
+    assert_eq!(applied(&world), Applied { upserts: 2, deletes: 1 });
+}
+
+#[test]
 fn a_late_page_of_an_earlier_list_counts_no_more() {
     let mut world = ready();
     let scope = Scope::Entries(Kind::Ips);

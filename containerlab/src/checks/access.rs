@@ -182,8 +182,22 @@ impl Access {
     pub async fn verb(&self, verb: &str, node: &str) -> Result<(), Failure> {
         let mut command = self.lab(verb);
         command.arg(node);
-        let look = format!("`tombolo lab {verb} -t {} {node}`", self.topology.display());
+        let look = self.verb_shown(verb, node);
         finish(run(command, COMMAND_TIMEOUT * 2).await, &format!("lab {verb} {node}"), look)
+    }
+
+    /// The same verb as a command of the standard library, for where nothing can be awaited.
+    #[must_use]
+    pub fn verb_command(&self, verb: &str, node: &str) -> std::process::Command {
+        let mut command = std::process::Command::new(&self.program);
+        command.arg("lab").arg(verb).arg("-t").arg(&self.topology).arg(node);
+        command
+    }
+
+    /// The verb as an operator types it; for messages.
+    #[must_use]
+    pub fn verb_shown(&self, verb: &str, node: &str) -> String {
+        format!("`tombolo lab {verb} -t {} {node}`", self.topology.display())
     }
 
     /// Reconfigures the running lab to another path variant.

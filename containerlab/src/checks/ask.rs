@@ -1,4 +1,8 @@
-//! Requests from a place to a target: who must answer, whom the answerer must see, and which flow events tell of it.
+//! Requests from a place to a target: who must answer, whom the answerer must see ([`answers`]), and which flow events
+//! tell of it ([`events`]).
+
+mod answers;
+mod events;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -6,14 +10,9 @@ use std::net::IpAddr;
 use super::access::Place;
 use super::check::{CheckResult, Failure, Family};
 use super::context::Context;
-use super::flows::{ServiceRef, Want};
+use super::flows::ServiceRef;
 use super::inventory::PodFacts;
-use crate::workload::{Answer, Attempt, Outcome, ProbeReport};
-
-/// Drop reason of a packet that policy denies, as Cilium numbers it.
-pub(super) const POLICY_DENIED: u32 = 133;
-/// Observation point of a packet that is given to a pod.
-const TO_ENDPOINT: &str = "to-endpoint";
+use crate::workload::{Outcome, ProbeReport};
 
 /// A pod of a cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,6 +48,15 @@ pub enum Target {
         /// Port.
         port: u16,
     },
+    /// A service by its name, as the pod's /etc/hosts knows it.
+    ServiceName {
+        /// Cluster whose manifest holds the service.
+        cluster: String,
+        /// `NAMESPACE/NAME`.
+        service: String,
+        /// Port.
+        port: u16,
+    },
     /// A service's LoadBalancer address.
     LoadBalancer {
         /// Cluster that owns the address.
@@ -58,8 +66,8 @@ pub enum Target {
         /// Port.
         port: u16,
     },
-    /// A node's underlay address (ping only).
-    Host(String),
+    /// A node's underlay address; the port of an echo server there, 0 for ping.
+    Host(String, u16),
     /// The outside client.
     Client(u16),
 }
@@ -107,14 +115,13 @@ pub enum By {
 pub enum Peer {
     /// The asker's own address.
     Asker,
-    /// The asker's own address, or that of another node where it was translated; both must occur.
+    /// The asker's own address, or the internal one of another node of the service's cluster where it was translated;
+    /// both must occur.
     AskerOrOtherNode,
-    /// The asker's own address, or a node-internal one when a pod reaches itself.
+    /// The asker's own address, or its node's internal one when a pod reaches itself.
     AskerOrNode,
     /// The node-internal or an underlay address of the asking node.
     AskingNode,
-    /// Not judged.
-    Any,
 }
 
 /// One check of requests and their flows.
@@ -139,13 +146,23 @@ pub struct Ask {
 /// An ask with every name replaced by what the lab says it is.
 struct Resolved<'a> {
     place: Place,
-    asker: Option<&'a PodFacts>,
-    asker_cluster: Option<String>,
+    asker: Option<(&'a PodFacts, String)>,
     target: IpAddr,
+    /// A name to ask for instead of the address.
+    name: Option<String>,
     port: u16,
     target_pod: Option<(&'a PodFacts, String)>,
     service: Option<ServiceRef>,
     backends: Vec<(&'a PodFacts, String)>,
+    /// Nothing that happened before this, in nanoseconds since the epoch, is of this check.
+    since_ns: u64,
+}
+
+impl Resolved<'_> {
+    /// `cluster` and `NAMESPACE/NAME` of the pod that asks.
+    fn is_asker(&self, cluster: &str, key: &str) -> bool {
+        self.asker.as_ref().is_some_and(|(pod, home)| home == cluster && pod.key() == key)
+    }
 }
 
 impl Ask {
@@ -164,11 +181,13 @@ impl Ask {
         if report.answered != report.sent || report.sent == 0 {
             return Err(unanswered(&report, look));
         }
-        if self.protocol != Protocol::Icmp {
+        if self.protocol == Protocol::Icmp {
+            judge_replies(&report, resolved.target, look)?;
+        } else {
             self.judge_answers(context, &resolved, &report, &token, &look)?;
         }
-        self.judge_flows(context, &resolved, &report).await?;
-        Ok(Vec::new())
+        let flows = self.judge_flows(context, &resolved, &report).await?;
+        Ok(vec![format!("{flows} flow events")])
     }
 
     /// Whether the answer can only have come over an underlay link between two nodes of clusters.
@@ -179,7 +198,7 @@ impl Ask {
         }
         match (&self.to, &resolved.target_pod) {
             (Target::Pod(..), Some((pod, _))) => other(pod),
-            (Target::ClusterIp { .. }, _) => {
+            (Target::ClusterIp { .. } | Target::ServiceName { .. }, _) => {
                 !resolved.backends.is_empty() && resolved.backends.iter().all(|(pod, _)| other(pod))
             }
             _ => false,
@@ -187,16 +206,17 @@ impl Ask {
     }
 
     async fn resolve<'a>(&self, context: &'a Context) -> Result<Resolved<'a>, Failure> {
-        let (place, asker, asker_cluster) = self.resolve_from(context)?;
+        let (place, asker) = self.resolve_from(context)?;
         let mut resolved = Resolved {
             place,
             asker,
-            asker_cluster,
             target: IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
+            name: None,
             port: 0,
             target_pod: None,
             service: None,
             backends: Vec::new(),
+            since_ns: super::flows::now_ns(),
         };
         match &self.to {
             Target::Pod(pod, port) => {
@@ -206,29 +226,15 @@ impl Ask {
                 resolved.target_pod = Some((facts, pod.cluster.clone()));
             }
             Target::ClusterIp { cluster, service, port }
+            | Target::ServiceName { cluster, service, port }
             | Target::LoadBalancer { cluster, service, port } => {
-                let facts = context.service(cluster, service)?;
-                resolved.target = match self.to {
-                    Target::LoadBalancer { .. } => context.load_balancer(cluster, facts, self.family).await?,
-                    _ => facts.cluster_ip(self.family).ok_or_else(|| {
-                        Failure::new(
-                            format!("service {service} has an {} cluster address", self.family),
-                            format!("{:?}", facts.cluster_ips),
-                            format!("the Service manifest of {service} in {cluster}"),
-                        )
-                    })?,
-                };
+                self.resolve_service(context, &mut resolved, cluster, service).await?;
                 resolved.port = *port;
-                resolved.service =
-                    Some(ServiceRef { namespace: facts.namespace.clone(), name: facts.name.clone() });
-                for home in context.inventory.clusters.values() {
-                    // A global service's backends live in every cluster that has the service.
-                    if let Some(there) = home.services.get(service) {
-                        resolved.backends.extend(home.backends(there).map(|pod| (pod, home.name.clone())));
-                    }
-                }
             }
-            Target::Host(node) => resolved.target = underlay(context, node, self.family)?,
+            Target::Host(node, port) => {
+                resolved.target = underlay(context, node, self.family)?;
+                resolved.port = *port;
+            }
             Target::Client(port) => {
                 resolved.target = client_address(context, self.family).await?;
                 resolved.port = *port;
@@ -237,29 +243,66 @@ impl Ask {
         Ok(resolved)
     }
 
+    async fn resolve_service<'a>(
+        &self,
+        context: &'a Context,
+        resolved: &mut Resolved<'a>,
+        cluster: &str,
+        service: &str,
+    ) -> Result<(), Failure> {
+        let facts = context.service(cluster, service)?;
+        resolved.target = match self.to {
+            Target::LoadBalancer { .. } => context.load_balancer(cluster, facts, self.family).await?,
+            _ => facts.cluster_ip(self.family).ok_or_else(|| {
+                Failure::new(
+                    format!("service {service} has an {} cluster address", self.family),
+                    format!("{:?}", facts.cluster_ips),
+                    format!("the Service manifest of {service} in {cluster}"),
+                )
+            })?,
+        };
+        if matches!(self.to, Target::ServiceName { .. }) {
+            resolved.name = Some(format!("{}.{}.svc.cluster.local", facts.name, facts.namespace));
+        }
+        resolved.service = Some(ServiceRef { namespace: facts.namespace.clone(), name: facts.name.clone() });
+        for home in context.inventory.clusters.values() {
+            // A global service's backends live in every cluster that has the service.
+            if let Some(there) = home.services.get(service) {
+                resolved.backends.extend(home.backends(there).map(|pod| (pod, home.name.clone())));
+            }
+        }
+        Ok(())
+    }
+
     fn resolve_from<'a>(
         &self,
         context: &'a Context,
-    ) -> Result<(Place, Option<&'a PodFacts>, Option<String>), Failure> {
+    ) -> Result<(Place, Option<(&'a PodFacts, String)>), Failure> {
         Ok(match &self.from {
             Origin::Pod(pod) => {
                 let facts = context.pod(&pod.cluster, &pod.key)?;
-                (context.inside(facts), Some(facts), Some(pod.cluster.clone()))
+                (context.inside(facts), Some((facts, pod.cluster.clone())))
             }
-            Origin::Host(node) => (Place::node(node), None, None),
-            Origin::Client => (Place::node(client(context)?), None, None),
+            Origin::Host(node) => (Place::node(node), None),
+            Origin::Client => (Place::node(client(context)?), None),
         })
     }
 
     fn look(&self, context: &Context, resolved: &Resolved<'_>) -> String {
-        let target = resolved.target.to_string();
+        let target = resolved.name.clone().unwrap_or_else(|| resolved.target.to_string());
         let port = resolved.port.to_string();
         let argv: Vec<&str> = match self.protocol {
             Protocol::Icmp => vec!["tombolo", "lab-probe", "ping", &target],
             Protocol::Udp => vec!["tombolo", "lab-probe", "udp", &target, &port],
             Protocol::Tcp | Protocol::Http => vec!["tombolo", "lab-probe", "tcp", &target, &port],
         };
-        let flows = context.access.shown(&Place::node(&resolved.place.node), &["tombolo", "flows"]);
+        // The outside client runs no agent: a node of the target tells.
+        let targets = resolved.target_pod.iter().chain(&resolved.backends).map(|(pod, _)| &pod.node);
+        let agent = match self.from {
+            Origin::Client => targets.last().unwrap_or(&resolved.place.node),
+            _ => &resolved.place.node,
+        };
+        let flows = context.access.shown(&Place::node(agent), &["tombolo", "flows"]);
         format!("{} and {flows}", context.access.shown(&resolved.place, &argv))
     }
 
@@ -271,9 +314,10 @@ impl Ask {
     ) -> Result<ProbeReport, Failure> {
         let (target, port, count) =
             (resolved.target.to_string(), resolved.port.to_string(), self.count.to_string());
-        let url = match resolved.target {
-            IpAddr::V4(address) => format!("http://{address}:{port}/"),
-            IpAddr::V6(address) => format!("http://[{address}]:{port}/"),
+        let target = resolved.name.clone().unwrap_or(target);
+        let url = match (&resolved.name, resolved.target) {
+            (None, IpAddr::V6(address)) => format!("http://[{address}]:{port}/"),
+            _ => format!("http://{target}:{port}/"),
         };
         let mut argv: Vec<&str> = match self.protocol {
             Protocol::Tcp => vec!["tcp", &target, &port],
@@ -285,260 +329,26 @@ impl Ask {
         if self.count > 8 && self.protocol != Protocol::Icmp {
             argv.extend(["--parallel", "4"]);
         }
+        if resolved.name.is_some() {
+            argv.push(if self.family == Family::Ipv4 { "-4" } else { "-6" });
+        }
         if self.by == By::NobodyDenied {
             // Long enough for a SYN to be repeated once, short enough for a quick check.
             argv.extend(["--timeout-ms", "1500"]);
         }
         context.probe(&resolved.place, &argv).await
     }
+}
 
-    async fn denied(
-        &self,
-        context: &Context,
-        resolved: &Resolved<'_>,
-        report: &ProbeReport,
-        look: &str,
-    ) -> CheckResult {
-        let silent =
-            |attempt: &Attempt| matches!(attempt.outcome, Outcome::Timeout | Outcome::Unreachable { .. });
-        if let Some(other) = report.attempts.iter().find(|attempt| !silent(attempt)) {
-            return Err(Failure::new(
-                "policy denies: no answer",
-                format!("{:?}", other.outcome),
-                format!("{look}; the NetworkPolicy manifests"),
-            ));
-        }
-        let Some((pod, _)) = resolved.target_pod.as_ref() else { return Ok(Vec::new()) };
-        let want = Want {
-            source_ip: resolved.asker.and_then(|asker| asker.address(self.family)),
-            source_port: report.attempts.first().and_then(|one| one.source).map(|source| source.port()),
-            source_pod: resolved.asker.map(PodFacts::key),
-            source_cluster: resolved.asker_cluster.clone(),
-            destination_pod: Some(pod.key()),
-            protocol: Some(self.protocol.in_flows()),
-            drop_reason: POLICY_DENIED,
-            ..Want::default()
-        };
-        context.flows.expect(&pod.node, &want).await?;
-        Ok(Vec::new())
-    }
-
-    fn judge_answers(
-        &self,
-        context: &Context,
-        resolved: &Resolved<'_>,
-        report: &ProbeReport,
-        token: &str,
-        look: &str,
-    ) -> Result<(), Failure> {
-        let answers: Vec<&Answer> = report.answers().collect();
-        if let Some(wrong) = answers.iter().find(|answer| !answer.payload.contains(token)) {
-            let got = format!("{:?} from {}", wrong.payload, wrong.whoami.pod);
-            return Err(Failure::new(format!("the token {token} in every answer"), got, look));
-        }
-        self.judge_answerers(context, resolved, &answers, look)?;
-        self.judge_peers(context, resolved, report, look)
-    }
-
-    fn judge_answerers(
-        &self,
-        context: &Context,
-        resolved: &Resolved<'_>,
-        answers: &[&Answer],
-        look: &str,
-    ) -> Result<(), Failure> {
-        let who = |answer: &Answer| {
-            (answer.whoami.cluster.clone(), format!("{}/{}", answer.whoami.namespace, answer.whoami.pod))
-        };
-        let got: BTreeSet<(String, String)> = answers.iter().map(|answer| who(answer)).collect();
-        let nodes: BTreeSet<String> = answers.iter().map(|answer| answer.whoami.node.clone()).collect();
-        let clusters: BTreeSet<String> = got.iter().map(|(cluster, _)| cluster.clone()).collect();
-        let shown = format!("{got:?} on nodes {nodes:?}");
-        let fail = |expected: String| Err(Failure::new(expected, &shown, look));
-        let known = |allowed: &BTreeSet<String>| {
-            got.iter().all(|(cluster, key)| {
-                allowed.contains(cluster)
-                    && resolved.backends.iter().any(|(pod, home)| home == cluster && pod.key() == *key)
-            })
-        };
-        match &self.by {
-            By::Target => match (&resolved.target_pod, &self.to) {
-                (Some((pod, cluster)), _) => {
-                    let wanted = BTreeSet::from([(cluster.clone(), pod.key())]);
-                    if got == wanted { Ok(()) } else { fail(format!("answers of {wanted:?}")) }
-                }
-                (None, Target::Client(_)) => {
-                    let client = client(context)?;
-                    if nodes == BTreeSet::from([client.to_owned()])
-                        || clusters == BTreeSet::from([String::new()])
-                    {
-                        Ok(())
-                    } else {
-                        fail(format!("answers of {client}"))
-                    }
-                }
-                _ => Ok(()),
-            },
-            By::Backends(wanted) => {
-                if clusters == *wanted && known(wanted) {
-                    Ok(())
-                } else {
-                    fail(format!("answers of backends in exactly the clusters {wanted:?}"))
-                }
-            }
-            By::EveryNode(cluster) => {
-                let home = context.cluster(cluster)?;
-                let all: BTreeSet<String> = home.nodes.keys().cloned().collect();
-                let allowed = BTreeSet::from([cluster.clone()]);
-                if nodes == all && known(&allowed) {
-                    Ok(())
-                } else {
-                    fail(format!("answers of backends on every node {all:?}"))
-                }
-            }
-            By::Oneself(cluster) => {
-                let oneself = resolved.asker.map(|asker| (cluster.clone(), asker.key()));
-                if oneself.as_ref().is_some_and(|oneself| got.contains(oneself)) {
-                    Ok(())
-                } else {
-                    fail(format!("at least one answer of the asking pod {oneself:?} itself"))
-                }
-            }
-            By::NobodyDenied => Ok(()),
-        }
-    }
-
-    fn judge_peers(
-        &self,
-        context: &Context,
-        resolved: &Resolved<'_>,
-        report: &ProbeReport,
-        look: &str,
-    ) -> Result<(), Failure> {
-        let internal: BTreeSet<IpAddr> = context
-            .inventory
-            .clusters
-            .values()
-            .flat_map(|cluster| cluster.nodes.values())
-            .filter_map(|node| node.internal(self.family))
-            .collect();
-        let (mut kept, mut translated) = (0_u32, 0_u32);
-        for (attempt, answer) in report.attempts.iter().zip(report.answers()) {
-            let own = attempt.source.is_some_and(|source| source.ip() == answer.peer_address);
-            let own_port = attempt.source.is_some_and(|source| source.port() == answer.peer_port);
-            let by_node = internal.contains(&answer.peer_address);
-            kept += u32::from(own);
-            translated += u32::from(by_node && !own);
-            let asking_node = || own || self.node_address(context, &resolved.place.node, answer.peer_address);
-            let (good, expected) = match self.peer {
-                Peer::Any => (true, ""),
-                Peer::Asker => (own && own_port, "the asker's own address and port"),
-                Peer::AskerOrOtherNode => {
-                    (own || by_node, "the asker's address or a node's internal address")
-                }
-                Peer::AskerOrNode => {
-                    let oneself = resolved.asker.is_some_and(|asker| asker.name == answer.whoami.pod);
-                    (own || (oneself && by_node), "the asker's address, or a node's when it reaches itself")
-                }
-                Peer::AskingNode => (asking_node(), "an address of the asking node"),
-            };
-            if !good {
-                let got = format!(
-                    "{}:{} as seen by {} on {} (sent from {:?})",
-                    answer.peer_address,
-                    answer.peer_port,
-                    answer.whoami.pod,
-                    answer.whoami.node,
-                    attempt.source
-                );
-                return Err(Failure::new(format!("the server sees {expected}"), got, look));
-            }
-        }
-        if self.peer == Peer::AskerOrOtherNode && translated == 0 {
-            return Err(Failure::new(
-                "some requests reach the backend through another node, translated to its internal address",
-                format!("{kept} with the client's own address, {translated} translated"),
-                look,
-            ));
-        }
-        Ok(())
-    }
-
-    fn node_address(&self, context: &Context, node: &str, address: IpAddr) -> bool {
-        let facts = context.inventory.cluster_of(node).and_then(|cluster| cluster.nodes.get(node));
-        facts.is_some_and(|facts| {
-            facts.internal(self.family) == Some(address) || facts.underlay(self.family) == Some(address)
-        })
-    }
-
-    /// At the asking pod's node: its first packet, with its name and the service's. At the answering pod's node: the
-    /// packet given to the pod, with the names of both ends.
-    async fn judge_flows(
-        &self,
-        context: &Context,
-        resolved: &Resolved<'_>,
-        report: &ProbeReport,
-    ) -> Result<(), Failure> {
-        let Some(attempt) = report.attempts.first() else { return Ok(()) };
-        let answer = report.answers().next();
-        let protocol = Some(self.protocol.in_flows());
-        let source_port = attempt.source.map(|source| source.port()).filter(|port| *port != 0);
-        let asker_address = resolved.asker.and_then(|asker| asker.address(self.family));
-        let answered_at = answer.map(|answer| answer.local_address).or(match self.to {
-            Target::Pod(..) => Some(resolved.target),
-            _ => None,
-        });
-        if let Some(asker) = resolved.asker {
-            let want = Want {
-                source_ip: asker_address,
-                source_port,
-                source_pod: Some(asker.key()),
-                source_cluster: resolved.asker_cluster.clone(),
-                destination_ip: answered_at.or(Some(resolved.target)),
-                service: resolved.service.clone(),
-                protocol,
-                ..Want::default()
-            };
-            context.flows.expect(&asker.node, &want).await?;
-        }
-        let answerer = self.answerer(context, resolved, answer);
-        let Some((pod, _)) = answerer else { return Ok(()) };
-        let peer = answer.map(|answer| (answer.peer_address, answer.peer_port));
-        // A pod that reaches itself is seen before its address is translated: the flow names the pod, not the node.
-        let oneself = resolved.asker.is_some_and(|asker| asker.key() == pod.key());
-        let own =
-            oneself || asker_address.is_none() || peer.is_none() || peer.map(|(ip, _)| ip) == asker_address;
-        let peer = peer.filter(|_| !oneself);
-        let want = Want {
-            source_ip: peer.map(|(ip, _)| ip).or(asker_address),
-            source_port: peer.map(|(_, port)| port).or(source_port),
-            source_pod: resolved.asker.filter(|_| own).map(PodFacts::key),
-            source_cluster: resolved.asker_cluster.clone().filter(|_| own),
-            destination_ip: pod.address(self.family),
-            destination_pod: Some(pod.key()),
-            protocol,
-            point: Some(TO_ENDPOINT),
-            ..Want::default()
-        };
-        context.flows.expect(&pod.node, &want).await?;
-        Ok(())
-    }
-
-    fn answerer<'a>(
-        &self,
-        context: &'a Context,
-        resolved: &Resolved<'a>,
-        answer: Option<&Answer>,
-    ) -> Option<(&'a PodFacts, String)> {
-        match (&resolved.target_pod, answer) {
-            (Some(target), _) => Some(target.clone()),
-            (None, Some(answer)) => {
-                let key = format!("{}/{}", answer.whoami.namespace, answer.whoami.pod);
-                let pod = context.inventory.pod_by_name(&answer.whoami.cluster, &key)?;
-                Some((pod, answer.whoami.cluster.clone()))
-            }
-            (None, None) => None,
-        }
+/// A reply to a ping must come from the address that was asked.
+fn judge_replies(report: &ProbeReport, target: IpAddr, look: String) -> Result<(), Failure> {
+    let wrong = report.attempts.iter().find_map(|attempt| match &attempt.outcome {
+        Outcome::Reply { from, .. } if *from == target => None,
+        other => Some(other),
+    });
+    match wrong {
+        None => Ok(()),
+        Some(other) => Err(Failure::new(format!("a reply from {target} itself"), format!("{other:?}"), look)),
     }
 }
 

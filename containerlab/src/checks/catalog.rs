@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 
 use super::ask::{Ask, By, Origin, Peer, PodRef, Protocol, Target};
 use super::check::{Check, Family, Phase, Task, Variant};
+use super::etcd::EtcdRoles;
 use super::faults::Fault;
 use super::inventory::{Cluster, Inventory, PodFacts};
-use super::mtu::MtuCheck;
+use super::mtu::{MtuCheck, OutsideMtu};
 use super::routers::RouterCheck;
 
 /// Ports of every echo server of the lab.
@@ -29,14 +30,18 @@ pub fn checks(inventory: &Inventory, variant: Variant) -> Vec<Check> {
     let mut list = List::default();
     for cluster in inventory.clusters.values() {
         for family in Family::BOTH {
-            let Some(scene) = Scene::of(inventory, cluster, family) else { continue };
-            scene.pods(&mut list);
-            scene.services(&mut list);
-            scene.outside(&mut list);
-            scene.hosts(&mut list);
-            scene.policy(&mut list);
-            scene.mtu(&mut list);
+            match Scene::of(inventory, cluster, family) {
+                Ok(scene) => scene.all(&mut list),
+                Err(what) => list.missing(&format!("{}/{family}", cluster.name), &what),
+            }
         }
+        roles(inventory, cluster, &mut list);
+    }
+    if inventory.clusters.is_empty() {
+        list.missing("lab", "a cluster");
+    }
+    if inventory.routers.is_empty() {
+        list.missing("routes", "a router (label tombolo.io/role: tor or spine)");
     }
     for router in inventory.routers.keys() {
         for family in Family::BOTH {
@@ -50,9 +55,20 @@ pub fn checks(inventory: &Inventory, variant: Variant) -> Vec<Check> {
     list.0
 }
 
+/// What a node may do with the etcd of the other cluster.
+fn roles(inventory: &Inventory, cluster: &Cluster, list: &mut List) {
+    let (Some(other), Some(node)) = (inventory.other(&cluster.name), cluster.nodes.keys().next()) else {
+        return list.missing(&format!("etcd/{}", cluster.name), "a node here and another cluster");
+    };
+    let task = EtcdRoles { node: node.clone(), remote: other.name.clone() };
+    list.add(Phase::Traffic, format!("etcd/remote-reads-only/{}", cluster.name), Task::EtcdRoles(task));
+}
+
 fn faults(inventory: &Inventory, list: &mut List) {
     let mut clusters = inventory.clusters.values();
-    let (Some(first), Some(second)) = (clusters.next(), clusters.next()) else { return };
+    let (Some(first), Some(second)) = (clusters.next(), clusters.next()) else {
+        return list.missing("fault", "two clusters");
+    };
     let mut add = |name: String, fault| list.add(Phase::Faults, name, Task::Fault(fault));
     for cluster in [first, second] {
         let name = cluster.name.clone();
@@ -81,6 +97,11 @@ impl List {
     fn add(&mut self, phase: Phase, name: String, task: Task) {
         self.0.push(Check { name, phase, task });
     }
+
+    /// A row that fails: the checks of `group` need `what` and the lab has none. Leaving them out would look like passing.
+    fn missing(&mut self, group: &str, what: &str) {
+        self.add(Phase::Traffic, format!("missing/{group}: {what}"), Task::Missing(what.to_owned()));
+    }
 }
 
 /// One cluster in one family, with the pods the checks use.
@@ -90,6 +111,7 @@ struct Scene<'a> {
     family: Family,
     near: String,
     far: String,
+    beside: String,
     client: PodRef,
     client_far: PodRef,
     client_other: PodRef,
@@ -100,26 +122,43 @@ struct Scene<'a> {
 }
 
 impl<'a> Scene<'a> {
-    /// `None` when the lab lacks one of the pods the checks use; `lab-ready` then fails with its name.
-    fn of(inventory: &'a Inventory, cluster: &'a Cluster, family: Family) -> Option<Self> {
-        let other = inventory.other(&cluster.name)?;
-        let near = cluster.nodes.keys().next()?;
-        let far = cluster.nodes.keys().next_back()?;
-        let beside = other.nodes.keys().next()?;
-        Some(Self {
+    /// What the checks need and the lab lacks is the error.
+    fn of(inventory: &'a Inventory, cluster: &'a Cluster, family: Family) -> Result<Self, String> {
+        let node = |cluster: &Cluster, node: Option<&String>| {
+            node.cloned().ok_or_else(|| format!("a node of cluster {}", cluster.name))
+        };
+        let other =
+            inventory.other(&cluster.name).ok_or_else(|| format!("a cluster beside {}", cluster.name))?;
+        let near = node(cluster, cluster.nodes.keys().next())?;
+        let far = node(cluster, cluster.nodes.keys().next_back())?;
+        let beside = node(other, other.nodes.keys().next())?;
+        if near == far {
+            return Err(format!("a second node of cluster {}", cluster.name));
+        }
+        Ok(Self {
             cluster,
             other,
             family,
-            near: near.clone(),
-            far: far.clone(),
-            client: pod(cluster, "client", Some(near))?,
-            client_far: pod(cluster, "client", Some(far))?,
-            client_other: pod(other, "client", Some(beside))?,
-            web: pod(cluster, "web", Some(near))?,
-            web_far: pod(cluster, "web", Some(far))?,
-            web_other: pod(other, "web", Some(beside))?,
+            client: pod(cluster, "client", Some(&near))?,
+            client_far: pod(cluster, "client", Some(&far))?,
+            client_other: pod(other, "client", Some(&beside))?,
+            web: pod(cluster, "web", Some(&near))?,
+            web_far: pod(cluster, "web", Some(&far))?,
+            web_other: pod(other, "web", Some(&beside))?,
             echo: pod(cluster, "echo", None)?,
+            near,
+            far,
+            beside,
         })
+    }
+
+    fn all(&self, list: &mut List) {
+        self.pods(list);
+        self.services(list);
+        self.outside(list);
+        self.hosts(list);
+        self.policy(list);
+        self.mtu(list);
     }
 
     fn ask(&self, from: Origin, to: Target, protocol: Protocol) -> Ask {
@@ -179,6 +218,10 @@ impl<'a> Scene<'a> {
                 self.add(list, &what, Ask { by: By::Backends(own.clone()), ..ask });
             }
         }
+        let cluster = self.cluster.name.clone();
+        let to = Target::ServiceName { cluster, service: "demo/echo".to_owned(), port: SERVICE_PORT };
+        let ask = self.ask(Origin::Pod(self.client.clone()), to, Protocol::Http);
+        self.add(list, "pod-to-service/by-name", Ask { by: By::Backends(own.clone()), ..ask });
         for (protocol, port) in ports {
             let ask = self.ask(Origin::Pod(self.echo.clone()), self.cluster_ip("demo/echo", port), protocol);
             let by = By::Oneself(self.cluster.name.clone());
@@ -216,55 +259,73 @@ impl<'a> Scene<'a> {
     }
 
     fn hosts(&self, list: &mut List) {
+        let sockets = [(Protocol::Tcp, TCP_PORT), (Protocol::Udp, UDP_PORT)];
         let targets =
             [("same-node", &self.web), ("other-node", &self.web_far), ("other-cluster", &self.web_other)];
         for (place, target) in targets {
-            let to = Target::Pod(target.clone(), TCP_PORT);
-            let ask = self.ask(Origin::Host(self.near.clone()), to, Protocol::Tcp);
-            self.add(list, &format!("host-to-pod/{place}"), Ask { peer: Peer::AskingNode, ..ask });
+            for (protocol, port) in sockets {
+                let to = Target::Pod(target.clone(), port);
+                let ask = self.ask(Origin::Host(self.near.clone()), to, protocol);
+                self.add(list, &format!("host-to-pod/{place}"), Ask { peer: Peer::AskingNode, ..ask });
+            }
         }
-        let beside = self.other.nodes.keys().next().cloned().unwrap_or_default();
         for (place, node) in
-            [("same-node", &self.near), ("other-node", &self.far), ("other-cluster", &beside)]
+            [("same-node", &self.near), ("other-node", &self.far), ("other-cluster", &self.beside)]
         {
-            let ask = self.ask(Origin::Pod(self.client.clone()), Target::Host(node.clone()), Protocol::Icmp);
-            self.add(list, &format!("pod-to-host/{place}"), ask);
+            for (protocol, port) in sockets.into_iter().chain([(Protocol::Icmp, 0)]) {
+                let to = Target::Host(node.clone(), port);
+                self.add(
+                    list,
+                    &format!("pod-to-host/{place}"),
+                    self.ask(Origin::Pod(self.client.clone()), to, protocol),
+                );
+            }
         }
     }
 
     fn policy(&self, list: &mut List) {
-        let Some(target) = pod(self.cluster, "target", None) else { return };
         let has_access = |pod: &&PodFacts| pod.labels.get("access").map(String::as_str) == Some("yes");
         let clients = || self.cluster.pods.values().filter(|pod| pod.namespace == "demo");
         let allowed = clients().find(has_access);
         let denied = clients().find(|pod| pod.labels.contains_key("access") && !has_access(pod));
+        let (target, allowed, denied) = match (pod(self.cluster, "target", None), allowed, denied) {
+            (Ok(target), Some(allowed), Some(denied)) => (target, allowed, denied),
+            (Err(what), ..) => return self.missing(list, "policy", &what),
+            (_, None, _) => return self.missing(list, "policy", "a pod of demo with access=yes"),
+            (.., None) => return self.missing(list, "policy", "a pod of demo with another access"),
+        };
         let origin =
             |pod: &PodFacts| Origin::Pod(PodRef { cluster: self.cluster.name.clone(), key: pod.key() });
-        if let Some(allowed) = allowed {
-            let to = Target::Pod(target.clone(), HTTP_PORT);
-            self.add(list, "policy/allowed", self.ask(origin(allowed), to, Protocol::Tcp).http());
-            let to = Target::Pod(target.clone(), TCP_PORT);
-            let ask = Ask { by: By::NobodyDenied, count: 1, ..self.ask(origin(allowed), to, Protocol::Tcp) };
-            self.add(list, "policy/denied-port", ask);
-        }
-        let denied = denied.map(origin);
-        for (what, from) in [
-            ("policy/denied", denied),
-            ("policy/denied-other-cluster", Some(Origin::Pod(self.web_other.clone()))),
+        let to = |port| Target::Pod(target.clone(), port);
+        self.add(list, "policy/allowed", self.ask(origin(allowed), to(HTTP_PORT), Protocol::Tcp).http());
+        for (what, from, port) in [
+            ("policy/denied-port", origin(allowed), TCP_PORT),
+            ("policy/denied", origin(denied), HTTP_PORT),
+            ("policy/denied-other-cluster", Origin::Pod(self.web_other.clone()), HTTP_PORT),
         ] {
-            let Some(from) = from else { continue };
-            let to = Target::Pod(target.clone(), HTTP_PORT);
-            let ask = Ask { by: By::NobodyDenied, count: 1, ..self.ask(from, to, Protocol::Tcp) };
-            self.add(list, what, ask);
+            let ask = self.ask(from, to(port), Protocol::Tcp);
+            self.add(list, what, Ask { by: By::NobodyDenied, count: 1, ..ask });
         }
     }
 
+    fn missing(&self, list: &mut List, group: &str, what: &str) {
+        list.missing(&format!("{group}/{}/{}", self.cluster.name, self.family), what);
+    }
+
     fn mtu(&self, list: &mut List) {
-        for (place, to) in [("other-node", &self.client_far), ("other-cluster", &self.client_other)] {
-            let task = Task::Mtu(MtuCheck { from: self.client.clone(), to: to.clone(), family: self.family });
-            let name = format!("mtu/{place}/{}/{}", self.cluster.name, self.family);
-            list.add(Phase::Traffic, name, task);
+        let mut add = |place: &str, task| {
+            list.add(Phase::Traffic, format!("mtu/{place}/{}/{}", self.cluster.name, self.family), task);
+        };
+        for (place, to) in [
+            ("other-node", Some(&self.client_far)),
+            ("other-cluster", Some(&self.client_other)),
+            ("world", None),
+        ] {
+            let check = MtuCheck { from: self.client.clone(), to: to.cloned(), family: self.family };
+            add(place, Task::Mtu(check));
         }
+        let service = (self.cluster.name.clone(), "demo/lb-cluster".to_owned(), UDP_PORT);
+        add("outside", Task::OutsideMtu(OutsideMtu { pod: self.web.clone(), service, family: self.family }));
     }
 }
 
@@ -275,12 +336,16 @@ impl Ask {
     }
 }
 
-fn pod(cluster: &Cluster, app: &str, node: Option<&str>) -> Option<PodRef> {
+/// The pod with a label `app`, or what is missing.
+fn pod(cluster: &Cluster, app: &str, node: Option<&String>) -> Result<PodRef, String> {
     let wanted = |pod: &&PodFacts| {
-        pod.labels.get("app").map(String::as_str) == Some(app) && node.is_none_or(|node| pod.node == node)
+        pod.labels.get("app").map(String::as_str) == Some(app) && node.is_none_or(|node| pod.node == *node)
     };
-    let pod = cluster.pods.values().find(wanted)?;
-    Some(PodRef { cluster: cluster.name.clone(), key: pod.key() })
+    let found = cluster.pods.values().find(wanted);
+    let place = node.map(|node| format!(" on {node}")).unwrap_or_default();
+    found
+        .map(|pod| PodRef { cluster: cluster.name.clone(), key: pod.key() })
+        .ok_or_else(|| format!("a pod app={app}{place} in cluster {}", cluster.name))
 }
 
 #[cfg(test)]
@@ -328,7 +393,28 @@ mod tests {
                 ("west-tor".into(), router(Some("west"))),
             ]),
             client: Some("client".into()),
+            link_mtu: Some(1500),
         }
+    }
+
+    #[test]
+    fn what_the_lab_lacks_is_a_row_and_no_silence() {
+        let missing = |lab: &Inventory| -> Vec<String> {
+            let all = checks(lab, Variant::Overlay).into_iter();
+            all.filter(|check| matches!(check.task, Task::Missing(_))).map(|check| check.name).collect()
+        };
+        assert_eq!(missing(&lab()), Vec::<String>::new());
+        for (key, rows) in [("demo/web-n2", 2), ("demo/client-n1", 4), ("guarded/target-n2", 2)] {
+            let mut lab = lab();
+            lab.clusters.get_mut("east").expect("a cluster").pods.remove(key);
+            assert_eq!(missing(&lab).len(), rows, "{key}: {:?}", missing(&lab));
+        }
+        let mut alone = lab();
+        alone.clusters.remove("west");
+        let rows = missing(&alone);
+        assert!(rows.iter().any(|row| row.starts_with("missing/fault: two clusters")), "{rows:?}");
+        assert!(rows.iter().any(|row| row.contains("a cluster beside east")), "{rows:?}");
+        assert!(!missing(&Inventory::default()).is_empty());
     }
 
     #[test]
@@ -342,6 +428,7 @@ mod tests {
             "client-to-client/other-node/ping",
             "pod-to-service/remote-backend/tcp",
             "pod-to-service/remote-backend/udp",
+            "pod-to-service/by-name/http",
             "pod-to-itself-via-service/tcp",
             "global-service/affinity-none/http",
             "global-service/affinity-local/http",
@@ -350,11 +437,16 @@ mod tests {
             "outside/cluster-through-both-nodes-with-snat/http",
             "pod-to-world/tcp",
             "host-to-pod/other-node/tcp",
+            "host-to-pod/other-cluster/udp",
             "pod-to-host/other-node/ping",
+            "pod-to-host/same-node/tcp",
+            "pod-to-host/other-cluster/udp",
             "policy/allowed/http",
             "policy/denied/tcp",
             "mtu/other-node",
             "mtu/other-cluster",
+            "mtu/world",
+            "mtu/outside",
         ] {
             for cluster in ["east", "west"] {
                 for family in Family::BOTH {
@@ -362,6 +454,9 @@ mod tests {
                     assert!(names.contains(&name), "{name} is missing of {names:#?}");
                 }
             }
+        }
+        for cluster in ["east", "west"] {
+            assert!(names.contains(&format!("etcd/remote-reads-only/{cluster}")));
         }
         for router in ["east-tor", "west-tor", "spine"] {
             assert!(names.contains(&format!("routes/{router}/ipv6")));

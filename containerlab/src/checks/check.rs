@@ -7,8 +7,9 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use super::ask::Ask;
+use super::etcd::EtcdRoles;
 use super::faults::Fault;
-use super::mtu::MtuCheck;
+use super::mtu::{MtuCheck, OutsideMtu};
 use super::routers::RouterCheck;
 
 /// An address family; every check runs in both.
@@ -156,6 +157,12 @@ pub enum Task {
     Ask(Ask),
     /// The largest packet of a path, and one byte more.
     Mtu(MtuCheck),
+    /// The same from the outside client.
+    OutsideMtu(OutsideMtu),
+    /// What a remote cluster's certificate may do in etcd.
+    EtcdRoles(EtcdRoles),
+    /// Something the checks need and the lab lacks: always fails.
+    Missing(String),
     /// RIB and FIB of a router.
     Router(RouterCheck),
     /// No plaintext on any underlay link, or (encryption off) proof that the detector finds it.

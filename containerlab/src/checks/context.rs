@@ -7,6 +7,7 @@ use std::sync::PoisonError;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::RwLock;
 
@@ -44,8 +45,21 @@ pub struct Context {
     pub etcd_down: Duration,
     /// Tokens given out.
     pub tokens: Mutex<BTreeMap<String, TokenUse>>,
+    /// Held by the check that has raised the MTU of pods' interfaces.
+    pub raised_mtu: tokio::sync::Mutex<()>,
     load_balancers: RwLock<BTreeMap<(String, String), Vec<IpAddr>>>,
     addresses: RwLock<BTreeMap<String, Vec<IpNet>>>,
+    endpoints: RwLock<BTreeMap<String, Vec<Endpoint>>>,
+}
+
+/// A pod as its node's agent knows it (`tombolo show endpoints`).
+#[derive(Debug, Clone, Deserialize)]
+pub struct Endpoint {
+    namespace: String,
+    pod: String,
+    identity: Option<u32>,
+    /// The node's end of the pod's interface.
+    pub host_interface: String,
 }
 
 impl Context {
@@ -67,8 +81,10 @@ impl Context {
             token_prefix,
             etcd_down,
             tokens: Mutex::default(),
+            raised_mtu: tokio::sync::Mutex::default(),
             load_balancers: RwLock::default(),
             addresses: RwLock::default(),
+            endpoints: RwLock::default(),
         }
     }
 
@@ -132,6 +148,44 @@ impl Context {
                 format!("pod {} has an {family} address", pod.key()),
                 format!("its status names {:?}", pod.addresses),
                 format!("{} and `tombolo lab logs {} --init`", pod.file.display(), pod.node),
+            )
+        })
+    }
+
+    /// A pod as its node's agent knows it.
+    ///
+    /// # Errors
+    /// When that agent does not know it.
+    pub async fn endpoint(&self, pod: &PodFacts) -> Result<Endpoint, Failure> {
+        let named = |one: &&Endpoint| one.namespace == pod.namespace && one.pod == pod.name;
+        if let Some(known) = self.endpoints.read().await.get(&pod.node).and_then(|all| all.iter().find(named))
+        {
+            return Ok(known.clone());
+        }
+        let place = Place::node(&pod.node);
+        let argv = ["tombolo", "show", "endpoints", "-o", "json"];
+        let all: Vec<Endpoint> = self.access.json(&place, &argv, COMMAND_TIMEOUT).await?;
+        let found = all.iter().find(named).cloned();
+        self.endpoints.write().await.insert(pod.node.clone(), all);
+        found.ok_or_else(|| {
+            let what = format!("{} knows the endpoint {}", pod.node, pod.key());
+            Failure::new(what, "it does not", self.access.shown(&place, &argv))
+        })
+    }
+
+    /// A pod's numeric identity as its own node has it; the cluster's id stands in it, from bit 16.
+    ///
+    /// # Errors
+    /// When it has none, or one of another cluster.
+    pub async fn identity(&self, pod: &PodFacts, cluster: &str) -> Result<u32, Failure> {
+        let identity = self.endpoint(pod).await?.identity;
+        let id = self.cluster(cluster)?.id;
+        identity.filter(|identity| identity >> 16 == id).ok_or_else(|| {
+            let argv = ["tombolo", "show", "endpoints"];
+            Failure::new(
+                format!("{} has an identity of cluster {cluster}, id {id}", pod.key()),
+                format!("{identity:?}"),
+                self.access.shown(&Place::node(&pod.node), &argv),
             )
         })
     }

@@ -6,10 +6,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Deserialize;
-use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -29,12 +28,21 @@ const PATIENCE: Duration = Duration::from_secs(8);
 /// Pause before a follower that ended (its agent was killed or restarted) is started again.
 const RESTART_PAUSE: Duration = Duration::from_millis(500);
 
+/// How far the clocks of the datapath (monotonic, shifted once) and of this program may differ.
+const CLOCK_SLACK: Duration = Duration::from_millis(200);
+
+/// The time from which flows count as caused by what is done next, in nanoseconds since the epoch.
+pub(super) fn now_ns() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().saturating_sub(CLOCK_SLACK);
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
+}
+
 /// One flow event, as `tombolo flows -o json` prints it. Unknown fields are ignored.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Flow {
-    /// When, as printed.
-    pub time: Value,
+    /// When, in nanoseconds since the epoch.
+    pub time: u64,
     /// Node that saw it.
     pub node: String,
     /// `FORWARDED` or `DROPPED`.
@@ -44,7 +52,9 @@ pub struct Flow {
     /// The reason in words.
     pub drop_reason_desc: String,
     /// Place in the programs.
-    pub site: Value,
+    pub site: u32,
+    /// File and line of that place, why, and what to try; of drops.
+    pub why: String,
     /// Cilium's name of the observation point.
     pub trace_point: String,
     /// Sender.
@@ -57,8 +67,19 @@ pub struct Flow {
     pub service: Option<ServiceRef>,
     /// Whether it belongs to the answering direction.
     pub reply: bool,
-    /// Address and port before translation, in whatever form it is printed.
-    pub original_destination: Value,
+    /// Address and port before translation: the service's frontend.
+    pub original_destination: Option<Frontend>,
+    /// Whether it crosses the underlay encrypted.
+    pub encrypted: bool,
+}
+
+/// Where a packet was sent before translation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct Frontend {
+    /// Address.
+    pub ip: IpAddr,
+    /// Port.
+    pub port: u16,
 }
 
 /// One end of a flow.
@@ -119,87 +140,141 @@ impl Flow {
             format!(" {} {}", self.drop_reason, self.drop_reason_desc)
         };
         let (source, destination) = (end(&self.source), end(&self.destination));
-        format!("{}{why} at {} {source} -> {destination} {}", self.verdict, self.point(), self.l4.protocol)
+        let mut words = format!(
+            "{}{why} at {} {source} -> {destination} {}",
+            self.verdict,
+            self.point(),
+            self.l4.protocol
+        );
+        for (told, word) in [(self.reply, " reply"), (self.encrypted, " encrypted")] {
+            words.push_str(if told { word } else { "" });
+        }
+        if let Some(service) = &self.service {
+            words.push_str(&format!(" via {}/{}", service.namespace, service.name));
+        }
+        words
+    }
+}
+
+/// What must be known of one end of a flow. Fields that are `None` match everything.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct WantEnd {
+    /// Address.
+    pub ip: Option<IpAddr>,
+    /// Port.
+    pub port: Option<u16>,
+    /// Numeric identity.
+    pub identity: Option<u32>,
+    /// `NAMESPACE/NAME` of the pod.
+    pub pod: Option<String>,
+    /// Cluster.
+    pub cluster: Option<String>,
+}
+
+impl WantEnd {
+    fn matches(&self, end: &End) -> bool {
+        let pod = match (&self.pod, &end.namespace, &end.pod) {
+            (None, _, _) => true,
+            (Some(want), Some(namespace), Some(pod)) => *want == format!("{namespace}/{pod}"),
+            (Some(_), _, _) => false,
+        };
+        pod && (self.ip.is_none() || self.ip == end.ip)
+            && self.port.is_none_or(|port| port == end.port)
+            && self.identity.is_none_or(|identity| identity == end.identity)
+            && (self.cluster.is_none() || self.cluster == end.cluster)
+    }
+
+    fn describe(&self, words: &mut Vec<String>) {
+        let mut add = |what: &str, value: Option<String>| {
+            words.extend(value.map(|value| format!("{what} {value}")));
+        };
+        add("address", self.ip.map(|ip| ip.to_string()));
+        add("port", self.port.map(|port| port.to_string()));
+        add("identity", self.identity.map(|identity| identity.to_string()));
+        add("pod", self.pod.clone());
+        add("cluster", self.cluster.clone());
     }
 }
 
 /// What a check looks for. Fields that are `None` match everything.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Want {
-    /// Source address.
-    pub source_ip: Option<IpAddr>,
-    /// Source port.
-    pub source_port: Option<u16>,
-    /// `NAMESPACE/NAME` that must be known for the source.
-    pub source_pod: Option<String>,
-    /// Cluster that must be known for the source.
-    pub source_cluster: Option<String>,
-    /// Destination address (after translation).
-    pub destination_ip: Option<IpAddr>,
-    /// `NAMESPACE/NAME` that must be known for the destination.
-    pub destination_pod: Option<String>,
+    /// Not older than this, in nanoseconds since the epoch: another check's flow proves nothing.
+    pub since_ns: u64,
+    /// Who sends.
+    pub source: WantEnd,
+    /// Who receives, after translation.
+    pub destination: WantEnd,
     /// Service that must be named.
     pub service: Option<ServiceRef>,
+    /// Where it was sent before translation.
+    pub frontend: Option<Frontend>,
     /// `TCP`, `UDP` or `ICMP` (either version).
     pub protocol: Option<&'static str>,
-    /// Dropped for this reason, or (zero) forwarded.
+    /// Dropped for this reason, with site and words, or (zero) forwarded.
     pub drop_reason: u32,
     /// Observation point.
     pub point: Option<&'static str>,
+    /// Whether it is the answering direction.
+    pub reply: bool,
+    /// Whether it crosses the underlay encrypted.
+    pub encrypted: Option<bool>,
 }
 
 impl Want {
     /// Whether a flow is the one wanted.
     #[must_use]
     pub fn matches(&self, flow: &Flow) -> bool {
-        let is = |want: &Option<IpAddr>, have: Option<IpAddr>| want.is_none() || *want == have;
-        let named = |want: &Option<String>, end: &End| match (want, &end.namespace, &end.pod) {
-            (None, _, _) => true,
-            (Some(want), Some(namespace), Some(pod)) => *want == format!("{namespace}/{pod}") || want == pod,
-            (Some(want), None, Some(pod)) => want == pod,
-            (Some(_), _, None) => false,
-        };
         let verdict = if self.drop_reason == 0 { "FORWARDED" } else { "DROPPED" };
+        // A drop that does not say where and why helps nobody.
+        let explained = self.drop_reason == 0
+            || (flow.site != 0 && !flow.why.is_empty() && !flow.drop_reason_desc.is_empty());
         let protocol = self.protocol.is_none_or(|want| flow.l4.protocol.to_uppercase().starts_with(want));
-        !flow.reply
+        flow.time >= self.since_ns
+            && flow.reply == self.reply
             && flow.verdict.eq_ignore_ascii_case(verdict)
             && flow.drop_reason == self.drop_reason
-            && is(&self.source_ip, flow.source.ip)
-            && is(&self.destination_ip, flow.destination.ip)
-            && self.source_port.is_none_or(|port| port == flow.source.port)
-            && named(&self.source_pod, &flow.source)
-            && named(&self.destination_pod, &flow.destination)
-            && (self.source_cluster.is_none() || self.source_cluster == flow.source.cluster)
+            && explained
+            && self.source.matches(&flow.source)
+            && self.destination.matches(&flow.destination)
             && (self.service.is_none() || self.service == flow.service)
+            && (self.frontend.is_none() || self.frontend == flow.original_destination)
             && protocol
             && self.point.is_none_or(|point| point == flow.point())
+            && self.encrypted.is_none_or(|encrypted| encrypted == flow.encrypted)
     }
 
     /// Whether a flow is about the same packet, right or wrong in the rest; for messages.
     fn resembles(&self, flow: &Flow) -> bool {
         let same = |want: Option<IpAddr>, have| want.is_some() && want == have;
-        self.source_port.is_none_or(|port| port == flow.source.port)
-            && (same(self.source_ip, flow.source.ip) || same(self.destination_ip, flow.destination.ip))
+        let port = |want: Option<u16>, have: u16| want.is_none_or(|port| port == have);
+        flow.time >= self.since_ns
+            && port(self.source.port, flow.source.port)
+            && port(self.destination.port, flow.destination.port)
+            && (same(self.source.ip, flow.source.ip) || same(self.destination.ip, flow.destination.ip))
     }
 
     fn describe(&self) -> String {
         let mut words = vec![if self.drop_reason == 0 {
             "FORWARDED".to_owned()
         } else {
-            format!("DROPPED with reason {}", self.drop_reason)
+            format!("DROPPED with reason {}, its site and words", self.drop_reason)
         }];
         let mut add = |what: &str, value: Option<String>| {
             words.extend(value.map(|value| format!("{what} {value}")));
         };
         add("at", self.point.map(str::to_owned));
-        add("from", self.source_ip.map(|ip| ip.to_string()));
-        add("port", self.source_port.map(|port| port.to_string()));
-        add("pod", self.source_pod.clone());
-        add("cluster", self.source_cluster.clone());
-        add("to", self.destination_ip.map(|ip| ip.to_string()));
-        add("pod", self.destination_pod.clone());
-        add("service", self.service.as_ref().map(|one| format!("{}/{}", one.namespace, one.name)));
         add("over", self.protocol.map(str::to_owned));
+        add("service", self.service.as_ref().map(|one| format!("{}/{}", one.namespace, one.name)));
+        add("sent to", self.frontend.map(|frontend| format!("{} port {}", frontend.ip, frontend.port)));
+        add("encrypted", self.encrypted.map(|encrypted| encrypted.to_string()));
+        if self.reply {
+            words.push("answering".to_owned());
+        }
+        words.push("from".to_owned());
+        self.source.describe(&mut words);
+        words.push("to".to_owned());
+        self.destination.describe(&mut words);
         words.join(" ")
     }
 }
@@ -354,42 +429,73 @@ async fn follow_once(access: &Access, place: &Place, tap: &Tap) -> String {
 mod tests {
     use super::*;
 
-    const LINE: &str = r#"{"time":"2026-11-23T05:00:00Z","node":"east-n1","verdict":"FORWARDED","drop_reason":0,
-        "trace_point":"to-endpoint","site":12,"reply":false,
+    const LINE: &str = r#"{"time":1795414116086409544,"node":"east-n1","verdict":"FORWARDED","drop_reason":0,
+        "trace_point":"to-endpoint","site":0,"reply":false,"encrypted":true,
         "source":{"ip":"10.1.1.5","port":40000,"identity":65793,"pod":"client-1","namespace":"demo","cluster":"east","labels":["k8s:app=client"]},
         "destination":{"ip":"10.1.1.2","port":8080,"identity":65794,"pod":"web-1","namespace":"demo","cluster":"east"},
         "l4":{"protocol":"TCP"},"service":{"namespace":"demo","name":"web"},"original_destination":{"ip":"10.101.0.5","port":80}}"#;
 
+    fn pod(name: &str, ip: &str, port: u16, identity: u32) -> WantEnd {
+        WantEnd {
+            ip: Some(ip.parse().expect("literal")),
+            port: Some(port),
+            identity: Some(identity),
+            pod: Some(name.into()),
+            cluster: Some("east".into()),
+        }
+    }
+
     #[test]
     fn a_printed_flow_is_read_and_matched() {
         let flow: Flow = serde_json::from_str(LINE).expect("a flow");
+        let frontend = Frontend { ip: "10.101.0.5".parse().expect("literal"), port: 80 };
         let want = Want {
-            source_ip: Some("10.1.1.5".parse().expect("literal")),
-            source_port: Some(40_000),
-            source_pod: Some("demo/client-1".into()),
-            source_cluster: Some("east".into()),
-            destination_pod: Some("demo/web-1".into()),
+            since_ns: 1_795_414_116_086_409_544,
+            source: pod("demo/client-1", "10.1.1.5", 40_000, 65_793),
+            destination: pod("demo/web-1", "10.1.1.2", 8080, 65_794),
             service: Some(ServiceRef { namespace: "demo".into(), name: "web".into() }),
+            frontend: Some(frontend),
             protocol: Some("TCP"),
             point: Some("to-endpoint"),
+            encrypted: Some(true),
             ..Want::default()
         };
         assert!(want.matches(&flow));
-        assert!(!Want { drop_reason: 133, ..want.clone() }.matches(&flow));
-        assert!(!Want { source_port: Some(1), ..want.clone() }.matches(&flow));
-        assert!(!Want { protocol: Some("UDP"), ..want.clone() }.matches(&flow));
+        let destination = |change: fn(&mut WantEnd)| {
+            let mut want = want.clone();
+            change(&mut want.destination);
+            want
+        };
+        for wrong in [
+            Want { drop_reason: 133, ..want.clone() },
+            Want { protocol: Some("UDP"), ..want.clone() },
+            Want { since_ns: want.since_ns + 1, ..want.clone() },
+            Want { encrypted: Some(false), ..want.clone() },
+            Want { frontend: Some(Frontend { port: 81, ..frontend }), ..want.clone() },
+            Want { reply: true, ..want.clone() },
+            Want { source: WantEnd { port: Some(1), ..want.source.clone() }, ..want.clone() },
+            destination(|end| end.identity = Some(65_795)),
+            destination(|end| end.cluster = Some("west".into())),
+            destination(|end| end.pod = Some("other/web-1".into())),
+        ] {
+            assert!(!wrong.matches(&flow), "{}", wrong.describe());
+        }
         assert!(!want.matches(&Flow { reply: true, ..flow.clone() }));
         let spelled = Flow { trace_point: "TO_ENDPOINT".into(), ..flow };
         assert!(want.matches(&spelled), "the separator and case of a name are no reason to fail");
     }
 
     #[test]
-    fn a_world_source_needs_no_names() {
-        let line = r#"{"verdict":"DROPPED","drop_reason":133,"source":{"ip":"fd00::1"},"service":null}"#;
+    fn a_world_source_needs_no_names_but_a_drop_needs_words() {
+        let line = r#"{"verdict":"DROPPED","drop_reason":133,"drop_reason_desc":"POLICY_DENIED","site":7,
+            "why":"policy.h:49: no rule","source":{"ip":"fd00::1"},"service":null}"#;
         let flow: Flow = serde_json::from_str(line).expect("a flow");
-        assert!(Want { drop_reason: 133, ..Want::default() }.matches(&flow));
-        let named = Want { drop_reason: 133, source_pod: Some("a/b".into()), ..Want::default() };
-        assert!(!named.matches(&flow));
+        let want = Want { drop_reason: 133, ..Want::default() };
+        assert!(want.matches(&flow));
+        let source = WantEnd { pod: Some("a/b".into()), ..WantEnd::default() };
+        assert!(!Want { source, ..want.clone() }.matches(&flow));
+        assert!(!want.matches(&Flow { why: String::new(), ..flow.clone() }));
+        assert!(!want.matches(&Flow { site: 0, ..flow }));
     }
 
     #[test]

@@ -25,6 +25,8 @@ pub struct Inventory {
     pub routers: BTreeMap<String, Router>,
     /// The outside client's node name.
     pub client: Option<String>,
+    /// The smallest MTU of all links, in bytes; `None` if a link leaves it to the runner.
+    pub link_mtu: Option<u32>,
 }
 
 /// One cluster.
@@ -32,6 +34,8 @@ pub struct Inventory {
 pub struct Cluster {
     /// Name.
     pub name: String,
+    /// Its id in the mesh.
+    pub id: u32,
     /// Folder of its running manifests.
     pub manifests: PathBuf,
     /// Node of its etcd.
@@ -57,6 +61,8 @@ pub struct ClusterNode {
     pub pod_cidrs: Vec<IpNet>,
     /// Underlay addresses (`InternalIP`).
     pub underlay: Vec<IpAddr>,
+    /// Whether its Ready condition says that it is not.
+    pub not_ready: bool,
 }
 
 impl ClusterNode {
@@ -120,10 +126,10 @@ pub struct ServiceFacts {
     pub load_balancer: bool,
     /// Whether external traffic goes to local backends only.
     pub local: bool,
-    /// Ports: protocol (`TCP`, `UDP`), port, name.
-    pub ports: Vec<(String, u16, String)>,
     /// Selector.
     pub selector: BTreeMap<String, String>,
+    /// The manifest it came from.
+    pub file: PathBuf,
 }
 
 impl ServiceFacts {
@@ -206,10 +212,13 @@ impl Inventory {
                 _ => {}
             }
         }
+        let mtus: Option<Vec<u32>> = topology.links.iter().map(|link| link.mtu).collect();
+        inventory.link_mtu = mtus.and_then(|mtus| mtus.into_iter().min());
         for cluster in &settings.clusters {
             let folder = cluster.live_manifests(&topology.lab_dir);
             let mut read = read_cluster(&folder)?;
             read.name.clone_from(&cluster.name);
+            read.id = cluster.id.into();
             read.etcd.clone_from(&cluster.etcd);
             inventory.clusters.insert(cluster.name.clone(), read);
         }
@@ -289,7 +298,7 @@ impl Cluster {
         match document.get("kind").and_then(Value::as_str).unwrap_or("") {
             "Node" => self.take_node(document),
             "Pod" => self.take_pod(document, path),
-            "Service" => self.take_service(document),
+            "Service" => self.take_service(document, path),
             "CiliumLoadBalancerIPPool" => self.take_pool(&document),
             "CiliumBGPAdvertisement" => self.take_advertisement(&document),
             _ => {}
@@ -305,10 +314,12 @@ impl Cluster {
         };
         let cidrs = spec.pod_cidrs.unwrap_or_else(|| spec.pod_cidr.into_iter().collect());
         let addresses = status.addresses.unwrap_or_default();
+        let conditions = status.conditions.unwrap_or_default();
         let underlay = addresses.iter().filter(|address| address.type_ == "InternalIP");
         let facts = ClusterNode {
             pod_cidrs: cidrs.iter().filter_map(|cidr| cidr.parse().ok()).collect(),
             underlay: underlay.filter_map(|address| address.address.parse().ok()).collect(),
+            not_ready: conditions.iter().any(|one| one.type_ == "Ready" && one.status != "True"),
         };
         self.nodes.insert(name, facts);
     }
@@ -331,25 +342,18 @@ impl Cluster {
         self.pods.insert(facts.key(), facts);
     }
 
-    fn take_service(&mut self, document: Value) {
+    fn take_service(&mut self, document: Value, path: &Path) {
         let Ok(service) = serde_json::from_value::<Service>(document) else { return };
         let (Some(name), Some(spec)) = (service.metadata.name, service.spec) else { return };
         let ips = spec.cluster_ips.unwrap_or_else(|| spec.cluster_ip.into_iter().collect());
-        let ports = spec.ports.unwrap_or_default();
         let facts = ServiceFacts {
             namespace: service.metadata.namespace.unwrap_or_else(|| "default".to_owned()),
             name,
             cluster_ips: ips.iter().filter_map(|ip| ip.parse().ok()).collect(),
             load_balancer: spec.type_.as_deref() == Some("LoadBalancer"),
             local: spec.external_traffic_policy.as_deref() == Some("Local"),
-            ports: ports
-                .into_iter()
-                .filter_map(|port| {
-                    let protocol = port.protocol.unwrap_or_else(|| "TCP".to_owned());
-                    Some((protocol, u16::try_from(port.port).ok()?, port.name.unwrap_or_default()))
-                })
-                .collect(),
             selector: spec.selector.as_ref().map(pairs).unwrap_or_default(),
+            file: path.to_owned(),
         };
         self.services.insert(facts.key(), facts);
     }

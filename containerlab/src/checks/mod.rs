@@ -19,6 +19,7 @@ mod ask;
 pub mod catalog;
 mod check;
 mod context;
+mod etcd;
 mod faults;
 mod flows;
 mod inventory;
@@ -49,6 +50,11 @@ pub enum CheckError {
     /// The lab does not run, or cannot be reconfigured.
     #[error("the lab cannot be tested: expected {}; got {}; try {}", .0.expected, .0.got, .0.look)]
     Lab(Box<Failure>),
+    /// The run was ended by a signal; what a fault had broken was mended.
+    #[error(
+        "the test was interrupted; what it had broken was mended, and `tombolo lab inspect` shows the lab"
+    )]
+    Interrupted,
     /// No check has a name like the one asked for.
     #[error("no check matches --only {0:?}; leave it out to see all names")]
     NoSuchCheck(String),
@@ -131,7 +137,11 @@ pub fn print(args: &TestArgs, summary: &Summary) -> Result<(), CheckError> {
 /// # Errors
 /// When the run could not begin, or nothing be printed.
 pub async fn test(args: &TestArgs, topology: &Path) -> Result<bool, CheckError> {
-    let summary = run(args, topology).await?;
+    // Dropping the run mends what a fault has broken.
+    let summary = tokio::select! {
+        summary = run(args, topology) => summary?,
+        () = crate::workload::stop_signal() => return Err(CheckError::Interrupted),
+    };
     print(args, &summary)?;
     Ok(summary.failed == 0)
 }

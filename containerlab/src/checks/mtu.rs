@@ -1,46 +1,33 @@
 //! The largest packet of a path passes unfragmented, and one byte more is answered with too-big: never silence.
+//!
+//! Two places answer. A pod's own stack refuses what is larger than its interface; that protects most programs. What is
+//! larger than the path but not than the interface must be answered by the node: shown by raising the MTU of the pods'
+//! interfaces for the time of the check. What must pass is computed here, from the links' MTU, and not asked of the agent.
 
-use std::net::IpAddr;
+mod outside;
+mod path;
 
-use serde_json::Value;
-
-use super::access::{COMMAND_TIMEOUT, Place};
-use super::ask::PodRef;
-use super::check::{CheckResult, Failure, Family};
+use super::ask::{self, PodRef};
+use super::check::{CheckResult, Failure, Family, Variant};
 use super::context::Context;
-use crate::workload::Outcome;
+use super::inventory::PodFacts;
+pub(super) use outside::OutsideMtu;
+use path::{Fate, Mode, Path};
 
-/// Length of an ICMP or ICMPv6 echo header, in bytes.
-const ECHO_HEADER_BYTES: u32 = 8;
+/// Cilium's number for a packet that is larger than its path.
+const FRAGMENTATION_NEEDED: u32 = 136;
+/// By how much the pods' interfaces are raised above the links, in bytes: enough that no path is the interface's.
+const RAISE_BYTES: u32 = 100;
 
-/// A path between two pods.
+/// A path from a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MtuCheck {
     /// The sending pod.
     pub from: PodRef,
-    /// The receiving pod.
-    pub to: PodRef,
+    /// The receiving pod; `None` for the outside client.
+    pub to: Option<PodRef>,
     /// Family.
     pub family: Family,
-}
-
-/// What the path did with one packet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
-    Passed,
-    /// Too big, with the MTU that was named and whether a router on the path said it.
-    TooBig {
-        mtu: Option<u32>,
-        remote: bool,
-    },
-    Silence,
-}
-
-/// How a packet is sent: obeying the path MTU the pod's stack knows, or only its interface's.
-#[derive(Debug, Clone, Copy)]
-enum Mode {
-    Do,
-    Probe,
 }
 
 impl MtuCheck {
@@ -50,135 +37,140 @@ impl MtuCheck {
     /// The first packet length whose fate is wrong.
     pub async fn run(&self, context: &Context, name: &str) -> CheckResult {
         let from = context.pod(&self.from.cluster, &self.from.key)?;
-        let to = context.pod(&self.to.cluster, &self.to.key)?;
-        let target = context.pod_address(to, self.family)?;
-        let place = context.inside(from);
-        let token = context.token(name, from.node != to.node);
-        let path = Path { check: self, context, place, target, token };
-        let reported = path.route_mtu().await?;
-        path.want(reported, Mode::Do, |fate| fate == Fate::Passed, "passes unfragmented").await?;
-        let too_big =
-            |fate| matches!(fate, Fate::TooBig { mtu, .. } if mtu.is_none_or(|mtu| mtu == reported));
-        path.want(reported + 1, Mode::Do, too_big, &format!("is answered with too-big, MTU {reported}"))
-            .await?;
-        let interface = path.interface_mtu().await?;
-        let largest = path.boundary(reported, interface).await?;
-        Ok(vec![format!("route MTU {reported}, interface MTU {interface}, largest that passes {largest}")])
-    }
-}
-
-struct Path<'a> {
-    check: &'a MtuCheck,
-    context: &'a Context,
-    place: Place,
-    target: IpAddr,
-    token: String,
-}
-
-impl Path<'_> {
-    /// The MTU of the pod's route to the target: what the agent has set for this path, in bytes.
-    async fn route_mtu(&self) -> Result<u32, Failure> {
-        let target = self.target.to_string();
-        let argv = ["ip", "-j", "route", "get", &target];
-        let routes: Value = self.context.access.json(&self.place, &argv, COMMAND_TIMEOUT).await?;
-        let named = routes.pointer("/0/metrics/0/mtu").and_then(Value::as_u64);
-        match named.and_then(|mtu| u32::try_from(mtu).ok()) {
-            Some(mtu) => Ok(mtu),
-            None => self.interface_mtu().await,
-        }
-    }
-
-    /// The MTU of the pod's eth0, in bytes.
-    async fn interface_mtu(&self) -> Result<u32, Failure> {
-        let argv = ["ip", "-j", "link", "show", "dev", "eth0"];
-        let links: Value = self.context.access.json(&self.place, &argv, COMMAND_TIMEOUT).await?;
-        let mtu = links.pointer("/0/mtu").and_then(Value::as_u64).and_then(|mtu| u32::try_from(mtu).ok());
-        mtu.ok_or_else(|| {
-            Failure::new("the MTU of eth0", links.to_string(), self.context.access.shown(&self.place, &argv))
-        })
-    }
-
-    fn argv(&self, packet_bytes: u32, mode: Mode) -> Vec<String> {
-        let headers = self.check.family.header_bytes() + ECHO_HEADER_BYTES;
-        let size = packet_bytes.saturating_sub(headers).to_string();
-        let df = match mode {
-            Mode::Do => "--df=do",
-            Mode::Probe => "--df=probe",
-        };
-        let target = self.target.to_string();
-        ["ping", &target, "--size", &size, df, "--count", "1", "--token", &self.token]
-            .map(str::to_owned)
-            .to_vec()
-    }
-
-    /// Sends one echo in an IP packet of exactly `packet_bytes`; a lost one is sent once more, since silence must
-    /// mean that the path swallows this length.
-    async fn fate(&self, packet_bytes: u32, mode: Mode) -> Result<Fate, Failure> {
-        let argv = self.argv(packet_bytes, mode);
-        let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
-        let mut fate = Fate::Silence;
-        for _ in 0..2 {
-            let report = self.context.probe(&self.place, &argv).await?;
-            fate = match report.attempts.first().map(|attempt| &attempt.outcome) {
-                Some(Outcome::Reply { .. }) => Fate::Passed,
-                Some(Outcome::TooBig { mtu, from }) => Fate::TooBig { mtu: *mtu, remote: from.is_some() },
-                Some(Outcome::Timeout) | None => Fate::Silence,
-                Some(other) => {
-                    let what = format!("a reply, a too-big or silence for {packet_bytes} bytes");
-                    return Err(Failure::new(what, format!("{other:?}"), self.look(packet_bytes, mode)));
-                }
-            };
-            if fate != Fate::Silence {
-                break;
+        let (to, target) = match &self.to {
+            Some(to) => {
+                let pod = context.pod(&to.cluster, &to.key)?;
+                (Some((pod, to.cluster.as_str())), context.pod_address(pod, self.family)?)
             }
-        }
-        Ok(fate)
+            None => (None, ask::client_address(context, self.family).await?),
+        };
+        let link = link_mtu(context)?;
+        let families = underlays(context, from)?;
+        let largest = match to {
+            // Both nodes have an address of the first family that carries tunnels; of two, IPv4 is taken.
+            Some(_) => families.first().map_or(link, |underlay| carried(link, context.variant, *underlay)),
+            None => link,
+        };
+        let interface =
+            families.iter().map(|family| carried(link, context.variant, *family)).min().unwrap_or(link);
+        let token = context.token(name, to.is_some_and(|(to, _)| to.node != from.node));
+        let path = Path { context, family: self.family, place: context.inside(from), target, token };
+        let alone = context.raised_mtu.lock().await;
+        let result = self.both_answers(&path, from, to, interface, largest).await;
+        drop(alone);
+        result?;
+        Ok(vec![format!("the pod's stack refuses {}, the path {}", interface + 1, largest + 1)])
     }
 
-    fn look(&self, packet_bytes: u32, mode: Mode) -> String {
-        let argv = self.argv(packet_bytes, mode);
-        let mut full = vec!["tombolo", "lab-probe"];
-        full.extend(argv.iter().map(String::as_str));
-        format!("{}; `tombolo status` (MTU)", self.context.access.shown(&self.place, &full))
-    }
-
-    async fn want(
+    async fn both_answers(
         &self,
-        packet_bytes: u32,
-        mode: Mode,
-        good: impl Fn(Fate) -> bool,
-        what: &str,
+        path: &Path<'_>,
+        from: &PodFacts,
+        to: Option<(&PodFacts, &str)>,
+        interface: u32,
+        largest: u32,
     ) -> Result<(), Failure> {
-        let fate = self.fate(packet_bytes, mode).await?;
-        if good(fate) {
-            return Ok(());
+        path.forget().await?;
+        path.interface_is(interface).await?;
+        path.want(interface, Mode::Do, Fate::Passed).await?;
+        path.want(interface + 1, Mode::Do, Fate::TooBig { mtu: Some(interface), from: None }).await?;
+        let pods: Vec<&PodFacts> = std::iter::once(from).chain(to.map(|(to, _)| to)).collect();
+        let raised = link_mtu(path.context)? + RAISE_BYTES;
+        let mut result = Ok(());
+        for pod in &pods {
+            result = result.and(path::set_mtu(path.context, pod, raised).await);
         }
-        let what = format!("a packet of {packet_bytes} bytes {what}");
-        Err(Failure::new(what, format!("{fate:?}"), self.look(packet_bytes, mode)))
+        if result.is_ok() {
+            result = self.path_answers(path, from, to, largest).await;
+        }
+        // Put back whatever happened, and say so if that fails: later checks would judge the raised interface.
+        for pod in &pods {
+            result = result.and(path::set_mtu(path.context, pod, interface).await);
+        }
+        result.and(path.forget().await)
     }
 
-    /// The largest packet that passes when only the interface's MTU is obeyed: at least the reported MTU, and what
-    /// is larger is answered by someone, with this length as the MTU, all the way up to the interface's own.
-    async fn boundary(&self, reported: u32, interface: u32) -> Result<u32, Failure> {
-        let (mut passes, mut fails) = (reported, interface + 1);
-        while fails - passes > 1 {
-            let middle = passes + (fails - passes) / 2;
-            match self.fate(middle, Mode::Probe).await? {
-                Fate::Passed => passes = middle,
-                Fate::TooBig { .. } => fails = middle,
-                Fate::Silence => {
-                    let what = format!("a packet of {middle} bytes passes or is answered with too-big");
-                    return Err(Failure::new(what, "silence", self.look(middle, Mode::Probe)));
-                }
-            }
-        }
-        let answered = |fate| match fate {
-            Fate::TooBig { mtu: Some(mtu), remote: true } => mtu >= reported && mtu <= passes,
-            Fate::TooBig { .. } => true,
-            _ => false,
+    /// With interfaces that take more than the path: it carries exactly `largest`, and the node says so.
+    async fn path_answers(
+        &self,
+        path: &Path<'_>,
+        from: &PodFacts,
+        to: Option<(&PodFacts, &str)>,
+        largest: u32,
+    ) -> Result<(), Failure> {
+        path.want(largest, Mode::Probe, Fate::Passed).await?;
+        let gateway = internal(path.context, &from.node, self.family)?;
+        let since_ns = super::flows::now_ns();
+        let answer = Fate::TooBig { mtu: Some(largest), from: Some(gateway) };
+        path.want(largest + 1, Mode::Probe, answer).await?;
+        let source = path.end(from, &self.from.cluster).await?;
+        let destination = match to {
+            Some((to, cluster)) => path.end(to, cluster).await?,
+            None => super::flows::WantEnd { ip: Some(path.target), ..Default::default() },
         };
-        let what = format!("is answered with too-big, MTU {reported} to {passes}");
-        self.want(passes + 1, Mode::Probe, answered, &what).await?;
-        Ok(passes)
+        path.dropped(&from.node, since_ns, source, destination).await?;
+        // The sender has learned it: what obeys the path's MTU now fails at once, with that MTU.
+        path.want(largest + 1, Mode::Do, Fate::TooBig { mtu: Some(largest), from: None }).await?;
+        path.want(largest, Mode::Do, Fate::Passed).await
+    }
+}
+
+/// The MTU of the lab's links.
+fn link_mtu(context: &Context) -> Result<u32, Failure> {
+    context.inventory.link_mtu.ok_or_else(|| {
+        Failure::new(
+            "an mtu on every link",
+            "a link leaves it to the runner",
+            context.access.topology().display().to_string(),
+        )
+    })
+}
+
+/// The underlay families of a pod's node, IPv4 first.
+fn underlays(context: &Context, pod: &PodFacts) -> Result<Vec<Family>, Failure> {
+    let families: Vec<Family> = Family::BOTH
+        .into_iter()
+        .filter(|family| ask::underlay(context, &pod.node, *family).is_ok())
+        .collect();
+    if families.is_empty() {
+        Err(Failure::new(format!("an underlay address of {}", pod.node), "none", "its Node manifest"))
+    } else {
+        Ok(families)
+    }
+}
+
+/// A node's internal address: its pods' gateway, which answers for the path.
+fn internal(context: &Context, node: &str, family: Family) -> Result<std::net::IpAddr, Failure> {
+    let cluster = context.inventory.cluster_of(node);
+    let address =
+        cluster.and_then(|cluster| cluster.nodes.get(node)).and_then(|facts| facts.internal(family));
+    address
+        .ok_or_else(|| Failure::new(format!("an {family} pod CIDR of {node}"), "none", "its Node manifest"))
+}
+
+/// The largest IP packet of a pod that a link of `link` bytes carries between nodes.
+///
+/// WireGuard takes outer IP, UDP (8), header (16) and tag (16), and pads what it encrypts to multiples of 16. VXLAN takes
+/// outer IP, UDP (8), its header (8) and the inner Ethernet header (14); RFC 7348, section 5.
+fn carried(link: u32, variant: Variant, underlay: Family) -> u32 {
+    let ip = underlay.header_bytes();
+    let outer = if variant.encrypted() { (link - ip - 8 - 32) / 16 * 16 } else { link };
+    match variant {
+        Variant::Overlay | Variant::OverlayWireguard => outer - ip - 8 - 8 - 14,
+        Variant::Direct | Variant::DirectWireguard => outer,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_link_carries_is_what_the_headers_leave() {
+        let of = |variant| Family::BOTH.map(|underlay| carried(1500, variant, underlay));
+        assert_eq!(of(Variant::Direct), [1500, 1500]);
+        assert_eq!(of(Variant::Overlay), [1500 - 50, 1500 - 70]);
+        assert_eq!(of(Variant::DirectWireguard), [1440, 1408]);
+        assert_eq!(of(Variant::OverlayWireguard), [1390, 1338]);
     }
 }

@@ -31,8 +31,6 @@ pub(super) struct AgentStatus {
     pub encryption: String,
     /// Seconds since the agent started.
     pub uptime_secs: u64,
-    /// Largest packet between pods of different nodes, in bytes.
-    pub mtu: u32,
     /// The parts.
     pub parts: Vec<Part>,
 }

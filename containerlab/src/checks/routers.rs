@@ -1,7 +1,13 @@
 //! What the routers hold: BIRD's and FRR's RIB and the kernel's FIB, compared with what the manifests say they must.
+//!
+//! [`compare`] judges pod CIDRs and LoadBalancer addresses, and is what others wait for; the checks themselves judge the
+//! underlay, the default route and what each node said as well ([`exact`]).
+
+mod exact;
+mod rib;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use serde::Deserialize;
@@ -10,6 +16,7 @@ use super::access::{COMMAND_TIMEOUT, Place};
 use super::check::{CheckResult, Failure, Family};
 use super::context::Context;
 use super::inventory::{Cluster, Daemon, Router};
+use rib::{Held, parse_bird, parse_frr};
 
 /// Prefixes and their next hops.
 pub(super) type Routes = BTreeMap<IpNet, BTreeSet<IpAddr>>;
@@ -31,7 +38,10 @@ impl RouterCheck {
     pub async fn run(&self, context: &Context) -> CheckResult {
         let expected = expected(context, &self.router, self.family).await?;
         compare(context, &self.router, self.family, &expected).await?;
-        Ok(vec![format!("{} prefixes", expected.len())])
+        let all = exact::whole(context, &self.router, self.family, &expected).await?;
+        let mut notes = vec![format!("{} prefixes, {all} with the underlay", expected.len())];
+        notes.extend(exact::received(context, &self.router, self.family).await?);
+        Ok(notes)
     }
 }
 
@@ -46,19 +56,29 @@ pub(super) async fn compare(
     expected: &Routes,
 ) -> Result<(), Failure> {
     let place = Place::node(name);
-    let held = rib(context, name, family).await?;
-    if let Some(difference) = difference(expected, &held) {
-        let argv = rib_command(router(context, name)?, family);
-        let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
-        let what = format!("the {family} RIB of {name} holds exactly the expected prefixes and next hops");
-        return Err(Failure::new(what, difference, context.access.shown(&place, &argv)));
+    let underlay = underlay(context).await?;
+    let held = held(context, name, family).await?;
+    // Every path, best or not: a second one that nobody expects must not hide behind the first.
+    for (which, routes) in [("every path", held.all), ("best and multipath", held.best)] {
+        if let Some(difference) = difference(expected, &beside_underlay(routes, family, &underlay)) {
+            let argv = rib_command(router(context, name)?, family);
+            let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
+            let what = format!(
+                "the {family} RIB of {name} ({which}) holds exactly the expected prefixes and next hops"
+            );
+            return Err(Failure::new(what, difference, context.access.shown(&place, &argv)));
+        }
     }
-    let held = fib(context, name, family, expected).await?;
+    let held = beside_underlay(fib(context, name, family, expected).await?, family, &underlay);
     if let Some(difference) = difference(expected, &held) {
-        let what = format!("the {family} FIB of {name} holds exactly the expected prefixes and next hops");
-        return Err(Failure::new(what, difference, context.access.shown(&place, &fib_command(family))));
+        return Err(wrong_fib(context, name, family, difference));
     }
     Ok(())
+}
+
+fn wrong_fib(context: &Context, name: &str, family: Family, difference: String) -> Failure {
+    let what = format!("the {family} FIB of {name} holds exactly the expected prefixes and next hops");
+    Failure::new(what, difference, context.access.shown(&Place::node(name), &fib_command(family)))
 }
 
 fn router<'a>(context: &'a Context, name: &str) -> Result<&'a Router, Failure> {
@@ -110,24 +130,31 @@ async fn neighbour_towards(
     cluster: &Cluster,
     family: Family,
 ) -> Result<BTreeSet<IpAddr>, Failure> {
-    let here = addresses(context, &Place::node(name)).await?;
     let is_tor = router(context, name)?.cluster.is_some();
     let mut found = BTreeSet::new();
     for (other, facts) in &context.inventory.routers {
         // A ToR reaches other clusters through the spine; the spine through that cluster's ToR.
         let leads_there =
             if is_tor { facts.cluster.is_none() } else { facts.cluster.as_deref() == Some(&cluster.name) };
-        if other == name || !leads_there {
-            continue;
+        if other != name && leads_there {
+            found.extend(on_shared_link(context, name, other, family).await?);
         }
-        let there = addresses(context, &Place::node(other)).await?;
-        found.extend(
-            there.iter().map(IpNet::addr).filter(|address| {
-                family.holds(*address) && here.iter().any(|subnet| subnet.contains(address))
-            }),
-        );
     }
     Ok(found)
+}
+
+/// The addresses of `other` on links that it shares with `name`.
+async fn on_shared_link(
+    context: &Context,
+    name: &str,
+    other: &str,
+    family: Family,
+) -> Result<BTreeSet<IpAddr>, Failure> {
+    let here = addresses(context, &Place::node(name)).await?;
+    let there = addresses(context, &Place::node(other)).await?;
+    let shared =
+        |address: &IpAddr| family.holds(*address) && here.iter().any(|subnet| subnet.contains(address));
+    Ok(there.iter().map(IpNet::addr).filter(shared).collect())
 }
 
 /// Subnets of the underlay: whatever the routers have on their links.
@@ -140,17 +167,19 @@ async fn underlay(context: &Context) -> Result<BTreeSet<IpNet>, Failure> {
 }
 
 fn beside_underlay(routes: Routes, family: Family, underlay: &BTreeSet<IpNet>) -> Routes {
+    // An address on a link is the router's own; a more specific route inside a link's subnet is not.
+    let mut routes = unicast(routes, family);
+    routes.retain(|prefix, _| prefix.prefix_len() != 0 && !underlay.contains(prefix));
     routes
-        .into_iter()
-        .filter(|(prefix, _)| {
-            let special = match prefix {
-                IpNet::V4(net) => net.network().is_link_local() || net.network().is_multicast(),
-                IpNet::V6(net) => net.network().is_unicast_link_local() || net.network().is_multicast(),
-            };
-            // An address on a link is the router's own; a more specific route inside a link's subnet is not.
-            family.holds(prefix.addr()) && prefix.prefix_len() != 0 && !special && !underlay.contains(prefix)
-        })
-        .collect()
+}
+
+/// The routes of a family but for those that every interface has by itself.
+fn unicast(routes: Routes, family: Family) -> Routes {
+    let of_links = |prefix: &IpNet| match prefix {
+        IpNet::V4(net) => net.network().is_link_local() || net.network().is_multicast(),
+        IpNet::V6(net) => net.network().is_unicast_link_local() || net.network().is_multicast(),
+    };
+    routes.into_iter().filter(|(prefix, _)| family.holds(prefix.addr()) && !of_links(prefix)).collect()
 }
 
 /// The command that prints a router's RIB.
@@ -169,55 +198,69 @@ fn rib_command(router: &Router, family: Family) -> Vec<String> {
     }
 }
 
-/// The RIB of a router beside the underlay.
+/// The RIB of a router beside the underlay, every path, best or not.
 ///
 /// # Errors
 /// When it cannot be asked or its answer not be read.
 pub(super) async fn rib(context: &Context, name: &str, family: Family) -> Result<Routes, Failure> {
+    let held = held(context, name, family).await?;
+    Ok(beside_underlay(held.all, family, &underlay(context).await?))
+}
+
+/// The whole RIB of a router.
+async fn held(context: &Context, name: &str, family: Family) -> Result<Held, Failure> {
     let router = router(context, name)?;
     let argv = rib_command(router, family);
     let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
     let place = Place::node(name);
     let text = context.access.text(&place, &argv).await?;
-    let routes = match router.daemon {
-        Daemon::Bird(_) => parse_bird(&text),
-        Daemon::Frr(_) => parse_frr(&text)
-            .map_err(|why| Failure::tool("vtysh", why, context.access.shown(&place, &argv)))?,
-    };
-    Ok(beside_underlay(routes, family, &underlay(context).await?))
+    match router.daemon {
+        Daemon::Bird(_) => Ok(parse_bird(&text)),
+        Daemon::Frr(_) => {
+            parse_frr(&text).map_err(|why| Failure::tool("vtysh", why, context.access.shown(&place, &argv)))
+        }
+    }
 }
 
 fn fib_command(family: Family) -> [&'static str; 5] {
     ["ip", "-j", if family == Family::Ipv4 { "-4" } else { "-6" }, "route", "show"]
 }
 
-/// The FIB of a router beside the underlay. A link-local next hop is told by the address that `expected` has on the
-/// same link.
+/// The FIB of a router. A link-local next hop is told by the address that `expected` has on the same link.
 ///
 /// # Errors
 /// When it cannot be asked or its answer not be read.
-pub(super) async fn fib(
-    context: &Context,
-    name: &str,
-    family: Family,
-    expected: &Routes,
-) -> Result<Routes, Failure> {
+async fn fib(context: &Context, name: &str, family: Family, expected: &Routes) -> Result<Routes, Failure> {
     let place = Place::node(name);
     let entries: Vec<KernelRoute> =
         context.access.json(&place, &fib_command(family), COMMAND_TIMEOUT).await?;
     let links = links(context, &place).await?;
-    let routes = kernel_routes(&entries, &links, expected);
-    Ok(beside_underlay(routes, family, &underlay(context).await?))
+    Ok(kernel_routes(&entries, family, &links, expected))
 }
 
 /// The unicast routes of a FIB. A link-local next hop becomes the address that `expected` has on the same link.
-fn kernel_routes(entries: &[KernelRoute], links: &BTreeMap<String, Vec<IpNet>>, expected: &Routes) -> Routes {
+fn kernel_routes(
+    entries: &[KernelRoute],
+    family: Family,
+    links: &BTreeMap<String, Vec<IpNet>>,
+    expected: &Routes,
+) -> Routes {
     let known: BTreeSet<IpAddr> = expected.values().flatten().copied().collect();
     let mut routes = Routes::new();
+    let mut metrics: BTreeMap<IpNet, u32> = BTreeMap::new();
     for entry in entries {
-        let Some(prefix) = parse_prefix(&entry.dst) else { continue };
+        let Some(prefix) = parse_prefix(&entry.dst, family) else { continue };
         if !matches!(entry.kind.as_deref(), None | Some("unicast")) {
             continue;
+        }
+        // Of several routes to one prefix the kernel uses that of the lowest metric; equal ones are one multipath route.
+        let known_metric = *metrics.entry(prefix).or_insert(entry.metric);
+        if entry.metric > known_metric {
+            continue;
+        }
+        if entry.metric < known_metric {
+            metrics.insert(prefix, entry.metric);
+            routes.remove(&prefix);
         }
         let hops = routes.entry(prefix).or_default();
         for (gateway, device) in entry.next_hops() {
@@ -252,73 +295,6 @@ fn difference(expected: &Routes, held: &Routes) -> Option<String> {
     (!words.is_empty()).then(|| words.join("; "))
 }
 
-/// The prefixes and next hops of `birdc show route [all]`.
-#[must_use]
-pub(super) fn parse_bird(text: &str) -> Routes {
-    let mut routes = Routes::new();
-    let mut current: Option<IpNet> = None;
-    for line in text.lines() {
-        let first = line.split_whitespace().next().unwrap_or("");
-        if !line.starts_with(char::is_whitespace) {
-            // A line that begins with a prefix opens it; any other unindented line ends it.
-            current = first.parse().ok();
-            if let Some(prefix) = current {
-                routes.entry(prefix).or_default();
-            }
-        } else if let Some(prefix) = current {
-            let mut words = line.split_whitespace();
-            if words.next() == Some("via")
-                && let Some(hop) = words.next().and_then(|hop| hop.parse().ok())
-            {
-                routes.entry(prefix).or_default().insert(hop);
-            }
-        }
-    }
-    routes
-}
-
-#[derive(Deserialize)]
-struct FrrTable {
-    #[serde(default)]
-    routes: BTreeMap<String, Vec<FrrPath>>,
-}
-
-#[derive(Deserialize)]
-struct FrrPath {
-    #[serde(default)]
-    valid: bool,
-    #[serde(default)]
-    nexthops: Vec<FrrHop>,
-}
-
-#[derive(Deserialize)]
-struct FrrHop {
-    ip: Option<IpAddr>,
-}
-
-/// The prefixes and next hops of `vtysh -c "show bgp ipv4|ipv6 unicast json"`. Of a next hop given as global and
-/// link-local address the global one counts.
-///
-/// # Errors
-/// What is wrong with the JSON.
-pub(super) fn parse_frr(text: &str) -> Result<Routes, String> {
-    // A warning of vtysh may precede the document.
-    let json = text.find('{').and_then(|start| text.get(start..)).unwrap_or(text);
-    let table: FrrTable = serde_json::from_str(json).map_err(|error| error.to_string())?;
-    let mut routes = Routes::new();
-    for (prefix, paths) in table.routes {
-        let prefix: IpNet = prefix.parse().map_err(|_| format!("{prefix:?} is no prefix"))?;
-        let hops = routes.entry(prefix).or_default();
-        for path in paths.into_iter().filter(|path| path.valid) {
-            hops.extend(path.nexthops.iter().filter_map(|hop| hop.ip).filter(|ip| match ip {
-                IpAddr::V4(address) => !address.is_unspecified(),
-                IpAddr::V6(address) => !address.is_unspecified() && !address.is_unicast_link_local(),
-            }));
-        }
-    }
-    Ok(routes)
-}
-
 #[derive(Debug, Deserialize)]
 struct KernelRoute {
     dst: String,
@@ -327,6 +303,8 @@ struct KernelRoute {
     gateway: Option<IpAddr>,
     via: Option<KernelVia>,
     dev: Option<String>,
+    #[serde(default)]
+    metric: u32,
     #[serde(default)]
     nexthops: Vec<KernelHop>,
 }
@@ -355,12 +333,68 @@ impl KernelRoute {
     }
 }
 
-/// A prefix as `ip` prints it: `default`, a prefix, or a bare address.
-fn parse_prefix(text: &str) -> Option<IpNet> {
-    if text == "default" {
+/// What one line of `ip -o monitor route` says about a route of the main table.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Notified {
+    /// Whether the route is gone; otherwise it is there now as the line says.
+    pub deleted: bool,
+    /// Its prefix.
+    pub prefix: IpNet,
+    /// Its next hops; none of a route that leads nowhere.
+    pub hops: BTreeSet<IpAddr>,
+}
+
+/// Reads a line of `ip -o monitor route`; a link-local next hop becomes the address that `expected` has on the link.
+#[must_use]
+pub(super) fn notified(
+    line: &str,
+    links: &BTreeMap<String, Vec<IpNet>>,
+    expected: &Routes,
+) -> Option<Notified> {
+    let (deleted, rest) = line.strip_prefix("Deleted ").map_or((false, line), |rest| (true, rest));
+    let words: Vec<&str> =
+        rest.split(|c: char| c.is_whitespace() || c == '\\').filter(|w| !w.is_empty()).collect();
+    let after = |word: &str, from: usize| {
+        let at = words.iter().skip(from).position(|other| *other == word)?;
+        words.get(from + at + 1).copied()
+    };
+    if after("table", 0).is_some_and(|table| table != "main") {
         return None;
     }
+    // `unreachable`, `blackhole` and the like precede the prefix and have no next hop.
+    let prefix = words.iter().take(2).find_map(|word| parse_prefix(word))?;
+    let vias = words.iter().enumerate().filter(|(_, word)| **word == "via").map(|(at, _)| at);
+    let nexthops = vias.filter_map(|at| {
+        let first = words.get(at + 1).copied()?;
+        let address = if first.starts_with("inet") { words.get(at + 2).copied()? } else { first };
+        Some(KernelHop { gateway: address.parse().ok(), via: None, dev: after("dev", at).map(str::to_owned) })
+    });
+    let route = KernelRoute {
+        dst: prefix.to_string(),
+        kind: None,
+        gateway: None,
+        via: None,
+        dev: None,
+        nexthops: nexthops.collect(),
+    };
+    let hops = kernel_routes(&[route], links, expected).remove(&prefix).unwrap_or_default();
+    Some(Notified { deleted, prefix, hops })
+}
+
+/// A prefix as `ip` prints it: `default`, a prefix, or a bare address.
+fn parse_prefix(text: &str, family: Family) -> Option<IpNet> {
+    if text == "default" {
+        return default_route(family);
+    }
     text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
+}
+
+fn default_route(family: Family) -> Option<IpNet> {
+    let any = match family {
+        Family::Ipv4 => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+        Family::Ipv6 => IpAddr::from(Ipv6Addr::UNSPECIFIED),
+    };
+    IpNet::new(any, 0).ok()
 }
 
 #[derive(Deserialize)]
@@ -378,7 +412,10 @@ struct AddressInfo {
 }
 
 /// Global addresses by interface, of the links of the lab (`eth*`).
-async fn links(context: &Context, place: &Place) -> Result<BTreeMap<String, Vec<IpNet>>, Failure> {
+///
+/// # Errors
+/// When the node cannot be asked.
+pub(super) async fn links(context: &Context, place: &Place) -> Result<BTreeMap<String, Vec<IpNet>>, Failure> {
     let argv = ["ip", "-j", "address", "show"];
     let links: Vec<LinkAddresses> = context.access.json(place, &argv, COMMAND_TIMEOUT).await?;
     Ok(global_addresses(links))

@@ -21,15 +21,16 @@ fn subnets(of: &[&str]) -> BTreeSet<IpNet> {
     of.iter().map(|subnet| subnet.parse().expect("literal")).collect()
 }
 
-fn fib(text: &str, expected: &Routes) -> Routes {
+fn fib(text: &str, family: Family, expected: &Routes) -> Routes {
     let entries: Vec<KernelRoute> = serde_json::from_str(text).expect("iproute2's JSON");
     let links: Vec<LinkAddresses> = serde_json::from_str(FRR_ADDRESSES).expect("iproute2's JSON");
-    kernel_routes(&entries, &global_addresses(links), expected)
+    kernel_routes(&entries, family, &global_addresses(links), expected)
 }
 
 #[test]
 fn bird_tells_every_path_of_both_families() {
-    let all = parse_bird(BIRD);
+    let Held { all, best } = parse_bird(BIRD);
+    assert_eq!(all, best, "both nodes' paths are equal");
     let underlay = subnets(&["172.20.11.0/24", "172.20.12.0/24", "fd00:20:11::/64", "fd00:20:12::/64"]);
     let expected = routes(&[
         ("10.1.1.0/24", &["172.20.11.2"]),
@@ -37,14 +38,20 @@ fn bird_tells_every_path_of_both_families() {
         ("203.0.113.1/32", &["172.20.11.2", "172.20.12.2"]),
     ]);
     assert_eq!(beside_underlay(all.clone(), Family::Ipv4, &underlay), expected);
-    assert_eq!(beside_underlay(fib(FIB_BIRD_IPV4, &expected), Family::Ipv4, &underlay), expected);
+    assert_eq!(
+        beside_underlay(fib(FIB_BIRD_IPV4, Family::Ipv4, &expected), Family::Ipv4, &underlay),
+        expected
+    );
     let expected = routes(&[
         ("fd00:10:1:1::/64", &["fd00:20:11::2"]),
         ("fd00:10:1:2::/64", &["fd00:20:12::2"]),
         ("2001:db8:e::1/128", &["fd00:20:11::2", "fd00:20:12::2"]),
     ]);
     assert_eq!(beside_underlay(all, Family::Ipv6, &underlay), expected);
-    assert_eq!(beside_underlay(fib(FIB_BIRD_IPV6, &expected), Family::Ipv6, &underlay), expected);
+    assert_eq!(
+        beside_underlay(fib(FIB_BIRD_IPV6, Family::Ipv6, &expected), Family::Ipv6, &underlay),
+        expected
+    );
 }
 
 #[test]
@@ -55,18 +62,25 @@ fn frr_tells_every_path_and_its_link_local_next_hops_are_known_by_their_link() {
         ("10.1.2.0/24", &["172.20.22.2"]),
         ("203.0.113.1/32", &["172.20.21.2", "172.20.22.2"]),
     ]);
-    let rib = parse_frr(FRR_IPV4).expect("FRR's JSON");
+    let Held { all: rib, best } = parse_frr(FRR_IPV4).expect("FRR's JSON");
+    assert_eq!(beside_underlay(best, Family::Ipv4, &underlay), expected);
     assert_eq!(beside_underlay(rib, Family::Ipv4, &underlay), expected);
-    assert_eq!(beside_underlay(fib(FIB_FRR_IPV4, &expected), Family::Ipv4, &underlay), expected);
+    assert_eq!(
+        beside_underlay(fib(FIB_FRR_IPV4, Family::Ipv4, &expected), Family::Ipv4, &underlay),
+        expected
+    );
     let expected = routes(&[
         ("fd00:10:1:1::/64", &["fd00:20:21::2"]),
         ("fd00:10:1:2::/64", &["fd00:20:22::2"]),
         ("2001:db8:e::1/128", &["fd00:20:21::2", "fd00:20:22::2"]),
     ]);
-    let rib = parse_frr(FRR_IPV6).expect("FRR's JSON");
+    let Held { all: rib, .. } = parse_frr(FRR_IPV6).expect("FRR's JSON");
     assert_eq!(beside_underlay(rib, Family::Ipv6, &underlay), expected);
     assert!(FIB_FRR_IPV6.contains("fe80::"), "the sample has link-local next hops");
-    assert_eq!(beside_underlay(fib(FIB_FRR_IPV6, &expected), Family::Ipv6, &underlay), expected);
+    assert_eq!(
+        beside_underlay(fib(FIB_FRR_IPV6, Family::Ipv6, &expected), Family::Ipv6, &underlay),
+        expected
+    );
 }
 
 #[test]
@@ -84,8 +98,34 @@ fn differences_are_told_prefix_by_prefix() {
 
 #[test]
 fn nonsense_is_no_route() {
-    assert!(parse_bird("").is_empty());
-    assert!(parse_bird("garbage\n\tvia 10.0.0.1 on eth0\n").is_empty());
+    assert_eq!(parse_bird(""), Held::default());
+    assert_eq!(parse_bird("garbage\n\tvia 10.0.0.1 on eth0\n"), Held::default());
     assert!(parse_frr("% BGP instance not found").is_err());
-    assert_eq!(parse_frr("{}"), Ok(Routes::new()));
+    assert_eq!(parse_frr("{}"), Ok(Held::default()));
+}
+
+#[test]
+fn a_path_that_is_not_used_is_told_apart() {
+    let bird = "203.0.113.1/32       unicast [n1_ipv4 02:52:40.363] * (100) [AS65111i]\n\
+        \tvia 172.20.11.2 on eth1\n\tBGP.as_path: 65111\n\tBGP.local_pref: 100\n\
+        \u{20}                    unicast [n2_ipv4 02:52:39.617] (100) [AS65112i]\n\
+        \tvia 172.20.12.2 on eth2\n\tBGP.as_path: 65112 65112\n\tBGP.local_pref: 100\n";
+    let held = parse_bird(bird);
+    assert_eq!(held.all, routes(&[("203.0.113.1/32", &["172.20.11.2", "172.20.12.2"])]));
+    assert_eq!(held.best, routes(&[("203.0.113.1/32", &["172.20.11.2"])]));
+    let frr = r#"{"routes":{"203.0.113.1/32":[{"valid":true,"bestpath":true,"nexthops":[{"ip":"172.20.21.2"}]},
+        {"valid":true,"nexthops":[{"ip":"172.20.22.2"}]},{"valid":true,"multipath":true,"nexthops":[{"ip":"172.20.23.2"}]}]}}"#;
+    let held = parse_frr(frr).expect("FRR's JSON");
+    assert_eq!(held.best, routes(&[("203.0.113.1/32", &["172.20.21.2", "172.20.23.2"])]));
+    assert_eq!(held.all.values().map(BTreeSet::len).sum::<usize>(), 3);
+}
+
+#[test]
+fn of_two_kernel_routes_the_lower_metric_counts() {
+    let text = r#"[{"dst":"203.0.113.1","metric":32,"nexthops":[{"gateway":"172.20.11.2"},{"gateway":"172.20.12.2"}]},
+        {"dst":"203.0.113.1","gateway":"172.20.12.2","dev":"eth2","metric":1},
+        {"dst":"203.0.113.1","gateway":"172.20.11.2","dev":"eth1","metric":64},
+        {"dst":"default","gateway":"172.20.101.1","dev":"eth4","metric":32}]"#;
+    let expected = routes(&[("203.0.113.1/32", &["172.20.12.2"]), ("0.0.0.0/0", &["172.20.101.1"])]);
+    assert_eq!(fib(text, Family::Ipv4, &expected), expected);
 }

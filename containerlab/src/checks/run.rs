@@ -1,6 +1,7 @@
 //! Runs the list of checks, phase by phase, variant by variant.
 
 use std::io::IsTerminal;
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -11,6 +12,7 @@ use tokio::process::Child;
 use super::access::{Access, Place};
 use super::check::{Check, CheckResult, Failure, Phase, Row, Status, Task, Variant};
 use super::context::Context;
+use super::faults::Fault;
 use super::flows::Flows;
 use super::inventory::Inventory;
 use super::{CheckError, Summary, TestArgs, ask, catalog, ready, wire};
@@ -82,7 +84,7 @@ fn chosen(args: &TestArgs, inventory: &Inventory, variant: Variant) -> Vec<Check
 /// A lab ready to be checked.
 struct Scene {
     context: Context,
-    echo: Option<Child>,
+    echoes: Vec<Child>,
     status: Status,
 }
 
@@ -100,7 +102,7 @@ async fn prepare(args: &TestArgs, access: &Access, wanted: Option<Variant>) -> R
     let prefix = format!("tombolo-check-{:08x}-", run_id());
     let down = Duration::from_secs(args.etcd_down_secs);
     let context = Context::new(access.clone(), inventory, variant, flows, prefix, down);
-    let echo = Some(start_echo(&context)?);
+    let echoes = start_echoes(&context)?;
     let status = match ready::routers(&context).await {
         Ok(took) => {
             Status::Passed { notes: vec![format!("routers settled after {:.1} s", took.as_secs_f64())] }
@@ -108,7 +110,7 @@ async fn prepare(args: &TestArgs, access: &Access, wanted: Option<Variant>) -> R
         // The other checks still tell something: go on.
         Err(failure) => Status::Failed(failure),
     };
-    Ok(Scene { context, echo, status })
+    Ok(Scene { context, echoes, status })
 }
 
 /// The variant that runs now, if any agent answers.
@@ -119,25 +121,26 @@ async fn current(access: &Access) -> Option<Variant> {
     Variant::from_config(&status.path, &status.encryption)
 }
 
-/// The outside client runs nothing by itself: an echo server for the checks that pods send to it.
-fn start_echo(context: &Context) -> Result<Child, Failure> {
-    let client = ask::client(context)?;
+/// The outside client and the nodes run nothing by themselves: echo servers for the checks that pods send to them.
+fn start_echoes(context: &Context) -> Result<Vec<Child>, Failure> {
+    let mut children = vec![start_echo(context, ask::client(context)?, "", &[])?];
+    for cluster in context.inventory.clusters.values() {
+        for (node, facts) in &cluster.nodes {
+            // On each address by itself: the kernel would answer a datagram from the address nearest to the pod.
+            children.push(start_echo(context, node, &cluster.name, &facts.underlay)?);
+        }
+    }
+    Ok(children)
+}
+
+fn start_echo(context: &Context, node: &str, cluster: &str, listen: &[IpAddr]) -> Result<Child, Failure> {
     let (http, tcp, udp) =
         (catalog::HTTP_PORT.to_string(), catalog::TCP_PORT.to_string(), catalog::UDP_PORT.to_string());
-    let argv = [
-        "tombolo",
-        "lab-echo",
-        "--http",
-        &http,
-        "--tcp",
-        &tcp,
-        "--udp",
-        &udp,
-        "--node",
-        client,
-        "--until-eof",
-    ];
-    let mut child = context.access.spawn(&Place::node(client), &argv)?;
+    let listen: Vec<String> = listen.iter().map(ToString::to_string).collect();
+    let mut argv = vec!["tombolo", "lab-echo", "--until-eof", "--node", node, "--cluster", cluster];
+    argv.extend(["--http", &http, "--tcp", &tcp, "--udp", &udp]);
+    argv.extend(listen.iter().flat_map(|address| ["--listen", address]));
+    let mut child = context.access.spawn(&Place::node(node), &argv)?;
     // It says nothing; a closed pipe is enough.
     drop((child.stdout.take(), child.stderr.take()));
     Ok(child)
@@ -223,9 +226,16 @@ impl Scene {
         let result: CheckResult = match &check.task {
             Task::Ask(ask) => ask.run(&self.context, &check.name).await,
             Task::Mtu(mtu) => mtu.run(&self.context, &check.name).await,
+            Task::OutsideMtu(mtu) => mtu.run(&self.context, &check.name).await,
+            Task::EtcdRoles(roles) => roles.run(&self.context).await,
+            Task::Missing(what) => Err(Failure::new(
+                format!("the lab has {what}"),
+                "none",
+                format!("the lab's files, beside {}", self.context.access.topology().display()),
+            )),
             Task::Router(router) => router.run(&self.context).await,
             Task::Wire => wire::judge(&self.context).await,
-            Task::Fault(fault) => fault.run(&self.context).await,
+            Task::Fault(fault) => self.fault(fault).await,
         };
         let status = match result {
             Ok(notes) => Status::Passed { notes },
@@ -234,10 +244,22 @@ impl Scene {
         Row { variant: self.context.variant, check: check.name.clone(), duration_ms: millis(start), status }
     }
 
+    /// A fault with captures around it: what is encrypted stays so while something is broken.
+    async fn fault(&self, fault: &Fault) -> CheckResult {
+        let wiretap = wire::start(&self.context).await?;
+        let result = fault.run(&self.context).await;
+        let seen = wire::judge_tap(&self.context, wiretap).await;
+        let mut notes = result?;
+        notes.extend(seen?);
+        Ok(notes)
+    }
+
     /// Ends what the run itself has started in the lab.
     async fn end(mut self) {
-        if let Some(mut echo) = self.echo.take() {
+        for echo in &mut self.echoes {
             drop(echo.stdin.take());
+        }
+        for echo in &mut self.echoes {
             // If it does not end by itself, dropping the child kills its entry into the node.
             drop(tokio::time::timeout(Duration::from_secs(5), echo.wait()).await);
         }

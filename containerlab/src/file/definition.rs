@@ -11,7 +11,7 @@ use super::tree::Item;
 
 /// What a key holds, and with it what is allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Shape {
+pub(super) enum Shape {
     /// Any text, taken as it was written.
     Text,
     /// One of these, in any case.
@@ -32,7 +32,7 @@ enum Shape {
 
 /// How a key of several levels becomes one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Merge {
+pub(super) enum Merge {
     /// The most specific level that sets it.
     MostSpecific,
     /// All levels together.
@@ -45,7 +45,7 @@ use Merge::{All, MostSpecific, NodeOnly};
 use Shape::{Boolean, Decimal, OneOf, Text, TextMap, Texts, Tree, Whole};
 
 /// Every key of a node definition.
-const FIELDS: &[(&str, Shape, Merge)] = &[
+pub(super) const FIELDS: &[(&str, Shape, Merge)] = &[
     ("kind", Text, MostSpecific),
     ("group", Text, MostSpecific),
     ("type", Text, MostSpecific),
@@ -99,6 +99,14 @@ const FIELDS: &[(&str, Shape, Merge)] = &[
     ("components", Tree, MostSpecific),
 ];
 
+/// Keys below those that nothing here reads: only their spelling is checked.
+pub(super) const BELOW: &[(&str, &[&str])] = &[
+    ("certificate", &["issue", "sans", "key-size", "validity-duration"]),
+    ("credentials", &["username", "password", "identity-file"]),
+    ("extras", &["ceos-copy-to-flash", "srl-agents", "mysocket-proxy", "k8s_kind"]),
+    ("config", &["vars"]),
+];
+
 /// Keys that containerlab once had or spells otherwise, and what took their place.
 const FORMER: &[(&str, &str)] = &[
     ("mgmt_ipv4", "mgmt-ipv4"),
@@ -123,6 +131,8 @@ pub(super) struct Definition {
     lists: BTreeMap<&'static str, Vec<(String, u64)>>,
     maps: BTreeMap<&'static str, BTreeMap<String, String>>,
     trees: BTreeMap<&'static str, Vec<Item>>,
+    /// The line of each key that is set.
+    lines: BTreeMap<&'static str, u64>,
 }
 
 impl Definition {
@@ -132,6 +142,7 @@ impl Definition {
         for (name, line, value) in report.map(item, key) {
             let path = format!("{key}.{name}");
             if let Some((field, shape, _)) = FIELDS.iter().find(|(field, ..)| field == name) {
+                definition.lines.insert(field, *line);
                 definition.read_field(report, field, *shape, value, &path);
             } else if let Some((_, instead)) = FORMER.iter().find(|(former, _)| former == name) {
                 report.warning(
@@ -178,6 +189,13 @@ impl Definition {
             }
             Tree => {
                 self.trees.insert(field, vec![item.clone()]);
+                if let Some((_, known)) = BELOW.iter().find(|(above, _)| *above == field) {
+                    for (name, line, _) in report.map(item, key) {
+                        if !known.contains(&name.as_str()) {
+                            report.unknown(*line, &format!("{key}.{name}"), known);
+                        }
+                    }
+                }
                 None
             }
         };
@@ -193,6 +211,7 @@ impl Definition {
         for (field, shape, merge) in FIELDS {
             let levels = if *merge == NodeOnly { [node].to_vec() } else { levels.to_vec() };
             for level in levels {
+                merged.lines.extend(level.lines.get_key_value(field));
                 match shape {
                     Texts => merged.add_list(field, level, *merge == All),
                     TextMap => {
@@ -266,6 +285,11 @@ impl Definition {
     /// A map.
     pub(super) fn map(&self, field: &str) -> BTreeMap<String, String> {
         self.maps.get(field).cloned().unwrap_or_default()
+    }
+
+    /// The line of each key that some level sets, the most specific one's.
+    pub(super) fn lines(&self) -> BTreeMap<&'static str, u64> {
+        self.lines.clone()
     }
 
     /// The trees of one key, least specific first.

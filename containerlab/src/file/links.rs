@@ -6,10 +6,10 @@ use super::report::Report;
 use super::topology::{Endpoint, Link, LinkType};
 use super::tree::{Item, Value};
 
-const TYPES: &[&str] =
+pub(super) const TYPES: &[&str] =
     &["veth", "veth-stitch", "host", "mgmt-net", "macvlan", "vxlan", "vxlan-stitch", "dummy", "brief"];
-const MACVLAN_MODES: &[&str] = &["private", "vepa", "bridge", "passthru", "source"];
-const KEYS: &[&str] = &[
+pub(super) const MACVLAN_MODES: &[&str] = &["private", "vepa", "bridge", "passthru", "source"];
+pub(super) const KEYS: &[&str] = &[
     "type",
     "endpoints",
     "endpoint",
@@ -25,6 +25,9 @@ const KEYS: &[&str] = &[
     "dst-port",
     "src-port",
 ];
+
+/// The keys of an endpoint that is a map.
+pub(super) const ENDPOINT_KEYS: &[&str] = &["node", "interface", "mac", "ipv4", "ipv6", "vars"];
 
 /// The keys of one link, not yet given a meaning.
 struct Fields<'a> {
@@ -238,7 +241,7 @@ fn endpoint(report: &mut Report, item: &Item, key: &str) -> Option<Endpoint> {
                 set_address(report, &mut end, name, &text, value.line, &path);
             }
             "vars" => end.vars = vars(report, value, &path),
-            _ => report.unknown(*line, &path, &["node", "interface", "mac", "ipv4", "ipv6", "vars"]),
+            _ => report.unknown(*line, &path, ENDPOINT_KEYS),
         }
     }
     if end.node.is_empty() || end.interface.is_empty() {

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use super::definition::Definition;
 use super::links;
 use super::report::{Error, Problem, Report, Warning};
-use super::resolve::{self, Context};
+use super::resolve::{self, Context, Head, KIND};
 use super::substitute::substitute;
 use super::topology::{Endpoint, Link, LinkType, Mgmt, Topology};
 use super::tree::{self, Item};
@@ -96,8 +96,29 @@ pub fn lab_dir(file: &Path, name: &str) -> PathBuf {
     Path::new("/run/tombolo-lab").join(format!("{name}-{hash}"))
 }
 
+/// The keys of the file itself.
+pub(super) const FILE_KEYS: &[&str] = &["name", "prefix", "mgmt", "settings", "topology", "debug"];
+/// The keys of `topology`.
+pub(super) const TOPOLOGY_KEYS: &[&str] = &["defaults", "kinds", "groups", "nodes", "links"];
+/// The keys of `mgmt`.
+pub(super) const MGMT_KEYS: &[&str] = &[
+    "network",
+    "bridge",
+    "ipv4-subnet",
+    "ipv6-subnet",
+    "ipv4-gw",
+    "ipv6-gw",
+    "ipv4-range",
+    "ipv6-range",
+    "mtu",
+    "external-access",
+    "skip-when-unused",
+    "driver-opts",
+];
+/// The keys of `settings.certificate-authority`, the only setting there is.
+pub(super) const AUTHORITY_KEYS: &[&str] = &["cert", "key", "key-size", "validity-duration"];
+
 fn read(report: &mut Report, root: &Item, file: &Path, env: &BTreeMap<String, String>) -> Option<Topology> {
-    const KNOWN: &[&str] = &["name", "prefix", "mgmt", "settings", "topology", "debug"];
     let mut name = None;
     let mut prefix = "clab".to_owned();
     let (mut mgmt, mut settings, mut body) = (None, None, None);
@@ -106,11 +127,14 @@ fn read(report: &mut Report, root: &Item, file: &Path, env: &BTreeMap<String, St
             "name" => name = report.text(value, key).map(|text| (text, value.line)),
             // `prefix:` with nothing behind it is the empty prefix.
             "prefix" => prefix = report.text(value, key).unwrap_or_default(),
-            "mgmt" => mgmt = Some(read_mgmt(report, value)),
-            "settings" => settings = Some(value.json()),
+            "mgmt" => mgmt = Some(read_mgmt(report, *line, value)),
+            "settings" => {
+                read_settings(report, value);
+                settings = Some(*line);
+            }
             "topology" => body = Some(value),
             "debug" => {}
-            _ => report.unknown(*line, key, KNOWN),
+            _ => report.unknown(*line, key, FILE_KEYS),
         }
     }
     let name = lab_name(report, name)?;
@@ -126,7 +150,7 @@ fn read(report: &mut Report, root: &Item, file: &Path, env: &BTreeMap<String, St
         name,
         prefix,
         mgmt,
-        settings,
+        settings_line: settings,
         nodes: BTreeMap::new(),
         links: Vec::new(),
     };
@@ -157,22 +181,23 @@ fn lab_name(report: &mut Report, name: Option<(String, u64)>) -> Option<String> 
     Some(name)
 }
 
-fn read_mgmt(report: &mut Report, item: &Item) -> Mgmt {
-    const KNOWN: &[&str] = &[
-        "network",
-        "bridge",
-        "ipv4-subnet",
-        "ipv6-subnet",
-        "ipv4-gw",
-        "ipv6-gw",
-        "ipv4-range",
-        "ipv6-range",
-        "mtu",
-        "external-access",
-        "skip-when-unused",
-        "driver-opts",
-    ];
-    let mut mgmt = Mgmt::default();
+fn read_settings(report: &mut Report, item: &Item) {
+    for (name, line, value) in report.map(item, "settings") {
+        let key = format!("settings.{name}");
+        if name != "certificate-authority" {
+            report.unknown(*line, &key, &["certificate-authority"]);
+            continue;
+        }
+        for (name, line, _) in report.map(value, &key) {
+            if !AUTHORITY_KEYS.contains(&name.as_str()) {
+                report.unknown(*line, &format!("{key}.{name}"), AUTHORITY_KEYS);
+            }
+        }
+    }
+}
+
+fn read_mgmt(report: &mut Report, line: u64, item: &Item) -> Mgmt {
+    let mut mgmt = Mgmt { line, ..Mgmt::default() };
     for (name, line, value) in report.map(item, "mgmt") {
         let key = format!("mgmt.{name}");
         match name.as_str() {
@@ -189,8 +214,8 @@ fn read_mgmt(report: &mut Report, item: &Item) -> Mgmt {
             }
             // Underscores are how containerlab used to spell two of them.
             "ipv4_subnet" | "ipv6_subnet" => {}
-            known if KNOWN.contains(&known) => {}
-            _ => report.unknown(*line, &key, KNOWN),
+            known if MGMT_KEYS.contains(&known) => {}
+            _ => report.unknown(*line, &key, MGMT_KEYS),
         }
         if name != "driver-opts"
             && let Some(text) = report.text(value, &key)
@@ -204,7 +229,6 @@ fn read_mgmt(report: &mut Report, item: &Item) -> Mgmt {
 }
 
 fn read_body(report: &mut Report, body: &Item, context: &Context<'_>, topology: &mut Topology) {
-    const KNOWN: &[&str] = &["defaults", "kinds", "groups", "nodes", "links"];
     let mut defaults = Definition::default();
     let (mut kinds, mut groups, mut nodes) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     let mut links = None;
@@ -216,7 +240,7 @@ fn read_body(report: &mut Report, body: &Item, context: &Context<'_>, topology: 
             "groups" => groups = read_levels(report, value, &path),
             "nodes" => nodes = read_levels(report, value, &path),
             "links" => links = Some(value),
-            _ => report.unknown(*line, &path, KNOWN),
+            _ => report.unknown(*line, &path, TOPOLOGY_KEYS),
         }
     }
     if nodes.is_empty() {
@@ -241,8 +265,8 @@ fn read_body(report: &mut Report, body: &Item, context: &Context<'_>, topology: 
         let group = [own, of_kind, &defaults].into_iter().find_map(|level| level.text("group"));
         let of_group = group.and_then(|group| groups.get(group)).map_or(&nothing, |(_, group)| group);
         let merged = Definition::merge([&defaults, of_kind, of_group, own]);
-        let mut node = resolve::node(report, context, name, *line, &merged);
-        node.kind = kind.to_ascii_lowercase();
+        let head = Head { name, line: *line, kind: kind.to_ascii_lowercase() };
+        let node = resolve::node(report, context, head, &merged);
         if node.kind.is_empty() {
             let message = "no kind, neither here nor in its group or the defaults; use \"kind: linux\" for a plain host";
             report.error(*line, &format!("topology.nodes.{name}.kind"), message);
@@ -317,7 +341,7 @@ fn check_endpoint(report: &mut Report, topology: &Topology, link: &Link, end: &E
         return;
     };
     // Other kinds have names of their own (Ethernet1/1) that containerlab translates.
-    if node.kind == "linux" {
+    if node.kind == KIND {
         check_interface(report, link.line, &end.interface);
     }
 }

@@ -7,7 +7,7 @@
 //! match file::load(Path::new("labs/two-clusters/two-clusters.clab.yml"), &env) {
 //!     Ok((topology, warnings)) => {
 //!         for warning in &warnings { eprintln!("warning: {warning}"); }
-//!         for notice in file::undeployable(&topology) { eprintln!("not deployed: {notice}"); }
+//!         for notice in file::undeployable(&topology, &|_image| true) { eprintln!("not deployed: {notice}"); }
 //!     }
 //!     Err(errors) => for error in &errors { eprintln!("error: {error}"); },
 //! }
@@ -32,5 +32,7 @@ pub use words::split_words;
 
 #[cfg(test)]
 mod labs;
+#[cfg(test)]
+mod schema_tests;
 #[cfg(test)]
 mod tests;

@@ -9,8 +9,13 @@ use super::report::Report;
 use super::topology::{Bind, Dns, Healthcheck, Node, Port, Stage, StageExec, WaitFor};
 use super::tree::{Item, Value};
 
+/// The kind of node that is deployed here.
+pub(super) const KIND: &str = "linux";
 /// The stages of a node's deployment.
-const STAGES: &[&str] = &["create", "create-links", "configure", "healthy", "exit"];
+pub(super) const STAGES: &[&str] = &["create", "create-links", "configure", "healthy", "exit"];
+
+pub(super) const DNS_KEYS: &[&str] = &["servers", "search", "options"];
+pub(super) const HEALTHCHECK_KEYS: &[&str] = &["test", "interval", "retries", "timeout", "start-period"];
 
 /// What values of a node may refer to.
 pub(super) struct Context<'a> {
@@ -18,6 +23,14 @@ pub(super) struct Context<'a> {
     pub(super) folder: &'a Path,
     pub(super) lab_dir: &'a Path,
     pub(super) env: &'a BTreeMap<String, String>,
+}
+
+/// What is known of a node before its definition is looked into.
+pub(super) struct Head<'a> {
+    pub(super) name: &'a str,
+    pub(super) line: u64,
+    /// In lower case.
+    pub(super) kind: String,
 }
 
 impl Context<'_> {
@@ -41,9 +54,13 @@ impl Context<'_> {
         clean(&self.folder.join(text))
     }
 
-    /// A path that must exist, unless it lies in the lab directory, which is made later.
-    fn existing(&self, report: &mut Report, text: &str, line: u64, key: &str, node: &str) -> PathBuf {
-        let path = self.path(text, node);
+    /// A path that must exist, unless it lies in the lab directory, which is made later, or the node is of a kind that
+    /// is not deployed here: then it is another machine's business.
+    fn existing(&self, report: &mut Report, text: &str, line: u64, key: &str, head: &Head<'_>) -> PathBuf {
+        let path = self.path(text, head.name);
+        if head.kind != KIND {
+            return path;
+        }
         if !path.starts_with(self.lab_dir) && !path.exists() {
             let message = format!(
                 "{} does not exist; relative paths start at {}, __clabDir__ is {}",
@@ -73,13 +90,8 @@ fn clean(path: &Path) -> PathBuf {
 }
 
 /// The node that the merged definition describes.
-pub(super) fn node(
-    report: &mut Report,
-    context: &Context<'_>,
-    name: &str,
-    line: u64,
-    merged: &Definition,
-) -> Node {
+pub(super) fn node(report: &mut Report, context: &Context<'_>, head: Head<'_>, merged: &Definition) -> Node {
+    let name = head.name;
     let key = format!("topology.nodes.{name}");
     let variables = |text: &str| context.variables(text, name);
     let mut stages = BTreeMap::new();
@@ -89,8 +101,8 @@ pub(super) fn node(
     let (env_files, env) = environment(report, context, name, &key, merged);
     Node {
         name: name.to_owned(),
-        line,
-        kind: merged.text("kind").unwrap_or_default().to_ascii_lowercase(),
+        line: head.line,
+        lines: merged.lines(),
         node_type: merged.text("type").map(|text| text.trim().to_owned()),
         group: merged.owned("group"),
         image: merged.owned("image"),
@@ -106,7 +118,7 @@ pub(super) fn node(
         entrypoint: command(report, merged, "entrypoint", &key, &variables),
         cmd: command(report, merged, "cmd", &key, &variables),
         exec: merged.list("exec").iter().map(|(text, _)| variables(text)).collect(),
-        binds: binds(report, context, name, &key, merged),
+        binds: binds(report, context, &head, &key, merged),
         volumes: volumes(report, name, &key, merged, context),
         ports: ports(report, &key, merged),
         env,
@@ -140,6 +152,7 @@ pub(super) fn node(
             .map(|t| healthcheck(report, t, &format!("{key}.healthcheck"))),
         stages,
         other: other(merged),
+        kind: head.kind,
     }
 }
 
@@ -195,7 +208,7 @@ fn network_mode(report: &mut Report, key: &str, merged: &Definition) -> Option<S
 fn binds(
     report: &mut Report,
     context: &Context<'_>,
-    name: &str,
+    head: &Head<'_>,
     key: &str,
     merged: &Definition,
 ) -> Vec<Bind> {
@@ -215,7 +228,7 @@ fn binds(
                 continue;
             }
         };
-        let destination = context.variables(destination, name);
+        let destination = context.variables(destination, head.name);
         if source.is_empty() || !destination.starts_with('/') {
             report.error(
                 *line,
@@ -224,7 +237,7 @@ fn binds(
             );
             continue;
         }
-        let source = context.existing(report, source, *line, &key, name).to_string_lossy().into_owned();
+        let source = context.existing(report, source, *line, &key, head).to_string_lossy().into_owned();
         let options = options.split(',').filter(|option| !option.is_empty()).map(str::to_owned).collect();
         binds.insert(destination.clone(), Bind { source, destination, options });
     }
@@ -363,14 +376,13 @@ fn dns(report: &mut Report, item: &Item, key: &str) -> Dns {
             "servers" => dns.servers = texts(report),
             "search" => dns.search = texts(report),
             "options" => dns.options = texts(report),
-            _ => report.unknown(*line, &path, &["servers", "search", "options"]),
+            _ => report.unknown(*line, &path, DNS_KEYS),
         }
     }
     dns
 }
 
 fn healthcheck(report: &mut Report, item: &Item, key: &str) -> Healthcheck {
-    const KNOWN: &[&str] = &["test", "interval", "retries", "timeout", "start-period"];
     let mut check = Healthcheck { interval_secs: 30, retries: 3, timeout_secs: 30, ..Healthcheck::default() };
     for (name, line, value) in report.map(item, key) {
         let path = format!("{key}.{name}");
@@ -383,7 +395,7 @@ fn healthcheck(report: &mut Report, item: &Item, key: &str) -> Healthcheck {
             "retries" => check.retries = number(report, check.retries),
             "timeout" => check.timeout_secs = number(report, check.timeout_secs),
             "start-period" => check.start_period_secs = number(report, check.start_period_secs),
-            _ => report.unknown(*line, &path, KNOWN),
+            _ => report.unknown(*line, &path, HEALTHCHECK_KEYS),
         }
     }
     check

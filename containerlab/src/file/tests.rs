@@ -45,7 +45,7 @@ fn single_values_come_from_the_most_specific_level() {
     assert_eq!(node("leaf2").image.as_deref(), Some("frrouting/frr:v9.0"), "node over group");
     assert_eq!(node("spine1").startup_delay_secs, 1);
     assert_eq!(node("spine2").startup_delay_secs, 5);
-    assert_eq!(topology.long_name("leaf1"), "clos01-leaf1");
+    assert_eq!(topology.prefix, "__lab-name");
     assert!(node("leaf1").privileged);
 }
 
@@ -123,7 +123,7 @@ fn extended_links_and_other_kinds() {
     let (dir, loaded) = load_text(EXTENDED, &[], &BTreeMap::new());
     let (topology, warnings) = loaded.unwrap();
     assert_eq!(warnings, []);
-    assert_eq!(topology.long_name("r1"), "r1");
+    assert_eq!(topology.prefix, "");
     let names: Vec<&str> = topology.links.iter().map(|link| link.link_type.name()).collect();
     let expected =
         ["veth", "host", "mgmt-net", "macvlan", "vxlan", "vxlan-stitch", "dummy", "veth-stitch", "veth"];
@@ -146,22 +146,115 @@ fn extended_links_and_other_kinds() {
 #[test]
 fn what_is_not_deployed_is_said() {
     let (_dir, loaded) = load_text(EXTENDED, &[], &BTreeMap::new());
-    let notices = undeployable(&loaded.unwrap().0);
+    let notices = undeployable(&loaded.unwrap().0, &|_| true);
     let skipped: Vec<&str> = notices.iter().filter(|n| n.skips).map(|n| n.subject.as_str()).collect();
     assert_eq!(skipped.len(), 9, "{notices:#?}");
+    assert!(notices.iter().any(|n| n.skips && n.message == "its node srl is not deployed"), "{notices:#?}");
     assert!(skipped.contains(&"node srl") && skipped.contains(&"node switch"));
     assert!(notices.iter().all(|notice| notice.line > 0));
     let text = "name: x\ntopology:\n  nodes: {a: {kind: linux}}\n  links:\n    - endpoints: [a:eth1, host:longer-than-linux-allows]\n";
     let (_dir, loaded) = load_text(text, &[], &BTreeMap::new());
-    let notices = undeployable(&loaded.unwrap().0);
+    let notices = undeployable(&loaded.unwrap().0, &|_| true);
     assert!(
         notices[0].skips && notices[0].line == 5 && notices[0].message.contains("15 bytes"),
         "{notices:?}"
     );
     let (_dir, topology) = clos();
-    let notices = undeployable(&topology);
+    let notices = undeployable(&topology, &|_| true);
     assert!(notices.iter().any(|n| n.subject == "node leaf1" && n.message.starts_with("ports") && !n.skips));
     assert_eq!(notices.iter().filter(|notice| notice.skips).count(), 2, "{notices:#?}");
+    assert!(notices.iter().all(|notice| notice.line > 0), "mgmt too: {notices:#?}");
+}
+
+/// Every key of a node is done, or said to have no effect with the line it stands on.
+#[test]
+fn no_key_is_ignored_in_silence() {
+    const DONE: &[&str] = &[
+        "kind",
+        "group",
+        "image",
+        "startup-delay",
+        "auto-remove",
+        "restart-policy",
+        "hostname",
+        "entrypoint",
+        "cmd",
+        "exec",
+        "binds",
+        "env",
+        "env-files",
+        "labels",
+        "sysctls",
+    ];
+    for (field, ..) in super::definition::FIELDS.iter().filter(|(field, ..)| !DONE.contains(field)) {
+        let value = match *field {
+            "image-pull-policy" => "always",
+            "cgroupns-mode" | "network-mode" => "host",
+            "link-apply-mode" => "live",
+            "enforce-startup-config" | "suppress-startup-config" => "true",
+            "privileged" => "false",
+            "mgmt-ipv4" => "192.0.2.1",
+            "mgmt-ipv6" => "2001:db8::1",
+            "cpu" => "1",
+            "volumes" => "[data:/data]",
+            "ports" => "[80:80]",
+            "devices" | "cap-add" | "security-opts" | "aliases" => "[x]",
+            "tmpfs" => "{/x: rw}",
+            "stages" => "{create: {exec: [{command: x, phase: on-exit}]}}",
+            "dns" => "{servers: [192.0.2.1]}",
+            "healthcheck" => "{test: [CMD, x]}",
+            "certificate" => "{issue: true}",
+            "credentials" => "{username: x}",
+            "extras" => "{srl-agents: [x]}",
+            "config" => "{vars: {a: b}}",
+            "components" => "[{slot: A}]",
+            _ => "x",
+        };
+        let text =
+            format!("name: x\ntopology:\n  nodes:\n    a:\n      kind: linux\n      {field}: {value}\n");
+        let (_dir, loaded) = load_text(&text, &[], &BTreeMap::new());
+        let (topology, warnings) = loaded.unwrap_or_else(|errors| panic!("{field}: {errors:?}"));
+        assert_eq!(warnings, [], "{field}");
+        let notices = undeployable(&topology, &|_| true);
+        let said = notices.iter().any(|notice| {
+            notice.line == 6 && !notice.skips && notice.message.starts_with(&format!("{field} has no effect"))
+        });
+        assert!(said, "{field} is ignored in silence: {notices:#?}");
+    }
+}
+
+#[test]
+fn one_line_of_a_group_is_one_notice() {
+    let text = "name: x\ntopology:\n  groups: {g: {ports: [80:80]}}\n  nodes:\n    a: {kind: linux, group: g}\n    b: {kind: linux, group: g}\n";
+    let (_dir, loaded) = load_text(text, &[], &BTreeMap::new());
+    let notices = undeployable(&loaded.unwrap().0, &|_| true);
+    assert_eq!(notices.len(), 1, "{notices:#?}");
+    assert_eq!((notices[0].line, notices[0].subject.as_str()), (3, "nodes a, b"));
+}
+
+#[test]
+fn files_of_other_machines_matter_only_to_nodes_that_are_deployed() {
+    let text = |kind: &str| {
+        format!(
+            "name: x\ntopology:\n  nodes:\n    a:\n      kind: {kind}\n      binds: [/no/such/modules:/m]\n"
+        )
+    };
+    let (_dir, loaded) = load_text(&text("cvx"), &[], &BTreeMap::new());
+    assert!(loaded.is_ok(), "{loaded:?}");
+    let (_dir, loaded) = load_text(&text("linux"), &[], &BTreeMap::new());
+    assert!(loaded.unwrap_err()[0].message.contains("/no/such/modules does not exist"));
+}
+
+#[test]
+fn keys_below_keys_are_looked_at_too() {
+    let text = "name: x\nsettings:\n  certificate-authority:\n    certt: a\ntopology:\n  nodes:\n    a:\n      kind: linux\n      certificate: {isue: true}\n";
+    let (_dir, loaded) = load_text(text, &[], &BTreeMap::new());
+    let (_, warnings) = loaded.unwrap();
+    let lines: Vec<(u64, &str)> = warnings.iter().map(|w| (w.line, w.key.as_str())).collect();
+    assert_eq!(
+        lines,
+        [(4, "settings.certificate-authority.certt"), (9, "topology.nodes.a.certificate.isue")]
+    );
 }
 
 #[test]
@@ -264,6 +357,10 @@ fn files_that_are_no_topology_say_so() {
         ("- a\n- b\n", "needs a map"),
         ("name: x\ntopology:\n  nodes: [\n", "not valid YAML"),
         ("name: x\nname: y\ntopology: {}\n", "not valid YAML"),
+        (
+            "name: x\ntopology:\n  nodes:\n    a: {kind: linux}\n    a: {kind: linux}\n",
+            "lab.clab.yml:5: not valid YAML",
+        ),
         ("name: x\ntopology:\n  nodes:\n{{- if .x }}\n    a:\n", "line 4 holds a Go template directive"),
         ("name: ../x\ntopology: {nodes: {a: {kind: linux}}}\n", "use at most 64 letters"),
         ("name: x\ntopology: {nodes: {a: {}}}\n", "no kind"),

@@ -17,33 +17,16 @@ pub struct Topology {
     pub lab_dir: PathBuf,
     /// The lab's name (`name`).
     pub name: String,
-    /// What precedes node names (`prefix`, default `clab`); see [`Topology::long_name`].
+    /// What precedes node names (`prefix`, default `clab`). Here nodes go by their short names.
     pub prefix: String,
     /// The management network, parsed but never deployed here.
     pub mgmt: Option<Mgmt>,
-    /// Lab wide settings, parsed but not used here: the lab's own CA serves instead.
-    pub settings: Option<serde_json::Value>,
+    /// Line of the lab wide `settings`; nothing of them is used, the lab's own CA serves instead.
+    pub settings_line: Option<u64>,
     /// Nodes by name.
     pub nodes: BTreeMap<String, Node>,
     /// Links in file order.
     pub links: Vec<Link>,
-}
-
-impl Topology {
-    /// The node's full name as containerlab would name the container: `clab-LAB-NODE`, `PREFIX-LAB-NODE`,
-    /// `LAB-NODE` for the prefix `__lab-name`, or just `NODE` for the empty prefix.
-    pub fn long_name(&self, node: &str) -> String {
-        match self.prefix.as_str() {
-            "" => node.to_owned(),
-            "__lab-name" => format!("{}-{node}", self.name),
-            prefix => format!("{prefix}-{}-{node}", self.name),
-        }
-    }
-
-    /// The directory of one node inside the lab directory (`__clabNodeDir__`).
-    pub fn node_dir(&self, node: &str) -> PathBuf {
-        self.lab_dir.join(node)
-    }
 }
 
 /// One node, merged.
@@ -53,6 +36,8 @@ pub struct Node {
     pub name: String,
     /// Line of the node in the topology file, from 1.
     pub line: u64,
+    /// The line of each key that says something about the node, be it in the defaults, its kind or its group.
+    pub lines: BTreeMap<&'static str, u64>,
     /// `kind`, e.g. `linux`; empty when the file gives none (an error unless nothing needs it).
     pub kind: String,
     /// `type`, a variant of the kind.
@@ -117,7 +102,7 @@ pub struct Node {
     pub sysctls: BTreeMap<String, String>,
     /// `cap-add`.
     pub cap_add: Vec<String>,
-    /// `privileged`.
+    /// `privileged`, true by default.
     pub privileged: bool,
     /// `devices`.
     pub devices: Vec<String>,
@@ -258,6 +243,8 @@ pub struct StageExec {
 /// `mgmt`: the management network.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Mgmt {
+    /// Line in the topology file, from 1.
+    pub line: u64,
     /// Network name.
     pub network: Option<String>,
     /// Bridge name.
@@ -395,12 +382,26 @@ pub struct Endpoint {
 pub struct Notice {
     /// Line in the topology file, from 1.
     pub line: u64,
-    /// Node, link or setting concerned.
+    /// What it is about.
+    pub about: About,
+    /// The same in words.
     pub subject: String,
     /// What will not be done and why.
     pub message: String,
-    /// True when the thing itself (a node, a link) cannot be deployed; false when only a setting is ignored.
+    /// True when the thing itself (a node, a link) is not deployed, which is all the runner goes by; false when only a
+    /// setting is ignored.
     pub skips: bool,
+}
+
+/// What a notice is about.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum About {
+    /// The lab as a whole.
+    Lab,
+    /// The node of this name.
+    Node(String),
+    /// The link at this position in [`Topology::links`].
+    Link(usize),
 }
 
 impl fmt::Display for Notice {

@@ -8,10 +8,12 @@ use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use tokio::net::UnixDatagram;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
 use crate::process::{Exit, Reaper, Running};
+use crate::runner::plan::Restart;
 use crate::runner::protocol::CommandState;
 
 /// The first pause before a command is started again.
@@ -22,6 +24,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const HEALTHY_AFTER: Duration = Duration::from_secs(10);
 /// How long a command may take to end on SIGTERM.
 const GRACE: Duration = Duration::from_secs(10);
+/// Where a command says that it is ready, in the node (sd_notify(3)).
+pub(super) const NOTIFY_SOCKET: &str = "/run/tombolo-lab/notify";
 
 /// What to run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,8 +34,10 @@ pub struct CommandSpec {
     pub argv: Vec<String>,
     /// Environment beside the basic one.
     pub env: BTreeMap<String, String>,
-    /// Whether to start it again when it ends by itself.
-    pub restart: bool,
+    /// When to start it again after it ended by itself.
+    pub restart: Restart,
+    /// Whether it says by itself when it is ready.
+    pub notify: bool,
 }
 
 /// What to do with it.
@@ -53,15 +59,23 @@ pub struct Supervised {
 }
 
 impl Supervised {
-    /// Starts the task; nothing runs until [`Supervised::run`].
+    /// Starts the task; nothing runs until [`Supervised::run`]. The command's word that it is ready comes on `notify`.
     #[must_use]
-    pub fn new(reaper: Reaper, log: File) -> Self {
+    pub fn new(reaper: Reaper, log: File, notify: UnixDatagram) -> Self {
         let (orders, receiver) = mpsc::channel(8);
         let (publish, state) =
             watch::channel(CommandState { state: "none".to_owned(), ..CommandState::default() });
         tokio::spawn(
-            Task { reaper, log, spec: CommandSpec::default(), wanted: false, orders: receiver, publish }
-                .run(),
+            Task {
+                reaper,
+                log,
+                notify,
+                spec: CommandSpec::default(),
+                wanted: false,
+                orders: receiver,
+                publish,
+            }
+            .run(),
         );
         Self { orders, state }
     }
@@ -110,6 +124,7 @@ enum Next {
 struct Task {
     reaper: Reaper,
     log: File,
+    notify: UnixDatagram,
     spec: CommandSpec,
     wanted: bool,
     orders: mpsc::Receiver<(Order, oneshot::Sender<()>)>,
@@ -129,8 +144,8 @@ impl Task {
                     let Some((order, done)) = self.orders.recv().await else { return };
                     self.apply(&order);
                     pause = FIRST_PAUSE;
+                    next = self.settle();
                     done.send(()).ok();
-                    next = if self.runnable() { Next::Again } else { Next::Idle };
                     continue;
                 }
             };
@@ -141,8 +156,8 @@ impl Task {
                         let Some((order, done)) = order else { return };
                         self.apply(&order);
                         pause = FIRST_PAUSE;
+                        next = self.settle();
                         done.send(()).ok();
-                        next = if self.runnable() { Next::Again } else { Next::Idle };
                         continue;
                     }
                 }
@@ -169,6 +184,21 @@ impl Task {
         self.wanted && !self.spec.argv.is_empty()
     }
 
+    /// What follows an order, said before the order is answered: whoever gave it must not take the state of before for
+    /// that of now.
+    fn settle(&self) -> Next {
+        if self.runnable() {
+            self.publish.send_modify(|state| {
+                "waiting".clone_into(&mut state.state);
+                state.not_running();
+                state.error = None;
+            });
+            return Next::Again;
+        }
+        self.idle_state();
+        Next::Idle
+    }
+
     fn idle_state(&self) {
         let none = self.spec.argv.is_empty();
         self.publish.send_modify(|state| {
@@ -180,7 +210,7 @@ impl Task {
                 "stopped"
             };
             name.clone_into(&mut state.state);
-            state.pid = None;
+            state.not_running();
         });
     }
 
@@ -198,12 +228,19 @@ impl Task {
 
     fn start(&self) -> io::Result<Running> {
         let mut command = command(&self.spec.argv, &self.spec.env, &self.log)?;
+        if self.spec.notify {
+            command.env("NOTIFY_SOCKET", NOTIFY_SOCKET);
+        }
+        // What an earlier run has said is not this one's word.
+        while self.notify.try_recv(&mut [0]).is_ok() {}
         let running = self.reaper.spawn(&mut command)?;
         let pid = running.pid.as_raw();
         tracing::info!(pid, program = ?self.spec.argv.first(), "command started");
         self.publish.send_modify(|state| {
             "running".clone_into(&mut state.state);
             state.pid = Some(pid);
+            state.since = Some(Instant::now());
+            state.said_ready = false;
             state.error = None;
         });
         Ok(running)
@@ -215,7 +252,7 @@ impl Task {
         let text = format!("start {program}: {error}; is it installed on the host, or bound into the node?");
         self.publish.send_modify(|state| {
             "failed".clone_into(&mut state.state);
-            state.pid = None;
+            state.not_running();
             state.error = Some(text);
             state.restarts += 1;
         });
@@ -226,6 +263,10 @@ impl Task {
         loop {
             let (order, done) = tokio::select! {
                 exit = running.wait() => return self.ended(exit),
+                () = ready_said(&self.notify) => {
+                    self.publish.send_modify(|state| state.said_ready = true);
+                    continue;
+                }
                 order = self.orders.recv() => match order {
                     Some(order) => order,
                     None => return Next::Idle,
@@ -245,13 +286,10 @@ impl Task {
                 Order::Run(_) | Order::Stop | Order::Restart => {
                     self.apply(&order);
                     let exit = end(&mut running).await;
-                    self.publish.send_modify(|state| {
-                        state.last_exit = Some(exit);
-                        state.pid = None;
-                    });
-                    self.idle_state();
+                    self.publish.send_modify(|state| state.last_exit = Some(exit));
+                    let next = self.settle();
                     done.send(()).ok();
-                    return if self.runnable() { Next::Again } else { Next::Idle };
+                    return next;
                 }
             }
             done.send(()).ok();
@@ -260,7 +298,7 @@ impl Task {
 
     fn ended(&self, exit: Exit) -> Next {
         tracing::warn!(%exit, "command ended");
-        let again = self.wanted && self.spec.restart;
+        let again = self.wanted && self.spec.restart.again(exit.success());
         self.publish.send_modify(|state| {
             let name = match (again, self.wanted) {
                 (true, _) => "waiting",
@@ -268,13 +306,32 @@ impl Task {
                 (false, false) => "stopped",
             };
             name.clone_into(&mut state.state);
-            state.pid = None;
+            state.not_running();
             state.last_exit = Some(exit);
             if again {
                 state.restarts += 1;
             }
         });
         if again { Next::Pause(FIRST_PAUSE) } else { Next::Idle }
+    }
+}
+
+/// Resolves when a command says `READY=1`.
+async fn ready_said(notify: &UnixDatagram) {
+    let mut message = [0_u8; 4096];
+    loop {
+        match notify.recv(&mut message).await {
+            Ok(length) => {
+                let text = message.get(..length).unwrap_or_default();
+                if text.split(|byte| *byte == b'\n').any(|line| line == b"READY=1") {
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the command cannot be heard any more");
+                return std::future::pending().await;
+            }
+        }
     }
 }
 

@@ -11,12 +11,12 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout_at};
 use tombolo_netlink::{AddressOptions, Netlink};
 
-use super::command::{CommandSpec, Supervised, command};
+use super::command::{CommandSpec, NOTIFY_SOCKET, Supervised, command};
 use super::root;
 use crate::kubelet::{Kubelet, LogFolder};
 use crate::process::{Exit, Reaper};
-use crate::runner::plan::{InterfaceSpec, NodeSpec, PROGRAM_IN_NODE, ReadySpec};
-use crate::runner::protocol::{Connection, InitReply, InitRequest, NodeState};
+use crate::runner::plan::{InterfaceSpec, NodeSpec, PROGRAM_IN_NODE, Sign};
+use crate::runner::protocol::{CommandState, Connection, InitReply, InitRequest, NodeState};
 
 /// How long one exec line may take.
 const EXEC_PATIENCE: Duration = Duration::from_secs(60);
@@ -24,7 +24,8 @@ const EXEC_PATIENCE: Duration = Duration::from_secs(60);
 const READY_INTERVAL: Duration = Duration::from_millis(100);
 /// A command that ended so often before the node was up is not going to run.
 const FATAL_RESTARTS: u32 = 4;
-/// How long a command must run to count as up, if it cannot be asked.
+/// How long a command must run to count as up, counted from its start, if it neither says so nor can be asked. There is
+/// no event for "runs well": its end is the event, and what is awaited here is that it does not come.
 const FIRST_RUN: Duration = Duration::from_millis(300);
 /// The same for one that has ended already.
 const SETTLED: Duration = Duration::from_secs(1);
@@ -55,7 +56,7 @@ pub(super) async fn serve(
     up(&netlink, "lo").await.map_err(io::Error::other)?;
     let kubelet = spec.kubelet.then(|| Kubelet::new(spec.name.clone(), reaper.clone(), pod_logs));
     let host: &'static Host = Box::leak(Box::new(Host {
-        command: Supervised::new(reaper.clone(), log.try_clone()?),
+        command: Supervised::new(reaper.clone(), log.try_clone()?, notify_socket()?),
         reaper,
         netlink,
         log,
@@ -78,6 +79,13 @@ pub(super) async fn serve(
     }
 }
 
+fn notify_socket() -> io::Result<tokio::net::UnixDatagram> {
+    if let Some(folder) = Path::new(NOTIFY_SOCKET).parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    tokio::net::UnixDatagram::bind(NOTIFY_SOCKET)
+}
+
 async fn up(netlink: &Netlink, name: &str) -> Result<u32, tombolo_netlink::Error> {
     let link = netlink.link(name).await?;
     netlink.set_up(link.index).await?;
@@ -92,10 +100,6 @@ impl Host {
             InitRequest::Reconfigure(spec) => self.reconfigure(*spec).await,
             InitRequest::Kill { stay_down } => {
                 self.command.kill(stay_down).await;
-                Ok(Vec::new())
-            }
-            InitRequest::Restart => {
-                self.command.restart().await;
                 Ok(Vec::new())
             }
             InitRequest::Stop => {
@@ -139,15 +143,23 @@ impl Host {
             sleep(Duration::from_secs(u64::from(spec.startup_delay_secs))).await;
         }
         self.command.run(command_spec(&spec)).await;
+        let mut notes = Vec::new();
         for line in &spec.exec {
-            self.exec(line, &spec.env).await?;
+            match self.exec(line, &spec.env).await {
+                Ok(()) => {}
+                // It may speak of an interface whose link is not deployed.
+                Err(reason) if !spec.lacks.is_empty() => {
+                    notes.push(format!("{reason}; the node lacks {}", spec.lacks.join(", ")));
+                }
+                Err(reason) => return Err(reason),
+            }
         }
-        self.ready(spec.ready.as_ref(), &spec.env).await?;
+        self.ready(&spec).await?;
         if let Some(kubelet) = &self.kubelet {
             kubelet.start();
         }
         *self.spec.lock().await = spec;
-        Ok(Vec::new())
+        Ok(notes)
     }
 
     /// Runs what changed; what is equal goes on undisturbed. Binds were changed by the supervisor already.
@@ -174,7 +186,7 @@ impl Host {
                 }
             }
         }
-        self.ready(spec.ready.as_ref(), &spec.env).await?;
+        self.ready(&spec).await?;
         *self.spec.lock().await = spec;
         Ok(notes)
     }
@@ -219,52 +231,42 @@ impl Host {
     }
 
     /// Waits until the node counts as up.
-    async fn ready(&self, ready: Option<&ReadySpec>, env: &BTreeMap<String, String>) -> Result<(), String> {
-        let began = Instant::now();
+    async fn ready(&self, spec: &NodeSpec) -> Result<(), String> {
+        let patience = spec.ready.as_ref().map_or(EXEC_PATIENCE, |r| Duration::from_secs(r.timeout_secs));
+        let deadline = Instant::now() + patience;
         let base = self.command.state.borrow().restarts;
         let mut state = self.command.state.clone();
         loop {
             let now = state.borrow_and_update().clone();
-            if let Some(error) = &now.error {
-                return Err(error.clone());
+            if let Some(verdict) = verdict(&now, base, spec.ready.is_some()) {
+                return verdict;
             }
-            if now.restarts.saturating_sub(base) >= FATAL_RESTARTS || now.state == "ended" {
-                let exit = now.last_exit.map(|exit| exit.to_string()).unwrap_or_default();
-                return if now.state == "ended" && now.last_exit.is_some_and(Exit::success) {
-                    Ok(())
-                } else {
-                    Err(format!("its command does not stay up ({exit})"))
-                };
-            }
-            match ready {
-                Some(ready) if now.state == "running" => {
-                    let patience = Duration::from_secs(ready.timeout_secs);
-                    if self.probe(&ready.argv, env).await {
+            let ask_again = match spec.ready.as_ref().map(|ready| &ready.sign) {
+                Some(Sign::Notify) if now.said_ready => return Ok(()),
+                Some(Sign::Notify) => deadline,
+                Some(Sign::Command(argv)) if matches!(now.state.as_str(), "running" | "none") => {
+                    if self.probe(argv, &spec.env).await {
                         return Ok(());
                     }
-                    if began.elapsed() > patience {
-                        let line = ready.argv.join(" ");
-                        return Err(format!(
-                            "not ready after {} s: {line:?} does not succeed",
-                            ready.timeout_secs
-                        ));
-                    }
-                    sleep(READY_INTERVAL).await;
+                    Instant::now() + READY_INTERVAL
                 }
-                None if now.state == "none" || now.state == "stopped" => return Ok(()),
-                None if now.state == "running" => {
-                    // Without a question to ask, only a run of some length tells that it is well.
-                    let settled = if now.restarts == base { FIRST_RUN } else { SETTLED };
-                    if timeout_at(Instant::now() + settled, state.changed()).await.is_err() {
+                Some(Sign::Command(_)) => deadline,
+                None => {
+                    let proof = if now.restarts == base { FIRST_RUN } else { SETTLED };
+                    let proven = now.since.map_or(deadline, |since| since + proof);
+                    if Instant::now() >= proven {
                         return Ok(());
                     }
+                    proven
                 }
-                _ => {
-                    if timeout_at(Instant::now() + EXEC_PATIENCE, state.changed()).await.is_err() {
-                        return Err("its command does not start".to_owned());
-                    }
-                }
+            };
+            if Instant::now() >= deadline {
+                let sign = spec.ready.as_ref().map_or("it does not start".to_owned(), |r| r.sign.missing());
+                return Err(format!("not ready after {} s: {sign}", patience.as_secs()));
             }
+            // What happens to the command is noticed at once; a readiness command is asked from time to time. Either
+            // way the loop looks anew, so that time is over is no error yet.
+            timeout_at(ask_again.min(deadline), state.changed()).await.ok();
         }
     }
 
@@ -278,8 +280,26 @@ impl Host {
     }
 }
 
+/// Whether the command's state alone says that the node is up, or will not be. `base` is how often it had been started
+/// again before.
+fn verdict(command: &CommandState, base: u32, asked: bool) -> Option<Result<(), String>> {
+    if let Some(error) = &command.error {
+        return Some(Err(error.clone()));
+    }
+    let ended = command.state == "ended";
+    if ended && command.last_exit.is_some_and(Exit::success) {
+        return Some(Ok(()));
+    }
+    if ended || command.restarts.saturating_sub(base) >= FATAL_RESTARTS {
+        let exit = command.last_exit.map(|exit| exit.to_string()).unwrap_or_default();
+        return Some(Err(format!("its command does not stay up ({exit})")));
+    }
+    (!asked && matches!(command.state.as_str(), "none" | "stopped")).then_some(Ok(()))
+}
+
 fn command_spec(spec: &NodeSpec) -> CommandSpec {
-    CommandSpec { argv: spec.argv.clone(), env: spec.env.clone(), restart: spec.restart }
+    let notify = spec.ready.as_ref().is_some_and(|ready| ready.sign == Sign::Notify);
+    CommandSpec { argv: spec.argv.clone(), env: spec.env.clone(), restart: spec.restart, notify }
 }
 
 /// Whether the command must start again to see what is bound in now. The `tombolo` program is in every node but

@@ -10,6 +10,8 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use crate::runner::plan::Restart;
+
 /// Namespace and name.
 pub(super) type PodKey = (String, String);
 
@@ -28,14 +30,6 @@ pub(super) struct PodSpec {
     pub(super) grace: Duration,
     /// Why it cannot be run here, if so.
     pub(super) refused: Option<String>,
-}
-
-/// `restartPolicy`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Restart {
-    Always,
-    OnFailure,
-    Never,
 }
 
 /// One container.

@@ -15,13 +15,14 @@ use tokio_util::sync::CancellationToken;
 use tombolo_netlink::{NetNs, Netlink};
 
 use super::cni::{self, Attachment};
-use super::manifests::{ContainerSpec, EnvValue, PodSpec, Restart, expand, hosts_file};
+use super::manifests::{ContainerSpec, EnvValue, PodSpec, expand, hosts_file};
 use super::status::{self, Status};
 use super::{Shared, probe};
 use crate::init::command::command;
 use crate::process::Exit;
 use crate::runner::cgroup;
 use crate::runner::exec::pod_command;
+use crate::runner::plan::Restart;
 use crate::runner::protocol::PodState;
 
 /// The first and the longest pause between two tries of something that failed.
@@ -165,7 +166,10 @@ impl Life {
         self.stop.cancelled().await;
     }
 
-    /// One ADD. It is never broken off: a pod that is removed meanwhile waits for its end before DEL.
+    /// One ADD, and the CHECK that it has done what it says. Runtimes may ask CHECK at any time after ADD has succeeded
+    /// (CNI specification 1.0, section 2); asked here, for every pod of every lab, it is an answer the plugins have to
+    /// give and not only code that could. ADD is never broken off: a pod that is removed meanwhile waits for its end
+    /// before DEL.
     async fn add(&mut self) -> Result<Vec<IpAddr>, String> {
         let busy = Arc::clone(&self.attaching).lock_owned().await;
         let (reaper, mut attachment) = (self.shared.reaper.clone(), self.attachment.clone());
@@ -176,7 +180,9 @@ impl Life {
         });
         let (added, attachment) = call.await.map_err(|error| error.to_string())?;
         self.attachment = attachment;
-        added.map_err(|error| error.to_string())
+        let addresses = added.map_err(|error| error.to_string())?;
+        cni::check(&self.shared.reaper, &self.attachment).await.map_err(|error| error.to_string())?;
+        Ok(addresses)
     }
 
     /// The pod's cgroup and network namespace; fine if they are there.
@@ -476,11 +482,7 @@ impl ContainerTask {
                 Err(error) => Err(error.to_string()),
             };
             let success = ended.as_ref().is_ok_and(|exit| exit.success());
-            let again = match self.restart {
-                Restart::Always => true,
-                Restart::OnFailure => !success,
-                Restart::Never => false,
-            };
+            let again = self.restart.again(success);
             let trouble = match &ended {
                 Ok(exit) => exit.to_string(),
                 Err(error) => error.clone(),

@@ -107,7 +107,7 @@ mod tests {
             file: "pod.yaml".to_owned(),
             init_containers: Vec::new(),
             containers: Vec::new(),
-            restart: super::super::manifests::Restart::Always,
+            restart: crate::runner::plan::Restart::Always,
             grace: Duration::ZERO,
             refused: None,
         };

@@ -10,15 +10,13 @@ use super::plan::ClusterSpec;
 /// The running controllers; they stop when this is dropped.
 #[derive(Debug)]
 pub(super) struct Controllers {
-    dead: watch::Sender<BTreeSet<String>>,
     _stop: DropGuard,
 }
 
 impl Controllers {
-    /// Starts the controllers of every cluster.
+    /// Starts the controllers of every cluster; `dead` holds the nodes that do not live.
     #[must_use]
-    pub(super) fn start(clusters: &[ClusterSpec]) -> Self {
-        let (dead, _) = watch::channel(BTreeSet::new());
+    pub(super) fn start(clusters: &[ClusterSpec], dead: &watch::Sender<BTreeSet<String>>) -> Self {
         let stop = CancellationToken::new();
         for cluster in clusters {
             let (folder, name) = (cluster.manifests.clone(), cluster.name.clone());
@@ -29,12 +27,6 @@ impl Controllers {
                 }
             });
         }
-        Self { dead, _stop: stop.drop_guard() }
-    }
-
-    /// Tells whether a node lives.
-    pub(super) fn node_alive(&self, node: &str, alive: bool) {
-        self.dead
-            .send_if_modified(|dead| if alive { dead.remove(node) } else { dead.insert(node.to_owned()) });
+        Self { _stop: stop.drop_guard() }
     }
 }

@@ -1,6 +1,6 @@
 //! Nodes and links come up, and go.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::File;
 use std::io;
@@ -67,6 +67,8 @@ pub struct Fabric {
     pub reaper: Reaper,
     /// Netlink in the enclosing namespace.
     pub netlink: Netlink,
+    /// The nodes whose init has ended, for whatever reason; what tells the clusters' controllers.
+    pub dead: watch::Sender<BTreeSet<String>>,
     program: File,
 }
 
@@ -129,7 +131,8 @@ impl Fabric {
     /// Netlink or the own program cannot be opened.
     pub fn new(layout: Layout, cgroup: PathBuf, reaper: Reaper) -> io::Result<Self> {
         let netlink = Netlink::here().map_err(io::Error::other)?;
-        Ok(Self { layout, cgroup, reaper, netlink, program: enter::own_program()? })
+        let (dead, _) = watch::channel(BTreeSet::new());
+        Ok(Self { layout, cgroup, reaper, netlink, dead, program: enter::own_program()? })
     }
 
     /// Brings up everything in a plan; what was started is in `nodes` also when it fails.
@@ -177,7 +180,8 @@ impl Fabric {
         try_join_all(plan.nodes.values().map(|spec| {
             let steps = &steps;
             async move {
-                self.start(spec).await?;
+                let notes = self.start(spec).await?;
+                tell_notes(events, &spec.name, notes).await;
                 steps.did(format!("node {} up", spec.name)).await;
                 Ok::<(), Failure>(())
             }
@@ -271,12 +275,13 @@ impl Fabric {
             Ok(pid)
         })?;
         let (report, exit) = watch::channel(None);
-        let name = spec.name.clone();
+        let (name, dead) = (spec.name.clone(), self.dead.clone());
         tokio::spawn(async move {
             // Held until the end, so that the pid cannot mean another process.
             let _handle = handle;
             let how = ended.await.unwrap_or(Exit::Code(127));
             tracing::info!(node = %name, %how, "init ended");
+            dead.send_if_modified(|dead| dead.insert(name));
             report.send_replace(Some(how));
         });
         let number = u32::try_from(pid.as_raw()).map_err(io::Error::other)?;
@@ -314,7 +319,9 @@ impl Fabric {
     /// # Errors
     /// The node's reason, with the end of its log.
     pub async fn start(&self, spec: &NodeSpec) -> Result<Vec<String>, Failure> {
-        self.tell(&spec.name, &InitRequest::Start(Box::new(spec.clone()))).await
+        let notes = self.tell(&spec.name, &InitRequest::Start(Box::new(spec.clone()))).await?;
+        self.dead.send_if_modified(|dead| dead.remove(&spec.name));
+        Ok(notes)
     }
 
     /// Asks a node's init for something to be done; answers what is to be known about it.
@@ -395,6 +402,14 @@ impl Fabric {
 pub fn describe(link: &LinkSpec) -> String {
     let end = |end: &EndSpec| format!("{}:{}", end.node.as_deref().unwrap_or("host"), end.interface);
     format!("{} - {}", end(&link.a), end(&link.b))
+}
+
+/// Tells what is to be known about a node.
+pub async fn tell_notes(events: &mpsc::Sender<Event>, node: &str, notes: Vec<String>) {
+    for note in notes {
+        // Nobody listening is no reason to stop.
+        events.send(Event::Warning(format!("node {node}: {note}"))).await.ok();
+    }
 }
 
 /// Counts and tells the steps of a deployment.

@@ -14,6 +14,7 @@
 //! # Ok(()) }
 //! ```
 
+mod bpf;
 pub mod cgroup;
 mod clusters;
 pub mod deploy;
@@ -45,7 +46,7 @@ use self::protocol::{Connection, Event, LabState, NodeAction, Request};
 pub use self::residue::{Residue, residue};
 use crate::enter;
 use crate::error::LabError;
-use crate::file::{self, Topology};
+use crate::file::{self, About, Notice, Topology};
 use crate::init::READY;
 use crate::settings::Settings;
 
@@ -61,6 +62,8 @@ pub struct Lab {
     pub settings: Settings,
     /// What the files say that is unknown or not deployed; one line each.
     pub warnings: Vec<String>,
+    /// What is not deployed, or has no effect.
+    pub notices: Vec<Notice>,
     layout: Layout,
 }
 
@@ -93,13 +96,15 @@ impl Lab {
             errors: errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"),
         })?;
         let settings = Settings::beside(&topology.file)?;
-        let notices = file::undeployable(&topology);
-        let warnings = warnings
-            .iter()
-            .map(ToString::to_string)
-            .chain(notices.iter().map(|notice| format!("not deployed: {notice}")));
+        let notices = file::undeployable(&topology, &|image| settings.runs(image));
+        let name = topology.file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let told = notices.iter().map(|notice| {
+            let word = if notice.skips { "not deployed: " } else { "" };
+            format!("{word}{name}:{}: {}: {}", notice.line, notice.subject, notice.message)
+        });
+        let warnings = warnings.iter().map(ToString::to_string).chain(told).collect();
         let layout = Layout::new(&topology.lab_dir);
-        Ok(Self { warnings: warnings.collect(), settings, layout, topology })
+        Ok(Self { warnings, notices, settings, layout, topology })
     }
 
     /// Where the lab's files are.
@@ -116,7 +121,7 @@ impl Lab {
         let _lock = self.lock()?;
         let program = std::env::current_exe().map_err(LabError::io("find the own program"))?;
         // Also checks everything before anything is touched.
-        let plan = Plan::new(&self.topology, &self.settings, &program)?;
+        let plan = Plan::new(&self.topology, &self.settings, &self.notices, &program)?;
         if let Ok(connection) = self.connect().await {
             if let Some(text) = self.ask_up(connection, &plan, progress).await? {
                 return Ok(Outcome::Changed(text));
@@ -126,7 +131,7 @@ impl Lab {
         self.clean().await?;
         self.prepare()?;
         // Binds of certificates and manifests exist only now.
-        let plan = Plan::new(&self.topology, &self.settings, &program)?;
+        let plan = Plan::new(&self.topology, &self.settings, &self.notices, &program)?;
         let started = async {
             self.start_supervisor().await?;
             let connection = self.connect().await?;
@@ -214,14 +219,6 @@ impl Lab {
         self.node(node, NodeAction::KillCommand { stay_down }).await
     }
 
-    /// Stops the node's command in order and starts it again.
-    ///
-    /// # Errors
-    /// As [`Lab::node`].
-    pub async fn restart_cmd(&self, node: &str) -> Result<String, LabError> {
-        self.node(node, NodeAction::RestartCommand).await
-    }
-
     /// Stops the node's command in order.
     ///
     /// # Errors
@@ -278,6 +275,14 @@ impl Lab {
     }
 
     fn check_node(&self, node: &str) -> Result<(), LabError> {
+        let about = About::Node(node.to_owned());
+        if let Some(notice) = self.notices.iter().find(|notice| notice.skips && notice.about == about) {
+            return Err(LabError::Plan {
+                subject: notice.subject.clone(),
+                reason: "is not deployed".to_owned(),
+                remedy: notice.message.clone(),
+            });
+        }
         if self.topology.nodes.contains_key(node) {
             return Ok(());
         }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::enter::Bind;
 use crate::error::LabError;
-use crate::file::{self, LinkType, Node, Topology};
+use crate::file::{self, About, LinkType, Node, Notice, Topology};
 use crate::settings::{Image, Settings};
 
 /// Where the `tombolo` program is inside every node.
@@ -36,6 +36,8 @@ pub struct Plan {
     pub links: Vec<LinkSpec>,
     /// The clusters of the lab.
     pub clusters: Vec<ClusterSpec>,
+    /// Nodes and links of the file that are left out, in words.
+    pub skipped: Vec<String>,
 }
 
 /// One cluster, as the controllers need it.
@@ -68,8 +70,8 @@ pub struct NodeSpec {
     pub sysctls: BTreeMap<String, String>,
     /// The supervised command; empty for a plain host.
     pub argv: Vec<String>,
-    /// Whether the command is started again when it ends.
-    pub restart: bool,
+    /// When the command is started again after it ended.
+    pub restart: Restart,
     /// The command's environment.
     pub env: BTreeMap<String, String>,
     /// Commands run once after the command was started.
@@ -80,10 +82,36 @@ pub struct NodeSpec {
     pub ready: Option<ReadySpec>,
     /// Its interfaces.
     pub interfaces: Vec<InterfaceSpec>,
+    /// Interfaces that the file gives it, of links that are not deployed: an exec line may fail for want of one.
+    pub lacks: Vec<String>,
     /// Whether the init plays the kubelet for the pods of this node.
     pub kubelet: bool,
     /// Labels, for people and for `inspect`.
     pub labels: BTreeMap<String, String>,
+}
+
+/// When a command is started again after it ended by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Restart {
+    /// Whatever its exit status was.
+    #[default]
+    Always,
+    /// Unless its exit status was 0.
+    OnFailure,
+    /// Never.
+    Never,
+}
+
+impl Restart {
+    /// Whether a command that ended, with success or not, is started again.
+    #[must_use]
+    pub fn again(self, success: bool) -> bool {
+        match self {
+            Self::Always => true,
+            Self::OnFailure => !success,
+            Self::Never => false,
+        }
+    }
 }
 
 /// A directory with an owner.
@@ -99,13 +127,33 @@ pub struct OwnedDirectory {
     pub mode: u32,
 }
 
-/// A command that succeeds once the node is up.
+/// When a node is up.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReadySpec {
-    /// The command.
-    pub argv: Vec<String>,
+    /// How that is known.
+    pub sign: Sign,
     /// Give up after so many seconds.
     pub timeout_secs: u64,
+}
+
+/// How it is known that a node is up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Sign {
+    /// Its command says so (sd_notify(3), `READY=1`).
+    Notify,
+    /// This command succeeds.
+    Command(Vec<String>),
+}
+
+impl Sign {
+    /// What is missing as long as the node is not up.
+    #[must_use]
+    pub fn missing(&self) -> String {
+        match self {
+            Self::Notify => "its command has not said READY=1 (sd_notify)".to_owned(),
+            Self::Command(argv) => format!("{:?} does not succeed", argv.join(" ")),
+        }
+    }
 }
 
 /// An interface of a node with the addresses the file gives it.
@@ -142,36 +190,50 @@ pub struct EndSpec {
 }
 
 impl Plan {
-    /// Makes the plan of a topology.
+    /// Makes the plan of a topology. `notices` are those of [`file::undeployable`]: what they skip is left out, and
+    /// nothing else is.
     ///
     /// # Errors
-    /// A command line that cannot be split, a program missing on the host, a bind whose source does not exist, an
-    /// interface name that is too long.
-    pub fn new(topology: &Topology, settings: &Settings, program: &Path) -> Result<Self, LabError> {
-        let mut links = Vec::new();
-        for link in &topology.links {
-            let mtu = link.mtu.unwrap_or(DEFAULT_MTU);
-            match &link.link_type {
-                LinkType::Veth { a, b } | LinkType::VethStitch { a, b } => {
-                    links.push(LinkSpec { a: end(a)?, b: end(b)?, mtu });
-                }
-                LinkType::Host { endpoint, host_interface } => {
-                    let host = EndSpec { node: None, interface: checked_name(host_interface)?, mac: None };
-                    links.push(LinkSpec { a: end(endpoint)?, b: host, mtu });
-                }
-                // `file::undeployable` has told the user.
-                _ => {}
+    /// A command line that cannot be split, a program missing on the host, a cluster with a node that is none, or
+    /// nothing that can be deployed.
+    pub fn new(
+        topology: &Topology,
+        settings: &Settings,
+        notices: &[Notice],
+        program: &Path,
+    ) -> Result<Self, LabError> {
+        check_clusters(topology, settings)?;
+        let skips = |about: &About| notices.iter().any(|notice| notice.skips && notice.about == *about);
+        let (mut links, mut deployed) = (Vec::new(), Vec::new());
+        for (position, link) in topology.links.iter().enumerate() {
+            if skips(&About::Link(position)) {
+                continue;
             }
+            links.push(link_spec(link)?);
+            deployed.push(link);
         }
         let mut nodes = BTreeMap::new();
         for (name, node) in &topology.nodes {
-            nodes.insert(name.clone(), node_spec(topology, settings, node, program)?);
+            if !skips(&About::Node(name.clone())) {
+                let interfaces = Interfaces::of(name, topology, &deployed);
+                nodes.insert(name.clone(), node_spec(settings, node, interfaces, program)?);
+            }
+        }
+        let skipped: Vec<String> =
+            notices.iter().filter(|notice| notice.skips).map(|notice| notice.subject.clone()).collect();
+        if nodes.is_empty() {
+            return Err(LabError::Plan {
+                subject: format!("lab {}", topology.name),
+                reason: format!("none of its nodes can be deployed here ({})", skipped.join(", ")),
+                remedy: "the warnings above say why".to_owned(),
+            });
         }
         let clusters = settings.clusters.iter().map(|cluster| ClusterSpec {
             name: cluster.name.clone(),
             manifests: cluster.live_manifests(&topology.lab_dir),
-            nodes: cluster.nodes.clone(),
+            nodes: cluster.nodes.iter().filter(|node| nodes.contains_key(*node)).cloned().collect(),
         });
+        let clusters = clusters.collect();
         Ok(Self {
             name: topology.name.clone(),
             file: topology.file.clone(),
@@ -179,51 +241,78 @@ impl Plan {
             program: program.to_owned(),
             nodes,
             links,
-            clusters: clusters.collect(),
+            clusters,
+            skipped,
         })
     }
 }
 
-fn end(endpoint: &file::Endpoint) -> Result<EndSpec, LabError> {
-    Ok(EndSpec {
-        node: Some(endpoint.node.clone()),
-        interface: checked_name(&endpoint.interface)?,
-        mac: endpoint.mac,
-    })
+/// A cluster's nodes must be in the topology file; that one of them cannot be deployed is another matter.
+fn check_clusters(topology: &Topology, settings: &Settings) -> Result<(), LabError> {
+    for cluster in &settings.clusters {
+        if let Some(node) = cluster.nodes.iter().find(|node| !topology.nodes.contains_key(*node)) {
+            let known: Vec<&str> = topology.nodes.keys().map(String::as_str).take(20).collect();
+            return Err(LabError::Plan {
+                subject: format!("lab.yaml, cluster {}", cluster.name),
+                reason: format!("its node {node:?} is not in the topology file"),
+                remedy: format!("use one of {}", known.join(", ")),
+            });
+        }
+    }
+    Ok(())
 }
 
-fn checked_name(name: &str) -> Result<String, LabError> {
-    if name.is_empty() || name.len() > 15 {
-        return Err(LabError::Plan {
-            subject: format!("interface {name:?}"),
-            reason: "the kernel takes names of 1 to 15 bytes".to_owned(),
-            remedy: "choose a shorter interface name in the topology file".to_owned(),
-        });
+fn link_spec(link: &file::Link) -> Result<LinkSpec, LabError> {
+    let mtu = link.mtu.unwrap_or(DEFAULT_MTU);
+    match &link.link_type {
+        LinkType::Veth { a, b } | LinkType::VethStitch { a, b } => Ok(LinkSpec { a: end(a), b: end(b), mtu }),
+        LinkType::Host { endpoint, host_interface } => {
+            let host = EndSpec { node: None, interface: host_interface.clone(), mac: None };
+            Ok(LinkSpec { a: end(endpoint), b: host, mtu })
+        }
+        // A notice has skipped it; if one is ever forgotten, nothing is left out in silence.
+        other => Err(LabError::Plan {
+            subject: format!("link of type {} (line {})", other.name(), link.line),
+            reason: "is not deployed".to_owned(),
+            remedy: "remove it from the topology file".to_owned(),
+        }),
     }
-    Ok(name.to_owned())
+}
+
+fn end(endpoint: &file::Endpoint) -> EndSpec {
+    EndSpec { node: Some(endpoint.node.clone()), interface: endpoint.interface.clone(), mac: endpoint.mac }
+}
+
+/// What a node has of the interfaces that the file gives it.
+struct Interfaces {
+    deployed: Vec<InterfaceSpec>,
+    lacking: Vec<String>,
+}
+
+impl Interfaces {
+    fn of(node: &str, topology: &Topology, deployed: &[&file::Link]) -> Self {
+        let of_node = |link: &&file::Link| -> Vec<InterfaceSpec> {
+            let ends = link.endpoints().into_iter().filter(|end| end.node == node);
+            ends.map(|end| InterfaceSpec { name: end.interface.clone(), ipv4: end.ipv4, ipv6: end.ipv6 })
+                .collect()
+        };
+        let deployed: Vec<InterfaceSpec> = deployed.iter().flat_map(of_node).collect();
+        let wanted = topology.links.iter().flat_map(|link| of_node(&link)).map(|interface| interface.name);
+        let lacking =
+            wanted.filter(|name| !deployed.iter().any(|interface| interface.name == *name)).collect();
+        Self { deployed, lacking }
+    }
 }
 
 fn node_spec(
-    topology: &Topology,
     settings: &Settings,
     node: &Node,
+    interfaces: Interfaces,
     program: &Path,
 ) -> Result<NodeSpec, LabError> {
     let none = Image::default();
-    let image = match &node.image {
-        Some(name) => match settings.image(name) {
-            Some(image) => image,
-            None if settings.images.is_empty() => &none,
-            None => {
-                return Err(LabError::Plan {
-                    subject: format!("node {} (line {})", node.name, node.line),
-                    reason: format!("image {name:?} is not in the image table"),
-                    remedy: "add it under `images:` of lab.yaml beside the topology file".to_owned(),
-                });
-            }
-        },
-        None => &none,
-    };
+    // An image that does not run here was skipped with its node.
+    let image = node.image.as_deref().and_then(|name| settings.image(name)).unwrap_or(&none);
     check_programs(node, image)?;
 
     let mut argv = words(node, node.entrypoint.as_deref().unwrap_or_default())?;
@@ -235,8 +324,11 @@ fn node_spec(
     let mut env = image.env.clone();
     env.extend(node.env.clone());
     let ready = match &image.ready {
+        // Nobody is there to say anything.
+        Some(ready) if ready.notify && argv.is_empty() => None,
         Some(ready) => {
-            Some(ReadySpec { argv: words(node, &ready.command)?, timeout_secs: ready.timeout_secs })
+            let sign = if ready.notify { Sign::Notify } else { Sign::Command(words(node, &ready.command)?) };
+            Some(ReadySpec { sign, timeout_secs: ready.timeout_secs })
         }
         None => None,
     };
@@ -249,12 +341,19 @@ fn node_spec(
         directories: image.directories.iter().map(directory).collect(),
         sysctls: node.sysctls.clone(),
         argv,
-        restart: !node.auto_remove && node.restart_policy.as_deref() != Some("no"),
+        restart: match node.restart_policy.as_deref() {
+            _ if node.auto_remove => Restart::Never,
+            Some("no") => Restart::Never,
+            Some("on-failure") => Restart::OnFailure,
+            // `unless-stopped` differs only after a restart of the runtime, which a lab does not survive.
+            _ => Restart::Always,
+        },
         env,
         exec: node.exec.iter().map(|line| words(node, line)).collect::<Result<_, _>>()?,
         startup_delay_secs: node.startup_delay_secs,
         ready,
-        interfaces: interfaces(topology, &node.name),
+        interfaces: interfaces.deployed,
+        lacks: interfaces.lacking,
         kubelet: settings.clusters.iter().any(|cluster| cluster.nodes.contains(&node.name)),
         labels: node.labels.clone(),
     })
@@ -291,7 +390,7 @@ fn found(program: &str) -> bool {
 
 fn binds(node: &Node, program: &Path) -> Vec<Bind> {
     let mut binds = vec![new_bind(program, Path::new(PROGRAM_IN_NODE), true)];
-    for bind in node.binds.iter().chain(&node.volumes).filter(|bind| !bind.source.is_empty()) {
+    for bind in &node.binds {
         let (host, place) = (Path::new(&bind.source), Path::new(&bind.destination));
         binds.push(new_bind(host, place, bind.read_only()));
     }
@@ -313,17 +412,115 @@ fn directory(directory: &crate::settings::Directory) -> OwnedDirectory {
     }
 }
 
-fn interfaces(topology: &Topology, node: &str) -> Vec<InterfaceSpec> {
-    let deployed = topology.links.iter().filter(|link| {
-        matches!(link.link_type, LinkType::Veth { .. } | LinkType::VethStitch { .. } | LinkType::Host { .. })
-    });
-    deployed
-        .flat_map(file::Link::endpoints)
-        .filter(|endpoint| endpoint.node == node)
-        .map(|endpoint| InterfaceSpec {
-            name: endpoint.interface.clone(),
-            ipv4: endpoint.ipv4,
-            ipv6: endpoint.ipv6,
-        })
-        .collect()
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    const MIXED: &str = "name: x
+topology:
+  defaults: {kind: linux}
+  nodes:
+    a: {volumes: ['data:/data', '/host:/there']}
+    b: {image: 'frr:9', restart-policy: on-failure}
+    c: {image: 'unheard-of:1'}
+    d: {kind: nokia_srlinux}
+    e: {image: frr, restart-policy: 'no'}
+    f: {auto-remove: true}
+  links:
+    - endpoints: [a:eth1, b:eth1]
+    - endpoints: [a:eth2, c:eth1]
+    - endpoints: [a:eth3, d:e1-1]
+    - endpoints: [a:an-interface-name-too-long, b:eth2]
+    - endpoints: [b:eth3, host:a-host-name-far-too-long]
+    - endpoints: [b:eth4, host:b-out]
+    - {type: veth-stitch, endpoints: [{node: a, interface: eth5}, {node: b, interface: eth5}]}
+    - {type: dummy, endpoint: {node: a, interface: dum0}}
+    - endpoints: [a:eth6, mgmt-net:a-mgmt]
+    - endpoints: [a:eth7, macvlan:enp1s0]
+    - {type: vxlan, endpoint: {node: a, interface: eth8}, remote: 192.0.2.1, vni: 1, dst-port: 4789}
+";
+
+    fn plan(text: &str, settings: &str) -> (Topology, Vec<Notice>, Result<Plan, LabError>) {
+        let topology = file::parse(Path::new("/x.clab.yml"), text, &BTreeMap::new()).unwrap().0;
+        let settings = Settings::parse(settings, Path::new("/lab.yaml")).unwrap();
+        let notices = file::undeployable(&topology, &|image| settings.runs(image));
+        let plan = Plan::new(&topology, &settings, &notices, Path::new("/bin/true"));
+        (topology, notices, plan)
+    }
+
+    #[test]
+    fn exactly_what_the_notices_skip_is_left_out() {
+        let (topology, notices, plan) = plan(MIXED, "images: {frr: {}}");
+        let plan = plan.unwrap();
+        let skips = |about: About| notices.iter().any(|notice| notice.skips && notice.about == about);
+        let expected: BTreeSet<&String> =
+            topology.nodes.keys().filter(|name| !skips(About::Node((*name).clone()))).collect();
+        assert_eq!(plan.nodes.keys().collect::<BTreeSet<_>>(), expected);
+        assert_eq!(plan.nodes.keys().collect::<Vec<_>>(), ["a", "b", "e", "f"]);
+        let kept = (0..topology.links.len()).filter(|position| !skips(About::Link(*position))).count();
+        assert_eq!(plan.links.len(), kept);
+        let links: Vec<&str> = plan.links.iter().map(|link| link.a.interface.as_str()).collect();
+        assert_eq!(links, ["eth1", "eth4", "eth5"], "a stitched link is a plain one");
+        assert_eq!(plan.skipped.len(), notices.iter().filter(|notice| notice.skips).count());
+        for name in ["c", "d"] {
+            assert!(plan.skipped.contains(&format!("node {name}")), "{:?}", plan.skipped);
+        }
+        assert_eq!(
+            plan.nodes["a"].lacks,
+            ["eth2", "eth3", "an-interface-name-too-long", "dum0", "eth6", "eth7", "eth8"]
+        );
+        assert_eq!(plan.nodes["b"].lacks, ["eth2", "eth3"]);
+    }
+
+    #[test]
+    fn volumes_are_not_bound_as_the_notice_says() {
+        let (_, notices, plan) = plan(MIXED, "images: {frr: {}}");
+        let places: Vec<PathBuf> =
+            plan.unwrap().nodes["a"].binds.iter().map(|bind| bind.node.clone()).collect();
+        assert_eq!(places, [PathBuf::from(PROGRAM_IN_NODE)]);
+        assert!(notices.iter().any(|notice| notice.message.starts_with("volumes has no effect here")));
+    }
+
+    #[test]
+    fn restart_policies_are_what_they_say() {
+        let (_, _, plan) = plan(MIXED, "images: {frr: {}}");
+        let plan = plan.unwrap();
+        let restart = |name: &str| plan.nodes[name].restart;
+        assert_eq!(
+            [restart("a"), restart("b"), restart("e"), restart("f")],
+            [Restart::Always, Restart::OnFailure, Restart::Never, Restart::Never]
+        );
+        assert!(Restart::OnFailure.again(false) && !Restart::OnFailure.again(true));
+    }
+
+    #[test]
+    fn a_lab_of_which_nothing_runs_here_says_so() {
+        let text = "name: x\ntopology: {nodes: {a: {kind: nokia_srlinux}, b: {kind: bridge}}}\n";
+        let error = plan(text, "").2.unwrap_err().to_string();
+        assert!(error.contains("none of its nodes") && error.contains("node a, node b"), "{error}");
+    }
+
+    #[test]
+    fn clusters_name_nodes_that_there_are() {
+        let text = "name: x\ntopology: {nodes: {a: {kind: linux}}}\n";
+        let settings = "clusters: [{name: one, id: 1, manifests: m, nodes: [a, z], etcd: a}]";
+        let error = plan(text, settings).2.unwrap_err().to_string();
+        assert!(
+            error.contains("cluster one") && error.contains("\"z\"") && error.contains("use one of a"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_missing_program_names_the_package() {
+        let text = "name: x\ntopology: {nodes: {a: {kind: linux, image: i}}}\n";
+        let error =
+            plan(text, "images: {i: {programs: [no-such-program], package: the-package}}").2.unwrap_err();
+        let error = error.to_string();
+        for part in ["node a", "no-such-program", "apt-get install --no-install-recommends the-package"] {
+            assert!(error.contains(part), "{error}");
+        }
+    }
 }

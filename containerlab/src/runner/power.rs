@@ -21,7 +21,6 @@ pub(super) async fn act(
         NodeAction::PowerOff => return off(fabric, plan, node).await,
         NodeAction::PowerOn => return on(fabric, plan, node).await,
         NodeAction::KillCommand { stay_down } => InitRequest::Kill { stay_down },
-        NodeAction::RestartCommand => InitRequest::Restart,
         NodeAction::StopCommand => InitRequest::Stop,
         NodeAction::StartCommand => InitRequest::StartCommand,
         NodeAction::CniCheck => InitRequest::CniCheck,
@@ -69,7 +68,10 @@ async fn off(fabric: &Fabric, plan: &Plan, node: &mut RunningNode) -> Result<Str
 }
 
 /// Starts a node again on the disk it had and gives it its links back.
-async fn on(fabric: &Fabric, plan: &Plan, node: &mut RunningNode) -> Result<String, Failure> {
+///
+/// # Errors
+/// Its links are gone, or the node's reason.
+pub(super) async fn on(fabric: &Fabric, plan: &Plan, node: &mut RunningNode) -> Result<String, Failure> {
     if node.is_on() {
         return Ok(format!("{}: was on", node.name));
     }
@@ -77,12 +79,12 @@ async fn on(fabric: &Fabric, plan: &Plan, node: &mut RunningNode) -> Result<Stri
         return Err(Failure::new(&node.name, "the node is not in the plan"));
     };
     let failed = |error: tombolo_netlink::Error| Failure::new("reconnect the links", &error.to_string());
-    let parked = std::mem::take(&mut node.parked);
-    if parked.is_empty() && interfaces(plan, &node.name).next().is_some() {
+    if node.parked.is_empty() && interfaces(plan, &node.name).next().is_some() {
         let reason = "its links went with its init; take the lab down and up again";
         return Err(Failure::new(&node.name, reason));
     }
     let fresh = fabric.boot(spec).await?;
+    let parked = std::mem::take(&mut node.parked);
     let inside = Netlink::in_namespace(fresh.namespace()).map_err(failed)?;
     for (waiting, interface) in parked {
         let link = fabric.netlink.link(&waiting).await.map_err(failed)?;
@@ -92,7 +94,13 @@ async fn on(fabric: &Fabric, plan: &Plan, node: &mut RunningNode) -> Result<Stri
         inside.set_link(moved.index, &settings).await.map_err(failed)?;
     }
     *node = fresh;
-    fabric.start(spec).await?;
+    if let Err(failure) = fabric.start(spec).await {
+        // A node half started would be taken for one that runs.
+        if let Err(left) = off(fabric, plan, node).await {
+            tracing::warn!(node = %node.name, %left, "a node that did not start cannot be switched off");
+        }
+        return Err(failure);
+    }
     Ok(format!("{}: on", node.name))
 }
 

@@ -46,8 +46,6 @@ pub enum NodeAction {
         /// Keep it dead.
         stay_down: bool,
     },
-    /// Stop its command in order and start it again.
-    RestartCommand,
     /// Stop its command in order.
     StopCommand,
     /// Start its command.
@@ -128,12 +126,25 @@ pub struct CommandState {
     pub state: String,
     /// Its pid in the node.
     pub pid: Option<i32>,
+    /// When it was started, while it runs.
+    #[serde(skip)]
+    pub since: Option<tokio::time::Instant>,
+    /// Whether it has said that it is ready (sd_notify(3)).
+    #[serde(default)]
+    pub said_ready: bool,
     /// How often it was started again after ending by itself.
     pub restarts: u32,
     /// How it ended last.
     pub last_exit: Option<Exit>,
     /// Why it could not be started.
     pub error: Option<String>,
+}
+
+impl CommandState {
+    /// Forgets what is true only of a running command.
+    pub fn not_running(&mut self) {
+        (self.pid, self.since, self.said_ready) = (None, None, false);
+    }
 }
 
 /// A pod of a node.
@@ -171,8 +182,6 @@ pub enum InitRequest {
         /// Keep it dead.
         stay_down: bool,
     },
-    /// Stop and start the command.
-    Restart,
     /// Stop the command.
     Stop,
     /// Start the command.

@@ -130,7 +130,12 @@ impl Supervisor {
                 if fresh {
                     deploy(&self.fabric, &mut lab, plan, &events).await
                 } else {
-                    rebind::apply(&self.fabric, &mut lab, plan, &events).await
+                    let done = rebind::apply(&self.fabric, &mut lab, plan, &events).await;
+                    if let Some(plan) = &lab.plan {
+                        // Nodes that were switched on have new namespaces, also if another one failed.
+                        record(&self.fabric, &lab, plan);
+                    }
+                    done
                 }
             };
             tokio::pin!(work);
@@ -180,8 +185,8 @@ impl Supervisor {
             return Err(Failure::new(node, "there is no such node in this lab"));
         };
         let done = power::act(&self.fabric, plan, running, action).await?;
-        if let Some(controllers) = &lab.controllers {
-            controllers.node_alive(node, running.is_on());
+        if action == NodeAction::PowerOn {
+            record(&self.fabric, lab, plan);
         }
         Ok(done)
     }
@@ -215,17 +220,25 @@ async fn deploy(
     events: &mpsc::Sender<Event>,
 ) -> Result<Event, Failure> {
     // Slices are written while the nodes come up.
-    lab.controllers = Some(Controllers::start(&plan.clusters));
+    lab.controllers = Some(Controllers::start(&plan.clusters, &fabric.dead));
     fabric.deploy(&plan, &mut lab.nodes, events).await?;
-    let text = format!("{} nodes, {} links", plan.nodes.len(), plan.links.len());
+    let mut text = format!("{} nodes, {} links", plan.nodes.len(), plan.links.len());
+    if !plan.skipped.is_empty() {
+        text.push_str(&format!("; not deployed: {}", plan.skipped.join(", ")));
+    }
     record(fabric, lab, &plan);
     lab.plan = Some(plan);
     Ok(Event::Done(text))
 }
 
-/// Writes down what `down` and the residue check want to know later.
+/// Writes down what `down` and the residue check want to know later, beside what was written before: a node that was
+/// off had namespaces too.
 fn record(fabric: &Fabric, lab: &Lab, plan: &Plan) {
-    let mut inodes = String::new();
+    let mut inodes: std::collections::BTreeSet<String> = std::fs::read_to_string(fabric.layout.namespaces())
+        .unwrap_or_default()
+        .lines()
+        .map(str::to_owned)
+        .collect();
     let pids = lab.nodes.values().filter_map(RunningNode::pid).map(nix::unistd::Pid::as_raw);
     for pid in pids.chain([1]) {
         // The supervisor shares the other kinds with the host.
@@ -233,12 +246,13 @@ fn record(fabric: &Fabric, lab: &Lab, plan: &Plan) {
             if pid == 1 { &["net", "mnt", "pid"] } else { &["net", "mnt", "pid", "uts", "ipc", "cgroup"] };
         for kind in kinds {
             if let Ok(meta) = std::fs::metadata(format!("/proc/{pid}/ns/{kind}")) {
-                inodes.push_str(&format!("{kind} {}\n", meta.ino()));
+                inodes.insert(format!("{kind} {}", meta.ino()));
             }
         }
     }
     let write = || -> io::Result<()> {
-        std::fs::write(fabric.layout.namespaces(), &inodes)?;
+        let text: String = inodes.iter().map(|line| format!("{line}\n")).collect();
+        std::fs::write(fabric.layout.namespaces(), text)?;
         std::fs::write(fabric.layout.plan(), serde_json::to_vec_pretty(plan)?)
     };
     if let Err(error) = write() {

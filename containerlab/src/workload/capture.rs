@@ -6,6 +6,7 @@
 //! every underlay link.
 
 use std::collections::BTreeMap;
+use std::io::IoSliceMut;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -13,8 +14,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::Args;
+use ipnet::IpNet;
 use nix::sys::socket::{
-    AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType, recvfrom, setsockopt, socket, sockopt,
+    AddressFamily, ControlMessageOwned, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, recvmsg,
+    setsockopt, socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 use serde::{Deserialize, Serialize};
@@ -23,12 +26,14 @@ use super::{WorkloadError, echo, print_json};
 
 /// Receive buffer: enough for a burst of large frames while the machine is busy.
 const BUFFER_BYTES: usize = 16 * 1024 * 1024;
-/// Most different sightings that are reported one by one.
+/// Most different sightings that are reported one by one; those beyond are counted.
 const MAX_SIGHTINGS: usize = 4096;
 /// Longest token reported, in bytes from the start of its prefix.
 const MAX_TOKEN_BYTES: usize = 64;
 /// How often the reader looks up from its socket to see whether it should stop.
 const WAKE_MS: i64 = 200;
+/// UDP, as an IP protocol number.
+const UDP: u8 = 17;
 
 /// Arguments of `lab-probe capture`.
 #[derive(Debug, Clone, Args)]
@@ -36,6 +41,12 @@ pub struct CaptureArgs {
     /// Beginning of every token looked for; at least 8 bytes, so that it does not occur by chance
     #[arg(long)]
     pub prefix: String,
+    /// Report every frame whose outermost header is UDP to this port, as `udp/PORT`
+    #[arg(long, value_name = "PORT")]
+    pub flag_udp: Vec<u16>,
+    /// Report every frame with an outermost address in this prefix, as the prefix
+    #[arg(long, value_name = "PREFIX")]
+    pub flag_net: Vec<IpNet>,
     /// Stop after this time, in milliseconds; without it SIGTERM ends the capture
     #[arg(long, value_name = "MS")]
     pub duration_ms: Option<u64>,
@@ -51,10 +62,16 @@ pub struct CaptureReport {
     pub frames: u64,
     /// Bytes read.
     pub bytes: u64,
+    /// Frames that the kernel dropped because the reader was too slow.
+    pub missed: u64,
     /// Frames that carried a token.
     pub matches: u64,
+    /// Frames with a token or flag whose sighting found no room in the lists below.
+    pub unlisted: u64,
     /// Where which token was seen.
     pub sightings: Vec<Sighting>,
+    /// Where which flagged kind of frame was seen; `token` names the flag.
+    pub flagged: Vec<Sighting>,
 }
 
 /// One token seen in plaintext between two outer addresses on one interface.
@@ -70,7 +87,7 @@ pub struct Sighting {
     pub destination: Option<IpAddr>,
     /// Outermost IP protocol number (6 TCP, 17 UDP, 1 ICMP, 58 ICMPv6).
     pub protocol: Option<u8>,
-    /// Outermost destination port, for TCP and UDP.
+    /// Outermost destination port of the first such frame, for TCP and UDP.
     pub destination_port: Option<u16>,
     /// Frames like this.
     pub frames: u64,
@@ -101,8 +118,13 @@ pub(super) async fn capture(args: CaptureArgs) -> Result<CaptureReport, Workload
     eprintln!("capturing");
     let stop = Arc::new(AtomicBool::new(false));
     let reader_stop = Arc::clone(&stop);
-    let prefix = args.prefix.clone();
-    let reader = tokio::task::spawn_blocking(move || read_frames(&socket, &prefix, &reader_stop));
+    let found = Found {
+        prefix: args.prefix.clone().into_bytes(),
+        flag_udp: args.flag_udp.clone(),
+        flag_net: args.flag_net.clone(),
+        ..Found::default()
+    };
+    let reader = tokio::task::spawn_blocking(move || read_frames(&socket, found, &reader_stop));
     let over = async {
         match args.duration_ms {
             Some(duration) => tokio::time::sleep(Duration::from_millis(duration)).await,
@@ -120,86 +142,133 @@ fn open() -> nix::Result<OwnedFd> {
     if setsockopt(&fd, sockopt::RcvBufForce, &BUFFER_BYTES).is_err() {
         setsockopt(&fd, sockopt::RcvBuf, &BUFFER_BYTES)?;
     }
+    // Each frame then says how many were dropped before it.
+    setsockopt(&fd, sockopt::RxqOvfl, &1)?;
     setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::milliseconds(WAKE_MS))?;
     Ok(fd)
 }
 
-fn read_frames(socket: &OwnedFd, prefix: &str, stop: &AtomicBool) -> CaptureReport {
-    let mut found = Found::default();
+fn read_frames(socket: &OwnedFd, mut found: Found, stop: &AtomicBool) -> CaptureReport {
     let mut buffer = vec![0_u8; 128 * 1024];
     while !stop.load(Ordering::Relaxed) {
         // A timeout or an interface that went down: look whether to stop, and go on.
-        let Ok((length, from)) = recvfrom::<LinkAddr>(socket.as_raw_fd(), &mut buffer) else { continue };
-        let interface = from.map_or(0, |address| address.ifindex());
-        found.frame(buffer.get(..length).unwrap_or_default(), interface, prefix.as_bytes());
+        let _nothing = read_frame(socket, &mut buffer, MsgFlags::empty(), &mut found);
     }
     // What is already in the socket's queue was sent before the stop.
-    while let Ok((length, from)) = recv_now(socket, &mut buffer) {
-        let interface = from.map_or(0, |address| address.ifindex());
-        found.frame(buffer.get(..length).unwrap_or_default(), interface, prefix.as_bytes());
-    }
+    while read_frame(socket, &mut buffer, MsgFlags::MSG_DONTWAIT, &mut found).is_ok() {}
+    // Frames dropped behind the last one of the queue are told by the next frame only.
+    let _silence = read_frame(socket, &mut buffer, MsgFlags::empty(), &mut found);
     found.report()
 }
 
-fn recv_now(socket: &OwnedFd, buffer: &mut [u8]) -> nix::Result<(usize, Option<LinkAddr>)> {
-    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-    use std::os::fd::AsFd;
-    let mut ready = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
-    if poll(&mut ready, PollTimeout::ZERO)? == 0 {
-        return Err(nix::errno::Errno::EAGAIN);
-    }
-    recvfrom::<LinkAddr>(socket.as_raw_fd(), buffer)
+/// Reads one frame into `found`.
+fn read_frame(socket: &OwnedFd, buffer: &mut [u8], flags: MsgFlags, found: &mut Found) -> nix::Result<()> {
+    let mut control = nix::cmsg_space!(u32);
+    let (length, interface, missed) = {
+        let mut parts = [IoSliceMut::new(buffer)];
+        let message = recvmsg::<LinkAddr>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
+        let missed = message.cmsgs()?.find_map(|part| match part {
+            ControlMessageOwned::RxqOvfl(missed) => Some(missed),
+            _ => None,
+        });
+        (message.bytes, message.address.map_or(0, |address| address.ifindex()), missed)
+    };
+    found.missed = found.missed.max(u64::from(missed.unwrap_or(0)));
+    found.frame(buffer.get(..length).unwrap_or_default(), interface);
+    Ok(())
 }
 
 /// What has been seen so far.
 #[derive(Default)]
 struct Found {
+    prefix: Vec<u8>,
+    flag_udp: Vec<u16>,
+    flag_net: Vec<IpNet>,
     frames: u64,
     bytes: u64,
+    missed: u64,
     matches: u64,
-    sightings: BTreeMap<(Sighting, usize), u64>,
+    unlisted: u64,
+    sightings: Sightings,
+    flagged: Sightings,
 }
 
+/// Sightings without port and number by interface index: the first port, and how many.
+type Sightings = BTreeMap<(Sighting, usize), (Option<u16>, u64)>;
+
 impl Found {
-    fn frame(&mut self, frame: &[u8], interface: usize, prefix: &[u8]) {
+    fn frame(&mut self, frame: &[u8], interface: usize) {
         self.frames += 1;
         self.bytes += u64::try_from(frame.len()).unwrap_or(0);
-        let tokens = tokens(frame, prefix);
-        if tokens.is_empty() {
+        let tokens = tokens(frame, &self.prefix);
+        let flagging = !(self.flag_udp.is_empty() && self.flag_net.is_empty());
+        if tokens.is_empty() && !flagging {
             return;
         }
-        self.matches += 1;
+        self.matches += u64::from(!tokens.is_empty());
         let outer = Outer::of(frame);
+        let flags = self.flags(&outer);
+        let mut full = false;
         for token in tokens {
-            let sighting = Sighting {
-                token,
-                interface: String::new(),
-                source: outer.source,
-                destination: outer.destination,
-                protocol: outer.protocol,
-                destination_port: outer.destination_port,
-                frames: 0,
-            };
-            let key = (sighting, interface);
-            if self.sightings.len() < MAX_SIGHTINGS || self.sightings.contains_key(&key) {
-                *self.sightings.entry(key).or_insert(0) += 1;
-            }
+            full |= !add(&mut self.sightings, token, &outer, interface);
         }
+        for flag in flags {
+            full |= !add(&mut self.flagged, flag, &outer, interface);
+        }
+        self.unlisted += u64::from(full);
+    }
+
+    /// The flags that a frame of this outer header raises.
+    fn flags(&self, outer: &Outer) -> Vec<String> {
+        let port = outer.destination_port.filter(|_| outer.protocol == Some(UDP));
+        let ports =
+            self.flag_udp.iter().filter(|flag| port == Some(**flag)).map(|flag| format!("udp/{flag}"));
+        let ends = [outer.source, outer.destination];
+        let inside = |net: &&IpNet| ends.iter().flatten().any(|address| net.contains(address));
+        ports.chain(self.flag_net.iter().filter(inside).map(ToString::to_string)).collect()
     }
 
     fn report(self) -> CaptureReport {
-        let named = |((sighting, index), frames): ((Sighting, usize), u64)| Sighting {
-            interface: interface_name(index),
-            frames,
-            ..sighting
-        };
         CaptureReport {
             frames: self.frames,
             bytes: self.bytes,
+            missed: self.missed,
             matches: self.matches,
-            sightings: self.sightings.into_iter().map(named).collect(),
+            unlisted: self.unlisted,
+            sightings: named(self.sightings),
+            flagged: named(self.flagged),
         }
     }
+}
+
+/// Counts a sighting; `false` when there is no room for another kind.
+fn add(all: &mut Sightings, token: String, outer: &Outer, interface: usize) -> bool {
+    let sighting = Sighting {
+        token,
+        interface: String::new(),
+        source: outer.source,
+        destination: outer.destination,
+        protocol: outer.protocol,
+        // Every fresh connection has another port: with them the kinds would be without end.
+        destination_port: None,
+        frames: 0,
+    };
+    let key = (sighting, interface);
+    if all.len() >= MAX_SIGHTINGS && !all.contains_key(&key) {
+        return false;
+    }
+    all.entry(key).or_insert((outer.destination_port, 0)).1 += 1;
+    true
+}
+
+fn named(all: Sightings) -> Vec<Sighting> {
+    let named = |((sighting, index), (destination_port, frames))| Sighting {
+        interface: interface_name(index),
+        destination_port,
+        frames,
+        ..sighting
+    };
+    all.into_iter().map(named).collect()
 }
 
 fn interface_name(index: usize) -> String {
@@ -322,17 +391,46 @@ mod tests {
         }
     }
 
+    fn looking_for(prefix: &str) -> Found {
+        Found { prefix: prefix.as_bytes().to_vec(), ..Found::default() }
+    }
+
     #[test]
     fn sightings_are_counted_by_place() {
-        let mut found = Found::default();
-        for _ in 0..3 {
-            found.frame(&udp_frame(b"tombolo-7f-a1"), 1, b"tombolo-7f-");
+        let mut found = looking_for("tombolo-7f-");
+        for port in 0..3 {
+            let mut frame = udp_frame(b"tombolo-7f-a1");
+            frame[37] = port;
+            found.frame(&frame, 1);
         }
-        found.frame(&udp_frame(b"nothing"), 1, b"tombolo-7f-");
+        found.frame(&udp_frame(b"nothing"), 1);
         let report = found.report();
-        assert_eq!((report.frames, report.matches), (4, 3));
-        assert_eq!(report.sightings.len(), 1);
+        assert_eq!((report.frames, report.matches, report.unlisted), (4, 3, 0));
+        assert_eq!(report.sightings.len(), 1, "ports make no other kind");
         assert_eq!(report.sightings[0].frames, 3);
         assert_eq!(report.sightings[0].interface, "lo");
+        assert_eq!(report.sightings[0].destination_port, Some(0x2100));
+    }
+
+    #[test]
+    fn kinds_beyond_the_most_are_counted() {
+        let mut found = looking_for("tombolo-7f-");
+        for number in 0..MAX_SIGHTINGS + 5 {
+            found.frame(&udp_frame(format!("tombolo-7f-{number}").as_bytes()), 1);
+        }
+        let report = found.report();
+        assert_eq!((report.sightings.len(), report.unlisted), (MAX_SIGHTINGS, 5));
+    }
+
+    #[test]
+    fn flags_are_raised_by_the_outer_header() {
+        let mut found = Found {
+            flag_udp: vec![8472],
+            flag_net: vec!["10.0.0.0/30".parse().expect("literal"), "10.9.0.0/16".parse().expect("literal")],
+            ..looking_for("tombolo-7f-")
+        };
+        found.frame(&udp_frame(b"nothing"), 1);
+        let flags: Vec<String> = found.report().flagged.into_iter().map(|seen| seen.token).collect();
+        assert_eq!(flags, ["10.0.0.0/30", "udp/8472"]);
     }
 }

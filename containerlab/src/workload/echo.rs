@@ -125,7 +125,7 @@ pub(super) fn start(args: &EchoArgs) -> Result<JoinSet<Infallible>, WorkloadErro
 }
 
 /// Resolves when the process is asked to stop.
-pub(super) async fn stop_signal() {
+pub(crate) async fn stop_signal() {
     use tokio::signal::unix::{SignalKind, signal};
     // Without a handler the default action ends the process, which is a stop as well.
     let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))

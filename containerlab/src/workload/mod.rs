@@ -39,6 +39,7 @@ use clap::{Args, Subcommand};
 
 pub use answer::{Answer, PAYLOAD_ECHO_BYTES, Whoami};
 pub use capture::{CaptureArgs, CaptureReport, Sighting};
+pub(crate) use echo::stop_signal;
 pub use echo::{EchoArgs, run_echo};
 pub use load::{LoadArgs, LoadProtocol};
 pub use ping::PingArgs;

@@ -239,6 +239,8 @@ fn the_capture_on_the_router_sees_tokens_on_both_links() {
                     block_on(async {
                         let args = CaptureArgs {
                             prefix: "tombolo-check-77-".into(),
+                            flag_udp: Vec::new(),
+                            flag_net: vec!["10.0.0.0/8".parse().expect("literal")],
                             duration_ms: Some(1500),
                             until_eof: false,
                         };

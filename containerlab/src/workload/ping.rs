@@ -66,13 +66,14 @@ fn ping_all(args: &PingArgs, target: IpAddr) -> Result<ProbeReport, WorkloadErro
     let socket = open_raw(args, target).map_err(open)?;
     let identifier = u16::try_from(std::process::id() % 65_536).unwrap_or(1);
     let mut report = ProbeReport::new(&args.host, "icmp");
+    let own = args.source.or_else(|| own_address(target)).map(|own| SocketAddr::new(own, identifier));
     for number in 0..args.count {
         let sequence = u16::try_from(number % 65_536).unwrap_or(0);
         let echo = Echo { target, identifier, sequence, payload: payload(&args.token, args.size) };
         let start = Instant::now();
         let outcome = one_echo(&socket, &echo, start + Duration::from_millis(args.timeout_ms));
         report.push(Attempt {
-            source: args.source.map(|source| SocketAddr::new(source, 0)),
+            source: own,
             destination: SocketAddr::new(target, 0),
             bytes: u64::try_from(echo.payload.len()).unwrap_or(u64::MAX),
             duration_us: micros(start.elapsed()),
@@ -94,6 +95,11 @@ fn open_raw(args: &PingArgs, target: IpAddr) -> io::Result<UdpSocket> {
         socket.bind(&SocketAddr::new(source, 0).into())?;
     }
     Ok(UdpSocket::from(socket))
+}
+
+/// The address this host sends from to `target`.
+fn own_address(target: IpAddr) -> Option<IpAddr> {
+    Some(towards(target)?.local_addr().ok()?.ip())
 }
 
 struct Echo {
@@ -176,13 +182,18 @@ fn one_echo(socket: &UdpSocket, echo: &Echo, deadline: Instant) -> Outcome {
 
 /// The MTU this host's own stack holds for the target.
 fn local_mtu(target: IpAddr) -> Option<u32> {
+    known_mtu(&towards(target)?, target)
+}
+
+/// A UDP socket that is bound to a route, and sends nothing.
+fn towards(target: IpAddr) -> Option<UdpSocket> {
     let any = match target {
         IpAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
         IpAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
     };
     let socket = UdpSocket::bind(any).ok()?;
     socket.connect(SocketAddr::new(target, 9)).ok()?;
-    known_mtu(&socket, target)
+    Some(socket)
 }
 
 fn be16(bytes: &[u8], at: usize) -> Option<u16> {

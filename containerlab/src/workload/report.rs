@@ -47,7 +47,7 @@ impl ProbeReport {
 /// One request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
-    /// Own address and port, as far as known (port 0 for ICMP).
+    /// Own address and port, as far as known; of an ICMP echo its identifier.
     pub source: Option<SocketAddr>,
     /// Where it was sent (port 0 for ICMP).
     pub destination: SocketAddr,

@@ -58,17 +58,6 @@ pub struct LoadReport {
     pub seconds: Vec<[u64; 2]>,
 }
 
-impl LoadReport {
-    /// From the first failed request to the end of the last one's failing, in milliseconds; zero without failures.
-    #[must_use]
-    pub fn outage_ms(&self) -> u64 {
-        match (self.first_failure_ms, self.last_failure_ms) {
-            (Some(first), Some(last)) => last.saturating_sub(first),
-            _ => 0,
-        }
-    }
-}
-
 /// Collects a [`LoadReport`].
 #[derive(Debug)]
 pub(super) struct Tally {
@@ -198,7 +187,6 @@ mod tests {
         assert_eq!((report.sent, report.answered, report.failed), (4, 2, 2));
         assert_eq!(report.longest_gap_ms, 1800);
         assert_eq!((report.first_failure_ms, report.last_failure_ms), (Some(100), Some(1500)));
-        assert_eq!(report.outage_ms(), 1400);
         assert_eq!(report.by_node, BTreeMap::from([("n1".into(), 1), ("n2".into(), 1)]));
         assert_eq!(report.errors, BTreeMap::from([("timeout".into(), 2)]));
         assert_eq!(report.seconds, [[1, 1], [1, 1]]);

@@ -8,6 +8,7 @@
 //! ```
 //! [`Planner::step`] is the incremental pass; a full pass calls the same functions for every key.
 
+mod hops;
 mod nodes;
 mod planner;
 mod prefixes;

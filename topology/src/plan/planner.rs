@@ -1,14 +1,17 @@
 //! The incremental pass: what a batch of changes touches, and the rows that follow.
 
+use super::hops::RestoredHops;
 use super::{NodeIndexes, NodeView, PlanConfig, node_view, prefix_entry, route_entry};
 use crate::rows::{
-    LearnedRoute, NodeIndex, NodePath, NodeRow, PathKind, PrefixEntry, PrefixRow, RouteEntry, WireguardPeer,
+    LearnedNextHop, LearnedRoute, NodeIndex, NodePath, NodeRow, PathKind, PrefixEntry, PrefixRow, RouteEntry,
+    WireguardPeer,
 };
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use tombolo_base::aggregate::least;
 use tombolo_base::ids::ClusterName;
 use tombolo_base::prefix::Prefix;
-use tombolo_base::source::Source;
+use tombolo_base::source::{Source, SourceState};
 use tombolo_base::table::{Batch, Row, Snapshot, Writer};
 
 /// The tables the plan reads, as they were when it last ran.
@@ -28,8 +31,8 @@ pub struct Outputs {
     pub paths: Writer<NodePath>,
     /// What the datapath knows of prefixes.
     pub entries: Writer<PrefixEntry>,
-    /// Kernel routes; shared with whoever announces sources that are yet to come.
-    pub routes: Arc<Writer<RouteEntry>>,
+    /// Kernel routes.
+    pub routes: Writer<RouteEntry>,
     /// WireGuard peers.
     pub peers: Writer<WireguardPeer>,
 }
@@ -39,6 +42,7 @@ pub struct Planner {
     config: PlanConfig,
     indexes: NodeIndexes,
     inputs: Inputs,
+    hops: RestoredHops,
 }
 
 /// Keys that a set of changes touches.
@@ -53,7 +57,13 @@ impl Planner {
     /// A planner whose node numbers continue from what the datapath holds.
     #[must_use]
     pub fn new(config: PlanConfig, indexes: NodeIndexes) -> Self {
-        Self { config, indexes, inputs: Inputs::default() }
+        Self { config, indexes, inputs: Inputs::default(), hops: RestoredHops::default() }
+    }
+
+    /// Takes over the next hops of the kernel's BGP routes. Each stays until a session has named it, or until every
+    /// source of learned routes is initialised (which a silent session delays by 60 s at most).
+    pub fn restore_hops(&mut self, hops: impl IntoIterator<Item = (Prefix, BTreeSet<LearnedNextHop>)>) {
+        self.hops.restore(hops);
     }
 
     /// What it plans for.
@@ -77,22 +87,34 @@ impl Planner {
                 self.node_changed(batch.snapshot.get(key), &mut affected);
             }
             self.inputs.nodes = batch.snapshot;
-            carry_sources(&self.inputs.nodes, &out.paths);
-            carry_sources(&self.inputs.nodes, &out.peers);
-            carry_sources(&self.inputs.nodes, &out.routes);
-            carry_sources(&self.inputs.nodes, &out.entries);
         }
         if let Some(batch) = prefixes {
             affected.prefixes.extend(batch.keys.iter().map(|(prefix, _)| *prefix));
             self.inputs.prefixes = batch.snapshot;
-            carry_sources(&self.inputs.prefixes, &out.entries);
         }
         if let Some(batch) = learned {
             affected.routes.extend(batch.keys.iter().map(|(prefix, _)| *prefix));
+            batch.keys.iter().filter_map(|key| batch.snapshot.get(key)).for_each(|row| self.hops.heard(row));
+            if batch.snapshot.unconfirmed_sources().is_empty() {
+                affected.routes.extend(self.hops.release());
+            }
             self.inputs.learned = batch.snapshot;
-            carry_sources(&self.inputs.learned, &out.routes);
         }
         self.write(&affected, out);
+        self.carry_sources(out);
+    }
+
+    /// A desired table knows the sources of the tables it is made of: the reconciler prunes by them. Rows come first: a
+    /// source that counts as ready before its rows are there would have them pruned, and written again.
+    fn carry_sources(&self, out: &Outputs) {
+        let Inputs { nodes, prefixes, learned, .. } = &self.inputs;
+        let of_nodes = least(nodes.sources());
+        let of_entries = least(nodes.sources().chain(prefixes.sources()));
+        let of_routes = least(nodes.sources().chain(learned.sources()));
+        carry(&of_nodes, &out.paths);
+        carry(&of_nodes, &out.peers);
+        carry(&of_entries, &out.entries);
+        carry(&of_routes, &out.routes);
     }
 
     fn node_changed(&self, row: Option<&NodeRow>, affected: &mut Affected) {
@@ -137,7 +159,8 @@ impl Planner {
         }
         out.routes.commit(|txn| {
             for prefix in &affected.routes {
-                match route_entry(*prefix, &self.inputs.nodes, &self.inputs.learned, &self.config) {
+                let wanted = route_entry(*prefix, &self.inputs.nodes, &self.inputs.learned, &self.config);
+                match self.hops.join(*prefix, wanted, txn.current().get(prefix)) {
                     Some(route) => drop(txn.upsert(route)),
                     None => drop(txn.remove(prefix)),
                 }
@@ -176,10 +199,16 @@ impl Planner {
     }
 }
 
-/// A desired table knows the sources of the tables it is made of: the reconciler prunes by them.
-fn carry_sources<I: Row, O: Row>(input: &Snapshot<I>, output: &Writer<O>) {
-    let sources: Vec<(Source, _)> = input.sources().map(|(source, state)| (source.clone(), state)).collect();
-    output.commit(|txn| sources.iter().for_each(|(source, state)| txn.set_source(source, *state)));
+/// Makes the sources of a desired table those of its inputs; one that is gone holds nothing any more.
+fn carry<O: Row>(sources: &BTreeMap<Source, SourceState>, output: &Writer<O>) {
+    output.commit(|txn| {
+        let known: Vec<Source> = txn.current().sources().map(|(source, _)| source.clone()).collect();
+        known
+            .iter()
+            .filter(|source| !sources.contains_key(source))
+            .for_each(|source| txn.forget_source(source));
+        sources.iter().for_each(|(source, state)| txn.set_source(source, *state));
+    });
 }
 
 #[cfg(test)]

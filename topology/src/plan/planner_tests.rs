@@ -71,7 +71,7 @@ impl World {
         let out = Outputs {
             paths: Table::new().1,
             entries: Table::new().1,
-            routes: std::sync::Arc::new(Table::new().1),
+            routes: Table::new().1,
             peers: Table::new().1,
         };
         Self { nodes: Table::new(), prefixes: Table::new(), learned: Table::new(), out }
@@ -178,6 +178,95 @@ fn two_clusters_with_one_address_do_not_flap() {
         let winner = world.entry(&world.full(config(PathKind::Direct, false)), "10.9.9.9").unwrap();
         assert_eq!(winner.identity.0, if cluster == 3 { 200_000 } else { 131_400 });
     }
+}
+
+fn learned(prefix: &str, via: &[&str]) -> LearnedRoute {
+    let hop = |via: &&str| LearnedNextHop { via: via.parse().unwrap(), interface: None };
+    LearnedRoute {
+        source: Source::Peer("tor".into()),
+        prefix: prefix.parse().unwrap(),
+        next_hops: via.iter().map(hop).collect(),
+        stale: false,
+    }
+}
+
+#[test]
+fn an_ecmp_set_does_not_shrink_before_all_sessions_have_spoken() {
+    let world = World::new();
+    let (prefix, source) = ("10.2.1.0/24", Source::Peer("tor".into()));
+    world.nodes.1.upsert(node(1, 0, false));
+    world.learned.1.set_source(&source, SourceState::Pending);
+    let mut planner = Planner::new(config(PathKind::Direct, false), NodeIndexes::default());
+    let (a, b) = ("172.20.11.1", "172.20.11.2");
+    planner.restore_hops([(prefix.parse().unwrap(), learned(prefix, &[a, b]).next_hops)]);
+    let (mut nodes, mut changes) = (world.nodes.0.changes(), world.learned.0.changes());
+    let hops = |out: &Outputs| {
+        let routes = out.routes.table().snapshot();
+        let route = routes.get(&prefix.parse().unwrap()).cloned();
+        route.map(|r| r.next_hops.iter().map(|hop| hop.via.to_string()).collect::<Vec<_>>())
+    };
+    planner.step(nodes.drain(), None, changes.drain(), &world.out);
+    assert_eq!(hops(&world.out), None, "what nobody has taught is the kernel's own, held by the prune");
+    world.learned.1.upsert(learned(prefix, &[a]));
+    planner.step(None, None, changes.drain(), &world.out);
+    assert_eq!(hops(&world.out), Some(vec![a.into(), b.into()]));
+    world.learned.1.remove(&learned(prefix, &[a]).key());
+    planner.step(None, None, changes.drain(), &world.out);
+    assert_eq!(hops(&world.out), Some(vec![b.into()]), "withdrawn by the one, the other has not spoken");
+    world.learned.1.upsert(learned(prefix, &[a]));
+    planner.step(None, None, changes.drain(), &world.out);
+    assert_eq!(hops(&world.out), Some(vec![a.into(), b.into()]));
+    world.learned.1.set_source(&source, SourceState::Initialized);
+    planner.step(None, None, changes.drain(), &world.out);
+    assert_eq!(hops(&world.out), Some(vec![a.into()]), "all have spoken");
+}
+
+#[test]
+fn a_source_is_ready_when_all_its_tables_are_and_forgotten_when_it_is_gone() {
+    let world = World::new();
+    let west = Source::Cluster(ClusterName::new("c2").unwrap());
+    let mut planner = Planner::new(config(PathKind::Overlay, false), NodeIndexes::default());
+    let (mut nodes, mut prefixes) = (world.nodes.0.changes(), world.prefixes.0.changes());
+    world.nodes.1.set_source(&west, SourceState::Initialized);
+    world.prefixes.1.set_source(&west, SourceState::Pending);
+    planner.step(nodes.drain(), prefixes.drain(), None, &world.out);
+    let state = |source| world.out.entries.table().snapshot().source_state(source);
+    assert_eq!(state(&west), Some(SourceState::Pending), "its nodes are known, its addresses are not");
+    world.prefixes.1.set_source(&west, SourceState::Initialized);
+    planner.step(None, prefixes.drain(), None, &world.out);
+    assert_eq!(state(&west), Some(SourceState::Initialized));
+    world.nodes.1.drain_source(&west);
+    world.prefixes.1.drain_source(&west);
+    planner.step(nodes.drain(), prefixes.drain(), None, &world.out);
+    assert_eq!(state(&west), None, "a removed cluster holds nothing");
+}
+
+/// A reader on another thread never sees a source ready before the rows it brought are there.
+#[test]
+fn rows_come_before_their_source() {
+    let world = World::new();
+    world.nodes.1.upsert(node(1, 0, false));
+    world.nodes.1.set_source(&Source::Manifests, SourceState::Initialized);
+    world.prefixes.1.set_source(&Source::Local, SourceState::Pending);
+    let table = world.out.entries.table().clone();
+    let mut planner = Planner::new(config(PathKind::Overlay, false), NodeIndexes::default());
+    let (mut nodes, mut prefixes) = (world.nodes.0.changes(), world.prefixes.0.changes());
+    planner.step(nodes.drain(), prefixes.drain(), None, &world.out);
+    let (ready, seen) = std::sync::mpsc::channel();
+    let reader = std::thread::spawn(move || {
+        ready.send(()).unwrap();
+        loop {
+            let snapshot = table.snapshot();
+            if snapshot.source_state(&Source::Local) == Some(SourceState::Initialized) {
+                return snapshot.by_source(&Source::Local).count();
+            }
+        }
+    });
+    seen.recv().unwrap();
+    let rows = (0..250u32).map(|n| pod(Source::Local, &format!("10.1.0.{n}"), "172.20.1.0", 70_000 + n));
+    world.prefixes.1.replace_source(&Source::Local, rows);
+    planner.step(None, prefixes.drain(), None, &world.out);
+    assert_eq!(reader.join().unwrap(), 250);
 }
 
 #[derive(Debug, Clone)]

@@ -2,16 +2,14 @@
 //! withdrawn.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde_json::Value;
-
-use super::load::{self, Load, LoadPlan};
+use super::load::{self, LoadPlan};
+use super::mend::Away;
 use super::{cluster_ip, other, pod_of};
 use crate::checks::check::{CheckResult, Failure, Family};
 use crate::checks::context::Context;
-use crate::checks::inventory::{self, Cluster, PodFacts};
+use crate::checks::inventory::{Cluster, PodFacts};
 use crate::checks::poll;
 use crate::checks::ready;
 use crate::checks::routers;
@@ -20,56 +18,13 @@ use crate::workload::LoadReport;
 /// How long a change of pods may take to reach services, peers and routers.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Manifests taken out of a cluster's folder; put back by [`Away::restore`].
-struct Away {
-    files: Vec<(PathBuf, String)>,
-}
-
-impl Away {
-    fn take(pods: &[&PodFacts]) -> Result<Self, Failure> {
-        let mut away = Self { files: Vec::new() };
-        let paths: BTreeSet<&Path> = pods.iter().map(|pod| pod.file.as_path()).collect();
-        for path in paths {
-            let failed = |error: std::io::Error| {
-                Failure::tool("deleting a manifest", error, path.display().to_string())
-            };
-            let text = std::fs::read_to_string(path).map_err(failed)?;
-            std::fs::remove_file(path).map_err(failed)?;
-            away.files.push((path.to_owned(), text));
-        }
-        Ok(away)
-    }
-
-    /// Writes the manifests again, without the status of the pods that are gone, by rename: no reader sees half.
-    fn restore(self) -> Result<(), Failure> {
-        for (path, text) in self.files {
-            let failed = |why: String| Failure::tool("restoring a manifest", why, path.display().to_string());
-            let documents = inventory::documents(&text).map_err(failed)?;
-            let fresh: Vec<String> = documents.into_iter().map(without_status).collect();
-            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-            let hidden = path.with_file_name(format!(".{name}.new"));
-            std::fs::write(&hidden, fresh.join("\n---\n")).map_err(|error| failed(error.to_string()))?;
-            std::fs::rename(&hidden, &path).map_err(|error| failed(error.to_string()))?;
-        }
-        Ok(())
-    }
-}
-
-/// A document without its status; JSON, which is YAML.
-fn without_status(mut document: Value) -> String {
-    if let Some(fields) = document.as_object_mut() {
-        fields.remove("status");
-    }
-    document.to_string()
-}
-
 pub(super) async fn deleted(context: &Context, cluster: &str) -> CheckResult {
     let home = context.cluster(cluster)?;
     let remote = other(context, cluster)?;
     let service = context.service(cluster, "demo/web")?;
     let backends: Vec<&PodFacts> = home.backends(service).collect();
     let client = pod_of(home, "client", None)?;
-    let mut loads = Vec::new();
+    let mut plans = Vec::new();
     for family in Family::BOTH {
         let plan = LoadPlan {
             name: format!("http {} in {cluster} -> web {family}", client.name),
@@ -79,12 +34,14 @@ pub(super) async fn deleted(context: &Context, cluster: &str) -> CheckResult {
             port: 80,
             rate: 20,
             timeout_ms: 1000,
+            crosses: false,
         };
-        loads.push(Load::start(context, plan).await?);
+        plans.push(plan);
     }
-    let away = Away::take(&backends)?;
+    let mut loads = load::start_all(context, plans).await?;
+    let away = Away::take(backends.iter().map(|pod| pod.file.as_path()))?;
     let moved = answered_by(context, client, cluster, &remote.name).await;
-    let settled = settle(&mut loads).await;
+    let settled = load::all_settled(&mut loads, PATIENCE).await;
     away.restore()?;
     let moved = moved?;
     settled?;
@@ -101,13 +58,6 @@ pub(super) async fn deleted(context: &Context, cluster: &str) -> CheckResult {
 
 fn counted((name, report): &(String, LoadReport)) -> String {
     format!("{name}: {} of {} requests failed {:?}", report.failed, report.sent, report.errors)
-}
-
-async fn settle(loads: &mut [Load]) -> Result<(), Failure> {
-    for load in loads {
-        load.settled(PATIENCE).await?;
-    }
-    Ok(())
 }
 
 /// Waits until a burst to the global service is answered whole: by `wanted` alone when it is the other cluster, by
@@ -155,7 +105,7 @@ pub(super) async fn local_endpoints_gone(context: &Context, cluster: &str) -> Ch
     let mut result = Ok(());
     for (position, node) in nodes.iter().enumerate() {
         let there: Vec<&PodFacts> = backends.iter().copied().filter(|pod| pod.node == *node).collect();
-        match Away::take(&there) {
+        match Away::take(there.iter().map(|pod| pod.file.as_path())) {
             Ok(away) => taken.push(away),
             Err(failure) => {
                 result = Err(failure);
@@ -177,9 +127,9 @@ pub(super) async fn local_endpoints_gone(context: &Context, cluster: &str) -> Ch
             }
         }
     }
-    for away in taken {
-        away.restore()?;
-    }
+    // One that cannot be restored must not keep the others from it.
+    let restored: Vec<Result<(), Failure>> = taken.into_iter().map(Away::restore).collect();
+    restored.into_iter().collect::<Result<(), Failure>>()?;
     ready::wait(&context.access, context.access.topology(), Some(context.variant)).await?;
     result?;
     let all: BTreeSet<String> = nodes.into_iter().collect();
@@ -218,26 +168,4 @@ async fn withdrawn(
     })
     .await?;
     Ok(took)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn manifests_leave_and_come_back_without_status() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let file = folder.path().join("pod-demo-web-1.yaml");
-        let text = "kind: Pod\nmetadata: {name: web-1}\nstatus: {podIPs: [{ip: 10.1.1.9}]}\n";
-        std::fs::write(&file, text).expect("written");
-        let pod = PodFacts { file: file.clone(), ..PodFacts::default() };
-        let away = Away::take(&[&pod, &pod]).expect("taken once");
-        assert!(!file.exists());
-        away.restore().expect("restored");
-        let back = inventory::documents(&std::fs::read_to_string(&file).expect("there")).expect("YAML");
-        assert_eq!(back.len(), 1);
-        assert_eq!(back[0]["metadata"]["name"], "web-1");
-        assert!(back[0].get("status").is_none());
-        assert_eq!(std::fs::read_dir(folder.path()).expect("listed").count(), 1, "no hidden file is left");
-    }
 }

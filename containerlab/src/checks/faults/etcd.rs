@@ -1,12 +1,13 @@
 //! A cluster's etcd is away, or comes back empty: traffic goes on and nothing known is taken away.
 
-use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
+
+use super::known::{self, Known, Remote};
 use super::load::{self, Load, LoadPlan};
-use super::watch;
-use super::{cluster_ip, first_node, other, pod_of};
+use super::mend::{Away, Mend};
+use super::{cluster_ip, other, pod_of};
 use crate::checks::access::Place;
 use crate::checks::check::{CheckResult, Failure, Family};
 use crate::checks::context::Context;
@@ -20,46 +21,53 @@ const STALE_PATIENCE: Duration = Duration::from_secs(45);
 const RESYNC_PATIENCE: Duration = Duration::from_secs(90);
 /// The same after a wipe, where peers wait for everything to be published again.
 const REPUBLISH_PATIENCE: Duration = Duration::from_secs(180);
+/// How long traffic may take to be right afterwards, and an entry to reach the peers.
+const SETTLE: Duration = Duration::from_secs(45);
+/// The service that is changed while etcd is away.
+const CHANGED: &str = "demo/web";
 
-/// The scene of both faults: whose etcd, who watches, what was known.
+/// The scene of both faults: whose etcd, and what every node of the other clusters knew of it.
 struct Scene<'a> {
     context: &'a Context,
     victim: &'a Cluster,
-    observer: &'a str,
-    known: BTreeSet<IpAddr>,
-    etcd_id: Option<String>,
+    known: Known,
 }
 
 impl<'a> Scene<'a> {
     async fn set(context: &'a Context, cluster: &str) -> Result<Self, Failure> {
         let victim = context.cluster(cluster)?;
-        let observer = first_node(other(context, cluster)?)?;
-        let known = watch::known_pods(context, observer, victim).await?;
-        let etcd_id = watch::remote(context, observer, cluster).await?.etcd_id;
-        Ok(Self { context, victim, observer, known, etcd_id })
+        let known = Known::read(context, victim).await?;
+        let scene = Self { context, victim, known };
+        for node in scene.known.nodes() {
+            if scene.etcd_before(node).is_none() {
+                let what = format!("{node} shows the id of the etcd of {cluster}");
+                return Err(Failure::new(what, "none", scene.look(node)));
+            }
+        }
+        Ok(scene)
     }
 
-    async fn nothing_gone(&self) -> Result<(), Failure> {
-        watch::still_known(self.context, self.observer, self.victim, &self.known).await
+    fn etcd_before(&self, node: &str) -> Option<&str> {
+        self.known.remote(node).and_then(|remote| remote.etcd_id.as_deref())
     }
 
-    async fn stop(&self) -> Result<(), Failure> {
-        self.context.access.verb("stop-cmd", &self.victim.etcd).await
+    fn look(&self, node: &str) -> String {
+        self.context.access.shown(&Place::node(node), &["tombolo", "mesh", "status"])
     }
 
-    async fn start(&self) -> Result<(), Failure> {
-        self.context.access.verb("start-cmd", &self.victim.etcd).await
+    async fn remote(&self, node: &str) -> Result<Remote, Failure> {
+        known::remote(self.context, node, &self.victim.name).await
     }
 
-    fn look(&self) -> String {
-        self.context.access.shown(&Place::node(self.observer), &["tombolo", "mesh", "status"])
+    async fn unchanged(&self) -> Result<(), Failure> {
+        self.known.unchanged(&Known::read(self.context, self.victim).await?, self.context)
     }
 
     /// Traffic between the clusters, both ways, by address and by global service.
     async fn loads(&self) -> Result<Vec<Load>, Failure> {
         let context = self.context;
         let remote = other(context, &self.victim.name)?;
-        let mut loads = Vec::new();
+        let mut plans = Vec::new();
         for family in Family::BOTH {
             for (from, to) in [(self.victim, remote), (remote, self.victim)] {
                 let (client, web) = (pod_of(from, "client", None)?, pod_of(to, "web", None)?);
@@ -71,91 +79,157 @@ impl<'a> Scene<'a> {
                     port,
                     rate: 10,
                     timeout_ms: 4000,
+                    crosses: true,
                 };
                 let address = context.pod_address(web, family)?;
                 let service = cluster_ip(context, &from.name, "demo/web-remote", family)?;
-                loads.push(Load::start(context, plan("tcp", address, 9000)).await?);
-                loads.push(Load::start(context, plan("http", service, 80)).await?);
+                plans.push(plan("tcp", address, 9000));
+                plans.push(plan("http", service, 80));
             }
         }
-        Ok(loads)
+        load::start_all(context, plans).await
     }
 
-    /// Waits until the observer is in sync again, and fails as soon as it loses an entry.
+    /// Waits until every node of the other clusters is in sync again, with the same etcd or (`wiped`) another one.
     async fn resync(&self, patience: Duration, wiped: bool) -> Result<Duration, Failure> {
-        let (gone, took) = poll::until(patience, || async {
-            if let Err(gone) = self.nothing_gone().await {
-                return Ok(Some(gone));
-            }
-            let remote = watch::remote(self.context, self.observer, &self.victim.name).await?;
-            let what = format!("{} is in sync with {} again", self.observer, self.victim.name);
-            if !remote.ready || !remote.connected || remote.stale_secs.is_some_and(|secs| secs > 0) {
-                return Err(Failure::new(what, remote.status, self.look()));
-            }
-            if wiped && self.etcd_id.is_some() && remote.etcd_id == self.etcd_id {
-                return Err(Failure::new(what, "it still shows the etcd from before the wipe", self.look()));
+        let (_, took) = poll::until(patience, || async {
+            for node in self.known.nodes() {
+                self.in_sync(node, &self.remote(node).await?, wiped)?;
             }
             for node in self.victim.nodes.keys() {
                 ready::agent(&self.context.access, node).await?;
             }
-            Ok(None)
+            Ok(())
         })
         .await?;
-        gone.map_or(Ok(took), Err)
+        Ok(took)
     }
 
-    /// While etcd is away: shown as stale in time, and every entry kept until the time is over.
+    fn in_sync(&self, node: &str, remote: &Remote, wiped: bool) -> Result<(), Failure> {
+        let wrong = |got: &str| {
+            let what = format!("{node} is in sync with {} again", self.victim.name);
+            Failure::new(what, got, self.look(node))
+        };
+        if !remote.ready || !remote.connected || remote.stale_secs.is_some() {
+            return Err(wrong(&remote.status));
+        }
+        let same = match remote.etcd_id.as_deref() {
+            None => return Err(wrong("it shows no id of its etcd")),
+            id => id == self.etcd_before(node),
+        };
+        match (same, wiped) {
+            (true, true) => Err(wrong("it still shows the etcd from before the wipe")),
+            (false, false) => Err(wrong("it shows another etcd than before the stop")),
+            _ => Ok(()),
+        }
+    }
+
+    /// While etcd is away: shown as stale by every node in time and from then on, and every entry kept.
     async fn while_away(&self) -> Result<Duration, Failure> {
         let stopped_at = Instant::now();
-        let (_, stale_after) = poll::until(STALE_PATIENCE.min(self.context.etcd_down), || async {
-            let remote = watch::remote(self.context, self.observer, &self.victim.name).await?;
-            if remote.stale_secs.is_some() || !remote.connected {
-                return Ok(());
+        let stale = |node: &str, remote: &Remote| match remote.stale_secs {
+            Some(secs) if !remote.connected && !remote.ready => Ok(secs),
+            _ => {
+                let what = format!("{node} shows {} as stale", self.victim.name);
+                let got = format!("stale-secs {:?}, {}", remote.stale_secs, remote.status);
+                Err(Failure::new(what, got, self.look(node)))
             }
-            let what = format!("{} shows {} as stale", self.observer, self.victim.name);
-            Err(Failure::new(what, remote.status, self.look()))
+        };
+        let patience = STALE_PATIENCE.min(self.context.etcd_down);
+        let (first, stale_after) = poll::until(patience, || async {
+            let mut all = Vec::new();
+            for node in self.known.nodes() {
+                all.push(stale(node, &self.remote(node).await?)?);
+            }
+            Ok(all)
         })
         .await?;
+        let shown_at = Instant::now();
         let mut ticks = tokio::time::interval(Duration::from_secs(2));
         while stopped_at.elapsed() < self.context.etcd_down {
             ticks.tick().await;
-            self.nothing_gone().await?;
+            self.unchanged().await?;
+        }
+        for (node, before) in self.known.nodes().zip(first) {
+            let grown = shown_at.elapsed().as_secs();
+            let now = stale(node, &self.remote(node).await?)?;
+            // Both ages are cut to whole seconds.
+            if now + 1 < before + grown {
+                let what = format!("the age of {} at {node} grows with the time", self.victim.name);
+                let got = format!("{before} s, then {now} s after {grown} s more");
+                return Err(Failure::new(what, got, self.look(node)));
+            }
         }
         Ok(stale_after)
+    }
+
+    /// Waits until every node of the other clusters has applied `upserts` changes since the beginning, and fails
+    /// when one has applied more, or any deletion.
+    async fn applied(&self, upserts: u64) -> Result<(), Failure> {
+        let wanted = || async {
+            let now = Known::read(self.context, self.victim).await?;
+            self.known.applied_since(&now, upserts, self.context)
+        };
+        poll::until(SETTLE, wanted).await?;
+        Ok(())
+    }
+}
+
+/// Another label on a shared service: it is published, and changes nothing of the traffic.
+fn relabel(service: &mut Value) {
+    let Some(metadata) = service.get_mut("metadata").and_then(Value::as_object_mut) else { return };
+    let labels = metadata.entry("labels").or_insert_with(|| json!({}));
+    if let Some(labels) = labels.as_object_mut() {
+        labels.insert("tombolo.io/changed-during-outage".to_owned(), json!("yes"));
     }
 }
 
 pub(super) async fn stopped(context: &Context, cluster: &str) -> CheckResult {
     let scene = Scene::set(context, cluster).await?;
-    let loads = scene.loads().await?;
-    scene.stop().await?;
-    let away = scene.while_away().await;
-    scene.start().await?;
-    let stale_after = away?;
+    let mut loads = scene.loads().await?;
+    let mend = Mend::by(context, "start-cmd", &scene.victim.etcd);
+    context.access.verb("stop-cmd", &scene.victim.etcd).await?;
+    let changed = Away::change(&context.service(cluster, CHANGED)?.file, relabel)?;
+    let stale_after = scene.while_away().await?;
+    mend.now().await?;
     let took = scene.resync(RESYNC_PATIENCE, false).await?;
+    load::all_settled(&mut loads, SETTLE).await?;
+    scene.applied(1).await?;
+    changed.restore()?;
+    scene.applied(2).await?;
     let reports = load::stop_all(loads).await?;
+    // Once more after everything has come to rest: nothing may go late either.
+    scene.applied(2).await?;
+    scene.unchanged().await?;
     load::unharmed(&reports, &format!("while the etcd of {cluster} is stopped"))?;
     Ok(vec![
-        format!("shown as stale after {:.1} s", stale_after.as_secs_f64()),
-        format!("in sync {:.1} s after its return, nothing taken away", took.as_secs_f64()),
+        format!("shown as stale by every peer after {:.1} s", stale_after.as_secs_f64()),
+        format!(
+            "in sync {:.1} s after its return: of {} entries at the peers the one that had changed was applied, none deleted",
+            took.as_secs_f64(),
+            scene.known.count()
+        ),
         load::sum(&reports),
     ])
 }
 
 pub(super) async fn wiped(context: &Context, cluster: &str) -> CheckResult {
     let scene = Scene::set(context, cluster).await?;
-    let loads = scene.loads().await?;
-    scene.stop().await?;
-    let wiped = context.access.verb("wipe", &scene.victim.etcd).await;
-    scene.start().await?;
-    wiped?;
+    let mut loads = scene.loads().await?;
+    let mend = Mend::by(context, "start-cmd", &scene.victim.etcd);
+    context.access.verb("stop-cmd", &scene.victim.etcd).await?;
+    context.access.verb("wipe", &scene.victim.etcd).await?;
+    mend.now().await?;
     let took = scene.resync(REPUBLISH_PATIENCE, true).await?;
+    load::all_settled(&mut loads, SETTLE).await?;
     let reports = load::stop_all(loads).await?;
+    scene.unchanged().await?;
     load::unharmed(&reports, &format!("while the etcd of {cluster} is wiped and republished"))?;
     Ok(vec![
         format!(
-            "published and in sync again after {:.1} s, nothing deleted at the peers",
-            took.as_secs_f64()
+            "published and in sync again after {:.1} s, all {} entries as before and none deleted at the peers",
+            took.as_secs_f64(),
+            scene.known.count()
         ),
         load::sum(&reports),
     ])

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use futures_util::future::{join_all, try_join_all};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, ChildStdin};
 use tokio::sync::watch;
@@ -37,6 +38,8 @@ pub(super) struct LoadPlan {
     pub rate: u32,
     /// Time for each request in milliseconds.
     pub timeout_ms: u32,
+    /// Whether its packets must cross an underlay link: without encryption the captures must see them.
+    pub crosses: bool,
 }
 
 /// A running load. Dropping it stops it.
@@ -63,7 +66,7 @@ impl Load {
     pub(super) async fn start(context: &Context, plan: LoadPlan) -> Result<Self, Failure> {
         let (target, port) = (plan.target.to_string(), plan.port.to_string());
         let (rate, timeout) = (plan.rate.to_string(), plan.timeout_ms.to_string());
-        let token = context.token(&plan.name, false);
+        let token = context.token(&plan.name, plan.crosses);
         let argv = [
             "tombolo",
             "lab-probe",
@@ -106,6 +109,12 @@ impl Load {
     #[must_use]
     pub(super) fn name(&self) -> &str {
         &self.plan.name
+    }
+
+    /// What it has seen so far.
+    #[must_use]
+    pub(super) fn latest(&self) -> Option<LoadReport> {
+        self.latest.borrow().clone()
     }
 
     async fn next_where(
@@ -173,17 +182,33 @@ impl Load {
     }
 }
 
+/// Starts loads at the same time and waits until each is answered.
+///
+/// # Errors
+/// When one is not; the others are stopped.
+pub(super) async fn start_all(context: &Context, plans: Vec<LoadPlan>) -> Result<Vec<Load>, Failure> {
+    try_join_all(plans.into_iter().map(|plan| Load::start(context, plan))).await
+}
+
+/// Waits until every load is right again, all at the same time; returns what each had seen then.
+///
+/// # Errors
+/// The first that is not in time.
+pub(super) async fn all_settled(loads: &mut [Load], patience: Duration) -> Result<Vec<LoadReport>, Failure> {
+    // All of them to their end: one that fails must not cut short what another has to tell.
+    join_all(loads.iter_mut().map(|load| load.settled(patience))).await.into_iter().collect()
+}
+
 /// Stops all loads and returns their accounts by name.
 ///
 /// # Errors
 /// When one gives none.
 pub(super) async fn stop_all(loads: Vec<Load>) -> Result<Vec<(String, LoadReport)>, Failure> {
-    let mut reports = Vec::new();
-    for load in loads {
+    let stopped = loads.into_iter().map(|load| async {
         let name = load.name().to_owned();
-        reports.push((name, load.stop().await?));
-    }
-    Ok(reports)
+        Ok((name, load.stop().await?))
+    });
+    join_all(stopped).await.into_iter().collect()
 }
 
 /// Fails when a load lost a request or a connection.

@@ -3,9 +3,14 @@
 mod agent;
 mod backends;
 mod etcd;
+mod fib;
+mod follow;
+mod keys;
+mod known;
 mod load;
+mod mend;
 mod power;
-mod watch;
+mod segments;
 
 use super::check::{CheckResult, Failure, Family};
 use super::context::Context;
@@ -63,8 +68,10 @@ impl Fault {
         };
         // The lab must be whole again before the next fault, whatever this one found.
         let mended = ready::wait(&context.access, context.access.topology(), Some(context.variant)).await;
+        let routed = ready::routers(context).await;
         let notes = result?;
         mended?;
+        routed?;
         Ok(notes)
     }
 }
@@ -90,13 +97,6 @@ fn other<'a>(context: &'a Context, cluster: &str) -> Result<&'a Cluster, Failure
         .inventory
         .other(cluster)
         .ok_or_else(|| Failure::new("a second cluster", "the lab has one only", "lab.yaml"))
-}
-
-/// The first node of a cluster.
-fn first_node(cluster: &Cluster) -> Result<&str, Failure> {
-    cluster.nodes.keys().next().map(String::as_str).ok_or_else(|| {
-        Failure::new("a node", format!("none in {}", cluster.name), cluster.manifests.display().to_string())
-    })
 }
 
 /// A service's cluster address.

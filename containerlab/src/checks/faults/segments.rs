@@ -1,0 +1,111 @@
+//! TCP segments that had to be sent again, counted by the kernel in each pod's own network namespace.
+
+use std::collections::BTreeMap;
+
+use futures_util::future::try_join_all;
+
+use crate::checks::access::Place;
+use crate::checks::check::Failure;
+use crate::checks::context::Context;
+
+/// The kernel's counters of one network namespace.
+const COUNTERS: [&str; 3] = ["cat", "/proc/net/snmp", "/proc/net/netstat"];
+
+/// Counters of one network namespace.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Counters {
+    /// Segments sent again, for whatever reason.
+    again: u64,
+    /// Of these, those that the peer says it had already (DSACK, RFC 2883): nothing was lost.
+    needless: u64,
+}
+
+/// The counters of several places at one time.
+pub(super) struct Segments(BTreeMap<Place, Counters>);
+
+impl Segments {
+    /// Reads the counters of all places.
+    ///
+    /// # Errors
+    /// When one cannot be read.
+    pub(super) async fn read(
+        context: &Context,
+        places: impl Iterator<Item = Place>,
+    ) -> Result<Self, Failure> {
+        let one = |place: Place| async move {
+            let text = context.access.text(&place, &COUNTERS).await?;
+            let counters = parse(&text).ok_or_else(|| {
+                Failure::tool("reading TCP's counters", "RetransSegs is not there", look(context, &place))
+            })?;
+            Ok((place, counters))
+        };
+        Ok(Self(try_join_all(places.map(one)).await?.into_iter().collect()))
+    }
+
+    /// Fails when a segment was lost since `before`: sent again, and the peer did not have it. Returns how many were
+    /// sent again without need.
+    ///
+    /// # Errors
+    /// Where, and how many.
+    pub(super) fn none_lost_since(
+        &self,
+        before: &Self,
+        context: &Context,
+        during: &str,
+    ) -> Result<u64, Failure> {
+        let mut lost = Vec::new();
+        let mut needless = 0;
+        for (place, now) in &self.0 {
+            let then = before.0.get(place).copied().unwrap_or_default();
+            let (again, had) =
+                (now.again.saturating_sub(then.again), now.needless.saturating_sub(then.needless));
+            needless += had;
+            if again > had {
+                lost.push((
+                    place,
+                    format!("{place} sent {again} segments again, {had} of them without need"),
+                ));
+            }
+        }
+        let Some((first, _)) = lost.first() else { return Ok(needless) };
+        let words: Vec<&str> = lost.iter().map(|(_, words)| words.as_str()).collect();
+        let what = format!("no TCP segment is lost {during}");
+        Err(Failure::new(what, words.join("; "), look(context, first)))
+    }
+}
+
+fn look(context: &Context, place: &Place) -> String {
+    context.access.shown(place, &COUNTERS)
+}
+
+/// Finds the counters in the two files: lines of names, each followed by one of numbers.
+fn parse(text: &str) -> Option<Counters> {
+    let lines: Vec<&str> = text.lines().collect();
+    let value = |group: &str, name: &str| {
+        let pairs = lines.iter().zip(lines.iter().skip(1));
+        let (names, numbers) = pairs
+            .filter(|(names, _)| names.split(' ').next() == Some(group))
+            .map(|(a, b)| (*a, *b))
+            .next()?;
+        let at = names.split(' ').position(|word| word == name)?;
+        numbers.split(' ').nth(at)?.parse::<u64>().ok()
+    };
+    let needless = |name| value("TcpExt:", name).unwrap_or(0);
+    Some(Counters {
+        again: value("Tcp:", "RetransSegs")?,
+        needless: needless("TCPDSACKRecv") + needless("TCPDSACKOfoRecv"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_counters_are_found_by_name() {
+        let text = "Ip: Forwarding\nIp: 1\nTcp: InSegs RetransSegs InErrs\nTcp: 124 7 0\nTcpExt: A TCPDSACKRecv TCPDSACKOfoRecv\nTcpExt: 1 2 3\n";
+        assert_eq!(parse(text), Some(Counters { again: 7, needless: 5 }));
+        assert_eq!(parse("Tcp: InSegs\nTcp: 4\n"), None);
+        assert_eq!(parse(""), None);
+    }
+}

@@ -1,0 +1,225 @@
+//! What BIRD and FRR print of their RIBs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::Deserialize;
+
+use super::Routes;
+
+/// A RIB: every valid path, and those in use.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Held {
+    /// Every valid path.
+    pub(super) all: Routes,
+    /// The best one of each prefix, and those as good as it.
+    pub(super) best: Routes,
+}
+
+/// One path in BIRD's listing.
+#[derive(Debug, Default)]
+struct BirdPath {
+    hops: BTreeSet<IpAddr>,
+    best: bool,
+    /// Preference (`(100)`), local preference and length of the AS path: BIRD merges paths that are equal in these.
+    rank: (String, String, usize),
+}
+
+/// The paths of `birdc show route all`.
+pub(super) fn parse_bird(text: &str) -> Held {
+    let mut held = Held::default();
+    let mut paths: BTreeMap<IpNet, Vec<BirdPath>> = BTreeMap::new();
+    let mut current: Option<IpNet> = None;
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        if !line.starts_with(char::is_whitespace) {
+            // A line that begins with a prefix opens it; any other unindented line ends it.
+            current = words.next().and_then(|first| first.parse().ok());
+        }
+        let Some(prefix) = current else { continue };
+        let paths = paths.entry(prefix).or_default();
+        if line.contains('[') && !line.starts_with('\t') {
+            let preference = line.split_whitespace().find(|word| word.starts_with('(')).unwrap_or_default();
+            let best = line.split_whitespace().any(|word| word == "*");
+            paths.push(BirdPath {
+                best,
+                rank: (preference.to_owned(), String::new(), 0),
+                ..BirdPath::default()
+            });
+            continue;
+        }
+        let Some(path) = paths.last_mut() else { continue };
+        match words.next() {
+            Some("via") => path.hops.extend(words.next().and_then(|hop| hop.parse::<IpAddr>().ok())),
+            Some("BGP.local_pref:") => path.rank.1 = words.next().unwrap_or_default().to_owned(),
+            Some("BGP.as_path:") => path.rank.2 = words.count(),
+            _ => {}
+        }
+    }
+    for (prefix, paths) in paths {
+        let best = paths.iter().find(|path| path.best).map(|path| &path.rank);
+        for path in &paths {
+            held.all.entry(prefix).or_default().extend(&path.hops);
+            if Some(&path.rank) == best {
+                held.best.entry(prefix).or_default().extend(&path.hops);
+            }
+        }
+    }
+    held
+}
+
+#[derive(Deserialize)]
+struct FrrTable {
+    #[serde(default)]
+    routes: BTreeMap<String, Vec<FrrPath>>,
+}
+
+#[derive(Deserialize)]
+struct FrrPath {
+    #[serde(default)]
+    valid: bool,
+    #[serde(default)]
+    bestpath: bool,
+    #[serde(default)]
+    multipath: bool,
+    #[serde(default)]
+    nexthops: Vec<FrrHop>,
+}
+
+#[derive(Deserialize)]
+struct FrrHop {
+    ip: Option<IpAddr>,
+}
+
+impl FrrPath {
+    fn hops(&self) -> impl Iterator<Item = IpAddr> {
+        self.nexthops.iter().filter_map(|hop| hop.ip).filter(|ip| match ip {
+            IpAddr::V4(address) => !address.is_unspecified(),
+            IpAddr::V6(address) => !address.is_unspecified() && !address.is_unicast_link_local(),
+        })
+    }
+}
+
+/// The JSON in what vtysh printed: a warning may precede it.
+fn json(text: &str) -> &str {
+    text.find('{').and_then(|start| text.get(start..)).unwrap_or(text)
+}
+
+/// The paths of `vtysh -c "show bgp ipv4|ipv6 unicast json"`. Of a next hop given as global and link-local address the
+/// global one counts.
+///
+/// # Errors
+/// What is wrong with the JSON.
+pub(super) fn parse_frr(text: &str) -> Result<Held, String> {
+    let table: FrrTable = serde_json::from_str(json(text)).map_err(|error| error.to_string())?;
+    let mut held = Held::default();
+    for (prefix, paths) in table.routes {
+        let prefix: IpNet = prefix.parse().map_err(|_| format!("{prefix:?} is no prefix"))?;
+        for path in paths.iter().filter(|path| path.valid) {
+            held.all.entry(prefix).or_default().extend(path.hops());
+            if path.bestpath || path.multipath {
+                held.best.entry(prefix).or_default().extend(path.hops());
+            }
+        }
+    }
+    Ok(held)
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct FrrReceived {
+    received_routes: Option<BTreeMap<String, FrrReceivedRoute>>,
+    warning: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct FrrReceivedRoute {
+    next_hop: Option<IpAddr>,
+    next_hop_global: Option<IpAddr>,
+}
+
+/// What a peer of FRR said, before any filter: `show bgp ipv4|ipv6 unicast neighbors PEER received-routes json`.
+///
+/// # Errors
+/// What is wrong with the JSON, or that FRR does not keep it.
+pub(super) fn parse_frr_received(text: &str) -> Result<Routes, String> {
+    let table: FrrReceived = serde_json::from_str(json(text)).map_err(|error| error.to_string())?;
+    let received = table
+        .received_routes
+        .ok_or_else(|| table.warning.unwrap_or_else(|| "no receivedRoutes".to_owned()))?;
+    let mut routes = Routes::new();
+    for (prefix, route) in received {
+        let prefix: IpNet = prefix.parse().map_err(|_| format!("{prefix:?} is no prefix"))?;
+        routes.entry(prefix).or_default().extend(route.next_hop_global.or(route.next_hop));
+    }
+    Ok(routes)
+}
+
+/// A BGP session of BIRD, in `birdc show protocols all`.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct BirdSession {
+    /// The protocol's name.
+    pub(super) name: String,
+    /// The peer's address.
+    pub(super) neighbour: Option<IpAddr>,
+    /// Whether routes that the filter rejects are kept.
+    pub(super) keeps_filtered: bool,
+}
+
+/// The BGP sessions of `birdc show protocols all`.
+pub(super) fn parse_bird_sessions(text: &str) -> Vec<BirdSession> {
+    let mut sessions: Vec<BirdSession> = Vec::new();
+    let mut inside = false;
+    for line in text.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        if !line.starts_with(char::is_whitespace) {
+            inside = words.get(1) == Some(&"BGP");
+            if let (true, Some(name)) = (inside, words.first()) {
+                sessions.push(BirdSession { name: (*name).to_owned(), ..BirdSession::default() });
+            }
+            continue;
+        }
+        let Some(session) = sessions.last_mut().filter(|_| inside) else { continue };
+        match words.as_slice() {
+            ["Neighbor", "address:", address, ..] => session.neighbour = address.parse().ok(),
+            // The number is only there when they are kept.
+            ["Routes:", rest @ ..] => session.keeps_filtered |= rest.contains(&"filtered,"),
+            _ => {}
+        }
+    }
+    sessions
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bird_sessions_are_told_by_their_neighbour() {
+        let text = "BIRD 2.0.12 ready.\nName       Proto      Table      State  Since         Info\n\
+            direct1    Direct     ---        up     02:52:40.273\n    Routes:         3 imported, 15 exported\n\
+            n1_ipv4    BGP        ---        up     02:52:40.273  Established\n    Neighbor address: 172.20.11.2\n\
+            \u{20}   Routes:         3 imported, 0 filtered, 15 exported, 3 preferred\n\
+            n2_ipv4    BGP        ---        up     02:52:40.273  Established\n    Neighbor address: 172.20.12.2\n\
+            \u{20}   Routes:         3 imported, 15 exported, 3 preferred\n";
+        let of = |name: &str, neighbour: &str, keeps_filtered| BirdSession {
+            name: name.into(),
+            neighbour: neighbour.parse().ok(),
+            keeps_filtered,
+        };
+        let expected = [of("n1_ipv4", "172.20.11.2", true), of("n2_ipv4", "172.20.12.2", false)];
+        assert_eq!(parse_bird_sessions(text), expected);
+    }
+
+    #[test]
+    fn what_frr_keeps_of_a_peer_is_read_and_its_absence_told() {
+        let text = r#"{"receivedRoutes":{"10.2.1.0/24":{"nextHop":"172.20.21.2"},"fd00::/64":{"nextHopGlobal":"fd00:20:21::2"}}}"#;
+        let routes = parse_frr_received(text).expect("FRR's JSON");
+        let hops: Vec<String> = routes.values().flatten().map(ToString::to_string).collect();
+        assert_eq!(hops, ["172.20.21.2", "fd00:20:21::2"]);
+        let off = parse_frr_received(r#"{ "warning": "Inbound soft reconfiguration not enabled" }"#);
+        assert_eq!(off, Err("Inbound soft reconfiguration not enabled".to_owned()));
+    }
+}
