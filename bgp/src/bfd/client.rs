@@ -183,6 +183,15 @@ impl Unit {
     }
 }
 
+/// The sessions one owner wants.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// The sessions.
+    pub sessions: Vec<SessionConfig>,
+    /// There are no others. Until an agent that has just started knows that, sessions of its earlier life are left alone.
+    pub complete: bool,
+}
+
 /// Speaks to a unit; every call is a connection of its own.
 #[derive(Clone, Debug)]
 pub struct Client {
@@ -201,8 +210,12 @@ impl Client {
     /// # Errors
     /// No unit, or a session that cannot be; then nothing is changed.
     pub async fn set(&self, owner: &str, sessions: &[SessionConfig]) -> Result<(), ClientError> {
-        let request = Request::Set { owner: owner.to_owned(), sessions: sessions.to_vec() };
-        self.done(&request).await
+        self.list(owner, Wanted { sessions: sessions.to_vec(), complete: true }).await
+    }
+
+    async fn list(&self, owner: &str, wanted: Wanted) -> Result<(), ClientError> {
+        let Wanted { sessions, complete } = wanted;
+        self.done(&Request::Set { owner: owner.to_owned(), sessions, partial: !complete }).await
     }
 
     /// The owners there are; sessions of others, left by an earlier life, end.
@@ -309,15 +322,15 @@ impl Subscription {
 pub async fn follow(
     unit: Unit,
     owner: String,
-    mut wanted: watch::Receiver<Vec<SessionConfig>>,
+    mut wanted: watch::Receiver<Wanted>,
     heard: mpsc::Sender<SessionStatus>,
 ) {
     let mut failures = 0;
     let mut ever = false;
     loop {
-        let list = wanted.borrow_and_update().clone();
+        let none = wanted.borrow_and_update().sessions.is_empty();
         // An earlier life may have left sessions in a unit that still runs; without one there is nothing to do.
-        if list.is_empty() && !ever && unit.pid().is_none() {
+        if none && !ever && unit.pid().is_none() {
             if wanted.changed().await.is_err() {
                 return;
             }
@@ -341,7 +354,7 @@ pub async fn follow(
 async fn attend(
     unit: &Unit,
     owner: &str,
-    wanted: &mut watch::Receiver<Vec<SessionConfig>>,
+    wanted: &mut watch::Receiver<Wanted>,
     heard: &mpsc::Sender<SessionStatus>,
 ) -> Result<(), ClientError> {
     if unit.ensure_running().await? {
@@ -349,7 +362,7 @@ async fn attend(
     }
     let client = unit.client();
     let list = wanted.borrow_and_update().clone();
-    client.set(owner, &list).await?;
+    client.list(owner, list).await?;
     let (status, mut changes) = client.subscribe().await?;
     for session in status.sessions {
         if heard.send(session).await.is_err() {
@@ -363,7 +376,7 @@ async fn attend(
                     return Ok(());
                 }
                 let list = wanted.borrow_and_update().clone();
-                client.set(owner, &list).await?;
+                client.list(owner, list).await?;
             }
             change = changes.next() => {
                 let (_, session) = change?;

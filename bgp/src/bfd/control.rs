@@ -125,8 +125,8 @@ fn converse(stream: &UnixStream, steer: &Steer, subscribers: &Subscribers) -> io
 
 fn answer(request: Request, steer: &Steer) -> Response {
     let answer = match request {
-        Request::Set { owner, sessions } => steer
-            .ask(|reply| Command::Set { owner, sessions, reply })
+        Request::Set { owner, sessions, partial } => steer
+            .ask(|reply| Command::Set { owner, sessions, partial, reply })
             .and_then(|done| done.map(|()| Response::Done)),
         Request::Owners { keep } => {
             let keep = keep.into_iter().collect();

@@ -121,12 +121,13 @@ impl Engine {
         }
     }
 
-    /// The whole list of sessions `owner` wants: new ones begin, changed ones poll, those left out take their leave.
+    /// The list of sessions `owner` wants: new ones begin, changed ones poll, those left out take their leave unless the list is partial.
     pub(super) fn set(
         &mut self,
         now: Instant,
         owner: &str,
         wanted: Vec<SessionConfig>,
+        partial: bool,
     ) -> Result<(), SessionError> {
         wanted.iter().try_for_each(SessionConfig::check)?;
         let mut kept = BTreeSet::new();
@@ -134,6 +135,9 @@ impl Engine {
             if let Some(id) = self.want(now, owner, config) {
                 kept.insert(id);
             }
+        }
+        if partial {
+            return Ok(());
         }
         let left: Vec<u32> = self
             .sessions

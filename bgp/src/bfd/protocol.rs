@@ -32,8 +32,13 @@ pub(super) struct Versioned<T> {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case")]
 pub(super) enum Request {
-    /// The whole list of one owner; asked twice it changes nothing.
-    Set { owner: String, sessions: Vec<SessionConfig> },
+    /// The list of one owner; asked twice it changes nothing. Sessions it does not name end, unless there are others still to be named.
+    Set {
+        owner: String,
+        sessions: Vec<SessionConfig>,
+        #[serde(default)]
+        partial: bool,
+    },
     /// Owners that exist; the sessions of all others end.
     Owners { keep: Vec<String> },
     /// Everything there is to tell.
@@ -122,7 +127,7 @@ mod tests {
     fn requests_and_answers_survive_the_line() {
         let text = r#"{"version":1,"request":"set","owner":"agent","sessions":[{"peer":"10.0.0.1","multihop":true}]}"#;
         let request: Request = parse(text).unwrap();
-        let Request::Set { owner, sessions } = &request else { panic!("{request:?}") };
+        let Request::Set { owner, sessions, partial: false } = &request else { panic!("{request:?}") };
         assert_eq!((owner.as_str(), sessions.len()), ("agent", 1));
         assert_eq!(parse::<Request>(line(&request).trim()).unwrap(), request);
         let refused = Response::Refused { reason: "why".into() };

@@ -258,7 +258,7 @@ fn session(peer: &str) -> SessionConfig {
 fn packets_find_their_session_and_strangers_are_counted() {
     let now = Instant::now();
     let mut engine = Engine::new(1);
-    engine.set(now, "a", vec![session("10.0.0.2"), session("10.0.0.3")]).unwrap();
+    engine.set(now, "a", vec![session("10.0.0.2"), session("10.0.0.3")], false).unwrap();
     let ours = sent(&mut engine);
     assert_eq!(ours.len(), 2);
     let hello = Packet {
@@ -287,12 +287,14 @@ fn a_list_set_again_changes_nothing_and_what_is_left_out_says_admin_down() {
     let mut now = Instant::now();
     let mut engine = Engine::new(2);
     let list = vec![session("10.0.0.2"), session("10.0.0.3")];
-    engine.set(now, "a", list.clone()).unwrap();
-    engine.set(now, "b", vec![session("10.0.0.3")]).unwrap();
+    engine.set(now, "a", list.clone(), false).unwrap();
+    engine.set(now, "b", vec![session("10.0.0.3")], false).unwrap();
     assert_eq!(sent(&mut engine).len(), 2);
-    engine.set(now, "a", list).unwrap();
+    engine.set(now, "a", list, false).unwrap();
     assert!(sent(&mut engine).is_empty());
-    engine.set(now, "a", Vec::new()).unwrap();
+    engine.set(now, "a", Vec::new(), true).unwrap();
+    assert!(sent(&mut engine).is_empty(), "an agent that has just started does not know all of its list yet");
+    engine.set(now, "a", Vec::new(), false).unwrap();
     let farewell = sent(&mut engine);
     assert_eq!(farewell.len(), 1, "the other session has another owner: {farewell:?}");
     assert_eq!(farewell[0].state, State::AdminDown);
@@ -306,5 +308,5 @@ fn a_list_set_again_changes_nothing_and_what_is_left_out_says_admin_down() {
     assert!(more >= 2, "said three times in all, for a lost one costs the peer its routes: {more}");
     engine.keep_owners(now, &["c".to_owned()].into());
     assert!(engine.statuses(now).is_empty());
-    assert!(engine.set(now, "a", vec![session("0.0.0.0")]).is_err());
+    assert!(engine.set(now, "a", vec![session("0.0.0.0")], false).is_err());
 }

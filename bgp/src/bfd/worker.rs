@@ -35,7 +35,7 @@ const LATE: Duration = Duration::from_millis(10);
 /// What the control side asks for.
 #[derive(Debug)]
 pub(super) enum Command {
-    Set { owner: String, sessions: Vec<SessionConfig>, reply: Sender<Result<(), String>> },
+    Set { owner: String, sessions: Vec<SessionConfig>, partial: bool, reply: Sender<Result<(), String>> },
     Owners { keep: BTreeSet<String>, reply: Sender<()> },
     Status { reply: Sender<Status> },
     Stop { reply: Sender<()> },
@@ -144,8 +144,9 @@ impl Running {
         while let Ok(command) = commands.try_recv() {
             let now = Instant::now();
             match command {
-                Command::Set { owner, sessions, reply } => {
-                    let done = self.engine.set(now, &owner, sessions).map_err(|error| error.to_string());
+                Command::Set { owner, sessions, partial, reply } => {
+                    let done =
+                        self.engine.set(now, &owner, sessions, partial).map_err(|error| error.to_string());
                     self.carry_out();
                     drop(reply.send(done));
                 }

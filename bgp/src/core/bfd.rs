@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::{Core, ttl};
+use crate::bfd::client::Wanted;
 use crate::bfd::{SessionConfig, SessionKey, SessionStatus, State};
 use crate::config::PeerConfig;
 use crate::fsm::Identity;
@@ -10,12 +11,15 @@ use crate::wire::{Notification, cease, code};
 
 impl Core {
     /// The sessions the peers' settings ask for, if that may have changed since it was last asked.
-    pub(crate) fn take_bfd_sessions(&mut self) -> Option<Vec<SessionConfig>> {
+    ///
+    /// They are all of them once everything is exported: before, peers of an earlier life may not have been added again.
+    pub(crate) fn take_bfd_sessions(&mut self) -> Option<Wanted> {
         if !std::mem::take(&mut self.bfd_changed) {
             return None;
         }
         let identity = self.identity;
-        Some(self.peers.values().filter_map(|peer| session(&peer.config, identity)).collect())
+        let sessions = self.peers.values().filter_map(|peer| session(&peer.config, identity)).collect();
+        Some(Wanted { sessions, complete: self.export_complete })
     }
 
     /// The state of a BFD session. If it failed, the BGP session ends now rather than when its hold time is over.
@@ -79,17 +83,20 @@ mod tests {
         let mut core = Core::new(&SpeakerConfig::new(65001, Ipv4Addr::new(1, 1, 1, 1)));
         assert_eq!(core.take_bfd_sessions(), None);
         core.add_peer(Instant::now(), peer()).unwrap();
-        let sessions = core.take_bfd_sessions().unwrap();
+        let Wanted { sessions, complete } = core.take_bfd_sessions().unwrap();
+        assert!(!complete, "more peers may come");
+        core.export_complete();
+        assert!(core.take_bfd_sessions().unwrap().complete);
         assert_eq!(
             (sessions.len(), sessions[0].key.peer, sessions[0].key.multihop),
             (1, IpAddr::V4(PEER), false)
         );
         assert_eq!(core.take_bfd_sessions(), None, "nothing has changed");
         core.update_peer(Instant::now(), PeerConfig { ebgp_multihop: 3, ..peer() }).unwrap();
-        assert!(core.take_bfd_sessions().unwrap()[0].key.multihop, "as many hops as BGP");
+        assert!(core.take_bfd_sessions().unwrap().sessions[0].key.multihop, "as many hops as BGP");
         core.update_peer(Instant::now(), PeerConfig { bfd: None, ..peer() }).unwrap();
-        assert_eq!(core.take_bfd_sessions(), Some(Vec::new()));
+        assert!(core.take_bfd_sessions().unwrap().sessions.is_empty());
         core.remove_peer(Instant::now(), "tor").unwrap();
-        assert_eq!(core.take_bfd_sessions(), Some(Vec::new()));
+        assert!(core.take_bfd_sessions().unwrap().sessions.is_empty());
     }
 }

@@ -270,6 +270,7 @@ impl Core {
     /// Everything this speaker will originate for now has been announced: End-of-RIB may go out.
     pub(crate) fn export_complete(&mut self) {
         if !std::mem::replace(&mut self.export_complete, true) {
+            self.bfd_changed = true;
             for peer in self.peers.values_mut() {
                 let families = peer.end_of_rib_families();
                 peer.out.owe_end_of_rib(&families);

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
-use crate::bfd::client::follow;
-use crate::bfd::{SessionConfig, SessionStatus};
+use crate::bfd::SessionStatus;
+use crate::bfd::client::{Wanted, follow};
 use crate::config::BfdUnit;
 
 /// Changes that may wait; more wait in the unit.
@@ -15,20 +15,20 @@ const RELEASE_MAX: Duration = Duration::from_secs(1);
 
 pub(super) struct Bfd {
     unit: BfdUnit,
-    wanted: watch::Sender<Vec<SessionConfig>>,
+    wanted: watch::Sender<Wanted>,
     heard: mpsc::Receiver<SessionStatus>,
 }
 
 impl Bfd {
     pub(super) fn start(unit: BfdUnit) -> Self {
-        let (wanted, list) = watch::channel(Vec::new());
+        let (wanted, list) = watch::channel(Wanted::default());
         let (outlet, heard) = mpsc::channel(HEARD_QUEUE);
         // Ends with either channel; the unit and its sessions stay for the next speaker.
         tokio::spawn(follow(unit.unit.clone(), unit.owner.clone(), list, outlet));
         Self { unit, wanted, heard }
     }
 
-    pub(super) fn want(&self, sessions: Vec<SessionConfig>) {
+    pub(super) fn want(&self, sessions: Wanted) {
         self.wanted.send_if_modified(|list| {
             let changed = *list != sessions;
             *list = sessions;
@@ -39,7 +39,7 @@ impl Bfd {
     /// Ends the sessions: the speaker stops in order, and its peers shall not take that for a failure.
     pub(super) async fn release(self) {
         let Self { unit, wanted, heard } = self;
-        let any = !wanted.borrow().is_empty();
+        let any = !wanted.borrow().sessions.is_empty();
         drop((wanted, heard));
         if !any {
             return;
