@@ -5,6 +5,7 @@
 //!  announce, withdraw ─────────────────────────────────────────► │                └──────► Event
 //! ```
 
+mod bfd;
 mod export;
 mod log;
 mod peer;
@@ -78,6 +79,8 @@ pub(crate) struct Core {
     events: EventQueue,
     /// Prefixes the reader was told about and not yet told to forget.
     published: BTreeSet<IpNet>,
+    /// The BFD sessions that peers ask for may be others than last taken.
+    bfd_changed: bool,
 }
 
 impl Core {
@@ -97,6 +100,7 @@ impl Core {
             outputs: VecDeque::new(),
             events: EventQueue::new(config.event_queue > 0),
             published: BTreeSet::new(),
+            bfd_changed: false,
         }
     }
 
@@ -197,6 +201,7 @@ impl Core {
         let mut fsm = Fsm::new(Arc::clone(&config), self.identity, self.restarting, jitter);
         fsm.start(now);
         self.peers.insert(id, Peer::new(config, fsm));
+        self.bfd_changed = true;
         self.settle(now, id);
         Ok(())
     }
@@ -210,6 +215,7 @@ impl Core {
         self.rib.remove_where(id, |_, _| true);
         self.rib.remove_peer(id);
         self.peers.remove(&id);
+        self.bfd_changed = true;
         self.propagate();
         Ok(())
     }
@@ -222,6 +228,7 @@ impl Core {
         let config = Arc::new(config);
         let old = std::mem::replace(&mut peer.config, Arc::clone(&config));
         peer.fsm.set_config(Arc::clone(&config));
+        self.bfd_changed = true;
         if old.needs_reset(&config) {
             peer.fsm.reset(now, &Notification::cease(cease::CONFIG_CHANGE, ""));
         } else {
@@ -266,6 +273,7 @@ impl Core {
     /// Everything this speaker will originate for now has been announced: End-of-RIB may go out.
     pub(crate) fn export_complete(&mut self) {
         if !std::mem::replace(&mut self.export_complete, true) {
+            self.bfd_changed = true;
             for peer in self.peers.values_mut() {
                 let families = peer.end_of_rib_families();
                 peer.out.owe_end_of_rib(&families);

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
+use crate::bfd::SessionStatus;
 use crate::config::PeerConfig;
 use crate::event::Counters;
 use crate::family::Family;
@@ -31,6 +32,8 @@ pub(super) struct Peer {
     /// Stale routes are held until then.
     pub(super) stale_until: Option<Instant>,
     pub(super) end_of_rib: BTreeSet<Family>,
+    /// The BFD session with the peer as last heard.
+    pub(super) bfd: Option<SessionStatus>,
 }
 
 impl Peer {
@@ -44,6 +47,7 @@ impl Peer {
             counters: Counters::default(),
             stale_until: None,
             end_of_rib: BTreeSet::new(),
+            bfd: None,
         }
     }
 

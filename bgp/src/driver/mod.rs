@@ -7,6 +7,7 @@
 //!                              commands
 //! ```
 
+mod bfd;
 mod handle;
 mod link;
 mod socket;
@@ -72,6 +73,7 @@ struct Driver {
     /// Everything here is aborted when the driver ends.
     connections: JoinSet<()>,
     flushes: Vec<oneshot::Sender<()>>,
+    bfd: Option<bfd::Bfd>,
 }
 
 impl Driver {
@@ -94,6 +96,7 @@ impl Driver {
             listeners,
             connections: JoinSet::new(),
             flushes: Vec::new(),
+            bfd: config.bfd.clone().map(bfd::Bfd::start),
         })
     }
 
@@ -137,6 +140,7 @@ impl Driver {
                 }
                 Err(_) => self.unread = true,
             },
+            Some(status) = bfd::heard(&mut self.bfd) => self.core.bfd_heard(Instant::now(), status),
             Some(_) = self.connections.join_next() => {}
         }
     }
@@ -216,6 +220,11 @@ impl Driver {
                 }
             }
         }
+        if let Some(sessions) = self.core.take_bfd_sessions()
+            && let Some(bfd) = &self.bfd
+        {
+            bfd.want(sessions);
+        }
         if !self.flushes.is_empty() && self.core.is_flushed() {
             for done in self.flushes.drain(..) {
                 answer(done);
@@ -251,6 +260,9 @@ impl Driver {
         }
         self.core.stop_all(Instant::now(), text);
         self.carry_out();
+        if let Some(bfd) = self.bfd.take() {
+            bfd.release().await;
+        }
         self.connects.values().for_each(AbortHandle::abort);
         // Reports of the closing connections are of no more interest, but must not block them.
         let Self { inbox, connections, .. } = self;

@@ -150,6 +150,7 @@ impl Notification {
             (code::CEASE, cease::ADMIN_SHUTDOWN) => "the other operator must enable the session again",
             (code::CEASE, cease::DECONFIGURED) => "the other side no longer has this peer configured",
             (code::CEASE, cease::REJECTED) => "the other side does not expect a session from this address",
+            (code::CEASE, cease::BFD_DOWN) => "check the path for loss; `tombolo bgp bfd` tells more",
             _ => "",
         }
     }
