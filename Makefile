@@ -7,7 +7,7 @@ TOMBOLO := target/debug/tombolo
 ETCD_DOWN_SECS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test setup build check fmt clippy unit programs namespaces mesh interop lab lab-up lab-test lab-down
+.PHONY: help demo test setup build check fmt clippy unit fuzz-bgp programs namespaces mesh interop bench-bfd bench-bfd-short lab lab-up lab-test lab-down
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -15,7 +15,7 @@ help: ## List the targets
 demo: setup build ## Bring the two-cluster lab up, check everything, leave it up
 	@scripts/demo $(TOMBOLO) $(LAB) $(ETCD_DOWN_SECS)
 
-test: setup build unit programs namespaces mesh interop lab ## The whole test suite, unit to real peers
+test: setup build unit programs namespaces mesh interop bench-bfd-short lab ## The whole test suite, unit to real peers
 
 setup: ## Install what is missing (Debian packages)
 	@scripts/setup
@@ -37,7 +37,11 @@ TEST := cargo test --locked --workspace
 unit: ## Pure code: unit, property, golden and mutation tests, the architecture, the docs
 	$(TEST) --lib --bins
 	$(TEST) --doc
-	$(TEST) --test architecture --test mutation
+	$(TEST) --test architecture --test mutation --test golden --test peers --test round_trip --test differential --test zettabgp --test decode_speed
+
+fuzz-bgp: ## 10 million damaged BGP messages through the codec (TOMBOLO_SEED=n for others)
+	TOMBOLO_BGP_MUTATIONS=10000000 $(TEST) --test mutation -- --nocapture
+	TOMBOLO_BGP_DIFFERENCES=2000000 $(TEST) --test differential -- --nocapture
 
 programs: ## eBPF programs on real packets (BPF_PROG_TEST_RUN) and real traffic
 	$(TEST) --test paths --test services --test traffic --test wireguard
@@ -48,8 +52,16 @@ namespaces: ## netlink, CNI, tunnels and the lab runner in network namespaces
 mesh: ## The cluster mesh with a real etcd
 	$(TEST) --test mesh
 
-interop: ## BGP with real BIRD, FRR and GoBGP
-	$(TEST) --test bgp_interop
+interop: ## BGP and BFD with real BIRD, FRR and GoBGP
+	$(TEST) --test bgp_interop --test bfd_interop
+
+bench-bfd: ## 64 BFD sessions at 50 ms x 3 under full load, beside FRR's bfdd; writes target/bench/bfd.json
+	cargo build --locked --workspace --bin bench_bfd
+	target/debug/bench_bfd
+
+bench-bfd-short: ## The same, one short run of each (CI)
+	cargo build --locked --workspace --bin bench_bfd
+	target/debug/bench_bfd short
 
 lab: build ## The two-cluster lab: all path variants and faults, then nothing is left behind
 	@scripts/lab $(TOMBOLO) $(LAB) $(ETCD_DOWN_SECS)

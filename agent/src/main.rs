@@ -22,6 +22,7 @@ fn main() -> ExitCode {
         Command::Workload(workload) => cli::block_on(workload.run()),
         Command::Cni => tombolo_cni::plugin::run(),
         Command::Wireguard { arguments } => tombolo_tunnel::userspace::run(arguments.into_iter()),
+        Command::Bfd { arguments } => tombolo_bgp::bfd::unit::run(arguments.into_iter()),
         Command::Agent { config } => agent(&config),
         Command::Status { reading, verbose } => cli::run(cli::Query::Status(reading, verbose)),
         Command::Show { table, reading } => cli::run(cli::Query::Show(reading, table)),

@@ -6,9 +6,20 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::bfd::BfdSettings;
+use crate::bfd::client::Unit;
 use crate::error::Error;
 use crate::family::Family;
 use crate::wire::{Community, LargeCommunity, Origin};
+
+/// Where a speaker's BFD sessions are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BfdUnit {
+    /// The unit; started when the first peer asks for BFD, and found again by the next speaker.
+    pub unit: Unit,
+    /// Whose sessions these are: unique among the speakers of one unit, and the same after a restart.
+    pub owner: String,
+}
 
 /// Settings of the whole speaker.
 #[derive(Clone, Debug)]
@@ -25,7 +36,10 @@ pub struct SpeakerConfig {
     pub max_paths: usize,
     /// Seed of the timers' jitter; equal seeds and inputs give equal runs.
     pub jitter_seed: u64,
-    /// Events queued for a slow reader before the channel makes the speaker keep only the newest state of each prefix.
+    /// The unit that keeps the BFD sessions of peers that ask for one; none ignores those settings.
+    pub bfd: Option<BfdUnit>,
+    /// Events queued for a slow reader before the channel makes the speaker keep only the newest state of each prefix; 0: there are no
+    /// events of routes, for a speaker whose routes nobody but its peers wants.
     pub event_queue: usize,
 }
 
@@ -39,6 +53,7 @@ impl SpeakerConfig {
             restarting: false,
             max_paths: 16,
             jitter_seed: 0,
+            bfd: None,
             event_queue: 1024,
         }
     }
@@ -153,6 +168,9 @@ pub struct PeerConfig {
     pub import: Vec<AllowedPrefix>,
     /// Pass on best paths learned from other peers (a router; nodes do not transit).
     pub export_learned: bool,
+    /// Offer messages of up to 65535 bytes (RFC 8654); sent that long only if the peer offers it too.
+    #[serde(default)]
+    pub extended_messages: bool,
     /// Refuse paths that do not start with the peer's AS.
     pub enforce_first_as: bool,
     /// Prefixes held from this peer before the session is ended with Cease.
@@ -161,6 +179,9 @@ pub struct PeerConfig {
     pub next_hop_ipv4: Option<Ipv4Addr>,
     /// Next hop of IPv6 routes when the session's own address is not IPv6.
     pub next_hop_ipv6: Option<std::net::Ipv6Addr>,
+    /// Keep a BFD session with the peer; when it fails, so does the BGP session, at once (RFC 5882 section 10.2, RFC 9384).
+    #[serde(default)]
+    pub bfd: Option<BfdSettings>,
 }
 
 impl PeerConfig {
@@ -180,10 +201,12 @@ impl PeerConfig {
             graceful_restart: GracefulRestart::default(),
             import: Vec::new(),
             export_learned: false,
+            extended_messages: false,
             enforce_first_as: true,
             max_prefixes: 100_000,
             next_hop_ipv4: None,
             next_hop_ipv6: None,
+            bfd: None,
         }
     }
 
@@ -196,6 +219,12 @@ impl PeerConfig {
         }
         if self.families.is_empty() {
             return bad("no address family is configured", "list ipv4-unicast or ipv6-unicast");
+        }
+        if !self.families.iter().all(|family| family.is_unicast()) {
+            return bad(
+                "an address family that is decoded but not carried",
+                "list ipv4-unicast or ipv6-unicast",
+            );
         }
         if self.address.is_unspecified() || self.address.is_multicast() {
             return bad("the address is no host address", "give the peer's own address");
@@ -222,6 +251,9 @@ impl PeerConfig {
         if !(1..=4095).contains(&self.graceful_restart.restart_time_secs) {
             return bad("the graceful restart time is not in 1..4095", "use for example 120");
         }
+        if let Some(Err((what, remedy))) = self.bfd.as_ref().map(BfdSettings::check) {
+            return bad(what, remedy);
+        }
         Ok(())
     }
 
@@ -233,6 +265,7 @@ impl PeerConfig {
             max_prefixes: 0,
             next_hop_ipv4: None,
             next_hop_ipv6: None,
+            bfd: None,
             timers: Timers { connect_retry: Duration::from_secs(1), ..config.timers },
             ..config.clone()
         };

@@ -70,20 +70,25 @@ pub(crate) enum Pending {
 }
 
 /// Events not yet read: each prefix at most once, in order of its first change.
-#[derive(Default)]
 pub(crate) struct EventQueue {
+    /// Whether anybody wants to hear of routes.
+    routes: bool,
     queue: VecDeque<Pending>,
     prefixes: BTreeSet<IpNet>,
     session_events: usize,
 }
 
 impl EventQueue {
+    pub(crate) const fn new(routes: bool) -> Self {
+        Self { routes, queue: VecDeque::new(), prefixes: BTreeSet::new(), session_events: 0 }
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.queue.is_empty()
     }
 
     pub(crate) fn route(&mut self, prefix: IpNet) {
-        if self.prefixes.insert(prefix) {
+        if self.routes && self.prefixes.insert(prefix) {
             self.queue.push_back(Pending::Route(prefix));
         }
     }

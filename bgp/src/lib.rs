@@ -23,10 +23,12 @@
 //! # }
 //! ```
 //!
-//! RFCs: 4271, 4724 (both roles), 4760, 2918, 5492, 6286, 6608, 6793, 7606, 8092, 9003, 9072. Next hops of IPv6 by 2545.
+//! RFCs: 4271, 4724 (both roles), 4760, 2918, 5492, 6286, 6608, 6793, 7606, 7607, 8092, 8654, 9003, 9072, 9384 with BFD ([`bfd`]). Next hops of
+//! IPv6 by 2545. The codec reads and writes more than sessions offer yet: see `docs/rfc.md`.
 
 #![forbid(unsafe_code)]
 
+pub mod bfd;
 mod config;
 mod core;
 mod driver;
@@ -37,7 +39,9 @@ mod fsm;
 mod rib;
 pub mod wire;
 
-pub use config::{AllowedPrefix, Announcement, GracefulRestart, PeerConfig, Scope, SpeakerConfig, Timers};
+pub use config::{
+    AllowedPrefix, Announcement, BfdUnit, GracefulRestart, PeerConfig, Scope, SpeakerConfig, Timers,
+};
 pub use driver::{Events, Speaker, SpeakerHandle};
 pub use error::Error;
 pub use event::{Counters, Event, FamilyState, Path, PeerState, RouteRow, RouteView};

@@ -84,15 +84,24 @@ impl Namespace {
     }
 
     /// Starts a program here that runs until the guard is dropped.
-    #[expect(clippy::panic, reason = "a test cannot go on without it")]
     pub fn spawn(&self, program: &str, arguments: &[&str]) -> Daemon {
+        self.start(program, arguments, Stdio::inherit())
+    }
+
+    /// The same, without what it says on standard error.
+    pub fn spawn_quiet(&self, program: &str, arguments: &[&str]) -> Daemon {
+        self.start(program, arguments, Stdio::null())
+    }
+
+    #[expect(clippy::panic, reason = "a test cannot go on without it")]
+    fn start(&self, program: &str, arguments: &[&str], errors: Stdio) -> Daemon {
         // `ip netns exec` replaces itself, so the child is the program.
         let child = Command::new("ip")
             .args(["netns", "exec", &self.name, program])
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
+            .stderr(errors)
             .spawn();
         match child {
             Ok(child) => Daemon::new(program, child),
@@ -166,6 +175,11 @@ impl Daemon {
                 return found;
             }
         }
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Everything it has printed so far.

@@ -41,6 +41,7 @@ pub(crate) fn run(query: Query) -> ExitCode {
             Query::Mesh(MeshCommand::Status(reading)) => mesh(&reading, false).await,
             Query::Mesh(MeshCommand::Troubleshoot(reading)) => mesh(&reading, true).await,
             Query::Bgp(BgpCommand::Peers(reading)) => objects(&reading, "/v1/bgp/peers", &PEER_COLUMNS).await,
+            Query::Bgp(BgpCommand::Bfd(args)) => Ok(super::bfd::show(&args).await),
             Query::Bgp(BgpCommand::Routes { kind, reading }) => {
                 objects(&reading, &format!("/v1/bgp/routes/{}", client::encode(&kind)), &ROUTE_COLUMNS).await
             }

@@ -1,5 +1,6 @@
 //! The command line: what people and scripts call. Reading commands take `-o json|table`.
 
+mod bfd;
 mod client;
 mod commands;
 mod output;
@@ -58,6 +59,13 @@ pub(crate) enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<std::ffi::OsString>,
     },
+    /// BFD, a unit of its own that survives the agent
+    #[command(hide = true)]
+    Bfd {
+        /// Handed to the unit as they are
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<std::ffi::OsString>,
+    },
     /// Containerlab topologies without containers: deploy, look around, check
     Lab(tombolo_containerlab::cli::LabArgs),
     #[command(flatten)]
@@ -106,6 +114,8 @@ pub(crate) enum MeshCommand {
 pub(crate) enum BgpCommand {
     /// Sessions
     Peers(Reading),
+    /// BFD sessions with the peers, as their unit keeps them
+    Bfd(bfd::BfdArgs),
     /// Routes: received, advertised or best
     Routes {
         /// Which routes

@@ -11,6 +11,7 @@ use tombolo_base::ids::ClusterName;
 use tombolo_base::reconcile::Progress;
 use tombolo_base::source::{Source, SourceState};
 use tombolo_base::table::{Table, Writer};
+use tombolo_bgp::bfd::client::Unit;
 use tombolo_bgp_node::{BgpNode, InstancePeer, InstanceRoute, Settings};
 use tombolo_kubernetes::Tables;
 use tombolo_service::{LbAssignment, ServiceRow, SliceRow, TrafficPolicy};
@@ -117,6 +118,7 @@ pub(crate) fn start(
     driver: &Driver,
     import: &[AllowedPrefix],
     restarting: bool,
+    bfd: Unit,
     rows: (&Table<PeerRow>, &Table<AdvertRow>),
     learned: Arc<Writer<LearnedRoute>>,
     tasks: &mut Tasks,
@@ -130,6 +132,7 @@ pub(crate) fn start(
         restarting,
         import: import.iter().map(allowed).collect(),
         jitter_seed: driver.seed,
+        bfd: Some(bfd),
         ..Settings::default()
     };
     let node = BgpNode::start(settings, learned.clone());

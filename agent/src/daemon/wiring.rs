@@ -385,7 +385,10 @@ impl Rooms<'_> {
         let Ground { config, driver, node, tasks, daemon, .. } = &mut self.ground;
         if config.bgp.enabled {
             let rows = (&self.desired.bgp_peers, &self.desired.bgp_adverts);
-            let bgp = bgp::start(driver, &config.bgp.import.allow, node.restarting, rows, learned, tasks);
+            let run = config.api.socket.parent().unwrap_or_else(|| std::path::Path::new("/run/tombolo"));
+            let bfd = tombolo_bgp::bfd::client::Unit::of_this_program(run);
+            let allow = &config.bgp.import.allow;
+            let bgp = bgp::start(driver, allow, node.restarting, bfd, rows, learned, tasks);
             daemon.bgp.set(bgp).ok();
         }
     }

@@ -132,7 +132,7 @@ impl Adapter {
 
     async fn start(&mut self, name: &Arc<str>, identity: Identity) -> Result<(), Error> {
         let restarting = self.settings.restarting && !self.started.contains(name);
-        let (speaker, events) = Speaker::start(identity.speaker(&self.settings, restarting)).await?;
+        let (speaker, events) = Speaker::start(identity.speaker(name, &self.settings, restarting)).await?;
         self.started.insert(name.clone());
         let source = Source::Peer(name.clone());
         if self.learned.table().snapshot().source_state(&source).is_none() {

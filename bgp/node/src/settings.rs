@@ -3,8 +3,9 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
+use tombolo_bgp::bfd::client::Unit;
 use tombolo_bgp::{
-    AllowedPrefix, Announcement, Community, Family, GracefulRestart, LargeCommunity, PeerConfig,
+    AllowedPrefix, Announcement, BfdUnit, Community, Family, GracefulRestart, LargeCommunity, PeerConfig,
     SpeakerConfig, Timers,
 };
 use tombolo_topology::bgp::{AdvertRow, Family as RowFamily, PeerRow};
@@ -22,6 +23,8 @@ pub struct Settings {
     pub max_paths: usize,
     /// Seed of the timers' jitter; different on each node.
     pub jitter_seed: u64,
+    /// The unit that keeps BFD sessions; started when a peer asks for one.
+    pub bfd: Option<Unit>,
 }
 
 impl Default for Settings {
@@ -32,6 +35,7 @@ impl Default for Settings {
             listen: vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
             max_paths: 16,
             jitter_seed: 0,
+            bfd: None,
         }
     }
 }
@@ -49,11 +53,12 @@ impl Identity {
         Self { asn: row.local_asn, router_id: row.router_id, port: row.local_port }
     }
 
-    pub(crate) fn speaker(&self, settings: &Settings, restarting: bool) -> SpeakerConfig {
+    pub(crate) fn speaker(&self, name: &str, settings: &Settings, restarting: bool) -> SpeakerConfig {
         let mut config = SpeakerConfig::new(self.asn, self.router_id);
         config.restarting = restarting;
         config.max_paths = settings.max_paths;
         config.jitter_seed = settings.jitter_seed;
+        config.bfd = settings.bfd.clone().map(|unit| BfdUnit { unit, owner: format!("bgp/{name}") });
         let listen = |port| settings.listen.iter().map(move |address| SocketAddr::new(*address, port));
         config.listen = self.port.into_iter().flat_map(listen).collect();
         config

@@ -5,10 +5,13 @@
 //!  announce, withdraw ─────────────────────────────────────────► │                └──────► Event
 //! ```
 
+mod bfd;
 mod export;
+mod log;
 mod peer;
 mod routes;
 mod snapshot;
+mod tell;
 #[cfg(test)]
 mod tests;
 
@@ -17,6 +20,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use ipnet::IpNet;
 
 use crate::config::{Announcement, PeerConfig, Scope, SpeakerConfig};
@@ -24,14 +28,12 @@ use crate::error::Error;
 use crate::event::{Event, EventQueue, Path, Pending};
 use crate::family::Family;
 use crate::fsm::{Action, ConnectionId, Fsm, Identity, Jitter};
-use crate::rib::{Interner, PeerId, Rib};
-use crate::wire::{EncodeContext, Frame, Notification, cease};
+use crate::rib::{PathSets, PeerId, Rib};
+use crate::wire::{EXTENDED_MESSAGE_MAX, Frame, MESSAGE_MAX, Notification, cease};
 
-use export::Toward;
-use peer::{Peer, refusal};
+use log::Logs;
+use peer::{Peer, not_allowed, refusal};
 
-/// Unsent bytes on a connection above which no more routes are encoded for it.
-const OUTSTANDING_MAX: usize = 256 * 1024;
 /// A connection that takes no byte for this long is dead (RFC 9687, send hold timer: 8 minutes or twice the hold time).
 const SEND_HOLD_MIN: Duration = Duration::from_secs(480);
 
@@ -50,7 +52,7 @@ pub(crate) struct Target {
 pub(crate) enum Output {
     Connect { peer: PeerId, attempt: u64, target: Target },
     Abandon { peer: PeerId },
-    Send { connection: ConnectionId, bytes: Vec<u8> },
+    Send { connection: ConnectionId, bytes: Bytes },
     Close { connection: ConnectionId },
 }
 
@@ -70,12 +72,15 @@ pub(crate) struct Core {
     next_peer: PeerId,
     next_connection: ConnectionId,
     rib: Rib,
-    interner: Interner,
+    sets: PathSets,
+    logs: Logs,
     export_complete: bool,
     outputs: VecDeque<Output>,
     events: EventQueue,
     /// Prefixes the reader was told about and not yet told to forget.
     published: BTreeSet<IpNet>,
+    /// The BFD sessions that peers ask for may be others than last taken.
+    bfd_changed: bool,
 }
 
 impl Core {
@@ -88,12 +93,14 @@ impl Core {
             links: BTreeMap::new(),
             next_peer: 1,
             next_connection: 1,
-            rib: Rib::new(config.max_paths),
-            interner: Interner::default(),
+            rib: Rib::new(config.max_paths, config.jitter_seed),
+            sets: PathSets::new(config.jitter_seed),
+            logs: Logs::default(),
             export_complete: false,
             outputs: VecDeque::new(),
-            events: EventQueue::default(),
+            events: EventQueue::new(config.event_queue > 0),
             published: BTreeSet::new(),
+            bfd_changed: false,
         }
     }
 
@@ -138,9 +145,9 @@ impl Core {
                 let config = &self.peers.get(&route.peer)?.config;
                 Some(Path {
                     peer: config.name.clone(),
-                    next_hop: route.next_hop,
+                    next_hop: *route.set.next_hop(),
                     interface: config.interface.clone(),
-                    attributes: Arc::clone(&route.attributes),
+                    attributes: Arc::clone(route.set.attributes()),
                     stale: route.stale,
                 })
             })
@@ -194,6 +201,7 @@ impl Core {
         let mut fsm = Fsm::new(Arc::clone(&config), self.identity, self.restarting, jitter);
         fsm.start(now);
         self.peers.insert(id, Peer::new(config, fsm));
+        self.bfd_changed = true;
         self.settle(now, id);
         Ok(())
     }
@@ -205,7 +213,9 @@ impl Core {
         }
         self.settle(now, id);
         self.rib.remove_where(id, |_, _| true);
+        self.rib.remove_peer(id);
         self.peers.remove(&id);
+        self.bfd_changed = true;
         self.propagate();
         Ok(())
     }
@@ -218,16 +228,16 @@ impl Core {
         let config = Arc::new(config);
         let old = std::mem::replace(&mut peer.config, Arc::clone(&config));
         peer.fsm.set_config(Arc::clone(&config));
+        self.bfd_changed = true;
         if old.needs_reset(&config) {
             peer.fsm.reset(now, &Notification::cease(cease::CONFIG_CHANGE, ""));
         } else {
             let own = peer.session.as_ref().map(|(_, session)| session.local_address);
             let identity = self.identity;
             self.rib.rejudge(id, |prefix, route| {
-                refusal(&config, identity, own, prefix, &route.next_hop, &route.attributes)
+                refusal(&config, identity, own, &route.set).or_else(|| not_allowed(&config, prefix))
             });
-            let learned = old.export_learned || config.export_learned;
-            peer.out.mark(self.rib.exportable(learned));
+            self.view_changed(id);
         }
         self.settle(now, id);
         Ok(())
@@ -263,6 +273,7 @@ impl Core {
     /// Everything this speaker will originate for now has been announced: End-of-RIB may go out.
     pub(crate) fn export_complete(&mut self) {
         if !std::mem::replace(&mut self.export_complete, true) {
+            self.bfd_changed = true;
             for peer in self.peers.values_mut() {
                 let families = peer.end_of_rib_families();
                 peer.out.owe_end_of_rib(&families);
@@ -275,7 +286,8 @@ impl Core {
     pub(crate) fn is_flushed(&self) -> bool {
         self.peers.values().all(|peer| match &peer.session {
             Some((connection, _)) => {
-                peer.out.is_idle() && self.links.get(connection).is_none_or(|link| link.outstanding == 0)
+                self.has_heard_all(peer)
+                    && self.links.get(connection).is_none_or(|link| link.outstanding == 0)
             }
             None => true,
         })
@@ -288,7 +300,10 @@ impl Core {
         let Some((connection, session)) = session.filter(|(_, session)| session.route_refresh) else {
             return Ok(false);
         };
-        session.families.iter().for_each(|family| self.send(connection, crate::wire::route_refresh(*family)));
+        session
+            .families
+            .iter()
+            .for_each(|family| self.send(connection, crate::wire::route_refresh(*family).into()));
         Ok(true)
     }
 
@@ -343,6 +358,13 @@ impl Core {
         Some(connection)
     }
 
+    /// Longest message a connection reads: what its peer is offered (RFC 8654 section 4).
+    pub(crate) fn message_max(&self, connection: ConnectionId) -> usize {
+        let peer = self.links.get(&connection).and_then(|link| self.peers.get(&link.peer));
+        let extended = peer.is_some_and(|peer| peer.config.extended_messages);
+        if extended { EXTENDED_MESSAGE_MAX } else { MESSAGE_MAX }
+    }
+
     pub(crate) fn connect_failed(&mut self, now: Instant, id: PeerId, attempt: u64, reason: &str) {
         if let Some(peer) = self.peers.get_mut(&id) {
             peer.fsm.connect_failed(now, attempt, reason);
@@ -350,11 +372,16 @@ impl Core {
         self.settle(now, id);
     }
 
-    pub(crate) fn frame(&mut self, now: Instant, connection: ConnectionId, frame: &Frame) {
-        self.on_link(now, connection, |peer| {
+    /// Messages that came in together; what follows from them goes out together.
+    pub(crate) fn frames(&mut self, now: Instant, connection: ConnectionId, frames: &[Frame]) {
+        for frame in frames {
+            let Some(id) = self.links.get(&connection).map(|link| link.peer) else { break };
+            let Some(peer) = self.peers.get_mut(&id) else { break };
             peer.counters.messages_received += 1;
             peer.fsm.frame(now, connection, frame);
-        });
+            self.act(now, id);
+        }
+        self.propagate();
     }
 
     pub(crate) fn unframed(&mut self, now: Instant, connection: ConnectionId, notification: Notification) {
@@ -413,8 +440,14 @@ impl Core {
         }
     }
 
-    /// Carries out what a peer's machine asked for, until it asks for nothing more.
+    /// Carries out what a peer's machine asked for, and tells everybody what follows.
     fn settle(&mut self, now: Instant, id: PeerId) {
+        self.act(now, id);
+        self.propagate();
+    }
+
+    /// Carries out what a peer's machine asked for, until it asks for nothing more.
+    fn act(&mut self, now: Instant, id: PeerId) {
         while let Some(action) = self.peers.get_mut(&id).and_then(|peer| peer.fsm.next_action()) {
             match action {
                 Action::Connect { attempt } => {
@@ -423,7 +456,7 @@ impl Core {
                     self.outputs.push_back(Output::Connect { peer: id, attempt, target });
                 }
                 Action::Abandon => self.outputs.push_back(Output::Abandon { peer: id }),
-                Action::Send { connection, bytes } => self.send(connection, bytes),
+                Action::Send { connection, bytes } => self.send(connection, bytes.into()),
                 Action::Close { connection } => {
                     self.links.remove(&connection);
                     self.outputs.push_back(Output::Close { connection });
@@ -431,58 +464,17 @@ impl Core {
                 Action::Up { connection, session } => self.session_up(now, id, connection, session),
                 Action::Down { cause } => self.session_down(now, id, &cause),
                 Action::Update { update } => self.update(now, id, update),
-                Action::Refresh { family } => {
-                    if let Some(peer) = self.peers.get_mut(&id) {
-                        peer.out.refresh(family);
-                    }
-                    self.pump(id);
-                }
+                Action::Refresh { family } => self.say_again(id, family),
             }
         }
-        self.propagate();
     }
 
-    fn send(&mut self, connection: ConnectionId, bytes: Vec<u8>) {
+    fn send(&mut self, connection: ConnectionId, bytes: Bytes) {
         // A connection opens with its OPEN before the link is entered, and closes with its NOTIFICATION after it left.
         if let Some(link) = self.links.get_mut(&connection) {
             link.outstanding += bytes.len();
         }
         self.outputs.push_back(Output::Send { connection, bytes });
-    }
-
-    /// Turns changed prefixes into events and into marks at the peers, then sends what there is room for.
-    fn propagate(&mut self) {
-        let changes = self.rib.take_changes();
-        for prefix in &changes {
-            self.events.route(*prefix);
-        }
-        for peer in self.peers.values_mut().filter(|peer| peer.session.is_some()) {
-            peer.out.mark(changes.iter().copied());
-        }
-        let ids: Vec<PeerId> =
-            self.peers.iter().filter(|(_, peer)| !peer.out.is_idle()).map(|(id, _)| *id).collect();
-        ids.into_iter().for_each(|id| self.pump(id));
-    }
-
-    /// Encodes routes for a peer while its connection has room.
-    fn pump(&mut self, id: PeerId) {
-        loop {
-            let Some(peer) = self.peers.get_mut(&id) else { return };
-            let Some((connection, session)) = peer.session.clone() else { return };
-            let room = self.links.get(&connection).is_some_and(|link| link.outstanding < OUTSTANDING_MAX);
-            if !room || peer.out.is_idle() {
-                return;
-            }
-            let context = EncodeContext { four_octet_as: session.context.four_octet_as };
-            let toward =
-                Toward { peer: id, config: &peer.config, session: &session, identity: self.identity };
-            let (rib, interner) = (&self.rib, &mut self.interner);
-            let mut bytes = Vec::new();
-            peer.out.next_batch(context, |prefix| toward.desired(rib, interner, prefix), &mut bytes);
-            if !bytes.is_empty() {
-                self.send(connection, bytes);
-            }
-        }
     }
 }
 

@@ -5,13 +5,17 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
+
+use crate::bfd::SessionStatus;
 use crate::config::PeerConfig;
 use crate::event::Counters;
-use crate::family::{Family, NextHop};
+use crate::family::Family;
 use crate::fsm::{ConnectionId, Fsm, Identity, Session};
-use crate::rib::Refusal;
 use crate::rib::out::AdjRibOut;
-use crate::wire::Attributes;
+use crate::rib::{PathSet, Refusal};
+
+use super::export::View;
 
 /// Longest wait for a restarted peer's End-of-RIB before its stale routes go (RFC 4724 section 4.2).
 pub(super) const END_OF_RIB_WAIT: Duration = Duration::from_secs(360);
@@ -21,11 +25,15 @@ pub(super) struct Peer {
     pub(super) fsm: Fsm,
     /// The established session and its connection.
     pub(super) session: Option<(ConnectionId, Arc<Session>)>,
+    /// What it hears; with a session.
+    pub(super) view: Option<Arc<View>>,
     pub(super) out: AdjRibOut,
     pub(super) counters: Counters,
     /// Stale routes are held until then.
     pub(super) stale_until: Option<Instant>,
     pub(super) end_of_rib: BTreeSet<Family>,
+    /// The BFD session with the peer as last heard.
+    pub(super) bfd: Option<SessionStatus>,
 }
 
 impl Peer {
@@ -34,10 +42,12 @@ impl Peer {
             config,
             fsm,
             session: None,
+            view: None,
             out: AdjRibOut::default(),
             counters: Counters::default(),
             stale_until: None,
             end_of_rib: BTreeSet::new(),
+            bfd: None,
         }
     }
 
@@ -54,26 +64,30 @@ impl Peer {
     }
 }
 
-/// Import: why a route is not to be considered, if so.
+/// Import: why no route of a set is to be considered, if so.
 pub(super) fn refusal(
     config: &PeerConfig,
     identity: Identity,
     own_address: Option<IpAddr>,
-    prefix: &ipnet::IpNet,
-    next_hop: &NextHop,
-    attributes: &Attributes,
+    set: &PathSet,
 ) -> Option<Refusal> {
+    let attributes = set.attributes();
     let own_id = attributes.originator_id == Some(identity.router_id)
         || attributes.cluster_list.contains(&identity.router_id);
     if attributes.as_path.contains(identity.asn) {
         Some(Refusal::AsLoop)
     } else if own_id {
         Some(Refusal::OwnRouterId)
-    } else if own_address == Some(next_hop.address) {
+    } else if own_address == Some(set.next_hop().address) {
         Some(Refusal::OwnNextHop)
-    } else if !config.import.iter().any(|entry| entry.allows(prefix)) {
+    } else if config.import.is_empty() {
         Some(Refusal::Policy)
     } else {
         None
     }
+}
+
+/// Import: why a prefix is not to be considered, if so.
+pub(super) fn not_allowed(config: &PeerConfig, prefix: &IpNet) -> Option<Refusal> {
+    (!config.import.iter().any(|entry| entry.allows(prefix))).then_some(Refusal::Policy)
 }

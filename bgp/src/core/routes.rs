@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Core;
-use super::peer::{END_OF_RIB_WAIT, refusal};
+use super::peer::{END_OF_RIB_WAIT, not_allowed, refusal};
 use crate::event::Event;
 use crate::family::Family;
 use crate::fsm::{ConnectionId, DownCause, Session};
 use crate::rib::out::AdjRibOut;
-use crate::rib::{PeerId, Route};
+use crate::rib::{PeerFacts, PeerId, Route};
 use crate::wire::{Notification, Treatment, Update, cease, code};
 
 impl Core {
@@ -31,7 +31,10 @@ impl Core {
         peer.end_of_rib.clear();
         peer.out = AdjRibOut::default();
         peer.session = Some((connection, Arc::clone(&session)));
-        peer.out.mark(self.rib.exportable(peer.config.export_learned));
+        let facts = PeerFacts { router_id: session.peer_router_id, address: peer.config.address };
+        self.rib.set_peer(id, facts);
+        self.start_telling(id);
+        let Some(peer) = self.peers.get_mut(&id) else { return };
         if self.export_complete {
             let families = peer.end_of_rib_families();
             peer.out.owe_end_of_rib(&families);
@@ -47,11 +50,13 @@ impl Core {
             };
             self.rib.remove_where(id, |prefix, route| route.stale && !preserved(Family::of(prefix)));
         }
+        self.log_changes();
         self.events.session(Event::PeerUp { peer: name });
         self.pump(id);
     }
 
     pub(super) fn session_down(&mut self, now: Instant, id: PeerId, cause: &DownCause) {
+        self.stop_telling(id, false);
         let Some(peer) = self.peers.get_mut(&id) else { return };
         let Some((connection, session)) = peer.session.take() else { return };
         if matches!(cause, DownCause::Lost(_)) {
@@ -105,25 +110,16 @@ impl Core {
             );
         }
         let config = Arc::clone(&peer.config);
-        let attributes = self.interner.intern(update.attributes);
         for prefix in update.withdrawn {
             self.rib.remove(prefix, id);
         }
+        let own = Some(session.local_address);
         for reach in update.reach {
+            let set = self.sets.intern(update.attributes.clone(), reach.next_hop);
+            let refused = refusal(&config, self.identity, own, &set);
             for prefix in reach.prefixes {
-                let own = Some(session.local_address);
-                let refused = refusal(&config, self.identity, own, &prefix, &reach.next_hop, &attributes);
-                let route = Route {
-                    peer: id,
-                    peer_router_id: session.peer_router_id,
-                    peer_address: config.address,
-                    ebgp: session.ebgp,
-                    next_hop: reach.next_hop,
-                    attributes: Arc::clone(&attributes),
-                    refused,
-                    stale: false,
-                };
-                self.rib.insert(prefix, route);
+                let refused = refused.or_else(|| not_allowed(&config, &prefix));
+                self.rib.insert(prefix, Route::new(id, session.ebgp, Arc::clone(&set), refused));
             }
         }
         if let Some(family) = update.end_of_rib.filter(|family| session.families.contains(family)) {
@@ -140,12 +136,7 @@ impl Core {
 
     fn end_of_rib(&mut self, id: PeerId, family: Family) {
         self.rib.remove_where(id, |prefix, route| route.stale && Family::of(prefix) == family);
-        for prefix in self.rib.take_changes() {
-            self.events.route(prefix);
-            for peer in self.peers.values_mut().filter(|peer| peer.session.is_some()) {
-                peer.out.mark([prefix]);
-            }
-        }
+        self.log_changes();
         let Some(peer) = self.peers.get_mut(&id) else { return };
         peer.end_of_rib.insert(family);
         let complete = peer.session.as_ref().is_some_and(|(_, session)| {

@@ -1,24 +1,49 @@
 //! Snapshots for whoever asks: peers and routes.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use ipnet::IpNet;
+
 use super::Core;
+use super::export::View;
 use super::peer::Peer;
 use crate::event::{FamilyState, PeerState, RouteRow, RouteView};
 use crate::family::Family;
-use crate::rib::{Destination, PeerId, Route};
+use crate::rib::{Best, PeerId, Route};
 
 impl Core {
     /// The state of every peer, by name.
     pub(crate) fn peers(&self, now: Instant) -> Vec<PeerState> {
+        let tally = self.tally();
         let mut states: Vec<PeerState> =
-            self.peers.iter().map(|(id, peer)| self.peer_state(now, *id, peer)).collect();
+            self.peers.iter().map(|(id, peer)| self.peer_state(now, *id, peer, &tally)).collect();
         states.sort_by(|a, b| a.name.cmp(&b.name));
         states
     }
 
-    fn peer_state(&self, now: Instant, id: PeerId, peer: &Peer) -> PeerState {
+    /// One pass over the table that counts for all peers.
+    fn tally(&self) -> Tally {
+        let mut tally = Tally::default();
+        for (prefix, destination) in self.rib.destinations() {
+            let family = Family::of(&prefix);
+            for route in &destination.routes {
+                let counted = tally.received.entry((route.peer, family)).or_default();
+                counted.accepted += usize::from(route.refused.is_none());
+                counted.stale += usize::from(route.stale);
+            }
+            let Some(best) = Best::of(destination).filter(|_| !self.rib.is_local(&prefix)) else { continue };
+            for (view, _) in self.logs.iter().filter(|(view, _)| view.passes(&prefix, &best)) {
+                let passed = tally.passed.entry((view.clone(), family)).or_default();
+                passed.all += 1;
+                *passed.from.entry(best.peer).or_default() += 1;
+            }
+        }
+        tally
+    }
+
+    fn peer_state(&self, now: Instant, id: PeerId, peer: &Peer, tally: &Tally) -> PeerState {
         let session = peer.session.as_ref().map(|(_, session)| session);
         PeerState {
             name: peer.config.name.clone(),
@@ -32,27 +57,31 @@ impl Core {
             established_secs: peer.fsm.up_since().map(|since| now.saturating_duration_since(since).as_secs()),
             hold_time_secs: session.map(|session| session.hold.as_secs()),
             keepalive_secs: session.map(|session| session.keepalive.as_secs()),
-            families: peer.config.families.iter().map(|family| self.family(id, peer, *family)).collect(),
+            families: peer
+                .config
+                .families
+                .iter()
+                .map(|family| self.family(id, peer, *family, tally))
+                .collect(),
             capabilities: session.map(|session| session.peer_capabilities.clone()).unwrap_or_default(),
             counters: peer.counters,
             last_error: peer.fsm.last_error().map(str::to_owned),
         }
     }
 
-    fn family(&self, id: PeerId, peer: &Peer, family: Family) -> FamilyState {
-        let mine = || {
-            self.rib
-                .destinations()
-                .filter(|(prefix, _)| Family::of(prefix) == family)
-                .filter_map(|(_, destination)| destination.route(id))
-        };
+    fn family(&self, id: PeerId, peer: &Peer, family: Family, tally: &Tally) -> FamilyState {
+        let received = tally.received.get(&(id, family)).copied().unwrap_or_default();
+        let originated = peer.out.sent().filter(|(prefix, _)| Family::of(prefix) == family).count();
+        let group = peer.view.as_ref().filter(|_| peer.out.place.is_some());
+        let passed = group.and_then(|view| tally.passed.get(&(View::clone(view), family)));
+        let learned = passed.map_or(0, |passed| passed.all - passed.from.get(&id).copied().unwrap_or(0));
         FamilyState {
             family,
             negotiated: peer.session.as_ref().is_some_and(|(_, session)| session.families.contains(&family)),
             received: self.rib.count(id, family),
-            accepted: mine().filter(|route| route.refused.is_none()).count(),
-            stale: mine().filter(|route| route.stale).count(),
-            advertised: peer.out.count(family),
+            accepted: received.accepted,
+            stale: received.stale,
+            advertised: originated + learned,
             end_of_rib: peer.end_of_rib.contains(&family),
         }
     }
@@ -63,48 +92,83 @@ impl Core {
             RouteView::Advertised => self.advertised(),
             RouteView::Received | RouteView::Best => {
                 let all = view == RouteView::Received;
-                self.rib
+                let mut rows: Vec<RouteRow> = self
+                    .rib
                     .destinations()
                     .flat_map(|(prefix, destination)| {
-                        destination.routes.iter().map(move |route| (prefix, destination, route))
+                        destination.routes.iter().map(move |route| (prefix, route))
                     })
-                    .map(|(prefix, destination, route)| self.row(*prefix, destination, route))
-                    .filter(|row| all || row.used)
-                    .collect()
+                    .filter(|(_, route)| all || route.used())
+                    .map(|(prefix, route)| self.row(prefix, route))
+                    .collect();
+                rows.sort_by(|a, b| (a.prefix, &a.peer).cmp(&(b.prefix, &b.peer)));
+                rows
             }
         }
     }
 
-    fn row(&self, prefix: ipnet::IpNet, destination: &Destination, route: &Route) -> RouteRow {
+    fn row(&self, prefix: IpNet, route: &Route) -> RouteRow {
         RouteRow {
             prefix,
             peer: self.peers.get(&route.peer).map(|peer| peer.config.name.clone()).unwrap_or_default(),
-            next_hop: route.next_hop,
-            attributes: Arc::clone(&route.attributes),
-            best: destination.selected.first() == Some(&route.peer),
-            used: destination.selected.contains(&route.peer),
+            next_hop: *route.set.next_hop(),
+            attributes: Arc::clone(route.set.attributes()),
+            best: route.best(),
+            used: route.used(),
             stale: route.stale,
             refused: route.refused,
         }
     }
 
     fn advertised(&self) -> Vec<RouteRow> {
-        let mut rows: Vec<RouteRow> = self
-            .peers
-            .values()
-            .flat_map(|peer| peer.out.sent().map(move |(prefix, said)| (peer, prefix, said)))
-            .map(|(peer, prefix, (next_hop, attributes))| RouteRow {
-                prefix: *prefix,
+        let mut rows = Vec::new();
+        for (id, peer) in &self.peers {
+            let row = |prefix, next_hop, attributes| RouteRow {
+                prefix,
                 peer: peer.config.name.clone(),
-                next_hop: *next_hop,
-                attributes: Arc::clone(attributes),
+                next_hop,
+                attributes,
                 best: true,
                 used: true,
                 stale: false,
                 refused: None,
-            })
-            .collect();
+            };
+            let sent = peer.out.sent();
+            rows.extend(
+                sent.map(|(prefix, (next_hop, attributes))| row(*prefix, *next_hop, Arc::clone(attributes))),
+            );
+            let Some(view) = peer.view.as_ref().filter(|_| peer.out.place.is_some()) else { continue };
+            for (prefix, destination) in self.rib.destinations() {
+                let best =
+                    Best::of(destination).filter(|best| best.peer != *id && view.passes(&prefix, best));
+                let heard = best.and_then(|best| view.learned(Family::of(&prefix), &best.set));
+                if let Some((next_hop, attributes)) = heard.filter(|_| !self.rib.is_local(&prefix)) {
+                    rows.push(row(prefix, next_hop, Arc::new(attributes)));
+                }
+            }
+        }
         rows.sort_by(|a, b| (a.prefix, &a.peer).cmp(&(b.prefix, &b.peer)));
         rows
     }
+}
+
+/// What one pass over the table counted.
+#[derive(Default)]
+struct Tally {
+    received: BTreeMap<(PeerId, Family), Received>,
+    passed: BTreeMap<(View, Family), Passed>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Received {
+    accepted: usize,
+    stale: usize,
+}
+
+/// Learned routes that a group hears.
+#[derive(Default)]
+struct Passed {
+    all: usize,
+    /// Of those, from each peer, which does not hear them itself.
+    from: BTreeMap<PeerId, usize>,
 }

@@ -102,10 +102,11 @@ impl Pair {
             Output::Send { connection, bytes } => {
                 if let Some(there) = self.other_end(side, connection) {
                     let mut buffer = BytesMut::from(&bytes[..]);
-                    while let Some(frame) = crate::wire::Frame::next(&mut buffer).unwrap() {
-                        self.cores[far].frame(now, there, &frame);
-                    }
+                    let max = self.cores[far].message_max(there);
+                    let next = || Frame::next_within(&mut buffer, max).unwrap();
+                    let frames: Vec<Frame> = std::iter::from_fn(next).collect();
                     assert!(buffer.is_empty());
+                    self.cores[far].frames(now, there, &frames);
                 }
                 self.cores[side].drained(now, connection, bytes.len());
             }
@@ -311,6 +312,24 @@ fn a_big_table_is_packed_and_flows_in_batches() {
 }
 
 #[test]
+fn messages_over_4096_bytes_are_sent_only_where_both_offer_them() {
+    let communities = (0..1500).map(crate::wire::Community).collect();
+    let long = Announcement { communities, ..Default::default() };
+    for (offers, arrive) in [([true, true], 1), ([true, false], 0), ([false, true], 0), ([false, false], 0)] {
+        let mut pair = Pair::new();
+        for side in [0, 1] {
+            let config = PeerConfig { extended_messages: offers[side], ..peer_config(side) };
+            pair.cores[side].update_peer(pair.now, config).unwrap();
+        }
+        pair.wait(30);
+        pair.cores[0].announce(Scope::All, prefix("10.8.0.0/16"), long.clone()).unwrap();
+        pair.run();
+        assert_eq!(pair.received(1).len(), arrive, "{offers:?}");
+        assert_eq!(pair.cores[1].peers(pair.now)[0].state, crate::fsm::State::Established);
+    }
+}
+
+#[test]
 fn peer_scope_wins_and_own_prefixes_are_not_imported() {
     let mut pair = up();
     pair.announce(1, "10.7.0.0/16");
@@ -335,4 +354,42 @@ fn removed_peers_leave_nothing() {
     assert_eq!(pair.received(1).len(), 0);
     assert!(pair.events(1).contains(&Event::Route { prefix: prefix("10.1.0.0/16"), paths: vec![] }));
     assert!(pair.cores[1].remove_peer(pair.now, "other").is_err());
+}
+
+fn bfd_status(state: &str, ups: u64, remote_state: &str) -> crate::bfd::SessionStatus {
+    serde_json::from_value(serde_json::json!({
+        "peer": address(1), "multihop": false, "state": state, "diagnostic": 1, "reason": "",
+        "remote_state": remote_state, "remote_diagnostic": 0, "discriminator": 1, "remote_discriminator": 2,
+        "remote_control_plane_independent": false, "tx_interval_us": 0, "detection_time_us": 0, "changed_ms": 0,
+        "ups": ups, "downs": 0, "received": 0, "sent": 0, "unauthenticated": 0,
+    }))
+    .unwrap()
+}
+
+#[test]
+fn a_failed_bfd_session_ends_the_bgp_session_and_intent_does_not() {
+    let mut pair = up();
+    let mut config = peer_config(0);
+    config.bfd = Some(crate::bfd::BfdSettings { multihop: Some(false), ..Default::default() });
+    pair.cores[0].update_peer(pair.now, config).unwrap();
+    pair.run();
+    let established = |pair: &Pair| pair.cores[0].peers(pair.now)[0].state == State::Established;
+    // Never up; up; up and then down by the neighbour's intent: RFC 5882 sections 3.2 and 4.1.
+    for (state, ups, remote) in [
+        ("down", 0, "down"),
+        ("up", 1, "up"),
+        ("down", 1, "admin_down"),
+        ("up", 2, "up"),
+        ("admin_down", 2, "up"),
+        ("up", 3, "up"),
+    ] {
+        pair.cores[0].bfd_heard(pair.now, bfd_status(state, ups, remote));
+        pair.run();
+        assert!(established(&pair), "{state} {remote}");
+    }
+    pair.cores[0].bfd_heard(pair.now, bfd_status("down", 3, "down"));
+    pair.run();
+    assert!(!established(&pair));
+    let told = pair.cores[1].peers(pair.now)[0].last_error.clone().unwrap();
+    assert!(told.contains("BFD down (6/10)"), "RFC 9384: {told}");
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -22,12 +22,13 @@ const READ_SIZE: usize = 64 * 1024;
 pub(super) async fn run(
     id: ConnectionId,
     stream: TcpStream,
-    queue: mpsc::UnboundedReceiver<Vec<u8>>,
+    message_max: usize,
+    queue: mpsc::UnboundedReceiver<Bytes>,
     inputs: mpsc::Sender<Input>,
 ) {
     let (mut reading, mut writing) = stream.into_split();
     let reason = {
-        let reader = read(id, &mut reading, &inputs);
+        let reader = read(id, &mut reading, message_max, &inputs);
         tokio::pin!(reader);
         tokio::select! {
             reason = &mut reader => Some(reason),
@@ -50,8 +51,13 @@ async fn send(inputs: &mpsc::Sender<Input>, input: Input) {
     }
 }
 
-/// Reads frames until the stream ends; says why it did.
-async fn read(id: ConnectionId, stream: &mut OwnedReadHalf, inputs: &mpsc::Sender<Input>) -> String {
+/// Reads frames of at most `message_max` bytes until the stream ends; says why it did.
+async fn read(
+    id: ConnectionId,
+    stream: &mut OwnedReadHalf,
+    message_max: usize,
+    inputs: &mpsc::Sender<Input>,
+) -> String {
     let mut buffer = BytesMut::new();
     loop {
         buffer.reserve(READ_SIZE);
@@ -60,16 +66,21 @@ async fn read(id: ConnectionId, stream: &mut OwnedReadHalf, inputs: &mpsc::Sende
             Ok(_) => {}
             Err(error) => return error.to_string(),
         }
-        loop {
-            match Frame::next(&mut buffer) {
-                Ok(Some(frame)) => send(inputs, Input::Frame { id, frame }).await,
-                Ok(None) => break,
-                Err(notification) => {
-                    send(inputs, Input::Unframed { id, notification }).await;
-                    // The stream has lost its place: nothing after this can be read. The speaker now ends the connection.
-                    return std::future::pending().await;
-                }
+        let mut frames = Vec::new();
+        let broken = loop {
+            match Frame::next_within(&mut buffer, message_max) {
+                Ok(Some(frame)) => frames.push(frame),
+                Ok(None) => break None,
+                Err(notification) => break Some(notification),
             }
+        };
+        if !frames.is_empty() {
+            send(inputs, Input::Frames { id, frames }).await;
+        }
+        if let Some(notification) = broken {
+            send(inputs, Input::Unframed { id, notification }).await;
+            // The stream has lost its place: nothing after this can be read. The speaker now ends the connection.
+            return std::future::pending().await;
         }
     }
 }
@@ -78,11 +89,11 @@ async fn read(id: ConnectionId, stream: &mut OwnedReadHalf, inputs: &mpsc::Sende
 async fn write(
     id: ConnectionId,
     stream: &mut OwnedWriteHalf,
-    mut queue: mpsc::UnboundedReceiver<Vec<u8>>,
+    mut queue: mpsc::UnboundedReceiver<Bytes>,
     inputs: &mpsc::Sender<Input>,
 ) -> io::Result<()> {
     while let Some(bytes) = queue.recv().await {
-        let mut left = bytes.as_slice();
+        let mut left = &bytes[..];
         while !left.is_empty() {
             let written = stream.write(left).await?;
             left = left.get(written..).unwrap_or_default();

@@ -7,6 +7,7 @@
 //!                              commands
 //! ```
 
+mod bfd;
 mod handle;
 mod link;
 mod socket;
@@ -17,6 +18,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
@@ -52,7 +54,7 @@ enum Command {
 enum Input {
     Accepted { stream: TcpStream, remote: SocketAddr },
     Connected { peer: PeerId, attempt: u64, result: std::io::Result<TcpStream> },
-    Frame { id: ConnectionId, frame: Frame },
+    Frames { id: ConnectionId, frames: Vec<Frame> },
     Unframed { id: ConnectionId, notification: Notification },
     Drained { id: ConnectionId, bytes: usize },
     Lost { id: ConnectionId, reason: String },
@@ -65,12 +67,13 @@ struct Driver {
     events: mpsc::Sender<Event>,
     /// Nobody reads events any more.
     unread: bool,
-    queues: BTreeMap<ConnectionId, mpsc::UnboundedSender<Vec<u8>>>,
+    queues: BTreeMap<ConnectionId, mpsc::UnboundedSender<Bytes>>,
     connects: BTreeMap<PeerId, AbortHandle>,
     listeners: JoinSet<()>,
     /// Everything here is aborted when the driver ends.
     connections: JoinSet<()>,
     flushes: Vec<oneshot::Sender<()>>,
+    bfd: Option<bfd::Bfd>,
 }
 
 impl Driver {
@@ -93,6 +96,7 @@ impl Driver {
             listeners,
             connections: JoinSet::new(),
             flushes: Vec::new(),
+            bfd: config.bfd.clone().map(bfd::Bfd::start),
         })
     }
 
@@ -136,6 +140,7 @@ impl Driver {
                 }
                 Err(_) => self.unread = true,
             },
+            Some(status) = bfd::heard(&mut self.bfd) => self.core.bfd_heard(Instant::now(), status),
             Some(_) = self.connections.join_next() => {}
         }
     }
@@ -145,7 +150,7 @@ impl Driver {
         match input {
             Input::Accepted { stream, remote } => self.accepted(now, stream, remote),
             Input::Connected { peer, attempt, result } => self.connected(now, peer, attempt, result),
-            Input::Frame { id, frame } => self.core.frame(now, id, &frame),
+            Input::Frames { id, frames } => self.core.frames(now, id, &frames),
             Input::Unframed { id, notification } => self.core.unframed(now, id, notification),
             Input::Drained { id, bytes } => self.core.drained(now, id, bytes),
             Input::Lost { id, reason } => {
@@ -188,7 +193,8 @@ impl Driver {
         // one slow peer stop the speaker, or would lose bytes in the midst of a stream.
         let (queue, outbox) = mpsc::unbounded_channel();
         self.queues.insert(id, queue);
-        self.connections.spawn(link::run(id, stream, outbox, self.inputs.clone()));
+        let message_max = self.core.message_max(id);
+        self.connections.spawn(link::run(id, stream, message_max, outbox, self.inputs.clone()));
     }
 
     /// Does what the core wants done, and answers those who wait for it to be quiet.
@@ -213,6 +219,11 @@ impl Driver {
                     self.queues.remove(&connection);
                 }
             }
+        }
+        if let Some(sessions) = self.core.take_bfd_sessions()
+            && let Some(bfd) = &self.bfd
+        {
+            bfd.want(sessions);
         }
         if !self.flushes.is_empty() && self.core.is_flushed() {
             for done in self.flushes.drain(..) {
@@ -249,6 +260,9 @@ impl Driver {
         }
         self.core.stop_all(Instant::now(), text);
         self.carry_out();
+        if let Some(bfd) = self.bfd.take() {
+            bfd.release().await;
+        }
         self.connects.values().for_each(AbortHandle::abort);
         // Reports of the closing connections are of no more interest, but must not block them.
         let Self { inbox, connections, .. } = self;

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use crate::config::PeerConfig;
 use crate::family::Family;
 use crate::wire::{
-    Capability, GracefulRestartCapability, GracefulRestartFamily, Notification, Open, UpdateContext, code,
+    Capability, EXTENDED_MESSAGE_MAX, GracefulRestartCapability, GracefulRestartFamily, MESSAGE_MAX,
+    Notification, Open, UpdateContext, code,
 };
 
 /// Names a connection for as long as the speaker runs.
@@ -63,6 +64,8 @@ pub(crate) struct Session {
     pub(crate) keepalive: Duration,
     /// Families both offered.
     pub(crate) families: Vec<Family>,
+    /// Longest message the peer reads, if we offered as much (RFC 8654).
+    pub(crate) message_max: usize,
     /// The peer understands ROUTE-REFRESH.
     pub(crate) route_refresh: bool,
     /// The peer's graceful restart capability.
@@ -95,6 +98,7 @@ pub(super) fn offered(
     if config.graceful_restart.enabled {
         capabilities.push(Capability::GracefulRestart(GracefulRestartCapability {
             restarted,
+            notification: false,
             restart_time_secs: config.graceful_restart.restart_time_secs,
             families: config
                 .families
@@ -104,6 +108,9 @@ pub(super) fn offered(
         }));
     }
     capabilities.push(Capability::FourOctetAs(identity.asn));
+    if config.extended_messages {
+        capabilities.push(Capability::ExtendedMessage);
+    }
     capabilities
 }
 
@@ -143,6 +150,7 @@ pub(super) fn negotiate(
         ebgp,
         first_asn: (ebgp && config.enforce_first_as).then_some(open.asn),
         families: families.clone(),
+        ..UpdateContext::default()
     };
     Ok(Session {
         peer_asn: open.asn,
@@ -151,6 +159,11 @@ pub(super) fn negotiate(
         hold,
         keepalive: config.timers.keepalive.min(hold / 3),
         families,
+        message_max: if config.extended_messages && open.extended_message() {
+            EXTENDED_MESSAGE_MAX
+        } else {
+            MESSAGE_MAX
+        },
         route_refresh: open.route_refresh(),
         peer_restart: open.graceful_restart().cloned(),
         peer_capabilities: open.capabilities,

@@ -11,7 +11,8 @@ impl Jitter {
         Self(seed)
     }
 
-    const fn next(&mut self) -> u64 {
+    /// The next 64 bits.
+    pub(crate) const fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut value = self.0;
         value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -429,9 +429,9 @@ impl Fsm {
                 connection.heard(now);
                 self.actions.push_back(Action::Update { update });
             }
-            (Stage::Established, Message::RouteRefresh(family)) => {
+            (Stage::Established, Message::RouteRefresh(refresh)) => {
                 connection.heard(now);
-                if let Some(family) = family {
+                if let Some(family) = refresh.requested() {
                     self.actions.push_back(Action::Refresh { family });
                 }
             }

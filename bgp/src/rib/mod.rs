@@ -1,14 +1,16 @@
 //! The routing information base: what each peer sent (Adj-RIB-In), what of it is used (Loc-RIB), what this speaker originates, and
-//! what each peer was told (Adj-RIB-Out, in [`out`]).
+//! what each peer still has to be told (Adj-RIB-Out, in [`out`]).
 //!
-//! Adj-RIB-In and Loc-RIB are views of one table: a prefix has the routes of all peers, and a list of those in use.
+//! Adj-RIB-In and Loc-RIB are views of one table: a prefix has the paths of all peers, ranked. What peers were told of learned
+//! routes is a view as well: it follows from the best paths before and after a change ([`Change`]), so a peer costs no memory per prefix.
 
 mod best;
-mod intern;
 pub(crate) mod out;
+mod set;
+mod table;
 
 pub(crate) use best::DEFAULT_LOCAL_PREF;
-pub(crate) use intern::Interner;
+pub(crate) use set::{PathSet, PathSets};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -16,10 +18,11 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::Serialize;
+use smallvec::SmallVec;
 
 use crate::config::{Announcement, Scope};
-use crate::family::{Family, NextHop};
-use crate::wire::Attributes;
+use crate::family::Family;
+use table::Tables;
 
 /// Names a peer for as long as the speaker runs.
 pub(crate) type PeerId = u32;
@@ -38,24 +41,48 @@ pub enum Refusal {
     OwnNextHop,
 }
 
-/// A route as received from one peer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Route {
-    pub(crate) peer: PeerId,
-    pub(crate) peer_router_id: Ipv4Addr,
-    pub(crate) peer_address: IpAddr,
-    pub(crate) ebgp: bool,
-    pub(crate) next_hop: NextHop,
-    pub(crate) attributes: Arc<Attributes>,
-    pub(crate) refused: Option<Refusal>,
-    pub(crate) stale: bool,
+/// What the decision process asks about the peer of a path.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PeerFacts {
+    pub(crate) router_id: Ipv4Addr,
+    pub(crate) address: IpAddr,
 }
 
-/// All routes of one prefix, by peer, and the peers whose routes are in use, best first.
+/// A path as received from one peer.
+#[derive(Clone, Debug)]
+pub(crate) struct Route {
+    pub(crate) set: Arc<PathSet>,
+    pub(crate) peer: PeerId,
+    pub(crate) refused: Option<Refusal>,
+    pub(crate) stale: bool,
+    /// From a peer of another AS.
+    pub(crate) ebgp: bool,
+    /// Place among the paths in use: 1 is the best, 0 not in use.
+    rank: u8,
+}
+
+impl Route {
+    pub(crate) const fn new(peer: PeerId, ebgp: bool, set: Arc<PathSet>, refused: Option<Refusal>) -> Self {
+        Self { set, peer, refused, stale: false, ebgp, rank: 0 }
+    }
+
+    /// Whether it is in use: the best or equal to it.
+    pub(crate) const fn used(&self) -> bool {
+        self.rank > 0
+    }
+
+    /// Whether it is the best.
+    pub(crate) const fn best(&self) -> bool {
+        self.rank == 1
+    }
+}
+
+/// All paths of one prefix, by peer. Mostly there is one.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Destination {
-    pub(crate) routes: Vec<Route>,
-    pub(crate) selected: Vec<PeerId>,
+    pub(crate) routes: SmallVec<[Route; 1]>,
+    /// The batch of changes that this prefix was last put into.
+    batch: u32,
 }
 
 impl Destination {
@@ -63,60 +90,161 @@ impl Destination {
         self.routes.iter().find(|route| route.peer == peer)
     }
 
-    /// The routes in use, best first.
+    /// The best path.
+    pub(crate) fn best(&self) -> Option<&Route> {
+        self.routes.iter().find(|route| route.best())
+    }
+
+    /// The paths in use, best first.
     pub(crate) fn used(&self) -> impl Iterator<Item = &Route> {
-        self.selected.iter().filter_map(|peer| self.route(*peer))
+        let mut used: SmallVec<[&Route; 4]> = self.routes.iter().filter(|route| route.used()).collect();
+        used.sort_unstable_by_key(|route| route.rank);
+        used.into_iter()
     }
 }
+
+/// A best path, and the peer it is from.
+#[derive(Clone, Debug)]
+pub(crate) struct Best {
+    pub(crate) set: Arc<PathSet>,
+    pub(crate) peer: PeerId,
+    /// The peer is in another AS.
+    pub(crate) ebgp: bool,
+}
+
+impl Best {
+    pub(crate) fn of(destination: &Destination) -> Option<Self> {
+        let best = destination.best()?;
+        Some(Self { set: Arc::clone(&best.set), peer: best.peer, ebgp: best.ebgp })
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        self.peer == other.peer && Arc::ptr_eq(&self.set, &other.set)
+    }
+}
+
+/// A prefix whose paths in use changed.
+#[derive(Debug)]
+pub(crate) struct Change {
+    pub(crate) prefix: IpNet,
+    /// The best path before.
+    pub(crate) old: Option<Best>,
+    /// The best path now.
+    pub(crate) new: Option<Best>,
+}
+
+impl Change {
+    /// Whether the best path is another: else only those equal to it changed, of which peers hear nothing.
+    pub(crate) fn of_best(&self) -> bool {
+        match (&self.old, &self.new) {
+            (Some(old), Some(new)) => !old.is(new),
+            (None, None) => false,
+            _ => true,
+        }
+    }
+}
+
+/// Changes among which a prefix appears at most twice, and then first with its withdrawal: so withdrawals may be sent first, and announcements
+/// in any order.
+pub(crate) type Batch = Vec<Change>;
+
+/// Changes in one batch at most.
+const BATCH_MAX: usize = 4096;
 
 /// The table.
 #[derive(Debug)]
 pub(crate) struct Rib {
-    destinations: BTreeMap<IpNet, Destination>,
+    tables: Tables,
+    peers: BTreeMap<PeerId, PeerFacts>,
     local: BTreeMap<IpNet, BTreeMap<Scope, Announcement>>,
     counts: BTreeMap<(PeerId, Family), usize>,
     max_paths: usize,
-    /// Prefixes whose routes in use changed since the last [`Rib::take_changes`].
-    changed: BTreeSet<IpNet>,
+    batches: Vec<Batch>,
+    /// Number of the batch that is being filled; 0 is none's.
+    batch: u32,
+    /// Prefixes whose own announcement changed, and whether there was one before.
+    local_changes: BTreeMap<IpNet, bool>,
+    /// The list of [`Rib::by_set`] while nothing changes: peers that come up together share it.
+    listed: Option<Arc<[IpNet]>>,
 }
 
 impl Rib {
-    pub(crate) const fn new(max_paths: usize) -> Self {
+    pub(crate) fn new(max_paths: usize, seed: u64) -> Self {
         Self {
-            destinations: BTreeMap::new(),
+            tables: Tables::new(seed),
+            peers: BTreeMap::new(),
             local: BTreeMap::new(),
             counts: BTreeMap::new(),
             max_paths,
-            changed: BTreeSet::new(),
+            batches: Vec::new(),
+            batch: 1,
+            local_changes: BTreeMap::new(),
+            listed: None,
         }
     }
 
-    pub(crate) fn destinations(&self) -> impl Iterator<Item = (&IpNet, &Destination)> {
-        self.destinations.iter()
+    /// Says whose paths will come; before the first of a session.
+    pub(crate) fn set_peer(&mut self, peer: PeerId, facts: PeerFacts) {
+        self.peers.insert(peer, facts);
+    }
+
+    /// Forgets a peer without paths.
+    pub(crate) fn remove_peer(&mut self, peer: PeerId) {
+        self.peers.remove(&peer);
+        self.counts.retain(|(of, _), _| *of != peer);
+    }
+
+    /// Every prefix, in no order.
+    pub(crate) fn destinations(&self) -> impl Iterator<Item = (IpNet, &Destination)> {
+        self.tables.iter()
     }
 
     pub(crate) fn destination(&self, prefix: &IpNet) -> Option<&Destination> {
-        self.destinations.get(prefix)
+        self.tables.get(prefix)
     }
 
-    /// Routes held from a peer.
+    /// Every learned prefix that has a best path, those that share a set side by side: the order in which a whole table packs
+    /// best into messages.
+    pub(crate) fn by_set(&mut self) -> Arc<[IpNet]> {
+        if let Some(listed) = &self.listed {
+            return Arc::clone(listed);
+        }
+        let mut all: Vec<(u64, IpNet)> = self
+            .destinations()
+            .filter_map(|(prefix, destination)| Some((destination.best()?.set.serial(), prefix)))
+            .collect();
+        all.sort_unstable();
+        let listed: Arc<[IpNet]> = all.into_iter().map(|(_, prefix)| prefix).collect();
+        self.listed = Some(Arc::clone(&listed));
+        listed
+    }
+
+    /// Paths held from a peer.
     pub(crate) fn count(&self, peer: PeerId, family: Family) -> usize {
         self.counts.get(&(peer, family)).copied().unwrap_or_default()
     }
 
-    /// Prefixes whose routes in use, or whose own announcement, changed.
-    pub(crate) fn take_changes(&mut self) -> BTreeSet<IpNet> {
-        std::mem::take(&mut self.changed)
+    /// Prefixes whose paths in use changed since the last call.
+    pub(crate) fn take_batches(&mut self) -> Vec<Batch> {
+        self.batch = self.batch.wrapping_add(1).max(1);
+        std::mem::take(&mut self.batches)
     }
 
-    /// Stores a route in place of the peer's former one.
-    pub(crate) fn insert(&mut self, prefix: IpNet, route: Route) {
+    /// Prefixes whose own announcement changed since the last call, and whether there was one before.
+    pub(crate) fn take_local_changes(&mut self) -> BTreeMap<IpNet, bool> {
+        std::mem::take(&mut self.local_changes)
+    }
+
+    /// Stores a path in place of the peer's former one.
+    pub(crate) fn insert(&mut self, prefix: IpNet, mut route: Route) {
         let peer = route.peer;
-        let destination = self.destinations.entry(prefix).or_default();
+        let destination = self.tables.entry(prefix);
+        let old = Best::of(destination);
         match destination.routes.binary_search_by_key(&peer, |known| known.peer) {
             Ok(at) => {
                 let Some(known) = destination.routes.get_mut(at) else { return };
-                let same = Route { stale: route.stale, ..known.clone() } == route;
+                let same = Arc::ptr_eq(&known.set, &route.set) && known.refused == route.refused;
+                route.rank = known.rank;
                 *known = route;
                 if same {
                     return;
@@ -127,79 +255,99 @@ impl Rib {
                 *self.counts.entry((peer, Family::of(&prefix))).or_default() += 1;
             }
         }
-        self.decide(prefix, peer);
+        self.decide(prefix, peer, old, false);
     }
 
-    /// Removes the peer's route, if there is one.
+    /// Removes the peer's path, if there is one.
     pub(crate) fn remove(&mut self, prefix: IpNet, peer: PeerId) {
-        let Some(destination) = self.destinations.get_mut(&prefix) else { return };
+        let Some(destination) = self.tables.get_mut(&prefix) else { return };
         let Ok(at) = destination.routes.binary_search_by_key(&peer, |known| known.peer) else { return };
-        destination.routes.remove(at);
+        let old = Best::of(destination);
+        let used = destination.routes.remove(at).used();
         if let Some(count) = self.counts.get_mut(&(peer, Family::of(&prefix))) {
             *count = count.saturating_sub(1);
         }
-        self.decide(prefix, peer);
+        if used {
+            self.decide(prefix, peer, old, true);
+        }
+        self.drop_if_empty(&prefix);
     }
 
-    /// Removes those of a peer's routes that `which` names.
+    fn drop_if_empty(&mut self, prefix: &IpNet) {
+        if self.tables.get(prefix).is_some_and(|destination| destination.routes.is_empty()) {
+            self.tables.remove(prefix);
+        }
+    }
+
+    /// Removes those of a peer's paths that `which` names.
     pub(crate) fn remove_where(&mut self, peer: PeerId, which: impl Fn(&IpNet, &Route) -> bool) {
-        let gone: Vec<IpNet> = self
-            .destinations
-            .iter()
+        let mut gone: Vec<IpNet> = self
+            .destinations()
             .filter(|(prefix, destination)| destination.route(peer).is_some_and(|route| which(prefix, route)))
-            .map(|(prefix, _)| *prefix)
+            .map(|(prefix, _)| prefix)
             .collect();
+        gone.sort_unstable();
         gone.into_iter().for_each(|prefix| self.remove(prefix, peer));
     }
 
-    /// Marks a peer's routes of these families stale (RFC 4724 section 4.2); what was stale already goes, as do other families.
+    /// Marks a peer's paths of these families stale (RFC 4724 section 4.2); what was stale already goes, as do other families.
     pub(crate) fn mark_stale(&mut self, peer: PeerId, families: &[Family]) {
         self.remove_where(peer, |prefix, route| route.stale || !families.contains(&Family::of(prefix)));
-        for destination in self.destinations.values_mut() {
+        self.tables.for_each_mut(|_, destination| {
             if let Some(route) = destination.routes.iter_mut().find(|route| route.peer == peer) {
                 route.stale = true;
             }
-        }
+        });
     }
 
-    /// Judges a peer's routes anew, after its import list changed.
+    /// Judges a peer's paths anew, after its import list changed.
     pub(crate) fn rejudge(&mut self, peer: PeerId, judge: impl Fn(&IpNet, &Route) -> Option<Refusal>) {
         let mut touched = Vec::new();
-        for (prefix, destination) in &mut self.destinations {
+        self.tables.for_each_mut(|prefix, destination| {
+            let old = Best::of(destination);
             if let Some(route) = destination.routes.iter_mut().find(|route| route.peer == peer) {
-                let verdict = judge(prefix, route);
+                let verdict = judge(&prefix, route);
                 if verdict != route.refused {
                     route.refused = verdict;
-                    touched.push(*prefix);
+                    touched.push((prefix, old));
                 }
             }
-        }
-        touched.into_iter().for_each(|prefix| self.decide(prefix, peer));
+        });
+        touched.sort_unstable_by_key(|(prefix, _)| *prefix);
+        touched.into_iter().for_each(|(prefix, old)| self.decide(prefix, peer, old, false));
     }
 
-    /// Runs the decision process for a prefix after the route of `touched` changed.
-    fn decide(&mut self, prefix: IpNet, touched: PeerId) {
-        let Some(destination) = self.destinations.get_mut(&prefix) else { return };
-        let selected: Vec<PeerId> = best::select(&destination.routes, self.max_paths)
-            .into_iter()
-            .filter_map(|at| destination.routes.get(at).map(|route| route.peer))
-            .collect();
-        let involved = selected.contains(&touched) || destination.selected.contains(&touched);
-        if selected != destination.selected || involved {
-            self.changed.insert(prefix);
+    /// Runs the decision process for a prefix after the path of `touched` changed; `old` was the best before. `gone`: a path in use was
+    /// taken away.
+    fn decide(&mut self, prefix: IpNet, touched: PeerId, old: Option<Best>, gone: bool) {
+        let Some(destination) = self.tables.get_mut(&prefix) else { return };
+        let in_use = |routes: &[Route]| routes.iter().any(|route| route.peer == touched && route.used());
+        let before = gone || in_use(&destination.routes);
+        let moved = best::rank(&mut destination.routes, &self.peers, self.max_paths);
+        if !(before || moved || in_use(&destination.routes)) {
+            return;
         }
-        destination.selected = selected;
-        if destination.routes.is_empty() {
-            self.destinations.remove(&prefix);
+        let new = Best::of(destination);
+        let again = destination.batch == self.batch;
+        self.listed = None;
+        let full = self.batches.last().is_none_or(|batch| batch.len() >= BATCH_MAX);
+        if again || full {
+            self.batch = self.batch.wrapping_add(1).max(1);
+            self.batches.push(Batch::new());
+        }
+        destination.batch = self.batch;
+        if let Some(batch) = self.batches.last_mut() {
+            batch.push(Change { prefix, old, new });
         }
     }
 
     /// Originates a prefix.
     pub(crate) fn announce(&mut self, scope: Scope, prefix: IpNet, announcement: Announcement) {
+        let before = self.is_local(&prefix);
         let scopes = self.local.entry(prefix).or_default();
         if scopes.get(&scope) != Some(&announcement) {
             scopes.insert(scope, announcement);
-            self.changed.insert(prefix);
+            self.local_changes.entry(prefix).or_insert(before);
         }
     }
 
@@ -211,20 +359,20 @@ impl Rib {
             if scopes.is_empty() {
                 self.local.remove(prefix);
             }
-            self.changed.insert(*prefix);
+            self.local_changes.entry(*prefix).or_insert(true);
         }
     }
 
     /// Ends all announcements.
     pub(crate) fn withdraw_all(&mut self) {
         for prefix in std::mem::take(&mut self.local).into_keys() {
-            self.changed.insert(prefix);
+            self.local_changes.entry(prefix).or_insert(true);
         }
     }
 
-    /// Whether this speaker originates a prefix to anybody: then learned routes for it are not used.
+    /// Whether this speaker originates a prefix to anybody: then learned paths for it are not used.
     pub(crate) fn is_local(&self, prefix: &IpNet) -> bool {
-        self.local.contains_key(prefix)
+        !self.local.is_empty() && self.local.contains_key(prefix)
     }
 
     /// What is announced to one peer about a prefix.
@@ -237,12 +385,8 @@ impl Rib {
             .map(|(_, announcement)| announcement)
     }
 
-    /// All prefixes that might be exported to a peer.
-    pub(crate) fn exportable(&self, learned: bool) -> BTreeSet<IpNet> {
-        let mut prefixes: BTreeSet<IpNet> = self.local.keys().copied().collect();
-        if learned {
-            prefixes.extend(self.destinations.keys());
-        }
-        prefixes
+    /// All prefixes this speaker originates.
+    pub(crate) fn originated(&self) -> BTreeSet<IpNet> {
+        self.local.keys().copied().collect()
     }
 }

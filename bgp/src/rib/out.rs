@@ -1,7 +1,11 @@
-//! Adj-RIB-Out of one peer: what it was told, and which prefixes must be looked at again.
+//! Adj-RIB-Out of one peer: what it still has to be told.
 //!
-//! Changes only mark prefixes; what to say is worked out when the connection has room (so a slow peer costs one entry a prefix, however often
-//! it flaps), and prefixes with equal attributes share messages.
+//! Learned routes: peers that are told the same form a group, whose messages are encoded once and kept in the group's log; a peer has a place
+//! in it. What a peer was told before follows from the table and needs no memory. Two lists stand beside the log: prefixes to look at one by
+//! one (`pending`), and a walk through the whole table for a new session or a refresh. Both are judged when they are sent, and only when
+//! the peer has reached the end of the log: so nothing older can follow.
+//!
+//! Originated routes are few: what was said is kept, and compared.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,53 +13,127 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use crate::family::{Family, NextHop};
-use crate::wire::{self, Attributes, EncodeContext};
+use crate::wire::Attributes;
 
-/// Prefixes looked at before bytes are handed to the connection.
-const BATCH: usize = 4096;
-
-/// What a peer should hear about a prefix.
+/// What a peer hears about a prefix that this speaker originates.
 pub(crate) type Said = (NextHop, Arc<Attributes>);
 
+/// A walk through the table.
 #[derive(Debug)]
-struct Sent {
-    said: Said,
-    /// Say it again even if it did not change (ROUTE-REFRESH).
-    again: bool,
+pub(crate) struct Walk {
+    /// Prefixes that share attributes stand side by side.
+    prefixes: Arc<[IpNet]>,
+    at: usize,
+    /// Only prefixes of these are looked at.
+    families: Vec<Family>,
+    /// The peer may hold what it should not any more: withdraw that.
+    pub(crate) told: bool,
+}
+
+impl Walk {
+    pub(crate) const fn new(prefixes: Arc<[IpNet]>, families: Vec<Family>, told: bool) -> Self {
+        Self { prefixes, at: 0, families, told }
+    }
+
+    /// The next prefixes; none: the walk is over.
+    pub(crate) fn next(&mut self, count: usize) -> Vec<IpNet> {
+        let rest = self.prefixes.get(self.at..).unwrap_or_default();
+        let step = rest.len().min(count);
+        self.at += step;
+        let family = |prefix: &&IpNet| self.families.contains(&Family::of(prefix));
+        rest.iter().take(step).filter(family).copied().collect()
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.at >= self.prefixes.len()
+    }
 }
 
 /// Adj-RIB-Out of one established session.
 #[derive(Debug, Default)]
 pub(crate) struct AdjRibOut {
-    sent: BTreeMap<IpNet, Sent>,
-    pending: BTreeSet<IpNet>,
-    /// End-of-RIB is owed for these, once nothing is pending.
+    /// Place in the group's log: the number of the entry to send next. `None`: learned routes are not told.
+    pub(crate) place: Option<u64>,
+    /// Prefixes to look at, and whether the peer may have been told something about each.
+    pending: BTreeMap<IpNet, bool>,
+    /// The peer may have been told of any of them since.
+    all_told: bool,
+    walk: Option<Walk>,
+    sent: BTreeMap<IpNet, Said>,
+    /// End-of-RIB is owed for these, once nothing else is.
     end_of_rib: BTreeSet<Family>,
-    counts: BTreeMap<Family, usize>,
 }
 
 impl AdjRibOut {
+    /// Originated prefixes the peer was told.
     pub(crate) fn sent(&self) -> impl Iterator<Item = (&IpNet, &Said)> {
-        self.sent.iter().map(|(prefix, sent)| (prefix, &sent.said))
+        self.sent.iter()
     }
 
-    /// Routes the peer holds from us.
-    pub(crate) fn count(&self, family: Family) -> usize {
-        self.counts.get(&family).copied().unwrap_or_default()
+    /// What the peer was told about an originated prefix.
+    pub(crate) fn said(&self, prefix: &IpNet) -> Option<&Said> {
+        self.sent.get(prefix)
     }
 
-    pub(crate) fn mark(&mut self, prefixes: impl IntoIterator<Item = IpNet>) {
-        self.pending.extend(prefixes);
+    pub(crate) fn remember(&mut self, prefix: IpNet, said: Said) {
+        self.sent.insert(prefix, said);
     }
 
-    /// The peer asked for a family again (RFC 2918).
-    pub(crate) fn refresh(&mut self, family: Family) {
-        for (prefix, sent) in &mut self.sent {
-            if Family::of(prefix) == family {
-                sent.again = true;
-                self.pending.insert(*prefix);
-            }
+    /// Whether the prefix was told as an originated one.
+    pub(crate) fn forget(&mut self, prefix: &IpNet) -> bool {
+        self.sent.remove(prefix).is_some()
+    }
+
+    /// Forgets what was said about originated prefixes of a family, so that it is said again.
+    pub(crate) fn say_again(&mut self, family: Family) {
+        let again: Vec<IpNet> =
+            self.sent.keys().filter(|prefix| Family::of(prefix) == family).copied().collect();
+        for prefix in again {
+            self.sent.remove(&prefix);
+            self.mark(prefix, true);
         }
+    }
+
+    /// The prefix has to be looked at; `told`: the peer may hold a route from us. What was known before about that stays.
+    pub(crate) fn mark(&mut self, prefix: IpNet, told: bool) {
+        let known = self.pending.entry(prefix).or_insert(told);
+        *known |= told;
+    }
+
+    /// An entry of the log goes out: it may tell the peer of what is marked.
+    pub(crate) fn passed_log(&mut self) {
+        self.place = self.place.map(|place| place + 1);
+        self.all_told = !self.pending.is_empty();
+    }
+
+    pub(crate) fn has_marks(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// The next marked prefixes.
+    pub(crate) fn take_marks(&mut self, count: usize) -> Vec<(IpNet, bool)> {
+        let all_told = self.all_told;
+        let marks = std::iter::from_fn(|| self.pending.pop_first()).take(count);
+        let marks = marks.map(|(prefix, told)| (prefix, told || all_told)).collect();
+        self.all_told &= !self.pending.is_empty();
+        marks
+    }
+
+    /// Starts a walk. One under way becomes part of it.
+    pub(crate) fn walk(&mut self, mut walk: Walk) {
+        if let Some(old) = self.walk.take().filter(|old| !old.is_over()) {
+            walk.told |= old.told;
+            walk.families.extend(old.families);
+        }
+        self.walk = Some(walk);
+    }
+
+    /// The walk under way; it ends by itself when it is over.
+    pub(crate) fn walking(&mut self) -> Option<&mut Walk> {
+        if self.walk.as_ref().is_some_and(Walk::is_over) {
+            self.walk = None;
+        }
+        self.walk.as_mut()
     }
 
     /// End-of-RIB is to follow what is pending now.
@@ -63,68 +141,12 @@ impl AdjRibOut {
         self.end_of_rib.extend(families);
     }
 
-    /// Whether there is nothing more to say.
+    pub(crate) fn take_end_of_rib(&mut self) -> BTreeSet<Family> {
+        std::mem::take(&mut self.end_of_rib)
+    }
+
+    /// Whether there is nothing more to say, the log apart.
     pub(crate) fn is_idle(&self) -> bool {
-        self.pending.is_empty() && self.end_of_rib.is_empty()
-    }
-
-    /// The next bytes to send, at most one batch. `desired` says what the peer should hear.
-    pub(crate) fn next_batch(
-        &mut self,
-        context: EncodeContext,
-        mut desired: impl FnMut(&IpNet) -> Option<Said>,
-        out: &mut Vec<u8>,
-    ) {
-        let mut withdrawn: BTreeMap<Family, Vec<IpNet>> = BTreeMap::new();
-        let mut announced: BTreeMap<(Family, Said), Vec<IpNet>> = BTreeMap::new();
-        for _ in 0..BATCH {
-            let Some(prefix) = self.pending.pop_first() else { break };
-            let family = Family::of(&prefix);
-            match (desired(&prefix), self.sent.get(&prefix)) {
-                (Some(said), Some(sent)) if sent.said == said && !sent.again => {}
-                (Some(said), _) => announced.entry((family, said)).or_default().push(prefix),
-                (None, Some(_)) => withdrawn.entry(family).or_default().push(prefix),
-                (None, None) => {}
-            }
-        }
-        for (family, prefixes) in withdrawn {
-            wire::withdraw(family, &prefixes, out);
-            prefixes.iter().for_each(|prefix| self.forget(prefix));
-        }
-        for ((family, said), prefixes) in announced {
-            match wire::announce(&said.1, &said.0, family, &prefixes, context, out) {
-                Ok(()) => prefixes.into_iter().for_each(|prefix| self.remember(prefix, said.clone())),
-                Err(bytes) => {
-                    tracing::warn!(
-                        bytes,
-                        count = prefixes.len(),
-                        "Attributes too long for one message; routes not sent."
-                    );
-                    let told: Vec<IpNet> =
-                        prefixes.into_iter().filter(|prefix| self.sent.contains_key(prefix)).collect();
-                    wire::withdraw(family, &told, out);
-                    told.iter().for_each(|prefix| self.forget(prefix));
-                }
-            }
-        }
-        if self.pending.is_empty() {
-            for family in std::mem::take(&mut self.end_of_rib) {
-                wire::end_of_rib(family, out);
-            }
-        }
-    }
-
-    fn remember(&mut self, prefix: IpNet, said: Said) {
-        if self.sent.insert(prefix, Sent { said, again: false }).is_none() {
-            *self.counts.entry(Family::of(&prefix)).or_default() += 1;
-        }
-    }
-
-    fn forget(&mut self, prefix: &IpNet) {
-        if self.sent.remove(prefix).is_some()
-            && let Some(count) = self.counts.get_mut(&Family::of(prefix))
-        {
-            *count = count.saturating_sub(1);
-        }
+        self.pending.is_empty() && self.end_of_rib.is_empty() && self.walk.as_ref().is_none_or(Walk::is_over)
     }
 }

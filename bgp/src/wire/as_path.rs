@@ -11,13 +11,43 @@ pub const AS_TRANS: u16 = 23456;
 /// AS numbers one segment can hold.
 const SEGMENT_MAX: usize = 255;
 
-/// Whether a segment is ordered.
+/// What a segment is (RFC 4271 section 4.3, RFC 5065 section 3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SegmentKind {
     /// Unordered; counts as one hop.
     Set,
     /// Ordered.
     Sequence,
+    /// Member ASes of the local confederation, ordered; no hop.
+    ConfedSequence,
+    /// Member ASes of the local confederation, unordered; no hop.
+    ConfedSet,
+}
+
+impl SegmentKind {
+    const fn from_code(code: u8) -> Option<Self> {
+        Some(match code {
+            1 => Self::Set,
+            2 => Self::Sequence,
+            3 => Self::ConfedSequence,
+            4 => Self::ConfedSet,
+            _ => return None,
+        })
+    }
+
+    const fn code(self) -> u8 {
+        match self {
+            Self::Set => 1,
+            Self::Sequence => 2,
+            Self::ConfedSequence => 3,
+            Self::ConfedSet => 4,
+        }
+    }
+
+    /// Whether it belongs to the local confederation.
+    pub const fn is_confederation(self) -> bool {
+        matches!(self, Self::ConfedSequence | Self::ConfedSet)
+    }
 }
 
 /// One segment of a path.
@@ -27,6 +57,16 @@ pub struct Segment {
     pub kind: SegmentKind,
     /// AS numbers, nearest first.
     pub asns: Vec<u32>,
+}
+
+impl Segment {
+    fn hops(&self) -> usize {
+        match self.kind {
+            SegmentKind::Set => 1,
+            SegmentKind::Sequence => self.asns.len(),
+            SegmentKind::ConfedSequence | SegmentKind::ConfedSet => 0,
+        }
+    }
 }
 
 /// A whole path, nearest AS first.
@@ -45,15 +85,21 @@ impl AsPath {
         Self { segments: vec![Segment { kind: SegmentKind::Sequence, asns: asns.to_vec() }] }
     }
 
-    /// Length for the decision process: a set counts as one (RFC 4271 section 9.1.2.2 a).
+    /// Length for the decision process: a set counts as one (RFC 4271 section 9.1.2.2 a), a confederation's segments as none
+    /// (RFC 5065 section 5.3).
     pub fn hops(&self) -> usize {
-        self.segments
-            .iter()
-            .map(|segment| match segment.kind {
-                SegmentKind::Set => 1,
-                SegmentKind::Sequence => segment.asns.len(),
-            })
-            .sum()
+        self.segments.iter().map(Segment::hops).sum()
+    }
+
+    /// Whether there are segments of a confederation, which only its members may send (RFC 5065 section 5).
+    pub fn has_confederation(&self) -> bool {
+        self.segments.iter().any(|segment| segment.kind.is_confederation())
+    }
+
+    /// The path without the segments of a confederation, as it leaves one (RFC 5065 section 4.1).
+    pub fn without_confederation(mut self) -> Self {
+        self.segments.retain(|segment| !segment.kind.is_confederation());
+        self
     }
 
     /// Whether the path goes through an AS.
@@ -61,41 +107,40 @@ impl AsPath {
         self.segments.iter().any(|segment| segment.asns.contains(&asn))
     }
 
-    /// The AS the route was received from, if the path starts with a sequence.
+    /// The AS the route was received from, if the path starts with a sequence (of whichever kind).
     pub fn first(&self) -> Option<u32> {
         let segment = self.segments.first()?;
-        (segment.kind == SegmentKind::Sequence).then(|| segment.asns.first().copied()).flatten()
+        matches!(segment.kind, SegmentKind::Sequence | SegmentKind::ConfedSequence)
+            .then(|| segment.asns.first().copied())
+            .flatten()
     }
 
-    /// The path with one more AS in front (RFC 4271 section 5.1.2).
-    pub fn prepended(&self, asn: u32) -> Self {
-        let mut segments = self.segments.clone();
-        match segments.first_mut() {
+    /// Puts one more AS in front (RFC 4271 section 5.1.2).
+    pub fn prepend(&mut self, asn: u32) {
+        match self.segments.first_mut() {
             Some(first) if first.kind == SegmentKind::Sequence && first.asns.len() < SEGMENT_MAX => {
                 first.asns.insert(0, asn);
             }
-            _ => segments.insert(0, Segment { kind: SegmentKind::Sequence, asns: vec![asn] }),
+            _ => self.segments.insert(0, Segment { kind: SegmentKind::Sequence, asns: vec![asn] }),
         }
-        Self { segments }
     }
 
-    /// Decodes; `None` if malformed: unknown or confederation segment, empty segment, bytes missing or left over (RFC 7606 section 7.2).
+    /// Decodes; `None` if malformed: unknown segment, empty segment, bytes missing or left over (RFC 7606 section 7.2), or AS 0
+    /// (RFC 7607 section 2).
     pub(crate) fn decode(bytes: &[u8], four_octet_as: bool) -> Option<Self> {
         let mut cursor = Cursor::new(bytes);
         let mut segments = Vec::new();
         while !cursor.is_empty() {
-            let kind = match cursor.u8()? {
-                1 => SegmentKind::Set,
-                2 => SegmentKind::Sequence,
-                _ => return None,
-            };
+            let kind = SegmentKind::from_code(cursor.u8()?)?;
             let count = usize::from(cursor.u8()?);
-            if count == 0 {
-                return None;
-            }
+            let width = if four_octet_as { 4 } else { 2 };
+            let mut numbers = Cursor::new(cursor.take(count * width)?);
             let mut asns = Vec::with_capacity(count);
-            for _ in 0..count {
-                asns.push(if four_octet_as { cursor.u32()? } else { u32::from(cursor.u16()?) });
+            while !numbers.is_empty() {
+                asns.push(if four_octet_as { numbers.u32()? } else { u32::from(numbers.u16()?) });
+            }
+            if asns.is_empty() || asns.contains(&0) {
+                return None;
             }
             segments.push(Segment { kind, asns });
         }
@@ -104,12 +149,8 @@ impl AsPath {
 
     pub(crate) fn encode(&self, four_octet_as: bool, out: &mut Vec<u8>) {
         for segment in &self.segments {
-            let kind = match segment.kind {
-                SegmentKind::Set => 1,
-                SegmentKind::Sequence => 2,
-            };
             for chunk in segment.asns.chunks(SEGMENT_MAX) {
-                out.extend([kind, len8(chunk.len())]);
+                out.extend([segment.kind.code(), len8(chunk.len())]);
                 for asn in chunk {
                     if four_octet_as {
                         out.extend(asn.to_be_bytes());
@@ -126,7 +167,14 @@ impl AsPath {
         self.segments.iter().any(|segment| segment.asns.iter().any(|asn| *asn > u32::from(u16::MAX)))
     }
 
-    /// Rebuilds the true path from what an old speaker passed on (RFC 6793 section 4.2.3).
+    /// The AS4_PATH to send beside it: without the confederation's segments (RFC 6793 section 4.2.2).
+    pub(crate) fn encode_as4(&self, out: &mut Vec<u8>) {
+        let outside = self.segments.iter().filter(|segment| !segment.kind.is_confederation()).cloned();
+        Self { segments: outside.collect() }.encode(true, out);
+    }
+
+    /// Rebuilds the true path from what an old speaker passed on (RFC 6793 section 4.2.3): as many leading hops of the old path as
+    /// AS4_PATH lacks, with the confederation's segments among or next to them, then AS4_PATH.
     pub(crate) fn merged(self, as4_path: &Self) -> Self {
         let (old, new) = (self.hops(), as4_path.hops());
         if old < new {
@@ -135,10 +183,9 @@ impl AsPath {
         let mut missing = old - new;
         let mut segments: Vec<Segment> = Vec::new();
         for mut segment in self.segments {
-            if missing == 0 {
-                break;
-            }
             match segment.kind {
+                SegmentKind::ConfedSequence | SegmentKind::ConfedSet => {}
+                _ if missing == 0 => break,
                 SegmentKind::Set => missing -= 1,
                 SegmentKind::Sequence => {
                     segment.asns.truncate(missing);
@@ -167,6 +214,8 @@ impl fmt::Display for AsPath {
             match segment.kind {
                 SegmentKind::Set => write!(f, "{gap}{{{}}}", asns.join(" "))?,
                 SegmentKind::Sequence => write!(f, "{gap}{}", asns.join(" "))?,
+                SegmentKind::ConfedSequence => write!(f, "{gap}({})", asns.join(" "))?,
+                SegmentKind::ConfedSet => write!(f, "{gap}[{}]", asns.join(" "))?,
             }
         }
         Ok(())
@@ -193,7 +242,15 @@ mod tests {
 
     #[test]
     fn malformed_paths_are_refused() {
-        for bytes in [&[2u8, 0][..], &[9, 1, 0, 1], &[2, 2, 0, 1], &[2, 1, 0, 1, 7], &[3, 1, 0, 1], &[2]] {
+        for bytes in [
+            &[2u8, 0][..],
+            &[9, 1, 0, 1],
+            &[2, 2, 0, 1],
+            &[2, 1, 0, 1, 7],
+            &[5, 1, 0, 1],
+            &[2, 1, 0, 0],
+            &[2],
+        ] {
             assert_eq!(AsPath::decode(bytes, false), None, "{bytes:?}");
         }
     }
@@ -213,7 +270,30 @@ mod tests {
         let mut path = AsPath::sequence(&[1, 2]);
         path.segments.push(Segment { kind: SegmentKind::Set, asns: vec![3, 4, 5] });
         assert_eq!(path.hops(), 3);
-        assert_eq!(path.prepended(9).to_string(), "9 1 2 {3 4 5}");
         assert_eq!(path.first(), Some(1));
+        path.prepend(9);
+        assert_eq!(path.to_string(), "9 1 2 {3 4 5}");
+    }
+
+    #[test]
+    fn confederation_segments_are_no_hops_and_stay_at_home() {
+        let wire = [3u8, 2, 0, 1, 0, 2, 4, 1, 0, 3, 2, 1, 0, 4];
+        let path = AsPath::decode(&wire, false).unwrap();
+        assert_eq!((path.to_string().as_str(), path.hops(), path.first()), ("(1 2) [3] 4", 1, Some(1)));
+        let mut again = Vec::new();
+        path.encode(false, &mut again);
+        assert_eq!(again, wire);
+        let mut as4 = Vec::new();
+        path.encode_as4(&mut as4);
+        assert_eq!(as4, [2, 1, 0, 0, 0, 4]);
+        assert!(path.has_confederation() && !path.without_confederation().has_confederation());
+    }
+
+    #[test]
+    fn merging_keeps_leading_confederation_segments() {
+        let old = AsPath::decode(&[3, 1, 0, 9, 2, 2, 0, 100, 0x5b, 0xa0], false).unwrap();
+        assert_eq!(old.clone().merged(&AsPath::sequence(&[70000])).to_string(), "(9) 100 70000");
+        // Nothing is missing, but the segment still leads.
+        assert_eq!(old.merged(&AsPath::sequence(&[100, 70000])).to_string(), "(9) 100 70000");
     }
 }

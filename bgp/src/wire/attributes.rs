@@ -132,15 +132,37 @@ pub struct Aggregator {
     pub address: Ipv4Addr,
 }
 
-/// An optional transitive attribute this speaker does not know; passed on with the partial bit set.
+/// An optional transitive attribute this speaker only passes on, with the partial bit set if it does not know it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct RawAttribute {
-    /// Flags as they go out: optional, transitive, partial.
+    /// Flags as they go out: optional, transitive, and partial.
     pub flags: u8,
     /// Type code.
     pub code: u8,
     /// Value as received.
     pub value: Vec<u8>,
+}
+
+/// Which known attributes came with the partial bit: somebody on the way did not know them (RFC 4271 section 5).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub struct Partial(u64);
+
+impl Partial {
+    /// Marks a type code; those of 64 and over are not known, so their bit is set anyway.
+    pub fn insert(&mut self, code: u8) {
+        self.0 |= 1u64.checked_shl(u32::from(code)).unwrap_or_default();
+    }
+
+    /// Whether a type code is marked.
+    pub fn contains(self, code: u8) -> bool {
+        self.0 & 1u64.checked_shl(u32::from(code)).unwrap_or_default() != 0
+    }
+
+    /// Whether none is marked.
+    pub const fn is_empty(&self) -> bool {
+        self.0 == 0
+    }
 }
 
 /// The attributes of a route, in canonical form.
@@ -177,7 +199,10 @@ pub struct Attributes {
     /// CLUSTER_LIST (RFC 4456); only from internal peers.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub cluster_list: Vec<Ipv4Addr>,
-    /// Unknown transitive attributes, by type code.
+    /// Known attributes that go out with the partial bit.
+    #[serde(skip_serializing_if = "Partial::is_empty")]
+    pub partial: Partial,
+    /// Transitive attributes this speaker only passes on, by type code.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub unknown: Vec<RawAttribute>,
 }

@@ -7,21 +7,36 @@ mod attributes;
 mod capability;
 mod cursor;
 mod encode;
+mod next_hop;
 mod nlri;
 mod notification;
 mod open;
+mod refresh;
+mod service;
+#[cfg(test)]
+mod service_tests;
 mod update;
 #[cfg(test)]
 mod update_tests;
+mod view;
+#[cfg(test)]
+mod view_tests;
 mod walk;
 
 pub use as_path::{AS_TRANS, AsPath, Segment, SegmentKind};
-pub use attributes::{Aggregator, Attributes, Community, LargeCommunity, Origin, RawAttribute};
-pub use capability::{Capability, GracefulRestartCapability, GracefulRestartFamily};
-pub use encode::{EncodeContext, announce, end_of_rib, withdraw};
+pub use attributes::{Aggregator, Attributes, Community, LargeCommunity, Origin, Partial, RawAttribute};
+pub use capability::{
+    AddPath, Capability, ExtendedNextHop, GracefulRestartCapability, GracefulRestartFamily, LongLivedFamily,
+};
+pub use encode::{Announcer, EncodeContext, announce, end_of_rib, withdraw, withdraw_with};
+pub use nlri::{Destination, Nlri, Route, Routes, Services};
 pub use notification::{Notification, cease, code};
 pub use open::Open;
+pub use refresh::{RefreshKind, RouteRefresh};
+pub use service::{EvpnPrefix, Service, ServiceNlri};
 pub use update::{Fault, Reach, Treatment, Update, UpdateContext};
+pub use view::{AttributeKey, ReachView, UpdateView, Verdict};
+pub use walk::AttributeSet;
 
 use bytes::{Buf, Bytes, BytesMut};
 
@@ -32,6 +47,8 @@ use cursor::{Cursor, len16};
 pub const HEADER_LEN: usize = 19;
 /// Longest message (RFC 4271 section 4.1).
 pub const MESSAGE_MAX: usize = 4096;
+/// Longest message where extended messages were offered (RFC 8654 section 3).
+pub const EXTENDED_MESSAGE_MAX: usize = 65_535;
 /// Marker, all ones.
 const MARKER: [u8; 16] = [0xff; 16];
 
@@ -75,7 +92,8 @@ impl MessageType {
     /// Whether a whole message of this type may have this length.
     const fn length_fits(self, len: usize) -> bool {
         match self {
-            Self::Open => len >= 29,
+            // RFC 8654 section 4: OPEN and KEEPALIVE are never extended.
+            Self::Open => len >= 29 && len <= MESSAGE_MAX,
             Self::Update => len >= 23,
             Self::Notification => len >= 21,
             Self::Keepalive => len == HEADER_LEN,
@@ -95,11 +113,20 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// Takes the next whole message off the front of a receive buffer.
+    /// Takes the next whole message off the front of a receive buffer, where extended messages were not offered.
     ///
     /// # Errors
     /// A header error (RFC 4271 section 6.1); the stream cannot be read further after it.
     pub fn next(buffer: &mut BytesMut) -> Result<Option<Self>, Notification> {
+        Self::next_within(buffer, MESSAGE_MAX)
+    }
+
+    /// Takes the next whole message of at most `max` bytes: [`EXTENDED_MESSAGE_MAX`] if this speaker offered extended messages, whatever the
+    /// peer did (RFC 8654 section 4), else [`MESSAGE_MAX`].
+    ///
+    /// # Errors
+    /// A header error (RFC 4271 section 6.1); the stream cannot be read further after it.
+    pub fn next_within(buffer: &mut BytesMut, max: usize) -> Result<Option<Self>, Notification> {
         let mut cursor = Cursor::new(buffer);
         let Some(marker) = cursor.array::<16>() else { return Ok(None) };
         if marker != MARKER {
@@ -108,7 +135,7 @@ impl Frame {
         let (Some(len), Some(kind)) = (cursor.u16(), cursor.u8()) else { return Ok(None) };
         let bad_length = || Notification::with_data(code::HEADER, 2, &len.to_be_bytes());
         let total = usize::from(len);
-        if !(HEADER_LEN..=MESSAGE_MAX).contains(&total) {
+        if !(HEADER_LEN..=max).contains(&total) {
             return Err(bad_length());
         }
         let kind =
@@ -132,7 +159,7 @@ fn frame(kind: MessageType, out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>))
     out.extend([0, 0, kind.code()]);
     write(out);
     let len = len16(out.len() - start).to_be_bytes();
-    debug_assert!(out.len() - start <= MESSAGE_MAX, "message longer than RFC 4271 allows");
+    debug_assert!(out.len() - start <= EXTENDED_MESSAGE_MAX, "message longer than RFC 8654 allows");
     if let Some(field) = out.get_mut(start + 16..start + 18) {
         field.copy_from_slice(&len);
     }
@@ -159,13 +186,15 @@ pub fn notification(notification: &Notification) -> Vec<u8> {
     out
 }
 
-/// A ROUTE-REFRESH message (RFC 2918).
+/// A ROUTE-REFRESH message that asks for a family (RFC 2918).
 pub fn route_refresh(family: Family) -> Vec<u8> {
+    refresh(&RouteRefresh::new(family, RefreshKind::Request))
+}
+
+/// A ROUTE-REFRESH message of any kind (RFC 7313).
+pub fn refresh(refresh: &RouteRefresh) -> Vec<u8> {
     let mut out = Vec::new();
-    frame(MessageType::RouteRefresh, &mut out, |out| {
-        out.extend(family.afi().to_be_bytes());
-        out.extend([0, family.safi()]);
-    });
+    frame(MessageType::RouteRefresh, &mut out, |out| refresh.encode_body(out));
     out
 }
 
@@ -180,8 +209,8 @@ pub enum Message {
     Notification(Notification),
     /// Keeps a session.
     Keepalive,
-    /// Asks for a family again; `None` for a family or subtype this speaker does not carry (ignored, RFC 2918 section 4).
-    RouteRefresh(Option<Family>),
+    /// Asks for a family again, or says where the answer begins and ends.
+    RouteRefresh(RouteRefresh),
 }
 
 impl Message {
@@ -197,13 +226,7 @@ impl Message {
                 Notification::decode(&frame.body).ok_or_else(|| Notification::new(code::HEADER, 2))?,
             ),
             MessageType::Keepalive => Self::Keepalive,
-            MessageType::RouteRefresh => {
-                let mut cursor = Cursor::new(&frame.body);
-                let (Some(afi), Some(subtype), Some(safi)) = (cursor.u16(), cursor.u8(), cursor.u8()) else {
-                    return Err(Notification::new(code::ROUTE_REFRESH, 1));
-                };
-                Self::RouteRefresh((subtype == 0).then(|| Family::from_codes(afi, safi)).flatten())
-            }
+            MessageType::RouteRefresh => Self::RouteRefresh(RouteRefresh::decode(&frame.body)?),
         })
     }
 }
@@ -255,6 +278,28 @@ mod tests {
         let mut buffer = BytesMut::from(&route_refresh(Family::Ipv6Unicast)[..]);
         let frame = Frame::next(&mut buffer).unwrap().unwrap();
         let message = Message::decode(&frame, &UpdateContext::default()).unwrap();
-        assert_eq!(message, Message::RouteRefresh(Some(Family::Ipv6Unicast)));
+        let asked = RouteRefresh::new(Family::Ipv6Unicast, RefreshKind::Request);
+        assert_eq!(message, Message::RouteRefresh(asked));
+    }
+
+    #[test]
+    fn extended_messages_are_read_only_where_offered_and_never_for_open_and_keepalive() {
+        let framed = |kind: u8, len: u16| {
+            let mut wire = MARKER.to_vec();
+            wire.extend(len.to_be_bytes());
+            wire.push(kind);
+            wire.resize(usize::from(len), 0);
+            BytesMut::from(&wire[..])
+        };
+        let next =
+            |kind, len, max| Frame::next_within(&mut framed(kind, len), max).map(|frame| frame.is_some());
+        for kind in [2, 3, 5] {
+            assert_eq!(next(kind, 4096, MESSAGE_MAX), Ok(true));
+            assert_eq!(next(kind, 4097, MESSAGE_MAX).unwrap_err().data, [0x10, 1]);
+            assert_eq!(next(kind, u16::MAX, EXTENDED_MESSAGE_MAX), Ok(true));
+        }
+        for kind in [1, 4] {
+            assert_eq!(next(kind, 4097, EXTENDED_MESSAGE_MAX).unwrap_err().subcode, 2);
+        }
     }
 }

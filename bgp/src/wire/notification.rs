@@ -36,6 +36,8 @@ pub mod code {
     pub const CEASE: u8 = 6;
     /// ROUTE-REFRESH message error (RFC 7313).
     pub const ROUTE_REFRESH: u8 = 7;
+    /// Send hold timer expired (RFC 9687).
+    pub const SEND_HOLD_TIMER: u8 = 8;
 }
 
 /// Subcodes of Cease (RFC 4486).
@@ -54,6 +56,12 @@ pub mod cease {
     pub const CONFIG_CHANGE: u8 = 6;
     /// Two connections collided and this one lost.
     pub const COLLISION: u8 = 7;
+    /// The speaker lacks resources.
+    pub const OUT_OF_RESOURCES: u8 = 8;
+    /// The session ends and its routes go with it; the data is the real NOTIFICATION (RFC 8538).
+    pub const HARD_RESET: u8 = 9;
+    /// BFD says that the peer is gone (RFC 9384).
+    pub const BFD_DOWN: u8 = 10;
 }
 
 impl Notification {
@@ -82,13 +90,35 @@ impl Notification {
         Self { code: code::CEASE, subcode, data }
     }
 
-    /// The shutdown communication, if this is a Cease that carries a valid one.
+    /// The same, as a hard reset: a peer with the N bit keeps no routes after it (RFC 8538 section 3.1).
+    pub fn hard_reset(&self) -> Self {
+        let mut data = vec![self.code, self.subcode];
+        data.extend(self.data.iter().take(DATA_MAX - 2));
+        Self { code: code::CEASE, subcode: cease::HARD_RESET, data }
+    }
+
+    /// Whether this is a hard reset.
+    pub const fn is_hard_reset(&self) -> bool {
+        self.code == code::CEASE && self.subcode == cease::HARD_RESET
+    }
+
+    /// Code, subcode and data of what a hard reset carries; its own otherwise.
+    fn reason(&self) -> (u8, u8, &[u8]) {
+        let whole = (self.code, self.subcode, self.data.as_slice());
+        match self.data.as_slice() {
+            [code, subcode, data @ ..] if self.is_hard_reset() => (*code, *subcode, data),
+            _ => whole,
+        }
+    }
+
+    /// The shutdown communication (RFC 9003 section 2), if this is a Cease that carries a valid one, also inside a hard reset.
     pub fn shutdown_text(&self) -> Option<&str> {
-        let told = matches!(self.subcode, cease::ADMIN_SHUTDOWN | cease::ADMIN_RESET);
-        if self.code != code::CEASE || !told {
+        let (code, subcode, data) = self.reason();
+        let told = matches!(subcode, cease::ADMIN_SHUTDOWN | cease::ADMIN_RESET);
+        if code != code::CEASE || !told {
             return None;
         }
-        let mut cursor = Cursor::new(&self.data);
+        let mut cursor = Cursor::new(data);
         let len = usize::from(cursor.u8()?);
         std::str::from_utf8(cursor.take(len)?).ok().filter(|text| !text.is_empty())
     }
@@ -120,6 +150,7 @@ impl Notification {
             (code::CEASE, cease::ADMIN_SHUTDOWN) => "the other operator must enable the session again",
             (code::CEASE, cease::DECONFIGURED) => "the other side no longer has this peer configured",
             (code::CEASE, cease::REJECTED) => "the other side does not expect a session from this address",
+            (code::CEASE, cease::BFD_DOWN) => "check the path for loss; `tombolo bgp bfd` tells more",
             _ => "",
         }
     }
@@ -136,13 +167,24 @@ impl Notification {
             (code::OPEN, 4) => "OPEN error: unsupported optional parameter",
             (code::OPEN, 6) => "OPEN error: unacceptable hold time",
             (code::OPEN, 7) => "OPEN error: unsupported capability",
+            (code::OPEN, 11) => "OPEN error: role mismatch",
             (code::OPEN, _) => "OPEN error",
             (code::UPDATE, 1) => "UPDATE error: malformed attribute list",
             (code::UPDATE, 2) => "UPDATE error: unrecognized well-known attribute",
+            (code::UPDATE, 3) => "UPDATE error: missing well-known attribute",
+            (code::UPDATE, 4) => "UPDATE error: attribute flags error",
+            (code::UPDATE, 5) => "UPDATE error: attribute length error",
+            (code::UPDATE, 6) => "UPDATE error: invalid ORIGIN attribute",
+            (code::UPDATE, 8) => "UPDATE error: invalid NEXT_HOP attribute",
             (code::UPDATE, 9) => "UPDATE error: optional attribute error",
             (code::UPDATE, 10) => "UPDATE error: invalid network field",
+            (code::UPDATE, 11) => "UPDATE error: malformed AS_PATH",
             (code::UPDATE, _) => "UPDATE error",
+            (code::SEND_HOLD_TIMER, _) => "send hold timer expired",
             (code::HOLD_TIMER, _) => "hold timer expired",
+            (code::STATE_MACHINE, 1) => "finite state machine error: unexpected message in OpenSent",
+            (code::STATE_MACHINE, 2) => "finite state machine error: unexpected message in OpenConfirm",
+            (code::STATE_MACHINE, 3) => "finite state machine error: unexpected message in Established",
             (code::STATE_MACHINE, _) => "finite state machine error",
             (code::CEASE, cease::MAX_PREFIXES) => "cease: maximum number of prefixes reached",
             (code::CEASE, cease::ADMIN_SHUTDOWN) => "cease: administrative shutdown",
@@ -151,10 +193,11 @@ impl Notification {
             (code::CEASE, cease::REJECTED) => "cease: connection rejected",
             (code::CEASE, cease::CONFIG_CHANGE) => "cease: other configuration change",
             (code::CEASE, cease::COLLISION) => "cease: connection collision resolution",
-            (code::CEASE, 8) => "cease: out of resources",
-            (code::CEASE, 9) => "cease: hard reset",
-            (code::CEASE, 10) => "cease: BFD down",
+            (code::CEASE, cease::OUT_OF_RESOURCES) => "cease: out of resources",
+            (code::CEASE, cease::HARD_RESET) => "cease: hard reset",
+            (code::CEASE, cease::BFD_DOWN) => "cease: BFD down",
             (code::CEASE, _) => "cease",
+            (code::ROUTE_REFRESH, 1) => "ROUTE-REFRESH error: invalid message length",
             (code::ROUTE_REFRESH, _) => "ROUTE-REFRESH error",
             _ => "unknown error",
         }
@@ -195,5 +238,25 @@ mod tests {
     fn a_lying_length_yields_no_text() {
         let got = Notification::decode(&[6, 2, 200, b'x']).unwrap();
         assert_eq!(got.shutdown_text(), None);
+    }
+
+    #[test]
+    fn a_hard_reset_carries_the_real_reason() {
+        let hard = Notification::cease(cease::ADMIN_SHUTDOWN, "moving").hard_reset();
+        let mut body = Vec::new();
+        hard.encode_body(&mut body);
+        assert_eq!(body, b"\x06\x09\x06\x02\x06moving");
+        assert_eq!(hard.shutdown_text(), Some("moving"));
+        assert!(hard.is_hard_reset() && !Notification::new(6, 2).is_hard_reset());
+        assert_eq!(Notification::new(6, 9).shutdown_text(), None);
+    }
+
+    #[test]
+    fn data_is_kept_whole_and_cut_to_one_message() {
+        let data = vec![7; 5000];
+        let mut body = Vec::new();
+        Notification::with_data(code::UPDATE, 2, &data).encode_body(&mut body);
+        assert_eq!(body.len(), super::super::MESSAGE_MAX - super::super::HEADER_LEN);
+        assert_eq!(Notification::decode(&body).unwrap().data.len(), DATA_MAX);
     }
 }

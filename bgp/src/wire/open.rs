@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use super::as_path::AS_TRANS;
-use super::capability::{Capability, GracefulRestartCapability};
+use super::capability::{AddPath, Capability, ExtendedNextHop, GracefulRestartCapability, LongLivedFamily};
 use super::cursor::{Cursor, len8, len16};
 use super::notification::{Notification, code};
 use crate::family::Family;
@@ -34,6 +34,45 @@ impl Open {
     /// Whether the speaker understands ROUTE-REFRESH.
     pub fn route_refresh(&self) -> bool {
         self.capabilities.contains(&Capability::RouteRefresh)
+    }
+
+    /// Whether the speaker accepts messages over 4096 bytes (RFC 8654).
+    pub fn extended_message(&self) -> bool {
+        self.capabilities.contains(&Capability::ExtendedMessage)
+    }
+
+    /// Whether the speaker understands the demarcation of refreshes (RFC 7313).
+    pub fn enhanced_refresh(&self) -> bool {
+        self.capabilities.contains(&Capability::EnhancedRefresh)
+    }
+
+    /// What the speaker can do with several paths of a prefix (RFC 7911); the last entry of a family counts.
+    pub fn add_path(&self, family: Family) -> Option<AddPath> {
+        let lists = self.capabilities.iter().rev().filter_map(|capability| match capability {
+            Capability::AddPath(list) => Some(list),
+            _ => None,
+        });
+        lists.flat_map(|list| list.iter().rev()).find(|entry| entry.family == family).copied()
+    }
+
+    /// Whether routes of a family may come with IPv6 next hops (RFC 8950).
+    pub fn extended_next_hop(&self, family: Family) -> bool {
+        const AFI_IPV6: u16 = 2;
+        let wanted = ExtendedNextHop { family, next_hop_afi: AFI_IPV6 };
+        self.capabilities.iter().any(
+            |capability| matches!(capability, Capability::ExtendedNextHop(list) if list.contains(&wanted)),
+        )
+    }
+
+    /// The long-lived form of graceful restart for a family; the last entry counts. Without [`Self::graceful_restart`] it is void
+    /// (RFC 9494 section 3.1).
+    pub fn long_lived(&self, family: Family) -> Option<LongLivedFamily> {
+        self.graceful_restart()?;
+        let lists = self.capabilities.iter().rev().filter_map(|capability| match capability {
+            Capability::LongLivedGracefulRestart(list) => Some(list),
+            _ => None,
+        });
+        lists.flat_map(|list| list.iter().rev()).find(|entry| entry.family == family).copied()
     }
 
     /// Families offered. A speaker without any multiprotocol capability offers IPv4 unicast (RFC 4760 section 8).
@@ -107,7 +146,7 @@ impl Open {
         self.capabilities.iter().for_each(|capability| capability.encode(&mut capabilities));
         if capabilities.is_empty() {
             out.push(0);
-        } else if capabilities.len() + 2 < usize::from(u8::MAX) {
+        } else if capabilities.len() + 2 <= usize::from(u8::MAX) {
             out.extend([len8(capabilities.len() + 2), PARAMETER_CAPABILITIES, len8(capabilities.len())]);
             out.extend(capabilities);
         } else {
@@ -162,14 +201,19 @@ mod tests {
                 Capability::FourOctetAs(4_200_000_001),
                 Capability::GracefulRestart(GracefulRestartCapability {
                     restarted: true,
+                    notification: true,
                     restart_time_secs: 120,
                     families: vec![GracefulRestartFamily {
                         family: Family::Ipv6Unicast,
                         forwarding_preserved: true,
                     }],
                 }),
-                Capability::Unknown { code: 73, value: b"\x04host\x06domain".to_vec() },
-                Capability::Unknown { code: 5, value: vec![0, 1, 0, 1, 0, 2] },
+                Capability::Fqdn { host: "host".to_owned(), domain: "domain".to_owned() },
+                Capability::ExtendedNextHop(vec![ExtendedNextHop {
+                    family: Family::Ipv4Unicast,
+                    next_hop_afi: 2,
+                }]),
+                Capability::Unknown { code: 201, value: vec![1, 2, 3] },
             ],
         }
     }
@@ -213,7 +257,43 @@ mod tests {
     fn no_multiprotocol_capability_means_ipv4() {
         let open = Open { capabilities: vec![Capability::RouteRefresh], ..sample() };
         assert_eq!(open.families(), [Family::Ipv4Unicast]);
-        let vpn = Capability::Unknown { code: 1, value: vec![0, 1, 0, 128] };
-        assert_eq!(Open { capabilities: vec![vpn], ..sample() }.families(), []);
+        let other = Capability::Unknown { code: 1, value: vec![0, 99, 0, 1] };
+        assert_eq!(Open { capabilities: vec![other], ..sample() }.families(), []);
+    }
+
+    #[test]
+    fn what_was_offered_is_found() {
+        let v4 = Family::Ipv4Unicast;
+        let paths = AddPath { family: v4, receive: true, send: false };
+        let stale = LongLivedFamily { family: v4, forwarding_preserved: false, stale_time_secs: 9 };
+        let mut open = sample();
+        open.capabilities.extend([
+            Capability::ExtendedMessage,
+            Capability::EnhancedRefresh,
+            Capability::AddPath(vec![paths]),
+            Capability::LongLivedGracefulRestart(vec![stale]),
+        ]);
+        assert!(open.extended_message() && open.enhanced_refresh() && open.extended_next_hop(v4));
+        assert_eq!((open.add_path(v4), open.add_path(Family::Ipv6Unicast)), (Some(paths), None));
+        assert_eq!(open.long_lived(v4), Some(stale));
+        open.capabilities.retain(|capability| !matches!(capability, Capability::GracefulRestart(_)));
+        assert_eq!(open.long_lived(v4), None, "void without graceful restart");
+    }
+
+    #[test]
+    fn exactly_255_bytes_of_parameters_need_no_extension() {
+        // RFC 9072 section 2: the plain form is kept as long as it can say it.
+        let filled = |len| {
+            let capabilities = vec![Capability::Unknown { code: 200, value: vec![7; len] }];
+            let mut body = Vec::new();
+            Open { capabilities, ..sample() }.encode_body(&mut body);
+            body
+        };
+        assert_eq!(filled(251)[9..13], [255, 2, 253, 200]);
+        assert_eq!(filled(252)[9..16], [255, 255, 1, 1, 2, 0, 254]);
+        // The extended form is accepted whatever the plain length says, if it is not 0.
+        let mut short = filled(252);
+        short[9] = 4;
+        assert_eq!(Open::decode(&short).unwrap().capabilities.len(), 1);
     }
 }

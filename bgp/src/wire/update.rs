@@ -3,10 +3,8 @@
 use ipnet::IpNet;
 
 use super::attributes::Attributes;
-use super::cursor::Cursor;
-use super::nlri;
-use super::notification::{Notification, code};
-use super::walk::{MpReach, MpUnreach, Walk};
+use super::notification::Notification;
+use super::view::{UpdateView, Verdict};
 use crate::family::{Family, NextHop};
 
 /// What the session agreed on, needed to read an UPDATE.
@@ -20,6 +18,21 @@ pub struct UpdateContext {
     pub first_asn: Option<u32>,
     /// Families both sides offered.
     pub families: Vec<Family>,
+    /// The peer is in this speaker's confederation (RFC 5065), be it in the same member AS or in another.
+    pub confederation: bool,
+    /// Families in which the peer sends path identifiers: it offered to send, we to receive (RFC 7911 section 4).
+    pub add_path: Vec<Family>,
+    /// Families whose routes may come with IPv6 next hops: both sides offered it (RFC 8950).
+    pub extended_next_hop: Vec<Family>,
+}
+
+impl UpdateContext {
+    /// Whether equal attribute bytes mean the same in both sessions, so that one store of [`super::AttributeSet`]s can serve both.
+    pub fn reads_like(&self, other: &Self) -> bool {
+        let own =
+            |context: &Self| (context.four_octet_as, context.ebgp, context.confederation, context.first_asn);
+        own(self) == own(other)
+    }
 }
 
 /// How a fault was treated (RFC 7606 section 2), mildest last.
@@ -71,88 +84,40 @@ pub struct Update {
 }
 
 impl Update {
-    /// Decodes the body of an UPDATE.
+    /// Decodes the body of an UPDATE into lists. Path identifiers, and routes of families other than unicast, are only in
+    /// [`UpdateView`], which this is made from.
     ///
     /// # Errors
-    /// Only where RFC 7606 keeps "session reset": lengths that leave the NLRI unreadable, repeated or unreadable MP attributes, an
-    /// unknown well-known attribute.
+    /// Only where RFC 7606 keeps "session reset": see [`UpdateView::parse`] and [`UpdateView::judge`].
     pub fn decode(body: &[u8], context: &UpdateContext) -> Result<Self, Notification> {
-        let mut cursor = Cursor::new(body);
-        let malformed = || Notification::new(code::UPDATE, 1);
-        let len = cursor.u16().ok_or_else(malformed)?;
-        let withdrawn = cursor.take(usize::from(len)).ok_or_else(malformed)?;
-        let len = cursor.u16().ok_or_else(malformed)?;
-        let attributes = cursor.take(usize::from(len)).ok_or_else(malformed)?;
-        let announced = cursor.rest();
-        let bad_network = |_| Notification::new(code::UPDATE, 10);
-        let withdrawn = nlri::decode(Family::Ipv4Unicast, withdrawn).ok_or(()).map_err(bad_network)?;
-        let announced = nlri::decode(Family::Ipv4Unicast, announced).ok_or(()).map_err(bad_network)?;
-        if body == [0; 4] {
-            return Ok(Self { end_of_rib: Some(Family::Ipv4Unicast), ..Self::default() });
+        let view = UpdateView::parse(body, context)?;
+        let mut set = view.attributes(context);
+        let mut faults = view.faults().to_vec();
+        let verdict = view.judge(&set, &mut faults)?;
+        let end_of_rib = view.end_of_rib();
+        let mut withdrawn: Vec<IpNet> = view.withdrawn_routes().map(|route| route.prefix).collect();
+        let mut reach = Vec::new();
+        for run in view.announced(&set) {
+            let prefixes = run.nlri.routes().map(|route| route.prefix);
+            match (verdict, run.next_hop) {
+                (Verdict::Accept, Some(next_hop)) => {
+                    let prefixes: Vec<IpNet> = prefixes.collect();
+                    if !prefixes.is_empty() {
+                        reach.push(Reach { family: run.nlri.family(), next_hop, prefixes });
+                    }
+                }
+                _ => withdrawn.extend(prefixes),
+            }
         }
-        let only_attributes = withdrawn.is_empty() && announced.is_empty();
-        let walk = Walk::over(attributes, context, !announced.is_empty())?;
-        Ok(assemble(walk, withdrawn, announced, only_attributes, context))
+        faults.append(&mut set.faults);
+        let attributes = match verdict {
+            Verdict::Accept => set.attributes,
+            Verdict::TreatAsWithdraw => Attributes::default(),
+        };
+        Ok(Self { withdrawn, reach, attributes, end_of_rib, faults })
     }
-}
-
-fn assemble(
-    walk: Walk<'_>,
-    withdrawn: Vec<IpNet>,
-    announced: Vec<IpNet>,
-    only_attributes: bool,
-    context: &UpdateContext,
-) -> Update {
-    let (next_hop, mut done) = (walk.next_hop, walk.finish());
-    let mut update = Update { withdrawn, faults: done.faults, ..Update::default() };
-    let has_v4 = !(announced.is_empty() && update.withdrawn.is_empty());
-    if has_v4 && !context.families.contains(&Family::Ipv4Unicast) {
-        update.withdrawn.clear();
-        update.faults.push(not_negotiated());
-    } else if let (false, Some(address)) = (announced.is_empty(), next_hop) {
-        update.reach.push(Reach {
-            family: Family::Ipv4Unicast,
-            next_hop: NextHop::new(address.into()),
-            prefixes: announced,
-        });
-    } else {
-        // Without a next hop the walk has already asked for treat-as-withdraw.
-        update.withdrawn.extend(announced);
-    }
-    if let Some(MpUnreach { family, prefixes }) = done.mp_unreach {
-        if only_attributes && prefixes.is_empty() && done.lone_unreach {
-            update.end_of_rib = Some(family);
-        }
-        update.withdrawn.extend(prefixes);
-    }
-    if let Some(MpReach { family, next_hop, prefixes }) = done.mp_reach.take() {
-        update.reach.push(Reach { family, next_hop, prefixes });
-    }
-    drop_what_is_no_destination(&mut update);
-    if done.treat_as_withdraw {
-        let lost = update.reach.drain(..).flat_map(|reach| reach.prefixes);
-        update.withdrawn.extend(lost);
-    } else {
-        update.attributes = done.attributes;
-    }
-    update
 }
 
 pub(super) const fn not_negotiated() -> Fault {
     Fault { attribute: 0, treatment: Treatment::Ignored, what: "routes of a family that was not negotiated" }
-}
-
-fn drop_what_is_no_destination(update: &mut Update) {
-    for reach in &mut update.reach {
-        let before = reach.prefixes.len();
-        reach.prefixes.retain(nlri::is_unicast);
-        if reach.prefixes.len() != before {
-            update.faults.push(Fault {
-                attribute: 0,
-                treatment: Treatment::Ignored,
-                what: "a multicast or link-local prefix",
-            });
-        }
-    }
-    update.reach.retain(|reach| !reach.prefixes.is_empty());
 }

@@ -17,7 +17,13 @@ const NEXT_HOP: &[u8] = &[0x40, 3, 4, 10, 0, 0, 2];
 const NLRI: &[u8] = &[16, 10, 1];
 
 fn context() -> UpdateContext {
-    UpdateContext { four_octet_as: true, ebgp: true, first_asn: Some(65002), families: Family::ALL.to_vec() }
+    UpdateContext {
+        four_octet_as: true,
+        ebgp: true,
+        first_asn: Some(65002),
+        families: Family::ALL.to_vec(),
+        ..UpdateContext::default()
+    }
 }
 
 fn body(withdrawn: &[u8], attributes: &[&[u8]], nlri: &[u8]) -> Vec<u8> {
@@ -182,8 +188,7 @@ fn messages_never_exceed_4096_bytes_and_lose_nothing() {
             let mut wire = Vec::new();
             if announced {
                 let hop = NextHop::new(hop.parse().unwrap());
-                announce(&attributes, &hop, family, &list, EncodeContext { four_octet_as: true }, &mut wire)
-                    .unwrap();
+                announce(&attributes, &hop, family, &list, EncodeContext::default(), &mut wire).unwrap();
             } else {
                 withdraw(family, &list, &mut wire);
             }
@@ -208,15 +213,9 @@ fn attributes_too_long_for_any_message_are_an_error() {
     let huge = RawAttribute { flags: 0xe0, code: 99, value: vec![0; 4080] };
     let attributes = Attributes { unknown: vec![huge], ..Attributes::default() };
     let hop = NextHop::new(Ipv4Addr::new(10, 0, 0, 1).into());
-    let prefix = ["10.0.0.0/8".parse().unwrap()];
+    let prefix: [IpNet; 1] = ["10.0.0.0/8".parse().unwrap()];
     let mut wire = Vec::new();
-    let result = announce(
-        &attributes,
-        &hop,
-        Family::Ipv4Unicast,
-        &prefix,
-        EncodeContext { four_octet_as: true },
-        &mut wire,
-    );
+    let result =
+        announce(&attributes, &hop, Family::Ipv4Unicast, &prefix, EncodeContext::default(), &mut wire);
     assert!(result.is_err() && wire.is_empty());
 }

@@ -1,21 +1,19 @@
-//! The walk over path attributes: flags, lengths, order, duplicates, with the RFC 7606 treatment of each attribute.
+//! The walk over path attributes: flags, lengths, duplicates, with the RFC 7606 treatment of each attribute.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-
-use ipnet::IpNet;
+use std::net::Ipv4Addr;
 
 use super::as_path::{AS_TRANS, AsPath};
 use super::attributes::{Aggregator, Attributes, Community, LargeCommunity, Origin, RawAttribute};
 use super::cursor::Cursor;
-use super::nlri;
-use super::notification::{Notification, code};
-use super::update::{Fault, Treatment, UpdateContext, not_negotiated};
-use crate::family::{Family, NextHop};
+use super::update::{Fault, Treatment, UpdateContext};
+use super::view::Present;
 
 pub(super) const FLAG_OPTIONAL: u8 = 0x80;
 pub(super) const FLAG_TRANSITIVE: u8 = 0x40;
-const FLAG_PARTIAL: u8 = 0x20;
+pub(super) const FLAG_PARTIAL: u8 = 0x20;
 pub(super) const FLAG_EXTENDED: u8 = 0x10;
+/// The two flags an attribute's type decides.
+pub(super) const FLAG_KIND: u8 = FLAG_OPTIONAL | FLAG_TRANSITIVE;
 
 /// Attribute type codes.
 pub(super) mod kind {
@@ -34,6 +32,7 @@ pub(super) mod kind {
     pub(in crate::wire) const EXTENDED_COMMUNITIES: u8 = 16;
     pub(in crate::wire) const AS4_PATH: u8 = 17;
     pub(in crate::wire) const AS4_AGGREGATOR: u8 = 18;
+    pub(in crate::wire) const IPV6_EXTENDED_COMMUNITIES: u8 = 25;
     pub(in crate::wire) const LARGE_COMMUNITIES: u8 = 32;
 }
 
@@ -51,46 +50,31 @@ pub(super) const fn flags_of(code: u8) -> Option<u8> {
         | kind::EXTENDED_COMMUNITIES
         | kind::AS4_PATH
         | kind::AS4_AGGREGATOR
+        | kind::IPV6_EXTENDED_COMMUNITIES
         | kind::LARGE_COMMUNITIES => FLAG_OPTIONAL | FLAG_TRANSITIVE,
         _ => return None,
     })
 }
 
-pub(super) struct MpReach {
-    pub(super) family: Family,
-    pub(super) next_hop: NextHop,
-    pub(super) prefixes: Vec<IpNet>,
-}
-
-pub(super) struct MpUnreach {
-    pub(super) family: Family,
-    pub(super) prefixes: Vec<IpNet>,
+/// The decoded attributes of an UPDATE, with what was wrong with them: all that depends on the attribute bytes and the session.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AttributeSet {
+    /// The attributes; only to be used if the verdict on the message is to accept it.
+    pub attributes: Attributes,
+    /// NEXT_HOP, for the routes outside MP_REACH.
+    pub next_hop: Option<Ipv4Addr>,
+    /// What was wrong.
+    pub faults: Vec<Fault>,
+    /// One of the faults costs the routes.
+    pub treat_as_withdraw: bool,
 }
 
 /// What the walk has gathered so far.
-pub(super) struct Walk<'a> {
+struct Walk<'a> {
     context: &'a UpdateContext,
-    seen: [bool; 256],
-    count: usize,
-    has_v4_routes: bool,
-    attributes: Attributes,
-    pub(super) next_hop: Option<Ipv4Addr>,
+    set: AttributeSet,
     as4_path: Option<AsPath>,
     as4_aggregator: Option<Aggregator>,
-    mp_reach: Option<MpReach>,
-    mp_unreach: Option<MpUnreach>,
-    faults: Vec<Fault>,
-}
-
-/// What a finished walk hands over.
-pub(super) struct Walked {
-    pub(super) attributes: Attributes,
-    pub(super) mp_reach: Option<MpReach>,
-    pub(super) mp_unreach: Option<MpUnreach>,
-    pub(super) faults: Vec<Fault>,
-    pub(super) treat_as_withdraw: bool,
-    /// MP_UNREACH was the only attribute, the mark of End-of-RIB.
-    pub(super) lone_unreach: bool,
 }
 
 type Outcome = Result<(), (Treatment, &'static str)>;
@@ -98,94 +82,84 @@ type Outcome = Result<(), (Treatment, &'static str)>;
 const WITHDRAW: Treatment = Treatment::TreatAsWithdraw;
 const DISCARD: Treatment = Treatment::AttributeDiscard;
 
-impl<'a> Walk<'a> {
-    pub(super) fn over(
-        bytes: &[u8],
-        context: &'a UpdateContext,
-        has_v4_routes: bool,
-    ) -> Result<Self, Notification> {
-        let mut walk = Self {
-            context,
-            seen: [false; 256],
-            count: 0,
-            has_v4_routes,
-            attributes: Attributes::default(),
-            next_hop: None,
-            as4_path: None,
-            as4_aggregator: None,
-            mp_reach: None,
-            mp_unreach: None,
-            faults: Vec::new(),
-        };
+impl AttributeSet {
+    /// Decodes attributes whose headers [`super::UpdateView`] has walked: MP_REACH and MP_UNREACH are its own, unknown well-known ones ended
+    /// the session there.
+    pub(super) fn decode(bytes: &[u8], context: &UpdateContext) -> Self {
+        let mut walk = Walk { context, set: Self::default(), as4_path: None, as4_aggregator: None };
+        let mut present = Present::default();
         let mut cursor = Cursor::new(bytes);
         while !cursor.is_empty() {
-            let whole = cursor;
             let Some((flags, code, value)) = next_attribute(&mut cursor) else {
                 // RFC 7606 section 4: the rest is unreadable, but the NLRI field's place is known.
                 walk.fault(0, WITHDRAW, "an attribute longer than the attribute field");
                 break;
             };
-            let consumed = whole.rest().len() - cursor.rest().len();
-            walk.attribute(flags, code, value, whole.rest().get(..consumed).unwrap_or_default())?;
+            if matches!(code, kind::MP_REACH | kind::MP_UNREACH) {
+                continue;
+            }
+            if !present.insert(code) {
+                // RFC 7606 section 3 (g): the first one counts.
+                walk.fault(code, DISCARD, "the attribute appears twice");
+                continue;
+            }
+            if let Err((treatment, what)) = walk.attribute(flags, code, value) {
+                walk.fault(code, treatment, what);
+            }
         }
-        Ok(walk)
+        walk.merge_four_octet();
+        let mut set = walk.set;
+        set.attributes.unknown.sort_unstable_by_key(|attribute| attribute.code);
+        set.treat_as_withdraw = set.faults.iter().any(|fault| fault.treatment == WITHDRAW);
+        set
     }
+}
 
+impl Walk<'_> {
     fn fault(&mut self, attribute: u8, treatment: Treatment, what: &'static str) {
-        self.faults.push(Fault { attribute, treatment, what });
+        self.set.faults.push(Fault { attribute, treatment, what });
     }
 
-    fn attribute(&mut self, flags: u8, code: u8, value: &[u8], raw: &[u8]) -> Result<(), Notification> {
-        self.count += 1;
-        if let Some(seen) = self.seen.get_mut(usize::from(code)) {
-            if *seen {
-                if matches!(code, kind::MP_REACH | kind::MP_UNREACH) {
-                    return Err(Notification::new(code::UPDATE, 1));
-                }
-                self.fault(code, DISCARD, "the attribute appears twice");
-                return Ok(());
-            }
-            *seen = true;
-        }
-        let Some(expected) = flags_of(code) else { return self.unknown(flags, code, value, raw) };
-        if flags & (FLAG_OPTIONAL | FLAG_TRANSITIVE) != expected {
+    fn attribute(&mut self, flags: u8, code: u8, value: &[u8]) -> Outcome {
+        let Some(expected) = flags_of(code) else {
+            self.unknown(flags, code, value);
+            return Ok(());
+        };
+        if flags & FLAG_KIND != expected {
+            // RFC 7606 section 3 (c); RFC 6793 section 6 has its own rule for the AS4 attributes.
             let discard = matches!(code, kind::AS4_PATH | kind::AS4_AGGREGATOR);
-            self.fault(code, if discard { DISCARD } else { WITHDRAW }, "wrong attribute flags");
-            if discard {
-                return Ok(());
-            }
+            return Err((if discard { DISCARD } else { WITHDRAW }, "wrong attribute flags"));
         }
         let outcome = match code {
-            kind::MP_REACH => return self.mp_reach(value, raw),
-            kind::MP_UNREACH => return self.mp_unreach(value, raw),
-            kind::ORIGIN | kind::AS_PATH | kind::NEXT_HOP | kind::AS4_PATH => self.mandatory(code, value),
+            kind::ORIGIN | kind::AS_PATH | kind::NEXT_HOP => self.mandatory(code, value),
             kind::LOCAL_PREF | kind::ORIGINATOR_ID | kind::CLUSTER_LIST => self.internal(code, value),
             kind::COMMUNITIES | kind::EXTENDED_COMMUNITIES | kind::LARGE_COMMUNITIES => {
                 self.communities(code, value)
             }
+            kind::AS4_PATH | kind::AS4_AGGREGATOR => self.four_octet(code, value),
+            kind::IPV6_EXTENDED_COMMUNITIES => self.ipv6_communities(flags, code, value),
             _ => self.other(code, value),
         };
-        if let Err((treatment, what)) = outcome {
-            self.fault(code, treatment, what);
+        if outcome.is_ok() && flags & FLAG_PARTIAL != 0 && expected == FLAG_KIND {
+            // RFC 4271 section 5: once set it stays set.
+            self.set.attributes.partial.insert(code);
         }
-        Ok(())
+        outcome
     }
 
-    fn unknown(&mut self, flags: u8, code: u8, value: &[u8], raw: &[u8]) -> Result<(), Notification> {
-        if flags & FLAG_OPTIONAL == 0 {
-            return Err(Notification::with_data(code::UPDATE, 2, raw));
-        }
+    /// RFC 4271 section 5: an unknown transitive attribute goes on with the partial bit, another one stops here.
+    fn unknown(&mut self, flags: u8, code: u8, value: &[u8]) {
         if flags & FLAG_TRANSITIVE != 0 {
             let flags = FLAG_OPTIONAL | FLAG_TRANSITIVE | FLAG_PARTIAL;
-            self.attributes.unknown.push(RawAttribute { flags, code, value: value.to_vec() });
+            self.set.attributes.unknown.push(RawAttribute { flags, code, value: value.to_vec() });
         }
-        Ok(())
     }
 
     fn mandatory(&mut self, code: u8, value: &[u8]) -> Outcome {
+        let attributes = &mut self.set.attributes;
         match code {
             kind::ORIGIN => {
-                self.attributes.origin = match value {
+                attributes.origin = match value {
                     [0] => Origin::Igp,
                     [1] => Origin::Egp,
                     [2] => Origin::Incomplete,
@@ -195,43 +169,37 @@ impl<'a> Walk<'a> {
             kind::AS_PATH => {
                 let path = AsPath::decode(value, self.context.four_octet_as)
                     .ok_or((WITHDRAW, "malformed AS_PATH"))?;
+                if path.has_confederation() && !self.context.confederation {
+                    // RFC 5065 section 5.
+                    return Err((WITHDRAW, "AS_PATH with confederation segments from outside"));
+                }
                 if self.context.first_asn.is_some_and(|asn| path.first() != Some(asn)) {
                     return Err((WITHDRAW, "AS_PATH does not start with the peer's AS"));
                 }
-                self.attributes.as_path = path;
+                attributes.as_path = path;
             }
-            kind::AS4_PATH => {
-                if !self.context.four_octet_as {
-                    let path = AsPath::decode(value, true).ok_or((DISCARD, "malformed AS4_PATH"))?;
-                    self.as4_path = Some(path);
-                }
-            }
-            _ => {
-                let address = ipv4(value).ok_or((WITHDRAW, "NEXT_HOP is not four bytes long"))?;
-                let usable = NextHop::new(IpAddr::V4(address)).is_usable();
-                if !usable && self.has_v4_routes {
-                    return Err((WITHDRAW, "NEXT_HOP is no host address"));
-                }
-                self.next_hop = Some(address);
-            }
+            // Whether it is a host address matters only where it is used: see UpdateView::judge.
+            _ => self.set.next_hop = Some(ipv4(value).ok_or((WITHDRAW, "NEXT_HOP is not four bytes long"))?),
         }
         Ok(())
     }
 
     fn internal(&mut self, code: u8, value: &[u8]) -> Outcome {
-        if self.context.ebgp {
+        // RFC 5065 section 4: members of a confederation exchange LOCAL_PREF although their ASes differ.
+        if self.context.ebgp && !self.context.confederation {
             return Err((DISCARD, "an attribute of internal peers from an external one"));
         }
+        let attributes = &mut self.set.attributes;
         match code {
             kind::LOCAL_PREF => {
-                self.attributes.local_pref = Some(number(value).ok_or((WITHDRAW, "LOCAL_PREF length"))?);
+                attributes.local_pref = Some(number(value).ok_or((WITHDRAW, "LOCAL_PREF length"))?);
             }
             kind::ORIGINATOR_ID => {
-                self.attributes.originator_id = Some(ipv4(value).ok_or((WITHDRAW, "ORIGINATOR_ID length"))?);
+                attributes.originator_id = Some(ipv4(value).ok_or((WITHDRAW, "ORIGINATOR_ID length"))?);
             }
             _ => {
                 let list = chunks::<4>(value).ok_or((WITHDRAW, "CLUSTER_LIST length"))?;
-                self.attributes.cluster_list = list.into_iter().map(Ipv4Addr::from).collect();
+                attributes.cluster_list = list.iter().copied().map(Ipv4Addr::from).collect();
             }
         }
         Ok(())
@@ -239,153 +207,95 @@ impl<'a> Walk<'a> {
 
     fn communities(&mut self, code: u8, value: &[u8]) -> Outcome {
         let length = (WITHDRAW, "communities of a wrong length");
-        let attributes = &mut self.attributes;
+        let attributes = &mut self.set.attributes;
         match code {
             kind::COMMUNITIES => {
                 let list = chunks::<4>(value).ok_or(length)?;
                 attributes.communities =
-                    sorted(list.into_iter().map(|bytes| Community(u32::from_be_bytes(bytes))));
+                    sorted(list.iter().map(|bytes| Community(u32::from_be_bytes(*bytes))));
             }
             kind::EXTENDED_COMMUNITIES => {
                 let list = chunks::<8>(value).ok_or(length)?;
-                attributes.extended_communities = sorted(list.into_iter().map(u64::from_be_bytes));
+                attributes.extended_communities = sorted(list.iter().copied().map(u64::from_be_bytes));
             }
             _ => {
                 let list = chunks::<12>(value).ok_or(length)?;
-                attributes.large_communities = sorted(list.into_iter().filter_map(|bytes| {
-                    let mut cursor = Cursor::new(&bytes);
-                    let (global, local1, local2) = (cursor.u32()?, cursor.u32()?, cursor.u32()?);
-                    Some(LargeCommunity { global, local1, local2 })
+                attributes.large_communities = sorted(list.iter().map(|bytes| {
+                    let [a, b, c, d, e, f, g, h, i, j, k, l] = *bytes;
+                    LargeCommunity {
+                        global: u32::from_be_bytes([a, b, c, d]),
+                        local1: u32::from_be_bytes([e, f, g, h]),
+                        local2: u32::from_be_bytes([i, j, k, l]),
+                    }
                 }));
             }
         }
         Ok(())
     }
 
+    /// RFC 7606 section 7.15; otherwise passed on as it came, and known, so without our adding the partial bit.
+    fn ipv6_communities(&mut self, flags: u8, code: u8, value: &[u8]) -> Outcome {
+        chunks::<20>(value).ok_or((WITHDRAW, "communities of a wrong length"))?;
+        let flags = flags & (FLAG_KIND | FLAG_PARTIAL);
+        self.set.attributes.unknown.push(RawAttribute { flags, code, value: value.to_vec() });
+        Ok(())
+    }
+
+    /// From a peer that speaks four octets itself they are discarded (RFC 6793 section 4.1); malformed ones as well (section 6).
+    fn four_octet(&mut self, code: u8, value: &[u8]) -> Outcome {
+        if self.context.four_octet_as {
+            return Err((DISCARD, "an attribute for two-octet speakers from a four-octet one"));
+        }
+        if code == kind::AS4_PATH {
+            let path = AsPath::decode(value, true).filter(|path| !path.segments.is_empty());
+            // RFC 6793 section 6: confederation segments are dropped, the rest is used.
+            self.as4_path = Some(path.ok_or((DISCARD, "malformed AS4_PATH"))?.without_confederation());
+        } else {
+            let found = aggregator(value, true).ok_or((DISCARD, "malformed AS4_AGGREGATOR"))?;
+            self.as4_aggregator = Some(found);
+        }
+        Ok(())
+    }
+
     fn other(&mut self, code: u8, value: &[u8]) -> Outcome {
+        let attributes = &mut self.set.attributes;
         match code {
-            kind::MED => self.attributes.med = Some(number(value).ok_or((WITHDRAW, "MED length"))?),
+            kind::MED => attributes.med = Some(number(value).ok_or((WITHDRAW, "MED length"))?),
             kind::ATOMIC_AGGREGATE => {
                 if !value.is_empty() {
                     return Err((DISCARD, "ATOMIC_AGGREGATE with a value"));
                 }
-                self.attributes.atomic_aggregate = true;
+                attributes.atomic_aggregate = true;
             }
             kind::AGGREGATOR => {
                 let found = aggregator(value, self.context.four_octet_as);
-                self.attributes.aggregator = Some(found.ok_or((DISCARD, "AGGREGATOR length"))?);
-            }
-            kind::AS4_AGGREGATOR if !self.context.four_octet_as => {
-                self.as4_aggregator =
-                    Some(aggregator(value, true).ok_or((DISCARD, "AS4_AGGREGATOR length"))?);
+                attributes.aggregator = Some(found.ok_or((DISCARD, "malformed AGGREGATOR"))?);
             }
             _ => {}
         }
         Ok(())
     }
 
-    /// MP_REACH_NLRI (RFC 4760 section 3). What cannot be located resets the session (RFC 7606 section 7.11).
-    fn mp_reach(&mut self, value: &[u8], raw: &[u8]) -> Result<(), Notification> {
-        let malformed = || Notification::with_data(code::UPDATE, 9, raw);
-        let mut cursor = Cursor::new(value);
-        let (afi, safi) = (cursor.u16().ok_or_else(malformed)?, cursor.u8().ok_or_else(malformed)?);
-        let len = usize::from(cursor.u8().ok_or_else(malformed)?);
-        let next_hop = cursor.take(len).ok_or_else(malformed)?;
-        cursor.u8().ok_or_else(malformed)?;
-        let Some(family) = self.negotiated(afi, safi) else { return Ok(()) };
-        let next_hop = mp_next_hop(family, next_hop).ok_or_else(malformed)?;
-        let prefixes = nlri::decode(family, cursor.rest()).ok_or_else(malformed)?;
-        if !next_hop.is_usable() {
-            self.fault(kind::MP_REACH, WITHDRAW, "the next hop is no host address");
-        }
-        self.mp_reach = Some(MpReach { family, next_hop, prefixes });
-        Ok(())
-    }
-
-    /// MP_UNREACH_NLRI (RFC 4760 section 4).
-    fn mp_unreach(&mut self, value: &[u8], raw: &[u8]) -> Result<(), Notification> {
-        let malformed = || Notification::with_data(code::UPDATE, 9, raw);
-        let mut cursor = Cursor::new(value);
-        let (afi, safi) = (cursor.u16().ok_or_else(malformed)?, cursor.u8().ok_or_else(malformed)?);
-        let Some(family) = self.negotiated(afi, safi) else { return Ok(()) };
-        let prefixes = nlri::decode(family, cursor.rest()).ok_or_else(malformed)?;
-        self.mp_unreach = Some(MpUnreach { family, prefixes });
-        Ok(())
-    }
-
-    fn negotiated(&mut self, afi: u16, safi: u8) -> Option<Family> {
-        let family = Family::from_codes(afi, safi).filter(|family| self.context.families.contains(family));
-        if family.is_none() {
-            self.faults.push(not_negotiated());
-        }
-        family
-    }
-
-    /// Checks what must be there and merges what old speakers split (RFC 6793 section 4.2.3).
-    pub(super) fn finish(mut self) -> Walked {
-        let has_routes =
-            self.has_v4_routes || self.mp_reach.as_ref().is_some_and(|reach| !reach.prefixes.is_empty());
-        let mut required = vec![kind::ORIGIN, kind::AS_PATH];
-        if self.has_v4_routes {
-            required.push(kind::NEXT_HOP);
-        }
-        for code in required {
-            if has_routes && self.seen.get(usize::from(code)) != Some(&true) {
-                self.fault(code, WITHDRAW, "a mandatory attribute is missing");
-            }
-        }
-        self.merge_four_octet();
-        self.attributes.unknown.sort_unstable_by_key(|attribute| attribute.code);
-        let treat_as_withdraw = self.faults.iter().any(|fault| fault.treatment == WITHDRAW);
-        Walked {
-            attributes: self.attributes,
-            mp_reach: self.mp_reach,
-            lone_unreach: self.count == 1 && self.mp_unreach.is_some() && self.faults.is_empty(),
-            mp_unreach: self.mp_unreach,
-            faults: self.faults,
-            treat_as_withdraw,
-        }
-    }
-
+    /// Merges what old speakers split (RFC 6793 section 4.2.3).
     fn merge_four_octet(&mut self) {
-        if let (Some(aggregator), Some(wide)) = (self.attributes.aggregator, self.as4_aggregator) {
+        let attributes = &mut self.set.attributes;
+        if let (Some(aggregator), Some(wide)) = (attributes.aggregator, self.as4_aggregator) {
             if aggregator.asn != u32::from(AS_TRANS) {
+                // An old speaker aggregated anew: both AS4 attributes are of the past.
                 return;
             }
-            self.attributes.aggregator = Some(wide);
+            attributes.aggregator = Some(wide);
         }
         if let Some(as4_path) = self.as4_path.take() {
-            self.attributes.as_path = std::mem::take(&mut self.attributes.as_path).merged(&as4_path);
+            attributes.as_path = std::mem::take(&mut attributes.as_path).merged(&as4_path);
         }
     }
 }
 
-fn next_attribute<'a>(cursor: &mut Cursor<'a>) -> Option<(u8, u8, &'a [u8])> {
+pub(super) fn next_attribute<'a>(cursor: &mut Cursor<'a>) -> Option<(u8, u8, &'a [u8])> {
     let (flags, code) = (cursor.u8()?, cursor.u8()?);
     let len = if flags & FLAG_EXTENDED != 0 { usize::from(cursor.u16()?) } else { usize::from(cursor.u8()?) };
     Some((flags, code, cursor.take(len)?))
-}
-
-fn mp_next_hop(family: Family, bytes: &[u8]) -> Option<NextHop> {
-    match family {
-        Family::Ipv4Unicast => Some(NextHop::new(IpAddr::V4(ipv4(bytes)?))),
-        Family::Ipv6Unicast => {
-            let mut cursor = Cursor::new(bytes);
-            let address = Ipv6Addr::from(cursor.array::<16>()?);
-            let second = if cursor.is_empty() { None } else { Some(Ipv6Addr::from(cursor.array::<16>()?)) };
-            if !cursor.is_empty() {
-                return None;
-            }
-            Some(match second {
-                // RFC 2545 means a link-local second half; some speakers repeat it in both, or leave the global half empty.
-                Some(link_local) if address.is_unspecified() => NextHop::new(link_local.into()),
-                Some(link_local) if link_local.is_unicast_link_local() && link_local != address => {
-                    NextHop { address: address.into(), link_local: Some(link_local) }
-                }
-                _ => NextHop::new(address.into()),
-            })
-        }
-    }
 }
 
 fn ipv4(value: &[u8]) -> Option<Ipv4Addr> {
@@ -396,17 +306,18 @@ fn number(value: &[u8]) -> Option<u32> {
     value.try_into().ok().map(u32::from_be_bytes)
 }
 
+/// `None` for a wrong length (RFC 7606 section 7.7) and for AS 0 (RFC 7607 section 2).
 fn aggregator(value: &[u8], four_octet_as: bool) -> Option<Aggregator> {
     let mut cursor = Cursor::new(value);
     let asn = if four_octet_as { cursor.u32()? } else { u32::from(cursor.u16()?) };
     let address = Ipv4Addr::from(cursor.u32()?);
-    cursor.is_empty().then_some(Aggregator { asn, address })
+    (cursor.is_empty() && asn != 0).then_some(Aggregator { asn, address })
 }
 
 /// Splits into pieces of N bytes; `None` if empty or if something is left over.
-fn chunks<const N: usize>(value: &[u8]) -> Option<Vec<[u8; N]>> {
+fn chunks<const N: usize>(value: &[u8]) -> Option<&[[u8; N]]> {
     let (whole, rest) = value.as_chunks::<N>();
-    (rest.is_empty() && !whole.is_empty()).then(|| whole.to_vec())
+    (rest.is_empty() && !whole.is_empty()).then_some(whole)
 }
 
 fn sorted<T: Ord>(items: impl Iterator<Item = T>) -> Vec<T> {

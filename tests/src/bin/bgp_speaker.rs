@@ -1,24 +1,47 @@
 //! The BGP speaker as a process of its own, for tests with real peers: it can be killed like an agent.
 //!
 //! Arguments are `key=value`: `asn`, `router-id`, `peer=NAME,ADDRESS,ASN,LOCAL` (repeated), `allow=PREFIX` (repeated), `announce=PREFIX`
-//! (repeated), `restarting`, `passive`. Commands come on standard input: `announce PREFIX`, `withdraw PREFIX`, `complete`, `peers`,
+//! (repeated), `restarting`, `passive`, `bfd=DIRECTORY` (a BFD session with each peer, 100 ms x 3, its unit's files in that
+//! directory). Called as `bgp_speaker bfd ...` it is that unit. Commands come on standard input: `announce PREFIX`, `withdraw PREFIX`, `complete`, `peers`,
 //! `received`, `refresh NAME`, `shutdown TEXT`. Events and answers go to standard output, one JSON object a line.
 
+use std::path::Path;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, BufReader};
+use tombolo_bgp::bfd::{BfdSettings, client::Unit};
 use tombolo_bgp::{
-    AllowedPrefix, Announcement, Event, PeerConfig, RouteView, Scope, Speaker, SpeakerConfig, SpeakerHandle,
+    AllowedPrefix, Announcement, BfdUnit, Event, PeerConfig, RouteView, Scope, Speaker, SpeakerConfig,
+    SpeakerHandle,
 };
 
 type Failure = Box<dyn std::error::Error>;
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> Result<(), Failure> {
+/// Desired and required interval of BFD sessions.
+const BFD_INTERVAL: Duration = Duration::from_millis(100);
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1).peekable();
+    if arguments.next_if(|first| first == "bfd").is_some() {
+        return tombolo_bgp::bfd::unit::run(arguments);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    match runtime.map_err(Failure::from).and_then(|runtime| runtime.block_on(speak())) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bgp_speaker: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn speak() -> Result<(), Failure> {
     let mut config = SpeakerConfig::new(0, [0, 0, 0, 0].into());
     config.listen = vec!["0.0.0.0:179".parse()?, "[::]:179".parse()?];
     let (mut peers, mut allowed, mut announced, mut passive) = (Vec::new(), Vec::new(), Vec::new(), false);
+    let mut bfd = None;
     for argument in std::env::args().skip(1) {
         let (key, value) = argument.split_once('=').unwrap_or((&argument, ""));
         match key {
@@ -29,6 +52,15 @@ async fn main() -> Result<(), Failure> {
             "announce" => announced.push(value.to_owned()),
             "restarting" => config.restarting = true,
             "passive" => passive = true,
+            "bfd" => {
+                let unit = Unit::of_this_program(Path::new(value));
+                config.bfd = Some(BfdUnit { unit, owner: "speaker".into() });
+                bfd = Some(BfdSettings {
+                    min_tx: BFD_INTERVAL,
+                    min_rx: BFD_INTERVAL,
+                    ..BfdSettings::default()
+                });
+            }
             _ => return Err(format!("unknown argument {argument:?}").into()),
         }
     }
@@ -37,6 +69,7 @@ async fn main() -> Result<(), Failure> {
         let mut settings = peer_settings(&peer)?;
         settings.import = allowed.clone();
         settings.passive = passive;
+        settings.bfd = bfd.clone();
         speaker.add_peer(settings).await?;
     }
     for prefix in announced {
