@@ -76,5 +76,9 @@ fn print(status: &Status) {
 }
 
 fn millis(us: u64) -> String {
-    if us.is_multiple_of(1000) { format!("{}ms", us / 1000) } else { format!("{}.{:03}ms", us / 1000, us % 1000) }
+    if us.is_multiple_of(1000) {
+        format!("{}ms", us / 1000)
+    } else {
+        format!("{}.{:03}ms", us / 1000, us % 1000)
+    }
 }
