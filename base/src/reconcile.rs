@@ -177,6 +177,9 @@ impl<R: Row> Reconciler<R> {
         self.recheck(self.desired.iter().map(Row::key).collect::<Vec<_>>());
         if self.is_announced() {
             self.prune_due = Some(now);
+        } else {
+            // Nobody can be asked yet whose the leftovers are: the prune comes with the first source.
+            self.held_at_last_prune = None;
         }
     }
 
