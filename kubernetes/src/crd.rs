@@ -50,10 +50,19 @@ pub(crate) struct Peer {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct AutoDiscovery {
     pub(crate) mode: String,
-    #[serde(default)]
-    pub(crate) default_gateway: Value,
-    #[serde(default)]
-    pub(crate) unnumbered: Value,
+    pub(crate) default_gateway: Option<DefaultGateway>,
+    pub(crate) unnumbered: Option<Unnumbered>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct DefaultGateway {
+    pub(crate) address_family: String,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct Unnumbered {
+    pub(crate) interface: String,
 }
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -111,8 +120,7 @@ pub(crate) struct AdvertisementSpec {
 pub(crate) struct Advertisement {
     pub(crate) advertisement_type: String,
     pub(crate) service: Option<AdvertisedService>,
-    #[serde(default)]
-    pub(crate) interface: Value,
+    pub(crate) interface: Option<AdvertisedInterface>,
     pub(crate) selector: Option<LabelSelector>,
     pub(crate) attributes: Option<Attributes>,
 }
@@ -124,6 +132,11 @@ pub(crate) struct AdvertisedService {
     pub(crate) aggregation_length_ipv4: Option<i64>,
     #[serde(rename = "aggregationLengthIPv6")]
     pub(crate) aggregation_length_ipv6: Option<i64>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct AdvertisedInterface {
+    pub(crate) name: String,
 }
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -191,4 +204,86 @@ pub(crate) struct Block {
     pub(crate) cidr: Option<String>,
     pub(crate) start: Option<String>,
     pub(crate) stop: Option<String>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct PodPoolSpec {
+    pub(crate) ipv4: Option<PodPoolFamily>,
+    pub(crate) ipv6: Option<PodPoolFamily>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PodPoolFamily {
+    pub(crate) cidrs: Vec<String>,
+    pub(crate) mask_size: i64,
+}
+
+/// `BGPPeerPolicy` of `tombolo.io/v1alpha1`: our own kind.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PeerPolicySpec {
+    pub(crate) node_selector: Option<LabelSelector>,
+    pub(crate) peers: Vec<PolicyPeer>,
+    pub(crate) session: Option<PolicySession>,
+    pub(crate) bfd: Option<PolicyBfd>,
+    pub(crate) max_prefixes: Option<i64>,
+    pub(crate) multipath: Option<PolicyMultipath>,
+    pub(crate) import: Option<PolicyImport>,
+    pub(crate) export: Option<PolicyExport>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PolicyPeer {
+    pub(crate) peer_config_ref: Option<Reference>,
+    pub(crate) instance: Option<String>,
+    pub(crate) peer: Option<String>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PolicySession {
+    pub(crate) passive: Option<bool>,
+    pub(crate) extended_messages: Option<bool>,
+    #[serde(rename = "enforceFirstAS")]
+    pub(crate) enforce_first_as: Option<bool>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PolicyBfd {
+    pub(crate) transmit_interval_milliseconds: Option<i64>,
+    pub(crate) receive_interval_milliseconds: Option<i64>,
+    pub(crate) echo_receive_interval_milliseconds: Option<i64>,
+    pub(crate) detect_multiplier: Option<i64>,
+    pub(crate) passive: Option<bool>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PolicyMultipath {
+    pub(crate) max_paths: i64,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct PolicyImport {
+    pub(crate) allow: Vec<AllowedRange>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct AllowedRange {
+    pub(crate) prefix: String,
+    pub(crate) ge: Option<i64>,
+    pub(crate) le: Option<i64>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PolicyExport {
+    pub(crate) med: Option<i64>,
+    #[serde(rename = "nextHopIPv4")]
+    pub(crate) next_hop_ipv4: Option<String>,
+    #[serde(rename = "nextHopIPv6")]
+    pub(crate) next_hop_ipv6: Option<String>,
 }

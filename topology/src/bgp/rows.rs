@@ -1,5 +1,6 @@
 //! The desired rows of BGP: sessions and advertised prefixes.
 
+use super::{Password, PeerTuning};
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
@@ -25,8 +26,12 @@ pub struct PeerRow {
     pub source: Source,
     /// `CiliumBGPClusterConfig` instance name.
     pub instance: Arc<str>,
-    /// Peer name within the instance.
+    /// Unique within the instance: the peer's name there, `@address` appended where it was discovered.
     pub name: Arc<str>,
+    /// The peer's name in the cluster configuration.
+    pub peer: Arc<str>,
+    /// The `CiliumBGPPeerConfig`; `None` = all defaults.
+    pub peer_config: Option<Arc<str>>,
     /// Our AS number.
     pub local_asn: u32,
     /// Our router id.
@@ -35,6 +40,8 @@ pub struct PeerRow {
     pub local_port: Option<u16>,
     /// The peer's address.
     pub address: IpAddr,
+    /// The interface it is on, for a link-local address.
+    pub interface: Option<Arc<str>>,
     /// The peer's TCP port.
     pub port: u16,
     /// The peer's AS number; 0 accepts whatever it opens with.
@@ -43,7 +50,7 @@ pub struct PeerRow {
     pub local_address: Option<IpAddr>,
     /// Families to negotiate.
     pub families: BTreeSet<Family>,
-    /// Seconds between tries.
+    /// `connectRetryTimeSeconds`: seconds between tries, the jitter not counted.
     pub connect_retry_secs: u32,
     /// Hold time in seconds.
     pub hold_time_secs: u16,
@@ -53,6 +60,10 @@ pub struct PeerRow {
     pub graceful_restart_secs: Option<u16>,
     /// TTL of eBGP packets; 1 = directly connected.
     pub ebgp_multihop: u8,
+    /// TCP MD5 key (RFC 2385).
+    pub password: Option<Password>,
+    /// What a `BGPPeerPolicy` adds.
+    pub tuning: PeerTuning,
 }
 
 impl Row for PeerRow {
@@ -66,7 +77,7 @@ impl Row for PeerRow {
         &self.source
     }
     fn columns() -> &'static [&'static str] {
-        &["INSTANCE", "PEER", "LOCAL-AS", "PEER-AS", "ADDRESS", "HOLD", "GRACEFUL-RESTART"]
+        &["INSTANCE", "PEER", "LOCAL-AS", "PEER-AS", "ADDRESS", "HOLD", "GRACEFUL-RESTART", "MD5", "POLICY"]
     }
     fn cells(&self) -> Vec<String> {
         vec![
@@ -74,9 +85,14 @@ impl Row for PeerRow {
             self.name.to_string(),
             self.local_asn.to_string(),
             self.asn.to_string(),
-            self.address.to_string(),
+            match &self.interface {
+                Some(interface) => format!("{}%{interface}", self.address),
+                None => self.address.to_string(),
+            },
             format!("{}s", self.hold_time_secs),
             self.graceful_restart_secs.map_or_else(|| "-".to_owned(), |secs| format!("{secs}s")),
+            if self.password.is_some() { "yes" } else { "-" }.to_owned(),
+            self.tuning.policy.as_deref().unwrap_or("-").to_owned(),
         ]
     }
 }
@@ -92,6 +108,16 @@ pub enum AdvertOrigin {
         /// Namespace.
         namespace: Arc<str>,
         /// Name.
+        name: Arc<str>,
+    },
+    /// A pod prefix of this node, out of a selected pool.
+    PodIpPool {
+        /// The pool's name.
+        name: Arc<str>,
+    },
+    /// An address of an interface.
+    Interface {
+        /// Its name.
         name: Arc<str>,
     },
 }
@@ -115,6 +141,8 @@ pub struct AdvertRow {
     pub large_communities: BTreeSet<(u32, u32, u32)>,
     /// Local preference, iBGP only.
     pub local_preference: Option<u32>,
+    /// MULTI_EXIT_DISC, if a `BGPPeerPolicy` gives one.
+    pub med: Option<u32>,
 }
 
 impl Row for AdvertRow {
@@ -134,6 +162,8 @@ impl Row for AdvertRow {
         let origin = match &self.origin {
             AdvertOrigin::PodCidr => "pod-cidr".to_owned(),
             AdvertOrigin::Service { namespace, name } => format!("service {namespace}/{name}"),
+            AdvertOrigin::PodIpPool { name } => format!("pod-ip-pool {name}"),
+            AdvertOrigin::Interface { name } => format!("interface {name}"),
         };
         let communities = self.communities.iter().map(|c| format!("{}:{}", c >> 16, c & 0xffff));
         vec![
