@@ -36,6 +36,7 @@ mod error;
 mod event;
 mod family;
 mod fsm;
+pub mod policy;
 mod rib;
 pub mod rpki;
 pub mod wire;
