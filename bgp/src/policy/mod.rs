@@ -180,7 +180,7 @@ impl Policy {
     /// What a route would meet, and which statement decides.
     pub fn evaluate(&self, subject: &Subject<'_>) -> Evaluation {
         let mut trace = Vec::new();
-        let verdict = self.run(subject, self.default(subject), |statement, failed| {
+        let verdict = self.run(subject, self.takes_undecided(subject), |statement, failed| {
             let held = failed.is_none();
             trace.push(Step {
                 statement: statement.name.clone(),
@@ -201,10 +201,10 @@ impl Policy {
 
     /// Whether a route is accepted, and then which statements are to be applied to it.
     pub(crate) fn decide(&self, subject: &Subject<'_>) -> Option<Applied> {
-        self.run(subject, self.default(subject), |_, _| {})
+        self.run(subject, self.takes_undecided(subject), |_, _| {})
     }
 
-    const fn default(&self, subject: &Subject<'_>) -> bool {
+    const fn takes_undecided(&self, subject: &Subject<'_>) -> bool {
         matches!(self.default, Fallback::Accept) || matches!(subject.source, Source::Own)
     }
 
