@@ -203,6 +203,11 @@ impl Fsm {
         connections.chain(self.retry_at).chain(self.blocked_until).min()
     }
 
+    /// No connection, and no rest after an error: a passive machine that would only wait for the peer to come.
+    pub(crate) fn is_waiting_for_nothing(&self) -> bool {
+        self.connections.is_empty() && self.blocked_until.is_none()
+    }
+
     /// New settings that need no new session.
     pub(crate) fn set_config(&mut self, config: Arc<PeerConfig>) {
         self.config = config;
