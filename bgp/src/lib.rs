@@ -53,7 +53,7 @@ pub use dynamic::{AsnRange, ListenRange};
 pub use error::Error;
 pub use event::{Counters, Event, FamilyState, Path, PeerState, RouteRow, RouteView};
 pub use family::{Family, NextHop};
-pub use fsm::State;
+pub use fsm::{FsmEvent, State, Transition};
 pub use rib::Refusal;
 pub use transport::{AoAlgorithm, AoKey, Secret, Transport};
 pub use wire::{AsPath, Attributes, Community, LargeCommunity, Origin};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
@@ -16,6 +16,9 @@ use crate::fsm::{ConnectionId, Fsm, Identity, Jitter};
 use crate::rib::PeerId;
 use crate::transport::{Keys, SocketOptions, Target, credential};
 use crate::wire::{Notification, cease};
+
+/// How long a dynamic neighbour may take to send its OPEN: anybody in the range can hold a half-open session for that long.
+const OPEN_WAIT_DYNAMIC: Duration = Duration::from_secs(30);
 
 /// A connection that came in.
 #[derive(Clone, Debug)]
@@ -170,6 +173,7 @@ impl Core {
         let config = Arc::new(config);
         let jitter = Jitter::new(self.jitter_seed ^ (u64::from(id) << 32));
         let mut fsm = Fsm::new(Arc::clone(&config), self.identity, self.restarting, jitter);
+        fsm.set_open_wait(OPEN_WAIT_DYNAMIC);
         fsm.start(now);
         self.peers.insert(id, Peer { dynamic: Some(name), ..Peer::new(config, fsm) });
         self.bfd_changed = true;

@@ -16,9 +16,11 @@ pub(crate) type ConnectionId = u64;
 /// Hold time until the OPEN has come (RFC 4271 section 8.2.2 suggests four minutes).
 pub(super) const OPEN_WAIT: Duration = Duration::from_secs(240);
 
-/// States of a connection; before it exists the peer is Idle, Connect or Active.
+/// States of a connection; before it exists, and until our OPEN is sent, the peer is Idle, Connect or Active.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Stage {
+    /// In Connect or Active, with the DelayOpenTimer running.
+    DelayOpen,
     OpenSent,
     OpenConfirm,
     Established,
@@ -32,13 +34,22 @@ pub(super) struct Connection {
     pub(super) stage: Stage,
     pub(super) hold_at: Option<Instant>,
     pub(super) keepalive_at: Option<Instant>,
+    pub(super) delay_at: Option<Instant>,
     pub(super) session: Option<Session>,
 }
 
 impl Connection {
-    pub(super) fn new(now: Instant, id: ConnectionId, outgoing: bool, local: SocketAddr) -> Self {
-        let hold_at = Some(now + OPEN_WAIT);
-        Self { id, outgoing, local, stage: Stage::OpenSent, hold_at, keepalive_at: None, session: None }
+    pub(super) const fn new(id: ConnectionId, outgoing: bool, local: SocketAddr) -> Self {
+        Self {
+            id,
+            outgoing,
+            local,
+            stage: Stage::DelayOpen,
+            hold_at: None,
+            keepalive_at: None,
+            delay_at: None,
+            session: None,
+        }
     }
 
     /// Restarts the hold timer (RFC 4271 section 8.2.2); a hold time of 0 never runs out.
