@@ -3,8 +3,8 @@
 use super::tests::{complaint, only, read};
 use crate::object::Object;
 use std::collections::BTreeSet;
-use tombolo_topology::bgp::Password;
 use tombolo_topology::bgp::intent::{AdvertKind, Discovery};
+use tombolo_topology::bgp::{Password, PolicyDocument};
 
 fn manifest(kind: &str, spec: &str) -> String {
     let api = if kind == "BGPPeerPolicy" { "tombolo.io/v1alpha1" } else { "cilium.io/v2" };
@@ -43,7 +43,10 @@ fn cluster_configs_are_bounded() {
         (peer("peerAddress: 'fe80::1%interface-too-long'"), at("peers[0].peerAddress")),
         (peer("autoDiscovery: {mode: Magic}"), at("peers[0].autoDiscovery.mode")),
         (peer("autoDiscovery: {mode: DefaultGateway}"), at("peers[0].autoDiscovery")),
-        (peer("autoDiscovery: {mode: DefaultGateway, unnumbered: {interface: eth1}}"), at("peers[0].autoDiscovery")),
+        (
+            peer("autoDiscovery: {mode: DefaultGateway, unnumbered: {interface: eth1}}"),
+            at("peers[0].autoDiscovery"),
+        ),
         (
             peer("autoDiscovery: {mode: DefaultGateway, defaultGateway: {addressFamily: IPv4}}"),
             at("peers[0].autoDiscovery.defaultGateway.addressFamily"),
@@ -62,7 +65,10 @@ fn cluster_configs_are_bounded() {
             at("peers[1].name"),
         ),
         (
-            format!("{{bgpInstances: [{}]}}", (0..17).map(|n| format!("{{name: i{n}}}")).collect::<Vec<_>>().join(",")),
+            format!(
+                "{{bgpInstances: [{}]}}",
+                (0..17).map(|n| format!("{{name: i{n}}}")).collect::<Vec<_>>().join(",")
+            ),
             "spec.bgpInstances".to_owned(),
         ),
     ] {
@@ -97,8 +103,14 @@ fn peer_configs_have_the_apis_defaults_and_ranges() {
         ("{timers: {holdTimeSeconds: 9, keepAliveTimeSeconds: 10}}", "spec.timers.keepAliveTimeSeconds"),
         // The default of 30 s is longer than this hold time.
         ("{timers: {holdTimeSeconds: 9}}", "spec.timers.keepAliveTimeSeconds"),
-        ("{gracefulRestart: {enabled: true, restartTimeSeconds: 4096}}", "spec.gracefulRestart.restartTimeSeconds"),
-        ("{gracefulRestart: {enabled: true, restartTimeSeconds: 0}}", "spec.gracefulRestart.restartTimeSeconds"),
+        (
+            "{gracefulRestart: {enabled: true, restartTimeSeconds: 4096}}",
+            "spec.gracefulRestart.restartTimeSeconds",
+        ),
+        (
+            "{gracefulRestart: {enabled: true, restartTimeSeconds: 0}}",
+            "spec.gracefulRestart.restartTimeSeconds",
+        ),
         ("{ebgpMultihop: 0}", "spec.ebgpMultihop"),
         ("{ebgpMultihop: 256}", "spec.ebgpMultihop"),
         ("{families: [{afi: ipv5, safi: unicast}]}", "spec.families[0].afi"),
@@ -108,7 +120,8 @@ fn peer_configs_have_the_apis_defaults_and_ranges() {
     }
     let Object::PeerConfig(row) = accepted(KIND, "{}") else { panic!() };
     assert_eq!((row.peer_port, row.ebgp_multihop, row.graceful_restart_secs), (179, 1, None));
-    let families: Vec<_> = row.families.iter().map(|family| (&*family.text, &family.advertisements)).collect();
+    let families: Vec<_> =
+        row.families.iter().map(|family| (&*family.text, &family.advertisements)).collect();
     assert_eq!(families, [("ipv6/unicast", &None), ("ipv4/unicast", &None)]);
 }
 
@@ -171,7 +184,9 @@ fn overrides_are_checked() {
         refused(KIND, &instance(rest), &at(path));
     }
     // The port of a peer is deprecated there and has no effect, here neither.
-    let Object::Override(row) = accepted(KIND, &instance("peers: [{name: p, localPort: 1790}]")) else { panic!() };
+    let Object::Override(row) = accepted(KIND, &instance("peers: [{name: p, localPort: 1790}]")) else {
+        panic!()
+    };
     assert!(row.instances[0].local_addresses.is_empty());
 }
 
@@ -181,14 +196,19 @@ fn a_secret_gives_its_password_and_no_message_says_it() {
         format!("apiVersion: v1\nkind: Secret\nmetadata: {{name: tor, namespace: kube-system}}\n{rest}\n")
     };
     let password = |rest: &str| match only(&text(rest)) {
-        Object::Secret(row) => row.password.as_ref().map(|p| String::from_utf8(Password::expose(p).to_vec()).unwrap()),
+        Object::Secret(row) => row.password.as_ref().map(|p| Password::expose(p).to_owned()),
         other => panic!("{other:?}"),
     };
     assert_eq!(password("data: {password: aHVudGVyMg==}").as_deref(), Some("hunter2"));
-    assert_eq!(password("stringData: {password: hunter3}\ndata: {password: aHVudGVyMg==}").as_deref(), Some("hunter3"));
+    assert_eq!(
+        password("stringData: {password: hunter3}\ndata: {password: aHVudGVyMg==}").as_deref(),
+        Some("hunter3")
+    );
     assert_eq!(password("data: {other: aHVudGVyMg==}"), None);
     assert_eq!(password("type: Opaque"), None);
-    for rest in ["data: {password: hunter2}", "stringData: {password: [hunter2]}", "stringData: {password: ''}"] {
+    for rest in
+        ["data: {password: hunter2}", "stringData: {password: [hunter2]}", "stringData: {password: ''}"]
+    {
         let parsed = read(&text(rest));
         assert_eq!((parsed.objects.len(), parsed.problems.len()), (0, 1), "{rest}");
         assert!(!format!("{:?}", parsed.problems).contains("hunter2"), "{:?}", parsed.problems);
@@ -223,10 +243,19 @@ fn a_peer_policy_takes_only_what_works() {
         (with("bfd: {echoReceiveIntervalMilliseconds: -1}"), "spec.bfd.echoReceiveIntervalMilliseconds"),
         (with("maxPrefixes: 0"), "spec.maxPrefixes"),
         (with("multipath: {maxPaths: 257}"), "spec.multipath.maxPaths"),
-        (with("import: {allow: [{prefix: 10.0.0.0/8, ge: 4}]}"), "spec.import.allow[0].ge"),
-        (with("import: {allow: [{prefix: 10.0.0.0/8, ge: 24, le: 16}]}"), "spec.import.allow[0].le"),
+        (with("session: {ttlSecurityHops: 255}"), "spec.session.ttlSecurityHops"),
+        (with("import: {allow: [10.0.0.0/40]}"), "spec.import.allow"),
+        (with("import: {med: 5}"), "spec.import.med"),
         (with("export: {med: 4294967296}"), "spec.export.med"),
-        (with("export: {nextHopIPv4: 'fd00::1'}"), "spec.export.nextHopIPv4"),
+        (with("export: {prepend: 33}"), "spec.export.prepend"),
+        (with("export: {default: maybe}"), "spec.export.default"),
+        (with("export: {statements: 5}"), "spec.export.statements"),
+        (
+            with("export: {med: 1, statements: [{name: a}, {name: b, when: [{prefixes: [x]}]}]}"),
+            "spec.export.statements[1].when[0]",
+        ),
+        (with("import: {statements: [{name: a, actions: [{nextHop: self}]}]}"), "spec.import"),
+        (with("nextHops: {ipv4: 'fd00::1'}"), "spec.nextHops.ipv4"),
         // A field that does not exist is no warning here: what it asks for would silently not happen.
         (with("session: {teleport: true}"), "spec.session.teleport"),
     ] {
@@ -236,24 +265,35 @@ fn a_peer_policy_takes_only_what_works() {
         KIND,
         &with(
             "bfd: {}, session: {passive: true, extendedMessages: true, enforceFirstAS: false}, maxPrefixes: 5000, \
-             multipath: {maxPaths: 4}, import: {allow: [{prefix: 10.0.0.0/8, ge: 16}]}, export: {med: 0, nextHopIPv6: 'fd00::1'}",
+             multipath: {maxPaths: 4}, nextHops: {ipv6: 'fd00::1'}, import: {allow: ['10.0.0.0/8 ge 16']}, \
+             export: {med: 0, prepend: 2, statements: [{name: rest, when: [{not: {sources: [own]}}], then: reject}]}",
         ),
     ) else {
         panic!()
     };
     let tuning = &row.tuning;
     let bfd = tuning.bfd.as_ref().unwrap();
-    assert_eq!((bfd.transmit_ms, bfd.receive_ms, bfd.echo_receive_ms, bfd.detect_multiplier), (300, 300, 0, 3));
+    assert_eq!(
+        (bfd.transmit_ms, bfd.receive_ms, bfd.echo_receive_ms, bfd.detect_multiplier),
+        (300, 300, 0, 3)
+    );
     assert_eq!((tuning.passive, tuning.extended_messages, tuning.any_first_as), (true, true, true));
-    assert_eq!((tuning.max_prefixes, tuning.max_paths, tuning.med), (Some(5000), Some(4), Some(0)));
-    let range = tuning.import.as_ref().unwrap()[0];
-    assert_eq!((range.min_len, range.max_len), (16, 32));
+    assert_eq!((tuning.max_prefixes.map(|most| most.limit), tuning.max_paths), (Some(5000), Some(4)));
+    let policy = |document: &PolicyDocument| {
+        serde_json::from_str::<tombolo_bgp::policy::Policy>(document.json()).unwrap()
+    };
+    let (import, export) = (policy(tuning.import.as_ref().unwrap()), policy(tuning.export.as_ref().unwrap()));
+    assert_eq!((import.name.as_str(), import.statements.len()), ("x/import", 1));
+    let names: Vec<_> = export.statements.iter().map(|statement| statement.name.as_str()).collect();
+    assert_eq!((names, export.statements[0].actions.len()), (vec!["all", "rest"], 2));
 }
 
 #[test]
 fn external_ips_of_services_are_read_and_must_mean_something_to_routers() {
     let service = |ips: &str| {
-        format!("apiVersion: v1\nkind: Service\nmetadata: {{name: s}}\nspec: {{ports: [{{port: 80}}], externalIPs: [{ips}]}}\n")
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: s}}\nspec: {{ports: [{{port: 80}}], externalIPs: [{ips}]}}\n"
+        )
     };
     let Object::Service(row) = only(&service("198.51.100.7, '2001:db8::7', 198.51.100.7")) else { panic!() };
     assert_eq!(row.external_ips.len(), 2);
@@ -266,4 +306,63 @@ fn external_ips_of_services_are_read_and_must_mean_something_to_routers() {
 fn what_ciliums_operator_writes_is_told_to_be_computed_here() {
     let text = complaint(&manifest("CiliumBGPNodeConfig", "{bgpInstances: []}"));
     assert!(text.contains("computed"), "{text}");
+}
+
+/// The example manifests of the documentation are good, and what they show is what the planner makes of it.
+#[test]
+fn the_examples_pass() {
+    let folder = std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs/examples/bgp");
+    let mut kinds = BTreeSet::new();
+    for name in ["peers.yaml", "advertisements.yaml", "policy.yaml"] {
+        let text = std::fs::read_to_string(folder.join(name)).unwrap();
+        let parsed = read(&text);
+        assert!(
+            parsed.problems.is_empty() && parsed.unknown_kinds.is_empty(),
+            "{name}: {:?}",
+            parsed.problems
+        );
+        kinds.extend(parsed.objects.keys().map(|id| id.kind));
+    }
+    assert_eq!(kinds.len(), 7, "{kinds:?}");
+}
+
+/// Every field of the schema that users apply is one the reader knows, and the reverse.
+#[test]
+fn the_schema_of_the_peer_policy_names_the_fields_that_are_read() {
+    let file = std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("crds/bgppeerpolicies.yaml");
+    let text = std::fs::read_to_string(file).unwrap();
+    let schema: serde_json::Value = serde_saphyr::from_str(&text).unwrap();
+    let spec = schema.pointer("/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties").unwrap();
+    let names = |value: &serde_json::Value| -> BTreeSet<String> {
+        value.as_object().unwrap().keys().cloned().collect()
+    };
+    let of = |block: &str| names(spec.pointer(&format!("/{block}/properties")).unwrap());
+    // A document with every field, each of a wrong type: what is not known would be told as such.
+    for block in ["session", "bfd", "multipath", "nextHops", "import", "export"] {
+        for field in of(block) {
+            let parsed = read(&manifest(
+                "BGPPeerPolicy",
+                &format!("{{peers: [{{peer: p}}], {block}: {{{field}: {{x: y}}}}}}"),
+            ));
+            let problems = format!("{:?}", parsed.problems);
+            assert!(
+                !problems.contains(&format!("spec.{block}.{field}\", reason: \"there is no such field")),
+                "{problems}"
+            );
+        }
+    }
+    let known: BTreeSet<String> = [
+        "nodeSelector",
+        "peers",
+        "session",
+        "bfd",
+        "maxPrefixes",
+        "multipath",
+        "nextHops",
+        "import",
+        "export",
+    ]
+    .map(str::to_owned)
+    .into();
+    assert_eq!(names(spec), known);
 }

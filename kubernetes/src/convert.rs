@@ -91,7 +91,10 @@ const KNOWN: [(&str, KnownKind); 14] = [
             via(v, |o: crd::Object<crd::PeerConfigSpec>| bgp::peer_config(id, o.spec))
         }),
     ),
-    ("cilium.io", known("CiliumBGPAdvertisement", false, |id, v, _| via(v, |o| advertisement::advertisement(id, o)))),
+    (
+        "cilium.io",
+        known("CiliumBGPAdvertisement", false, |id, v, _| via(v, |o| advertisement::advertisement(id, o))),
+    ),
     (
         "cilium.io",
         known("CiliumBGPNodeConfigOverride", false, |id, v, _| {

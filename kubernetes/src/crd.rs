@@ -229,8 +229,9 @@ pub(crate) struct PeerPolicySpec {
     pub(crate) bfd: Option<PolicyBfd>,
     pub(crate) max_prefixes: Option<i64>,
     pub(crate) multipath: Option<PolicyMultipath>,
-    pub(crate) import: Option<PolicyImport>,
-    pub(crate) export: Option<PolicyExport>,
+    pub(crate) next_hops: Option<PolicyNextHops>,
+    pub(crate) import: Option<PolicyRules>,
+    pub(crate) export: Option<PolicyRules>,
 }
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -248,6 +249,12 @@ pub(crate) struct PolicySession {
     pub(crate) extended_messages: Option<bool>,
     #[serde(rename = "enforceFirstAS")]
     pub(crate) enforce_first_as: Option<bool>,
+    pub(crate) ttl_security_hops: Option<i64>,
+    pub(crate) extended_next_hop: Option<bool>,
+    pub(crate) group: Option<String>,
+    pub(crate) accept_blackhole: Option<bool>,
+    pub(crate) reflector_client: Option<bool>,
+    pub(crate) route_server_client: Option<bool>,
 }
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -266,24 +273,25 @@ pub(crate) struct PolicyMultipath {
     pub(crate) max_paths: i64,
 }
 
+/// `import` or `export`: a policy of the speaker, with short forms for what is asked for most.
 #[derive(Debug, Deserialize, Serialize)]
-pub(crate) struct PolicyImport {
-    pub(crate) allow: Vec<AllowedRange>,
-}
-
-#[derive(Debug, Deserialize, Serialize)]
-pub(crate) struct AllowedRange {
-    pub(crate) prefix: String,
-    pub(crate) ge: Option<i64>,
-    pub(crate) le: Option<i64>,
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PolicyRules {
+    /// Short for one statement that accepts these ranges.
+    pub(crate) allow: Option<Vec<String>>,
+    /// Export only: MULTI_EXIT_DISC.
+    pub(crate) med: Option<i64>,
+    /// Export only: how often the own AS is put in front once more.
+    pub(crate) prepend: Option<i64>,
+    /// The statements as the speaker has them.
+    #[serde(default)]
+    pub(crate) statements: Value,
+    pub(crate) default: Option<String>,
 }
 
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct PolicyExport {
-    pub(crate) med: Option<i64>,
-    #[serde(rename = "nextHopIPv4")]
-    pub(crate) next_hop_ipv4: Option<String>,
-    #[serde(rename = "nextHopIPv6")]
-    pub(crate) next_hop_ipv6: Option<String>,
+pub(crate) struct PolicyNextHops {
+    pub(crate) ipv4: Option<String>,
+    pub(crate) ipv6: Option<String>,
 }

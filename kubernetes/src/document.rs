@@ -307,8 +307,8 @@ fn is_empty(value: &Value) -> bool {
 }
 
 #[cfg(test)]
-#[path = "document_tests.rs"]
-mod tests;
-#[cfg(test)]
 #[path = "bgp_tests.rs"]
 mod bgp_tests;
+#[cfg(test)]
+#[path = "document_tests.rs"]
+mod tests;

@@ -170,7 +170,8 @@ fn external_ips_are_served_and_belong_to_the_first_service_that_names_them() {
     world.initialize();
     let ip: IpAddr = "198.51.100.7".parse().unwrap();
     let local = TrafficPolicy::Local;
-    let first = ServiceRow { external_ips: vec![ip], external_traffic_policy: local, global: false, ..service() };
+    let first =
+        ServiceRow { external_ips: vec![ip], external_traffic_policy: local, global: false, ..service() };
     world.services.1.upsert(first.clone());
     world.slices.1.upsert(slice(vec![endpoint("10.1.1.5", "n1", true), endpoint("10.1.2.5", "n2", true)]));
     world.step(1);
@@ -182,7 +183,10 @@ fn external_ips_are_served_and_belong_to_the_first_service_that_names_them() {
     world.step(2);
     let owner = |world: &World| {
         let rows = world.out.frontends.table().snapshot();
-        rows.iter().filter(|row| row.key.address == ip).map(|row| row.service.name.to_string()).collect::<Vec<_>>()
+        rows.iter()
+            .filter(|row| row.key.address == ip)
+            .map(|row| row.service.name.to_string())
+            .collect::<Vec<_>>()
     };
     assert_eq!(owner(&world), ["api", "api"]);
     world.services.1.remove(&other);

@@ -10,9 +10,11 @@ pub mod network;
 mod password;
 pub mod plan;
 mod rows;
+mod status;
 mod tuning;
 
 pub use condition::{Condition, ConditionRow, ConditionType};
 pub use password::Password;
-pub use rows::{AdvertOrigin, AdvertRow, Family, PeerRow};
-pub use tuning::{BfdProfile, PeerMatch, PeerPolicyRow, PeerTuning, PrefixRange};
+pub use rows::{AdvertOrigin, AdvertRow, Family, ListenRange, PeerRow};
+pub use status::{NodeConfigRow, PeerStatus, RouteCount};
+pub use tuning::{BfdProfile, MaxPrefixes, PeerMatch, PeerPolicyRow, PeerTuning, PolicyDocument};

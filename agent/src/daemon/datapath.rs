@@ -259,9 +259,8 @@ impl Target<FrontendRow> for Frontends {
             return Ok(());
         }
         let mut wanted: BTreeSet<ebpf::Frontend> = keep.keys().map(frontend).collect();
-        let external = keep
-            .keys()
-            .filter(|key| key.scope == Scope::External && !self.own.contains(&key.address));
+        let external =
+            keep.keys().filter(|key| key.scope == Scope::External && !self.own.contains(&key.address));
         wanted.extend(external.map(|key| Self::rest_of(key.address)));
         for key in told(self.datapath.services())?.into_keys().filter(|key| !wanted.contains(key)) {
             told(self.datapath.delete_service(&key))?;

@@ -120,7 +120,11 @@ fn advert_kind(at: &str, entry: &mut crd::Advertisement) -> Result<AdvertKind, I
         Type::Service => advertised_service(at, entry.service.take()),
         Type::Interface => {
             let block = entry.interface.take().ok_or_else(|| {
-                Issue::new(format!("{at}.interface"), "type Interface without interface", "add interface: {name: …}")
+                Issue::new(
+                    format!("{at}.interface"),
+                    "type Interface without interface",
+                    "add interface: {name: …}",
+                )
             })?;
             Ok(AdvertKind::Interface { name: interface(format!("{at}.interface.name"), &block.name)? })
         }

@@ -39,7 +39,10 @@ pub(super) fn at_most<T>(at: &str, list: &[T], most: usize) -> Result<(), Issue>
     Err(Issue::new(at, format!("{} entries", list.len()), format!("use at most {most}")))
 }
 
-pub(super) fn opt<T>(value: Option<i64>, read: impl FnOnce(i64) -> Result<T, Issue>) -> Result<Option<T>, Issue> {
+pub(super) fn opt<T>(
+    value: Option<i64>,
+    read: impl FnOnce(i64) -> Result<T, Issue>,
+) -> Result<Option<T>, Issue> {
     value.map(read).transpose()
 }
 
@@ -60,7 +63,8 @@ fn discovery(at: &str, entry: crd::AutoDiscovery) -> Result<Discovery, Issue> {
         let reason = format!("mode {} needs the block {block}", entry.mode);
         Issue::new(at, reason, "add the block")
     };
-    let gateway = word(format!("{at}.mode"), &entry.mode, &[("DefaultGateway", true), ("Unnumbered", false)])?;
+    let gateway =
+        word(format!("{at}.mode"), &entry.mode, &[("DefaultGateway", true), ("Unnumbered", false)])?;
     if gateway {
         let block = entry.default_gateway.as_ref().ok_or_else(|| missing("defaultGateway"))?;
         let at = format!("{at}.defaultGateway.addressFamily");
@@ -68,7 +72,9 @@ fn discovery(at: &str, entry: crd::AutoDiscovery) -> Result<Discovery, Issue> {
         return Ok(Discovery::DefaultGateway { ipv4 });
     }
     let block = entry.unnumbered.as_ref().ok_or_else(|| missing("unnumbered"))?;
-    Ok(Discovery::Unnumbered { interface: interface(format!("{at}.unnumbered.interface"), &block.interface)? })
+    Ok(Discovery::Unnumbered {
+        interface: interface(format!("{at}.unnumbered.interface"), &block.interface)?,
+    })
 }
 
 /// An address, with the interface of a link-local one behind a `%`.
@@ -99,7 +105,11 @@ fn peer(at: &str, entry: crd::Peer, seen: &mut BTreeSet<Arc<str>>) -> Result<Pee
     let peer_config = entry.peer_config_ref.map(|reference| reference.name);
     if peer_config.as_ref().is_some_and(String::is_empty) {
         let at = format!("{at}.peerConfigRef.name");
-        return Err(Issue::new(at, "the name is empty", "name a CiliumBGPPeerConfig, or leave peerConfigRef out"));
+        return Err(Issue::new(
+            at,
+            "the name is empty",
+            "name a CiliumBGPPeerConfig, or leave peerConfigRef out",
+        ));
     }
     Ok(PeerIntent {
         name,

@@ -89,7 +89,11 @@ pub(super) fn pod_pool(id: &ObjectId, object: crd::Object<PodPoolSpec>) -> Resul
             let at = format!("spec.{family}.cidrs[{position}]");
             let cidr = prefix(at.clone(), text)?;
             if cidr.is_ipv4() != ipv4 {
-                return Err(Issue::new(at, format!("{cidr} is of the other family"), "put it under the other key"));
+                return Err(Issue::new(
+                    at,
+                    format!("{cidr} is of the other family"),
+                    "put it under the other key",
+                ));
             }
             cidrs.insert(cidr);
         }

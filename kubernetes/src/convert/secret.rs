@@ -60,9 +60,9 @@ pub(super) fn secret(id: &ObjectId, value: &Value) -> Result<Object, Issue> {
         (None, None) => None,
     };
     let password = password.map(|(at, bytes)| {
-        Password::new(&bytes).ok_or_else(|| {
-            let reason = format!("{} bytes are no key for TCP MD5", bytes.len());
-            Issue::new(at, reason, format!("use 1 to {} bytes", Password::MAX_BYTES))
+        std::str::from_utf8(&bytes).ok().and_then(Password::new).ok_or_else(|| {
+            let reason = format!("{} bytes that are no key for TCP MD5", bytes.len());
+            Issue::new(at, reason, format!("use 1 to {} bytes of text (UTF-8)", Password::MAX_BYTES))
         })
     });
     Ok(Object::Secret(SecretRow {

@@ -60,7 +60,11 @@ impl Network {
 pub fn is_global(address: &IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => {
-            !(v4.is_loopback() || v4.is_multicast() || v4.is_link_local() || v4.is_unspecified() || v4.is_broadcast())
+            !(v4.is_loopback()
+                || v4.is_multicast()
+                || v4.is_link_local()
+                || v4.is_unspecified()
+                || v4.is_broadcast())
         }
         IpAddr::V6(v6) => {
             !(v6.is_loopback()
@@ -93,14 +97,20 @@ mod tests {
             .into(),
             ..Network::default()
         };
-        let of = |ipv4| network.default_gateways(ipv4).iter().map(|g| g.address.to_string()).collect::<Vec<_>>();
-        assert_eq!((of(true), of(false)), (vec!["10.0.0.2".into(), "10.0.0.3".into()], vec!["fe80::1".to_owned()]));
+        let of =
+            |ipv4| network.default_gateways(ipv4).iter().map(|g| g.address.to_string()).collect::<Vec<_>>();
+        assert_eq!(
+            (of(true), of(false)),
+            (vec!["10.0.0.2".into(), "10.0.0.3".into()], vec!["fe80::1".to_owned()])
+        );
         assert!(Network::default().default_gateways(true).is_empty());
     }
 
     #[test]
     fn only_addresses_of_use_beyond_the_link_are_global() {
-        for text in ["127.1.2.3", "::1", "224.0.0.1", "ff02::1", "169.254.1.1", "fe80::1", "::ffff:10.0.0.1", "::"] {
+        for text in
+            ["127.1.2.3", "::1", "224.0.0.1", "ff02::1", "169.254.1.1", "fe80::1", "::ffff:10.0.0.1", "::"]
+        {
             assert!(!is_global(&text.parse().unwrap()), "{text}");
         }
         for text in ["10.0.0.1", "192.0.2.1", "fd00::1", "2001:db8::1"] {

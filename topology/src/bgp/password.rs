@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 /// The key of TCP MD5 (RFC 2385).
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Password(Arc<[u8]>);
+pub struct Password(Arc<str>);
 
 impl Password {
     /// The longest key the kernel takes, in bytes (TCP_MD5SIG_MAXKEYLEN).
@@ -14,13 +14,13 @@ impl Password {
 
     /// A password of 1 to 80 bytes; none otherwise.
     #[must_use]
-    pub fn new(bytes: &[u8]) -> Option<Self> {
-        (1..=Self::MAX_BYTES).contains(&bytes.len()).then(|| Self(bytes.into()))
+    pub fn new(text: &str) -> Option<Self> {
+        (1..=Self::MAX_BYTES).contains(&text.len()).then(|| Self(text.into()))
     }
 
-    /// The bytes, for the socket.
+    /// The text, for the socket.
     #[must_use]
-    pub fn expose(&self) -> &[u8] {
+    pub fn expose(&self) -> &str {
         &self.0
     }
 }
@@ -43,10 +43,10 @@ mod tests {
 
     #[test]
     fn it_is_never_printed_and_has_bounds() {
-        let password = Password::new(b"hunter2").unwrap();
+        let password = Password::new("hunter2").unwrap();
         assert_eq!(format!("{password:?} {:?}", Some(&password)), "Password(set) Some(Password(set))");
-        assert_eq!(password.expose(), b"hunter2");
-        assert!(Password::new(b"").is_none() && Password::new(&[b'x'; 81]).is_none());
-        assert!(Password::new(&[b'x'; 80]).is_some());
+        assert_eq!(password.expose(), "hunter2");
+        assert!(Password::new("").is_none() && Password::new(&"x".repeat(81)).is_none());
+        assert!(Password::new(&"x".repeat(80)).is_some());
     }
 }

@@ -7,8 +7,8 @@ mod adverts;
 mod peers;
 
 use super::intent::{
-    AdvertisementRow, ClusterConfigRow, InstanceIntent, InstanceOverride, OverrideRow, PeerConfigRow, PodPoolRow,
-    SecretRow,
+    AdvertisementRow, ClusterConfigRow, InstanceIntent, InstanceOverride, OverrideRow, PeerConfigRow,
+    PodPoolRow, SecretRow,
 };
 use super::network::Network;
 use super::{AdvertRow, Condition, ConditionType, PeerPolicyRow, PeerRow};

@@ -19,7 +19,18 @@ pub enum Family {
     Ipv6Unicast,
 }
 
-/// Desired: a BGP session of this node.
+/// A range of addresses from which whoever connects becomes a peer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ListenRange {
+    /// Where peers may connect from.
+    pub prefix: Prefix,
+    /// Most peers at a time.
+    pub limit: u32,
+    /// AS numbers accepted, as first and last; empty: any.
+    pub asns: Vec<(u32, u32)>,
+}
+
+/// Desired: a BGP session of this node, or with `range` the sessions of all peers in it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PeerRow {
     /// Who said it.
@@ -38,10 +49,14 @@ pub struct PeerRow {
     pub router_id: Ipv4Addr,
     /// TCP port to listen on; `None` = no listener.
     pub local_port: Option<u16>,
-    /// The peer's address.
+    /// The peer's address; `::` if it is unnumbered.
     pub address: IpAddr,
-    /// The interface it is on, for a link-local address.
+    /// The interface it is on, for a link-local address or an unnumbered peer.
     pub interface: Option<Arc<str>>,
+    /// The peer is whatever router answers on the interface.
+    pub unnumbered: bool,
+    /// The row stands for all peers of a range; `address` is then the range's own.
+    pub range: Option<ListenRange>,
     /// The peer's TCP port.
     pub port: u16,
     /// The peer's AS number; 0 accepts whatever it opens with.
@@ -85,9 +100,10 @@ impl Row for PeerRow {
             self.name.to_string(),
             self.local_asn.to_string(),
             self.asn.to_string(),
-            match &self.interface {
-                Some(interface) => format!("{}%{interface}", self.address),
-                None => self.address.to_string(),
+            match (&self.range, &self.interface) {
+                (Some(range), _) => range.prefix.to_string(),
+                (None, Some(interface)) => format!("{}%{interface}", self.address),
+                (None, None) => self.address.to_string(),
             },
             format!("{}s", self.hold_time_secs),
             self.graceful_restart_secs.map_or_else(|| "-".to_owned(), |secs| format!("{secs}s")),
@@ -120,6 +136,13 @@ pub enum AdvertOrigin {
         /// Its name.
         name: Arc<str>,
     },
+    /// Written in a router's configuration.
+    Network,
+    /// A prefix that an interface of a router is in.
+    Connected {
+        /// The interface.
+        interface: Arc<str>,
+    },
 }
 
 /// Desired: a prefix that this node advertises to one peer.
@@ -129,7 +152,7 @@ pub struct AdvertRow {
     pub source: Source,
     /// `CiliumBGPClusterConfig` instance name.
     pub instance: Arc<str>,
-    /// Peer name within the instance.
+    /// Peer name within the instance; empty: all its peers.
     pub peer: Arc<str>,
     /// The prefix.
     pub prefix: Prefix,
@@ -141,8 +164,6 @@ pub struct AdvertRow {
     pub large_communities: BTreeSet<(u32, u32, u32)>,
     /// Local preference, iBGP only.
     pub local_preference: Option<u32>,
-    /// MULTI_EXIT_DISC, if a `BGPPeerPolicy` gives one.
-    pub med: Option<u32>,
 }
 
 impl Row for AdvertRow {
@@ -164,6 +185,8 @@ impl Row for AdvertRow {
             AdvertOrigin::Service { namespace, name } => format!("service {namespace}/{name}"),
             AdvertOrigin::PodIpPool { name } => format!("pod-ip-pool {name}"),
             AdvertOrigin::Interface { name } => format!("interface {name}"),
+            AdvertOrigin::Network => "network".to_owned(),
+            AdvertOrigin::Connected { interface } => format!("connected {interface}"),
         };
         let communities = self.communities.iter().map(|c| format!("{}:{}", c >> 16, c & 0xffff));
         vec![

@@ -1,10 +1,10 @@
 //! `BGPPeerPolicy` (`tombolo.io/v1alpha1`): what the `cilium.io` kinds have no field for.
 
 use crate::selector::LabelSelector;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
+use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
-use tombolo_base::prefix::Prefix;
 use tombolo_base::source::Source;
 use tombolo_base::table::{NoIndex, Row};
 
@@ -23,15 +23,41 @@ pub struct BfdProfile {
     pub passive: bool,
 }
 
-/// What lies within `prefix` and has a length of `min_len..=max_len`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct PrefixRange {
-    /// The covering prefix.
-    pub prefix: Prefix,
-    /// Shortest length.
-    pub min_len: u8,
-    /// Longest length.
-    pub max_len: u8,
+/// A routing policy in the speaker's JSON, checked by whoever read it. Topology hands it on and looks at nothing in it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PolicyDocument(Arc<str>);
+
+impl PolicyDocument {
+    /// The JSON of a policy that is known to be good.
+    #[must_use]
+    pub fn new(json: impl Into<Arc<str>>) -> Self {
+        Self(json.into())
+    }
+
+    /// The JSON.
+    #[must_use]
+    pub fn json(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for PolicyDocument {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Serialize for PolicyDocument {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+/// A bound on the routes held from a peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct MaxPrefixes {
+    /// Most routes.
+    pub limit: u32,
 }
 
 /// How a session differs from what the `cilium.io` kinds can say.
@@ -39,12 +65,28 @@ pub struct PrefixRange {
 pub struct PeerTuning {
     /// The policy that says so.
     pub policy: Option<Arc<str>>,
-    /// What is taken from the peer, instead of what the agent's configuration allows for all.
-    pub import: Option<Vec<PrefixRange>>,
+    /// What is done with routes from the peer, instead of what the agent's configuration allows for all.
+    pub import: Option<PolicyDocument>,
+    /// What the peer hears, and how.
+    pub export: Option<PolicyDocument>,
     /// BFD.
     pub bfd: Option<BfdProfile>,
     /// Routes held from the peer before the session is ended; the speaker's default otherwise.
-    pub max_prefixes: Option<u32>,
+    pub max_prefixes: Option<MaxPrefixes>,
+    /// Generalized TTL security (RFC 5082): hops that the peer may be away.
+    pub gtsm_hops: Option<u8>,
+    /// Group of peers that policies may ask for.
+    pub group: Option<Arc<str>>,
+    /// Offer IPv4 routes with IPv6 next hops (RFC 8950); over IPv6 sessions if not said.
+    pub extended_next_hop: Option<bool>,
+    /// Take routes with the BLACKHOLE community (RFC 7999).
+    pub accept_blackhole: bool,
+    /// An internal peer that routes are reflected to and from (RFC 4456).
+    pub reflector_client: bool,
+    /// An external peer that is served as by a route server (RFC 7947).
+    pub route_server_client: bool,
+    /// Pass on what other peers taught where there is no export policy: a router's peer, never a node's.
+    pub transit: bool,
     /// Most equal paths of a prefix; the same for all peers of an instance.
     pub max_paths: Option<u16>,
     /// Wait for the peer to connect.
@@ -57,8 +99,6 @@ pub struct PeerTuning {
     pub next_hop_ipv4: Option<Ipv4Addr>,
     /// Next hop of IPv6 routes where the session's own address is not IPv6.
     pub next_hop_ipv6: Option<Ipv6Addr>,
-    /// MULTI_EXIT_DISC of everything that is advertised.
-    pub med: Option<u32>,
 }
 
 /// Which peers a policy is for: all that is given must fit.
@@ -123,8 +163,11 @@ impl Row for PeerPolicyRow {
         vec![
             self.name.to_string(),
             self.peers.iter().map(peer).collect::<Vec<_>>().join(" "),
-            bfd.map_or_else(|| "-".to_owned(), |bfd| format!("{}ms x {}", bfd.transmit_ms, bfd.detect_multiplier)),
-            self.tuning.max_prefixes.map_or_else(|| "-".to_owned(), |most| most.to_string()),
+            bfd.map_or_else(
+                || "-".to_owned(),
+                |bfd| format!("{}ms x {}", bfd.transmit_ms, bfd.detect_multiplier),
+            ),
+            self.tuning.max_prefixes.map_or_else(|| "-".to_owned(), |most| most.limit.to_string()),
         ]
     }
 }

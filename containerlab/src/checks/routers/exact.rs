@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::rib::{parse_bird, parse_bird_sessions, parse_frr_received};
+use super::rib::{parse_bird, parse_bird_sessions, parse_frr_received, parse_tombolo, tombolo_peer};
 use super::{
     Routes, addresses, default_route, difference, fib, held, on_shared_link, router, unicast, wrong_fib,
 };
@@ -131,6 +131,23 @@ async fn said(
                 Failure::new(format!("{name} keeps what {node} announces"), why, remedy)
             })?;
             Ok((said, look))
+        }
+        Daemon::Tombolo => {
+            let peers = ["tombolo", "bgp", "peers", "-o", "json"];
+            let received = ["tombolo", "bgp", "routes", "received", "-o", "json"];
+            let look = context.access.shown(&place, &received);
+            let tool = |why| Failure::tool("tombolo", why, look.clone());
+            let session = tombolo_peer(&context.access.text(&place, &peers).await?, node).map_err(tool)?;
+            let Some(session) = session else {
+                let what = format!("{name} has a session with {node}");
+                return Err(Failure::new(
+                    what,
+                    "none has this address",
+                    context.access.shown(&place, &peers),
+                ));
+            };
+            let said = parse_tombolo(&context.access.text(&place, &received).await?, Some(&session));
+            Ok((said.map_err(tool)?.all, look))
         }
         Daemon::Bird(socket) => {
             let argv = ["birdc", "-s", socket, "show", "protocols", "all"];

@@ -54,7 +54,6 @@ fn advert(peer: &PeerRow, entry: &AdvertIntent, prefix: Prefix, origin: AdvertOr
         communities: entry.communities.clone(),
         large_communities: entry.large_communities.clone(),
         local_preference: entry.local_preference.filter(|_| internal),
-        med: peer.tuning.med,
     }
 }
 
@@ -104,7 +103,8 @@ fn pool_prefixes(inputs: &Inputs<'_>, selector: Option<&LabelSelector>) -> Vec<(
         })
     });
     for pool in selected {
-        let owned = inputs.node.pod_cidrs.iter().filter(|prefix| pool.cidrs.iter().any(|cidr| cidr.covers(prefix)));
+        let owned =
+            inputs.node.pod_cidrs.iter().filter(|prefix| pool.cidrs.iter().any(|cidr| cidr.covers(prefix)));
         out.extend(owned.map(|prefix| (*prefix, AdvertOrigin::PodIpPool { name: pool.name.clone() })));
     }
     out

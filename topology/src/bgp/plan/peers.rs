@@ -4,7 +4,7 @@ use super::{Inputs, OVERRIDE, PEER_CONFIG, PEER_POLICY, Plan, Speaker};
 use crate::bgp::intent::{Discovery, FamilyIntent, PeerConfigRow, PeerIntent};
 use crate::bgp::{ConditionType, Family, Password, PeerRow, PeerTuning};
 use crate::selector::LabelSelector;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use tombolo_base::source::Source;
 
@@ -17,6 +17,7 @@ struct Place {
     name: Arc<str>,
     address: IpAddr,
     interface: Option<Arc<str>>,
+    unnumbered: bool,
 }
 
 /// The sessions of a peer, with the advertisement selectors of their families; none if it cannot be served. A peer that
@@ -50,6 +51,8 @@ pub(super) fn sessions(
             local_port: speaker.local_port,
             address: place.address,
             interface: place.interface,
+            unnumbered: place.unnumbered,
+            range: None,
             port: config.peer_port,
             asn: peer.asn,
             local_address,
@@ -96,11 +99,13 @@ fn places(
 ) -> Vec<Place> {
     if let Some(address) = peer.address {
         if is_link_local(address) && peer.zone.is_none() {
-            let text = format!("{who}: {address} is link-local; write it with its interface, like {address}%eth1");
+            let text =
+                format!("{who}: {address} is link-local; write it with its interface, like {address}%eth1");
             plan.complain(speaker.object(), ConditionType::ReconcileError, text);
             return Vec::new();
         }
-        return vec![Place { name: peer.name.clone(), address, interface: peer.zone.clone() }];
+        let interface = peer.zone.clone();
+        return vec![Place { name: peer.name.clone(), address, interface, unnumbered: false }];
     }
     let text = match &peer.discovery {
         Some(Discovery::DefaultGateway { ipv4 }) => {
@@ -109,10 +114,13 @@ fn places(
                 return found;
             }
             let family = if *ipv4 { "IPv4" } else { "IPv6" };
-            format!("{who}: autoDiscovery: the node has no {family} default route with a gateway; add one, or give peerAddress")
+            format!(
+                "{who}: autoDiscovery: the node has no {family} default route with a gateway; add one, or give peerAddress"
+            )
         }
         Some(Discovery::Unnumbered { interface }) => {
-            format!("{who}: autoDiscovery Unnumbered on {interface} is not served; give peerAddress")
+            let (name, interface) = (peer.name.clone(), Some(interface.clone()));
+            return vec![Place { name, address: Ipv6Addr::UNSPECIFIED.into(), interface, unnumbered: true }];
         }
         None => format!("{who}: no peerAddress; give one"),
     };
@@ -131,7 +139,8 @@ fn gateways(inputs: &Inputs<'_>, peer: &PeerIntent, ipv4: bool) -> Vec<Place> {
             None => format!("{}@{}", peer.name, gateway.address),
         };
         if !places.iter().any(|place| *place.name == *name) {
-            places.push(Place { name: name.into(), address: gateway.address, interface });
+            let (name, address) = (name.into(), gateway.address);
+            places.push(Place { name, address, interface, unnumbered: false });
         }
     }
     places
@@ -155,12 +164,13 @@ fn local_address(
         if local.is_ipv4() == place.address.is_ipv4() {
             return Ok(Some(local));
         }
-        let text = format!("{who}: localAddress {local} is not of the family of {}; correct it", place.address);
+        let text =
+            format!("{who}: localAddress {local} is not of the family of {}; correct it", place.address);
         plan.complain((OVERRIDE, &inputs.node.name), ConditionType::ReconcileError, text);
         return Err(());
     }
     let Some(interface) = config.source_interface.as_ref() else { return Ok(None) };
-    if is_link_local(place.address) {
+    if is_link_local(place.address) || place.unnumbered {
         // Such a session is bound to its interface; an address of another one could not be used on it.
         return Ok(None);
     }
@@ -184,7 +194,9 @@ fn password(inputs: &Inputs<'_>, config: &PeerConfigRow, who: &str, plan: &mut P
     let secret = inputs.secrets.iter().find(|row| &*row.namespace == namespace && row.name == *name);
     let text = match secret.map(|row| &row.password) {
         Some(Some(password)) => return Some(password.clone()),
-        Some(None) => format!("{who}: Secret {namespace}/{name} has no key `password`; add it (1 to 80 bytes)"),
+        Some(None) => {
+            format!("{who}: Secret {namespace}/{name} has no key `password`; add it (1 to 80 bytes)")
+        }
         None => format!("{who}: there is no Secret {namespace}/{name}; create it with the key `password`"),
     };
     let text = format!("{text}; until then the session has no TCP MD5 signature");
@@ -198,7 +210,9 @@ fn families(config: &PeerConfigRow, who: &str, plan: &mut Plan) -> Vec<(Family, 
         match family {
             Some(family) => out.push((*family, advertisements.clone())),
             None => {
-                let text = format!("{who}: family {text} is not served, only ipv4/unicast and ipv6/unicast are; remove it");
+                let text = format!(
+                    "{who}: family {text} is not served, only ipv4/unicast and ipv6/unicast are; remove it"
+                );
                 plan.complain((PEER_CONFIG, &config.name), ConditionType::ReconcileError, text);
             }
         }
@@ -220,7 +234,10 @@ fn tuning(inputs: &Inputs<'_>, speaker: &Speaker<'_>, peer: &PeerIntent, plan: &
     matching.sort_by(|a, b| a.name.cmp(&b.name));
     let Some((first, others)) = matching.split_first() else { return PeerTuning::default() };
     for other in others {
-        let text = format!("instance {instance} peer {}: {} is for it too and is used; narrow one", peer.name, first.name);
+        let text = format!(
+            "instance {instance} peer {}: {} is for it too and is used; narrow one",
+            peer.name, first.name
+        );
         plan.complain((PEER_POLICY, &other.name), ConditionType::ReconcileError, text);
     }
     PeerTuning { policy: Some(first.name.clone()), ..first.tuning.clone() }
