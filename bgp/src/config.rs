@@ -188,6 +188,35 @@ impl Default for GracefulRestart {
     }
 }
 
+/// Several paths of one prefix with one peer (RFC 7911); used in the families in which the peer agrees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct AddPaths {
+    /// Offer to take them.
+    pub receive: bool,
+    /// Offer to send them, and which; none: only the best path is sent.
+    pub send: Option<PathCount>,
+}
+
+/// Which paths of a prefix are sent to a peer that takes several, of those that it may hear.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum PathCount {
+    /// All.
+    All,
+    /// The best ones, this many.
+    Best(std::num::NonZeroU8),
+}
+
+impl PathCount {
+    pub(crate) fn most(self) -> usize {
+        match self {
+            Self::All => usize::MAX,
+            Self::Best(count) => count.get().into(),
+        }
+    }
+}
+
 /// One entry of an import allow-list: what lies within `prefix` and has a length from `min_len` to `max_len`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AllowedPrefix {
@@ -268,6 +297,9 @@ pub struct PeerConfig {
     /// owner as such, and not passed on to other ASes.
     #[serde(default)]
     pub accept_blackhole: bool,
+    /// Several paths of a prefix (RFC 7911), in all families of the session.
+    #[serde(default)]
+    pub add_path: AddPaths,
     /// Offer messages of up to 65535 bytes (RFC 8654); sent that long only if the peer offers it too.
     #[serde(default)]
     pub extended_messages: bool,
@@ -324,6 +356,7 @@ impl PeerConfig {
             reflector_client: false,
             route_server_client: false,
             accept_blackhole: false,
+            add_path: AddPaths::default(),
             extended_messages: false,
             enforce_first_as: true,
             max_prefixes: 100_000,

@@ -220,6 +220,9 @@ pub enum RouteView {
 pub struct RouteRow {
     /// The prefix.
     pub prefix: IpNet,
+    /// The path's identifier between the two (RFC 7911); 0 where there is none.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub path_id: u32,
     /// The peer it came from or went to.
     pub peer: String,
     /// The next hop.
@@ -235,4 +238,8 @@ pub struct RouteRow {
     /// Why it is not considered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refused: Option<Refusal>,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }

@@ -31,6 +31,8 @@ pub(super) struct View {
     extended_next_hop: Vec<Family>,
     /// Next hop of what is announced as ours, by family; without one there is nothing the peer could use.
     next_hops: [Option<NextHop>; 2],
+    /// Families in which path identifiers are sent (RFC 7911).
+    add_path: Vec<Family>,
     policy: Option<Arc<ExportPolicy>>,
     /// Routes are reflected to the peers, in this cluster (RFC 4456).
     client: bool,
@@ -73,6 +75,7 @@ impl View {
             families: session.families.clone(),
             next_hops: [Family::Ipv4Unicast, Family::Ipv6Unicast].map(own),
             extended_next_hop,
+            add_path: session.add_path_send.clone(),
             policy: exporter.policy,
             client: config.reflector_client && !session.ebgp,
             cluster_id: exporter.cluster_id,
@@ -107,11 +110,17 @@ impl View {
         }
     }
 
-    fn context(&self) -> EncodeContext {
+    /// Whether path identifiers are sent with routes of a family (RFC 7911).
+    pub(super) fn sends_path_ids(&self, family: Family) -> bool {
+        self.add_path.contains(&family)
+    }
+
+    /// How routes of a family are written.
+    pub(super) fn context(&self, family: Family) -> EncodeContext {
         EncodeContext {
             four_octet_as: self.four_octet_as,
             message_max: self.message_max,
-            ..EncodeContext::default()
+            add_path: self.sends_path_ids(family),
         }
     }
 
@@ -273,7 +282,7 @@ impl View {
         for family in &self.families {
             let of: Vec<IpNet> =
                 prefixes.iter().filter(|prefix| Family::of(prefix) == *family).copied().collect();
-            wire::withdraw(*family, &of, out);
+            wire::withdraw_with(*family, &of, self.context(*family), out);
         }
     }
 
@@ -285,7 +294,7 @@ impl View {
             by_said.entry((Family::of(&prefix), said)).or_default().push(prefix);
         }
         for ((family, said), prefixes) in by_said {
-            let sent = wire::announce(&said.1, &said.0, family, &prefixes, self.context(), out);
+            let sent = wire::announce(&said.1, &said.0, family, &prefixes, self.context(family), out);
             if let Err(bytes) = sent {
                 too_long(bytes, prefixes.len());
                 self.withdrawals(&prefixes, out);
@@ -294,7 +303,7 @@ impl View {
     }
 }
 
-fn too_long(bytes: usize, count: usize) {
+pub(super) fn too_long(bytes: usize, count: usize) {
     tracing::warn!(bytes, count, "Attributes too long for one message; routes not sent.");
 }
 
@@ -464,7 +473,14 @@ impl Run<'_> {
     fn encode(&self, view: &View, rib: &Rib, out: &mut Vec<u8>) {
         let learned = view.learned(rib, self.family, self.best, &self.applied);
         let Some((next_hop, attributes)) = learned else { return };
-        let sent = wire::announce(&attributes, &next_hop, self.family, &self.prefixes, view.context(), out);
+        let sent = wire::announce(
+            &attributes,
+            &next_hop,
+            self.family,
+            &self.prefixes,
+            view.context(self.family),
+            out,
+        );
         if let Err(bytes) = sent {
             too_long(bytes, self.prefixes.len());
             view.withdrawals(&self.prefixes, out);

@@ -10,6 +10,7 @@ mod bfd;
 mod export;
 mod import;
 mod log;
+mod paths;
 mod peer;
 mod policy;
 mod routes;

@@ -12,7 +12,7 @@ use crate::family::Family;
 use crate::fsm::{ConnectionId, DownCause, Session};
 use crate::rib::out::AdjRibOut;
 use crate::rib::{PeerFacts, PeerId, Route};
-use crate::wire::{Notification, Treatment, Update, cease, code};
+use crate::wire::{self, Notification, Treatment, Update, cease, code};
 
 impl Core {
     pub(super) fn session_up(
@@ -78,6 +78,8 @@ impl Core {
         tracing::warn!(peer = peer.config.name, reason = %cause, "BGP session down.");
         peer.out = AdjRibOut::default();
         peer.end_of_rib.clear();
+        self.note_path_hearers();
+        let Some(peer) = self.peers.get_mut(&id) else { return };
         let kept = session.peer_restart.as_ref().filter(|restart| {
             cause.keeps_routes()
                 && peer.config.graceful_restart.enabled
@@ -123,8 +125,8 @@ impl Core {
             );
         }
         let config = Arc::clone(&peer.config);
-        for prefix in update.withdrawn {
-            self.rib.remove(prefix, id);
+        for route in update.withdrawn_routes() {
+            self.rib.remove(route.prefix, id, route.path_id);
         }
         let setting = Setting {
             identity: self.identity,
@@ -133,15 +135,17 @@ impl Core {
             ebgp: session.ebgp,
             rpki: &self.rpki,
         };
-        for reach in update.reach {
-            let set = self.sets.intern(update.attributes.clone(), reach.next_hop);
-            let refused = peer.import.refusal(&setting, &set);
-            for prefix in reach.prefixes {
+        for reach in &update.reach {
+            let plain = self.sets.intern(update.attributes.clone(), reach.next_hop);
+            let refused = peer.import.refusal(&setting, &plain);
+            for wire::Route { prefix, path_id } in reach.routes() {
+                let set = self.sets.with_path_id(&plain, path_id);
                 let (set, refused) = match refused {
-                    Some(_) => (Arc::clone(&set), refused),
+                    Some(_) => (set, refused),
                     None => peer.import.judge(&setting, &mut self.sets, &prefix, &set),
                 };
-                self.rib.insert(prefix, Route::new(id, session.ebgp, set, refused));
+                let kept = self.rib.insert(prefix, Route::new(id, session.ebgp, set, refused));
+                peer.counters.ignored += u64::from(!kept);
             }
         }
         if let Some(family) = update.end_of_rib.filter(|family| session.families.contains(family)) {

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 use super::Core;
 use super::export::View;
+use super::paths::Wanted;
 use super::peer::Peer;
 use crate::event::{FamilyState, PeerState, RouteRow, RouteView};
 use crate::family::Family;
@@ -84,7 +85,7 @@ impl Core {
             received: self.rib.count(id, family),
             accepted: received.accepted,
             stale: received.stale,
-            advertised: originated + learned,
+            advertised: originated + learned + peer.out.told_paths(family),
             end_of_rib: peer.end_of_rib.contains(&family),
         }
     }
@@ -104,7 +105,7 @@ impl Core {
                     .filter(|(_, route)| all || route.used())
                     .map(|(prefix, route)| self.row(prefix, route))
                     .collect();
-                rows.sort_by(|a, b| (a.prefix, &a.peer).cmp(&(b.prefix, &b.peer)));
+                rows.sort_by(|a, b| (a.prefix, &a.peer, a.path_id).cmp(&(b.prefix, &b.peer, b.path_id)));
                 rows
             }
         }
@@ -113,6 +114,7 @@ impl Core {
     fn row(&self, prefix: IpNet, route: &Route) -> RouteRow {
         RouteRow {
             prefix,
+            path_id: route.set.path_id(),
             peer: self.peers.get(&route.peer).map(|peer| peer.config.name.clone()).unwrap_or_default(),
             next_hop: *route.set.next_hop(),
             attributes: Arc::clone(route.set.attributes()),
@@ -128,6 +130,7 @@ impl Core {
         for (id, peer) in &self.peers {
             let row = |prefix, next_hop, attributes| RouteRow {
                 prefix,
+                path_id: 0,
                 peer: peer.config.name.clone(),
                 next_hop,
                 attributes,
@@ -140,7 +143,18 @@ impl Core {
             rows.extend(
                 sent.map(|(prefix, (next_hop, attributes))| row(*prefix, *next_hop, Arc::clone(attributes))),
             );
-            let Some(view) = peer.view.as_ref().filter(|_| peer.out.place.is_some()) else { continue };
+            let Some(view) = &peer.view else { continue };
+            for prefix in peer.out.paths.iter().flatten().map(|(prefix, _)| prefix) {
+                for Wanted { path_id, best, applied } in self.wanted(*id, view, prefix) {
+                    let heard = view.learned(&self.rib, Family::of(prefix), &best, &applied);
+                    let heard =
+                        heard.map(|(next_hop, attributes)| row(*prefix, next_hop, Arc::new(attributes)));
+                    rows.extend(heard.map(|row| RouteRow { path_id, ..row }));
+                }
+            }
+            if peer.out.place.is_none() {
+                continue;
+            }
             for (prefix, destination) in self.rib.destinations() {
                 let heard = Best::of(destination).filter(|best| best.peer != *id).and_then(|best| {
                     let applied = view.passes(&self.rib, &prefix, &best)?;
@@ -151,7 +165,7 @@ impl Core {
                 }
             }
         }
-        rows.sort_by(|a, b| (a.prefix, &a.peer).cmp(&(b.prefix, &b.peer)));
+        rows.sort_by(|a, b| (a.prefix, &a.peer, a.path_id).cmp(&(b.prefix, &b.peer, b.path_id)));
         rows
     }
 }

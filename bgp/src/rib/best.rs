@@ -92,11 +92,11 @@ fn tie_break((_, route, peer): &Candidate<'_>) -> (Ipv4Addr, usize, IpAddr, Peer
 pub(super) fn order(
     routes: &[Route],
     peers: &BTreeMap<PeerId, PeerFacts>,
-    decision: Decision,
+    selection: &Selection,
 ) -> SmallVec<[usize; 8]> {
     let mut left: SmallVec<[usize; 8]> =
         (0..).zip(routes).filter(|(_, route)| route.refused.is_none()).map(|(at, _)| at).collect();
-    let one = Selection { decision, max_external: 1, max_internal: 1 };
+    let one = Selection { max_external: 1, max_internal: 1, ..*selection };
     let mut ordered = SmallVec::new();
     while left.len() > 1 {
         let rest: SmallVec<[Route; 8]> = left.iter().filter_map(|at| routes.get(*at)).cloned().collect();
@@ -270,6 +270,9 @@ mod tests {
         let refused = Route { refused: Some(Refusal::Policy), ..route(2, |_| {}) };
         let routes = [route(11, |_| {}), refused, route(3, |_| {}), route(1, |a| a.med = Some(9))];
         // MED is compared before external is preferred to internal.
-        assert_eq!(order(&routes, &peers, Decision::default()).as_slice(), [2, 0, 3]);
+        assert_eq!(
+            order(&routes, &peers, &Selection::new(&SpeakerConfig::new(1, [1, 1, 1, 1].into()))).as_slice(),
+            [2, 0, 3]
+        );
     }
 }

@@ -186,4 +186,15 @@ impl Net {
         self.core(id).announce(Scope::All, prefix(text), announcement).unwrap();
         self.run();
     }
+
+    /// Bytes that a speaker never said arrive as if it had.
+    pub(super) fn inject(&mut self, from: Id, to: Id, bytes: &[u8]) {
+        let ends = self.wires.iter().find_map(|[a, b]| match (a.0, b.0) {
+            pair if pair == (from, to) => Some(b.1),
+            pair if pair == (to, from) => Some(a.1),
+            _ => None,
+        });
+        self.deliver(to, ends.unwrap(), bytes);
+        self.run();
+    }
 }
