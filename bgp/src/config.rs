@@ -217,6 +217,52 @@ impl PathCount {
     }
 }
 
+/// The most routes of a family that are taken from a peer, before policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PrefixLimit {
+    /// The family.
+    pub family: Family,
+    /// The most routes.
+    pub max: usize,
+    /// Percentage of `max` from which on it is warned of; 1 to 100.
+    #[serde(default = "default_warning_percent")]
+    pub warning_percent: u8,
+    /// What happens beyond `max`.
+    pub action: LimitAction,
+}
+
+const fn default_warning_percent() -> u8 {
+    75
+}
+
+/// What happens when a peer sends more routes than are to be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum LimitAction {
+    /// It is warned of, and they are taken.
+    Warn,
+    /// New ones are not taken. Once there is room the peer is asked for them again (RFC 2918).
+    Discard,
+    /// The session ends, and begins again after a time.
+    #[serde(rename_all = "camelCase")]
+    Restart {
+        /// Seconds until then; at least 1.
+        after_secs: u32,
+    },
+    /// The session ends until the peer is changed or removed.
+    Stop,
+}
+
+impl PrefixLimit {
+    /// The number from which on it is warned of.
+    pub(crate) fn warning(&self) -> usize {
+        let percent = usize::from(self.warning_percent);
+        // Rounded up, and without a product that could be too large.
+        self.max / 100 * percent + (self.max % 100 * percent).div_ceil(100)
+    }
+}
+
 /// One entry of an import allow-list: what lies within `prefix` and has a length from `min_len` to `max_len`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AllowedPrefix {
@@ -307,6 +353,9 @@ pub struct PeerConfig {
     pub enforce_first_as: bool,
     /// Prefixes held from this peer before the session is ended with Cease.
     pub max_prefixes: usize,
+    /// Limits by family, each with what happens beyond it.
+    #[serde(default)]
+    pub prefix_limits: Vec<PrefixLimit>,
     /// Next hop of IPv4 routes when the session's own address is not IPv4.
     pub next_hop_ipv4: Option<Ipv4Addr>,
     /// Next hop of IPv6 routes when the session's own address is not IPv6.
@@ -360,6 +409,7 @@ impl PeerConfig {
             extended_messages: false,
             enforce_first_as: true,
             max_prefixes: 100_000,
+            prefix_limits: Vec::new(),
             next_hop_ipv4: None,
             next_hop_ipv6: None,
             bfd: None,
@@ -440,6 +490,16 @@ impl PeerConfig {
                 "use for example 1 and 120 seconds",
             );
         }
+        let sensible = |limit: &PrefixLimit| {
+            (1..=100).contains(&limit.warning_percent)
+                && limit.action != (LimitAction::Restart { after_secs: 0 })
+        };
+        if !self.prefix_limits.iter().all(sensible) {
+            return bad(
+                "a prefix limit warns from 0 or over 100 percent, or restarts after 0 seconds",
+                "use for example 75 percent and 300 seconds",
+            );
+        }
         for (policy, import) in [(&self.import_policy, true), (&self.export_policy, false)] {
             if let Some(Err((what, remedy))) = policy.as_ref().map(|policy| policy.check(import)) {
                 return bad(what, remedy);
@@ -480,6 +540,7 @@ impl PeerConfig {
             export_learned: false,
             accept_blackhole: false,
             max_prefixes: 0,
+            prefix_limits: Vec::new(),
             next_hop_ipv4: None,
             next_hop_ipv6: None,
             bfd: None,

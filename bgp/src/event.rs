@@ -138,6 +138,11 @@ pub struct FamilyState {
     pub advertised: usize,
     /// The peer has sent End-of-RIB in this session.
     pub end_of_rib: bool,
+    /// The most routes taken, if there is a limit for the family.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
+    /// Routes not taken since the peer was added, for being beyond the limit.
+    pub discarded: u64,
 }
 
 /// Counters of a peer since it was added.

@@ -44,8 +44,8 @@ mod transport;
 pub mod wire;
 
 pub use config::{
-    AddPaths, AllowedPrefix, Announcement, BfdUnit, Damping, Decision, GracefulRestart, PathCount,
-    PeerConfig, Scope, SpeakerConfig, Timers,
+    AddPaths, AllowedPrefix, Announcement, BfdUnit, Damping, Decision, GracefulRestart, LimitAction,
+    PathCount, PeerConfig, PrefixLimit, Scope, SpeakerConfig, Timers,
 };
 pub use core::PolicyQuestion;
 pub use driver::{Events, Speaker, SpeakerHandle};

@@ -9,6 +9,7 @@ mod admit;
 mod bfd;
 mod export;
 mod import;
+mod limits;
 mod log;
 mod paths;
 mod peer;
@@ -264,6 +265,7 @@ impl Core {
         } else {
             self.rejudge(id);
             self.view_changed(id);
+            self.check_limits(now, id);
         }
         self.settle(now, id);
         Ok(())

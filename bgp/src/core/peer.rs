@@ -13,6 +13,7 @@ use crate::rib::out::AdjRibOut;
 
 use super::export::View;
 use super::import::Import;
+use super::limits::Limits;
 
 /// Longest wait for a restarted peer's End-of-RIB before its stale routes go (RFC 4724 section 4.2).
 pub(super) const END_OF_RIB_WAIT: Duration = Duration::from_secs(360);
@@ -27,6 +28,7 @@ pub(super) struct Peer {
     pub(super) out: AdjRibOut,
     /// What is done with its routes.
     pub(super) import: Import,
+    pub(super) limits: Limits,
     pub(super) counters: Counters,
     /// Stale routes are held until then.
     pub(super) stale_until: Option<Instant>,
@@ -47,6 +49,7 @@ impl Peer {
             view: None,
             out: AdjRibOut::default(),
             import,
+            limits: Limits::default(),
             counters: Counters::default(),
             stale_until: None,
             end_of_rib: BTreeSet::new(),

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::Core;
 use super::import::Setting;
+use super::limits::discards_from;
 use super::peer::END_OF_RIB_WAIT;
 use crate::config::PeerConfig;
 use crate::event::Event;
@@ -12,7 +13,7 @@ use crate::family::Family;
 use crate::fsm::{ConnectionId, DownCause, Session};
 use crate::rib::out::AdjRibOut;
 use crate::rib::{PeerFacts, PeerId, Route};
-use crate::wire::{self, Notification, Treatment, Update, cease, code};
+use crate::wire::{self, Treatment, Update};
 
 impl Core {
     pub(super) fn session_up(
@@ -30,6 +31,7 @@ impl Core {
             "BGP session established."
         );
         peer.counters.sessions += 1;
+        peer.limits.renew();
         peer.end_of_rib.clear();
         peer.out = AdjRibOut::default();
         peer.session = Some((connection, Arc::clone(&session)));
@@ -138,7 +140,13 @@ impl Core {
         for reach in &update.reach {
             let plain = self.sets.intern(update.attributes.clone(), reach.next_hop);
             let refused = peer.import.refusal(&setting, &plain);
+            let discards_from = discards_from(&config, reach.family);
             for wire::Route { prefix, path_id } in reach.routes() {
+                let full = discards_from.is_some_and(|most| self.rib.count(id, reach.family) >= most);
+                if full && !self.rib.holds(&prefix, id, path_id) {
+                    peer.limits.discard(reach.family);
+                    continue;
+                }
                 let set = self.sets.with_path_id(&plain, path_id);
                 let (set, refused) = match refused {
                     Some(_) => (set, refused),
@@ -151,13 +159,7 @@ impl Core {
         if let Some(family) = update.end_of_rib.filter(|family| session.families.contains(family)) {
             self.end_of_rib(id, family);
         }
-        let held: usize = Family::ALL.iter().map(|family| self.rib.count(id, *family)).sum();
-        if held > config.max_prefixes
-            && let Some(peer) = self.peers.get_mut(&id)
-        {
-            tracing::error!(peer = config.name, held, limit = config.max_prefixes, "Too many prefixes.");
-            peer.fsm.fail_session(now, &Notification::new(code::CEASE, cease::MAX_PREFIXES));
-        }
+        self.check_limits(now, id);
     }
 
     fn end_of_rib(&mut self, id: PeerId, family: Family) {

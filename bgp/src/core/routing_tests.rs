@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use self::net::{Id, Net, prefix};
 use super::*;
-use crate::config::{AddPaths, PathCount};
+use crate::config::{AddPaths, LimitAction, PathCount, PrefixLimit};
 use crate::event::{RouteRow, RouteView};
 use crate::policy::Policy;
 use crate::rpki::Vrp;
@@ -437,6 +437,68 @@ fn a_peer_has_64_paths_of_a_prefix_at_most() {
     assert_eq!(identified(&mut net, 2, 1).len(), 64);
     let now = net.now;
     assert_eq!(net.core(2).peers(now)[0].counters.ignored, 36);
+}
+
+/// Speaker 1 announces to 2, which takes five routes of IPv4 and does `action` beyond.
+fn limited(action: LimitAction, announced: u8) -> Net {
+    let mut net = Net::new();
+    (1..=2).for_each(|id| net.add(id));
+    let limit = PrefixLimit { family: Family::Ipv4Unicast, max: 5, warning_percent: 80, action };
+    net.join_apart(2, 1, |config| config.prefix_limits = vec![limit], |_| {});
+    net.wait(5);
+    net.announce(1, "2001:db8:1::/48");
+    (0..announced).for_each(|number| net.announce(1, &format!("10.{number}.0.0/16")));
+    net
+}
+
+fn state(net: &mut Net, id: Id) -> crate::event::PeerState {
+    let now = net.now;
+    net.core(id).peers(now).remove(0)
+}
+
+#[test]
+fn a_limit_warns_discards_restarts_or_stops() {
+    let up = |net: &mut Net| state(net, 2).state == crate::fsm::State::Established;
+    let mut net = limited(LimitAction::Warn, 9);
+    assert!(up(&mut net) && heard(&mut net, 2, 1).len() == 10);
+
+    let mut net = limited(LimitAction::Discard, 9);
+    assert!(up(&mut net) && heard(&mut net, 2, 1).len() == 6);
+    let family = state(&mut net, 2).families[0].clone();
+    assert_eq!((family.received, family.limit, family.discarded), (5, Some(5), 4));
+    net.announce_with(1, "10.0.0.0/16", &["1:1"]);
+    assert!(heard(&mut net, 2, 1)[0].ends_with("1:1"), "what is held may change");
+    for number in 0..2 {
+        net.core(1).withdraw(&Scope::All, &prefix(&format!("10.{number}.0.0/16")));
+        net.run();
+    }
+    assert_eq!(heard(&mut net, 2, 1).len(), 6, "asked for again once there was room");
+
+    let mut net = limited(LimitAction::Restart { after_secs: 300 }, 6);
+    assert!(!up(&mut net) && heard(&mut net, 2, 1).is_empty());
+    let told = state(&mut net, 1).last_error.unwrap();
+    assert!(told.contains("maximum number of prefixes"), "{told}");
+    net.core(1).withdraw(&Scope::All, &prefix("10.0.0.0/16"));
+    net.wait(290);
+    assert!(!up(&mut net), "it rests");
+    net.wait(60);
+    assert!(up(&mut net) && heard(&mut net, 2, 1).len() == 6);
+
+    let mut net = limited(LimitAction::Stop, 6);
+    net.wait(4000);
+    assert!(!up(&mut net));
+}
+
+#[test]
+fn the_warning_comes_at_its_percentage() {
+    let limit = |max, warning_percent| PrefixLimit {
+        family: Family::Ipv4Unicast,
+        max,
+        warning_percent,
+        action: LimitAction::Warn,
+    };
+    let from = [(5, 80), (1_000_000, 75), (1, 1), (usize::MAX, 100)];
+    assert_eq!(from.map(|(max, percent)| limit(max, percent).warning()), [4, 750_000, 1, usize::MAX]);
 }
 
 /// Something that happens around speaker 2, which has peers 1 and 3 outside, 4 and its client 5 inside.

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 use super::Core;
 use super::export::View;
+use super::limits::limit;
 use super::paths::Wanted;
 use super::peer::Peer;
 use crate::event::{FamilyState, PeerState, RouteRow, RouteView};
@@ -87,6 +88,8 @@ impl Core {
             stale: received.stale,
             advertised: originated + learned + peer.out.told_paths(family),
             end_of_rib: peer.end_of_rib.contains(&family),
+            limit: limit(&peer.config, family).map(|limit| limit.max),
+            discarded: peer.limits.discarded.get(&family).copied().unwrap_or_default(),
         }
     }
 

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use smallvec::SmallVec;
 
-use super::{PeerFacts, PeerId, Route};
+use super::{Best, PathSet, PeerFacts, PeerId, Route};
 use crate::config::{Decision, SpeakerConfig};
 
 /// Preference of a path without LOCAL_PREF.
@@ -80,6 +80,16 @@ fn select(
     left.into_iter().take(most).map(|(at, ..)| at).collect()
 }
 
+/// Whether a path comes as far as the comparison of MEDs beside the best, and so may rule others out there though it loses later.
+pub(super) fn compared_by_med(path: &Route, best: Option<&Best>) -> bool {
+    let rank = |set: &PathSet| {
+        let attributes = set.attributes();
+        let preference = attributes.local_pref.unwrap_or(DEFAULT_LOCAL_PREF);
+        (preference, attributes.as_path.hops(), attributes.origin)
+    };
+    path.refused.is_none() && best.is_some_and(|best| rank(&path.set) == rank(&best.set))
+}
+
 /// The last steps (RFC 4271 section 9.1.2.2 f and g, RFC 4456 section 9): identifier of the originator, length of the cluster list, address of the peer.
 /// Of several paths from one peer the lowest path identifier is first.
 fn tie_break((_, route, peer): &Candidate<'_>) -> (Ipv4Addr, usize, IpAddr, PeerId, u32) {
@@ -142,7 +152,7 @@ fn keep_least_med(left: &mut Candidates<'_>, decision: Decision) {
 mod tests {
     use std::net::{IpAddr, Ipv4Addr};
 
-    use super::super::{PathSet, Refusal};
+    use super::super::Refusal;
     use super::*;
     use crate::config::PeerConfig;
     use crate::family::NextHop;

@@ -42,8 +42,6 @@ pub enum Refusal {
     OwnRouterId,
     /// The next hop is this speaker itself.
     OwnNextHop,
-    /// Beyond the most prefixes that are taken from the peer.
-    PrefixLimit,
 }
 
 /// What the decision process and policies ask about the peer of a path.
@@ -267,6 +265,12 @@ impl Rib {
         listed
     }
 
+    /// Whether a path is held from a peer.
+    pub(crate) fn holds(&self, prefix: &IpNet, peer: PeerId, path_id: u32) -> bool {
+        let routes = self.destination(prefix).map(|destination| &destination.routes);
+        routes.is_some_and(|routes| routes.binary_search_by_key(&(peer, path_id), Route::key).is_ok())
+    }
+
     /// Paths held from a peer.
     pub(crate) fn count(&self, peer: PeerId, family: Family) -> usize {
         self.counts.get(&(peer, family)).copied().unwrap_or_default()
@@ -319,14 +323,17 @@ impl Rib {
         let key = (peer, path_id);
         let Ok(at) = destination.routes.binary_search_by_key(&key, Route::key) else { return };
         let old = Best::of(destination);
-        let used = destination.routes.remove(at).used();
+        let gone = destination.routes.remove(at);
+        let used = gone.used();
+        // A path that is not in use may have kept others from it by its MED.
+        let counted = used || best::compared_by_med(&gone, old.as_ref());
         if path_id != 0 {
             self.ids.release(peer, path_id);
         }
         if let Some(count) = self.counts.get_mut(&(peer, Family::of(&prefix))) {
             *count = count.saturating_sub(1);
         }
-        if used || self.all_paths {
+        if counted || self.all_paths {
             self.decide(prefix, peer, old, used);
         }
         self.drop_if_empty(&prefix);
@@ -459,3 +466,6 @@ impl Rib {
         self.local.keys().copied().collect()
     }
 }
+
+#[cfg(test)]
+mod tests;
