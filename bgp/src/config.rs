@@ -1,6 +1,7 @@
 //! What a speaker and its peers are told.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -11,6 +12,7 @@ use crate::bfd::client::Unit;
 use crate::dynamic::AsnRange;
 use crate::error::Error;
 use crate::family::Family;
+use crate::policy::Policy;
 use crate::transport::Transport;
 use crate::wire::{Community, LargeCommunity, Origin};
 
@@ -39,6 +41,10 @@ pub struct SpeakerConfig {
     pub restarting: bool,
     /// Most equal paths given for one prefix (ECMP); 1 turns multipath off.
     pub max_paths: usize,
+    /// How paths are compared.
+    pub decision: Decision,
+    /// Identifier of the cluster this speaker reflects routes in (RFC 4456); none: its router id.
+    pub cluster_id: Option<Ipv4Addr>,
     /// Seed of the timers' jitter; equal seeds and inputs give equal runs.
     pub jitter_seed: u64,
     /// The unit that keeps the BFD sessions of peers that ask for one; none ignores those settings.
@@ -63,6 +69,8 @@ impl SpeakerConfig {
             listen: Vec::new(),
             restarting: false,
             max_paths: 16,
+            decision: Decision::new(),
+            cluster_id: None,
             jitter_seed: 0,
             bfd: None,
             event_queue: 1024,
@@ -80,6 +88,37 @@ impl SpeakerConfig {
             return Err(Error::speaker("the router id is 0.0.0.0", "give an IPv4 address of this node"));
         }
         Ok(())
+    }
+}
+
+/// Choices within the decision process (RFC 4271 section 9.1.2.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Decision {
+    /// Compare MEDs of paths through different neighbouring ASes as well.
+    pub always_compare_med: bool,
+    /// A path without MED is the least preferred, as if it had the greatest; else the most, as if it were 0.
+    pub missing_med_is_worst: bool,
+    /// Paths through different ASes are equal if they are equally long; else only those whose AS paths are the same are used together.
+    pub relax_multipath: bool,
+    /// Most equal paths from internal peers; none: as many as from external ones.
+    pub max_internal_paths: Option<usize>,
+}
+
+impl Decision {
+    const fn new() -> Self {
+        Self {
+            always_compare_med: false,
+            missing_med_is_worst: false,
+            relax_multipath: true,
+            max_internal_paths: None,
+        }
+    }
+}
+
+impl Default for Decision {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
@@ -205,10 +244,30 @@ pub struct PeerConfig {
     pub ebgp_multihop: u8,
     /// Graceful restart.
     pub graceful_restart: GracefulRestart,
-    /// Prefixes accepted; none means none.
+    /// Prefixes accepted; none means none. Does not count beside `import_policy`.
     pub import: Vec<AllowedPrefix>,
-    /// Pass on best paths learned from other peers (a router; nodes do not transit).
+    /// What is done with routes from the peer; none: `import` is all there is. Either way what nothing accepts is refused (RFC 8212).
+    #[serde(default)]
+    pub import_policy: Option<Arc<Policy>>,
+    /// What the peer hears. Learned routes need it, or `export_learned`, as a permission (RFC 8212); own announcements pass unless a statement rejects
+    /// them.
+    #[serde(default)]
+    pub export_policy: Option<Arc<Policy>>,
+    /// Pass on best paths learned from other peers (a router; nodes do not transit) where there is no `export_policy`.
     pub export_learned: bool,
+    /// Group of peers that policies may ask for by name.
+    #[serde(default)]
+    pub group: Option<String>,
+    /// An internal peer that this speaker reflects routes to and from (RFC 4456).
+    #[serde(default)]
+    pub reflector_client: bool,
+    /// An external peer that this speaker serves as a route server (RFC 7947): AS path, next hop and MED pass unchanged.
+    #[serde(default)]
+    pub route_server_client: bool,
+    /// Take routes with the BLACKHOLE community (RFC 7999) inside prefixes that import policy accepts, be they longer than it allows. They are given to the
+    /// owner as such, and not passed on to other ASes.
+    #[serde(default)]
+    pub accept_blackhole: bool,
     /// Offer messages of up to 65535 bytes (RFC 8654); sent that long only if the peer offers it too.
     #[serde(default)]
     pub extended_messages: bool,
@@ -258,7 +317,13 @@ impl PeerConfig {
             ebgp_multihop: 1,
             graceful_restart: GracefulRestart::default(),
             import: Vec::new(),
+            import_policy: None,
+            export_policy: None,
             export_learned: false,
+            group: None,
+            reflector_client: false,
+            route_server_client: false,
+            accept_blackhole: false,
             extended_messages: false,
             enforce_first_as: true,
             max_prefixes: 100_000,
@@ -342,17 +407,45 @@ impl PeerConfig {
                 "use for example 1 and 120 seconds",
             );
         }
+        for (policy, import) in [(&self.import_policy, true), (&self.export_policy, false)] {
+            if let Some(Err((what, remedy))) = policy.as_ref().map(|policy| policy.check(import)) {
+                return bad(what, remedy);
+            }
+        }
         if let Some(Err((what, remedy))) = self.bfd.as_ref().map(BfdSettings::check) {
             return bad(what, remedy);
         }
         Ok(())
     }
 
+    /// What is done with routes from the peer, the allow-list as a policy if that is all there is.
+    pub fn import_rules(&self) -> Arc<Policy> {
+        let list = || Arc::new(Policy::allow_list("import", &self.import));
+        self.import_policy.clone().unwrap_or_else(list)
+    }
+
+    /// What is done with what the peer is told. Without a policy it hears own announcements, and learned routes if they are to be passed on.
+    pub fn export_rules(&self) -> Arc<Policy> {
+        let plain = || match self.export_learned {
+            true => Arc::new(Policy::accept_all("export")),
+            false => Arc::new(Policy { name: "export".to_owned(), ..Policy::default() }),
+        };
+        self.export_policy.clone().unwrap_or_else(plain)
+    }
+
+    /// Whether the peer may hear of learned routes at all.
+    pub(crate) fn passes_on(&self) -> bool {
+        self.export_learned || self.export_policy.is_some()
+    }
+
     /// Whether going from `self` to `other` needs a new session.
     pub(crate) fn needs_reset(&self, other: &Self) -> bool {
         let session = |config: &Self| Self {
             import: Vec::new(),
+            import_policy: None,
+            export_policy: None,
             export_learned: false,
+            accept_blackhole: false,
             max_prefixes: 0,
             next_hop_ipv4: None,
             next_hop_ipv6: None,

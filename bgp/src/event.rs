@@ -29,6 +29,12 @@ pub struct Path {
     pub attributes: Arc<Attributes>,
     /// Kept while the peer restarts (RFC 4724).
     pub stale: bool,
+    /// Packets are to be discarded: the peer asked for it (RFC 7999) and may.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub blackhole: bool,
+    /// Share of the packets, against the weights of the other paths: 1 to 256. All are 1 unless every path came with a link bandwidth
+    /// (draft-ietf-idr-link-bandwidth).
+    pub weight: u16,
 }
 
 /// A change. Only the newest state of a prefix is kept for a slow reader; End-of-RIB always follows the routes before it.

@@ -44,8 +44,10 @@ mod transport;
 pub mod wire;
 
 pub use config::{
-    AllowedPrefix, Announcement, BfdUnit, Damping, GracefulRestart, PeerConfig, Scope, SpeakerConfig, Timers,
+    AllowedPrefix, Announcement, BfdUnit, Damping, Decision, GracefulRestart, PeerConfig, Scope,
+    SpeakerConfig, Timers,
 };
+pub use core::PolicyQuestion;
 pub use driver::{Events, Speaker, SpeakerHandle};
 pub use dynamic::{AsnRange, ListenRange};
 pub use error::Error;

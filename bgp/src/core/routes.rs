@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Core;
-use super::peer::{END_OF_RIB_WAIT, not_allowed, refusal};
+use super::import::Setting;
+use super::peer::END_OF_RIB_WAIT;
+use crate::config::PeerConfig;
 use crate::event::Event;
 use crate::family::Family;
 use crate::fsm::{ConnectionId, DownCause, Session};
@@ -31,7 +33,18 @@ impl Core {
         peer.end_of_rib.clear();
         peer.out = AdjRibOut::default();
         peer.session = Some((connection, Arc::clone(&session)));
-        let facts = PeerFacts { router_id: session.peer_router_id, address: peer.config.address };
+        let facts = PeerFacts {
+            router_id: session.peer_router_id,
+            address: peer.config.address,
+            config: Arc::clone(&peer.config),
+        };
+        let told_of =
+            |config: &PeerConfig| (config.name.clone(), config.group.clone(), config.reflector_client);
+        if self.rib.facts(id).is_some_and(|before| told_of(&before.config) != told_of(&facts.config)) {
+            // What others were told of its kept routes depends on who it was.
+            self.rib.remove_where(id, |_, _| true);
+            self.log_changes();
+        }
         self.rib.set_peer(id, facts);
         self.start_telling(id);
         let Some(peer) = self.peers.get_mut(&id) else { return };
@@ -113,13 +126,22 @@ impl Core {
         for prefix in update.withdrawn {
             self.rib.remove(prefix, id);
         }
-        let own = Some(session.local_address);
+        let setting = Setting {
+            identity: self.identity,
+            cluster_id: self.cluster_id,
+            own_address: Some(session.local_address),
+            ebgp: session.ebgp,
+            rpki: &self.rpki,
+        };
         for reach in update.reach {
             let set = self.sets.intern(update.attributes.clone(), reach.next_hop);
-            let refused = refusal(&config, self.identity, own, &set);
+            let refused = peer.import.refusal(&setting, &set);
             for prefix in reach.prefixes {
-                let refused = refused.or_else(|| not_allowed(&config, &prefix));
-                self.rib.insert(prefix, Route::new(id, session.ebgp, Arc::clone(&set), refused));
+                let (set, refused) = match refused {
+                    Some(_) => (Arc::clone(&set), refused),
+                    None => peer.import.judge(&setting, &mut self.sets, &prefix, &set),
+                };
+                self.rib.insert(prefix, Route::new(id, session.ebgp, set, refused));
             }
         }
         if let Some(family) = update.end_of_rib.filter(|family| session.families.contains(family)) {

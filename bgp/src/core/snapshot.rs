@@ -34,7 +34,8 @@ impl Core {
                 counted.stale += usize::from(route.stale);
             }
             let Some(best) = Best::of(destination).filter(|_| !self.rib.is_local(&prefix)) else { continue };
-            for (view, _) in self.logs.iter().filter(|(view, _)| view.passes(&prefix, &best)) {
+            let hears = |view: &View| view.passes(&self.rib, &prefix, &best).is_some();
+            for (view, _) in self.logs.iter().filter(|(view, _)| hears(view)) {
                 let passed = tally.passed.entry((view.clone(), family)).or_default();
                 passed.all += 1;
                 *passed.from.entry(best.peer).or_default() += 1;
@@ -141,9 +142,10 @@ impl Core {
             );
             let Some(view) = peer.view.as_ref().filter(|_| peer.out.place.is_some()) else { continue };
             for (prefix, destination) in self.rib.destinations() {
-                let best =
-                    Best::of(destination).filter(|best| best.peer != *id && view.passes(&prefix, best));
-                let heard = best.and_then(|best| view.learned(Family::of(&prefix), &best.set));
+                let heard = Best::of(destination).filter(|best| best.peer != *id).and_then(|best| {
+                    let applied = view.passes(&self.rib, &prefix, &best)?;
+                    view.learned(&self.rib, Family::of(&prefix), &best, &applied)
+                });
                 if let Some((next_hop, attributes)) = heard.filter(|_| !self.rib.is_local(&prefix)) {
                     rows.push(row(prefix, next_hop, Arc::new(attributes)));
                 }

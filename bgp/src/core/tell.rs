@@ -6,7 +6,7 @@ use bytes::Bytes;
 use ipnet::IpNet;
 
 use super::Core;
-use super::export::{Held, News, View, pack};
+use super::export::{Exporter, Held, News, View, pack};
 use super::log::prefixes_of;
 use super::peer::Peer;
 use crate::family::Family;
@@ -42,7 +42,9 @@ impl Core {
                 // Until now it may have heard of somebody else's route for the prefix.
                 let learned = || {
                     let best = self.rib.destination(&prefix).and_then(Best::of);
-                    best.is_some_and(|best| best.peer != *id && view.passes(&prefix, &best))
+                    best.is_some_and(|best| {
+                        best.peer != *id && view.passes(&self.rib, &prefix, &best).is_some()
+                    })
                 };
                 let told = if was_local {
                     peer.out.said(&prefix).is_some()
@@ -127,7 +129,7 @@ impl Core {
             old: Held::Anything(*told),
             new: best.as_ref(),
         });
-        let mut messages = pack(view, news, &[id]).toward(id);
+        let mut messages = pack(view, &self.rib, news, &[id]).toward(id);
         let mut bytes = Vec::new();
         view.announcements(originated, &mut bytes);
         if !bytes.is_empty() {
@@ -140,14 +142,21 @@ impl Core {
     pub(super) fn start_telling(&mut self, id: PeerId) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
         let Some((_, session)) = &peer.session else { return };
-        let view = View::new(self.identity, &peer.config, session);
+        let policy = peer.config.export_policy.as_ref();
+        let exporter = Exporter {
+            identity: self.identity,
+            cluster_id: self.cluster_id,
+            policy: policy.map(|policy| self.policies.export(policy, &self.rpki)),
+            draining: self.draining,
+        };
+        let view = View::new(exporter, &peer.config, session);
         let families = session.families.clone();
         for prefix in self.rib.originated() {
             let told = peer.out.said(&prefix).is_some();
             peer.out.mark(prefix, told);
         }
         let before = peer.out.place.is_some();
-        peer.out.place = peer.config.export_learned.then(|| self.logs.join(&view, id));
+        peer.out.place = peer.config.passes_on().then(|| self.logs.join(&view, id));
         if before || peer.out.place.is_some() {
             peer.out.walk(Walk::new(self.rib.by_set(), families, before));
         }

@@ -185,14 +185,22 @@ impl Policy {
             trace.push(Step {
                 statement: statement.name.clone(),
                 failed: failed.map(ToString::to_string),
-                actions: if held { statement.actions.iter().map(ToString::to_string).collect() } else { Vec::new() },
+                actions: if held {
+                    statement.actions.iter().map(ToString::to_string).collect()
+                } else {
+                    Vec::new()
+                },
                 then: if held { statement.then } else { Then::Next },
             });
         });
-        let edited = self.apply(verdict.as_deref().unwrap_or_default(), subject.attributes, subject.local_asn);
+        let edited =
+            self.apply(verdict.as_deref().unwrap_or_default(), subject.attributes, subject.local_asn);
         Evaluation {
             accepted: verdict.is_some(),
-            decided_by: trace.last().filter(|step| step.then != Then::Next).map(|step| step.statement.clone()),
+            decided_by: trace
+                .last()
+                .filter(|step| step.then != Then::Next)
+                .map(|step| step.statement.clone()),
             attributes: edited.attributes,
             next_hop: edited.next_hop,
             trace,
@@ -255,6 +263,15 @@ impl Policy {
         edited
     }
 
+    /// What the statements that [`Policy::decide`] found do to the next hop.
+    pub(crate) fn next_hop(&self, applied: &[u16]) -> Option<NextHopAction> {
+        let statements = applied.iter().filter_map(|at| self.statements.get(usize::from(*at)));
+        let actions = statements.flat_map(|statement| &statement.actions);
+        actions
+            .filter_map(|action| if let Action::NextHop(action) = action { Some(*action) } else { None })
+            .last()
+    }
+
     /// Whether what it says depends on the prefix beyond its family: if not, it says the same of all prefixes that share attributes.
     pub(crate) fn looks_at_prefix(&self) -> bool {
         self.has(|condition| matches!(condition, Condition::Prefixes(_) | Condition::Rpki(_)))
@@ -280,7 +297,8 @@ impl Policy {
             }
             for action in &statement.actions {
                 action.check().map_err(|what| (what, "correct the action"))?;
-                if import && matches!(action, Action::NextHop(NextHopAction::Own | NextHopAction::Unchanged)) {
+                if import && matches!(action, Action::NextHop(NextHopAction::Own | NextHopAction::Unchanged))
+                {
                     return Err((
                         "an import policy sets the next hop to `self` or `unchanged`",
                         "give an address, or do it in an export policy",
@@ -293,7 +311,8 @@ impl Policy {
 }
 
 impl Edited {
-    fn of(attributes: &Attributes) -> Self {
+    /// Nothing is done yet.
+    pub(crate) fn of(attributes: &Attributes) -> Self {
         Self { attributes: attributes.clone(), next_hop: None, med: false }
     }
 }

@@ -10,6 +10,7 @@ mod set;
 mod table;
 
 pub(crate) use best::DEFAULT_LOCAL_PREF;
+use best::Selection;
 pub(crate) use set::{PathSet, PathSets};
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,7 +21,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 use smallvec::SmallVec;
 
-use crate::config::{Announcement, Scope};
+use crate::config::{Announcement, PeerConfig, Scope, SpeakerConfig};
 use crate::family::Family;
 use table::Tables;
 
@@ -31,7 +32,7 @@ pub(crate) type PeerId = u32;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Refusal {
-    /// Not in the peer's import list.
+    /// Import policy refuses it, or there is none.
     Policy,
     /// Our own AS is in its path.
     AsLoop,
@@ -39,13 +40,17 @@ pub enum Refusal {
     OwnRouterId,
     /// The next hop is this speaker itself.
     OwnNextHop,
+    /// Beyond the most prefixes that are taken from the peer.
+    PrefixLimit,
 }
 
-/// What the decision process asks about the peer of a path.
-#[derive(Clone, Copy, Debug)]
+/// What the decision process and policies ask about the peer of a path.
+#[derive(Clone, Debug)]
 pub(crate) struct PeerFacts {
     pub(crate) router_id: Ipv4Addr,
     pub(crate) address: IpAddr,
+    /// Its settings; of these only what needs a new session to change is of interest here.
+    pub(crate) config: Arc<PeerConfig>,
 }
 
 /// A path as received from one peer.
@@ -158,7 +163,7 @@ pub(crate) struct Rib {
     peers: BTreeMap<PeerId, PeerFacts>,
     local: BTreeMap<IpNet, BTreeMap<Scope, Announcement>>,
     counts: BTreeMap<(PeerId, Family), usize>,
-    max_paths: usize,
+    selection: Selection,
     batches: Vec<Batch>,
     /// Number of the batch that is being filled; 0 is none's.
     batch: u32,
@@ -169,13 +174,13 @@ pub(crate) struct Rib {
 }
 
 impl Rib {
-    pub(crate) fn new(max_paths: usize, seed: u64) -> Self {
+    pub(crate) fn new(config: &SpeakerConfig) -> Self {
         Self {
-            tables: Tables::new(seed),
+            tables: Tables::new(config.jitter_seed),
             peers: BTreeMap::new(),
             local: BTreeMap::new(),
             counts: BTreeMap::new(),
-            max_paths,
+            selection: Selection::new(config),
             batches: Vec::new(),
             batch: 1,
             local_changes: BTreeMap::new(),
@@ -186,6 +191,11 @@ impl Rib {
     /// Says whose paths will come; before the first of a session.
     pub(crate) fn set_peer(&mut self, peer: PeerId, facts: PeerFacts) {
         self.peers.insert(peer, facts);
+    }
+
+    /// Who a peer with paths is.
+    pub(crate) fn facts(&self, peer: PeerId) -> Option<&PeerFacts> {
+        self.peers.get(&peer)
     }
 
     /// Forgets a peer without paths.
@@ -300,17 +310,24 @@ impl Rib {
         });
     }
 
-    /// Judges a peer's paths anew, after its import list changed.
-    pub(crate) fn rejudge(&mut self, peer: PeerId, judge: impl Fn(&IpNet, &Route) -> Option<Refusal>) {
+    /// Judges a peer's paths anew, after its import policy changed: what becomes of each as it was received.
+    pub(crate) fn rejudge(
+        &mut self,
+        peer: PeerId,
+        mut judge: impl FnMut(&IpNet, &Arc<PathSet>) -> (Arc<PathSet>, Option<Refusal>),
+    ) {
         let mut touched = Vec::new();
         self.tables.for_each_mut(|prefix, destination| {
             let old = Best::of(destination);
-            if let Some(route) = destination.routes.iter_mut().find(|route| route.peer == peer) {
-                let verdict = judge(&prefix, route);
-                if verdict != route.refused {
-                    route.refused = verdict;
-                    touched.push((prefix, old));
+            let mut changed = false;
+            for route in destination.routes.iter_mut().filter(|route| route.peer == peer) {
+                let (set, refused) = judge(&prefix, PathSet::received(&route.set));
+                if !Arc::ptr_eq(&set, &route.set) || refused != route.refused {
+                    (route.set, route.refused, changed) = (set, refused, true);
                 }
+            }
+            if changed {
+                touched.push((prefix, old));
             }
         });
         touched.sort_unstable_by_key(|(prefix, _)| *prefix);
@@ -323,7 +340,7 @@ impl Rib {
         let Some(destination) = self.tables.get_mut(&prefix) else { return };
         let in_use = |routes: &[Route]| routes.iter().any(|route| route.peer == touched && route.used());
         let before = gone || in_use(&destination.routes);
-        let moved = best::rank(&mut destination.routes, &self.peers, self.max_paths);
+        let moved = best::rank(&mut destination.routes, &self.peers, &self.selection);
         if !(before || moved || in_use(&destination.routes)) {
             return;
         }
