@@ -39,6 +39,7 @@ mod family;
 mod fsm;
 mod rib;
 mod transport;
+mod unnumbered;
 pub mod wire;
 
 pub use config::{
