@@ -430,6 +430,11 @@ impl PeerConfig {
         config
     }
 
+    /// Unnumbered, and the router on the other end is not found yet.
+    pub(crate) const fn awaits_neighbour(&self) -> bool {
+        self.unnumbered && self.address.is_unspecified()
+    }
+
     pub(crate) fn check(&self) -> Result<(), Error> {
         let bad = |what: &'static str, remedy: &'static str| {
             Err(Error::Peer { peer: self.name.clone(), what, remedy })
@@ -449,8 +454,7 @@ impl PeerConfig {
         if self.unnumbered && self.interface.is_none() {
             return bad("an unnumbered peer without an interface", "name the interface it is on");
         }
-        let found = self.unnumbered && self.address == IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED);
-        if !found && (self.address.is_unspecified() || self.address.is_multicast()) {
+        if !self.awaits_neighbour() && (self.address.is_unspecified() || self.address.is_multicast()) {
             return bad("the address is no host address", "give the peer's own address");
         }
         let link_local = matches!(self.address, IpAddr::V6(address) if address.is_unicast_link_local());

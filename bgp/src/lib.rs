@@ -41,6 +41,7 @@ pub mod policy;
 mod rib;
 pub mod rpki;
 mod transport;
+mod unnumbered;
 pub mod wire;
 
 pub use config::{

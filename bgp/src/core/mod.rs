@@ -21,6 +21,7 @@ mod snapshot;
 mod tell;
 #[cfg(test)]
 mod tests;
+mod unnumbered;
 mod weight;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -222,7 +223,7 @@ impl Core {
         fsm.start(now);
         self.peers.insert(id, Peer::new(config, fsm));
         self.bfd_changed = true;
-        self.admission.keys_changed = true;
+        self.admission.changed();
         self.settle(now, id);
         Ok(())
     }
@@ -246,20 +247,21 @@ impl Core {
         self.rib.remove_peer(id);
         self.peers.remove(&id);
         self.bfd_changed = true;
-        self.admission.keys_changed = true;
+        self.admission.changed();
     }
 
-    pub(crate) fn update_peer(&mut self, now: Instant, config: PeerConfig) -> Result<(), Error> {
+    pub(crate) fn update_peer(&mut self, now: Instant, mut config: PeerConfig) -> Result<(), Error> {
         config.check()?;
         let id = self.by_name(&config.name)?;
         self.check_unique(&config, Some(id))?;
         let Some(peer) = self.peers.get_mut(&id) else { return Ok(()) };
+        unnumbered::keep_address(&peer.config, &mut config);
         let config = Arc::new(config);
         let old = std::mem::replace(&mut peer.config, Arc::clone(&config));
         peer.import = Import::new(Arc::clone(&config));
         peer.fsm.set_config(Arc::clone(&config));
         self.bfd_changed = true;
-        self.admission.keys_changed = true;
+        self.admission.changed();
         if old.needs_reset(&config) {
             peer.fsm.reset(now, &Notification::cease(cease::CONFIG_CHANGE, ""));
         } else {

@@ -68,7 +68,7 @@ impl Core {
                 .collect(),
             capabilities: session.map(|session| session.peer_capabilities.clone()).unwrap_or_default(),
             counters: peer.counters,
-            last_error: peer.fsm.last_error().map(str::to_owned),
+            last_error: unheard(peer).or_else(|| peer.fsm.last_error().map(str::to_owned)),
             transitions: peer.fsm.transitions().copied().collect(),
             range: peer.dynamic.clone(),
         }
@@ -171,6 +171,16 @@ impl Core {
         rows.sort_by(|a, b| (a.prefix, &a.peer, a.path_id).cmp(&(b.prefix, &b.peer, b.path_id)));
         rows
     }
+}
+
+/// Why an unnumbered peer is not tried.
+fn unheard(peer: &Peer) -> Option<String> {
+    peer.config.awaits_neighbour().then(|| {
+        let interface = peer.config.interface.as_deref().unwrap_or_default();
+        format!(
+            "no router advertisement was heard on {interface}; check that the interface is up with a link-local address and that the other side sends them"
+        )
+    })
 }
 
 /// What one pass over the table counted.

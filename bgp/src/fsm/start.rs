@@ -17,7 +17,7 @@ impl Fsm {
     }
 
     fn start_by(&mut self, now: Instant, event: FsmEvent) {
-        if self.running {
+        if self.running || self.config.awaits_neighbour() {
             return;
         }
         self.step(event, |fsm| {
