@@ -64,6 +64,13 @@ impl Fsm {
         }
     }
 
+    /// The rest that has begun takes this long, however often it came to that.
+    pub(crate) fn rest_for(&mut self, now: Instant, hold: Duration) {
+        if self.blocked_until.is_some() {
+            self.blocked_until = Some(now + hold);
+        }
+    }
+
     /// Connects, or waits if passive.
     pub(super) fn seek(&mut self, now: Instant) {
         if self.config.passive {
