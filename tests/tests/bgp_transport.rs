@@ -180,11 +180,15 @@ fn in_kernel(namespace: &Namespace, prefix: &str, via: &str) {
     });
 }
 
+fn table(namespace: &Namespace) -> String {
+    namespace.ip(&["-4", "route"]) + &namespace.ip(&["-6", "route"])
+}
+
 /// FRR looks at the first segments of a connection before it has set its limit, so that a session may seem up for a moment here.
 fn never_in_kernel(namespace: &Namespace, prefixes: &[&str]) {
     let end = Instant::now() + REFUSED_FOR;
     while Instant::now() < end {
-        let table = namespace.ip(&["-4", "route"]) + &namespace.ip(&["-6", "route"]);
+        let table = table(namespace);
         assert!(!prefixes.iter().any(|prefix| table.contains(prefix)), "{table}");
         std::thread::sleep(Duration::from_millis(200));
     }
@@ -290,6 +294,10 @@ fn gtsm_lets_neighbours_in_and_keeps_others_out() {
             speaker.learns(&BOTH_LEARNED);
         }
         // We send 1 without it, which the daemon drops; and drop what it sends with 1.
+        eventually("the routes of the speaker before are gone", || {
+            let table = table(&theirs);
+            if OURS.iter().any(|prefix| table.contains(prefix)) { Err(table) } else { Ok(()) }
+        });
         let plain = Speaker::start(&ours, 65001, &both(&json!({})));
         never_in_kernel(&theirs, &OURS);
         drop((keep, plain));
