@@ -1,5 +1,6 @@
 //! What a speaker and its peers are told.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use crate::bfd::BfdSettings;
 use crate::bfd::client::Unit;
 use crate::error::Error;
 use crate::family::Family;
-use crate::wire::{Community, LargeCommunity, Origin};
+use crate::wire::{Community, LargeCommunity, Origin, STALE_TIME_MAX};
 
 /// Where a speaker's BFD sessions are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +33,8 @@ pub struct SpeakerConfig {
     pub listen: Vec<SocketAddr>,
     /// This process follows another that died with its routes still in the forwarding plane: sets the R and F bits (RFC 4724).
     pub restarting: bool,
+    /// Longest wait of a restarting speaker for the End-of-RIB of its peers before it selects routes (RFC 4724 section 4.1).
+    pub selection_deferral: Duration,
     /// Most equal paths given for one prefix (ECMP); 1 turns multipath off.
     pub max_paths: usize,
     /// Seed of the timers' jitter; equal seeds and inputs give equal runs.
@@ -51,6 +54,7 @@ impl SpeakerConfig {
             router_id,
             listen: Vec::new(),
             restarting: false,
+            selection_deferral: Duration::from_secs(45),
             max_paths: 16,
             jitter_seed: 0,
             bfd: None,
@@ -96,19 +100,49 @@ impl Timers {
     }
 }
 
-/// Graceful restart with one peer (RFC 4724).
+/// Graceful restart with one peer (RFC 4724, RFC 8538).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GracefulRestart {
     /// Offer it.
     pub enabled: bool,
     /// Seconds the peer should keep our routes; 1 to 4095.
     pub restart_time_secs: u16,
+    /// Offer to keep routes through NOTIFICATIONs other than a hard reset and through an expired hold time (N bit, RFC 8538).
+    #[serde(default = "yes")]
+    pub notification: bool,
+    /// Longest wait, in seconds, for the End-of-RIB of a peer that is back before its stale routes go; 1 to 3600.
+    #[serde(default = "default_stale_secs")]
+    pub stale_secs: u16,
+}
+
+/// What RFC 8538 section 4.1 recommends.
+const fn default_stale_secs() -> u16 {
+    180
+}
+
+const fn yes() -> bool {
+    true
 }
 
 impl Default for GracefulRestart {
     fn default() -> Self {
-        Self { enabled: false, restart_time_secs: 120 }
+        Self { enabled: false, restart_time_secs: 120, notification: true, stale_secs: default_stale_secs() }
     }
+}
+
+/// Long-lived graceful restart with one peer (RFC 9494): routes are kept beyond the restart time, less preferred than any other. It needs
+/// [`GracefulRestart::enabled`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LongLivedRestart {
+    /// Offer it, and keep the peer's routes if it offers as much.
+    pub enabled: bool,
+    /// Seconds the peer should keep our routes of each family after the restart time; 1 to 16777215. Families left out are not to be kept.
+    pub stale_time_secs: BTreeMap<Family, u32>,
+    /// Most seconds that we keep the peer's, whatever it asks for; none: no limit.
+    pub longest_secs: Option<u32>,
+    /// Tell internal peers without the capability of stale routes as well, with LOCAL_PREF 0 and NO_EXPORT (section 4.6); else they
+    /// hear that those are withdrawn.
+    pub partial_deployment: bool,
 }
 
 /// One entry of an import allow-list: what lies within `prefix` and has a length from `min_len` to `max_len`.
@@ -164,6 +198,9 @@ pub struct PeerConfig {
     pub ebgp_multihop: u8,
     /// Graceful restart.
     pub graceful_restart: GracefulRestart,
+    /// Long-lived graceful restart.
+    #[serde(default)]
+    pub long_lived: LongLivedRestart,
     /// Prefixes accepted; none means none.
     pub import: Vec<AllowedPrefix>,
     /// Pass on best paths learned from other peers (a router; nodes do not transit).
@@ -199,6 +236,7 @@ impl PeerConfig {
             passive: false,
             ebgp_multihop: 1,
             graceful_restart: GracefulRestart::default(),
+            long_lived: LongLivedRestart::default(),
             import: Vec::new(),
             export_learned: false,
             extended_messages: false,
@@ -250,6 +288,16 @@ impl PeerConfig {
         }
         if !(1..=4095).contains(&self.graceful_restart.restart_time_secs) {
             return bad("the graceful restart time is not in 1..4095", "use for example 120");
+        }
+        if !(1..=3600).contains(&self.graceful_restart.stale_secs) {
+            return bad("the stale time of graceful restart is not in 1..3600", "use for example 180");
+        }
+        if self.long_lived.enabled && !self.graceful_restart.enabled {
+            return bad("long-lived graceful restart without graceful restart", "enable both (RFC 9494)");
+        }
+        let mut stale_times = self.long_lived.stale_time_secs.values();
+        if stale_times.any(|secs| !(1..=STALE_TIME_MAX).contains(secs)) {
+            return bad("a long-lived stale time is not in 1..16777215", "use for example 86400");
         }
         if let Some(Err((what, remedy))) = self.bfd.as_ref().map(BfdSettings::check) {
             return bad(what, remedy);

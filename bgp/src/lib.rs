@@ -40,7 +40,8 @@ mod rib;
 pub mod wire;
 
 pub use config::{
-    AllowedPrefix, Announcement, BfdUnit, GracefulRestart, PeerConfig, Scope, SpeakerConfig, Timers,
+    AllowedPrefix, Announcement, BfdUnit, GracefulRestart, LongLivedRestart, PeerConfig, Scope,
+    SpeakerConfig, Timers,
 };
 pub use driver::{Events, Speaker, SpeakerHandle};
 pub use error::Error;

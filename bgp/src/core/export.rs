@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use ipnet::IpNet;
 
+use super::restart::has;
 use crate::config::{Announcement, PeerConfig};
 use crate::family::{Family, NextHop};
 use crate::fsm::{Identity, Session};
@@ -19,6 +20,9 @@ use crate::wire::{self, AsPath, Attributes, Community, EncodeContext, UpdateCont
 pub(super) struct View {
     own_asn: u32,
     ebgp: bool,
+    /// The peer understands long-lived stale routes (RFC 9494); or it is to hear of them all the same.
+    long_lived: bool,
+    partial: bool,
     four_octet_as: bool,
     /// Longest message the peer takes, in bytes (RFC 8654).
     message_max: usize,
@@ -42,6 +46,8 @@ impl View {
         Self {
             own_asn: identity.asn,
             ebgp: session.ebgp,
+            long_lived: session.long_lived.peer,
+            partial: !session.ebgp && config.long_lived.partial_deployment,
             four_octet_as: session.context.four_octet_as,
             message_max: session.message_max,
             families: session.families.clone(),
@@ -111,6 +117,7 @@ impl View {
         let family = Family::of(prefix);
         let reachable = !self.ebgp || self.own_next_hop(family).is_some();
         (best.ebgp || self.ebgp)
+            && (!best.least || self.long_lived || self.partial)
             && reachable
             && self.families.contains(&family)
             && may_leave(best.set.attributes(), self.ebgp)
@@ -121,6 +128,13 @@ impl View {
         let mut attributes = Attributes::clone(set.attributes());
         if !self.ebgp {
             attributes.local_pref = Some(attributes.local_pref.unwrap_or(DEFAULT_LOCAL_PREF));
+            if self.partial && !self.long_lived && has(&attributes, Community::LLGR_STALE) {
+                // RFC 9494 section 4.6: whoever does not know the community at least knows this.
+                attributes.local_pref = Some(0);
+                attributes.communities.push(Community::NO_EXPORT);
+                attributes.communities.sort_unstable();
+                attributes.communities.dedup();
+            }
             return Some((*set.next_hop(), attributes));
         }
         attributes.as_path.prepend(self.own_asn);

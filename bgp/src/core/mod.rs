@@ -9,7 +9,10 @@ mod bfd;
 mod export;
 mod log;
 mod peer;
+mod refresh;
+mod restart;
 mod routes;
+mod selection;
 mod snapshot;
 mod tell;
 #[cfg(test)]
@@ -33,6 +36,7 @@ use crate::wire::{EXTENDED_MESSAGE_MAX, Frame, MESSAGE_MAX, Notification, cease}
 
 use log::Logs;
 use peer::{Peer, not_allowed, refusal};
+use selection::Selection;
 
 /// A connection that takes no byte for this long is dead (RFC 9687, send hold timer: 8 minutes or twice the hold time).
 const SEND_HOLD_MIN: Duration = Duration::from_secs(480);
@@ -79,13 +83,15 @@ pub(crate) struct Core {
     events: EventQueue,
     /// Prefixes the reader was told about and not yet told to forget.
     published: BTreeSet<IpNet>,
+    /// Route selection after a restart waits for the peers.
+    selection: Selection,
     /// The BFD sessions that peers ask for may be others than last taken.
     bfd_changed: bool,
 }
 
 impl Core {
     pub(crate) fn new(config: &SpeakerConfig) -> Self {
-        Self {
+        let mut core = Self {
             identity: Identity { asn: config.local_asn, router_id: config.router_id },
             restarting: config.restarting,
             jitter_seed: config.jitter_seed,
@@ -100,8 +106,13 @@ impl Core {
             outputs: VecDeque::new(),
             events: EventQueue::new(config.event_queue > 0),
             published: BTreeSet::new(),
+            selection: Selection::new(config),
             bfd_changed: false,
+        };
+        if config.restarting {
+            Family::ALL.into_iter().for_each(|family| core.rib.defer(family));
         }
+        core
     }
 
     pub(crate) fn next_output(&mut self) -> Option<Output> {
@@ -148,7 +159,7 @@ impl Core {
                     next_hop: *route.set.next_hop(),
                     interface: config.interface.clone(),
                     attributes: Arc::clone(route.set.attributes()),
-                    stale: route.stale,
+                    stale: route.is_stale(),
                 })
             })
             .collect()
@@ -161,7 +172,7 @@ impl Core {
             .values()
             .filter(|link| link.outstanding > 0)
             .map(|link| link.progress_at + self.send_hold(link.peer));
-        peers.chain(links).min()
+        peers.chain(links).chain(self.selection.next_deadline()).min()
     }
 
     fn send_hold(&self, peer: PeerId) -> Duration {
@@ -201,6 +212,7 @@ impl Core {
         let mut fsm = Fsm::new(Arc::clone(&config), self.identity, self.restarting, jitter);
         fsm.start(now);
         self.peers.insert(id, Peer::new(config, fsm));
+        self.selection.started(now);
         self.bfd_changed = true;
         self.settle(now, id);
         Ok(())
@@ -216,6 +228,7 @@ impl Core {
         self.rib.remove_peer(id);
         self.peers.remove(&id);
         self.bfd_changed = true;
+        self.select_if_complete();
         self.propagate();
         Ok(())
     }
@@ -274,10 +287,9 @@ impl Core {
     pub(crate) fn export_complete(&mut self) {
         if !std::mem::replace(&mut self.export_complete, true) {
             self.bfd_changed = true;
-            for peer in self.peers.values_mut() {
-                let families = peer.end_of_rib_families();
-                peer.out.owe_end_of_rib(&families);
-            }
+            let selected = Family::ALL.into_iter().filter(|family| !self.rib.is_deferred(*family));
+            selected.collect::<Vec<_>>().into_iter().for_each(|family| self.owe_end_of_rib(family));
+            self.select_if_complete();
             self.propagate();
         }
     }
@@ -432,11 +444,13 @@ impl Core {
         for id in due {
             let Some(peer) = self.peers.get_mut(&id) else { continue };
             peer.fsm.timers(now);
-            if peer.stale_until.is_some_and(|at| at <= now) {
-                peer.stale_until = None;
-                self.rib.remove_where(id, |_, route| route.stale);
-            }
+            self.kept_timers(now, id);
+            self.refresh_timers(now, id);
             self.settle(now, id);
+        }
+        if self.selection.is_due(now) {
+            self.select_all();
+            self.propagate();
         }
     }
 
@@ -464,7 +478,7 @@ impl Core {
                 Action::Up { connection, session } => self.session_up(now, id, connection, session),
                 Action::Down { cause } => self.session_down(now, id, &cause),
                 Action::Update { update } => self.update(now, id, update),
-                Action::Refresh { family } => self.say_again(id, family),
+                Action::Refresh { refresh } => self.refreshed(now, id, &refresh),
             }
         }
     }

@@ -31,7 +31,7 @@ impl Core {
             for route in &destination.routes {
                 let counted = tally.received.entry((route.peer, family)).or_default();
                 counted.accepted += usize::from(route.refused.is_none());
-                counted.stale += usize::from(route.stale);
+                counted.stale += usize::from(route.is_stale());
             }
             let Some(best) = Best::of(destination).filter(|_| !self.rib.is_local(&prefix)) else { continue };
             for (view, _) in self.logs.iter().filter(|(view, _)| view.passes(&prefix, &best)) {
@@ -115,7 +115,7 @@ impl Core {
             attributes: Arc::clone(route.set.attributes()),
             best: route.best(),
             used: route.used(),
-            stale: route.stale,
+            stale: route.is_stale(),
             refused: route.refused,
         }
     }

@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 use crate::config::PeerConfig;
 use crate::family::Family;
 use crate::wire::{
-    Capability, EXTENDED_MESSAGE_MAX, GracefulRestartCapability, GracefulRestartFamily, MESSAGE_MAX,
-    Notification, Open, UpdateContext, code,
+    Capability, EXTENDED_MESSAGE_MAX, GracefulRestartCapability, MESSAGE_MAX, Notification, Open,
+    UpdateContext, code,
 };
+
+use super::restart::{self, LongLived};
 
 /// Names a connection for as long as the speaker runs.
 pub(crate) type ConnectionId = u64;
@@ -70,6 +72,12 @@ pub(crate) struct Session {
     pub(crate) route_refresh: bool,
     /// The peer's graceful restart capability.
     pub(crate) peer_restart: Option<GracefulRestartCapability>,
+    /// Both sides keep routes through a NOTIFICATION (N bit, RFC 8538).
+    pub(crate) notification_restart: bool,
+    /// What the peer's long-lived graceful restart capability says (RFC 9494).
+    pub(crate) long_lived: LongLived,
+    /// The peer understands the demarcation of refreshes (RFC 7313).
+    pub(crate) enhanced_refresh: bool,
     /// Everything the peer offered.
     pub(crate) peer_capabilities: Vec<Capability>,
     /// Our address on the session.
@@ -94,19 +102,8 @@ pub(super) fn offered(
 ) -> Vec<Capability> {
     let mut capabilities: Vec<Capability> =
         config.families.iter().copied().map(Capability::Multiprotocol).collect();
-    capabilities.push(Capability::RouteRefresh);
-    if config.graceful_restart.enabled {
-        capabilities.push(Capability::GracefulRestart(GracefulRestartCapability {
-            restarted,
-            notification: false,
-            restart_time_secs: config.graceful_restart.restart_time_secs,
-            families: config
-                .families
-                .iter()
-                .map(|family| GracefulRestartFamily { family: *family, forwarding_preserved })
-                .collect(),
-        }));
-    }
+    capabilities.extend([Capability::RouteRefresh, Capability::EnhancedRefresh]);
+    capabilities.extend(restart::offered(config, restarted, forwarding_preserved));
     capabilities.push(Capability::FourOctetAs(identity.asn));
     if config.extended_messages {
         capabilities.push(Capability::ExtendedMessage);
@@ -158,7 +155,6 @@ pub(super) fn negotiate(
         ebgp,
         hold,
         keepalive: config.timers.keepalive.min(hold / 3),
-        families,
         message_max: if config.extended_messages && open.extended_message() {
             EXTENDED_MESSAGE_MAX
         } else {
@@ -166,8 +162,12 @@ pub(super) fn negotiate(
         },
         route_refresh: open.route_refresh(),
         peer_restart: open.graceful_restart().cloned(),
+        notification_restart: restart::through_notifications(config, &open),
+        long_lived: LongLived::new(config, &open, &families),
+        enhanced_refresh: open.route_refresh() && open.enhanced_refresh(),
         peer_capabilities: open.capabilities,
         local_address: local,
         context,
+        families,
     })
 }

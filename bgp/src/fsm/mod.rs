@@ -11,6 +11,7 @@
 
 mod connection;
 mod jitter;
+mod restart;
 #[cfg(test)]
 mod tests;
 
@@ -25,8 +26,9 @@ use std::time::{Duration, Instant};
 use connection::{Connection, Stage, negotiate, offered};
 
 use crate::config::PeerConfig;
-use crate::family::Family;
-use crate::wire::{self, Frame, Message, Notification, Open, Update, UpdateContext, cease, code};
+use crate::wire::{
+    self, Frame, Message, Notification, Open, RouteRefresh, Update, UpdateContext, cease, code,
+};
 
 /// The longest hold after repeated errors.
 const ERROR_HOLD_MAX: Duration = Duration::from_secs(120);
@@ -46,13 +48,6 @@ pub(crate) enum DownCause {
     Lost(String),
     /// The peer opened anew while we still thought it up: it has restarted (RFC 4724 section 5).
     Replaced,
-}
-
-impl DownCause {
-    /// Whether a helper keeps the routes (RFC 4724 section 4.2: not after a NOTIFICATION).
-    pub(crate) const fn keeps_routes(&self) -> bool {
-        matches!(self, Self::Lost(_) | Self::Replaced)
-    }
 }
 
 impl std::fmt::Display for DownCause {
@@ -89,8 +84,8 @@ pub(crate) enum Action {
     Down { cause: DownCause },
     /// Routes from the peer.
     Update { update: Box<Update> },
-    /// The peer wants a family again.
-    Refresh { family: Family },
+    /// The peer wants a family again, or says where such a repetition begins or ends.
+    Refresh { refresh: RouteRefresh },
 }
 
 /// The states as RFC 4271 names them.
@@ -226,9 +221,10 @@ impl Fsm {
         self.retry_at = None;
         self.blocked_until = None;
         for connection in std::mem::take(&mut self.connections) {
-            self.send_last(connection.id, notification);
+            let last = connection.last_words(notification);
+            self.send_last(connection.id, &last);
             if connection.stage == Stage::Established {
-                self.went_down(DownCause::Sent(notification.clone()), None);
+                self.went_down(DownCause::Sent(last), None);
             }
         }
     }
@@ -431,9 +427,7 @@ impl Fsm {
             }
             (Stage::Established, Message::RouteRefresh(refresh)) => {
                 connection.heard(now);
-                if let Some(family) = refresh.requested() {
-                    self.actions.push_back(Action::Refresh { family });
-                }
+                self.actions.push_back(Action::Refresh { refresh });
             }
             (stage, _) => {
                 // RFC 6608 gives the subcodes.
@@ -559,8 +553,9 @@ impl Fsm {
     /// Ends a connection with a NOTIFICATION of ours.
     fn fail(&mut self, now: Instant, id: ConnectionId, notification: Notification) {
         let Some(connection) = self.drop_connection(id) else { return };
-        self.send_last(id, &notification);
-        let cause = DownCause::Sent(notification);
+        let last = connection.last_words(&notification);
+        self.send_last(id, &last);
+        let cause = DownCause::Sent(last);
         if connection.stage == Stage::Established {
             self.went_down(cause, Some(now));
         } else {

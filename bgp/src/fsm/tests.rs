@@ -3,6 +3,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use bytes::BytesMut;
 
 use super::*;
+use crate::family::Family;
 use crate::wire::MessageType;
 
 const LOCAL: Identity = Identity { asn: 65001, router_id: Ipv4Addr::new(10, 0, 0, 1) };
@@ -50,9 +51,11 @@ fn words(fsm: &mut Fsm) -> Vec<String> {
             }
             Action::Close { connection } => format!("{connection}:close"),
             Action::Up { connection, .. } => format!("{connection}:up"),
-            Action::Down { cause } => format!("down keeps={}", cause.keeps_routes()),
+            Action::Down { cause } => {
+                format!("down keeps={}", matches!(cause, DownCause::Lost(_) | DownCause::Replaced))
+            }
             Action::Update { .. } => "update".to_owned(),
-            Action::Refresh { family } => format!("refresh {family}"),
+            Action::Refresh { refresh } => format!("refresh {:?}", refresh.kind),
         })
         .collect()
 }

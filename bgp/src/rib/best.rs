@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use smallvec::SmallVec;
 
-use super::{PeerFacts, PeerId, Route};
+use super::{Marks, PeerFacts, PeerId, Route};
 
 /// Preference of a path without LOCAL_PREF.
 pub(crate) const DEFAULT_LOCAL_PREF: u32 = 100;
@@ -39,6 +39,7 @@ fn select(routes: &[Route], peers: &BTreeMap<PeerId, PeerFacts>, max_paths: usiz
         .filter(|(_, route)| route.refused.is_none())
         .filter_map(|(at, route)| Some((at, route, peers.get(&route.peer)?)))
         .collect();
+    keep_least(&mut left, |path| path.1.marks.has(Marks::LEAST));
     keep_least(&mut left, |path| u32::MAX - path.1.set.attributes().local_pref.unwrap_or(DEFAULT_LOCAL_PREF));
     keep_least(&mut left, |path| path.1.set.attributes().as_path.hops());
     keep_least(&mut left, |path| path.1.set.attributes().origin);
@@ -140,6 +141,18 @@ mod tests {
         let refused = Route { refused: Some(Refusal::Policy), ..route(2, |_| {}) };
         assert_eq!(ranked([internal(), refused.clone()], 16), [11]);
         assert_eq!(ranked([refused], 16), [0; 0]);
+    }
+
+    #[test]
+    fn long_lived_stale_paths_come_last_but_are_used_if_nothing_else_is_there() {
+        let stale = |peer| {
+            let route = route(peer, |a| a.local_pref = Some(900));
+            Route { marks: Marks::LEAST, ..route }
+        };
+        assert_eq!(ranked([stale(1), route(11, |a| a.local_pref = Some(1))], 16), [11]);
+        assert_eq!(ranked([stale(1), stale(2)], 16), [1, 2]);
+        let graceful = Route { marks: Marks::STALE, ..route(1, |_| {}) };
+        assert_eq!(ranked([graceful, route(2, |_| {})], 16), [1, 2], "RFC 4724: no difference");
     }
 
     #[test]

@@ -5,11 +5,13 @@
 //! routes is a view as well: it follows from the best paths before and after a change ([`Change`]), so a peer costs no memory per prefix.
 
 mod best;
+mod marks;
 pub(crate) mod out;
 mod set;
 mod table;
 
 pub(crate) use best::DEFAULT_LOCAL_PREF;
+pub(crate) use marks::Marks;
 pub(crate) use set::{PathSet, PathSets};
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -54,7 +56,7 @@ pub(crate) struct Route {
     pub(crate) set: Arc<PathSet>,
     pub(crate) peer: PeerId,
     pub(crate) refused: Option<Refusal>,
-    pub(crate) stale: bool,
+    pub(crate) marks: Marks,
     /// From a peer of another AS.
     pub(crate) ebgp: bool,
     /// Place among the paths in use: 1 is the best, 0 not in use.
@@ -63,7 +65,17 @@ pub(crate) struct Route {
 
 impl Route {
     pub(crate) const fn new(peer: PeerId, ebgp: bool, set: Arc<PathSet>, refused: Option<Refusal>) -> Self {
-        Self { set, peer, refused, stale: false, ebgp, rank: 0 }
+        Self { set, peer, refused, marks: Marks::NONE, ebgp, rank: 0 }
+    }
+
+    /// The same with marks.
+    pub(crate) fn marked(self, marks: Marks) -> Self {
+        Self { marks, ..self }
+    }
+
+    /// Whether the session it came in has ended.
+    pub(crate) const fn is_stale(&self) -> bool {
+        self.marks.has(Marks::STALE)
     }
 
     /// Whether it is in use: the best or equal to it.
@@ -110,12 +122,15 @@ pub(crate) struct Best {
     pub(crate) peer: PeerId,
     /// The peer is in another AS.
     pub(crate) ebgp: bool,
+    /// Least preferred for being long-lived stale, here or where it came from (RFC 9494).
+    pub(crate) least: bool,
 }
 
 impl Best {
     pub(crate) fn of(destination: &Destination) -> Option<Self> {
         let best = destination.best()?;
-        Some(Self { set: Arc::clone(&best.set), peer: best.peer, ebgp: best.ebgp })
+        let least = best.marks.has(Marks::LEAST);
+        Some(Self { set: Arc::clone(&best.set), peer: best.peer, ebgp: best.ebgp, least })
     }
 
     fn is(&self, other: &Self) -> bool {
@@ -148,6 +163,8 @@ impl Change {
 /// in any order.
 pub(crate) type Batch = Vec<Change>;
 
+/// No peer's number: they start at 1.
+const NOBODY: PeerId = 0;
 /// Changes in one batch at most.
 const BATCH_MAX: usize = 4096;
 
@@ -166,6 +183,8 @@ pub(crate) struct Rib {
     local_changes: BTreeMap<IpNet, bool>,
     /// The list of [`Rib::by_set`] while nothing changes: peers that come up together share it.
     listed: Option<Arc<[IpNet]>>,
+    /// Families without route selection yet (RFC 4724 section 4.1).
+    deferred: BTreeSet<Family>,
 }
 
 impl Rib {
@@ -180,6 +199,7 @@ impl Rib {
             batch: 1,
             local_changes: BTreeMap::new(),
             listed: None,
+            deferred: BTreeSet::new(),
         }
     }
 
@@ -290,14 +310,51 @@ impl Rib {
         gone.into_iter().for_each(|prefix| self.remove(prefix, peer));
     }
 
-    /// Marks a peer's paths of these families stale (RFC 4724 section 4.2); what was stale already goes, as do other families.
-    pub(crate) fn mark_stale(&mut self, peer: PeerId, families: &[Family]) {
-        self.remove_where(peer, |prefix, route| route.stale || !families.contains(&Family::of(prefix)));
-        self.tables.for_each_mut(|_, destination| {
-            if let Some(route) = destination.routes.iter_mut().find(|route| route.peer == peer) {
-                route.stale = true;
+    /// Changes the marks of a peer's paths of a family; no mark that counts in route selection.
+    pub(crate) fn mark_where(&mut self, peer: PeerId, family: Family, change: impl Fn(Marks) -> Marks) {
+        self.tables.for_each_mut(|prefix, destination| {
+            if Family::of(&prefix) == family {
+                let of_peer = destination.routes.iter_mut().filter(|route| route.peer == peer);
+                of_peer.for_each(|route| route.marks = change(route.marks));
             }
         });
+    }
+
+    /// A peer's paths that `which` names, in order.
+    pub(crate) fn routes_where(
+        &self,
+        peer: PeerId,
+        which: impl Fn(&IpNet, &Route) -> bool,
+    ) -> Vec<(IpNet, Route)> {
+        let of_peer = |(prefix, destination): (IpNet, &Destination)| {
+            let route = destination.route(peer).filter(|route| which(&prefix, route))?;
+            Some((prefix, route.clone()))
+        };
+        let mut found: Vec<(IpNet, Route)> = self.destinations().filter_map(of_peer).collect();
+        found.sort_unstable_by_key(|(prefix, _)| *prefix);
+        found
+    }
+
+    /// Whether a family has no route selection yet.
+    pub(crate) fn is_deferred(&self, family: Family) -> bool {
+        self.deferred.contains(&family)
+    }
+
+    /// Starts without route selection for a family: paths are stored and none is used.
+    pub(crate) fn defer(&mut self, family: Family) {
+        self.deferred.insert(family);
+    }
+
+    /// Route selection of a family, for all that has come until now and from now on.
+    pub(crate) fn select(&mut self, family: Family) {
+        if !self.deferred.remove(&family) {
+            return;
+        }
+        let of_family =
+            |(prefix, _): (IpNet, &Destination)| (Family::of(&prefix) == family).then_some(prefix);
+        let mut prefixes: Vec<IpNet> = self.destinations().filter_map(of_family).collect();
+        prefixes.sort_unstable();
+        prefixes.into_iter().for_each(|prefix| self.decide(prefix, NOBODY, None, false));
     }
 
     /// Judges a peer's paths anew, after its import list changed.
@@ -320,6 +377,9 @@ impl Rib {
     /// Runs the decision process for a prefix after the path of `touched` changed; `old` was the best before. `gone`: a path in use was
     /// taken away.
     fn decide(&mut self, prefix: IpNet, touched: PeerId, old: Option<Best>, gone: bool) {
+        if !self.deferred.is_empty() && self.deferred.contains(&Family::of(&prefix)) {
+            return;
+        }
         let Some(destination) = self.tables.get_mut(&prefix) else { return };
         let in_use = |routes: &[Route]| routes.iter().any(|route| route.peer == touched && route.used());
         let before = gone || in_use(&destination.routes);
