@@ -334,7 +334,7 @@ fn stop_says_why_and_ignores_what_comes_later() {
     let mut bench = Bench::new(|_| {});
     bench.establish(1);
     bench.fsm.stop(&Notification::cease(cease::ADMIN_SHUTDOWN, "bye"));
-    assert_eq!(words(&mut bench.fsm), ["1:notify 6/2", "1:close", "down keeps=false"]);
+    assert_eq!(words(&mut bench.fsm), ["1:notify 6/9", "1:close", "down keeps=false"]);
     assert_eq!((bench.fsm.state(), bench.fsm.next_deadline()), (State::Idle, None));
     assert!(!bench.fsm.accepted(bench.now, 2, local()));
     assert_eq!(bench.hear(1, &wire::keepalive()).len(), 0);

@@ -80,10 +80,8 @@ impl Net {
         of_a: impl Fn(&mut PeerConfig),
         of_b: impl Fn(&mut PeerConfig),
     ) {
-        let changes: [(Id, Id, &dyn Fn(&mut PeerConfig)); 2] = [(a, b, &of_a), (b, a, &of_b)];
-        for (own, other, change) in changes {
-            self.add_peer(own, other, change);
-        }
+        self.add_peer(a, b, of_a);
+        self.add_peer(b, a, of_b);
     }
 
     pub(super) fn add_peer(&mut self, own: Id, other: Id, change: impl Fn(&mut PeerConfig)) {
