@@ -35,6 +35,9 @@ pub struct SpeakerConfig {
     pub restarting: bool,
     /// Longest wait of a restarting speaker for the End-of-RIB of its peers before it selects routes (RFC 4724 section 4.1).
     pub selection_deferral: Duration,
+    /// Use only paths whose next hop somebody says can be reached: see [`SpeakerHandle::next_hops`](crate::SpeakerHandle::next_hops). Else every
+    /// next hop counts as reachable.
+    pub track_next_hops: bool,
     /// Most equal paths given for one prefix (ECMP); 1 turns multipath off.
     pub max_paths: usize,
     /// Seed of the timers' jitter; equal seeds and inputs give equal runs.
@@ -55,6 +58,7 @@ impl SpeakerConfig {
             listen: Vec::new(),
             restarting: false,
             selection_deferral: Duration::from_secs(45),
+            track_next_hops: false,
             max_paths: 16,
             jitter_seed: 0,
             bfd: None,
@@ -208,6 +212,10 @@ pub struct PeerConfig {
     /// Offer messages of up to 65535 bytes (RFC 8654); sent that long only if the peer offers it too.
     #[serde(default)]
     pub extended_messages: bool,
+    /// End the session with a directly connected external peer at once when its link or our address goes, as
+    /// [`SpeakerHandle::link_down`](crate::SpeakerHandle::link_down) tells.
+    #[serde(default = "yes")]
+    pub fast_fallover: bool,
     /// Refuse paths that do not start with the peer's AS.
     pub enforce_first_as: bool,
     /// Prefixes held from this peer before the session is ended with Cease.
@@ -240,6 +248,7 @@ impl PeerConfig {
             import: Vec::new(),
             export_learned: false,
             extended_messages: false,
+            fast_fallover: true,
             enforce_first_as: true,
             max_prefixes: 100_000,
             next_hop_ipv4: None,
@@ -314,6 +323,7 @@ impl PeerConfig {
             next_hop_ipv4: None,
             next_hop_ipv6: None,
             bfd: None,
+            fast_fallover: true,
             timers: Timers { connect_retry: Duration::from_secs(1), ..config.timers },
             ..config.clone()
         };

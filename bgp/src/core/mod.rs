@@ -7,6 +7,7 @@
 
 mod bfd;
 mod export;
+mod fallover;
 mod log;
 mod peer;
 mod refresh;
@@ -99,7 +100,7 @@ impl Core {
             links: BTreeMap::new(),
             next_peer: 1,
             next_connection: 1,
-            rib: Rib::new(config.max_paths, config.jitter_seed),
+            rib: Rib::new(config.max_paths, config.jitter_seed, config.track_next_hops),
             sets: PathSets::new(config.jitter_seed),
             logs: Logs::default(),
             export_complete: false,
@@ -303,6 +304,17 @@ impl Core {
             }
             None => true,
         })
+    }
+
+    /// The next hops to resolve, if they are others than last taken.
+    pub(crate) fn take_next_hops(&mut self) -> Option<BTreeSet<IpAddr>> {
+        self.rib.next_hops.take_changed()
+    }
+
+    /// What is known of a next hop: the cost of the way there, or that there is none.
+    pub(crate) fn next_hop_resolved(&mut self, next_hop: IpAddr, metric: Option<u32>) {
+        self.rib.next_hop_resolved(next_hop, metric);
+        self.propagate();
     }
 
     /// Asks a peer to send its routes again (RFC 2918). False if there is no session, or the peer cannot.

@@ -11,7 +11,7 @@ use super::export::View;
 use super::peer::Peer;
 use crate::event::{FamilyState, PeerState, RouteRow, RouteView};
 use crate::family::Family;
-use crate::rib::{Best, PeerId, Route};
+use crate::rib::{Best, PeerId, Refusal, Route};
 
 impl Core {
     /// The state of every peer, by name.
@@ -108,6 +108,7 @@ impl Core {
     }
 
     fn row(&self, prefix: IpNet, route: &Route) -> RouteRow {
+        let unreachable = !self.rib.next_hops.is_usable(route.set.next_hop());
         RouteRow {
             prefix,
             peer: self.peers.get(&route.peer).map(|peer| peer.config.name.clone()).unwrap_or_default(),
@@ -116,7 +117,7 @@ impl Core {
             best: route.best(),
             used: route.used(),
             stale: route.is_stale(),
-            refused: route.refused,
+            refused: route.refused.or_else(|| unreachable.then_some(Refusal::NextHopUnreachable)),
         }
     }
 

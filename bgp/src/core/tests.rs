@@ -1,6 +1,7 @@
 //! Two cores talk to each other over in-memory connections: everything but sockets is real.
 
 mod net;
+mod paths;
 mod refresh;
 mod restart;
 

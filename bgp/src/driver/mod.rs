@@ -14,13 +14,13 @@ mod socket;
 
 pub use handle::{Events, Speaker, SpeakerHandle};
 
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::config::SpeakerConfig;
@@ -74,10 +74,16 @@ struct Driver {
     connections: JoinSet<()>,
     flushes: Vec<oneshot::Sender<()>>,
     bfd: Option<bfd::Bfd>,
+    /// Next hops that are to be resolved.
+    next_hops: watch::Sender<BTreeSet<IpAddr>>,
 }
 
 impl Driver {
-    fn new(config: &SpeakerConfig, events: mpsc::Sender<Event>) -> Result<Self, Error> {
+    fn new(
+        config: &SpeakerConfig,
+        events: mpsc::Sender<Event>,
+        next_hops: watch::Sender<BTreeSet<IpAddr>>,
+    ) -> Result<Self, Error> {
         let (inputs, inbox) = mpsc::channel(INPUT_QUEUE);
         let mut listeners = JoinSet::new();
         for address in &config.listen {
@@ -97,6 +103,7 @@ impl Driver {
             connections: JoinSet::new(),
             flushes: Vec::new(),
             bfd: config.bfd.clone().map(bfd::Bfd::start),
+            next_hops,
         })
     }
 
@@ -224,6 +231,9 @@ impl Driver {
             && let Some(bfd) = &self.bfd
         {
             bfd.want(sessions);
+        }
+        if let Some(next_hops) = self.core.take_next_hops() {
+            self.next_hops.send_replace(next_hops);
         }
         if !self.flushes.is_empty() && self.core.is_flushed() {
             for done in self.flushes.drain(..) {

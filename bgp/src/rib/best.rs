@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use smallvec::SmallVec;
 
+use super::next_hops::NextHops;
 use super::{Marks, PeerFacts, PeerId, Route};
 
 /// Preference of a path without LOCAL_PREF.
@@ -15,13 +16,18 @@ type Candidates<'a> = SmallVec<[Candidate<'a>; 8]>;
 
 /// Ranks the paths: the best is 1, then follow those equal to it up to the tie-breaks; at most `max_paths` are in use, the others have rank 0.
 /// Whether any rank changed.
-pub(super) fn rank(routes: &mut [Route], peers: &BTreeMap<PeerId, PeerFacts>, max_paths: usize) -> bool {
+pub(super) fn rank(
+    routes: &mut [Route],
+    peers: &BTreeMap<PeerId, PeerFacts>,
+    max_paths: usize,
+    next_hops: &NextHops,
+) -> bool {
     // Most prefixes have one path.
     if let [only] = routes {
-        let rank = u8::from(only.refused.is_none());
+        let rank = u8::from(only.refused.is_none() && next_hops.is_usable(only.set.next_hop()));
         return std::mem::replace(&mut only.rank, rank) != rank;
     }
-    let selected = select(routes, peers, max_paths);
+    let selected = select(routes, peers, max_paths, next_hops);
     let mut changed = false;
     for (at, route) in routes.iter_mut().enumerate() {
         let place = selected.iter().position(|chosen| *chosen == at).map_or(0, |place| place + 1);
@@ -32,11 +38,16 @@ pub(super) fn rank(routes: &mut [Route], peers: &BTreeMap<PeerId, PeerFacts>, ma
 }
 
 /// Indexes of the paths in use, best first.
-fn select(routes: &[Route], peers: &BTreeMap<PeerId, PeerFacts>, max_paths: usize) -> SmallVec<[usize; 8]> {
+fn select(
+    routes: &[Route],
+    peers: &BTreeMap<PeerId, PeerFacts>,
+    max_paths: usize,
+    next_hops: &NextHops,
+) -> SmallVec<[usize; 8]> {
     let mut left: Candidates<'_> = routes
         .iter()
         .enumerate()
-        .filter(|(_, route)| route.refused.is_none())
+        .filter(|(_, route)| route.refused.is_none() && next_hops.is_usable(route.set.next_hop()))
         .filter_map(|(at, route)| Some((at, route, peers.get(&route.peer)?)))
         .collect();
     keep_least(&mut left, |path| path.1.marks.has(Marks::LEAST));
@@ -45,6 +56,9 @@ fn select(routes: &[Route], peers: &BTreeMap<PeerId, PeerFacts>, max_paths: usiz
     keep_least(&mut left, |path| path.1.set.attributes().origin);
     keep_least_med(&mut left);
     keep_least(&mut left, |(_, route, _)| !route.ebgp);
+    if next_hops.is_tracked() {
+        keep_least(&mut left, |(_, route, _)| next_hops.cost(route.set.next_hop()));
+    }
     // What is left is equal but for the tie-breaks: the multipath set. Paths through different ASes of equal length count as equal,
     // since two ToRs usually have two AS numbers.
     left.sort_by_key(|path| {
@@ -105,7 +119,7 @@ mod tests {
         let facts = |peer: u32| PeerFacts { router_id: Ipv4Addr::from(peer), address: address(peer) };
         let peers = [1, 2, 3, 11, 12, 13].map(|peer| (peer, facts(peer))).into_iter().collect();
         let mut routes = routes.into();
-        rank(&mut routes, &peers, max_paths);
+        rank(&mut routes, &peers, max_paths, &NextHops::new(false, 0));
         let mut used: Vec<&Route> = routes.iter().filter(|route| route.used()).collect();
         used.sort_by_key(|route| route.rank);
         used.into_iter().map(|route| route.peer).collect()

@@ -6,6 +6,7 @@
 
 mod best;
 mod marks;
+mod next_hops;
 pub(crate) mod out;
 mod set;
 mod table;
@@ -24,6 +25,7 @@ use smallvec::SmallVec;
 
 use crate::config::{Announcement, Scope};
 use crate::family::Family;
+use next_hops::NextHops;
 use table::Tables;
 
 /// Names a peer for as long as the speaker runs.
@@ -41,6 +43,8 @@ pub enum Refusal {
     OwnRouterId,
     /// The next hop is this speaker itself.
     OwnNextHop,
+    /// There is no way to the next hop (RFC 4271 section 9.1.2.1).
+    NextHopUnreachable,
 }
 
 /// What the decision process asks about the peer of a path.
@@ -183,12 +187,13 @@ pub(crate) struct Rib {
     local_changes: BTreeMap<IpNet, bool>,
     /// The list of [`Rib::by_set`] while nothing changes: peers that come up together share it.
     listed: Option<Arc<[IpNet]>>,
+    pub(crate) next_hops: NextHops,
     /// Families without route selection yet (RFC 4724 section 4.1).
     deferred: BTreeSet<Family>,
 }
 
 impl Rib {
-    pub(crate) fn new(max_paths: usize, seed: u64) -> Self {
+    pub(crate) fn new(max_paths: usize, seed: u64, track_next_hops: bool) -> Self {
         Self {
             tables: Tables::new(seed),
             peers: BTreeMap::new(),
@@ -199,6 +204,7 @@ impl Rib {
             batch: 1,
             local_changes: BTreeMap::new(),
             listed: None,
+            next_hops: NextHops::new(track_next_hops, seed),
             deferred: BTreeSet::new(),
         }
     }
@@ -258,6 +264,11 @@ impl Rib {
     /// Stores a path in place of the peer's former one.
     pub(crate) fn insert(&mut self, prefix: IpNet, mut route: Route) {
         let peer = route.peer;
+        if self.next_hops.is_tracked() && self.next_hops.seen(route.set.next_hop()) {
+            let routes = self.tables.iter().flat_map(|(_, destination)| &destination.routes);
+            let new = std::iter::once(route.set.next_hop());
+            self.next_hops.sweep(routes.map(|route| route.set.next_hop()).chain(new));
+        }
         let destination = self.tables.entry(prefix);
         let old = Best::of(destination);
         match destination.routes.binary_search_by_key(&peer, |known| known.peer) {
@@ -335,6 +346,23 @@ impl Rib {
         found
     }
 
+    /// What is known of a next hop changed: the paths through it are judged anew.
+    pub(crate) fn next_hop_resolved(&mut self, address: IpAddr, metric: Option<u32>) {
+        if !self.next_hops.resolved(address, metric) {
+            return;
+        }
+        let through = |destination: &Destination| {
+            destination.routes.iter().any(|route| route.set.next_hop().address == address)
+        };
+        let mut touched: Vec<(IpNet, Option<Best>)> = self
+            .destinations()
+            .filter(|(_, destination)| through(destination))
+            .map(|(prefix, destination)| (prefix, Best::of(destination)))
+            .collect();
+        touched.sort_unstable_by_key(|(prefix, _)| *prefix);
+        touched.into_iter().for_each(|(prefix, old)| self.decide(prefix, NOBODY, old, false));
+    }
+
     /// Whether a family has no route selection yet.
     pub(crate) fn is_deferred(&self, family: Family) -> bool {
         self.deferred.contains(&family)
@@ -383,7 +411,7 @@ impl Rib {
         let Some(destination) = self.tables.get_mut(&prefix) else { return };
         let in_use = |routes: &[Route]| routes.iter().any(|route| route.peer == touched && route.used());
         let before = gone || in_use(&destination.routes);
-        let moved = best::rank(&mut destination.routes, &self.peers, self.max_paths);
+        let moved = best::rank(&mut destination.routes, &self.peers, self.max_paths, &self.next_hops);
         if !(before || moved || in_use(&destination.routes)) {
             return;
         }
