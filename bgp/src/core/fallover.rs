@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 use std::time::Instant;
 
-use super::{Core, Output, ttl};
+use super::admit::ttl;
+use super::{Core, Output};
 use crate::fsm::ConnectionId;
 use crate::rib::PeerId;
 

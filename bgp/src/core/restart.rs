@@ -52,6 +52,11 @@ impl Retention {
         self.families.values().filter_map(of).min()
     }
 
+    /// Whether nothing is kept.
+    pub(super) fn is_empty(&self) -> bool {
+        self.families.is_empty()
+    }
+
     /// End-of-RIB has come.
     pub(super) fn synchronised(&mut self, family: Family) {
         self.families.remove(&family);

@@ -1,7 +1,7 @@
 //! Any number of cores and the wires between them: speaker `n` is `n<n>`, 10.0.0.n, AS 65000 + n unless told otherwise.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use bytes::BytesMut;
 
@@ -145,7 +145,9 @@ impl Net {
         if self.cut.contains(&pair(id, far)) || !self.cores.contains_key(&far) {
             return self.core(id).connect_failed(now, peer, attempt, "unreachable");
         }
-        let taken = self.core(far).accepted(now, address(id), SocketAddr::new(address(far), 179));
+        let local = SocketAddr::new(address(far), 179);
+        let incoming = Incoming { remote: address(id), local, interface: None, ttl: Some(255) };
+        let taken = self.core(far).accepted(now, &incoming);
         let Some((there, _)) = taken else {
             return self.core(id).connect_failed(now, peer, attempt, "refused");
         };
