@@ -204,6 +204,8 @@ pub struct PeerState {
     pub last_error: Option<String>,
     /// The last changes of state, oldest first, at most 16, with the event of RFC 4271 section 8.1 that caused each.
     pub transitions: Vec<Transition>,
+    /// How many changes of state there were since the peer was added.
+    pub transition_count: u64,
     /// The listen range a dynamic neighbour came from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub range: Option<String>,

@@ -70,6 +70,7 @@ impl Core {
             counters: peer.counters,
             last_error: unheard(peer).or_else(|| peer.fsm.last_error().map(str::to_owned)),
             transitions: peer.fsm.transitions().copied().collect(),
+            transition_count: peer.fsm.transition_count(),
             range: peer.dynamic.clone(),
         }
     }
