@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use ipnet::IpNet;
 
 use super::rib::{
-    BirdSession, parse_bird, parse_bird_sessions, parse_frr_peers, parse_frr_received, parse_tombolo, tombolo_peers,
+    BirdSession, parse_bird, parse_bird_sessions, parse_frr_peers, parse_frr_received, parse_tombolo,
+    tombolo_peers,
 };
 use super::{
     Ends, Routes, addresses, default_route, difference, fib, held, on_shared_link, router, told_by, unicast,
