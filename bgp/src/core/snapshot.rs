@@ -13,7 +13,7 @@ use super::paths::Wanted;
 use super::peer::Peer;
 use crate::event::{FamilyState, PeerState, RouteRow, RouteView};
 use crate::family::Family;
-use crate::rib::{Best, PeerId, Route};
+use crate::rib::{Best, PeerId, Refusal, Route};
 
 impl Core {
     /// The state of every peer, by name.
@@ -33,7 +33,7 @@ impl Core {
             for route in &destination.routes {
                 let counted = tally.received.entry((route.peer, family)).or_default();
                 counted.accepted += usize::from(route.refused.is_none());
-                counted.stale += usize::from(route.stale);
+                counted.stale += usize::from(route.is_stale());
             }
             let Some(best) = Best::of(destination).filter(|_| !self.rib.is_local(&prefix)) else { continue };
             let hears = |view: &View| view.passes(&self.rib, &prefix, &best).is_some();
@@ -116,6 +116,7 @@ impl Core {
     }
 
     fn row(&self, prefix: IpNet, route: &Route) -> RouteRow {
+        let unreachable = !self.rib.next_hops.is_usable(route.set.next_hop());
         RouteRow {
             prefix,
             path_id: route.set.path_id(),
@@ -124,8 +125,8 @@ impl Core {
             attributes: Arc::clone(route.set.attributes()),
             best: route.best(),
             used: route.used(),
-            stale: route.stale,
-            refused: route.refused,
+            stale: route.is_stale(),
+            refused: route.refused.or_else(|| unreachable.then_some(Refusal::NextHopUnreachable)),
         }
     }
 
