@@ -466,6 +466,45 @@ protocol bgp v6 from node {{ passive; multihop; local fd00:77::2; neighbor fd00:
     });
 }
 
+/// A speaker that is bound to a device, be it an interface or a VRF, is not there for others.
+#[test]
+fn a_device_binds_listeners_and_connections() {
+    let [ours, theirs] = namespaces();
+    let _frr = frr(&theirs, &[]);
+    for passive in [false, true] {
+        let mut arguments = both(&json!({"passive": passive}));
+        arguments.push("device=eth1".to_owned());
+        let mut speaker = Speaker::start(&ours, 65001, &arguments);
+        speaker.learns(&BOTH_LEARNED);
+        let sockets = ours.run(&["ss", "-H", "-tan", "sport = :179 or dport = :179"]);
+        let bound = sockets.lines().filter(|line| line.contains("%eth1:179")).count();
+        assert!(bound >= 2, "both listeners are bound: {sockets}");
+    }
+    let mut speaker =
+        Speaker::start(&ours, 65001, &[both(&json!({})), vec!["device=lo".to_owned()]].concat());
+    speaker.stays_down("v4");
+}
+
+/// Both families over one session, whatever it runs over.
+#[test]
+fn both_families_go_over_either_transport() {
+    let [ours, theirs] = namespaces();
+    let config = format!(
+        "{BIRD_COMMON}
+protocol bgp both from node {{ local 10.77.0.2; neighbor 10.77.0.1 as 65001;
+  ipv4 {{ import all; export where source = RTS_STATIC; next hop self; }};
+  ipv6 {{ import all; export where source = RTS_STATIC; next hop address fd00:77::2; }}; }}
+"
+    );
+    let _bird = Bird::start(&theirs, &config);
+    let more = json!({"families": ["ipv4-unicast", "ipv6-unicast"], "next_hop_ipv6": "fd00:77::1"});
+    let argument = format!("peer-json={}", peer("both", "10.77.0.2", &more));
+    let mut speaker = Speaker::start(&ours, 65001, &[argument]);
+    speaker.learns(&BOTH_LEARNED);
+    in_kernel(&theirs, OURS[0], "10.77.0.1");
+    in_kernel(&theirs, OURS[1], "fd00:77::1");
+}
+
 /// RFC 8950 in both directions over a session between IPv6 addresses, into the other side's kernel.
 #[test]
 fn ipv4_goes_over_ipv6_next_hops_with_frr_and_bird() {
