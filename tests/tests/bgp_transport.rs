@@ -651,6 +651,35 @@ fn unnumbered_speakers_find_each_other_with_a_key() {
     b.learns(&[(OURS[0], &hop), (OURS[1], &hop)]);
 }
 
+/// An interface that comes after the speaker is found, and so is a neighbour that comes back with another link-local address.
+#[test]
+fn unnumbered_links_may_come_late_and_change() {
+    let [ours, theirs] = ["tspk", "tpeer"].map(Namespace::new);
+    let settings = json!({"name": "leaf", "unnumbered": true, "interface": "eth1"});
+    let argument = [format!("peer-json={settings}")];
+    let mut a = Speaker::start(&ours, 65001, &argument);
+    let error = a.peer("leaf")["last_error"].to_string();
+    assert!(error.contains("no router advertisement was heard on eth1"), "{error}");
+    join(&ours, &[], &theirs, &[]);
+    let mut b = Speaker::start(&theirs, 65002, &argument);
+    a.up("leaf");
+    let first = link_local(&theirs);
+    assert_eq!(a.peer("leaf")["address"], first);
+    b.0.kill();
+    theirs.ip(&["link", "set", "eth1", "down"]);
+    theirs.ip(&["link", "set", "eth1", "address", "02:00:00:00:77:02"]);
+    theirs.ip(&["link", "set", "eth1", "up"]);
+    let second = link_local(&theirs);
+    assert_ne!(first, second);
+    let mut b = Speaker::start(&theirs, 65002, &argument);
+    eventually("the session is up with the new address", || {
+        let peer = a.peer("leaf");
+        let up = peer["state"] == "established" && peer["address"] == second;
+        if up { Ok(()) } else { Err(peer.to_string()) }
+    });
+    b.up("leaf");
+}
+
 /// FRR and BIRD connect from addresses that are only known as ranges, with the range's key; they vanish when they go.
 #[test]
 fn dynamic_neighbours_come_from_ranges_and_vanish() {
