@@ -375,7 +375,7 @@ fn all_paths_go_to_who_takes_them_and_keep_their_identifiers() {
     let of_best: Vec<String> = identified(&mut net, 6, 5).into_iter().map(|(_, path)| path).collect();
     assert_eq!(of_best, ["65005 65002 65001", "65005 65002 65003"]);
     let paths = net.core(5).paths(&prefix(net_of));
-    assert_eq!(paths.len(), 3, "several paths of one peer are used together");
+    assert_eq!(paths.len(), 1, "all lead to one next hop");
     // The best goes: the others keep their identifiers, and 6 hears of the next.
     net.core(1).withdraw(&Scope::All, &prefix(net_of));
     net.run();
