@@ -47,7 +47,7 @@ fn all_with(actions: &Value) -> Value {
 
 const BIRD: &str = "router id 10.77.0.2;
 protocol device {}
-template bgp node { neighbor 10.77.0.1 as 65001; hold time 9; connect retry time 2; connect delay time 1; error wait time 1, 2; }
+template bgp node { hold time 9; connect retry time 2; connect delay time 1; error wait time 1, 2; }
 ";
 
 fn bird_has(bird: &Bird, question: &str, wanted: impl Fn(&str) -> bool) -> String {
@@ -92,7 +92,7 @@ fn several_paths_come_from_bird_and_go_to_bird() {
             "{BIRD}
 protocol static one {{ ipv4 {{ preference 110; }}; route {THEIRS} blackhole {{ bgp_large_community.add((65002, 1, 1)); }}; }}
 protocol static two {{ ipv4 {{ preference 100; }}; route {THEIRS} blackhole {{ bgp_large_community.add((65002, 2, 2)); }}; }}
-protocol bgp both from node {{ local 10.77.0.2 as 65002; ipv4 {{ import none; export where source = RTS_STATIC; add paths tx; }}; }}
+protocol bgp both from node {{ local 10.77.0.2 as 65002; neighbor 10.77.0.1 as 65001; ipv4 {{ import none; export where source = RTS_STATIC; add paths tx; }}; }}
 protocol bgp single from node {{ local 10.77.0.3 as 65003; neighbor 10.77.0.11 as 65001; ipv4 {{ import none; export where proto = \"one\"; }}; }}
 protocol bgp taker from node {{ local 10.77.0.4 as 65004; neighbor 10.77.0.12 as 65001; ipv4 {{ import all; export none; add paths rx; }}; }}
 "
@@ -140,7 +140,7 @@ fn bird_and_frr_hear_of_each_other_through_our_reflector() {
         &format!(
             "{BIRD}
 protocol static {{ ipv4; route {THEIRS} blackhole; }}
-protocol bgp rr from node {{ local 10.77.0.2 as 65001; ipv4 {{ import all; export where source = RTS_STATIC; }}; }}
+protocol bgp reflector from node {{ local 10.77.0.2 as 65001; neighbor 10.77.0.1 as 65001; ipv4 {{ import all; export where source = RTS_STATIC; }}; }}
 "
         ),
     );
@@ -177,7 +177,7 @@ fn policies_set_and_match_large_communities_of_frr_and_bird() {
         &format!(
             "{BIRD}
 protocol static {{ ipv4; route {THEIRS} blackhole {{ bgp_large_community.add((65002, 7, 8)); }}; route 192.0.2.0/24 blackhole; }}
-protocol bgp node1 from node {{ local 10.77.0.2 as 65002; ipv4 {{ import all; export where source = RTS_STATIC; }}; }}
+protocol bgp node1 from node {{ local 10.77.0.2 as 65002; neighbor 10.77.0.1 as 65001; ipv4 {{ import all; export where source = RTS_STATIC; }}; }}
 "
         ),
     );
@@ -241,7 +241,7 @@ fn prefix_limits_end_the_session_on_both_sides() {
         &format!(
             "{BIRD}
 protocol static {{ ipv4; route {THEIRS} blackhole; route 192.0.2.0/24 blackhole; route 203.0.113.0/24 blackhole; }}
-protocol bgp node1 from node {{ local 10.77.0.2 as 65002; ipv4 {{ import all; export where source = RTS_STATIC; }}; }}
+protocol bgp node1 from node {{ local 10.77.0.2 as 65002; neighbor 10.77.0.1 as 65001; ipv4 {{ import all; export where source = RTS_STATIC; }}; }}
 "
         ),
     );
