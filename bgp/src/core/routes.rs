@@ -108,6 +108,7 @@ impl Core {
             cluster_id: self.cluster_id,
             own_address: Some(session.local_address),
             ebgp: session.ebgp,
+            peer_asn: session.peer_asn,
             rpki: &self.rpki,
         };
         for reach in &update.reach {

@@ -46,6 +46,8 @@ pub enum Refusal {
     OwnRouterId,
     /// The next hop is this speaker itself.
     OwnNextHop,
+    /// It was meant for customers only and came from elsewhere (RFC 9234).
+    RouteLeak,
     /// There is no way to the next hop (RFC 4271 section 9.1.2.1).
     NextHopUnreachable,
 }
