@@ -1,21 +1,19 @@
 //! What the core keeps for one peer.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
-
-use ipnet::IpNet;
 
 use crate::bfd::SessionStatus;
 use crate::config::PeerConfig;
 use crate::event::Counters;
 use crate::family::Family;
-use crate::fsm::{ConnectionId, Fsm, Identity, Session};
+use crate::fsm::{ConnectionId, Fsm, Session};
 use crate::rib::out::AdjRibOut;
-use crate::rib::{PathSet, Refusal};
 
 use super::export::View;
+use super::import::Import;
+use super::limits::Limits;
 use super::restart::Retention;
 
 pub(super) struct Peer {
@@ -26,6 +24,9 @@ pub(super) struct Peer {
     /// What it hears; with a session.
     pub(super) view: Option<Arc<View>>,
     pub(super) out: AdjRibOut,
+    /// What is done with its routes.
+    pub(super) import: Import,
+    pub(super) limits: Limits,
     pub(super) counters: Counters,
     /// Families whose routes are kept since a session ended, until their End-of-RIB.
     pub(super) kept: Retention,
@@ -40,12 +41,15 @@ pub(super) struct Peer {
 
 impl Peer {
     pub(super) fn new(config: Arc<PeerConfig>, fsm: Fsm) -> Self {
+        let import = Import::new(Arc::clone(&config));
         Self {
             config,
             fsm,
             session: None,
             view: None,
             out: AdjRibOut::default(),
+            import,
+            limits: Limits::default(),
             counters: Counters::default(),
             kept: Retention::default(),
             refreshing: BTreeMap::new(),
@@ -65,32 +69,4 @@ impl Peer {
         let session = self.session.as_ref().map(|(_, session)| session);
         session.is_some_and(|session| session.peer_restart.is_some() && session.families.contains(&family))
     }
-}
-
-/// Import: why no route of a set is to be considered, if so.
-pub(super) fn refusal(
-    config: &PeerConfig,
-    identity: Identity,
-    own_address: Option<IpAddr>,
-    set: &PathSet,
-) -> Option<Refusal> {
-    let attributes = set.attributes();
-    let own_id = attributes.originator_id == Some(identity.router_id)
-        || attributes.cluster_list.contains(&identity.router_id);
-    if attributes.as_path.contains(identity.asn) {
-        Some(Refusal::AsLoop)
-    } else if own_id {
-        Some(Refusal::OwnRouterId)
-    } else if own_address == Some(set.next_hop().address) {
-        Some(Refusal::OwnNextHop)
-    } else if config.import.is_empty() {
-        Some(Refusal::Policy)
-    } else {
-        None
-    }
-}
-
-/// Import: why a prefix is not to be considered, if so.
-pub(super) fn not_allowed(config: &PeerConfig, prefix: &IpNet) -> Option<Refusal> {
-    (!config.import.iter().any(|entry| entry.allows(prefix))).then_some(Refusal::Policy)
 }

@@ -7,13 +7,15 @@
 //!                   waits for End-of-RIB, then what is still stale is gone
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use foldhash::fast::FixedState;
 use ipnet::IpNet;
 
 use super::Core;
+use super::import::add;
 use crate::config::PeerConfig;
 use crate::family::Family;
 use crate::fsm::{DownCause, Session};
@@ -219,25 +221,18 @@ impl Core {
         let chosen = |prefix: &IpNet, route: &Route| {
             route.is_stale() && !route.marks.has(Marks::LONG_LIVED) && Family::of(prefix) == family
         };
-        let mut renamed: BTreeMap<u64, Arc<PathSet>> = BTreeMap::new();
+        let mut renamed: HashMap<usize, Arc<PathSet>, FixedState> = HashMap::default();
         for (prefix, route) in self.rib.routes_where(id, chosen) {
-            let attributes = route.set.attributes();
-            if has(attributes, Community::NO_LLGR) {
-                self.rib.remove(prefix, id);
+            if has(route.set.attributes(), Community::NO_LLGR) {
+                self.rib.remove(prefix, id, route.set.path_id());
                 continue;
             }
-            let set = match renamed.get(&route.set.serial()) {
-                Some(set) => Arc::clone(set),
-                None => {
-                    let mut attributes = Attributes::clone(attributes);
-                    attributes.communities.push(Community::LLGR_STALE);
-                    attributes.communities.sort_unstable();
-                    attributes.communities.dedup();
-                    let set = self.sets.intern(attributes, *route.set.next_hop());
-                    renamed.insert(route.set.serial(), Arc::clone(&set));
-                    set
-                }
-            };
+            let sets = &mut self.sets;
+            // The routes found keep their sets, so an address stays one set's.
+            let set = renamed.entry(Arc::as_ptr(&route.set).addr()).or_insert_with(|| {
+                sets.changed(&route.set, |attributes| add(&mut attributes.communities, Community::LLGR_STALE))
+            });
+            let set = Arc::clone(set);
             let marks = route.marks.with(Marks::LONG_LIVED).with(Marks::LEAST);
             self.rib.insert(prefix, Route::new(id, route.ebgp, set, route.refused).marked(marks));
         }

@@ -167,6 +167,17 @@ impl Net {
         self.core(to).frames(now, there, &frames);
     }
 
+    /// Bytes that a speaker never said arrive as if it had.
+    pub(super) fn inject(&mut self, from: Id, to: Id, bytes: &[u8]) {
+        let end = self.wires.iter().find_map(|[a, b]| match (a.0, b.0) {
+            ends if ends == (from, to) => Some(b.1),
+            ends if ends == (to, from) => Some(a.1),
+            _ => None,
+        });
+        self.deliver(from, to, end.unwrap(), bytes);
+        self.run();
+    }
+
     pub(super) fn wait(&mut self, secs: u64) {
         let end = self.now + Duration::from_secs(secs);
         self.run();
