@@ -123,9 +123,11 @@ impl Core {
             );
         }
         let config = Arc::clone(&peer.config);
+        let withdrawn = update.withdrawn.len();
         for prefix in update.withdrawn {
             self.rib.remove(prefix, id);
         }
+        self.sets.note_withdrawn(withdrawn);
         let setting = Setting {
             identity: self.identity,
             cluster_id: self.cluster_id,
@@ -133,8 +135,13 @@ impl Core {
             ebgp: session.ebgp,
             rpki: &self.rpki,
         };
+        // Mostly there is one run of routes, which takes the attributes as they are.
+        let mut attributes = Some(update.attributes);
+        let mut left = update.reach.len();
         for reach in update.reach {
-            let set = self.sets.intern(update.attributes.clone(), reach.next_hop);
+            left -= 1;
+            let own = if left == 0 { attributes.take() } else { attributes.clone() };
+            let set = self.sets.intern(own.unwrap_or_default(), reach.next_hop);
             let refused = peer.import.refusal(&setting, &set);
             for prefix in reach.prefixes {
                 let (set, refused) = match refused {

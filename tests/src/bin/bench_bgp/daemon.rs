@@ -37,6 +37,17 @@ impl Kind {
             Self::Gobgp => "GoBGP",
         }
     }
+
+    /// Where Debian puts it.
+    const fn program(self) -> Option<&'static str> {
+        Some(match self {
+            Self::Ours => return None,
+            Self::Bird => "/usr/sbin/bird",
+            Self::Frr => "/usr/lib/frr/bgpd",
+            Self::Openbgpd => "/usr/sbin/bgpd",
+            Self::Gobgp => "/usr/bin/gobgpd",
+        })
+    }
 }
 
 /// A peer as the daemon is told of it.
@@ -57,6 +68,9 @@ pub(crate) fn start(
     directory: &Path,
     neighbors: &[Neighbor],
 ) -> Result<Daemon, Failure> {
+    if let Some(program) = kind.program().filter(|program| !Path::new(program).exists()) {
+        return Err(format!("{program} is not installed").into());
+    }
     std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o777))?;
     let path = |name: &str| directory.join(name).display().to_string();
     let write = |text: String, mode: u32| -> Result<String, Failure> {
