@@ -1,5 +1,6 @@
 //! What a speaker and its peers are told.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use crate::error::Error;
 use crate::family::Family;
 use crate::policy::Policy;
 use crate::transport::Transport;
-use crate::wire::{Community, LargeCommunity, Origin};
+use crate::wire::{Community, LargeCommunity, Origin, STALE_TIME_MAX};
 
 /// Longest wait for a peer's OPEN before ours.
 const DELAY_OPEN_MAX: Duration = Duration::from_secs(240);
@@ -39,6 +40,11 @@ pub struct SpeakerConfig {
     pub listen: Vec<SocketAddr>,
     /// This process follows another that died with its routes still in the forwarding plane: sets the R and F bits (RFC 4724).
     pub restarting: bool,
+    /// Longest wait of a restarting speaker for the End-of-RIB of its peers before it selects routes (RFC 4724 section 4.1).
+    pub selection_deferral: Duration,
+    /// Use only paths whose next hop somebody says can be reached: see [`SpeakerHandle::next_hops`](crate::SpeakerHandle::next_hops). Else every
+    /// next hop counts as reachable.
+    pub track_next_hops: bool,
     /// Most equal paths given for one prefix (ECMP); 1 turns multipath off.
     pub max_paths: usize,
     /// How paths are compared.
@@ -68,6 +74,8 @@ impl SpeakerConfig {
             router_id,
             listen: Vec::new(),
             restarting: false,
+            selection_deferral: Duration::from_secs(45),
+            track_next_hops: false,
             max_paths: 16,
             decision: Decision::new(),
             cluster_id: None,
@@ -173,19 +181,124 @@ impl Default for Damping {
     }
 }
 
-/// Graceful restart with one peer (RFC 4724).
+/// Graceful restart with one peer (RFC 4724, RFC 8538).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GracefulRestart {
     /// Offer it.
     pub enabled: bool,
     /// Seconds the peer should keep our routes; 1 to 4095.
     pub restart_time_secs: u16,
+    /// Offer to keep routes through NOTIFICATIONs other than a hard reset and through an expired hold time (N bit, RFC 8538).
+    #[serde(default = "yes")]
+    pub notification: bool,
+    /// Longest wait, in seconds, for the End-of-RIB of a peer that is back before its stale routes go; 1 to 3600.
+    #[serde(default = "default_stale_secs")]
+    pub stale_secs: u16,
+}
+
+/// What RFC 8538 section 4.1 recommends.
+const fn default_stale_secs() -> u16 {
+    180
+}
+
+const fn yes() -> bool {
+    true
 }
 
 impl Default for GracefulRestart {
     fn default() -> Self {
-        Self { enabled: false, restart_time_secs: 120 }
+        Self { enabled: false, restart_time_secs: 120, notification: true, stale_secs: default_stale_secs() }
     }
+}
+
+/// Several paths of one prefix with one peer (RFC 7911); used in the families in which the peer agrees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct AddPaths {
+    /// Offer to take them.
+    pub receive: bool,
+    /// Offer to send them, and which; none: only the best path is sent.
+    pub send: Option<PathCount>,
+}
+
+/// Which paths of a prefix are sent to a peer that takes several, of those that it may hear.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum PathCount {
+    /// All.
+    All,
+    /// The best ones, this many.
+    Best(std::num::NonZeroU8),
+}
+
+impl PathCount {
+    pub(crate) fn most(self) -> usize {
+        match self {
+            Self::All => usize::MAX,
+            Self::Best(count) => count.get().into(),
+        }
+    }
+}
+
+/// The most routes of a family that are taken from a peer, before policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PrefixLimit {
+    /// The family.
+    pub family: Family,
+    /// The most routes.
+    pub max: usize,
+    /// Percentage of `max` from which on it is warned of; 1 to 100.
+    #[serde(default = "default_warning_percent")]
+    pub warning_percent: u8,
+    /// What happens beyond `max`.
+    pub action: LimitAction,
+}
+
+const fn default_warning_percent() -> u8 {
+    75
+}
+
+/// What happens when a peer sends more routes than are to be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum LimitAction {
+    /// It is warned of, and they are taken.
+    Warn,
+    /// New ones are not taken. Once there is room the peer is asked for them again (RFC 2918).
+    Discard,
+    /// The session ends, and begins again after a time.
+    #[serde(rename_all = "camelCase")]
+    Restart {
+        /// Seconds until then; at least 1.
+        after_secs: u32,
+    },
+    /// The session ends until the peer is changed or removed.
+    Stop,
+}
+
+impl PrefixLimit {
+    /// The number from which on it is warned of.
+    pub(crate) fn warning(&self) -> usize {
+        let percent = usize::from(self.warning_percent);
+        // Rounded up, and without a product that could be too large.
+        self.max / 100 * percent + (self.max % 100 * percent).div_ceil(100)
+    }
+}
+
+/// Long-lived graceful restart with one peer (RFC 9494): routes are kept beyond the restart time, less preferred than any other. It needs
+/// [`GracefulRestart::enabled`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LongLivedRestart {
+    /// Offer it, and keep the peer's routes if it offers as much.
+    pub enabled: bool,
+    /// Seconds the peer should keep our routes of each family after the restart time; 1 to 16777215. Families left out are not to be kept.
+    pub stale_time_secs: BTreeMap<Family, u32>,
+    /// Most seconds that we keep the peer's, whatever it asks for; none: no limit.
+    pub longest_secs: Option<u32>,
+    /// Tell internal peers without the capability of stale routes as well, with LOCAL_PREF 0 and NO_EXPORT (section 4.6); else they
+    /// hear that those are withdrawn.
+    pub partial_deployment: bool,
 }
 
 /// One entry of an import allow-list: what lies within `prefix` and has a length from `min_len` to `max_len`.
@@ -244,6 +357,9 @@ pub struct PeerConfig {
     pub ebgp_multihop: u8,
     /// Graceful restart.
     pub graceful_restart: GracefulRestart,
+    /// Long-lived graceful restart.
+    #[serde(default)]
+    pub long_lived: LongLivedRestart,
     /// Prefixes accepted; none means none. Does not count beside `import_policy`.
     pub import: Vec<AllowedPrefix>,
     /// What is done with routes from the peer; none: `import` is all there is. Either way what nothing accepts is refused (RFC 8212).
@@ -268,13 +384,23 @@ pub struct PeerConfig {
     /// owner as such, and not passed on to other ASes.
     #[serde(default)]
     pub accept_blackhole: bool,
+    /// Several paths of a prefix (RFC 7911), in all families of the session.
+    #[serde(default)]
+    pub add_path: AddPaths,
     /// Offer messages of up to 65535 bytes (RFC 8654); sent that long only if the peer offers it too.
     #[serde(default)]
     pub extended_messages: bool,
+    /// End the session with a directly connected external peer at once when its link or our address goes, as
+    /// [`SpeakerHandle::link_down`](crate::SpeakerHandle::link_down) tells.
+    #[serde(default = "yes")]
+    pub fast_fallover: bool,
     /// Refuse paths that do not start with the peer's AS.
     pub enforce_first_as: bool,
     /// Prefixes held from this peer before the session is ended with Cease.
     pub max_prefixes: usize,
+    /// Limits by family, each with what happens beyond it.
+    #[serde(default)]
+    pub prefix_limits: Vec<PrefixLimit>,
     /// Next hop of IPv4 routes when the session's own address is not IPv4.
     pub next_hop_ipv4: Option<Ipv4Addr>,
     /// Next hop of IPv6 routes when the session's own address is not IPv6.
@@ -316,6 +442,7 @@ impl PeerConfig {
             passive: false,
             ebgp_multihop: 1,
             graceful_restart: GracefulRestart::default(),
+            long_lived: LongLivedRestart::default(),
             import: Vec::new(),
             import_policy: None,
             export_policy: None,
@@ -324,9 +451,12 @@ impl PeerConfig {
             reflector_client: false,
             route_server_client: false,
             accept_blackhole: false,
+            add_path: AddPaths::default(),
             extended_messages: false,
+            fast_fallover: true,
             enforce_first_as: true,
             max_prefixes: 100_000,
+            prefix_limits: Vec::new(),
             next_hop_ipv4: None,
             next_hop_ipv6: None,
             bfd: None,
@@ -345,6 +475,11 @@ impl PeerConfig {
         config.unnumbered = true;
         config.families = Family::ALL.to_vec();
         config
+    }
+
+    /// Unnumbered, and the router on the other end is not found yet.
+    pub(crate) const fn awaits_neighbour(&self) -> bool {
+        self.unnumbered && self.address.is_unspecified()
     }
 
     pub(crate) fn check(&self) -> Result<(), Error> {
@@ -366,8 +501,7 @@ impl PeerConfig {
         if self.unnumbered && self.interface.is_none() {
             return bad("an unnumbered peer without an interface", "name the interface it is on");
         }
-        let found = self.unnumbered && self.address == IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED);
-        if !found && (self.address.is_unspecified() || self.address.is_multicast()) {
+        if !self.awaits_neighbour() && (self.address.is_unspecified() || self.address.is_multicast()) {
             return bad("the address is no host address", "give the peer's own address");
         }
         let link_local = matches!(self.address, IpAddr::V6(address) if address.is_unicast_link_local());
@@ -392,6 +526,16 @@ impl PeerConfig {
         if !(1..=4095).contains(&self.graceful_restart.restart_time_secs) {
             return bad("the graceful restart time is not in 1..4095", "use for example 120");
         }
+        if !(1..=3600).contains(&self.graceful_restart.stale_secs) {
+            return bad("the stale time of graceful restart is not in 1..3600", "use for example 180");
+        }
+        if self.long_lived.enabled && !self.graceful_restart.enabled {
+            return bad("long-lived graceful restart without graceful restart", "enable both (RFC 9494)");
+        }
+        let mut stale_times = self.long_lived.stale_time_secs.values();
+        if stale_times.any(|secs| !(1..=STALE_TIME_MAX).contains(secs)) {
+            return bad("a long-lived stale time is not in 1..16777215", "use for example 86400");
+        }
         if let Err((what, remedy)) = self.transport.check() {
             return bad(what, remedy);
         }
@@ -405,6 +549,16 @@ impl PeerConfig {
             return bad(
                 "the damping's first rest is 0 or longer than its longest",
                 "use for example 1 and 120 seconds",
+            );
+        }
+        let sensible = |limit: &PrefixLimit| {
+            (1..=100).contains(&limit.warning_percent)
+                && limit.action != (LimitAction::Restart { after_secs: 0 })
+        };
+        if !self.prefix_limits.iter().all(sensible) {
+            return bad(
+                "a prefix limit warns from 0 or over 100 percent, or restarts after 0 seconds",
+                "use for example 75 percent and 300 seconds",
             );
         }
         for (policy, import) in [(&self.import_policy, true), (&self.export_policy, false)] {
@@ -447,9 +601,11 @@ impl PeerConfig {
             export_learned: false,
             accept_blackhole: false,
             max_prefixes: 0,
+            prefix_limits: Vec::new(),
             next_hop_ipv4: None,
             next_hop_ipv6: None,
             bfd: None,
+            fast_fallover: true,
             transport: config.transport.of_session(),
             delay_open: None,
             damping: Damping::default(),

@@ -138,6 +138,11 @@ pub struct FamilyState {
     pub advertised: usize,
     /// The peer has sent End-of-RIB in this session.
     pub end_of_rib: bool,
+    /// The most routes taken, if there is a limit for the family.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
+    /// Routes not taken since the peer was added, for being beyond the limit.
+    pub discarded: u64,
 }
 
 /// Counters of a peer since it was added.
@@ -199,6 +204,8 @@ pub struct PeerState {
     pub last_error: Option<String>,
     /// The last changes of state, oldest first, at most 16, with the event of RFC 4271 section 8.1 that caused each.
     pub transitions: Vec<Transition>,
+    /// How many changes of state there were since the peer was added.
+    pub transition_count: u64,
     /// The listen range a dynamic neighbour came from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub range: Option<String>,
@@ -220,6 +227,9 @@ pub enum RouteView {
 pub struct RouteRow {
     /// The prefix.
     pub prefix: IpNet,
+    /// The path's identifier between the two (RFC 7911); 0 where there is none.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub path_id: u32,
     /// The peer it came from or went to.
     pub peer: String,
     /// The next hop.
@@ -235,4 +245,8 @@ pub struct RouteRow {
     /// Why it is not considered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refused: Option<Refusal>,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }

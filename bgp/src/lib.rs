@@ -41,11 +41,12 @@ pub mod policy;
 mod rib;
 pub mod rpki;
 mod transport;
+mod unnumbered;
 pub mod wire;
 
 pub use config::{
-    AllowedPrefix, Announcement, BfdUnit, Damping, Decision, GracefulRestart, PeerConfig, Scope,
-    SpeakerConfig, Timers,
+    AddPaths, AllowedPrefix, Announcement, BfdUnit, Damping, Decision, GracefulRestart, LimitAction,
+    LongLivedRestart, PathCount, PeerConfig, PrefixLimit, Scope, SpeakerConfig, Timers,
 };
 pub use core::PolicyQuestion;
 pub use driver::{Events, Speaker, SpeakerHandle};

@@ -85,7 +85,9 @@ pub(crate) fn peer_config(row: &PeerRow, settings: &Settings) -> PeerConfig {
     };
     config.ebgp_multihop = row.ebgp_multihop;
     config.graceful_restart = match row.graceful_restart_secs {
-        Some(restart_time_secs) => GracefulRestart { enabled: true, restart_time_secs },
+        Some(restart_time_secs) => {
+            GracefulRestart { enabled: true, restart_time_secs, ..GracefulRestart::default() }
+        }
         None => GracefulRestart::default(),
     };
     config.import = settings.import.clone();

@@ -9,6 +9,7 @@ use ipnet::IpNet;
 
 use super::import::{add, source};
 use super::policy::ExportPolicy;
+use super::restart::has;
 use crate::config::{Announcement, PeerConfig};
 use crate::family::{Family, NextHop};
 use crate::fsm::{Identity, Session};
@@ -23,6 +24,9 @@ use crate::wire::{self, Attributes, Community, EncodeContext, UpdateContext};
 pub(super) struct View {
     own_asn: u32,
     ebgp: bool,
+    /// The peer understands long-lived stale routes (RFC 9494); or it is to hear of them all the same.
+    long_lived: bool,
+    partial: bool,
     four_octet_as: bool,
     /// Longest message the peer takes, in bytes (RFC 8654).
     message_max: usize,
@@ -31,6 +35,8 @@ pub(super) struct View {
     extended_next_hop: Vec<Family>,
     /// Next hop of what is announced as ours, by family; without one there is nothing the peer could use.
     next_hops: [Option<NextHop>; 2],
+    /// Families in which path identifiers are sent (RFC 7911).
+    add_path: Vec<Family>,
     policy: Option<Arc<ExportPolicy>>,
     /// Routes are reflected to the peers, in this cluster (RFC 4456).
     client: bool,
@@ -68,11 +74,14 @@ impl View {
         Self {
             own_asn: exporter.identity.asn,
             ebgp: session.ebgp,
+            long_lived: session.long_lived.peer,
+            partial: !session.ebgp && config.long_lived.partial_deployment,
             four_octet_as: session.context.four_octet_as,
             message_max: session.message_max,
             families: session.families.clone(),
             next_hops: [Family::Ipv4Unicast, Family::Ipv6Unicast].map(own),
             extended_next_hop,
+            add_path: session.add_path_send.clone(),
             policy: exporter.policy,
             client: config.reflector_client && !session.ebgp,
             cluster_id: exporter.cluster_id,
@@ -107,11 +116,17 @@ impl View {
         }
     }
 
-    fn context(&self) -> EncodeContext {
+    /// Whether path identifiers are sent with routes of a family (RFC 7911).
+    pub(super) fn sends_path_ids(&self, family: Family) -> bool {
+        self.add_path.contains(&family)
+    }
+
+    /// How routes of a family are written.
+    pub(super) fn context(&self, family: Family) -> EncodeContext {
         EncodeContext {
             four_octet_as: self.four_octet_as,
             message_max: self.message_max,
-            ..EncodeContext::default()
+            add_path: self.sends_path_ids(family),
         }
     }
 
@@ -191,6 +206,7 @@ impl View {
         // RFC 4456 section 6: from a client to all, from others to clients.
         let reflected = || self.client || facts().is_some_and(|facts| facts.config.reflector_client);
         let goes = (best.ebgp || self.ebgp || reflected())
+            && (!best.least || self.long_lived || self.partial)
             && self.families.contains(&family)
             && may_leave(best.set.attributes(), self.ebgp);
         if !goes {
@@ -263,6 +279,11 @@ impl View {
                 attributes.originator_id.get_or_insert(rib.facts(best.peer)?.router_id);
                 attributes.cluster_list.insert(0, self.cluster_id);
             }
+            if self.partial && !self.long_lived && has(&attributes, Community::LLGR_STALE) {
+                // RFC 9494 section 4.6: whoever does not know the community at least knows this.
+                attributes.local_pref = Some(0);
+                add(&mut attributes.communities, Community::NO_EXPORT);
+            }
         }
         self.drain(&mut attributes);
         Some((next_hop, attributes))
@@ -273,7 +294,7 @@ impl View {
         for family in &self.families {
             let of: Vec<IpNet> =
                 prefixes.iter().filter(|prefix| Family::of(prefix) == *family).copied().collect();
-            wire::withdraw(*family, &of, out);
+            wire::withdraw_with(*family, &of, self.context(*family), out);
         }
     }
 
@@ -285,7 +306,7 @@ impl View {
             by_said.entry((Family::of(&prefix), said)).or_default().push(prefix);
         }
         for ((family, said), prefixes) in by_said {
-            let sent = wire::announce(&said.1, &said.0, family, &prefixes, self.context(), out);
+            let sent = wire::announce(&said.1, &said.0, family, &prefixes, self.context(family), out);
             if let Err(bytes) = sent {
                 too_long(bytes, prefixes.len());
                 self.withdrawals(&prefixes, out);
@@ -294,7 +315,7 @@ impl View {
     }
 }
 
-fn too_long(bytes: usize, count: usize) {
+pub(super) fn too_long(bytes: usize, count: usize) {
     tracing::warn!(bytes, count, "Attributes too long for one message; routes not sent.");
 }
 
@@ -464,7 +485,14 @@ impl Run<'_> {
     fn encode(&self, view: &View, rib: &Rib, out: &mut Vec<u8>) {
         let learned = view.learned(rib, self.family, self.best, &self.applied);
         let Some((next_hop, attributes)) = learned else { return };
-        let sent = wire::announce(&attributes, &next_hop, self.family, &self.prefixes, view.context(), out);
+        let sent = wire::announce(
+            &attributes,
+            &next_hop,
+            self.family,
+            &self.prefixes,
+            view.context(self.family),
+            out,
+        );
         if let Err(bytes) = sent {
             too_long(bytes, self.prefixes.len());
             view.withdrawals(&self.prefixes, out);

@@ -1,18 +1,18 @@
 //! Sessions coming and going, and the routes that come with them.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::Core;
 use super::import::Setting;
-use super::peer::END_OF_RIB_WAIT;
+use super::limits::discards_from;
+use super::{Core, restart};
 use crate::config::PeerConfig;
 use crate::event::Event;
 use crate::family::Family;
 use crate::fsm::{ConnectionId, DownCause, Session};
 use crate::rib::out::AdjRibOut;
 use crate::rib::{PeerFacts, PeerId, Route};
-use crate::wire::{Notification, Treatment, Update, cease, code};
+use crate::wire::{self, Treatment, Update};
 
 impl Core {
     pub(super) fn session_up(
@@ -30,6 +30,7 @@ impl Core {
             "BGP session established."
         );
         peer.counters.sessions += 1;
+        peer.limits.renew();
         peer.end_of_rib.clear();
         peer.out = AdjRibOut::default();
         peer.session = Some((connection, Arc::clone(&session)));
@@ -48,21 +49,16 @@ impl Core {
         self.rib.set_peer(id, facts);
         self.start_telling(id);
         let Some(peer) = self.peers.get_mut(&id) else { return };
-        if self.export_complete {
-            let families = peer.end_of_rib_families();
-            peer.out.owe_end_of_rib(&families);
-        }
         let name = peer.config.name.clone();
-        if peer.stale_until.is_some() {
-            peer.stale_until = Some(now + END_OF_RIB_WAIT);
-            // RFC 4724 section 4.2: what the peer did not keep forwarding is not worth keeping here.
-            let preserved = |family: Family| {
-                session.peer_restart.as_ref().is_some_and(|restart| {
-                    restart.families.iter().any(|entry| entry.family == family && entry.forwarding_preserved)
-                })
-            };
-            self.rib.remove_where(id, |prefix, route| route.stale && !preserved(Family::of(prefix)));
+        if self.export_complete {
+            for family in Family::ALL.into_iter().filter(|family| !self.rib.is_deferred(*family)) {
+                if let Some(peer) = self.peers.get_mut(&id).filter(|peer| peer.wants_end_of_rib(family)) {
+                    peer.out.owe_end_of_rib(&[family]);
+                }
+            }
         }
+        self.back_again(now, id, &session);
+        self.select_if_complete();
         self.log_changes();
         self.events.session(Event::PeerUp { peer: name });
         self.pump(id);
@@ -78,33 +74,14 @@ impl Core {
         tracing::warn!(peer = peer.config.name, reason = %cause, "BGP session down.");
         peer.out = AdjRibOut::default();
         peer.end_of_rib.clear();
-        let kept = session.peer_restart.as_ref().filter(|restart| {
-            cause.keeps_routes()
-                && peer.config.graceful_restart.enabled
-                && restart.restart_time_secs > 0
-                && !restart.families.is_empty()
-        });
-        let families: Vec<Family> = kept
-            .iter()
-            .flat_map(|restart| restart.families.iter().map(|entry| entry.family))
-            .filter(|family| session.families.contains(family))
-            .collect();
-        let wait = Duration::from_secs(kept.map_or(0, |restart| u64::from(restart.restart_time_secs)));
-        peer.stale_until = (!families.is_empty()).then(|| now + wait);
-        let event = Event::PeerDown {
-            peer: peer.config.name.clone(),
-            reason: cause.to_string(),
-            routes_kept: !families.is_empty(),
-        };
-        if families.is_empty() {
-            self.rib.remove_where(id, |_, _| true);
-        } else {
-            self.rib.mark_stale(id, &families);
-        }
-        self.events.session(event);
+        peer.refreshing.clear();
+        let name = peer.config.name.clone();
+        self.note_path_hearers();
+        let routes_kept = self.keep_or_forget(now, id, &session, cause);
+        self.events.session(Event::PeerDown { peer: name, reason: cause.to_string(), routes_kept });
     }
 
-    pub(super) fn update(&mut self, now: Instant, id: PeerId, update: Box<Update>) {
+    pub(super) fn update(&mut self, now: Instant, id: PeerId, mut update: Box<Update>) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
         let Some((_, session)) = peer.session.clone() else { return };
         peer.counters.updates_received += 1;
@@ -123,11 +100,10 @@ impl Core {
             );
         }
         let config = Arc::clone(&peer.config);
-        let withdrawn = update.withdrawn.len();
-        for prefix in update.withdrawn {
-            self.rib.remove(prefix, id);
+        for route in update.withdrawn_routes() {
+            self.rib.remove(route.prefix, id, route.path_id);
         }
-        self.sets.note_withdrawn(withdrawn);
+        self.sets.note_withdrawn(update.withdrawn.len());
         let setting = Setting {
             identity: self.identity,
             cluster_id: self.cluster_id,
@@ -135,45 +111,48 @@ impl Core {
             ebgp: session.ebgp,
             rpki: &self.rpki,
         };
-        // Mostly there is one run of routes, which takes the attributes as they are.
-        let mut attributes = Some(update.attributes);
-        let mut left = update.reach.len();
-        for reach in update.reach {
-            left -= 1;
-            let own = if left == 0 { attributes.take() } else { attributes.clone() };
-            let set = self.sets.intern(own.unwrap_or_default(), reach.next_hop);
-            let refused = peer.import.refusal(&setting, &set);
-            for prefix in reach.prefixes {
+        let mut runs = update.reach.len();
+        for reach in &update.reach {
+            runs -= 1;
+            // Mostly there is one run of routes, which takes the attributes as they are.
+            let attributes = match runs {
+                0 => std::mem::take(&mut update.attributes),
+                _ => update.attributes.clone(),
+            };
+            let plain = self.sets.intern(attributes, reach.next_hop);
+            let refused = peer.import.refusal(&setting, &plain);
+            let marks = restart::marks_of(&session, plain.attributes());
+            let discards_from = discards_from(&config, reach.family);
+            for wire::Route { prefix, path_id } in reach.routes() {
+                let full = discards_from.is_some_and(|most| self.rib.count(id, reach.family) >= most);
+                if full && !self.rib.holds(&prefix, id, path_id) {
+                    peer.limits.discard(reach.family);
+                    continue;
+                }
+                let set = self.sets.with_path_id(&plain, path_id);
                 let (set, refused) = match refused {
-                    Some(_) => (Arc::clone(&set), refused),
+                    Some(_) => (set, refused),
                     None => peer.import.judge(&setting, &mut self.sets, &prefix, &set),
                 };
-                self.rib.insert(prefix, Route::new(id, session.ebgp, set, refused));
+                let route = Route::new(id, session.ebgp, set, refused);
+                let kept = self.rib.insert(prefix, route.marked(marks));
+                peer.counters.ignored += u64::from(!kept);
             }
         }
         if let Some(family) = update.end_of_rib.filter(|family| session.families.contains(family)) {
             self.end_of_rib(id, family);
         }
-        let held: usize = Family::ALL.iter().map(|family| self.rib.count(id, *family)).sum();
-        if held > config.max_prefixes
-            && let Some(peer) = self.peers.get_mut(&id)
-        {
-            tracing::error!(peer = config.name, held, limit = config.max_prefixes, "Too many prefixes.");
-            peer.fsm.fail_session(now, &Notification::new(code::CEASE, cease::MAX_PREFIXES));
-        }
+        self.check_limits(now, id);
     }
 
     fn end_of_rib(&mut self, id: PeerId, family: Family) {
-        self.rib.remove_where(id, |prefix, route| route.stale && Family::of(prefix) == family);
-        self.log_changes();
         let Some(peer) = self.peers.get_mut(&id) else { return };
+        peer.kept.synchronised(family);
         peer.end_of_rib.insert(family);
-        let complete = peer.session.as_ref().is_some_and(|(_, session)| {
-            session.families.iter().all(|family| peer.end_of_rib.contains(family))
-        });
-        if complete {
-            peer.stale_until = None;
-        }
+        self.rib.remove_where(id, |prefix, route| route.is_stale() && Family::of(prefix) == family);
+        self.select_if_complete();
+        self.log_changes();
+        let Some(peer) = self.peers.get(&id) else { return };
         self.events.session(Event::EndOfRib { peer: peer.config.name.clone(), family });
     }
 }

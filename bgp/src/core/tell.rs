@@ -12,7 +12,7 @@ use super::peer::Peer;
 use crate::family::Family;
 use crate::rib::out::{Said, Walk};
 use crate::rib::{Best, PeerId};
-use crate::wire;
+use crate::wire::{self, RefreshKind, RouteRefresh};
 
 /// Unsent bytes on a connection above which nothing more is put on it.
 const OUTSTANDING_MAX: usize = 256 * 1024;
@@ -32,8 +32,11 @@ impl Core {
     /// Turns changed prefixes into events and entries of the logs.
     pub(super) fn log_changes(&mut self) {
         for batch in self.rib.take_batches() {
-            batch.iter().for_each(|change| self.events.route(change.prefix));
+            batch.iter().filter(|change| change.used).for_each(|change| self.events.route(change.prefix));
             self.logs.append(&batch, &self.rib);
+            for peer in self.peers.values_mut().filter(|peer| peer.out.paths.is_some()) {
+                batch.iter().for_each(|change| peer.out.mark(change.prefix, true));
+            }
         }
         for (prefix, was_local) in self.rib.take_local_changes() {
             self.events.route(prefix);
@@ -102,12 +105,18 @@ impl Core {
         for family in peer.out.take_end_of_rib() {
             wire::end_of_rib(family, &mut bytes);
         }
+        for family in peer.out.refresh.take_ends() {
+            bytes.extend(wire::refresh(&RouteRefresh::new(family, RefreshKind::End)));
+        }
         vec![bytes.into()]
     }
 
     /// What a peer is to hear about prefixes as they are now; with each, whether it may hold a route from us.
     fn look_at(&mut self, id: PeerId, view: &View, marks: Vec<(IpNet, bool)>) -> Vec<Bytes> {
         let Some(peer) = self.peers.get_mut(&id) else { return Vec::new() };
+        if peer.out.paths.is_some() {
+            return self.look_at_paths(id, view, marks);
+        }
         let mut originated: Vec<(IpNet, Said)> = Vec::new();
         let mut learned: Vec<(IpNet, bool, Option<Best>)> = Vec::new();
         for (prefix, told) in marks {
@@ -155,12 +164,21 @@ impl Core {
             let told = peer.out.said(&prefix).is_some();
             peer.out.mark(prefix, told);
         }
-        let before = peer.out.place.is_some();
-        peer.out.place = peer.config.passes_on().then(|| self.logs.join(&view, id));
-        if before || peer.out.place.is_some() {
-            peer.out.walk(Walk::new(self.rib.by_set(), families, before));
+        if session.add_path_send.is_empty() {
+            let before = peer.out.place.is_some();
+            peer.out.place = peer.config.passes_on().then(|| self.logs.join(&view, id));
+            if before || peer.out.place.is_some() {
+                peer.out.walk(Walk::new(self.rib.by_set(), families, before));
+            }
+        } else {
+            peer.out.paths.get_or_insert_default();
+            peer.out.doubt_paths(&families);
+            if peer.config.passes_on() {
+                peer.out.walk(Walk::new(self.rib.by_set(), families, false));
+            }
         }
         peer.view = Some(Arc::new(view));
+        self.note_path_hearers();
     }
 
     /// Ends telling a peer. If the session goes on, what it was not told of the log yet must not be lost.
@@ -182,10 +200,22 @@ impl Core {
         }
     }
 
-    /// A peer asked for a family again (RFC 2918).
+    /// A peer asked for a family again (RFC 2918); where it starts and ends is said if the peer understands that (RFC 7313).
     pub(super) fn say_again(&mut self, id: PeerId, family: Family) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
+        let session = peer.session.as_ref().map(|(connection, session)| (*connection, Arc::clone(session)));
+        let marked = session.filter(|(_, session)| {
+            // Not within the initial update, whose own end is still to come (RFC 7313 section 4).
+            session.enhanced_refresh && peer.out.may_begin_refresh(family, session.peer_restart.is_some())
+        });
+        if let Some((connection, _)) = marked {
+            peer.out.refresh.begin(family);
+            let begin = wire::refresh(&RouteRefresh::new(family, RefreshKind::Begin));
+            self.send(connection, begin.into());
+        }
+        let Some(peer) = self.peers.get_mut(&id) else { return };
         peer.out.say_again(family);
+        peer.out.doubt_paths(&[family]);
         if peer.out.place.is_some() {
             peer.out.walk(Walk::new(self.rib.by_set(), vec![family], false));
         }

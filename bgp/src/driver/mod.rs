@@ -11,18 +11,19 @@ mod bfd;
 mod handle;
 mod keys;
 mod link;
+mod neighbours;
 
 pub use handle::{Events, Speaker, SpeakerHandle};
 
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use nix::net::if_::if_indextoname;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::config::SpeakerConfig;
@@ -77,11 +78,18 @@ struct Driver {
     connections: JoinSet<()>,
     flushes: Vec<oneshot::Sender<()>>,
     bfd: Option<bfd::Bfd>,
+    /// Next hops that are to be resolved.
+    next_hops: watch::Sender<BTreeSet<IpAddr>>,
     keys: keys::Keyring,
+    neighbours: neighbours::Neighbours,
 }
 
 impl Driver {
-    fn new(config: &SpeakerConfig, events: mpsc::Sender<Event>) -> Result<Self, Error> {
+    fn new(
+        config: &SpeakerConfig,
+        events: mpsc::Sender<Event>,
+        next_hops: watch::Sender<BTreeSet<IpAddr>>,
+    ) -> Result<Self, Error> {
         let (inputs, inbox) = mpsc::channel(INPUT_QUEUE);
         let (mut listeners, mut keys) = (JoinSet::new(), keys::Keyring::default());
         for address in &config.listen {
@@ -104,7 +112,9 @@ impl Driver {
             connections: JoinSet::new(),
             flushes: Vec::new(),
             bfd: config.bfd.clone().map(bfd::Bfd::start),
+            next_hops,
             keys,
+            neighbours: neighbours::Neighbours::new(config.jitter_seed),
         })
     }
 
@@ -139,7 +149,14 @@ impl Driver {
         };
         tokio::select! {
             Some(input) = self.inbox.recv() => self.input(input),
-            () = wait => self.core.tick(Instant::now()),
+            () = wait => {
+                // What has arrived counts before the timers: a busy speaker must not take a peer for silent.
+                for _ in 0..INPUT_QUEUE {
+                    let Ok(input) = self.inbox.try_recv() else { break };
+                    self.input(input);
+                }
+                self.core.tick(Instant::now());
+            }
             permit = self.events.clone().reserve_owned(), if self.core.has_events() && !self.unread => match permit {
                 Ok(permit) => {
                     if let Some(event) = self.core.next_event() {
@@ -149,6 +166,9 @@ impl Driver {
                 Err(_) => self.unread = true,
             },
             Some(status) = bfd::heard(&mut self.bfd) => self.core.bfd_heard(Instant::now(), status),
+            Some(neighbour) = self.neighbours.heard() => {
+                self.core.neighbour(Instant::now(), &neighbour.interface, neighbour.address);
+            }
             Some(_) = self.connections.join_next() => {}
         }
     }
@@ -242,10 +262,16 @@ impl Driver {
         if let Some(keys) = self.core.take_keys() {
             self.keys.want(keys);
         }
+        if let Some(interfaces) = self.core.take_interfaces() {
+            self.neighbours.want(&interfaces);
+        }
         if let Some(sessions) = self.core.take_bfd_sessions()
             && let Some(bfd) = &self.bfd
         {
             bfd.want(sessions);
+        }
+        if let Some(next_hops) = self.core.take_next_hops() {
+            self.next_hops.send_replace(next_hops);
         }
         if !self.flushes.is_empty() && self.core.is_flushed() {
             for done in self.flushes.drain(..) {

@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 use crate::config::PeerConfig;
 use crate::family::Family;
 use crate::wire::{
-    Capability, EXTENDED_MESSAGE_MAX, ExtendedNextHop, GracefulRestartCapability, GracefulRestartFamily,
-    MESSAGE_MAX, Notification, Open, UpdateContext, code,
+    AddPath, Capability, EXTENDED_MESSAGE_MAX, ExtendedNextHop, GracefulRestartCapability, MESSAGE_MAX,
+    Notification, Open, UpdateContext, code,
 };
+
+use super::restart::{self, LongLived};
 
 /// Names a connection for as long as the speaker runs.
 pub(crate) type ConnectionId = u64;
@@ -81,8 +83,16 @@ pub(crate) struct Session {
     pub(crate) route_refresh: bool,
     /// The peer's graceful restart capability.
     pub(crate) peer_restart: Option<GracefulRestartCapability>,
+    /// Both sides keep routes through a NOTIFICATION (N bit, RFC 8538).
+    pub(crate) notification_restart: bool,
+    /// What the peer's long-lived graceful restart capability says (RFC 9494).
+    pub(crate) long_lived: LongLived,
+    /// The peer understands the demarcation of refreshes (RFC 7313).
+    pub(crate) enhanced_refresh: bool,
     /// Everything the peer offered.
     pub(crate) peer_capabilities: Vec<Capability>,
+    /// Families in which the peer takes several paths of a prefix and we would send them (RFC 7911).
+    pub(crate) add_path_send: Vec<Family>,
     /// Our address on the session.
     pub(crate) local_address: IpAddr,
     /// How to read its UPDATEs.
@@ -116,20 +126,14 @@ pub(super) fn offered(
         let entry = |family| ExtendedNextHop { family, next_hop_afi: Family::Ipv6Unicast.afi() };
         capabilities.push(Capability::ExtendedNextHop(extended.into_iter().map(entry).collect()));
     }
-    capabilities.push(Capability::RouteRefresh);
-    if config.graceful_restart.enabled {
-        capabilities.push(Capability::GracefulRestart(GracefulRestartCapability {
-            restarted,
-            notification: false,
-            restart_time_secs: config.graceful_restart.restart_time_secs,
-            families: config
-                .families
-                .iter()
-                .map(|family| GracefulRestartFamily { family: *family, forwarding_preserved })
-                .collect(),
-        }));
-    }
+    capabilities.extend([Capability::RouteRefresh, Capability::EnhancedRefresh]);
+    capabilities.extend(restart::offered(config, restarted, forwarding_preserved));
     capabilities.push(Capability::FourOctetAs(identity.asn));
+    let (receive, send) = (config.add_path.receive, config.add_path.send.is_some());
+    if receive || send {
+        let entry = |family: &Family| AddPath { family: *family, receive, send };
+        capabilities.push(Capability::AddPath(config.families.iter().map(entry).collect()));
+    }
     if config.extended_messages {
         capabilities.push(Capability::ExtendedMessage);
     }
@@ -170,7 +174,14 @@ pub(super) fn negotiate(
     let hold = Duration::from_secs(u64::from(hold_secs));
     let mut extended_next_hop = extended_families(config);
     extended_next_hop.retain(|family| families.contains(family) && open.extended_next_hop(*family));
+    // RFC 7911 section 4: per family, one side would send and the other receive.
+    let agreed = |ours: bool, theirs: fn(AddPath) -> bool| -> Vec<Family> {
+        let agrees = |family: &Family| ours && open.add_path(*family).is_some_and(theirs);
+        families.iter().copied().filter(agrees).collect()
+    };
+    let add_path_send = agreed(config.add_path.send.is_some(), |entry| entry.receive);
     let context = UpdateContext {
+        add_path: agreed(config.add_path.receive, |entry| entry.send),
         extended_next_hop,
         four_octet_as: open.four_octet_as(),
         ebgp,
@@ -184,7 +195,6 @@ pub(super) fn negotiate(
         ebgp,
         hold,
         keepalive: config.timers.keepalive.min(hold / 3),
-        families,
         message_max: if config.extended_messages && open.extended_message() {
             EXTENDED_MESSAGE_MAX
         } else {
@@ -192,8 +202,13 @@ pub(super) fn negotiate(
         },
         route_refresh: open.route_refresh(),
         peer_restart: open.graceful_restart().cloned(),
+        notification_restart: restart::through_notifications(config, &open),
+        long_lived: LongLived::new(config, &open, &families),
+        enhanced_refresh: open.route_refresh() && open.enhanced_refresh(),
         peer_capabilities: open.capabilities,
+        add_path_send,
         local_address: local,
         context,
+        families,
     })
 }

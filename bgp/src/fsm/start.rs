@@ -17,7 +17,7 @@ impl Fsm {
     }
 
     fn start_by(&mut self, now: Instant, event: FsmEvent) {
-        if self.running {
+        if self.running || self.config.awaits_neighbour() {
             return;
         }
         self.step(event, |fsm| {
@@ -41,9 +41,10 @@ impl Fsm {
             fsm.retry_at = None;
             fsm.blocked_until = None;
             for connection in std::mem::take(&mut fsm.connections) {
-                fsm.send_last(connection.id, notification);
+                let last = connection.last_words(notification);
+                fsm.send_last(connection.id, &last);
                 if connection.stage == Stage::Established {
-                    fsm.went_down(DownCause::Sent(notification.clone()), None);
+                    fsm.went_down(DownCause::Sent(last), None);
                 }
             }
         });
@@ -61,6 +62,13 @@ impl Fsm {
         let established = self.connections.iter().find(|connection| connection.stage == Stage::Established);
         if let Some(id) = established.map(|connection| connection.id) {
             self.step(FsmEvent::AutomaticStop, |fsm| fsm.fail(now, id, notification.clone()));
+        }
+    }
+
+    /// The rest that has begun takes this long, however often it came to that.
+    pub(crate) fn rest_for(&mut self, now: Instant, hold: Duration) {
+        if self.blocked_until.is_some() {
+            self.blocked_until = Some(now + hold);
         }
     }
 

@@ -5,12 +5,16 @@
 //! routes is a view as well: it follows from the best paths before and after a change ([`Change`]), so a peer costs no memory per prefix.
 
 mod best;
+mod ids;
+mod marks;
+mod next_hops;
 pub(crate) mod out;
 mod set;
 mod table;
 
 pub(crate) use best::DEFAULT_LOCAL_PREF;
 use best::Selection;
+pub(crate) use marks::Marks;
 pub(crate) use set::{PathSet, PathSets};
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,6 +27,8 @@ use smallvec::SmallVec;
 
 use crate::config::{Announcement, PeerConfig, Scope, SpeakerConfig};
 use crate::family::Family;
+use ids::PathIds;
+use next_hops::NextHops;
 use table::Tables;
 
 /// Names a peer for as long as the speaker runs.
@@ -40,8 +46,8 @@ pub enum Refusal {
     OwnRouterId,
     /// The next hop is this speaker itself.
     OwnNextHop,
-    /// Beyond the most prefixes that are taken from the peer.
-    PrefixLimit,
+    /// There is no way to the next hop (RFC 4271 section 9.1.2.1).
+    NextHopUnreachable,
 }
 
 /// What the decision process and policies ask about the peer of a path.
@@ -59,7 +65,7 @@ pub(crate) struct Route {
     pub(crate) set: Arc<PathSet>,
     pub(crate) peer: PeerId,
     pub(crate) refused: Option<Refusal>,
-    pub(crate) stale: bool,
+    pub(crate) marks: Marks,
     /// From a peer of another AS.
     pub(crate) ebgp: bool,
     /// Place among the paths in use: 1 is the best, 0 not in use.
@@ -68,7 +74,22 @@ pub(crate) struct Route {
 
 impl Route {
     pub(crate) const fn new(peer: PeerId, ebgp: bool, set: Arc<PathSet>, refused: Option<Refusal>) -> Self {
-        Self { set, peer, refused, stale: false, ebgp, rank: 0 }
+        Self { set, peer, refused, marks: Marks::NONE, ebgp, rank: 0 }
+    }
+
+    /// The same with marks.
+    pub(crate) fn marked(self, marks: Marks) -> Self {
+        Self { marks, ..self }
+    }
+
+    /// Whether the session it came in has ended.
+    pub(crate) const fn is_stale(&self) -> bool {
+        self.marks.has(Marks::STALE)
+    }
+
+    /// Whose it is, and which of theirs.
+    fn key(&self) -> (PeerId, u32) {
+        (self.peer, self.set.path_id())
     }
 
     /// Whether it is in use: the best or equal to it.
@@ -82,7 +103,7 @@ impl Route {
     }
 }
 
-/// All paths of one prefix, by peer. Mostly there is one.
+/// All paths of one prefix, by peer and path identifier. Mostly there is one.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Destination {
     pub(crate) routes: SmallVec<[Route; 1]>,
@@ -91,8 +112,9 @@ pub(crate) struct Destination {
 }
 
 impl Destination {
-    pub(crate) fn route(&self, peer: PeerId) -> Option<&Route> {
-        self.routes.iter().find(|route| route.peer == peer)
+    /// The paths from one peer.
+    fn of_peer(&self, peer: PeerId) -> impl Iterator<Item = &Route> {
+        self.routes.iter().filter(move |route| route.peer == peer)
     }
 
     /// The best path.
@@ -115,12 +137,19 @@ pub(crate) struct Best {
     pub(crate) peer: PeerId,
     /// The peer is in another AS.
     pub(crate) ebgp: bool,
+    /// Least preferred for being long-lived stale, here or where it came from (RFC 9494).
+    pub(crate) least: bool,
 }
 
 impl Best {
     pub(crate) fn of(destination: &Destination) -> Option<Self> {
-        let best = destination.best()?;
-        Some(Self { set: Arc::clone(&best.set), peer: best.peer, ebgp: best.ebgp })
+        destination.best().map(Self::path)
+    }
+
+    /// Any path, in the same form.
+    fn path(route: &Route) -> Self {
+        let least = route.marks.has(Marks::LEAST);
+        Self { set: Arc::clone(&route.set), peer: route.peer, ebgp: route.ebgp, least }
     }
 
     fn is(&self, other: &Self) -> bool {
@@ -128,10 +157,12 @@ impl Best {
     }
 }
 
-/// A prefix whose paths in use changed.
+/// A prefix whose paths in use changed; or any of its paths, if somebody hears of all.
 #[derive(Debug)]
 pub(crate) struct Change {
     pub(crate) prefix: IpNet,
+    /// Paths in use changed.
+    pub(crate) used: bool,
     /// The best path before.
     pub(crate) old: Option<Best>,
     /// The best path now.
@@ -153,6 +184,11 @@ impl Change {
 /// in any order.
 pub(crate) type Batch = Vec<Change>;
 
+/// Paths of one prefix that are kept of one peer (RFC 7911): ranking them must stay cheap.
+const PATHS_MAX: usize = 64;
+
+/// No peer's number: they start at 1.
+const NOBODY: PeerId = 0;
 /// Changes in one batch at most.
 const BATCH_MAX: usize = 4096;
 
@@ -169,8 +205,14 @@ pub(crate) struct Rib {
     batch: u32,
     /// Prefixes whose own announcement changed, and whether there was one before.
     local_changes: BTreeMap<IpNet, bool>,
+    /// Somebody hears of paths that are not in use: their changes are told as well.
+    all_paths: bool,
+    ids: PathIds,
     /// The list of [`Rib::by_set`] while nothing changes: peers that come up together share it.
     listed: Option<Arc<[IpNet]>>,
+    pub(crate) next_hops: NextHops,
+    /// Families without route selection yet (RFC 4724 section 4.1).
+    deferred: BTreeSet<Family>,
 }
 
 impl Rib {
@@ -184,8 +226,29 @@ impl Rib {
             batches: Vec::new(),
             batch: 1,
             local_changes: BTreeMap::new(),
+            all_paths: false,
+            ids: PathIds::default(),
             listed: None,
+            next_hops: NextHops::new(config.track_next_hops, config.jitter_seed),
+            deferred: BTreeSet::new(),
         }
+    }
+
+    /// Whether changes of paths that are not in use are to be told.
+    pub(crate) fn tell_all_paths(&mut self, all: bool) {
+        self.all_paths = all;
+    }
+
+    /// All paths of a prefix that are not refused, best first, with the identifiers under which they are sent (RFC 7911).
+    pub(crate) fn paths(&self, prefix: &IpNet) -> impl Iterator<Item = (u32, Best)> {
+        let routes =
+            self.destination(prefix).map(|destination| destination.routes.as_slice()).unwrap_or_default();
+        let routes = if self.is_deferred(Family::of(prefix)) { &[] } else { routes };
+        let ordered = best::order(routes, &self.peers, &self.selection, &self.next_hops);
+        ordered.into_iter().filter_map(|at| {
+            let route = routes.get(at)?;
+            Some((self.ids.of(route.peer, route.set.path_id()), Best::path(route)))
+        })
     }
 
     /// Says whose paths will come; before the first of a session.
@@ -229,6 +292,12 @@ impl Rib {
         listed
     }
 
+    /// Whether a path is held from a peer.
+    pub(crate) fn holds(&self, prefix: &IpNet, peer: PeerId, path_id: u32) -> bool {
+        let routes = self.destination(prefix).map(|destination| &destination.routes);
+        routes.is_some_and(|routes| routes.binary_search_by_key(&(peer, path_id), Route::key).is_ok())
+    }
+
     /// Paths held from a peer.
     pub(crate) fn count(&self, peer: PeerId, family: Family) -> usize {
         self.counts.get(&(peer, family)).copied().unwrap_or_default()
@@ -245,40 +314,62 @@ impl Rib {
         std::mem::take(&mut self.local_changes)
     }
 
-    /// Stores a path in place of the peer's former one.
-    pub(crate) fn insert(&mut self, prefix: IpNet, mut route: Route) {
-        let peer = route.peer;
+    /// Stores a path in place of the peer's former one (of the same path identifier). False: the peer has too many for the prefix.
+    pub(crate) fn insert(&mut self, prefix: IpNet, mut route: Route) -> bool {
+        let (peer, path_id) = route.key();
+        if self.next_hops.is_tracked() && self.next_hops.seen(route.set.next_hop()) {
+            let routes = self.tables.iter().flat_map(|(_, destination)| &destination.routes);
+            let new = std::iter::once(route.set.next_hop());
+            self.next_hops.sweep(routes.map(|route| route.set.next_hop()).chain(new));
+        }
         let destination = self.tables.entry(prefix);
         let old = Best::of(destination);
-        match destination.routes.binary_search_by_key(&peer, |known| known.peer) {
+        match destination.routes.binary_search_by_key(&(peer, path_id), Route::key) {
             Ok(at) => {
-                let Some(known) = destination.routes.get_mut(at) else { return };
+                let Some(known) = destination.routes.get_mut(at) else { return true };
                 let same = Arc::ptr_eq(&known.set, &route.set) && known.refused == route.refused;
                 route.rank = known.rank;
                 *known = route;
                 if same {
-                    return;
+                    return true;
                 }
             }
             Err(at) => {
+                if path_id != 0 {
+                    if destination.of_peer(peer).count() >= PATHS_MAX {
+                        return false;
+                    }
+                    self.ids.hold(peer, path_id);
+                }
                 destination.routes.insert(at, route);
                 *self.counts.entry((peer, Family::of(&prefix))).or_default() += 1;
             }
         }
         self.decide(prefix, peer, old, false);
+        true
     }
 
     /// Removes the peer's path, if there is one.
-    pub(crate) fn remove(&mut self, prefix: IpNet, peer: PeerId) {
+    pub(crate) fn remove(&mut self, prefix: IpNet, peer: PeerId, path_id: u32) {
         let Some(destination) = self.tables.get_mut(&prefix) else { return };
-        let Ok(at) = destination.routes.binary_search_by_key(&peer, |known| known.peer) else { return };
+        let key = (peer, path_id);
+        let Ok(at) = destination.routes.binary_search_by_key(&key, Route::key) else { return };
         let old = Best::of(destination);
-        let used = destination.routes.remove(at).used();
+        let gone = destination.routes.remove(at);
+        if destination.routes.spilled() && destination.routes.len() <= destination.routes.capacity() / 4 {
+            destination.routes.shrink_to_fit();
+        }
+        let used = gone.used();
+        // A path that is not in use may have kept others from it by its MED.
+        let counted = used || best::compared_by_med(&gone, old.as_ref());
+        if path_id != 0 {
+            self.ids.release(peer, path_id);
+        }
         if let Some(count) = self.counts.get_mut(&(peer, Family::of(&prefix))) {
             *count = count.saturating_sub(1);
         }
-        if used {
-            self.decide(prefix, peer, old, true);
+        if counted || self.all_paths {
+            self.decide(prefix, peer, old, used);
         }
         self.drop_if_empty(&prefix);
     }
@@ -291,23 +382,77 @@ impl Rib {
 
     /// Removes those of a peer's paths that `which` names.
     pub(crate) fn remove_where(&mut self, peer: PeerId, which: impl Fn(&IpNet, &Route) -> bool) {
-        let mut gone: Vec<IpNet> = self
-            .destinations()
-            .filter(|(prefix, destination)| destination.route(peer).is_some_and(|route| which(prefix, route)))
-            .map(|(prefix, _)| prefix)
-            .collect();
+        let mut gone: Vec<(IpNet, u32)> = Vec::new();
+        for (prefix, destination) in self.destinations() {
+            let routes = destination.of_peer(peer).filter(|route| which(&prefix, route));
+            gone.extend(routes.map(|route| (prefix, route.set.path_id())));
+        }
         gone.sort_unstable();
-        gone.into_iter().for_each(|prefix| self.remove(prefix, peer));
+        gone.into_iter().for_each(|(prefix, path_id)| self.remove(prefix, peer, path_id));
     }
 
-    /// Marks a peer's paths of these families stale (RFC 4724 section 4.2); what was stale already goes, as do other families.
-    pub(crate) fn mark_stale(&mut self, peer: PeerId, families: &[Family]) {
-        self.remove_where(peer, |prefix, route| route.stale || !families.contains(&Family::of(prefix)));
-        self.tables.for_each_mut(|_, destination| {
-            if let Some(route) = destination.routes.iter_mut().find(|route| route.peer == peer) {
-                route.stale = true;
+    /// Changes the marks of a peer's paths of a family; no mark that counts in route selection.
+    pub(crate) fn mark_where(&mut self, peer: PeerId, family: Family, change: impl Fn(Marks) -> Marks) {
+        self.tables.for_each_mut(|prefix, destination| {
+            if Family::of(&prefix) == family {
+                let of_peer = destination.routes.iter_mut().filter(|route| route.peer == peer);
+                of_peer.for_each(|route| route.marks = change(route.marks));
             }
         });
+    }
+
+    /// A peer's paths that `which` names, in order.
+    pub(crate) fn routes_where(
+        &self,
+        peer: PeerId,
+        which: impl Fn(&IpNet, &Route) -> bool,
+    ) -> Vec<(IpNet, Route)> {
+        let mut found: Vec<(IpNet, Route)> = Vec::new();
+        for (prefix, destination) in self.destinations() {
+            let routes = destination.of_peer(peer).filter(|route| which(&prefix, route));
+            found.extend(routes.map(|route| (prefix, route.clone())));
+        }
+        found.sort_unstable_by_key(|(prefix, _)| *prefix);
+        found
+    }
+
+    /// What is known of a next hop changed: the paths through it are judged anew.
+    pub(crate) fn next_hop_resolved(&mut self, address: IpAddr, metric: Option<u32>) {
+        if !self.next_hops.resolved(address, metric) {
+            return;
+        }
+        let through = |destination: &Destination| {
+            destination.routes.iter().any(|route| route.set.next_hop().address == address)
+        };
+        let mut touched: Vec<(IpNet, Option<Best>)> = self
+            .destinations()
+            .filter(|(_, destination)| through(destination))
+            .map(|(prefix, destination)| (prefix, Best::of(destination)))
+            .collect();
+        touched.sort_unstable_by_key(|(prefix, _)| *prefix);
+        touched.into_iter().for_each(|(prefix, old)| self.decide(prefix, NOBODY, old, false));
+    }
+
+    /// Whether a family has no route selection yet.
+    pub(crate) fn is_deferred(&self, family: Family) -> bool {
+        self.deferred.contains(&family)
+    }
+
+    /// Starts without route selection for a family: paths are stored and none is used.
+    pub(crate) fn defer(&mut self, family: Family) {
+        self.deferred.insert(family);
+    }
+
+    /// Route selection of a family, for all that has come until now and from now on.
+    pub(crate) fn select(&mut self, family: Family) {
+        if !self.deferred.remove(&family) {
+            return;
+        }
+        let of_family =
+            |(prefix, _): (IpNet, &Destination)| (Family::of(&prefix) == family).then_some(prefix);
+        let mut prefixes: Vec<IpNet> = self.destinations().filter_map(of_family).collect();
+        prefixes.sort_unstable();
+        prefixes.into_iter().for_each(|prefix| self.decide(prefix, NOBODY, None, false));
     }
 
     /// Judges a peer's paths anew, after its import policy changed: what becomes of each as it was received.
@@ -323,6 +468,7 @@ impl Rib {
             for route in destination.routes.iter_mut().filter(|route| route.peer == peer) {
                 let (set, refused) = judge(&prefix, PathSet::received(&route.set));
                 if !Arc::ptr_eq(&set, &route.set) || refused != route.refused {
+                    self.next_hops.seen(set.next_hop());
                     (route.set, route.refused, changed) = (set, refused, true);
                 }
             }
@@ -337,11 +483,15 @@ impl Rib {
     /// Runs the decision process for a prefix after the path of `touched` changed; `old` was the best before. `gone`: a path in use was
     /// taken away.
     fn decide(&mut self, prefix: IpNet, touched: PeerId, old: Option<Best>, gone: bool) {
+        if !self.deferred.is_empty() && self.deferred.contains(&Family::of(&prefix)) {
+            return;
+        }
         let Some(destination) = self.tables.get_mut(&prefix) else { return };
         let in_use = |routes: &[Route]| routes.iter().any(|route| route.peer == touched && route.used());
         let before = gone || in_use(&destination.routes);
-        let moved = best::rank(&mut destination.routes, &self.peers, &self.selection);
-        if !(before || moved || in_use(&destination.routes)) {
+        let moved = best::rank(&mut destination.routes, &self.peers, &self.selection, &self.next_hops);
+        let used = before || moved || in_use(&destination.routes);
+        if !(used || self.all_paths) {
             return;
         }
         let new = Best::of(destination);
@@ -354,7 +504,7 @@ impl Rib {
         }
         destination.batch = self.batch;
         if let Some(batch) = self.batches.last_mut() {
-            batch.push(Change { prefix, old, new });
+            batch.push(Change { prefix, used, old, new });
         }
     }
 
@@ -407,3 +557,6 @@ impl Rib {
         self.local.keys().copied().collect()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,13 +1,12 @@
 //! What passes from peer to peer: policies, reflection, route servers, well-known communities; by speakers that talk over in-memory connections.
 
-mod net;
-
 use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use self::net::{Id, Net, prefix};
-use super::*;
+use super::super::*;
+use super::net::{self, Id, Net, prefix};
+use crate::config::{AddPaths, LimitAction, PathCount, PrefixLimit};
 use crate::event::{RouteRow, RouteView};
 use crate::policy::Policy;
 use crate::rpki::Vrp;
@@ -336,6 +335,170 @@ fn a_policy_can_be_tried_before_a_route_comes() {
     assert!(net.core(2).try_policy(&question).is_err());
 }
 
+fn several(config: &mut PeerConfig) {
+    config.export_learned = true;
+    config.add_path = AddPaths { receive: true, send: Some(PathCount::All) };
+}
+
+/// Speakers 1, 3 and 4 announce to 2, which tells 5 of all paths, which tells 6 of the best two.
+fn paths() -> Net {
+    let mut net = Net::new();
+    (1..=6).for_each(|id| net.add(id));
+    [1, 3, 4].into_iter().for_each(|id| net.join(2, id, |_| {}));
+    net.join(2, 5, several);
+    let two = |config: &mut PeerConfig| {
+        several(config);
+        config.add_path.send = Some(PathCount::Best(std::num::NonZeroU8::new(2).unwrap()));
+    };
+    net.join_apart(5, 6, two, several);
+    net.wait(5);
+    net
+}
+
+/// Path identifiers and paths of what a speaker has from a peer.
+fn identified(net: &mut Net, id: Id, from: Id) -> Vec<(u32, String)> {
+    let rows = net.core(id).routes(RouteView::Received);
+    let rows = rows.iter().filter(|row| row.peer == format!("n{from}"));
+    rows.map(|row| (row.path_id, row.attributes.as_path.to_string())).collect()
+}
+
+#[test]
+fn all_paths_go_to_who_takes_them_and_keep_their_identifiers() {
+    let mut net = paths();
+    let net_of = "10.1.0.0/16";
+    [1, 3, 4].into_iter().for_each(|id| net.announce(id, net_of));
+    let all = identified(&mut net, 5, 2);
+    assert_eq!(
+        all.iter().map(|(_, path)| path.as_str()).collect::<Vec<_>>(),
+        ["65002 65001", "65002 65003", "65002 65004"]
+    );
+    let of_best: Vec<String> = identified(&mut net, 6, 5).into_iter().map(|(_, path)| path).collect();
+    assert_eq!(of_best, ["65005 65002 65001", "65005 65002 65003"]);
+    let paths = net.core(5).paths(&prefix(net_of));
+    assert_eq!(paths.len(), 3, "several paths of one peer are used together");
+    // The best goes: the others keep their identifiers, and 6 hears of the next.
+    net.core(1).withdraw(&Scope::All, &prefix(net_of));
+    net.run();
+    assert_eq!(identified(&mut net, 5, 2), all[1..]);
+    let mut of_best: Vec<String> = identified(&mut net, 6, 5).into_iter().map(|(_, path)| path).collect();
+    of_best.sort();
+    assert_eq!(of_best, ["65005 65002 65003", "65005 65002 65004"]);
+    // Own announcements take the place of learned paths, and give it back.
+    net.announce(2, net_of);
+    assert_eq!(identified(&mut net, 5, 2), [(0, "65002".to_owned())]);
+    net.core(2).withdraw(&Scope::All, &prefix(net_of));
+    net.run();
+    assert_eq!(identified(&mut net, 5, 2), all[1..]);
+    let state = net.core(5).refresh("n2").unwrap();
+    net.run();
+    assert!(state && identified(&mut net, 5, 2) == all[1..], "a refresh changes nothing");
+    let now = net.now;
+    net.core(2).remove_peer(now, "n3").unwrap();
+    net.run();
+    assert_eq!(identified(&mut net, 5, 2), all[2..]);
+}
+
+#[test]
+fn a_peer_that_takes_one_path_hears_of_the_best_only() {
+    let mut net = Net::new();
+    (1..=5).for_each(|id| net.add(id));
+    [1, 3].into_iter().for_each(|id| net.join(2, id, |_| {}));
+    let receive_only = |config: &mut PeerConfig| config.add_path.receive = true;
+    net.join_apart(2, 4, several, |_| {});
+    net.join_apart(2, 5, |config| config.export_learned = true, receive_only);
+    net.wait(5);
+    [1, 3].into_iter().for_each(|id| net.announce(id, "2001:db8:1::/48"));
+    for id in [4, 5] {
+        assert_eq!(identified(&mut net, id, 2), [(0, "65002 65001".to_owned())], "{id}");
+    }
+}
+
+#[test]
+fn a_peer_has_64_paths_of_a_prefix_at_most() {
+    let mut net = Net::new();
+    (1..=2).for_each(|id| net.add(id));
+    net.join(1, 2, several);
+    net.wait(5);
+    let update = |count: u32| {
+        let attributes =
+            crate::Attributes { as_path: crate::AsPath::sequence(&[65001]), ..Default::default() };
+        let hop = crate::NextHop::new([10, 0, 0, 1].into());
+        let routes: Vec<_> = (1..=count)
+            .map(|path_id| crate::wire::Route { prefix: prefix("10.1.0.0/16"), path_id })
+            .collect();
+        let context = crate::wire::EncodeContext { add_path: true, ..Default::default() };
+        let mut bytes = Vec::new();
+        crate::wire::announce(&attributes, &hop, Family::Ipv4Unicast, &routes, context, &mut bytes).unwrap();
+        bytes
+    };
+    net.inject(1, 2, &update(100));
+    assert_eq!(identified(&mut net, 2, 1).len(), 64);
+    let now = net.now;
+    assert_eq!(net.core(2).peers(now)[0].counters.ignored, 36);
+}
+
+/// Speaker 1 announces to 2, which takes five routes of IPv4 and does `action` beyond.
+fn limited(action: LimitAction, announced: u8) -> Net {
+    let mut net = Net::new();
+    (1..=2).for_each(|id| net.add(id));
+    let limit = PrefixLimit { family: Family::Ipv4Unicast, max: 5, warning_percent: 80, action };
+    net.join_apart(2, 1, |config| config.prefix_limits = vec![limit], |_| {});
+    net.wait(5);
+    net.announce(1, "2001:db8:1::/48");
+    (0..announced).for_each(|number| net.announce(1, &format!("10.{number}.0.0/16")));
+    net
+}
+
+fn state(net: &mut Net, id: Id) -> crate::event::PeerState {
+    let now = net.now;
+    net.core(id).peers(now).remove(0)
+}
+
+#[test]
+fn a_limit_warns_discards_restarts_or_stops() {
+    let up = |net: &mut Net| state(net, 2).state == crate::fsm::State::Established;
+    let mut net = limited(LimitAction::Warn, 9);
+    assert!(up(&mut net) && heard(&mut net, 2, 1).len() == 10);
+
+    let mut net = limited(LimitAction::Discard, 9);
+    assert!(up(&mut net) && heard(&mut net, 2, 1).len() == 6);
+    let family = state(&mut net, 2).families[0].clone();
+    assert_eq!((family.received, family.limit, family.discarded), (5, Some(5), 4));
+    net.announce_with(1, "10.0.0.0/16", &["1:1"]);
+    assert!(heard(&mut net, 2, 1)[0].ends_with("1:1"), "what is held may change");
+    for number in 0..2 {
+        net.core(1).withdraw(&Scope::All, &prefix(&format!("10.{number}.0.0/16")));
+        net.run();
+    }
+    assert_eq!(heard(&mut net, 2, 1).len(), 6, "asked for again once there was room");
+
+    let mut net = limited(LimitAction::Restart { after_secs: 300 }, 6);
+    assert!(!up(&mut net) && heard(&mut net, 2, 1).is_empty());
+    let told = state(&mut net, 1).last_error.unwrap();
+    assert!(told.contains("maximum number of prefixes"), "{told}");
+    net.core(1).withdraw(&Scope::All, &prefix("10.0.0.0/16"));
+    net.wait(290);
+    assert!(!up(&mut net), "it rests");
+    net.wait(60);
+    assert!(up(&mut net) && heard(&mut net, 2, 1).len() == 6);
+
+    let mut net = limited(LimitAction::Stop, 6);
+    net.wait(4000);
+    assert!(!up(&mut net));
+}
+
+#[test]
+fn the_warning_comes_at_its_percentage() {
+    let limit = |max, warning_percent| PrefixLimit {
+        family: Family::Ipv4Unicast,
+        max,
+        warning_percent,
+        action: LimitAction::Warn,
+    };
+    let from = [(5, 80), (1_000_000, 75), (1, 1), (usize::MAX, 100)];
+    assert_eq!(from.map(|(max, percent)| limit(max, percent).warning()), [4, 750_000, 1, usize::MAX]);
+}
+
 /// Something that happens around speaker 2, which has peers 1 and 3 outside, 4 and its client 5 inside.
 #[derive(Clone, Debug)]
 enum Happening {
@@ -426,8 +589,14 @@ proptest! {
             let mut config = net::peer(2, id);
             config.reflector_client = id == 5;
             config.export_learned = id != 3;
+            if id == 3 {
+                several(&mut config);
+            } else if id == 5 {
+                config.add_path = AddPaths { receive: true, send: Some(PathCount::All) };
+            }
             configs.insert(id, config.clone());
-            net.join_apart(2, id, |settings| *settings = config.clone(), |_| {});
+            let takes_several = |settings: &mut PeerConfig| settings.add_path.receive = true;
+            net.join_apart(2, id, |settings| *settings = config.clone(), takes_several);
         }
         net.wait(5);
         for (happening, settle) in &happenings {
@@ -442,14 +611,14 @@ proptest! {
             let name = format!("n{id}");
             let expected: Vec<_> = told.iter().filter(|row| row.peer == name).collect();
             let held = net.core(id).routes(RouteView::Received);
-            let said = |row: &&RouteRow| (row.prefix, row.next_hop, Arc::clone(&row.attributes));
+            let said = |row: &&RouteRow| (row.prefix, row.path_id, row.next_hop, Arc::clone(&row.attributes));
             // What came in from outside has no LOCAL_PREF but what its receiver gives it.
-            let strip = |(prefix, hop, attributes): (IpNet, crate::NextHop, Arc<crate::Attributes>)| {
+            let strip = |(prefix, path_id, hop, attributes): (IpNet, u32, crate::NextHop, Arc<crate::Attributes>)| {
                 let mut attributes = crate::Attributes::clone(&attributes);
                 if id == 1 || id == 3 {
                     attributes.local_pref = None;
                 }
-                (prefix, hop, attributes)
+                (prefix, path_id, hop, attributes)
             };
             let expected: Vec<_> = expected.iter().map(|row| strip(said(row))).collect();
             let held: Vec<_> = held.iter().map(|row| strip(said(&row))).collect();
