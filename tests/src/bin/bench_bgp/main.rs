@@ -1,12 +1,13 @@
 //! `make bench-bgp`: the speaker (the crate's router example) and other daemons in turn, between injectors and receivers of this program.
 //!
 //! ```text
-//!  injectors ──eth1── daemon ──eth1── receivers        each in a network namespace of its own, eBGP, no routes in the kernel
+//!  injectors ──eth1── daemon ──eth1── receivers        each in a network namespace of its own, eBGP; no routes in the kernel but in one scenario
 //! ```
 //! Processor time and memory are the daemon's with its threads and children, out of /proc, once it rests. A receiver counts distinct prefixes.
 //! `bench_bgp [short] [runs=N] [with=DAEMON,...] [SCENARIO ...]`; short is for CI, whose figures decide nothing but whether everything arrives.
 
 mod daemon;
+mod fib;
 mod peer;
 mod rows;
 mod scenario;
@@ -16,7 +17,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use daemon::Kind;
-use rows::{Figure, Report, Runs, flapping, moving};
+use rows::{Figure, Report, Runs, flapping, installing, moving};
 use scenario::{Measure, Work, float, once};
 
 pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -75,7 +76,12 @@ impl Choice {
 }
 
 fn main() -> ExitCode {
-    match Choice::read(std::env::args().skip(1)).and_then(|choice| bench(&choice)) {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let outcome = match arguments.split_first() {
+        Some((first, rest)) if first == "fib" => fib::run(rest).map(|()| true),
+        _ => Choice::read(arguments.into_iter()).and_then(|choice| bench(&choice)),
+    };
+    match outcome {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -200,6 +206,13 @@ fn scenarios(short: bool) -> Vec<Scenario> {
             Work::FanOut { receivers: peers(100), count: of(100_000) },
             with_bird(),
             moving(1.0),
+        ),
+        scenario(
+            "fib",
+            "100,000 prefixes into the kernel's table",
+            Work::Kernel { count: of(100_000) },
+            with_bird(),
+            installing(),
         ),
         scenario(
             "flap",
