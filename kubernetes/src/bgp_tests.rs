@@ -251,6 +251,8 @@ fn a_peer_policy_takes_only_what_works() {
             "spec.longLivedGracefulRestart.staleTimeSeconds",
         ),
         (with("multipath: {maxPaths: 257}"), "spec.multipath.maxPaths"),
+        (with("session: {role: Boss}"), "spec.session.role"),
+        (with("session: {strictRole: true}"), "spec.session.strictRole"),
         (with("session: {ttlSecurityHops: 255}"), "spec.session.ttlSecurityHops"),
         (with("import: {allow: [10.0.0.0/40]}"), "spec.import.allow"),
         (with("import: {med: 5}"), "spec.import.med"),

@@ -255,6 +255,8 @@ pub(crate) struct PolicySession {
     pub(crate) extended_next_hop: Option<bool>,
     pub(crate) group: Option<String>,
     pub(crate) accept_blackhole: Option<bool>,
+    pub(crate) role: Option<String>,
+    pub(crate) strict_role: Option<bool>,
     pub(crate) reflector_client: Option<bool>,
     pub(crate) route_server_client: Option<bool>,
 }

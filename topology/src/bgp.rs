@@ -18,5 +18,5 @@ pub use password::Password;
 pub use rows::{AdvertOrigin, AdvertRow, Family, ListenRange, PeerRow};
 pub use status::{NodeConfigRow, PeerStatus, RouteCount};
 pub use tuning::{
-    AddPath, BfdProfile, LimitAction, MaxPrefixes, PeerMatch, PeerPolicyRow, PeerTuning, PolicyDocument,
+    AddPath, BfdProfile, LimitAction, MaxPrefixes, PeerMatch, PeerPolicyRow, PeerTuning, PolicyDocument, Role,
 };

@@ -307,7 +307,7 @@ mod tests {
     fn an_endpoint_counts_while_it_is_ready_and_here() {
         let (slices, writer) = Table::new();
         let (addresses, _kept) = Table::new();
-        let mut seen = |node: &str, ready, terminating, publish| {
+        let seen = |node: &str, ready, terminating, publish| {
             writer.upsert(slice(node, ready, terminating));
             let row = service(publish);
             let row = advertised(&row, &slices.snapshot(), &addresses.snapshot(), &"n1".into());

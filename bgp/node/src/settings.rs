@@ -14,7 +14,7 @@ use tombolo_bgp::{
 };
 use tombolo_topology::bgp::{
     AddPath, AdvertRow, BfdProfile, Family as RowFamily, LimitAction, ListenRange as RowRange, MaxPrefixes,
-    PeerRow, PeerTuning, PolicyDocument,
+    PeerRow, PeerTuning, PolicyDocument, Role,
 };
 
 /// What does not come from rows.
@@ -137,6 +137,10 @@ fn tune(config: &mut PeerConfig, tuning: &PeerTuning) -> Result<(), Error> {
         let count = |send| NonZeroU8::new(send).map_or(PathCount::All, PathCount::Best);
         config.add_path = AddPaths { receive, send: send.map(count) };
     }
+    if let Some((role, strict)) = tuning.role {
+        config.role = Some(speakers_role(role));
+        config.strict_role = strict;
+    }
     if let Some(secs) = tuning.long_lived_secs {
         config.long_lived.enabled = true;
         config.long_lived.stale_time_secs = config.families.iter().map(|family| (*family, secs)).collect();
@@ -167,6 +171,16 @@ fn policy(config: &PeerConfig, document: Option<&PolicyDocument>) -> Result<Opti
             what: "its policy cannot be read",
             remedy: "report this with the policy: it is a bug",
         }),
+    }
+}
+
+const fn speakers_role(role: Role) -> tombolo_bgp::Role {
+    match role {
+        Role::Provider => tombolo_bgp::Role::Provider,
+        Role::RouteServer => tombolo_bgp::Role::RouteServer,
+        Role::RouteServerClient => tombolo_bgp::Role::RouteServerClient,
+        Role::Customer => tombolo_bgp::Role::Customer,
+        Role::Peer => tombolo_bgp::Role::Peer,
     }
 }
 

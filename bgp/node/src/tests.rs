@@ -11,7 +11,7 @@ use tombolo_bgp::{
 };
 use tombolo_topology::bgp::{
     AddPath, AdvertOrigin, BfdProfile, Family, LimitAction, ListenRange, MaxPrefixes, Password, PeerTuning,
-    PolicyDocument,
+    PolicyDocument, Role,
 };
 
 use super::*;
@@ -227,6 +227,7 @@ fn everything_a_row_says_reaches_the_speakers_settings() {
             passive: true,
         }),
         max_prefixes: Some(MaxPrefixes { limit: 7, warning_percent: 80, action: LimitAction::Restart(9) }),
+        role: Some((Role::Customer, true)),
         add_path: Some(AddPath { receive: true, send: Some(2) }),
         long_lived_secs: Some(3600),
         max_paths: Some(2),
@@ -257,6 +258,7 @@ fn everything_a_row_says_reaches_the_speakers_settings() {
     let limit = config.prefix_limits[0];
     assert_eq!((config.prefix_limits.len(), limit.max, limit.warning_percent), (2, 7, 80));
     assert_eq!(limit.action, tombolo_bgp::LimitAction::Restart { after_secs: 9 });
+    assert_eq!((config.role, config.strict_role), (Some(tombolo_bgp::Role::Customer), true));
     assert!(config.add_path.receive && config.long_lived.enabled);
     let two = std::num::NonZeroU8::new(2).unwrap();
     assert_eq!(config.add_path.send, Some(tombolo_bgp::PathCount::Best(two)));

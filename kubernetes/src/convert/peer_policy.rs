@@ -12,11 +12,19 @@ use std::sync::Arc;
 use tombolo_base::source::Source;
 use tombolo_bgp::policy::Policy;
 use tombolo_topology::bgp::{
-    AddPath, BfdProfile, LimitAction, MaxPrefixes, PeerMatch, PeerPolicyRow, PeerTuning, PolicyDocument,
+    AddPath, BfdProfile, LimitAction, MaxPrefixes, PeerMatch, PeerPolicyRow, PeerTuning, PolicyDocument, Role,
 };
 
 /// Longest interval that a BFD packet's field holds, in milliseconds.
 const BFD_MAX_MS: i64 = 4_294_000;
+/// What this node may be to a peer (RFC 9234).
+const ROLES: [(&str, Role); 5] = [
+    ("Provider", Role::Provider),
+    ("RouteServer", Role::RouteServer),
+    ("RouteServerClient", Role::RouteServerClient),
+    ("Customer", Role::Customer),
+    ("Peer", Role::Peer),
+];
 /// How often the speaker prepends at most.
 const MAX_PREPEND: i64 = 32;
 /// Longest time that RFC 9494 has room for, in seconds.
@@ -175,6 +183,13 @@ fn tuning(name: &str, spec: crd::PeerPolicySpec) -> Result<PeerTuning, Issue> {
         tuning.any_first_as = !session.enforce_first_as.unwrap_or(true);
         tuning.extended_next_hop = session.extended_next_hop;
         tuning.accept_blackhole = session.accept_blackhole.unwrap_or(false);
+        let strict = session.strict_role.unwrap_or(false);
+        let role = session.role.as_deref().map(|text| word("spec.session.role", text, &ROLES)).transpose()?;
+        if role.is_none() && session.strict_role.is_some() {
+            let remedy = "give spec.session.role, or leave strictRole out";
+            return Err(Issue::new("spec.session.strictRole", "there is no role", remedy));
+        }
+        tuning.role = role.map(|role| (role, strict));
         tuning.reflector_client = session.reflector_client.unwrap_or(false);
         tuning.route_server_client = session.route_server_client.unwrap_or(false);
         tuning.gtsm_hops =

@@ -79,6 +79,22 @@ pub struct MaxPrefixes {
     pub action: LimitAction,
 }
 
+/// What this node is to a neighbour in another AS (RFC 9234).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// It gives transit.
+    Provider,
+    /// It is a route server.
+    RouteServer,
+    /// It is a route server's client.
+    RouteServerClient,
+    /// It gets transit.
+    Customer,
+    /// Neither.
+    Peer,
+}
+
 /// Several paths of a prefix with a peer (RFC 7911).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct AddPath {
@@ -99,6 +115,8 @@ pub struct PeerTuning {
     pub export: Option<PolicyDocument>,
     /// BFD.
     pub bfd: Option<BfdProfile>,
+    /// Our role, and whether a peer that tells none is refused.
+    pub role: Option<(Role, bool)>,
     /// ADD-PATH.
     pub add_path: Option<AddPath>,
     /// Long-lived graceful restart (RFC 9494): seconds that the peer should keep our routes after the restart time.
