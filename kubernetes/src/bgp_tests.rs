@@ -317,7 +317,9 @@ fn external_ips_of_services_are_read_and_must_mean_something_to_routers() {
 
 #[test]
 fn what_ciliums_operator_writes_is_told_to_be_computed_here() {
-    let text = complaint(&manifest("CiliumBGPNodeConfig", "{bgpInstances: []}"));
+    let parsed = read(&manifest("CiliumBGPNodeConfig", "{bgpInstances: []}"));
+    let (kind, unknown) = parsed.unknown_kinds.first_key_value().unwrap();
+    let text = unknown.problem(kind, std::path::Path::new("x.yaml")).to_string();
     assert!(text.contains("computed"), "{text}");
 }
 
