@@ -262,7 +262,7 @@ fn a_peer_policy_takes_only_what_works() {
         (with("export: {statements: 5}"), "spec.export.statements"),
         (
             with("export: {med: 1, statements: [{name: a}, {name: b, when: [{prefixes: [x]}]}]}"),
-            "spec.export.statements[1].when[0]",
+            "spec.export.statements[1].when[0].prefixes[0]",
         ),
         (with("import: {statements: [{name: a, actions: [{nextHop: self}]}]}"), "spec.import"),
         (with("nextHops: {ipv4: 'fd00::1'}"), "spec.nextHops.ipv4"),
