@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use ipnet::IpNet;
 
 use super::rib::{
-    BirdSession, parse_bird, parse_bird_sessions, parse_frr_peers, parse_frr_received, parse_tombolo, tombolo_peers,
+    BirdSession, parse_bird, parse_bird_sessions, parse_frr_peers, parse_frr_received, parse_tombolo,
+    tombolo_peers,
 };
 use super::{
     Ends, Routes, addresses, default_route, difference, fib, held, on_shared_link, router, told_by, unicast,
@@ -125,7 +126,7 @@ async fn said(
         Daemon::Bird(socket) => said_to_bird(context, name, node, socket).await?,
         Daemon::Tombolo => said_to_tombolo(context, name, node).await?,
     };
-    Ok((told_by(&ends, said, family), look))
+    Ok((told_by(&ends, said, family, name), look))
 }
 
 async fn said_to_frr(
