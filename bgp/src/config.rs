@@ -235,7 +235,7 @@ pub struct PeerConfig {
     pub interface: Option<String>,
     /// TCP port of the peer.
     pub port: u16,
-    /// AS of the peer; 0 accepts whatever it opens with, if `peer_asns` does.
+    /// AS of the peer; 0 accepts whatever it opens with, if `peer_asns` does. Until then it counts as external: see `ebgp_multihop`.
     pub peer_asn: u32,
     /// With a `peer_asn` of 0, the numbers accepted; empty means any.
     #[serde(default)]

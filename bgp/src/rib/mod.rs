@@ -358,6 +358,9 @@ impl Rib {
         let Ok(at) = destination.routes.binary_search_by_key(&key, Route::key) else { return };
         let old = Best::of(destination);
         let gone = destination.routes.remove(at);
+        if destination.routes.spilled() && destination.routes.len() <= destination.routes.capacity() / 4 {
+            destination.routes.shrink_to_fit();
+        }
         let used = gone.used();
         // A path that is not in use may have kept others from it by its MED.
         let counted = used || best::compared_by_med(&gone, old.as_ref());
