@@ -39,14 +39,15 @@ mod family;
 mod fsm;
 pub mod policy;
 mod rib;
+mod routing;
 pub mod rpki;
 mod transport;
 mod unnumbered;
 pub mod wire;
 
 pub use config::{
-    AddPaths, AllowedPrefix, Announcement, BfdUnit, Damping, Decision, GracefulRestart, LimitAction,
-    LongLivedRestart, PathCount, PeerConfig, PrefixLimit, Role, Scope, SpeakerConfig, Timers,
+    AllowedPrefix, Announcement, BfdUnit, Damping, GracefulRestart, LongLivedRestart, PeerConfig, Scope,
+    SpeakerConfig, Timers,
 };
 pub use core::PolicyQuestion;
 pub use driver::{Events, Speaker, SpeakerHandle};
@@ -56,5 +57,6 @@ pub use event::{Counters, Event, FamilyState, Path, PeerState, RouteRow, RouteVi
 pub use family::{Family, NextHop};
 pub use fsm::{FsmEvent, State, Transition};
 pub use rib::Refusal;
+pub use routing::{AddPaths, Decision, LimitAction, PathCount, PrefixLimit, Role};
 pub use transport::{AoAlgorithm, AoKey, Secret, Transport};
 pub use wire::{AsPath, Attributes, Community, LargeCommunity, Origin};
