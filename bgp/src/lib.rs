@@ -37,6 +37,7 @@ mod event;
 mod family;
 mod fsm;
 mod rib;
+pub mod rpki;
 pub mod wire;
 
 pub use config::{
