@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
@@ -14,6 +14,7 @@ use nix::errno::Errno;
 use rustix::net::sockopt;
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio_util::codec::{Framed, LinesCodec, LinesCodecError};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::report::micros;
 use super::{Answer, Attempt, Outcome};
@@ -175,10 +176,39 @@ where
     attempt(request, bound, async move {
         match finish_connect(socket, request.target).await {
             Err(error) => (None, outcome_of(&error)),
-            Ok(stream) => (stream.local_addr().ok(), exchange(stream).await),
+            Ok(stream) => {
+                let silence = ResetUnlessAnswered::new(&stream);
+                let source = stream.local_addr().ok();
+                let outcome = exchange(stream).await;
+                silence.answered();
+                (source, outcome)
+            }
         }
     })
     .await
+}
+
+/// Ends a connection whose exchange is given up by a reset: its data and FIN would be sent again and again for minutes after
+/// this process is gone, and be counted as loss by whoever looks next.
+struct ResetUnlessAnswered(Option<OwnedFd>);
+
+impl ResetUnlessAnswered {
+    fn new(stream: &TcpStream) -> Self {
+        // Without the second handle the end is only slower.
+        Self(stream.as_fd().try_clone_to_owned().ok())
+    }
+
+    fn answered(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for ResetUnlessAnswered {
+    fn drop(&mut self) {
+        if let Some(socket) = &self.0 {
+            sockopt::set_socket_linger(socket, Some(Duration::ZERO)).ok();
+        }
+    }
 }
 
 /// A fresh TCP connection, one line, one answer.
@@ -304,7 +334,8 @@ fn io_cause(error: &hyper::Error) -> Option<&io::Error> {
 async fn http_answer(stream: TcpStream, authority: &str, path: &str) -> Result<Bytes, HttpFailure> {
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(HttpFailure::Hyper)?;
-    let driver = tokio::spawn(connection);
+    // Ended with an exchange that is given up: nothing may hold the socket after it.
+    let driver = AbortOnDropHandle::new(tokio::spawn(connection));
     let request = hyper::Request::get(path)
         .header(hyper::header::HOST, authority)
         .header(hyper::header::CONNECTION, "close")
@@ -314,7 +345,7 @@ async fn http_answer(stream: TcpStream, authority: &str, path: &str) -> Result<B
     let status = response.status();
     let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await;
     // The driver ends by itself once the server has closed; its own error was already reported by the request.
-    drop(driver);
+    drop(driver.detach());
     if !status.is_success() {
         return Err(HttpFailure::Status(status.as_u16()));
     }
@@ -327,5 +358,41 @@ async fn http_answer(stream: TcpStream, authority: &str, path: &str) -> Result<B
                 Err(error) => HttpFailure::Other(error.to_string()),
             },
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// Reads until the connection ends, and returns how it did.
+    async fn end_of(listener: TcpListener) -> io::Result<()> {
+        let (mut stream, _) = listener.accept().await?;
+        let mut buffer = [0_u8; 512];
+        while stream.read(&mut buffer).await? > 0 {}
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_is_given_up_is_reset() {
+        for over_http in [false, true] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+            let request = Request {
+                target: listener.local_addr().expect("address"),
+                bind: None,
+                payload: b"token".to_vec(),
+                timeout: Duration::from_millis(50),
+                dont_fragment: None,
+            };
+            let asked =
+                async { if over_http { http(&request, "silent", "/").await } else { tcp(&request).await } };
+            let (attempt, ended) = tokio::join!(asked, end_of(listener));
+            assert_eq!(attempt.outcome, Outcome::Timeout);
+            let error = ended.expect_err("a reset, no FIN");
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "http: {over_http}");
+        }
     }
 }

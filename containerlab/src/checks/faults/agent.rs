@@ -10,7 +10,7 @@ use super::fib::FibWatch;
 use super::keys::KeyWatch;
 use super::known::Known;
 use super::load::{self, Load, LoadPlan};
-use super::segments::Segments;
+use super::segments::{self, Segments};
 use super::{cluster_ip, other, pod_of};
 use crate::checks::access::Place;
 use crate::checks::ask;
@@ -53,6 +53,7 @@ pub(super) async fn killed(context: &Context, node: &str) -> CheckResult {
         fibs: try_join_all(tors(context).map(|name| FibWatch::start(context, name))).await?,
         keys: KeyWatch::start(context, victim).await?,
     };
+    segments::quiet(context, speakers(context)?).await?;
     let mut loads = start_loads(context, victim, remote, node).await?;
     let segments = Segments::read(context, speakers(context)?).await?;
     let killed_at = Instant::now();

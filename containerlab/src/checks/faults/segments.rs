@@ -1,15 +1,21 @@
 //! TCP segments that had to be sent again, counted by the kernel in each pod's own network namespace.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use futures_util::future::try_join_all;
 
 use crate::checks::access::Place;
 use crate::checks::check::Failure;
 use crate::checks::context::Context;
+use crate::checks::poll;
 
 /// The kernel's counters of one network namespace.
 const COUNTERS: [&str; 3] = ["cat", "/proc/net/snmp", "/proc/net/netstat"];
+/// The kernel's TCP sockets of one network namespace.
+const SOCKETS: [&str; 3] = ["cat", "/proc/net/tcp", "/proc/net/tcp6"];
+/// How long sockets of earlier checks may take to give up: the kernel's own patience with a FIN that nobody acknowledges.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Counters of one network namespace.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -74,6 +80,37 @@ impl Segments {
     }
 }
 
+/// Waits until no socket of any place has anything under way that it could send again: what an earlier check left behind
+/// would be counted as the loss of the next.
+///
+/// # Errors
+/// Where something is still under way.
+pub(super) async fn quiet(context: &Context, places: impl Iterator<Item = Place>) -> Result<(), Failure> {
+    let places: Vec<Place> = places.collect();
+    let all = || async {
+        for place in &places {
+            let text = context.access.text(place, &SOCKETS).await?;
+            if let Some(socket) = text.lines().find(|line| waits(line)) {
+                let look = context.access.shown(place, &SOCKETS);
+                return Err(Failure::new(
+                    "sockets that have nothing under way before the fault",
+                    socket.trim(),
+                    look,
+                ));
+            }
+        }
+        Ok(())
+    };
+    poll::until(PATIENCE, all).await.map(|_| ())
+}
+
+/// Whether a line of `/proc/net/tcp` is a socket whose timer is that of a segment that was sent (1) or of a window that is
+/// closed (4): the sixth column is `timer:when` (Documentation/networking/proc_net_tcp.rst).
+fn waits(line: &str) -> bool {
+    let timer = line.split_whitespace().nth(5).and_then(|column| column.split_once(':'));
+    matches!(timer, Some(("01" | "04", _)))
+}
+
 fn look(context: &Context, place: &Place) -> String {
     context.access.shown(place, &COUNTERS)
 }
@@ -100,6 +137,20 @@ fn parse(text: &str) -> Option<Counters> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_socket_with_a_segment_under_way_waits() {
+        let line = |timer: &str| {
+            format!(
+                "   1: 0100007F:1F90 0100007F:D1F2 01 00000000:00000000 {timer}:00000014 00000000     0        0 5 1 0 20 4 0 10 -1"
+            )
+        };
+        assert!(waits(&line("01")) && waits(&line("04")));
+        assert!(!waits(&line("00")) && !waits(&line("02")) && !waits(&line("03")));
+        assert!(!waits(
+            "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode"
+        ));
+    }
 
     #[test]
     fn the_counters_are_found_by_name() {
