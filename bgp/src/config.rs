@@ -8,9 +8,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::bfd::BfdSettings;
 use crate::bfd::client::Unit;
+use crate::dynamic::AsnRange;
 use crate::error::Error;
 use crate::family::Family;
+use crate::transport::Transport;
 use crate::wire::{Community, LargeCommunity, Origin};
+
+/// Longest wait for a peer's OPEN before ours.
+const DELAY_OPEN_MAX: Duration = Duration::from_secs(240);
 
 /// Where a speaker's BFD sessions are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +46,12 @@ pub struct SpeakerConfig {
     /// Events queued for a slow reader before the channel makes the speaker keep only the newest state of each prefix; 0: there are no
     /// events of routes, for a speaker whose routes nobody but its peers wants.
     pub event_queue: usize,
+    /// Connections the kernel holds for each listener until they are taken; a rack of nodes may come back at once.
+    pub listen_backlog: u32,
+    /// Most connections of dynamic neighbours that have not become sessions yet; further ones are refused.
+    pub half_open_max: usize,
+    /// The VRF (or interface) that listeners and connections are bound to; peers on an interface are bound to theirs.
+    pub device: Option<String>,
 }
 
 impl SpeakerConfig {
@@ -55,6 +66,9 @@ impl SpeakerConfig {
             jitter_seed: 0,
             bfd: None,
             event_queue: 1024,
+            listen_backlog: 1024,
+            half_open_max: 256,
+            device: None,
         }
     }
 
@@ -93,6 +107,30 @@ impl Default for Timers {
 impl Timers {
     pub(crate) fn hold_secs(&self) -> u16 {
         u16::try_from(self.hold.as_secs()).unwrap_or(u16::MAX)
+    }
+}
+
+/// Damping of a peer that comes and goes: it rests in Idle, twice as long each time (RFC 4271 section 8.1.1, DampPeerOscillations).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Damping {
+    /// False: it rests for `first` each time.
+    pub enabled: bool,
+    /// The first rest (IdleHoldTime).
+    pub first: Duration,
+    /// The longest rest.
+    pub longest: Duration,
+    /// A session of this length clears what was counted.
+    pub stable_after: Duration,
+}
+
+impl Default for Damping {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            first: Duration::from_secs(1),
+            longest: Duration::from_secs(120),
+            stable_after: Duration::from_secs(60),
+        }
     }
 }
 
@@ -150,8 +188,11 @@ pub struct PeerConfig {
     pub interface: Option<String>,
     /// TCP port of the peer.
     pub port: u16,
-    /// AS of the peer; 0 accepts whatever it opens with.
+    /// AS of the peer; 0 accepts whatever it opens with, if `peer_asns` does.
     pub peer_asn: u32,
+    /// With a `peer_asn` of 0, the numbers accepted; empty means any.
+    #[serde(default)]
+    pub peer_asns: Vec<AsnRange>,
     /// Source address of our connections; also required of incoming ones.
     pub local_address: Option<IpAddr>,
     /// Families to offer; not empty.
@@ -182,6 +223,22 @@ pub struct PeerConfig {
     /// Keep a BFD session with the peer; when it fails, so does the BGP session, at once (RFC 5882 section 10.2, RFC 9384).
     #[serde(default)]
     pub bfd: Option<BfdSettings>,
+    /// Keys, GTSM and source of its TCP connections.
+    #[serde(default)]
+    pub transport: Transport,
+    /// Offer to take IPv4 routes with IPv6 next hops (RFC 8950); used, also for what is announced, if the peer offers it too.
+    #[serde(default)]
+    pub extended_next_hop: bool,
+    /// The peer is whatever router answers on `interface` (unnumbered): its link-local address is learned from its router advertisements,
+    /// and this speaker sends its own there. `address` is then `::`.
+    #[serde(default)]
+    pub unnumbered: bool,
+    /// Wait this long for the peer's OPEN before sending ours (DelayOpenTime, RFC 4271 section 8.1.1).
+    #[serde(default)]
+    pub delay_open: Option<Duration>,
+    /// How a peer that comes and goes is slowed down.
+    #[serde(default)]
+    pub damping: Damping,
 }
 
 impl PeerConfig {
@@ -193,6 +250,7 @@ impl PeerConfig {
             interface: None,
             port: 179,
             peer_asn,
+            peer_asns: Vec::new(),
             local_address: None,
             families: vec![Family::of_address(&address)],
             timers: Timers::default(),
@@ -207,7 +265,21 @@ impl PeerConfig {
             next_hop_ipv4: None,
             next_hop_ipv6: None,
             bfd: None,
+            transport: Transport::default(),
+            extended_next_hop: address.is_ipv6(),
+            unnumbered: false,
+            delay_open: None,
+            damping: Damping::default(),
         }
+    }
+
+    /// The router that answers on an interface, over its link-local address, with routes of both families (RFC 8950).
+    pub fn unnumbered(name: &str, interface: &str, peer_asn: u32) -> Self {
+        let mut config = Self::new(name, IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED), peer_asn);
+        config.interface = Some(interface.to_owned());
+        config.unnumbered = true;
+        config.families = Family::ALL.to_vec();
+        config
     }
 
     pub(crate) fn check(&self) -> Result<(), Error> {
@@ -226,7 +298,11 @@ impl PeerConfig {
                 "list ipv4-unicast or ipv6-unicast",
             );
         }
-        if self.address.is_unspecified() || self.address.is_multicast() {
+        if self.unnumbered && self.interface.is_none() {
+            return bad("an unnumbered peer without an interface", "name the interface it is on");
+        }
+        let found = self.unnumbered && self.address == IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED);
+        if !found && (self.address.is_unspecified() || self.address.is_multicast()) {
             return bad("the address is no host address", "give the peer's own address");
         }
         let link_local = matches!(self.address, IpAddr::V6(address) if address.is_unicast_link_local());
@@ -251,6 +327,21 @@ impl PeerConfig {
         if !(1..=4095).contains(&self.graceful_restart.restart_time_secs) {
             return bad("the graceful restart time is not in 1..4095", "use for example 120");
         }
+        if let Err((what, remedy)) = self.transport.check() {
+            return bad(what, remedy);
+        }
+        if self.peer_asns.iter().any(|range| range.first > range.last) {
+            return bad("a range of AS numbers ends before it begins", "put the smaller number first");
+        }
+        if self.delay_open.is_some_and(|delay| delay > DELAY_OPEN_MAX) {
+            return bad("the delay before OPEN is over 240 seconds", "use a few seconds, or none");
+        }
+        if self.damping.first.is_zero() || self.damping.longest < self.damping.first {
+            return bad(
+                "the damping's first rest is 0 or longer than its longest",
+                "use for example 1 and 120 seconds",
+            );
+        }
         if let Some(Err((what, remedy))) = self.bfd.as_ref().map(BfdSettings::check) {
             return bad(what, remedy);
         }
@@ -266,6 +357,9 @@ impl PeerConfig {
             next_hop_ipv4: None,
             next_hop_ipv6: None,
             bfd: None,
+            transport: config.transport.of_session(),
+            delay_open: None,
+            damping: Damping::default(),
             timers: Timers { connect_retry: Duration::from_secs(1), ..config.timers },
             ..config.clone()
         };

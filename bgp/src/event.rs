@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use crate::family::{Family, NextHop};
-use crate::fsm::State;
+use crate::fsm::{State, Transition};
 use crate::rib::Refusal;
 use crate::wire::{Attributes, Capability};
 
@@ -191,6 +191,11 @@ pub struct PeerState {
     /// What went wrong last, with what to try.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
+    /// The last changes of state, oldest first, at most 16, with the event of RFC 4271 section 8.1 that caused each.
+    pub transitions: Vec<Transition>,
+    /// The listen range a dynamic neighbour came from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub range: Option<String>,
 }
 
 /// Which routes to show.

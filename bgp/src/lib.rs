@@ -26,27 +26,31 @@
 //! RFCs: 4271, 4724 (both roles), 4760, 2918, 5492, 6286, 6608, 6793, 7606, 7607, 8092, 8654, 9003, 9072, 9384 with BFD ([`bfd`]). Next hops of
 //! IPv6 by 2545. The codec reads and writes more than sessions offer yet: see `docs/rfc.md`.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod bfd;
 mod config;
 mod core;
 mod driver;
+mod dynamic;
 mod error;
 mod event;
 mod family;
 mod fsm;
 mod rib;
 pub mod rpki;
+mod transport;
 pub mod wire;
 
 pub use config::{
-    AllowedPrefix, Announcement, BfdUnit, GracefulRestart, PeerConfig, Scope, SpeakerConfig, Timers,
+    AllowedPrefix, Announcement, BfdUnit, Damping, GracefulRestart, PeerConfig, Scope, SpeakerConfig, Timers,
 };
 pub use driver::{Events, Speaker, SpeakerHandle};
+pub use dynamic::{AsnRange, ListenRange};
 pub use error::Error;
 pub use event::{Counters, Event, FamilyState, Path, PeerState, RouteRow, RouteView};
 pub use family::{Family, NextHop};
-pub use fsm::State;
+pub use fsm::{FsmEvent, State, Transition};
 pub use rib::Refusal;
+pub use transport::{AoAlgorithm, AoKey, Secret, Transport};
 pub use wire::{AsPath, Attributes, Community, LargeCommunity, Origin};

@@ -199,8 +199,8 @@ fn a_version_in_a_member_is_found_wherever_it_stands() {
     assert_eq!(wrong, ["build-dependencies.cc", "dependencies.serde", "dev-dependencies.rand"]);
 }
 
-/// Where unsafe code may stand: raw bpf(2) and ABI structs, and entering namespaces.
-const UNSAFE: &[&str] = &["ebpf/", "containerlab/src/enter.rs"];
+/// Where unsafe code may stand: raw bpf(2) and ABI structs, entering namespaces, and socket options that no crate offers.
+const UNSAFE: &[&str] = &["ebpf/", "containerlab/src/enter.rs", "bgp/src/transport/sockopt.rs"];
 
 /// Rust files of a member, its bins, tests, benches and build script too.
 fn sources(folder: &std::path::Path, found: &mut Vec<std::path::PathBuf>) {

@@ -2,7 +2,8 @@
 
 use std::time::Instant;
 
-use super::{Core, ttl};
+use super::Core;
+use super::admit::ttl;
 use crate::bfd::client::Wanted;
 use crate::bfd::{SessionConfig, SessionKey, SessionStatus, State};
 use crate::config::PeerConfig;

@@ -23,14 +23,19 @@ pub(super) struct View {
     /// Longest message the peer takes, in bytes (RFC 8654).
     message_max: usize,
     families: Vec<Family>,
+    /// Families whose routes may have IPv6 next hops (RFC 8950).
+    extended_next_hop: Vec<Family>,
     /// Next hop of what is announced as ours, by family; without one there is nothing the peer could use.
     next_hops: [Option<NextHop>; 2],
 }
 
 impl View {
     pub(super) fn new(identity: Identity, config: &PeerConfig, session: &Session) -> Self {
+        let extended_next_hop = session.context.extended_next_hop.clone();
         let own = |family| {
-            let address = Some(session.local_address).filter(|own| Family::of_address(own) == family);
+            let fits = |own: &IpAddr| own.is_ipv6() && extended_next_hop.contains(&family);
+            let address =
+                Some(session.local_address).filter(|own| Family::of_address(own) == family || fits(own));
             let configured = match family {
                 Family::Ipv4Unicast => config.next_hop_ipv4.map(IpAddr::V4),
                 Family::Ipv6Unicast => config.next_hop_ipv6.map(IpAddr::V6),
@@ -46,6 +51,7 @@ impl View {
             message_max: session.message_max,
             families: session.families.clone(),
             next_hops: [Family::Ipv4Unicast, Family::Ipv6Unicast].map(own),
+            extended_next_hop,
         }
     }
 
@@ -58,6 +64,11 @@ impl View {
         }
     }
 
+    /// Whether routes of a family may be sent with a next hop (RFC 8950 section 4: an IPv6 one for IPv4 only where agreed on).
+    fn carries(&self, family: Family, next_hop: &NextHop) -> bool {
+        Family::of_address(&next_hop.address) == family || self.extended_next_hop.contains(&family)
+    }
+
     /// How a peer of the group reads what it is sent.
     pub(super) fn update_context(&self) -> UpdateContext {
         UpdateContext {
@@ -65,6 +76,7 @@ impl View {
             ebgp: self.ebgp,
             first_asn: None,
             families: self.families.clone(),
+            extended_next_hop: self.extended_next_hop.clone(),
             ..UpdateContext::default()
         }
     }
@@ -87,6 +99,9 @@ impl View {
             Some(address) => NextHop::new(address),
             None => self.own_next_hop(family)?,
         };
+        if !self.carries(family, &next_hop) {
+            return None;
+        }
         let mut communities = announcement.communities.clone();
         communities.sort_unstable();
         communities.dedup();
@@ -109,7 +124,11 @@ impl View {
     /// speakers do: the peer looks for loops itself.
     pub(super) fn passes(&self, prefix: &IpNet, best: &Best) -> bool {
         let family = Family::of(prefix);
-        let reachable = !self.ebgp || self.own_next_hop(family).is_some();
+        let reachable = if self.ebgp {
+            self.own_next_hop(family).is_some()
+        } else {
+            self.carries(family, best.set.next_hop())
+        };
         (best.ebgp || self.ebgp)
             && reachable
             && self.families.contains(&family)

@@ -5,6 +5,7 @@
 //!  announce, withdraw ─────────────────────────────────────────► │                └──────► Event
 //! ```
 
+mod admit;
 mod bfd;
 mod export;
 mod log;
@@ -16,7 +17,7 @@ mod tell;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -29,23 +30,15 @@ use crate::event::{Event, EventQueue, Path, Pending};
 use crate::family::Family;
 use crate::fsm::{Action, ConnectionId, Fsm, Identity, Jitter};
 use crate::rib::{PathSets, PeerId, Rib};
+use crate::transport::Target;
 use crate::wire::{EXTENDED_MESSAGE_MAX, Frame, MESSAGE_MAX, Notification, cease};
 
+pub(crate) use admit::{Admission, Incoming};
 use log::Logs;
 use peer::{Peer, not_allowed, refusal};
 
 /// A connection that takes no byte for this long is dead (RFC 9687, send hold timer: 8 minutes or twice the hold time).
 const SEND_HOLD_MIN: Duration = Duration::from_secs(480);
-
-/// How to reach a peer.
-#[derive(Clone, Debug)]
-pub(crate) struct Target {
-    pub(crate) remote: SocketAddr,
-    pub(crate) local: Option<IpAddr>,
-    pub(crate) interface: Option<String>,
-    /// IP time-to-live to set; none leaves the system's default.
-    pub(crate) ttl: Option<u8>,
-}
 
 /// What the driver is to do.
 #[derive(Debug)]
@@ -81,6 +74,7 @@ pub(crate) struct Core {
     published: BTreeSet<IpNet>,
     /// The BFD sessions that peers ask for may be others than last taken.
     bfd_changed: bool,
+    admission: Admission,
 }
 
 impl Core {
@@ -101,6 +95,7 @@ impl Core {
             events: EventQueue::new(config.event_queue > 0),
             published: BTreeSet::new(),
             bfd_changed: false,
+            admission: Admission::new(config),
         }
     }
 
@@ -202,22 +197,29 @@ impl Core {
         fsm.start(now);
         self.peers.insert(id, Peer::new(config, fsm));
         self.bfd_changed = true;
+        self.admission.keys_changed = true;
         self.settle(now, id);
         Ok(())
     }
 
     pub(crate) fn remove_peer(&mut self, now: Instant, name: &str) -> Result<(), Error> {
         let id = self.by_name(name)?;
+        self.drop_peer(now, id, &Notification::cease(cease::DECONFIGURED, ""));
+        self.propagate();
+        Ok(())
+    }
+
+    /// Ends a peer's session, if it has one, and forgets the peer and its routes.
+    fn drop_peer(&mut self, now: Instant, id: PeerId, notification: &Notification) {
         if let Some(peer) = self.peers.get_mut(&id) {
-            peer.fsm.stop(&Notification::cease(cease::DECONFIGURED, ""));
+            peer.fsm.stop(notification);
         }
-        self.settle(now, id);
+        self.act(now, id);
         self.rib.remove_where(id, |_, _| true);
         self.rib.remove_peer(id);
         self.peers.remove(&id);
         self.bfd_changed = true;
-        self.propagate();
-        Ok(())
+        self.admission.keys_changed = true;
     }
 
     pub(crate) fn update_peer(&mut self, now: Instant, config: PeerConfig) -> Result<(), Error> {
@@ -229,6 +231,7 @@ impl Core {
         let old = std::mem::replace(&mut peer.config, Arc::clone(&config));
         peer.fsm.set_config(Arc::clone(&config));
         self.bfd_changed = true;
+        self.admission.keys_changed = true;
         if old.needs_reset(&config) {
             peer.fsm.reset(now, &Notification::cease(cease::CONFIG_CHANGE, ""));
         } else {
@@ -251,7 +254,8 @@ impl Core {
         announcement: Announcement,
     ) -> Result<(), Error> {
         if let Some(next_hop) = announcement.next_hop
-            && Family::of_address(&next_hop) != Family::of(&prefix)
+            && next_hop.is_ipv4()
+            && Family::of(&prefix) == Family::Ipv6Unicast
         {
             return Err(Error::NextHopFamily { prefix, next_hop });
         }
@@ -331,22 +335,6 @@ impl Core {
         self.opened(now, id, wanted)
     }
 
-    /// A connection came in. `None`: from nobody we know or want, close it. Also says what time-to-live its socket needs.
-    pub(crate) fn accepted(
-        &mut self,
-        now: Instant,
-        remote: IpAddr,
-        local: SocketAddr,
-    ) -> Option<(ConnectionId, Option<u8>)> {
-        let (id, peer) = self.peers.iter_mut().find(|(_, peer)| peer.config.address == remote)?;
-        if peer.config.local_address.is_some_and(|own| own != local.ip()) {
-            return None;
-        }
-        let (id, ttl) = (*id, ttl(&peer.config, self.identity));
-        let wanted = peer.fsm.accepted(now, self.next_connection, local);
-        self.opened(now, id, wanted).map(|connection| (connection, ttl))
-    }
-
     fn opened(&mut self, now: Instant, peer: PeerId, wanted: bool) -> Option<ConnectionId> {
         if !wanted {
             return None;
@@ -380,6 +368,7 @@ impl Core {
             peer.counters.messages_received += 1;
             peer.fsm.frame(now, connection, frame);
             self.act(now, id);
+            self.forget_if_gone(now, id);
         }
         self.propagate();
     }
@@ -443,6 +432,7 @@ impl Core {
     /// Carries out what a peer's machine asked for, and tells everybody what follows.
     fn settle(&mut self, now: Instant, id: PeerId) {
         self.act(now, id);
+        self.forget_if_gone(now, id);
         self.propagate();
     }
 
@@ -452,7 +442,7 @@ impl Core {
             match action {
                 Action::Connect { attempt } => {
                     let Some(peer) = self.peers.get(&id) else { return };
-                    let target = target(&peer.config, self.identity);
+                    let target = self.target(&peer.config);
                     self.outputs.push_back(Output::Connect { peer: id, attempt, target });
                 }
                 Action::Abandon => self.outputs.push_back(Output::Abandon { peer: id }),
@@ -475,19 +465,5 @@ impl Core {
             link.outstanding += bytes.len();
         }
         self.outputs.push_back(Output::Send { connection, bytes });
-    }
-}
-
-/// External peers are one hop away unless multihop says otherwise; internal ones may be anywhere.
-fn ttl(config: &PeerConfig, identity: Identity) -> Option<u8> {
-    (config.peer_asn != identity.asn).then_some(config.ebgp_multihop)
-}
-
-fn target(config: &PeerConfig, identity: Identity) -> Target {
-    Target {
-        remote: SocketAddr::new(config.address, config.port),
-        local: config.local_address,
-        interface: config.interface.clone(),
-        ttl: ttl(config, identity),
     }
 }

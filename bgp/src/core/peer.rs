@@ -34,6 +34,8 @@ pub(super) struct Peer {
     pub(super) end_of_rib: BTreeSet<Family>,
     /// The BFD session with the peer as last heard.
     pub(super) bfd: Option<SessionStatus>,
+    /// The listen range a dynamic neighbour came from.
+    pub(super) dynamic: Option<String>,
 }
 
 impl Peer {
@@ -48,6 +50,7 @@ impl Peer {
             stale_until: None,
             end_of_rib: BTreeSet::new(),
             bfd: None,
+            dynamic: None,
         }
     }
 

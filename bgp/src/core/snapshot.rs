@@ -66,6 +66,8 @@ impl Core {
             capabilities: session.map(|session| session.peer_capabilities.clone()).unwrap_or_default(),
             counters: peer.counters,
             last_error: peer.fsm.last_error().map(str::to_owned),
+            transitions: peer.fsm.transitions().copied().collect(),
+            range: peer.dynamic.clone(),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Two cores talk to each other over in-memory connections: everything but sockets is real.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use bytes::BytesMut;
 
@@ -87,11 +87,12 @@ impl Pair {
             Output::Connect { peer, attempt, .. } => {
                 let port = 40000 + u16::try_from(self.wires.len()).unwrap();
                 let end = |side, port| SocketAddr::new(address(side), port);
-                let taken = self.cores[far].accepted(now, address(side), end(far, 179));
-                let Some((there, ttl)) = taken else {
+                let incoming =
+                    Incoming { remote: address(side), local: end(far, 179), interface: None, ttl: Some(255) };
+                let Some((there, options)) = self.cores[far].accepted(now, &incoming) else {
                     return self.cores[side].connect_failed(now, peer, attempt, "refused");
                 };
-                assert_eq!(ttl, Some(1));
+                assert_eq!(options.ttl, Some(1));
                 match self.cores[side].connected(now, peer, attempt, end(side, port)) {
                     Some(here) if side == 0 => self.wires.push((here, there)),
                     Some(here) => self.wires.push((there, here)),

@@ -8,8 +8,10 @@ use tokio::sync::{mpsc, oneshot};
 use super::{Command, Driver};
 use crate::config::{Announcement, PeerConfig, Scope, SpeakerConfig};
 use crate::core::Core;
+use crate::dynamic::ListenRange;
 use crate::error::Error;
 use crate::event::{Event, PeerState, RouteRow, RouteView};
+use crate::transport;
 
 /// Commands that may wait while the speaker is busy; the next caller waits for room.
 const COMMAND_QUEUE: usize = 256;
@@ -61,6 +63,7 @@ impl SpeakerHandle {
     /// # Errors
     /// Settings that make no sense, or a name or address already in use.
     pub async fn add_peer(&self, config: PeerConfig) -> Result<(), Error> {
+        serves(&config)?;
         self.call(|core, now| core.add_peer(now, config)).await?
     }
 
@@ -78,7 +81,26 @@ impl SpeakerHandle {
     /// # Errors
     /// Settings that make no sense, or no peer of that name.
     pub async fn update_peer(&self, config: PeerConfig) -> Result<(), Error> {
+        serves(&config)?;
         self.call(|core, now| core.update_peer(now, config)).await?
+    }
+
+    /// Accepts peers from a range of addresses, each with the settings of the range's template. They are removed when they go.
+    ///
+    /// # Errors
+    /// Settings that make no sense, or a name or prefix already in use.
+    pub async fn add_range(&self, range: ListenRange) -> Result<(), Error> {
+        serves(&range.template)?;
+        self.call(|core, _| core.add_range(range)).await?
+    }
+
+    /// Removes a range and ends the sessions that came from it (Cease, peer de-configured).
+    ///
+    /// # Errors
+    /// No range of that name.
+    pub async fn remove_range(&self, name: &str) -> Result<(), Error> {
+        let name = name.to_owned();
+        self.call(move |core, now| core.remove_range(now, &name)).await?
     }
 
     /// Originates a prefix, or changes what is said about it.
@@ -166,6 +188,18 @@ impl SpeakerHandle {
     pub async fn routes(&self, view: RouteView) -> Result<Vec<RouteRow>, Error> {
         self.call(move |core, _| core.routes(view)).await
     }
+}
+
+/// What this kernel cannot do.
+fn serves(config: &PeerConfig) -> Result<(), Error> {
+    if config.transport.ao.as_ref().is_some_and(|key| !transport::has_ao(key)) {
+        return Err(Error::Peer {
+            peer: config.name.clone(),
+            what: "this kernel has no TCP-AO, or not the algorithm asked for",
+            remedy: "use Linux 6.7 or newer with CONFIG_TCP_AO, or TCP MD5",
+        });
+    }
+    Ok(())
 }
 
 /// Changes in order. A reader that falls behind misses intermediate states of a prefix, never its newest one.

@@ -9,26 +9,29 @@
 
 mod bfd;
 mod handle;
+mod keys;
 mod link;
-mod socket;
 
 pub use handle::{Events, Speaker, SpeakerHandle};
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::net::{TcpListener, TcpStream};
+use nix::net::if_::if_indextoname;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::config::SpeakerConfig;
-use crate::core::{Core, Output, Target};
+use crate::core::{Core, Incoming, Output};
 use crate::error::Error;
 use crate::event::Event;
 use crate::fsm::ConnectionId;
 use crate::rib::PeerId;
+use crate::transport::{self, Target};
 use crate::wire::{Frame, Notification};
 
 /// Inputs that may wait; a connection that has more is not read from until there is room.
@@ -74,15 +77,19 @@ struct Driver {
     connections: JoinSet<()>,
     flushes: Vec<oneshot::Sender<()>>,
     bfd: Option<bfd::Bfd>,
+    keys: keys::Keyring,
 }
 
 impl Driver {
     fn new(config: &SpeakerConfig, events: mpsc::Sender<Event>) -> Result<Self, Error> {
         let (inputs, inbox) = mpsc::channel(INPUT_QUEUE);
-        let mut listeners = JoinSet::new();
+        let (mut listeners, mut keys) = (JoinSet::new(), keys::Keyring::default());
         for address in &config.listen {
-            let listener =
-                socket::listen(*address).map_err(|source| Error::Listen { address: *address, source })?;
+            let listener = transport::listener(*address, config.listen_backlog, config.device.as_deref())
+                .and_then(|socket| TcpListener::from_std(socket.into()))
+                .map_err(|source| Error::Listen { address: *address, source })?;
+            let listener = Arc::new(listener);
+            keys.listener(Arc::clone(&listener));
             listeners.spawn(accept(listener, inputs.clone()));
         }
         Ok(Self {
@@ -97,6 +104,7 @@ impl Driver {
             connections: JoinSet::new(),
             flushes: Vec::new(),
             bfd: config.bfd.clone().map(bfd::Bfd::start),
+            keys,
         })
     }
 
@@ -155,6 +163,7 @@ impl Driver {
             Input::Drained { id, bytes } => self.core.drained(now, id, bytes),
             Input::Lost { id, reason } => {
                 self.queues.remove(&id);
+                self.keys.closed(id);
                 self.core.lost(now, id, &reason);
             }
         }
@@ -162,12 +171,20 @@ impl Driver {
 
     fn accepted(&mut self, now: Instant, stream: TcpStream, remote: SocketAddr) {
         let Ok(local) = stream.local_addr() else { return };
-        let Some((id, ttl)) = self.core.accepted(now, remote.ip(), local) else {
-            tracing::debug!(%remote, "Refused a BGP connection: no such peer, or the peer is stopped.");
+        let incoming = Incoming {
+            remote: remote.ip(),
+            local,
+            interface: scope(remote),
+            ttl: transport::syn_ttl(&stream),
+        };
+        let Some((id, options)) = self.core.accepted(now, &incoming) else {
+            tracing::debug!(%remote, "Refused a BGP connection: no such peer, too far away, or the peer is stopped.");
             return;
         };
-        if let Err(error) = socket::prepare(&stream, remote.ip(), ttl) {
-            tracing::warn!(%remote, %error, "Cannot set socket options of a BGP connection.");
+        if let Err(error) = transport::accepted(&stream, remote.ip(), &options) {
+            // What GTSM or a bound interface should keep out would come in.
+            tracing::warn!(%remote, %error, "Cannot set the socket options of a BGP connection; it is closed.");
+            return self.core.lost(now, id, &error.to_string());
         }
         self.spawn(id, stream);
     }
@@ -193,6 +210,7 @@ impl Driver {
         // one slow peer stop the speaker, or would lose bytes in the midst of a stream.
         let (queue, outbox) = mpsc::unbounded_channel();
         self.queues.insert(id, queue);
+        self.keys.opened(id, &stream);
         let message_max = self.core.message_max(id);
         self.connections.spawn(link::run(id, stream, message_max, outbox, self.inputs.clone()));
     }
@@ -217,8 +235,12 @@ impl Driver {
                 }
                 Output::Close { connection } => {
                     self.queues.remove(&connection);
+                    self.keys.closed(connection);
                 }
             }
+        }
+        if let Some(keys) = self.core.take_keys() {
+            self.keys.want(keys);
         }
         if let Some(sessions) = self.core.take_bfd_sessions()
             && let Some(bfd) = &self.bfd
@@ -235,7 +257,7 @@ impl Driver {
     fn connect(&mut self, peer: PeerId, attempt: u64, target: Target) {
         let inputs = self.inputs.clone();
         let handle = self.connections.spawn(async move {
-            let result = socket::connect(&target).await;
+            let result = reach(&target).await;
             if inputs.send(Input::Connected { peer, attempt, result }).await.is_err() {
                 tracing::debug!("The speaker has ended.");
             }
@@ -287,7 +309,20 @@ fn answer(done: oneshot::Sender<()>) {
     }
 }
 
-async fn accept(listener: TcpListener, inputs: mpsc::Sender<Input>) {
+/// The interface of a link-local address.
+fn scope(remote: SocketAddr) -> Option<String> {
+    let SocketAddr::V6(remote) = remote else { return None };
+    let index = Some(remote.scope_id()).filter(|index| *index != 0)?;
+    if_indextoname(index).ok()?.into_string().ok()
+}
+
+/// Connects to a peer.
+async fn reach(target: &Target) -> std::io::Result<TcpStream> {
+    let (socket, remote) = transport::outgoing(target)?;
+    TcpSocket::from_std_stream(socket.into()).connect(remote).await
+}
+
+async fn accept(listener: Arc<TcpListener>, inputs: mpsc::Sender<Input>) {
     loop {
         match listener.accept().await {
             Ok((stream, remote)) => {

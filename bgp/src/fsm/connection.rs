@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use crate::config::PeerConfig;
 use crate::family::Family;
 use crate::wire::{
-    Capability, EXTENDED_MESSAGE_MAX, GracefulRestartCapability, GracefulRestartFamily, MESSAGE_MAX,
-    Notification, Open, UpdateContext, code,
+    Capability, EXTENDED_MESSAGE_MAX, ExtendedNextHop, GracefulRestartCapability, GracefulRestartFamily,
+    MESSAGE_MAX, Notification, Open, UpdateContext, code,
 };
 
 /// Names a connection for as long as the speaker runs.
@@ -16,9 +16,11 @@ pub(crate) type ConnectionId = u64;
 /// Hold time until the OPEN has come (RFC 4271 section 8.2.2 suggests four minutes).
 pub(super) const OPEN_WAIT: Duration = Duration::from_secs(240);
 
-/// States of a connection; before it exists the peer is Idle, Connect or Active.
+/// States of a connection; before it exists, and until our OPEN is sent, the peer is Idle, Connect or Active.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Stage {
+    /// In Connect or Active, with the DelayOpenTimer running.
+    DelayOpen,
     OpenSent,
     OpenConfirm,
     Established,
@@ -32,13 +34,22 @@ pub(super) struct Connection {
     pub(super) stage: Stage,
     pub(super) hold_at: Option<Instant>,
     pub(super) keepalive_at: Option<Instant>,
+    pub(super) delay_at: Option<Instant>,
     pub(super) session: Option<Session>,
 }
 
 impl Connection {
-    pub(super) fn new(now: Instant, id: ConnectionId, outgoing: bool, local: SocketAddr) -> Self {
-        let hold_at = Some(now + OPEN_WAIT);
-        Self { id, outgoing, local, stage: Stage::OpenSent, hold_at, keepalive_at: None, session: None }
+    pub(super) const fn new(id: ConnectionId, outgoing: bool, local: SocketAddr) -> Self {
+        Self {
+            id,
+            outgoing,
+            local,
+            stage: Stage::DelayOpen,
+            hold_at: None,
+            keepalive_at: None,
+            delay_at: None,
+            session: None,
+        }
     }
 
     /// Restarts the hold timer (RFC 4271 section 8.2.2); a hold time of 0 never runs out.
@@ -85,6 +96,12 @@ pub(crate) struct Identity {
     pub(crate) router_id: Ipv4Addr,
 }
 
+/// Families whose routes we take with IPv6 next hops (RFC 8950).
+fn extended_families(config: &PeerConfig) -> Vec<Family> {
+    let wanted = |family: &Family| config.extended_next_hop && *family == Family::Ipv4Unicast;
+    config.families.iter().copied().filter(wanted).collect()
+}
+
 /// The capabilities we offer.
 pub(super) fn offered(
     config: &PeerConfig,
@@ -94,6 +111,11 @@ pub(super) fn offered(
 ) -> Vec<Capability> {
     let mut capabilities: Vec<Capability> =
         config.families.iter().copied().map(Capability::Multiprotocol).collect();
+    let extended = extended_families(config);
+    if !extended.is_empty() {
+        let entry = |family| ExtendedNextHop { family, next_hop_afi: Family::Ipv6Unicast.afi() };
+        capabilities.push(Capability::ExtendedNextHop(extended.into_iter().map(entry).collect()));
+    }
     capabilities.push(Capability::RouteRefresh);
     if config.graceful_restart.enabled {
         capabilities.push(Capability::GracefulRestart(GracefulRestartCapability {
@@ -121,7 +143,8 @@ pub(super) fn negotiate(
     local: IpAddr,
     open: Open,
 ) -> Result<Session, Notification> {
-    if config.peer_asn != 0 && open.asn != config.peer_asn {
+    let any = config.peer_asns.is_empty() || config.peer_asns.iter().any(|range| range.contains(open.asn));
+    if config.peer_asn != open.asn && (config.peer_asn != 0 || !any) {
         let two_octets = u16::try_from(open.asn).unwrap_or(crate::wire::AS_TRANS);
         return Err(Notification::with_data(code::OPEN, 2, &two_octets.to_be_bytes()));
     }
@@ -145,7 +168,10 @@ pub(super) fn negotiate(
     }
     let hold_secs = config.timers.hold_secs().min(open.hold_time_secs);
     let hold = Duration::from_secs(u64::from(hold_secs));
+    let mut extended_next_hop = extended_families(config);
+    extended_next_hop.retain(|family| families.contains(family) && open.extended_next_hop(*family));
     let context = UpdateContext {
+        extended_next_hop,
         four_octet_as: open.four_octet_as(),
         ebgp,
         first_asn: (ebgp && config.enforce_first_as).then_some(open.asn),

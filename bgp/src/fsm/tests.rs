@@ -1,29 +1,30 @@
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use bytes::BytesMut;
 
+use super::connection::offered;
 use super::*;
-use crate::wire::MessageType;
+use crate::wire::{self, Frame, Message, MessageType, Open, UpdateContext, cease};
 
-const LOCAL: Identity = Identity { asn: 65001, router_id: Ipv4Addr::new(10, 0, 0, 1) };
+pub(super) const LOCAL: Identity = Identity { asn: 65001, router_id: Ipv4Addr::new(10, 0, 0, 1) };
 
-struct Bench {
-    fsm: Fsm,
-    now: Instant,
+pub(super) struct Bench {
+    pub(super) fsm: Fsm,
+    pub(super) now: Instant,
 }
 
-fn local() -> SocketAddr {
+pub(super) fn local() -> SocketAddr {
     SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)), 40000)
 }
 
-fn config(change: impl FnOnce(&mut PeerConfig)) -> PeerConfig {
+pub(super) fn config(change: impl FnOnce(&mut PeerConfig)) -> PeerConfig {
     let mut config = PeerConfig::new("tor", IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2)), 65002);
     config.graceful_restart.enabled = true;
     change(&mut config);
     config
 }
 
-fn remote_open(router_id: [u8; 4], change: impl FnOnce(&mut Open)) -> Vec<u8> {
+pub(super) fn remote_open(router_id: [u8; 4], change: impl FnOnce(&mut Open)) -> Vec<u8> {
     let identity = Identity { asn: 65002, router_id: router_id.into() };
     let mut open = Open {
         asn: identity.asn,
@@ -36,7 +37,7 @@ fn remote_open(router_id: [u8; 4], change: impl FnOnce(&mut Open)) -> Vec<u8> {
 }
 
 /// Actions in a form that is easy to compare.
-fn words(fsm: &mut Fsm) -> Vec<String> {
+pub(super) fn words(fsm: &mut Fsm) -> Vec<String> {
     std::iter::from_fn(|| fsm.next_action())
         .map(|action| match action {
             Action::Connect { .. } => "connect".to_owned(),
@@ -58,14 +59,14 @@ fn words(fsm: &mut Fsm) -> Vec<String> {
 }
 
 impl Bench {
-    fn new(change: impl FnOnce(&mut PeerConfig)) -> Self {
+    pub(super) fn new(change: impl FnOnce(&mut PeerConfig)) -> Self {
         let now = Instant::now();
         let mut fsm = Fsm::new(Arc::new(config(change)), LOCAL, false, Jitter::new(1));
         fsm.start(now);
         Self { fsm, now }
     }
 
-    fn wait(&mut self, secs: u64) -> Vec<String> {
+    pub(super) fn wait(&mut self, secs: u64) -> Vec<String> {
         let end = self.now + Duration::from_secs(secs);
         let mut seen = Vec::new();
         while let Some(at) = self.fsm.next_deadline().filter(|at| *at <= end) {
@@ -77,19 +78,19 @@ impl Bench {
         seen
     }
 
-    fn hear(&mut self, id: ConnectionId, bytes: &[u8]) -> Vec<String> {
+    pub(super) fn hear(&mut self, id: ConnectionId, bytes: &[u8]) -> Vec<String> {
         let frame = Frame::next(&mut BytesMut::from(bytes)).unwrap().unwrap();
         self.fsm.frame(self.now, id, &frame);
         words(&mut self.fsm)
     }
 
-    fn connect(&mut self, id: ConnectionId) -> Vec<String> {
+    pub(super) fn connect(&mut self, id: ConnectionId) -> Vec<String> {
         let attempt = self.fsm.attempt;
         assert!(self.fsm.connected(self.now, attempt, id, local()));
         words(&mut self.fsm)
     }
 
-    fn establish(&mut self, id: ConnectionId) {
+    pub(super) fn establish(&mut self, id: ConnectionId) {
         words(&mut self.fsm);
         self.connect(id);
         self.hear(id, &remote_open([10, 0, 0, 2], |_| {}));
@@ -335,4 +336,99 @@ fn stop_says_why_and_ignores_what_comes_later() {
     assert_eq!((bench.fsm.state(), bench.fsm.next_deadline()), (State::Idle, None));
     assert!(!bench.fsm.accepted(bench.now, 2, local()));
     assert_eq!(bench.hear(1, &wire::keepalive()).len(), 0);
+}
+
+#[test]
+fn open_waits_for_the_peers_where_it_is_delayed() {
+    let delayed = |config: &mut PeerConfig| config.delay_open = Some(Duration::from_secs(5));
+    let mut bench = Bench::new(delayed);
+    words(&mut bench.fsm);
+    assert_eq!(bench.connect(1).len(), 0);
+    assert_eq!(bench.fsm.state(), State::Connect);
+    assert_eq!(bench.wait(4).len(), 0);
+    assert_eq!((bench.wait(1), bench.fsm.state()), (vec!["1:Open".to_owned()], State::OpenSent));
+
+    let mut bench = Bench::new(|config| {
+        delayed(config);
+        config.passive = true;
+    });
+    assert!(bench.fsm.accepted(bench.now, 1, local()));
+    assert_eq!(bench.fsm.state(), State::Active);
+    assert_eq!(bench.hear(1, &remote_open([10, 0, 0, 2], |_| {})), ["1:Open", "1:Keepalive"]);
+    assert_eq!(bench.fsm.state(), State::OpenConfirm);
+}
+
+#[test]
+fn a_peer_that_comes_and_goes_rests_longer_each_time() {
+    let rests = |damping: crate::config::Damping| {
+        let mut bench = Bench::new(|config| config.damping = damping);
+        let mut rests = Vec::new();
+        for id in 1..=8 {
+            bench.establish(id);
+            bench.fsm.lost(bench.now, id, "reset");
+            words(&mut bench.fsm);
+            let at = bench.fsm.next_deadline().unwrap();
+            rests.push((at - bench.now).as_secs_f64());
+            assert_eq!(bench.fsm.wants_incoming(), id == 1, "the first loss may be a restart");
+            bench.now = at;
+            bench.fsm.timers(at);
+        }
+        rests
+    };
+    let damped = rests(crate::config::Damping::default());
+    for (rest, base) in damped.iter().zip([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 120.0]) {
+        assert!((base * 0.75..=base).contains(rest), "{damped:?}");
+    }
+    let even = rests(crate::config::Damping { enabled: false, ..Default::default() });
+    assert!(even.iter().all(|rest| *rest <= 1.0), "{even:?}");
+}
+
+#[test]
+fn a_stable_session_clears_what_was_counted() {
+    let mut bench = Bench::new(|config| config.timers.hold = Duration::ZERO);
+    for id in 1..=3 {
+        bench.establish(id);
+        bench.fsm.lost(bench.now, id, "reset");
+        bench.wait(10);
+    }
+    bench.establish(4);
+    bench.now += Duration::from_secs(61);
+    bench.fsm.lost(bench.now, 4, "reset");
+    assert!(bench.fsm.wants_incoming());
+}
+
+#[test]
+fn any_as_of_the_list_is_accepted_and_no_other() {
+    let ranges = || vec![crate::dynamic::AsnRange { first: 65002, last: 65010 }];
+    for (asn, expected) in [(65002, "1:Keepalive"), (65011, "1:notify 2/2")] {
+        let mut bench = Bench::new(|config| {
+            config.peer_asn = 0;
+            config.peer_asns = ranges();
+        });
+        words(&mut bench.fsm);
+        bench.connect(1);
+        let open = remote_open([10, 0, 0, 2], |open| {
+            open.asn = asn;
+            open.capabilities.retain(|c| !matches!(c, wire::Capability::FourOctetAs(_)));
+        });
+        assert_eq!(bench.hear(1, &open)[0], expected, "{asn}");
+    }
+}
+
+/// RFC 8950 section 4: only where both offer it.
+#[test]
+fn ipv6_next_hops_for_ipv4_are_agreed_on() {
+    let entry = wire::ExtendedNextHop { family: crate::Family::Ipv4Unicast, next_hop_afi: 2 };
+    for (ours, theirs) in [(true, true), (true, false), (false, true)] {
+        let mut bench = Bench::new(|config| config.extended_next_hop = ours);
+        words(&mut bench.fsm);
+        bench.connect(1);
+        let capability = wire::Capability::ExtendedNextHop(vec![entry]);
+        let open = remote_open([10, 0, 0, 2], |open| open.capabilities.extend(theirs.then_some(capability)));
+        bench.hear(1, &open);
+        let frame = Frame::next(&mut BytesMut::from(&wire::keepalive()[..])).unwrap().unwrap();
+        bench.fsm.frame(bench.now, 1, &frame);
+        let Some(Action::Up { session, .. }) = bench.fsm.next_action() else { panic!("not up") };
+        assert_eq!(session.context.extended_next_hop.is_empty(), !(ours && theirs), "{ours} {theirs}");
+    }
 }
