@@ -37,6 +37,7 @@ mod error;
 mod event;
 mod family;
 mod fsm;
+pub mod policy;
 mod rib;
 pub mod rpki;
 mod transport;

@@ -1,5 +1,5 @@
-//! Origin validation (RFC 6811): what the RPKI says of who may originate a prefix.
+//! Route origin validation: who may originate a prefix, as signed by its holder (RFC 6480).
 
 mod validate;
 
-pub use validate::{Validity, Vrp, VrpTable, origin_of};
+pub use validate::{RpkiTable, Validity, Vrp};

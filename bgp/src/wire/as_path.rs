@@ -115,6 +115,16 @@ impl AsPath {
             .flatten()
     }
 
+    /// The AS that originated the route: the last of the path, if it ends with a sequence; `own` if the path is empty or has only segments of the
+    /// confederation (RFC 6811 section 2).
+    pub fn origin(&self, own: u32) -> Option<u32> {
+        match self.segments.iter().rev().find(|segment| !segment.kind.is_confederation()) {
+            None => Some(own),
+            Some(segment) if segment.kind == SegmentKind::Sequence => segment.asns.last().copied(),
+            Some(_) => None,
+        }
+    }
+
     /// Puts one more AS in front (RFC 4271 section 5.1.2).
     pub fn prepend(&mut self, asn: u32) {
         match self.segments.first_mut() {

@@ -4,7 +4,8 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize, Serializer};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::as_path::AsPath;
 
@@ -82,6 +83,12 @@ impl FromStr for Community {
     }
 }
 
+impl<'de> Deserialize<'de> for Community {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
 impl Serialize for Community {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
@@ -114,6 +121,12 @@ impl FromStr for LargeCommunity {
             (&[global, local1, local2], 2) => Ok(Self { global, local1, local2 }),
             _ => Err(format!("{text:?} is not a large community: write three numbers, ASN:VALUE:VALUE")),
         }
+    }
+}
+
+impl<'de> Deserialize<'de> for LargeCommunity {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
     }
 }
 
