@@ -44,6 +44,16 @@ pub enum Error {
         /// What is the same.
         what: &'static str,
     },
+    /// A peer cannot do what is asked for as things stand.
+    #[error("cannot do that to BGP peer {peer:?}: {what}; {remedy}")]
+    Refused {
+        /// The peer.
+        peer: String,
+        /// Why not.
+        what: &'static str,
+        /// What to do.
+        remedy: &'static str,
+    },
     /// No peer of that name.
     #[error("no BGP peer is named {peer:?}; list the peers to see the names")]
     NoSuchPeer {

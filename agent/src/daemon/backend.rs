@@ -1,6 +1,7 @@
 //! What the local API shows: gathered from the rooms at the moment of asking.
 
 use super::api::Backend;
+use super::bgp_api::{self, Operation, RouteQuery};
 use super::drive::Driver;
 use super::endpoints::Gate;
 use super::flows::Flows;
@@ -17,7 +18,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 use tokio::sync::{broadcast, watch};
 use tombolo_base::table::Row;
-use tombolo_bgp_node::BgpNode;
+use tombolo_bgp_node::{BgpNode, PeerName};
 use tombolo_clustermesh::certificate::unix_now;
 use tombolo_clustermesh::follower::{ClusterStatus, MeshHandle};
 use tombolo_clustermesh::publisher::PublisherHandle;
@@ -360,22 +361,30 @@ impl Backend for Daemon {
 
     async fn bgp_peers(&self) -> Value {
         match self.bgp.get() {
-            Some(bgp) => bgp.peers().await.unwrap_or_default().iter().flat_map(bgp::peer_json).collect(),
+            Some(bgp) => bgp.peers().await.unwrap_or_default().iter().flat_map(bgp_api::peer_json).collect(),
             None => json!([]),
         }
     }
 
-    async fn bgp_routes(&self, kind: &str) -> Option<Value> {
-        let view = match kind {
-            "received" => tombolo_bgp::RouteView::Received,
-            "advertised" => tombolo_bgp::RouteView::Advertised,
-            "best" => tombolo_bgp::RouteView::Best,
-            _ => return None,
-        };
-        Some(match self.bgp.get() {
-            Some(bgp) => bgp.routes(view).await.unwrap_or_default().iter().map(bgp::route_json).collect(),
-            None => json!([]),
-        })
+    async fn bgp_states(&self, peer: Option<String>) -> Result<Value, String> {
+        match self.bgp.get() {
+            Some(bgp) => bgp_api::states(bgp, peer.map(PeerName)).await,
+            None => Ok(json!([])),
+        }
+    }
+
+    async fn bgp_routes(&self, kind: &str, query: &RouteQuery) -> Result<Value, String> {
+        match self.bgp.get() {
+            Some(bgp) => bgp_api::routes(bgp, kind, query).await,
+            None => bgp_api::view(kind).map(|_| json!([])),
+        }
+    }
+
+    async fn bgp_operate(&self, operation: Operation) -> Result<Value, String> {
+        match self.bgp.get() {
+            Some(bgp) => bgp_api::operate(bgp, operation).await,
+            None => Err("BGP is not enabled; set bgp.enabled in the agent's configuration".to_owned()),
+        }
     }
 
     fn flows(&self, filter: &Filter, last: usize) -> (Vec<Arc<Flow>>, broadcast::Receiver<Arc<Flow>>) {

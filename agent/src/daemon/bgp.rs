@@ -3,7 +3,6 @@
 use super::drive::{Applied, Driver};
 use super::tasks::Tasks;
 use crate::config::AllowedPrefix;
-use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use tombolo_base::aggregate::HOLD;
@@ -12,7 +11,7 @@ use tombolo_base::reconcile::Progress;
 use tombolo_base::source::{Source, SourceState};
 use tombolo_base::table::{Table, Writer};
 use tombolo_bgp::bfd::client::Unit;
-use tombolo_bgp_node::{BgpNode, InstancePeer, InstanceRoute, Settings};
+use tombolo_bgp_node::{BgpNode, Settings};
 use tombolo_kubernetes::Tables;
 use tombolo_service::{LbAssignment, ServiceRow, SliceRow, TrafficPolicy};
 use tombolo_topology::LearnedRoute;
@@ -169,29 +168,4 @@ pub(crate) fn start(
         }
     });
     node
-}
-
-/// A session as `tombolo bgp peers` prints it, one object for each family.
-pub(crate) fn peer_json(peer: &InstancePeer) -> Vec<Value> {
-    let state = &peer.state;
-    let row = |family: &tombolo_bgp::FamilyState| {
-        json!({
-            "instance": peer.instance, "peer": state.name, "local_as": state.local_asn, "peer_as": state.peer_asn,
-            "address": state.address, "state": state.state, "uptime_secs": state.established_secs,
-            "family": family.family, "received": family.received, "accepted": family.accepted,
-            "advertised": family.advertised, "stale": family.stale, "hold_time_secs": state.hold_time_secs,
-            "last_error": state.last_error,
-        })
-    };
-    state.families.iter().map(row).collect()
-}
-
-/// A route as `tombolo bgp routes` prints it.
-pub(crate) fn route_json(row: &InstanceRoute) -> Value {
-    let route = &row.route;
-    json!({
-        "instance": row.instance, "prefix": route.prefix, "peer": route.peer, "next_hop": route.next_hop,
-        "best": route.best, "used": route.used, "stale": route.stale, "refused": route.refused,
-        "attributes": route.attributes,
-    })
 }

@@ -14,6 +14,7 @@
 pub(crate) mod api;
 mod backend;
 mod bgp;
+pub(crate) mod bgp_api;
 mod datapath;
 mod drive;
 mod endpoints;

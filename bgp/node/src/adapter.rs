@@ -9,11 +9,12 @@ use tokio::task::JoinSet;
 use tombolo_base::prefix::Prefix;
 use tombolo_base::source::{Source, SourceState};
 use tombolo_base::table::Writer;
-use tombolo_bgp::{Error, RouteView, Scope, Speaker, SpeakerHandle};
+use tombolo_bgp::{Error, PeerAction, RouteFilter, RouteView, Scope, Speaker, SpeakerHandle};
 use tombolo_topology::LearnedRoute;
 use tombolo_topology::bgp::{AdvertRow, PeerRow};
 
 use crate::learned;
+use crate::operate::{Operated, PeerName};
 use crate::settings::{Identity, Settings, announcement, peer_config};
 use crate::{InstancePeer, InstanceRoute};
 
@@ -42,7 +43,8 @@ pub(crate) enum Request {
 pub(crate) enum Message {
     Do(Request, oneshot::Sender<Result<(), Error>>),
     Peers(oneshot::Sender<Vec<InstancePeer>>),
-    Routes(RouteView, oneshot::Sender<Vec<InstanceRoute>>),
+    Routes(RouteView, Option<PeerName>, RouteFilter, oneshot::Sender<Vec<InstanceRoute>>),
+    Operate(Option<PeerName>, PeerAction, oneshot::Sender<Vec<Operated>>),
 }
 
 struct Instance {
@@ -84,7 +86,12 @@ impl Adapter {
                     reply.send(result).is_err()
                 }
                 Message::Peers(reply) => reply.send(self.peers().await).is_err(),
-                Message::Routes(view, reply) => reply.send(self.routes(view).await).is_err(),
+                Message::Routes(view, peer, filter, reply) => {
+                    reply.send(self.routes(view, peer.as_ref(), &filter).await).is_err()
+                }
+                Message::Operate(peer, action, reply) => {
+                    reply.send(self.operate(peer.as_ref(), &action).await).is_err()
+                }
             };
             if unheard {
                 tracing::debug!("Nobody waits for this answer any more.");
@@ -264,11 +271,39 @@ impl Adapter {
         all
     }
 
-    async fn routes(&self, view: RouteView) -> Vec<InstanceRoute> {
+    async fn routes(
+        &self,
+        view: RouteView,
+        peer: Option<&PeerName>,
+        filter: &RouteFilter,
+    ) -> Vec<InstanceRoute> {
+        let Some(peer) = peer else {
+            let mut all = Vec::new();
+            for (name, instance) in &self.instances {
+                let rows = instance.speaker.routes_where(view, filter.clone()).await.unwrap_or_default();
+                all.extend(rows.into_iter().map(|route| InstanceRoute { instance: name.clone(), route }));
+            }
+            return all;
+        };
         let mut all = Vec::new();
-        for (name, instance) in &self.instances {
-            let rows = instance.speaker.routes(view).await.unwrap_or_default();
+        for InstancePeer { instance: name, state } in self.peers().await {
+            let named = peer.names(&name, &state);
+            let Some(instance) = self.instances.get(&name).filter(|_| named) else { continue };
+            let filter = RouteFilter { peer: Some(state.name), ..filter.clone() };
+            let rows = instance.speaker.routes_where(view, filter).await.unwrap_or_default();
             all.extend(rows.into_iter().map(|route| InstanceRoute { instance: name.clone(), route }));
+        }
+        all
+    }
+
+    async fn operate(&self, peer: Option<&PeerName>, action: &PeerAction) -> Vec<Operated> {
+        let mut all = Vec::new();
+        for InstancePeer { instance: name, state } in self.peers().await {
+            let named = peer.is_none_or(|peer| peer.names(&name, &state));
+            let Some(instance) = self.instances.get(&name).filter(|_| named) else { continue };
+            let result = instance.speaker.operate(&state.name, action.clone()).await;
+            let error = result.err().map(|error| error.to_string());
+            all.push(Operated { instance: name, peer: state.name, error });
         }
         all
     }

@@ -131,7 +131,7 @@ async fn rows_become_sessions_adverts_and_learned_routes() {
 
     // The node's own next hop is a loopback address here, which the other side must not accept: what was sent is checked on this side.
     until(&mut events, |event| matches!(event, Event::EndOfRib { .. })).await;
-    let routes = bgp.routes(RouteView::Advertised).await.unwrap();
+    let routes = bgp.routes(RouteView::Advertised, None, RouteFilter::default()).await.unwrap();
     let sent: Vec<String> = routes
         .iter()
         .map(|row| {
@@ -148,9 +148,13 @@ async fn rows_become_sessions_adverts_and_learned_routes() {
     let gone = async { while changes.next().await.snapshot.len() != 1 {} };
     tokio::time::timeout(std::time::Duration::from_secs(30), gone).await.unwrap();
     adverts.prune(&OrdMap::new(), &BTreeSet::from([Source::Planner])).await.unwrap();
-    assert_eq!(bgp.routes(RouteView::Advertised).await.unwrap().len(), 1, "held sources keep theirs");
+    assert_eq!(
+        bgp.routes(RouteView::Advertised, None, RouteFilter::default()).await.unwrap().len(),
+        1,
+        "held sources keep theirs"
+    );
     adverts.prune(&OrdMap::new(), &BTreeSet::new()).await.unwrap();
-    assert_eq!(bgp.routes(RouteView::Advertised).await.unwrap().len(), 0);
+    assert_eq!(bgp.routes(RouteView::Advertised, None, RouteFilter::default()).await.unwrap().len(), 0);
 
     // Without peers an instance ends, and what it learned goes.
     peers.delete(&peer_row(port)).await.unwrap();

@@ -9,9 +9,11 @@ mod admit;
 mod bfd;
 mod export;
 mod log;
+mod operate;
 mod peer;
 mod routes;
 mod snapshot;
+pub(crate) mod tap;
 mod tell;
 #[cfg(test)]
 mod tests;
@@ -75,6 +77,7 @@ pub(crate) struct Core {
     /// The BFD sessions that peers ask for may be others than last taken.
     bfd_changed: bool,
     admission: Admission,
+    tap: tap::Tap,
 }
 
 impl Core {
@@ -96,6 +99,7 @@ impl Core {
             published: BTreeSet::new(),
             bfd_changed: false,
             admission: Admission::new(config),
+            tap: tap::Tap::default(),
         }
     }
 
@@ -233,7 +237,10 @@ impl Core {
         self.bfd_changed = true;
         self.admission.keys_changed = true;
         if old.needs_reset(&config) {
-            peer.fsm.reset(now, &Notification::cease(cease::CONFIG_CHANGE, ""));
+            // What the operator stopped stays so.
+            if peer.shut.is_none() {
+                peer.fsm.reset(now, &Notification::cease(cease::CONFIG_CHANGE, ""));
+            }
         } else {
             let own = peer.session.as_ref().map(|(_, session)| session.local_address);
             let identity = self.identity;
@@ -307,7 +314,7 @@ impl Core {
         session
             .families
             .iter()
-            .for_each(|family| self.send(connection, crate::wire::route_refresh(*family).into()));
+            .for_each(|family| self.send(id, connection, crate::wire::route_refresh(*family).into()));
         Ok(true)
     }
 
@@ -366,6 +373,8 @@ impl Core {
             let Some(id) = self.links.get(&connection).map(|link| link.peer) else { break };
             let Some(peer) = self.peers.get_mut(&id) else { break };
             peer.counters.messages_received += 1;
+            self.heard(id, frame);
+            let Some(peer) = self.peers.get_mut(&id) else { break };
             peer.fsm.frame(now, connection, frame);
             self.act(now, id);
             self.forget_if_gone(now, id);
@@ -446,7 +455,7 @@ impl Core {
                     self.outputs.push_back(Output::Connect { peer: id, attempt, target });
                 }
                 Action::Abandon => self.outputs.push_back(Output::Abandon { peer: id }),
-                Action::Send { connection, bytes } => self.send(connection, bytes.into()),
+                Action::Send { connection, bytes } => self.send(id, connection, bytes.into()),
                 Action::Close { connection } => {
                     self.links.remove(&connection);
                     self.outputs.push_back(Output::Close { connection });
@@ -457,9 +466,11 @@ impl Core {
                 Action::Refresh { family } => self.say_again(id, family),
             }
         }
+        self.note_state(now, id);
     }
 
-    fn send(&mut self, connection: ConnectionId, bytes: Bytes) {
+    fn send(&mut self, id: PeerId, connection: ConnectionId, bytes: Bytes) {
+        self.said(id, &bytes);
         // A connection opens with its OPEN before the link is entered, and closes with its NOTIFICATION after it left.
         if let Some(link) = self.links.get_mut(&connection) {
             link.outstanding += bytes.len();

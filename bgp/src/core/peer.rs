@@ -11,7 +11,7 @@ use crate::bfd::SessionStatus;
 use crate::config::PeerConfig;
 use crate::event::Counters;
 use crate::family::Family;
-use crate::fsm::{ConnectionId, Fsm, Identity, Session};
+use crate::fsm::{ConnectionId, Fsm, Identity, Session, State};
 use crate::rib::out::AdjRibOut;
 use crate::rib::{PathSet, Refusal};
 
@@ -36,6 +36,11 @@ pub(super) struct Peer {
     pub(super) bfd: Option<SessionStatus>,
     /// The listen range a dynamic neighbour came from.
     pub(super) dynamic: Option<String>,
+    /// Shut down by the operator, with the text for the other one.
+    pub(super) shut: Option<String>,
+    /// The state last noted, and since when it is so.
+    pub(super) last_state: State,
+    pub(super) state_since: Option<Instant>,
 }
 
 impl Peer {
@@ -51,6 +56,9 @@ impl Peer {
             end_of_rib: BTreeSet::new(),
             bfd: None,
             dynamic: None,
+            shut: None,
+            last_state: State::Idle,
+            state_since: None,
         }
     }
 

@@ -71,7 +71,7 @@ impl Core {
                 return;
             }
             for bytes in self.next_messages(id) {
-                self.send(connection, bytes);
+                self.send(id, connection, bytes);
             }
         }
     }

@@ -14,6 +14,7 @@ mod connection;
 mod event;
 mod jitter;
 mod messages;
+mod outlook;
 #[cfg(test)]
 mod simulation;
 mod start;

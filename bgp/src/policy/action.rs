@@ -5,9 +5,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::pattern::{
-    CommunityPattern, ExtendedCommunity, ExtendedCommunityPattern, LargeCommunityPattern,
-};
+use super::pattern::{CommunityPattern, ExtendedCommunity, ExtendedCommunityPattern, LargeCommunityPattern};
 use crate::rib::DEFAULT_LOCAL_PREF;
 use crate::wire::{Attributes, Community, LargeCommunity};
 

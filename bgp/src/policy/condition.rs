@@ -101,7 +101,12 @@ pub(super) const DEPTH_MAX: usize = 16;
 
 impl Condition {
     /// Whether it holds for a route whose attributes are, after what earlier statements did, `attributes`.
-    pub(super) fn holds(&self, subject: &Subject<'_>, attributes: &Attributes, next_hop: Option<&NextHop>) -> bool {
+    pub(super) fn holds(
+        &self,
+        subject: &Subject<'_>,
+        attributes: &Attributes,
+        next_hop: Option<&NextHop>,
+    ) -> bool {
         let path = &attributes.as_path;
         match self {
             Self::Prefixes(set) => set.contains(&subject.prefix),
@@ -121,16 +126,20 @@ impl Condition {
             Self::Communities(patterns) => {
                 attributes.communities.iter().any(|had| patterns.iter().any(|pattern| pattern.matches(*had)))
             }
-            Self::LargeCommunities(patterns) => {
-                attributes.large_communities.iter().any(|had| patterns.iter().any(|pattern| pattern.matches(had)))
-            }
+            Self::LargeCommunities(patterns) => attributes
+                .large_communities
+                .iter()
+                .any(|had| patterns.iter().any(|pattern| pattern.matches(had))),
             Self::ExtendedCommunities(patterns) => attributes
                 .extended_communities
                 .iter()
                 .any(|had| patterns.iter().any(|pattern| pattern.matches(ExtendedCommunity(*had)))),
-            Self::NextHops(prefixes) => next_hop
-                .is_some_and(|hop| prefixes.iter().any(|prefix| prefix.contains(&hop.address))),
-            Self::Peers(names) => subject.source.peer().is_some_and(|peer| names.iter().any(|name| name == peer)),
+            Self::NextHops(prefixes) => {
+                next_hop.is_some_and(|hop| prefixes.iter().any(|prefix| prefix.contains(&hop.address)))
+            }
+            Self::Peers(names) => {
+                subject.source.peer().is_some_and(|peer| names.iter().any(|name| name == peer))
+            }
             Self::PeerGroups(names) => {
                 subject.source.group().is_some_and(|group| names.iter().any(|name| name == group))
             }

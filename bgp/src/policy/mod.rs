@@ -185,14 +185,22 @@ impl Policy {
             trace.push(Step {
                 statement: statement.name.clone(),
                 failed: failed.map(ToString::to_string),
-                actions: if held { statement.actions.iter().map(ToString::to_string).collect() } else { Vec::new() },
+                actions: if held {
+                    statement.actions.iter().map(ToString::to_string).collect()
+                } else {
+                    Vec::new()
+                },
                 then: if held { statement.then } else { Then::Next },
             });
         });
-        let edited = self.apply(verdict.as_deref().unwrap_or_default(), subject.attributes, subject.local_asn);
+        let edited =
+            self.apply(verdict.as_deref().unwrap_or_default(), subject.attributes, subject.local_asn);
         Evaluation {
             accepted: verdict.is_some(),
-            decided_by: trace.last().filter(|step| step.then != Then::Next).map(|step| step.statement.clone()),
+            decided_by: trace
+                .last()
+                .filter(|step| step.then != Then::Next)
+                .map(|step| step.statement.clone()),
             attributes: edited.attributes,
             next_hop: edited.next_hop,
             trace,
@@ -280,7 +288,8 @@ impl Policy {
             }
             for action in &statement.actions {
                 action.check().map_err(|what| (what, "correct the action"))?;
-                if import && matches!(action, Action::NextHop(NextHopAction::Own | NextHopAction::Unchanged)) {
+                if import && matches!(action, Action::NextHop(NextHopAction::Own | NextHopAction::Unchanged))
+                {
                     return Err((
                         "an import policy sets the next hop to `self` or `unchanged`",
                         "give an address, or do it in an export policy",

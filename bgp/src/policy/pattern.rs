@@ -27,7 +27,14 @@ macro_rules! as_text {
     )*};
 }
 
-as_text!(AsSpan, PrefixRange, CommunityPattern, LargeCommunityPattern, ExtendedCommunityPattern, ExtendedCommunity);
+as_text!(
+    AsSpan,
+    PrefixRange,
+    CommunityPattern,
+    LargeCommunityPattern,
+    ExtendedCommunityPattern,
+    ExtendedCommunity
+);
 
 /// A string, or a number where a YAML author left the quotes out.
 pub(super) fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
@@ -128,7 +135,8 @@ impl FromStr for PrefixRange {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let bad = || format!("{text:?} is no prefix range: write PREFIX, PREFIX ge N le M, or PREFIX orlonger");
+        let bad =
+            || format!("{text:?} is no prefix range: write PREFIX, PREFIX ge N le M, or PREFIX orlonger");
         let mut words = text.split_whitespace();
         let prefix: IpNet = words.next().and_then(|word| word.parse().ok()).ok_or_else(bad)?;
         let prefix = prefix.trunc();
@@ -201,7 +209,8 @@ impl FromStr for CommunityPattern {
             return Ok(community.into());
         }
         let span = |part: &str| Span::parse(part, u32::from(u16::MAX));
-        let parsed = text.split_once(':').and_then(|(high, low)| Some(Self { high: span(high)?, low: span(low)? }));
+        let parsed =
+            text.split_once(':').and_then(|(high, low)| Some(Self { high: span(high)?, low: span(low)? }));
         parsed.ok_or_else(|| {
             format!("{text:?} is no community: write ASN:VALUE, each a number up to 65535, a range or *, or a well-known name")
         })
@@ -287,7 +296,9 @@ impl ExtendedCommunity {
                 let asn = Administrator::Asn(u32::from(u16::from_be_bytes([a, b])));
                 (kind, subtype, asn, u32::from_be_bytes([c, d, e, f]))
             }
-            ADDRESS => (kind, subtype, Administrator::Address(wide.into()), u32::from(u16::from_be_bytes([e, f]))),
+            ADDRESS => {
+                (kind, subtype, Administrator::Address(wide.into()), u32::from(u16::from_be_bytes([e, f])))
+            }
             FOUR_OCTET => (kind, subtype, Administrator::Asn(wide), u32::from(u16::from_be_bytes([e, f]))),
             _ => return None,
         })
@@ -297,7 +308,8 @@ impl ExtendedCommunity {
     pub fn link_bandwidth(self) -> Option<f32> {
         let (kind, subtype, _, local) = self.parts()?;
         let bytes = f32::from_bits(local);
-        (kind & !NON_TRANSITIVE == TWO_OCTET && subtype == 4 && bytes.is_finite() && bytes >= 0.0).then_some(bytes)
+        (kind & !NON_TRANSITIVE == TWO_OCTET && subtype == 4 && bytes.is_finite() && bytes >= 0.0)
+            .then_some(bytes)
     }
 
     fn build(subtype: u8, administrator: &str, local: &str) -> Option<Self> {
@@ -330,9 +342,8 @@ impl FromStr for ExtendedCommunity {
     fn from_str(text: &str) -> Result<Self, String> {
         let parsed = match text.strip_prefix("0x") {
             Some(hex) => u64::from_str_radix(hex, 16).ok().map(Self),
-            None => kind_and_rest(text).and_then(|(subtype, administrator, local)| {
-                Self::build(subtype, administrator, local)
-            }),
+            None => kind_and_rest(text)
+                .and_then(|(subtype, administrator, local)| Self::build(subtype, administrator, local)),
         };
         parsed.ok_or_else(|| {
             format!("{text:?} is no extended community: write rt:ASN:VALUE, soo:ASN:VALUE, lb:ASN:BYTES-PER-SECOND or eight octets as 0x...")
@@ -462,7 +473,9 @@ mod tests {
             assert_eq!(range.0.allows(&prefix.parse().unwrap()), allowed, "{text} {prefix}");
         }
         assert_eq!("10.0.0.0/8 orlonger".parse::<PrefixRange>().unwrap().to_string(), "10.0.0.0/8 le 32");
-        for bad in ["10.0.0.0/8 ge 7", "10.0.0.0/8 le 33", "10.0.0.0/8 ge 20 le 16", "10.0.0.0/8 up", "10/8 ge", ""] {
+        for bad in
+            ["10.0.0.0/8 ge 7", "10.0.0.0/8 le 33", "10.0.0.0/8 ge 20 le 16", "10.0.0.0/8 up", "10/8 ge", ""]
+        {
             assert!(bad.parse::<PrefixRange>().is_err(), "{bad}");
         }
     }
@@ -475,7 +488,9 @@ mod tests {
         let pattern: CommunityPattern = round("*:100-199");
         assert!(pattern.matches(community("1:150")) && !pattern.matches(community("1:200")));
         assert!(round::<CommunityPattern>("no-export").matches(Community::NO_EXPORT));
-        assert!("65536:1".parse::<CommunityPattern>().is_err() && "5-3:1".parse::<CommunityPattern>().is_err());
+        assert!(
+            "65536:1".parse::<CommunityPattern>().is_err() && "5-3:1".parse::<CommunityPattern>().is_err()
+        );
         let large: LargeCommunityPattern = round("4200000001:*:5-9");
         assert!(large.matches(&"4200000001:3:7".parse().unwrap()));
         assert!(!large.matches(&"4200000001:3:10".parse().unwrap()));
@@ -501,7 +516,10 @@ mod tests {
         assert!(pattern.matches("rt:65000:1".parse().unwrap()));
         assert!(!pattern.matches("soo:65000:1".parse().unwrap()));
         let pattern: ExtendedCommunityPattern = round("rt:*:1-3");
-        assert!(pattern.matches("rt:192.0.2.1:2".parse().unwrap()) && pattern.matches("rt:4200000001:3".parse().unwrap()));
+        assert!(
+            pattern.matches("rt:192.0.2.1:2".parse().unwrap())
+                && pattern.matches("rt:4200000001:3".parse().unwrap())
+        );
         assert!(!pattern.matches("rt:192.0.2.1:4".parse().unwrap()));
         assert!("xx:1:1".parse::<ExtendedCommunityPattern>().is_err());
     }

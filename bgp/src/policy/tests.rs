@@ -52,7 +52,8 @@ fn the_first_deciding_statement_wins_and_is_named() {
     let policy = policy();
     let rpki: RpkiTable =
         [Vrp { prefix: "203.0.113.0/24".parse().unwrap(), max_len: 24, asn: 65001 }].into_iter().collect();
-    let path = |asns: &[u32]| Attributes { as_path: AsPath::sequence(asns), med: Some(9), ..Default::default() };
+    let path =
+        |asns: &[u32]| Attributes { as_path: AsPath::sequence(asns), med: Some(9), ..Default::default() };
     for (prefix, asns, accepted, by) in [
         ("192.168.1.0/24", &[65100, 65001][..], false, Some("bogons")),
         ("fd00:1::/48", &[65100, 65001], false, Some("bogons")),
@@ -153,7 +154,10 @@ fn every_action_does_its_part() {
         action.apply(65111, &mut route);
         route
     };
-    assert_eq!(done(r#"{"addCommunities": ["0:2", "0:0"]}"#).attributes.communities, [0, 1, 2].map(Community));
+    assert_eq!(
+        done(r#"{"addCommunities": ["0:2", "0:0"]}"#).attributes.communities,
+        [0, 1, 2].map(Community)
+    );
     assert_eq!(done(r#"{"removeCommunities": ["0:2-3"]}"#).attributes.communities, [Community(1)]);
     assert_eq!(done(r#"{"setCommunities": ["no-export"]}"#).attributes.communities, [Community::NO_EXPORT]);
     assert_eq!(done(r#"{"addLargeCommunities": ["1:2:3"]}"#).attributes.large_communities.len(), 1);
@@ -178,7 +182,10 @@ fn every_action_does_its_part() {
 #[test]
 fn what_makes_no_sense_is_said() {
     let with = |actions: &str| -> Policy {
-        serde_json::from_str(&format!(r#"{{"name": "x", "statements": [{{"name": "s", "actions": [{actions}]}}]}}"#)).unwrap()
+        serde_json::from_str(&format!(
+            r#"{{"name": "x", "statements": [{{"name": "s", "actions": [{actions}]}}]}}"#
+        ))
+        .unwrap()
     };
     assert!(with(r#"{"prepend": {"times": 0}}"#).check(false).is_err());
     assert!(with(r#"{"nextHop": {"address": "224.0.0.1"}}"#).check(false).is_err());
