@@ -11,6 +11,7 @@ use crate::bfd::client::Unit;
 use crate::dynamic::AsnRange;
 use crate::error::Error;
 use crate::family::Family;
+use crate::mrt::MessageLog;
 use crate::transport::Transport;
 use crate::wire::{Community, LargeCommunity, Origin};
 
@@ -43,6 +44,8 @@ pub struct SpeakerConfig {
     pub jitter_seed: u64,
     /// The unit that keeps the BFD sessions of peers that ask for one; none ignores those settings.
     pub bfd: Option<BfdUnit>,
+    /// Where every message of every session is logged; none logs nothing.
+    pub message_log: Option<MessageLog>,
     /// Events queued for a slow reader before the channel makes the speaker keep only the newest state of each prefix; 0: there are no
     /// events of routes, for a speaker whose routes nobody but its peers wants.
     pub event_queue: usize,
@@ -65,6 +68,7 @@ impl SpeakerConfig {
             max_paths: 16,
             jitter_seed: 0,
             bfd: None,
+            message_log: None,
             event_queue: 1024,
             listen_backlog: 1024,
             half_open_max: 256,

@@ -70,6 +70,14 @@ pub enum Error {
         /// The next hop.
         next_hop: std::net::IpAddr,
     },
+    /// The message log could not be started.
+    #[error("cannot log BGP messages in {folder}: {source}; give a folder that can be written to")]
+    MessageLog {
+        /// The folder.
+        folder: std::path::PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The speaker has ended.
     #[error("the BGP speaker has stopped; start it again")]
     Stopped,

@@ -134,6 +134,6 @@ mod tests {
         ] {
             assert_eq!((filter.matches(&v4), filter.matches(&v6)), want, "{filter:?}");
         }
-        assert!("65000".parse::<CommunityFilter>().is_err());
+        assert!("65000:x".parse::<CommunityFilter>().is_err());
     }
 }

@@ -38,6 +38,7 @@ mod event;
 mod family;
 mod filter;
 mod fsm;
+pub mod mrt;
 mod operate;
 pub mod policy;
 mod rib;

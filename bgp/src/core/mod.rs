@@ -10,6 +10,8 @@ mod bfd;
 mod export;
 mod log;
 mod operate;
+#[cfg(test)]
+mod operate_tests;
 mod peer;
 mod routes;
 mod snapshot;

@@ -11,6 +11,7 @@ mod bfd;
 mod handle;
 mod keys;
 mod link;
+pub(crate) mod monitor;
 
 pub use handle::{Events, Speaker, SpeakerHandle};
 
@@ -77,6 +78,7 @@ struct Driver {
     connections: JoinSet<()>,
     flushes: Vec<oneshot::Sender<()>>,
     bfd: Option<bfd::Bfd>,
+    monitor: monitor::Monitor,
     keys: keys::Keyring,
 }
 
@@ -92,8 +94,11 @@ impl Driver {
             keys.listener(Arc::clone(&listener));
             listeners.spawn(accept(listener, inputs.clone()));
         }
+        let mut core = Core::new(config);
+        let monitor = monitor::Monitor::start(config, &mut core)?;
         Ok(Self {
-            core: Core::new(config),
+            core,
+            monitor,
             inputs,
             inbox,
             events,
@@ -217,6 +222,7 @@ impl Driver {
 
     /// Does what the core wants done, and answers those who wait for it to be quiet.
     fn carry_out(&mut self) {
+        self.monitor.take(&mut self.core);
         while let Some(output) = self.core.next_output() {
             match output {
                 Output::Connect { peer, attempt, target } => self.connect(peer, attempt, target),

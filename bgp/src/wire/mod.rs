@@ -5,7 +5,7 @@
 mod as_path;
 mod attributes;
 mod capability;
-mod cursor;
+pub(crate) mod cursor;
 mod encode;
 mod next_hop;
 mod nlri;
