@@ -7,7 +7,7 @@ TOMBOLO := target/debug/tombolo
 ETCD_DOWN_SECS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test setup build check fmt clippy unit fuzz-bgp programs namespaces mesh interop bench-bfd bench-bfd-short lab lab-up lab-test lab-down
+.PHONY: help demo test setup build check fmt clippy unit fuzz-bgp programs namespaces mesh interop bench-bfd bench-bfd-short bench-bgp bench-bgp-short lab lab-up lab-test lab-down
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -15,7 +15,7 @@ help: ## List the targets
 demo: setup build ## Bring the two-cluster lab up, check everything, leave it up
 	@scripts/demo $(TOMBOLO) $(LAB) $(ETCD_DOWN_SECS)
 
-test: setup build unit programs namespaces mesh interop bench-bfd-short lab ## The whole test suite, unit to real peers
+test: setup build unit programs namespaces mesh interop bench-bfd-short bench-bgp-short lab ## The whole test suite, unit to real peers
 
 setup: ## Install what is missing (Debian packages)
 	@scripts/setup
@@ -62,6 +62,14 @@ bench-bfd: ## 64 BFD sessions at 50 ms x 3 under full load, beside FRR's bfdd; w
 bench-bfd-short: ## The same, one short run of each (CI)
 	cargo build --locked --workspace --bin bench_bfd
 	target/debug/bench_bfd short
+
+bench-bgp: ## Whole tables through the speaker, beside BIRD, FRR, GoBGP and OpenBGPD; writes target/bench/bgp.json
+	cargo build --locked --release -p tombolo-bgp -p tombolo-tests --example router --bin bench_bgp
+	target/release/bench_bgp
+
+bench-bgp-short: ## The same with small tables, one run of each (CI)
+	cargo build --locked --workspace --example router --bin bench_bgp
+	target/debug/bench_bgp short
 
 lab: build ## The two-cluster lab: all path variants and faults, then nothing is left behind
 	@scripts/lab $(TOMBOLO) $(LAB) $(ETCD_DOWN_SECS)

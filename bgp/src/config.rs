@@ -1,6 +1,7 @@
 //! What a speaker and its peers are told.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -12,6 +13,7 @@ use crate::dynamic::AsnRange;
 use crate::error::Error;
 use crate::family::Family;
 use crate::mrt::MessageLog;
+use crate::policy::Policy;
 use crate::transport::Transport;
 use crate::wire::{Community, LargeCommunity, Origin};
 
@@ -40,6 +42,10 @@ pub struct SpeakerConfig {
     pub restarting: bool,
     /// Most equal paths given for one prefix (ECMP); 1 turns multipath off.
     pub max_paths: usize,
+    /// How paths are compared.
+    pub decision: Decision,
+    /// Identifier of the cluster this speaker reflects routes in (RFC 4456); none: its router id.
+    pub cluster_id: Option<Ipv4Addr>,
     /// Seed of the timers' jitter; equal seeds and inputs give equal runs.
     pub jitter_seed: u64,
     /// The unit that keeps the BFD sessions of peers that ask for one; none ignores those settings.
@@ -66,6 +72,8 @@ impl SpeakerConfig {
             listen: Vec::new(),
             restarting: false,
             max_paths: 16,
+            decision: Decision::new(),
+            cluster_id: None,
             jitter_seed: 0,
             bfd: None,
             message_log: None,
@@ -84,6 +92,37 @@ impl SpeakerConfig {
             return Err(Error::speaker("the router id is 0.0.0.0", "give an IPv4 address of this node"));
         }
         Ok(())
+    }
+}
+
+/// Choices within the decision process (RFC 4271 section 9.1.2.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Decision {
+    /// Compare MEDs of paths through different neighbouring ASes as well.
+    pub always_compare_med: bool,
+    /// A path without MED is the least preferred, as if it had the greatest; else the most, as if it were 0.
+    pub missing_med_is_worst: bool,
+    /// Paths through different ASes are equal if they are equally long; else only those whose AS paths are the same are used together.
+    pub relax_multipath: bool,
+    /// Most equal paths from internal peers; none: as many as from external ones.
+    pub max_internal_paths: Option<usize>,
+}
+
+impl Decision {
+    const fn new() -> Self {
+        Self {
+            always_compare_med: false,
+            missing_med_is_worst: false,
+            relax_multipath: true,
+            max_internal_paths: None,
+        }
+    }
+}
+
+impl Default for Decision {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
@@ -153,6 +192,81 @@ impl Default for GracefulRestart {
     }
 }
 
+/// Several paths of one prefix with one peer (RFC 7911); used in the families in which the peer agrees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct AddPaths {
+    /// Offer to take them.
+    pub receive: bool,
+    /// Offer to send them, and which; none: only the best path is sent.
+    pub send: Option<PathCount>,
+}
+
+/// Which paths of a prefix are sent to a peer that takes several, of those that it may hear.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum PathCount {
+    /// All.
+    All,
+    /// The best ones, this many.
+    Best(std::num::NonZeroU8),
+}
+
+impl PathCount {
+    pub(crate) fn most(self) -> usize {
+        match self {
+            Self::All => usize::MAX,
+            Self::Best(count) => count.get().into(),
+        }
+    }
+}
+
+/// The most routes of a family that are taken from a peer, before policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PrefixLimit {
+    /// The family.
+    pub family: Family,
+    /// The most routes.
+    pub max: usize,
+    /// Percentage of `max` from which on it is warned of; 1 to 100.
+    #[serde(default = "default_warning_percent")]
+    pub warning_percent: u8,
+    /// What happens beyond `max`.
+    pub action: LimitAction,
+}
+
+const fn default_warning_percent() -> u8 {
+    75
+}
+
+/// What happens when a peer sends more routes than are to be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum LimitAction {
+    /// It is warned of, and they are taken.
+    Warn,
+    /// New ones are not taken. Once there is room the peer is asked for them again (RFC 2918).
+    Discard,
+    /// The session ends, and begins again after a time.
+    #[serde(rename_all = "camelCase")]
+    Restart {
+        /// Seconds until then; at least 1.
+        after_secs: u32,
+    },
+    /// The session ends until the peer is changed or removed.
+    Stop,
+}
+
+impl PrefixLimit {
+    /// The number from which on it is warned of.
+    pub(crate) fn warning(&self) -> usize {
+        let percent = usize::from(self.warning_percent);
+        // Rounded up, and without a product that could be too large.
+        self.max / 100 * percent + (self.max % 100 * percent).div_ceil(100)
+    }
+}
+
 /// One entry of an import allow-list: what lies within `prefix` and has a length from `min_len` to `max_len`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AllowedPrefix {
@@ -209,10 +323,33 @@ pub struct PeerConfig {
     pub ebgp_multihop: u8,
     /// Graceful restart.
     pub graceful_restart: GracefulRestart,
-    /// Prefixes accepted; none means none.
+    /// Prefixes accepted; none means none. Does not count beside `import_policy`.
     pub import: Vec<AllowedPrefix>,
-    /// Pass on best paths learned from other peers (a router; nodes do not transit).
+    /// What is done with routes from the peer; none: `import` is all there is. Either way what nothing accepts is refused (RFC 8212).
+    #[serde(default)]
+    pub import_policy: Option<Arc<Policy>>,
+    /// What the peer hears. Learned routes need it, or `export_learned`, as a permission (RFC 8212); own announcements pass unless a statement rejects
+    /// them.
+    #[serde(default)]
+    pub export_policy: Option<Arc<Policy>>,
+    /// Pass on best paths learned from other peers (a router; nodes do not transit) where there is no `export_policy`.
     pub export_learned: bool,
+    /// Group of peers that policies may ask for by name.
+    #[serde(default)]
+    pub group: Option<String>,
+    /// An internal peer that this speaker reflects routes to and from (RFC 4456).
+    #[serde(default)]
+    pub reflector_client: bool,
+    /// An external peer that this speaker serves as a route server (RFC 7947): AS path, next hop and MED pass unchanged.
+    #[serde(default)]
+    pub route_server_client: bool,
+    /// Take routes with the BLACKHOLE community (RFC 7999) inside prefixes that import policy accepts, be they longer than it allows. They are given to the
+    /// owner as such, and not passed on to other ASes.
+    #[serde(default)]
+    pub accept_blackhole: bool,
+    /// Several paths of a prefix (RFC 7911), in all families of the session.
+    #[serde(default)]
+    pub add_path: AddPaths,
     /// Offer messages of up to 65535 bytes (RFC 8654); sent that long only if the peer offers it too.
     #[serde(default)]
     pub extended_messages: bool,
@@ -220,6 +357,9 @@ pub struct PeerConfig {
     pub enforce_first_as: bool,
     /// Prefixes held from this peer before the session is ended with Cease.
     pub max_prefixes: usize,
+    /// Limits by family, each with what happens beyond it.
+    #[serde(default)]
+    pub prefix_limits: Vec<PrefixLimit>,
     /// Next hop of IPv4 routes when the session's own address is not IPv4.
     pub next_hop_ipv4: Option<Ipv4Addr>,
     /// Next hop of IPv6 routes when the session's own address is not IPv6.
@@ -262,10 +402,18 @@ impl PeerConfig {
             ebgp_multihop: 1,
             graceful_restart: GracefulRestart::default(),
             import: Vec::new(),
+            import_policy: None,
+            export_policy: None,
             export_learned: false,
+            group: None,
+            reflector_client: false,
+            route_server_client: false,
+            accept_blackhole: false,
+            add_path: AddPaths::default(),
             extended_messages: false,
             enforce_first_as: true,
             max_prefixes: 100_000,
+            prefix_limits: Vec::new(),
             next_hop_ipv4: None,
             next_hop_ipv6: None,
             bfd: None,
@@ -284,6 +432,11 @@ impl PeerConfig {
         config.unnumbered = true;
         config.families = Family::ALL.to_vec();
         config
+    }
+
+    /// Unnumbered, and the router on the other end is not found yet.
+    pub(crate) const fn awaits_neighbour(&self) -> bool {
+        self.unnumbered && self.address.is_unspecified()
     }
 
     pub(crate) fn check(&self) -> Result<(), Error> {
@@ -305,8 +458,7 @@ impl PeerConfig {
         if self.unnumbered && self.interface.is_none() {
             return bad("an unnumbered peer without an interface", "name the interface it is on");
         }
-        let found = self.unnumbered && self.address == IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED);
-        if !found && (self.address.is_unspecified() || self.address.is_multicast()) {
+        if !self.awaits_neighbour() && (self.address.is_unspecified() || self.address.is_multicast()) {
             return bad("the address is no host address", "give the peer's own address");
         }
         let link_local = matches!(self.address, IpAddr::V6(address) if address.is_unicast_link_local());
@@ -346,18 +498,57 @@ impl PeerConfig {
                 "use for example 1 and 120 seconds",
             );
         }
+        let sensible = |limit: &PrefixLimit| {
+            (1..=100).contains(&limit.warning_percent)
+                && limit.action != (LimitAction::Restart { after_secs: 0 })
+        };
+        if !self.prefix_limits.iter().all(sensible) {
+            return bad(
+                "a prefix limit warns from 0 or over 100 percent, or restarts after 0 seconds",
+                "use for example 75 percent and 300 seconds",
+            );
+        }
+        for (policy, import) in [(&self.import_policy, true), (&self.export_policy, false)] {
+            if let Some(Err((what, remedy))) = policy.as_ref().map(|policy| policy.check(import)) {
+                return bad(what, remedy);
+            }
+        }
         if let Some(Err((what, remedy))) = self.bfd.as_ref().map(BfdSettings::check) {
             return bad(what, remedy);
         }
         Ok(())
     }
 
+    /// What is done with routes from the peer, the allow-list as a policy if that is all there is.
+    pub fn import_rules(&self) -> Arc<Policy> {
+        let list = || Arc::new(Policy::allow_list("import", &self.import));
+        self.import_policy.clone().unwrap_or_else(list)
+    }
+
+    /// What is done with what the peer is told. Without a policy it hears own announcements, and learned routes if they are to be passed on.
+    pub fn export_rules(&self) -> Arc<Policy> {
+        let plain = || match self.export_learned {
+            true => Arc::new(Policy::accept_all("export")),
+            false => Arc::new(Policy { name: "export".to_owned(), ..Policy::default() }),
+        };
+        self.export_policy.clone().unwrap_or_else(plain)
+    }
+
+    /// Whether the peer may hear of learned routes at all.
+    pub(crate) fn passes_on(&self) -> bool {
+        self.export_learned || self.export_policy.is_some()
+    }
+
     /// Whether going from `self` to `other` needs a new session.
     pub(crate) fn needs_reset(&self, other: &Self) -> bool {
         let session = |config: &Self| Self {
             import: Vec::new(),
+            import_policy: None,
+            export_policy: None,
             export_learned: false,
+            accept_blackhole: false,
             max_prefixes: 0,
+            prefix_limits: Vec::new(),
             next_hop_ipv4: None,
             next_hop_ipv6: None,
             bfd: None,

@@ -30,6 +30,12 @@ pub struct Path {
     pub attributes: Arc<Attributes>,
     /// Kept while the peer restarts (RFC 4724).
     pub stale: bool,
+    /// Packets are to be discarded: the peer asked for it (RFC 7999) and may.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub blackhole: bool,
+    /// Share of the packets, against the weights of the other paths: 1 to 256. All are 1 unless every path came with a link bandwidth
+    /// (draft-ietf-idr-link-bandwidth).
+    pub weight: u16,
 }
 
 /// A change. Only the newest state of a prefix is kept for a slow reader; End-of-RIB always follows the routes before it.
@@ -133,6 +139,11 @@ pub struct FamilyState {
     pub advertised: usize,
     /// The peer has sent End-of-RIB in this session.
     pub end_of_rib: bool,
+    /// The most routes taken, if there is a limit for the family.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
+    /// Routes not taken since the peer was added, for being beyond the limit.
+    pub discarded: u64,
 }
 
 /// Counters of a peer since it was added.
@@ -231,6 +242,9 @@ pub enum RouteView {
 pub struct RouteRow {
     /// The prefix.
     pub prefix: IpNet,
+    /// The path's identifier between the two (RFC 7911); 0 where there is none.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub path_id: u32,
     /// The peer it came from or went to.
     pub peer: String,
     /// The next hop.
@@ -246,4 +260,8 @@ pub struct RouteRow {
     /// Why it is not considered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refused: Option<Refusal>,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }

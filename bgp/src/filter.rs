@@ -97,6 +97,7 @@ mod tests {
         RouteRow {
             prefix: prefix.parse().unwrap(),
             peer: peer.to_owned(),
+            path_id: 0,
             next_hop: NextHop::new([192, 0, 2, 1].into()),
             attributes: Arc::new(attributes),
             best: true,

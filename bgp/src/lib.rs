@@ -44,11 +44,14 @@ pub mod policy;
 mod rib;
 pub mod rpki;
 mod transport;
+mod unnumbered;
 pub mod wire;
 
 pub use config::{
-    AllowedPrefix, Announcement, BfdUnit, Damping, GracefulRestart, PeerConfig, Scope, SpeakerConfig, Timers,
+    AddPaths, AllowedPrefix, Announcement, BfdUnit, Damping, Decision, GracefulRestart, LimitAction,
+    PathCount, PeerConfig, PrefixLimit, Scope, SpeakerConfig, Timers,
 };
+pub use core::PolicyQuestion;
 pub use driver::{Events, Speaker, SpeakerHandle};
 pub use dynamic::{AsnRange, ListenRange};
 pub use error::Error;

@@ -38,6 +38,8 @@ pub(crate) struct Admission {
     device: Option<String>,
     /// The keys may be others than last taken.
     pub(super) keys_changed: bool,
+    /// The interfaces of unnumbered peers may be others than last taken.
+    pub(super) interfaces_changed: bool,
     /// Connections refused since the start: unknown, too far, over a limit, or of a peer that is Idle.
     pub(super) refused: u64,
 }
@@ -49,8 +51,15 @@ impl Admission {
             half_open_max: config.half_open_max,
             device: config.device.clone(),
             keys_changed: false,
+            interfaces_changed: false,
             refused: 0,
         }
+    }
+
+    /// Peers have come, gone or changed.
+    pub(super) const fn changed(&mut self) {
+        self.keys_changed = true;
+        self.interfaces_changed = true;
     }
 
     /// The range with the longest prefix that holds an address.
@@ -119,7 +128,7 @@ impl Core {
     fn admit(&mut self, now: Instant, incoming: &Incoming) -> Option<(ConnectionId, SocketOptions)> {
         let id = match self.peer_at(incoming) {
             Some(id) => id,
-            None => self.meet(now, incoming)?,
+            None => self.greet(now, incoming).or_else(|| self.meet(now, incoming))?,
         };
         let peer = self.peers.get_mut(&id)?;
         let wrong_address = peer.config.local_address.is_some_and(|own| own != incoming.local.ip());
@@ -140,6 +149,17 @@ impl Core {
             peer.config.address == incoming.remote && interface
         });
         known.map(|(id, _)| *id)
+    }
+
+    /// The unnumbered peer of an interface shows itself by connecting before it was heard.
+    fn greet(&mut self, now: Instant, incoming: &Incoming) -> Option<PeerId> {
+        let interface = incoming.interface.as_deref()?;
+        let IpAddr::V6(address) = incoming.remote else { return None };
+        let unknown = self.peers.get(&self.unnumbered(interface)?)?.config.address.is_unspecified();
+        if unknown {
+            self.neighbour(now, interface, address);
+        }
+        self.peer_at(incoming)
     }
 
     /// A new dynamic neighbour, if a range has room for it.

@@ -1,18 +1,22 @@
 //! What peers should hear (RFC 4271 sections 9.1.3 and 9.2, next hops by 5.1.3), and how it is put into messages.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use ipnet::IpNet;
 
+use super::import::{add, source};
+use super::policy::ExportPolicy;
 use crate::config::{Announcement, PeerConfig};
 use crate::family::{Family, NextHop};
 use crate::fsm::{Identity, Session};
+use crate::policy::{Applied, Edited, NextHopAction, Source, Subject};
 use crate::rib::out::Said;
-use crate::rib::{Best, DEFAULT_LOCAL_PREF, PathSet, PeerId};
-use crate::wire::{self, AsPath, Attributes, Community, EncodeContext, UpdateContext};
+use crate::rib::{Best, DEFAULT_LOCAL_PREF, PathSet, PeerId, Rib};
+use crate::rpki::RpkiTable;
+use crate::wire::{self, Attributes, Community, EncodeContext, UpdateContext};
 
 /// Everything that what a peer hears depends on, but for whom a route is from: peers of equal views form a group and share messages.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,10 +31,29 @@ pub(super) struct View {
     extended_next_hop: Vec<Family>,
     /// Next hop of what is announced as ours, by family; without one there is nothing the peer could use.
     next_hops: [Option<NextHop>; 2],
+    /// Families in which path identifiers are sent (RFC 7911).
+    add_path: Vec<Family>,
+    policy: Option<Arc<ExportPolicy>>,
+    /// Routes are reflected to the peers, in this cluster (RFC 4456).
+    client: bool,
+    cluster_id: Ipv4Addr,
+    /// The peers are served as by a route server (RFC 7947).
+    transparent: bool,
+    /// Paths through this speaker go away soon (RFC 8326).
+    draining: bool,
+}
+
+/// What of the speaker, beside the session, decides what a peer hears.
+#[derive(Clone, Debug)]
+pub(super) struct Exporter {
+    pub(super) identity: Identity,
+    pub(super) cluster_id: Ipv4Addr,
+    pub(super) policy: Option<Arc<ExportPolicy>>,
+    pub(super) draining: bool,
 }
 
 impl View {
-    pub(super) fn new(identity: Identity, config: &PeerConfig, session: &Session) -> Self {
+    pub(super) fn new(exporter: Exporter, config: &PeerConfig, session: &Session) -> Self {
         let extended_next_hop = session.context.extended_next_hop.clone();
         let own = |family| {
             let fits = |own: &IpAddr| own.is_ipv6() && extended_next_hop.contains(&family);
@@ -45,13 +68,19 @@ impl View {
             configured.or(address).map(NextHop::new)
         };
         Self {
-            own_asn: identity.asn,
+            own_asn: exporter.identity.asn,
             ebgp: session.ebgp,
             four_octet_as: session.context.four_octet_as,
             message_max: session.message_max,
             families: session.families.clone(),
             next_hops: [Family::Ipv4Unicast, Family::Ipv6Unicast].map(own),
             extended_next_hop,
+            add_path: session.add_path_send.clone(),
+            policy: exporter.policy,
+            client: config.reflector_client && !session.ebgp,
+            cluster_id: exporter.cluster_id,
+            transparent: config.route_server_client && session.ebgp,
+            draining: exporter.draining,
         }
     }
 
@@ -81,11 +110,17 @@ impl View {
         }
     }
 
-    fn context(&self) -> EncodeContext {
+    /// Whether path identifiers are sent with routes of a family (RFC 7911).
+    pub(super) fn sends_path_ids(&self, family: Family) -> bool {
+        self.add_path.contains(&family)
+    }
+
+    /// How routes of a family are written.
+    pub(super) fn context(&self, family: Family) -> EncodeContext {
         EncodeContext {
             four_octet_as: self.four_octet_as,
             message_max: self.message_max,
-            ..EncodeContext::default()
+            add_path: self.sends_path_ids(family),
         }
     }
 
@@ -93,13 +128,6 @@ impl View {
     pub(super) fn originated(&self, prefix: &IpNet, announcement: &Announcement) -> Option<Said> {
         let family = Family::of(prefix);
         if !self.families.contains(&family) {
-            return None;
-        }
-        let next_hop = match announcement.next_hop {
-            Some(address) => NextHop::new(address),
-            None => self.own_next_hop(family)?,
-        };
-        if !self.carries(family, &next_hop) {
             return None;
         }
         let mut communities = announcement.communities.clone();
@@ -110,44 +138,143 @@ impl View {
         large_communities.dedup();
         let attributes = Attributes {
             origin: announcement.origin,
-            as_path: if self.ebgp { AsPath::sequence(&[self.own_asn]) } else { AsPath::default() },
             med: announcement.med,
-            local_pref: (!self.ebgp).then(|| announcement.local_pref.unwrap_or(DEFAULT_LOCAL_PREF)),
+            local_pref: announcement.local_pref,
             communities,
             large_communities,
             ..Attributes::default()
         };
+        let announced = announcement.next_hop.map(NextHop::new);
+        let Edited { mut attributes, next_hop, .. } = match &self.policy {
+            None => Edited::of(&attributes),
+            Some(export) => {
+                let subject = self.subject(*prefix, &attributes, announced, Source::Own, &export.rpki);
+                export.policy.apply(&export.policy.decide(&subject)?, &attributes, self.own_asn)
+            }
+        };
+        let own = || self.own_next_hop(family);
+        let next_hop = match next_hop {
+            Some(NextHopAction::Own) => own()?,
+            Some(NextHopAction::Address(address)) if self.carries(family, &NextHop::new(address)) => {
+                NextHop::new(address)
+            }
+            _ => announced.or_else(own)?,
+        };
+        if !self.carries(family, &next_hop) {
+            return None;
+        }
+        if self.ebgp {
+            attributes.as_path.prepend(self.own_asn);
+            attributes.local_pref = None;
+        } else {
+            attributes.local_pref.get_or_insert(DEFAULT_LOCAL_PREF);
+        }
+        self.drain(&mut attributes);
         Some((next_hop, Arc::new(attributes)))
     }
 
-    /// Whether the peers of the group hear of a learned path, the one it came from apart. Sent on even if it has the peer's own AS in it, as most
-    /// speakers do: the peer looks for loops itself.
-    pub(super) fn passes(&self, prefix: &IpNet, best: &Best) -> bool {
-        let family = Family::of(prefix);
-        let reachable = if self.ebgp {
-            self.own_next_hop(family).is_some()
-        } else {
-            self.carries(family, best.set.next_hop())
-        };
-        (best.ebgp || self.ebgp)
-            && reachable
-            && self.families.contains(&family)
-            && may_leave(best.set.attributes(), self.ebgp)
+    fn subject<'a>(
+        &self,
+        prefix: IpNet,
+        attributes: &'a Attributes,
+        next_hop: Option<NextHop>,
+        source: Source<'a>,
+        rpki: &'a RpkiTable,
+    ) -> Subject<'a> {
+        Subject { prefix, attributes, next_hop, source, local_asn: self.own_asn, rpki }
     }
 
-    /// A learned path as the group hears it.
-    pub(super) fn learned(&self, family: Family, set: &PathSet) -> Option<(NextHop, Attributes)> {
-        let mut attributes = Attributes::clone(set.attributes());
-        if !self.ebgp {
-            attributes.local_pref = Some(attributes.local_pref.unwrap_or(DEFAULT_LOCAL_PREF));
-            return Some((*set.next_hop(), attributes));
+    /// Says that the path goes away soon, if it does: to other ASes by the community, inside by the least preference as well.
+    fn drain(&self, attributes: &mut Attributes) {
+        if self.draining {
+            add(&mut attributes.communities, Community::GRACEFUL_SHUTDOWN);
+            attributes.local_pref = attributes.local_pref.map(|_| 0);
         }
-        attributes.as_path.prepend(self.own_asn);
-        attributes.med = None;
-        attributes.local_pref = None;
-        attributes.originator_id = None;
-        attributes.cluster_list.clear();
-        Some((self.own_next_hop(family)?, attributes))
+    }
+
+    /// Whether the peers of the group hear of a learned path, the one it came from apart, and then which statements of the export policy are to be applied to it.
+    /// Sent on even if it has the peer's own AS in it, as most speakers do: the peer looks for loops itself.
+    pub(super) fn passes(&self, rib: &Rib, prefix: &IpNet, best: &Best) -> Option<Applied> {
+        let family = Family::of(prefix);
+        let facts = || rib.facts(best.peer);
+        // RFC 4456 section 6: from a client to all, from others to clients.
+        let reflected = || self.client || facts().is_some_and(|facts| facts.config.reflector_client);
+        let goes = (best.ebgp || self.ebgp || reflected())
+            && self.families.contains(&family)
+            && may_leave(best.set.attributes(), self.ebgp);
+        if !goes {
+            return None;
+        }
+        let applied = match &self.policy {
+            None => Applied::new(),
+            Some(export) => {
+                let facts = facts()?;
+                let set = &best.set;
+                let from = source(&facts.config, best.ebgp);
+                let subject =
+                    self.subject(*prefix, set.attributes(), Some(*set.next_hop()), from, &export.rpki);
+                export.policy.decide(&subject)?
+            }
+        };
+        self.next_hop(family, &best.set, self.next_hop_action(&applied)).map(|_| applied)
+    }
+
+    /// What the export policy does to the next hop.
+    fn next_hop_action(&self, applied: &[u16]) -> Option<NextHopAction> {
+        self.policy.as_ref().and_then(|export| export.policy.next_hop(applied))
+    }
+
+    /// The next hop that peers hear with a learned path (RFC 4271 section 5.1.3); none: there is none that they could use.
+    fn next_hop(&self, family: Family, set: &PathSet, action: Option<NextHopAction>) -> Option<NextHop> {
+        let unchanged = !self.ebgp || self.transparent;
+        let next_hop = match action {
+            Some(NextHopAction::Address(address)) => NextHop::new(address),
+            Some(NextHopAction::Own) => self.own_next_hop(family)?,
+            Some(NextHopAction::Unchanged) => *set.next_hop(),
+            None if unchanged => *set.next_hop(),
+            None => self.own_next_hop(family)?,
+        };
+        Some(next_hop).filter(|next_hop| self.carries(family, next_hop))
+    }
+
+    /// A learned path as the group hears it, after what [`View::passes`] found.
+    pub(super) fn learned(
+        &self,
+        rib: &Rib,
+        family: Family,
+        best: &Best,
+        applied: &[u16],
+    ) -> Option<(NextHop, Attributes)> {
+        let known = best.set.attributes();
+        let edited = match &self.policy {
+            Some(export) if !applied.is_empty() => export.policy.apply(applied, known, self.own_asn),
+            _ => Edited::of(known),
+        };
+        let next_hop = self.next_hop(family, &best.set, edited.next_hop)?;
+        let mut attributes = edited.attributes;
+        if self.ebgp {
+            if !self.transparent {
+                attributes.as_path.prepend(self.own_asn);
+                attributes.med = attributes.med.filter(|_| edited.med);
+            }
+            attributes.local_pref = None;
+            attributes.originator_id = None;
+            attributes.cluster_list.clear();
+            // RFC 4360 section 6: what does not pass from AS to AS ends here, unless export policy put it there.
+            let stays = |community: &u64| {
+                is_transitive(*community) || known.extended_communities.binary_search(community).is_err()
+            };
+            attributes.extended_communities.retain(stays);
+        } else {
+            attributes.local_pref.get_or_insert(DEFAULT_LOCAL_PREF);
+            if !best.ebgp {
+                // RFC 4456 section 8.
+                attributes.originator_id.get_or_insert(rib.facts(best.peer)?.router_id);
+                attributes.cluster_list.insert(0, self.cluster_id);
+            }
+        }
+        self.drain(&mut attributes);
+        Some((next_hop, attributes))
     }
 
     /// UPDATEs that withdraw prefixes, families apart.
@@ -155,7 +282,7 @@ impl View {
         for family in &self.families {
             let of: Vec<IpNet> =
                 prefixes.iter().filter(|prefix| Family::of(prefix) == *family).copied().collect();
-            wire::withdraw(*family, &of, out);
+            wire::withdraw_with(*family, &of, self.context(*family), out);
         }
     }
 
@@ -167,7 +294,7 @@ impl View {
             by_said.entry((Family::of(&prefix), said)).or_default().push(prefix);
         }
         for ((family, said), prefixes) in by_said {
-            let sent = wire::announce(&said.1, &said.0, family, &prefixes, self.context(), out);
+            let sent = wire::announce(&said.1, &said.0, family, &prefixes, self.context(family), out);
             if let Err(bytes) = sent {
                 too_long(bytes, prefixes.len());
                 self.withdrawals(&prefixes, out);
@@ -176,8 +303,13 @@ impl View {
     }
 }
 
-fn too_long(bytes: usize, count: usize) {
+pub(super) fn too_long(bytes: usize, count: usize) {
     tracing::warn!(bytes, count, "Attributes too long for one message; routes not sent.");
+}
+
+/// Whether an extended community passes from AS to AS (RFC 4360 section 2).
+const fn is_transitive(community: u64) -> bool {
+    community & (0x40 << 56) == 0
 }
 
 /// Well-known communities on learned routes (RFC 1997).
@@ -211,17 +343,17 @@ pub(super) enum Held<'a> {
 
 impl Held<'_> {
     /// Whether anybody in the group holds something.
-    fn anybody(&self, view: &View, prefix: &IpNet) -> bool {
+    fn anybody(&self, view: &View, rib: &Rib, prefix: &IpNet) -> bool {
         match self {
-            Self::Of(best) => best.is_some_and(|best| view.passes(prefix, best)),
+            Self::Of(best) => best.is_some_and(|best| view.passes(rib, prefix, best).is_some()),
             Self::Anything(held) => *held,
         }
     }
 
     /// Whether one peer does.
-    fn by(&self, peer: PeerId, view: &View, prefix: &IpNet) -> bool {
+    fn by(&self, peer: PeerId, view: &View, rib: &Rib, prefix: &IpNet) -> bool {
         let own = matches!(self, Self::Of(Some(best)) if best.peer == peer);
-        !own && self.anybody(view, prefix)
+        !own && self.anybody(view, rib, prefix)
     }
 }
 
@@ -271,30 +403,40 @@ impl Parcel {
 }
 
 /// Puts news into messages, withdrawals first, prefixes of equal paths together. `members`: peers that are told and that routes may be from.
-pub(super) fn pack<'a>(view: &View, news: impl Iterator<Item = News<'a>>, members: &[PeerId]) -> Parcel {
+pub(super) fn pack<'a>(
+    view: &View,
+    rib: &Rib,
+    news: impl Iterator<Item = News<'a>>,
+    members: &[PeerId],
+) -> Parcel {
     let mut withdrawn: Vec<IpNet> = Vec::new();
     let mut runs: Vec<Run<'a>> = Vec::new();
-    let mut by_path: HashMap<(usize, PeerId, Family), usize, foldhash::fast::FixedState> = HashMap::default();
-    let mut last = None;
+    let mut by_path: HashMap<RunKey, usize, foldhash::fast::FixedState> = HashMap::default();
+    let mut last: Option<(RunKey, usize)> = None;
     for item in news {
-        let Some(best) = item.new.filter(|best| view.passes(&item.prefix, best)) else {
-            if item.old.anybody(view, &item.prefix) {
+        let passing = item.new.and_then(|best| Some((best, view.passes(rib, &item.prefix, best)?)));
+        let Some((best, applied)) = passing else {
+            if item.old.anybody(view, rib, &item.prefix) {
                 withdrawn.push(item.prefix);
             }
             continue;
         };
-        let key = (Arc::as_ptr(&best.set).addr(), best.peer, Family::of(&item.prefix));
-        let run = match last {
-            Some((known, run)) if known == key => run,
-            _ => *by_path.entry(key).or_insert_with(|| {
-                runs.push(Run { best, family: key.2, prefixes: Vec::new(), held: Vec::new() });
-                runs.len() - 1
-            }),
+        let key = (best.set.serial(), best.peer, Family::of(&item.prefix), applied);
+        let run = match &last {
+            Some((known, run)) if *known == key => *run,
+            _ => {
+                let run = *by_path.entry(key.clone()).or_insert_with(|| {
+                    let (family, applied) = (key.2, key.3.clone());
+                    runs.push(Run { best, family, applied, prefixes: Vec::new(), held: Vec::new() });
+                    runs.len() - 1
+                });
+                last = Some((key, run));
+                run
+            }
         };
-        last = Some((key, run));
         if let Some(run) = runs.get_mut(run) {
             run.prefixes.push(item.prefix);
-            if members.contains(&best.peer) && item.old.by(best.peer, view, &item.prefix) {
+            if members.contains(&best.peer) && item.old.by(best.peer, view, rib, &item.prefix) {
                 run.held.push(item.prefix);
             }
         }
@@ -304,7 +446,7 @@ pub(super) fn pack<'a>(view: &View, news: impl Iterator<Item = News<'a>>, member
     let mut parts = Vec::new();
     for run in runs {
         let start = out.len();
-        run.encode(view, &mut out);
+        run.encode(view, rib, &mut out);
         if members.contains(&run.best.peer) && out.len() > start {
             let mut instead = Vec::new();
             view.withdrawals(&run.held, &mut instead);
@@ -314,19 +456,31 @@ pub(super) fn pack<'a>(view: &View, news: impl Iterator<Item = News<'a>>, member
     Parcel { bytes: out.into(), parts }
 }
 
+/// What tells runs apart: content, peer, family, statements of the export policy that apply.
+type RunKey = (u64, PeerId, Family, Applied);
+
 /// Prefixes of one path.
 struct Run<'a> {
     best: &'a Best,
     family: Family,
+    applied: Applied,
     prefixes: Vec<IpNet>,
     /// Of these, what the peer the path is from may hold from us.
     held: Vec<IpNet>,
 }
 
 impl Run<'_> {
-    fn encode(&self, view: &View, out: &mut Vec<u8>) {
-        let Some((next_hop, attributes)) = view.learned(self.family, &self.best.set) else { return };
-        let sent = wire::announce(&attributes, &next_hop, self.family, &self.prefixes, view.context(), out);
+    fn encode(&self, view: &View, rib: &Rib, out: &mut Vec<u8>) {
+        let learned = view.learned(rib, self.family, self.best, &self.applied);
+        let Some((next_hop, attributes)) = learned else { return };
+        let sent = wire::announce(
+            &attributes,
+            &next_hop,
+            self.family,
+            &self.prefixes,
+            view.context(self.family),
+            out,
+        );
         if let Err(bytes) = sent {
             too_long(bytes, self.prefixes.len());
             view.withdrawals(&self.prefixes, out);

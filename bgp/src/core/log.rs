@@ -114,7 +114,7 @@ impl Logs {
                     new: change.new.as_ref(),
                 },
             );
-            log.push(pack(view, news, &members));
+            log.push(pack(view, rib, news, &members));
         }
     }
 }

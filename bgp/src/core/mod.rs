@@ -8,20 +8,28 @@
 mod admit;
 mod bfd;
 mod export;
+mod import;
+mod limits;
 mod log;
 mod operate;
 #[cfg(test)]
 mod operate_tests;
+mod paths;
 mod peer;
+mod policy;
 mod routes;
+#[cfg(test)]
+mod routing_tests;
 mod snapshot;
 pub(crate) mod tap;
 mod tell;
 #[cfg(test)]
 mod tests;
+mod unnumbered;
+mod weight;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -33,13 +41,17 @@ use crate::error::Error;
 use crate::event::{Event, EventQueue, Path, Pending};
 use crate::family::Family;
 use crate::fsm::{Action, ConnectionId, Fsm, Identity, Jitter};
-use crate::rib::{PathSets, PeerId, Rib};
+use crate::rib::{PathSets, PeerId, Rib, Route};
+use crate::rpki::RpkiTable;
 use crate::transport::Target;
-use crate::wire::{EXTENDED_MESSAGE_MAX, Frame, MESSAGE_MAX, Notification, cease};
+use crate::wire::{Community, EXTENDED_MESSAGE_MAX, Frame, MESSAGE_MAX, Notification, cease};
 
 pub(crate) use admit::{Admission, Incoming};
+use import::Import;
 use log::Logs;
-use peer::{Peer, not_allowed, refusal};
+use peer::Peer;
+use policy::Policies;
+pub use policy::PolicyQuestion;
 
 /// A connection that takes no byte for this long is dead (RFC 9687, send hold timer: 8 minutes or twice the hold time).
 const SEND_HOLD_MIN: Duration = Duration::from_secs(480);
@@ -70,6 +82,12 @@ pub(crate) struct Core {
     next_connection: ConnectionId,
     rib: Rib,
     sets: PathSets,
+    cluster_id: Ipv4Addr,
+    /// What origin validation goes by.
+    rpki: Arc<RpkiTable>,
+    policies: Policies,
+    /// The speaker goes away soon: peers are told so (RFC 8326).
+    draining: bool,
     logs: Logs,
     export_complete: bool,
     outputs: VecDeque<Output>,
@@ -92,8 +110,12 @@ impl Core {
             links: BTreeMap::new(),
             next_peer: 1,
             next_connection: 1,
-            rib: Rib::new(config.max_paths, config.jitter_seed),
+            rib: Rib::new(config),
             sets: PathSets::new(config.jitter_seed),
+            cluster_id: config.cluster_id.unwrap_or(config.router_id),
+            rpki: Arc::default(),
+            policies: Policies::default(),
+            draining: false,
             logs: Logs::default(),
             export_complete: false,
             outputs: VecDeque::new(),
@@ -140,19 +162,23 @@ impl Core {
             return Vec::new();
         }
         let Some(destination) = self.rib.destination(prefix) else { return Vec::new() };
-        destination
-            .used()
-            .filter_map(|route| {
-                let config = &self.peers.get(&route.peer)?.config;
-                Some(Path {
-                    peer: config.name.clone(),
-                    next_hop: *route.set.next_hop(),
-                    interface: config.interface.clone(),
-                    attributes: Arc::clone(route.set.attributes()),
-                    stale: route.stale,
-                })
+        let used: Vec<&Route> = destination.used().collect();
+        let weights = weight::weights(used.iter().map(|route| route.set.attributes().as_ref()));
+        let paths = used.into_iter().zip(weights).filter_map(|(route, weight)| {
+            let config = &self.peers.get(&route.peer)?.config;
+            let attributes = route.set.attributes();
+            Some(Path {
+                peer: config.name.clone(),
+                next_hop: *route.set.next_hop(),
+                interface: config.interface.clone(),
+                attributes: Arc::clone(attributes),
+                stale: route.stale,
+                blackhole: config.accept_blackhole
+                    && attributes.communities.binary_search(&Community::BLACKHOLE).is_ok(),
+                weight,
             })
-            .collect()
+        });
+        paths.collect()
     }
 
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
@@ -203,7 +229,7 @@ impl Core {
         fsm.start(now);
         self.peers.insert(id, Peer::new(config, fsm));
         self.bfd_changed = true;
-        self.admission.keys_changed = true;
+        self.admission.changed();
         self.settle(now, id);
         Ok(())
     }
@@ -222,34 +248,35 @@ impl Core {
         }
         self.act(now, id);
         self.rib.remove_where(id, |_, _| true);
+        // What others were told of its routes depends on who it is.
+        self.log_changes();
         self.rib.remove_peer(id);
         self.peers.remove(&id);
         self.bfd_changed = true;
-        self.admission.keys_changed = true;
+        self.admission.changed();
     }
 
-    pub(crate) fn update_peer(&mut self, now: Instant, config: PeerConfig) -> Result<(), Error> {
+    pub(crate) fn update_peer(&mut self, now: Instant, mut config: PeerConfig) -> Result<(), Error> {
         config.check()?;
         let id = self.by_name(&config.name)?;
         self.check_unique(&config, Some(id))?;
         let Some(peer) = self.peers.get_mut(&id) else { return Ok(()) };
+        unnumbered::keep_address(&peer.config, &mut config);
         let config = Arc::new(config);
         let old = std::mem::replace(&mut peer.config, Arc::clone(&config));
+        peer.import = Import::new(Arc::clone(&config));
         peer.fsm.set_config(Arc::clone(&config));
         self.bfd_changed = true;
-        self.admission.keys_changed = true;
+        self.admission.changed();
         if old.needs_reset(&config) {
             // What the operator stopped stays so.
             if peer.shut.is_none() {
                 peer.fsm.reset(now, &Notification::cease(cease::CONFIG_CHANGE, ""));
             }
         } else {
-            let own = peer.session.as_ref().map(|(_, session)| session.local_address);
-            let identity = self.identity;
-            self.rib.rejudge(id, |prefix, route| {
-                refusal(&config, identity, own, &route.set).or_else(|| not_allowed(&config, prefix))
-            });
+            self.rejudge(id);
             self.view_changed(id);
+            self.check_limits(now, id);
         }
         self.settle(now, id);
         Ok(())

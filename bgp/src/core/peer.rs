@@ -1,21 +1,19 @@
 //! What the core keeps for one peer.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-use ipnet::IpNet;
 
 use crate::bfd::SessionStatus;
 use crate::config::PeerConfig;
 use crate::event::Counters;
 use crate::family::Family;
-use crate::fsm::{ConnectionId, Fsm, Identity, Session, State};
+use crate::fsm::{ConnectionId, Fsm, Session, State};
 use crate::rib::out::AdjRibOut;
-use crate::rib::{PathSet, Refusal};
 
 use super::export::View;
+use super::import::Import;
+use super::limits::Limits;
 
 /// Longest wait for a restarted peer's End-of-RIB before its stale routes go (RFC 4724 section 4.2).
 pub(super) const END_OF_RIB_WAIT: Duration = Duration::from_secs(360);
@@ -28,6 +26,9 @@ pub(super) struct Peer {
     /// What it hears; with a session.
     pub(super) view: Option<Arc<View>>,
     pub(super) out: AdjRibOut,
+    /// What is done with its routes.
+    pub(super) import: Import,
+    pub(super) limits: Limits,
     pub(super) counters: Counters,
     /// Stale routes are held until then.
     pub(super) stale_until: Option<Instant>,
@@ -45,12 +46,15 @@ pub(super) struct Peer {
 
 impl Peer {
     pub(super) fn new(config: Arc<PeerConfig>, fsm: Fsm) -> Self {
+        let import = Import::new(Arc::clone(&config));
         Self {
             config,
             fsm,
             session: None,
             view: None,
             out: AdjRibOut::default(),
+            import,
+            limits: Limits::default(),
             counters: Counters::default(),
             stale_until: None,
             end_of_rib: BTreeSet::new(),
@@ -73,32 +77,4 @@ impl Peer {
             _ => Vec::new(),
         }
     }
-}
-
-/// Import: why no route of a set is to be considered, if so.
-pub(super) fn refusal(
-    config: &PeerConfig,
-    identity: Identity,
-    own_address: Option<IpAddr>,
-    set: &PathSet,
-) -> Option<Refusal> {
-    let attributes = set.attributes();
-    let own_id = attributes.originator_id == Some(identity.router_id)
-        || attributes.cluster_list.contains(&identity.router_id);
-    if attributes.as_path.contains(identity.asn) {
-        Some(Refusal::AsLoop)
-    } else if own_id {
-        Some(Refusal::OwnRouterId)
-    } else if own_address == Some(set.next_hop().address) {
-        Some(Refusal::OwnNextHop)
-    } else if config.import.is_empty() {
-        Some(Refusal::Policy)
-    } else {
-        None
-    }
-}
-
-/// Import: why a prefix is not to be considered, if so.
-pub(super) fn not_allowed(config: &PeerConfig, prefix: &IpNet) -> Option<Refusal> {
-    (!config.import.iter().any(|entry| entry.allows(prefix))).then_some(Refusal::Policy)
 }

@@ -4,13 +4,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Core;
-use super::peer::{END_OF_RIB_WAIT, not_allowed, refusal};
+use super::import::Setting;
+use super::limits::discards_from;
+use super::peer::END_OF_RIB_WAIT;
+use crate::config::PeerConfig;
 use crate::event::Event;
 use crate::family::Family;
 use crate::fsm::{ConnectionId, DownCause, Session};
 use crate::rib::out::AdjRibOut;
 use crate::rib::{PeerFacts, PeerId, Route};
-use crate::wire::{Notification, Treatment, Update, cease, code};
+use crate::wire::{self, Treatment, Update};
 
 impl Core {
     pub(super) fn session_up(
@@ -28,10 +31,22 @@ impl Core {
             "BGP session established."
         );
         peer.counters.sessions += 1;
+        peer.limits.renew();
         peer.end_of_rib.clear();
         peer.out = AdjRibOut::default();
         peer.session = Some((connection, Arc::clone(&session)));
-        let facts = PeerFacts { router_id: session.peer_router_id, address: peer.config.address };
+        let facts = PeerFacts {
+            router_id: session.peer_router_id,
+            address: peer.config.address,
+            config: Arc::clone(&peer.config),
+        };
+        let told_of =
+            |config: &PeerConfig| (config.name.clone(), config.group.clone(), config.reflector_client);
+        if self.rib.facts(id).is_some_and(|before| told_of(&before.config) != told_of(&facts.config)) {
+            // What others were told of its kept routes depends on who it was.
+            self.rib.remove_where(id, |_, _| true);
+            self.log_changes();
+        }
         self.rib.set_peer(id, facts);
         self.start_telling(id);
         let Some(peer) = self.peers.get_mut(&id) else { return };
@@ -65,6 +80,8 @@ impl Core {
         tracing::warn!(peer = peer.config.name, reason = %cause, "BGP session down.");
         peer.out = AdjRibOut::default();
         peer.end_of_rib.clear();
+        self.note_path_hearers();
+        let Some(peer) = self.peers.get_mut(&id) else { return };
         let kept = session.peer_restart.as_ref().filter(|restart| {
             cause.keeps_routes()
                 && peer.config.graceful_restart.enabled
@@ -110,28 +127,39 @@ impl Core {
             );
         }
         let config = Arc::clone(&peer.config);
-        for prefix in update.withdrawn {
-            self.rib.remove(prefix, id);
+        for route in update.withdrawn_routes() {
+            self.rib.remove(route.prefix, id, route.path_id);
         }
-        let own = Some(session.local_address);
-        for reach in update.reach {
-            let set = self.sets.intern(update.attributes.clone(), reach.next_hop);
-            let refused = refusal(&config, self.identity, own, &set);
-            for prefix in reach.prefixes {
-                let refused = refused.or_else(|| not_allowed(&config, &prefix));
-                self.rib.insert(prefix, Route::new(id, session.ebgp, Arc::clone(&set), refused));
+        let setting = Setting {
+            identity: self.identity,
+            cluster_id: self.cluster_id,
+            own_address: Some(session.local_address),
+            ebgp: session.ebgp,
+            rpki: &self.rpki,
+        };
+        for reach in &update.reach {
+            let plain = self.sets.intern(update.attributes.clone(), reach.next_hop);
+            let refused = peer.import.refusal(&setting, &plain);
+            let discards_from = discards_from(&config, reach.family);
+            for wire::Route { prefix, path_id } in reach.routes() {
+                let full = discards_from.is_some_and(|most| self.rib.count(id, reach.family) >= most);
+                if full && !self.rib.holds(&prefix, id, path_id) {
+                    peer.limits.discard(reach.family);
+                    continue;
+                }
+                let set = self.sets.with_path_id(&plain, path_id);
+                let (set, refused) = match refused {
+                    Some(_) => (set, refused),
+                    None => peer.import.judge(&setting, &mut self.sets, &prefix, &set),
+                };
+                let kept = self.rib.insert(prefix, Route::new(id, session.ebgp, set, refused));
+                peer.counters.ignored += u64::from(!kept);
             }
         }
         if let Some(family) = update.end_of_rib.filter(|family| session.families.contains(family)) {
             self.end_of_rib(id, family);
         }
-        let held: usize = Family::ALL.iter().map(|family| self.rib.count(id, *family)).sum();
-        if held > config.max_prefixes
-            && let Some(peer) = self.peers.get_mut(&id)
-        {
-            tracing::error!(peer = config.name, held, limit = config.max_prefixes, "Too many prefixes.");
-            peer.fsm.fail_session(now, &Notification::new(code::CEASE, cease::MAX_PREFIXES));
-        }
+        self.check_limits(now, id);
     }
 
     fn end_of_rib(&mut self, id: PeerId, family: Family) {

@@ -8,6 +8,8 @@ use ipnet::IpNet;
 
 use super::Core;
 use super::export::View;
+use super::limits::limit;
+use super::paths::Wanted;
 use super::peer::Peer;
 use crate::event::{FamilyState, PeerState, RouteRow, RouteView};
 use crate::family::Family;
@@ -34,7 +36,8 @@ impl Core {
                 counted.stale += usize::from(route.stale);
             }
             let Some(best) = Best::of(destination).filter(|_| !self.rib.is_local(&prefix)) else { continue };
-            for (view, _) in self.logs.iter().filter(|(view, _)| view.passes(&prefix, &best)) {
+            let hears = |view: &View| view.passes(&self.rib, &prefix, &best).is_some();
+            for (view, _) in self.logs.iter().filter(|(view, _)| hears(view)) {
                 let passed = tally.passed.entry((view.clone(), family)).or_default();
                 passed.all += 1;
                 *passed.from.entry(best.peer).or_default() += 1;
@@ -70,7 +73,7 @@ impl Core {
             unsent_bytes: self.unsent(peer),
             outlook: peer.fsm.outlook(now),
             counters: peer.counters,
-            last_error: peer.fsm.last_error().map(str::to_owned),
+            last_error: unheard(peer).or_else(|| peer.fsm.last_error().map(str::to_owned)),
             transitions: peer.fsm.transitions().copied().collect(),
             range: peer.dynamic.clone(),
         }
@@ -93,8 +96,10 @@ impl Core {
             received: self.rib.count(id, family),
             accepted: received.accepted,
             stale: received.stale,
-            advertised: originated + learned,
+            advertised: originated + learned + peer.out.told_paths(family),
             end_of_rib: peer.end_of_rib.contains(&family),
+            limit: limit(&peer.config, family).map(|limit| limit.max),
+            discarded: peer.limits.discarded.get(&family).copied().unwrap_or_default(),
         }
     }
 
@@ -113,7 +118,7 @@ impl Core {
                     .filter(|(_, route)| all || route.used())
                     .map(|(prefix, route)| self.row(prefix, route))
                     .collect();
-                rows.sort_by(|a, b| (a.prefix, &a.peer).cmp(&(b.prefix, &b.peer)));
+                rows.sort_by(|a, b| (a.prefix, &a.peer, a.path_id).cmp(&(b.prefix, &b.peer, b.path_id)));
                 rows
             }
         }
@@ -122,6 +127,7 @@ impl Core {
     fn row(&self, prefix: IpNet, route: &Route) -> RouteRow {
         RouteRow {
             prefix,
+            path_id: route.set.path_id(),
             peer: self.peers.get(&route.peer).map(|peer| peer.config.name.clone()).unwrap_or_default(),
             next_hop: *route.set.next_hop(),
             attributes: Arc::clone(route.set.attributes()),
@@ -137,6 +143,7 @@ impl Core {
         for (id, peer) in &self.peers {
             let row = |prefix, next_hop, attributes| RouteRow {
                 prefix,
+                path_id: 0,
                 peer: peer.config.name.clone(),
                 next_hop,
                 attributes,
@@ -149,19 +156,41 @@ impl Core {
             rows.extend(
                 sent.map(|(prefix, (next_hop, attributes))| row(*prefix, *next_hop, Arc::clone(attributes))),
             );
-            let Some(view) = peer.view.as_ref().filter(|_| peer.out.place.is_some()) else { continue };
+            let Some(view) = &peer.view else { continue };
+            for prefix in peer.out.paths.iter().flatten().map(|(prefix, _)| prefix) {
+                for Wanted { path_id, best, applied } in self.wanted(*id, view, prefix) {
+                    let heard = view.learned(&self.rib, Family::of(prefix), &best, &applied);
+                    let heard =
+                        heard.map(|(next_hop, attributes)| row(*prefix, next_hop, Arc::new(attributes)));
+                    rows.extend(heard.map(|row| RouteRow { path_id, ..row }));
+                }
+            }
+            if peer.out.place.is_none() {
+                continue;
+            }
             for (prefix, destination) in self.rib.destinations() {
-                let best =
-                    Best::of(destination).filter(|best| best.peer != *id && view.passes(&prefix, best));
-                let heard = best.and_then(|best| view.learned(Family::of(&prefix), &best.set));
+                let heard = Best::of(destination).filter(|best| best.peer != *id).and_then(|best| {
+                    let applied = view.passes(&self.rib, &prefix, &best)?;
+                    view.learned(&self.rib, Family::of(&prefix), &best, &applied)
+                });
                 if let Some((next_hop, attributes)) = heard.filter(|_| !self.rib.is_local(&prefix)) {
                     rows.push(row(prefix, next_hop, Arc::new(attributes)));
                 }
             }
         }
-        rows.sort_by(|a, b| (a.prefix, &a.peer).cmp(&(b.prefix, &b.peer)));
+        rows.sort_by(|a, b| (a.prefix, &a.peer, a.path_id).cmp(&(b.prefix, &b.peer, b.path_id)));
         rows
     }
+}
+
+/// Why an unnumbered peer is not tried.
+fn unheard(peer: &Peer) -> Option<String> {
+    peer.config.awaits_neighbour().then(|| {
+        let interface = peer.config.interface.as_deref().unwrap_or_default();
+        format!(
+            "no router advertisement was heard on {interface}; check that the interface is up with a link-local address and that the other side sends them"
+        )
+    })
 }
 
 /// What one pass over the table counted.

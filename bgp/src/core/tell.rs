@@ -6,7 +6,7 @@ use bytes::Bytes;
 use ipnet::IpNet;
 
 use super::Core;
-use super::export::{Held, News, View, pack};
+use super::export::{Exporter, Held, News, View, pack};
 use super::log::prefixes_of;
 use super::peer::Peer;
 use crate::family::Family;
@@ -32,8 +32,11 @@ impl Core {
     /// Turns changed prefixes into events and entries of the logs.
     pub(super) fn log_changes(&mut self) {
         for batch in self.rib.take_batches() {
-            batch.iter().for_each(|change| self.events.route(change.prefix));
+            batch.iter().filter(|change| change.used).for_each(|change| self.events.route(change.prefix));
             self.logs.append(&batch, &self.rib);
+            for peer in self.peers.values_mut().filter(|peer| peer.out.paths.is_some()) {
+                batch.iter().for_each(|change| peer.out.mark(change.prefix, true));
+            }
         }
         for (prefix, was_local) in self.rib.take_local_changes() {
             self.events.route(prefix);
@@ -42,7 +45,9 @@ impl Core {
                 // Until now it may have heard of somebody else's route for the prefix.
                 let learned = || {
                     let best = self.rib.destination(&prefix).and_then(Best::of);
-                    best.is_some_and(|best| best.peer != *id && view.passes(&prefix, &best))
+                    best.is_some_and(|best| {
+                        best.peer != *id && view.passes(&self.rib, &prefix, &best).is_some()
+                    })
                 };
                 let told = if was_local {
                     peer.out.said(&prefix).is_some()
@@ -106,6 +111,9 @@ impl Core {
     /// What a peer is to hear about prefixes as they are now; with each, whether it may hold a route from us.
     fn look_at(&mut self, id: PeerId, view: &View, marks: Vec<(IpNet, bool)>) -> Vec<Bytes> {
         let Some(peer) = self.peers.get_mut(&id) else { return Vec::new() };
+        if peer.out.paths.is_some() {
+            return self.look_at_paths(id, view, marks);
+        }
         let mut originated: Vec<(IpNet, Said)> = Vec::new();
         let mut learned: Vec<(IpNet, bool, Option<Best>)> = Vec::new();
         for (prefix, told) in marks {
@@ -127,7 +135,7 @@ impl Core {
             old: Held::Anything(*told),
             new: best.as_ref(),
         });
-        let mut messages = pack(view, news, &[id]).toward(id);
+        let mut messages = pack(view, &self.rib, news, &[id]).toward(id);
         let mut bytes = Vec::new();
         view.announcements(originated, &mut bytes);
         if !bytes.is_empty() {
@@ -140,18 +148,34 @@ impl Core {
     pub(super) fn start_telling(&mut self, id: PeerId) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
         let Some((_, session)) = &peer.session else { return };
-        let view = View::new(self.identity, &peer.config, session);
+        let policy = peer.config.export_policy.as_ref();
+        let exporter = Exporter {
+            identity: self.identity,
+            cluster_id: self.cluster_id,
+            policy: policy.map(|policy| self.policies.export(policy, &self.rpki)),
+            draining: self.draining,
+        };
+        let view = View::new(exporter, &peer.config, session);
         let families = session.families.clone();
         for prefix in self.rib.originated() {
             let told = peer.out.said(&prefix).is_some();
             peer.out.mark(prefix, told);
         }
-        let before = peer.out.place.is_some();
-        peer.out.place = peer.config.export_learned.then(|| self.logs.join(&view, id));
-        if before || peer.out.place.is_some() {
-            peer.out.walk(Walk::new(self.rib.by_set(), families, before));
+        if session.add_path_send.is_empty() {
+            let before = peer.out.place.is_some();
+            peer.out.place = peer.config.passes_on().then(|| self.logs.join(&view, id));
+            if before || peer.out.place.is_some() {
+                peer.out.walk(Walk::new(self.rib.by_set(), families, before));
+            }
+        } else {
+            peer.out.paths.get_or_insert_default();
+            peer.out.doubt_paths(&families);
+            if peer.config.passes_on() {
+                peer.out.walk(Walk::new(self.rib.by_set(), families, false));
+            }
         }
         peer.view = Some(Arc::new(view));
+        self.note_path_hearers();
     }
 
     /// Ends telling a peer. If the session goes on, what it was not told of the log yet must not be lost.
@@ -177,6 +201,7 @@ impl Core {
     pub(super) fn say_again(&mut self, id: PeerId, family: Family) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
         peer.out.say_again(family);
+        peer.out.doubt_paths(&[family]);
         if peer.out.place.is_some() {
             peer.out.walk(Walk::new(self.rib.by_set(), vec![family], false));
         }

@@ -16,6 +16,8 @@ pub(super) struct Pair {
     /// Ends of open connections: (side 0's id, side 1's id).
     wires: Vec<(ConnectionId, ConnectionId)>,
     cut: bool,
+    /// The speakers have IPv6 addresses.
+    v6: bool,
 }
 
 pub(super) fn address(side: usize) -> IpAddr {
@@ -49,11 +51,15 @@ pub(super) fn speaker(side: usize, restarting: bool) -> SpeakerConfig {
 impl Pair {
     pub(super) fn new() -> Self {
         let cores = [0, 1].map(|side| Core::new(&speaker(side, false)));
-        let mut pair = Self { now: Instant::now(), cores, wires: Vec::new(), cut: false };
+        let mut pair = Self { now: Instant::now(), cores, wires: Vec::new(), cut: false, v6: false };
         for side in [0, 1] {
             pair.cores[side].add_peer(pair.now, peer_config(side)).unwrap();
         }
         pair
+    }
+
+    fn address(&self, side: usize) -> IpAddr {
+        if self.v6 { format!("fd00::{}", side + 1).parse().unwrap() } else { address(side) }
     }
 
     fn other_end(&self, side: usize, id: ConnectionId) -> Option<ConnectionId> {
@@ -86,9 +92,14 @@ impl Pair {
             }
             Output::Connect { peer, attempt, .. } => {
                 let port = 40000 + u16::try_from(self.wires.len()).unwrap();
-                let end = |side, port| SocketAddr::new(address(side), port);
-                let incoming =
-                    Incoming { remote: address(side), local: end(far, 179), interface: None, ttl: Some(255) };
+                let addresses = [0, 1].map(|side| self.address(side));
+                let end = |side: usize, port| SocketAddr::new(addresses[side], port);
+                let incoming = Incoming {
+                    remote: addresses[side],
+                    local: end(far, 179),
+                    interface: None,
+                    ttl: Some(255),
+                };
                 let Some((there, options)) = self.cores[far].accepted(now, &incoming) else {
                     return self.cores[side].connect_failed(now, peer, attempt, "refused");
                 };
@@ -393,4 +404,181 @@ fn a_failed_bfd_session_ends_the_bgp_session_and_intent_does_not() {
     assert!(!established(&pair));
     let told = pair.cores[1].peers(pair.now)[0].last_error.clone().unwrap();
     assert!(told.contains("BFD down (6/10)"), "RFC 9384: {told}");
+}
+
+fn incoming(remote: &str, interface: Option<&str>, ttl: u8) -> Incoming {
+    let remote: IpAddr = remote.parse().unwrap();
+    let any = if remote.is_ipv4() { "10.0.0.1:179" } else { "[fe80::1]:179" };
+    let interface = interface.map(str::to_owned);
+    Incoming { remote, local: any.parse().unwrap(), interface, ttl: Some(ttl) }
+}
+
+fn range_core(change: impl FnOnce(&mut SpeakerConfig)) -> Core {
+    let mut config = speaker(0, false);
+    change(&mut config);
+    let mut core = Core::new(&config);
+    let mut range = crate::dynamic::ListenRange::new("rack", prefix("10.1.0.0/16"));
+    range.limit = 3;
+    core.add_range(range).unwrap();
+    core
+}
+
+#[test]
+fn dynamic_neighbours_come_up_to_the_limit_and_vanish_when_they_go() {
+    let (now, mut core) = (Instant::now(), range_core(|_| {}));
+    let mut ids = Vec::new();
+    for host in 1..=4 {
+        let taken = core.accepted(now, &incoming(&format!("10.1.0.{host}"), None, 64));
+        assert_eq!(taken.is_some(), host <= 3, "{host}");
+        ids.extend(taken.map(|(id, _)| id));
+    }
+    assert_eq!(core.accepted(now, &incoming("10.2.0.1", None, 64)).map(|taken| taken.0), None);
+    let names = |core: &Core| core.peers(now).into_iter().map(|peer| peer.name).collect::<Vec<_>>();
+    assert_eq!(names(&core), ["rack-10.1.0.1", "rack-10.1.0.2", "rack-10.1.0.3"]);
+    core.lost(now, ids[0], "reset");
+    assert_eq!(names(&core), ["rack-10.1.0.2", "rack-10.1.0.3"]);
+    assert!(core.accepted(now, &incoming("10.1.0.4", None, 64)).is_some(), "there is room again");
+    // Silent ones are let go soon, so that they cannot hold the places.
+    let mut at = now;
+    while let Some(next) = core.next_deadline().filter(|next| *next <= now + Duration::from_secs(33)) {
+        at = at.max(next);
+        core.tick(at);
+    }
+    assert_eq!(core.peers(at).len(), 0);
+    core.add_peer(now, PeerConfig::new("tor", "10.1.0.9".parse().unwrap(), 65100)).unwrap();
+    core.accepted(now, &incoming("10.1.0.9", None, 64)).unwrap();
+    assert_eq!(names(&core), ["tor"], "a configured peer wins over the range");
+    core.accepted(now, &incoming("10.1.0.1", None, 64)).unwrap();
+    core.remove_range(now, "rack").unwrap();
+    assert_eq!(names(&core), ["tor"]);
+    assert!(core.accepted(now, &incoming("10.1.0.1", None, 64)).is_none());
+    assert!(core.remove_range(now, "rack").is_err());
+}
+
+#[test]
+fn half_open_dynamic_sessions_are_bounded() {
+    let (now, mut core) = (Instant::now(), range_core(|config| config.half_open_max = 2));
+    let taken: Vec<bool> = (1..=3)
+        .map(|host| core.accepted(now, &incoming(&format!("10.1.0.{host}"), None, 64)).is_some())
+        .collect();
+    assert_eq!(taken, [true, true, false]);
+    core.add_peer(now, PeerConfig::new("tor", "10.1.0.9".parse().unwrap(), 65100)).unwrap();
+    assert!(
+        core.accepted(now, &incoming("10.1.0.9", None, 64)).is_some(),
+        "configured peers are not refused"
+    );
+}
+
+#[test]
+fn dynamic_neighbours_exchange_routes_like_any_other() {
+    let mut pair = Pair::new();
+    pair.cores[1] = Core::new(&speaker(1, false));
+    let mut range = crate::dynamic::ListenRange::new("rack", prefix("10.0.0.0/24"));
+    range.template = PeerConfig { name: "any".into(), ..peer_config(1) };
+    range.template.peer_asns = vec![crate::dynamic::AsnRange { first: 65001, last: 65001 }];
+    pair.cores[1].add_range(range).unwrap();
+    pair.wait(30);
+    pair.announce(0, "10.1.0.0/16");
+    assert_eq!(pair.received(1), ["10.1.0.0/16 via 10.0.0.1"]);
+    let peer = &pair.cores[1].peers(pair.now)[0];
+    assert_eq!((peer.name.as_str(), peer.range.as_deref()), ("rack-10.0.0.1", Some("rack")));
+    pair.sever();
+    assert_eq!(pair.received(1), ["10.1.0.0/16 via 10.0.0.1 stale"], "it may be restarting");
+    pair.wait(200);
+    assert_eq!((pair.received(1).len(), pair.cores[1].peers(pair.now).len()), (0, 0));
+}
+
+#[test]
+fn far_away_speakers_are_refused_where_gtsm_asks() {
+    let now = Instant::now();
+    let mut core = Core::new(&speaker(0, false));
+    let mut config = PeerConfig::new("tor", "10.1.0.9".parse().unwrap(), 65100);
+    config.passive = true;
+    config.transport.gtsm_hops = Some(2);
+    core.add_peer(now, config).unwrap();
+    assert!(core.accepted(now, &incoming("10.1.0.9", None, 253)).is_none());
+    let (_, options) = core.accepted(now, &incoming("10.1.0.9", None, 254)).unwrap();
+    assert_eq!((options.ttl, options.min_ttl), (Some(255), Some(254)));
+}
+
+#[test]
+fn keys_follow_peers_and_ranges() {
+    use crate::transport::{Credential, Secret};
+    let (now, mut core) = (Instant::now(), range_core(|_| {}));
+    let mut config = PeerConfig::new("tor", "10.1.0.9".parse().unwrap(), 65100);
+    config.transport.md5 = Some(Secret::new("one".into()));
+    core.add_peer(now, config.clone()).unwrap();
+    let key = |key: &str| Some(Credential::Md5(Secret::new(key.into())));
+    let keys = core.take_keys().unwrap();
+    assert_eq!((keys.len(), keys.get(&prefix("10.1.0.9/32")).cloned()), (1, key("one")));
+    assert!(core.take_keys().is_none());
+    config.transport.md5 = Some(Secret::new("two".into()));
+    core.update_peer(now, config).unwrap();
+    assert_eq!(core.take_keys().unwrap().get(&prefix("10.1.0.9/32")).cloned(), key("two"));
+    core.remove_peer(now, "tor").unwrap();
+    assert!(core.take_keys().unwrap().is_empty());
+}
+
+#[test]
+fn an_unnumbered_peer_is_whoever_is_heard_on_its_interface() {
+    let now = Instant::now();
+    let mut core = Core::new(&speaker(0, false));
+    core.add_peer(now, PeerConfig::unnumbered("leaf", "eth1", 0)).unwrap();
+    core.add_peer(now, PeerConfig::unnumbered("other", "eth2", 0)).unwrap();
+    let wanted = core.take_interfaces().unwrap();
+    assert_eq!(wanted.into_iter().collect::<Vec<_>>(), ["eth1", "eth2"]);
+    assert!(core.next_output().is_none(), "nobody to connect to");
+    let error = core.peers(now)[0].last_error.clone().unwrap();
+    assert!(error.contains("eth1"), "{error}");
+    core.neighbour(now, "eth1", "fe80::9".parse().unwrap());
+    let Some(Output::Connect { target, .. }) = core.next_output() else { panic!("no attempt") };
+    assert_eq!(target.remote, "[fe80::9]:179".parse().unwrap());
+    assert_eq!(target.options.device.as_deref(), Some("eth1"));
+    // The same again changes nothing; another router does while there is no session, and new settings keep the address.
+    core.neighbour(now, "eth1", "fe80::9".parse().unwrap());
+    assert!(core.next_output().is_none());
+    core.update_peer(now, PeerConfig { max_prefixes: 5, ..PeerConfig::unnumbered("leaf", "eth1", 0) })
+        .unwrap();
+    assert_eq!(core.peers(now)[0].address, "fe80::9".parse::<IpAddr>().unwrap());
+    // The peer of the other interface connects before it was heard; link-local addresses are told apart by interface.
+    assert!(core.accepted(now, &incoming("fe80::9", None, 255)).is_some());
+    assert!(core.accepted(now, &incoming("fe80::9", Some("eth3"), 255)).is_none());
+    core.accepted(now, &incoming("fe80::9", Some("eth2"), 255)).unwrap();
+    assert_eq!(core.peers(now)[1].address, "fe80::9".parse::<IpAddr>().unwrap());
+}
+
+/// RFC 8950: IPv4 routes over a session between IPv6 addresses, in both directions, only where both offer it.
+#[test]
+fn ipv4_routes_go_over_ipv6_next_hops_where_agreed_on() {
+    for offers in [[true, true], [true, false]] {
+        let mut pair = Pair::new();
+        pair.v6 = true;
+        for side in [0, 1] {
+            pair.cores[side] = Core::new(&speaker(side, false));
+            let config = PeerConfig {
+                address: pair.address(1 - side),
+                extended_next_hop: offers[side],
+                next_hop_ipv6: None,
+                ..peer_config(side)
+            };
+            pair.cores[side].add_peer(pair.now, config).unwrap();
+        }
+        pair.wait(30);
+        let state = pair.cores[0].peers(pair.now).remove(0);
+        assert_eq!(state.state, State::Established, "{state:?}");
+        pair.announce(0, "10.1.0.0/16");
+        pair.announce(0, "2001:db8:1::/48");
+        pair.announce(1, "10.2.0.0/16");
+        let hop = Announcement { next_hop: "2001:db8:ff::9".parse().ok(), ..Announcement::default() };
+        pair.cores[0].announce(Scope::All, prefix("10.3.0.0/16"), hop).unwrap();
+        pair.run();
+        let v6 = "2001:db8:1::/48 via fd00::1";
+        if offers[1] {
+            let all = ["10.1.0.0/16 via fd00::1", "10.3.0.0/16 via 2001:db8:ff::9", v6];
+            assert_eq!(pair.received(1), all);
+            assert_eq!(pair.received(0), ["10.2.0.0/16 via fd00::2"]);
+        } else {
+            assert_eq!((pair.received(1), pair.received(0).len()), (vec![v6.to_owned()], 0));
+        }
+    }
 }

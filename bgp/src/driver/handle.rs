@@ -1,5 +1,6 @@
 //! The speaker as its owner sees it.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use ipnet::IpNet;
@@ -7,12 +8,14 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{Command, Driver};
 use crate::config::{Announcement, PeerConfig, Scope, SpeakerConfig};
-use crate::core::Core;
+use crate::core::{Core, PolicyQuestion};
 use crate::dynamic::ListenRange;
 use crate::error::Error;
 use crate::event::{Event, PeerState, RouteRow, RouteView};
 use crate::filter::RouteFilter;
 use crate::operate::PeerAction;
+use crate::policy::Evaluation;
+use crate::rpki::RpkiTable;
 use crate::transport;
 
 /// Commands that may wait while the speaker is busy; the next caller waits for room.
@@ -152,6 +155,31 @@ impl SpeakerHandle {
     /// Only if the speaker has stopped.
     pub async fn export_complete(&self) -> Result<(), Error> {
         self.call(|core, _| core.export_complete()).await
+    }
+
+    /// Takes another table for origin validation (RFC 6811): what import and export policies say by it is said anew, no session is reset.
+    ///
+    /// # Errors
+    /// Only if the speaker has stopped.
+    pub async fn set_rpki(&self, table: Arc<RpkiTable>) -> Result<(), Error> {
+        self.call(move |core, _| core.set_rpki(table)).await
+    }
+
+    /// Says to all peers that the paths through this speaker go away soon, so that they look for others while these still work: by the GRACEFUL_SHUTDOWN
+    /// community, and inside the AS by LOCAL_PREF 0 (RFC 8326). False takes it back. [`SpeakerHandle::flushed`] tells when it is said.
+    ///
+    /// # Errors
+    /// Only if the speaker has stopped.
+    pub async fn drain(&self, draining: bool) -> Result<(), Error> {
+        self.call(move |core, _| core.set_draining(draining)).await
+    }
+
+    /// What a route would meet at a peer's policy, and which statement decides.
+    ///
+    /// # Errors
+    /// No peer of a name given.
+    pub async fn try_policy(&self, question: PolicyQuestion) -> Result<Evaluation, Error> {
+        self.call(move |core, _| core.try_policy(&question)).await?
     }
 
     /// Asks a peer to send its routes again (RFC 2918). False if there is no session, or the peer does not support it.

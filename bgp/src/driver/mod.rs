@@ -12,6 +12,7 @@ mod handle;
 mod keys;
 mod link;
 pub(crate) mod monitor;
+mod neighbours;
 
 pub use handle::{Events, Speaker, SpeakerHandle};
 
@@ -80,6 +81,7 @@ struct Driver {
     bfd: Option<bfd::Bfd>,
     monitor: monitor::Monitor,
     keys: keys::Keyring,
+    neighbours: neighbours::Neighbours,
 }
 
 impl Driver {
@@ -110,6 +112,7 @@ impl Driver {
             flushes: Vec::new(),
             bfd: config.bfd.clone().map(bfd::Bfd::start),
             keys,
+            neighbours: neighbours::Neighbours::new(config.jitter_seed),
         })
     }
 
@@ -144,7 +147,14 @@ impl Driver {
         };
         tokio::select! {
             Some(input) = self.inbox.recv() => self.input(input),
-            () = wait => self.core.tick(Instant::now()),
+            () = wait => {
+                // What has arrived counts before the timers: a busy speaker must not take a peer for silent.
+                for _ in 0..INPUT_QUEUE {
+                    let Ok(input) = self.inbox.try_recv() else { break };
+                    self.input(input);
+                }
+                self.core.tick(Instant::now());
+            }
             permit = self.events.clone().reserve_owned(), if self.core.has_events() && !self.unread => match permit {
                 Ok(permit) => {
                     if let Some(event) = self.core.next_event() {
@@ -154,6 +164,9 @@ impl Driver {
                 Err(_) => self.unread = true,
             },
             Some(status) = bfd::heard(&mut self.bfd) => self.core.bfd_heard(Instant::now(), status),
+            Some(neighbour) = self.neighbours.heard() => {
+                self.core.neighbour(Instant::now(), &neighbour.interface, neighbour.address);
+            }
             Some(_) = self.connections.join_next() => {}
         }
     }
@@ -247,6 +260,9 @@ impl Driver {
         }
         if let Some(keys) = self.core.take_keys() {
             self.keys.want(keys);
+        }
+        if let Some(interfaces) = self.core.take_interfaces() {
+            self.neighbours.want(&interfaces);
         }
         if let Some(sessions) = self.core.take_bfd_sessions()
             && let Some(bfd) = &self.bfd

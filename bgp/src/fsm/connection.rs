@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use crate::config::PeerConfig;
 use crate::family::Family;
 use crate::wire::{
-    Capability, EXTENDED_MESSAGE_MAX, ExtendedNextHop, GracefulRestartCapability, GracefulRestartFamily,
-    MESSAGE_MAX, Notification, Open, UpdateContext, code,
+    AddPath, Capability, EXTENDED_MESSAGE_MAX, ExtendedNextHop, GracefulRestartCapability,
+    GracefulRestartFamily, MESSAGE_MAX, Notification, Open, UpdateContext, code,
 };
 
 /// Names a connection for as long as the speaker runs.
@@ -83,6 +83,8 @@ pub(crate) struct Session {
     pub(crate) peer_restart: Option<GracefulRestartCapability>,
     /// Everything the peer offered.
     pub(crate) peer_capabilities: Vec<Capability>,
+    /// Families in which the peer takes several paths of a prefix and we would send them (RFC 7911).
+    pub(crate) add_path_send: Vec<Family>,
     /// Our address on the session.
     pub(crate) local_address: IpAddr,
     /// How to read its UPDATEs.
@@ -130,6 +132,11 @@ pub(super) fn offered(
         }));
     }
     capabilities.push(Capability::FourOctetAs(identity.asn));
+    let (receive, send) = (config.add_path.receive, config.add_path.send.is_some());
+    if receive || send {
+        let entry = |family: &Family| AddPath { family: *family, receive, send };
+        capabilities.push(Capability::AddPath(config.families.iter().map(entry).collect()));
+    }
     if config.extended_messages {
         capabilities.push(Capability::ExtendedMessage);
     }
@@ -170,7 +177,14 @@ pub(super) fn negotiate(
     let hold = Duration::from_secs(u64::from(hold_secs));
     let mut extended_next_hop = extended_families(config);
     extended_next_hop.retain(|family| families.contains(family) && open.extended_next_hop(*family));
+    // RFC 7911 section 4: per family, one side would send and the other receive.
+    let agreed = |ours: bool, theirs: fn(AddPath) -> bool| -> Vec<Family> {
+        let agrees = |family: &Family| ours && open.add_path(*family).is_some_and(theirs);
+        families.iter().copied().filter(agrees).collect()
+    };
+    let add_path_send = agreed(config.add_path.send.is_some(), |entry| entry.receive);
     let context = UpdateContext {
+        add_path: agreed(config.add_path.receive, |entry| entry.send),
         extended_next_hop,
         four_octet_as: open.four_octet_as(),
         ebgp,
@@ -193,6 +207,7 @@ pub(super) fn negotiate(
         route_refresh: open.route_refresh(),
         peer_restart: open.graceful_restart().cloned(),
         peer_capabilities: open.capabilities,
+        add_path_send,
         local_address: local,
         context,
     })

@@ -17,7 +17,7 @@ impl Fsm {
     }
 
     fn start_by(&mut self, now: Instant, event: FsmEvent) {
-        if self.running {
+        if self.running || self.config.awaits_neighbour() {
             return;
         }
         self.step(event, |fsm| {
@@ -61,6 +61,13 @@ impl Fsm {
         let established = self.connections.iter().find(|connection| connection.stage == Stage::Established);
         if let Some(id) = established.map(|connection| connection.id) {
             self.step(FsmEvent::AutomaticStop, |fsm| fsm.fail(now, id, notification.clone()));
+        }
+    }
+
+    /// The rest that has begun takes this long, however often it came to that.
+    pub(crate) fn rest_for(&mut self, now: Instant, hold: Duration) {
+        if self.blocked_until.is_some() {
+            self.blocked_until = Some(now + hold);
         }
     }
 

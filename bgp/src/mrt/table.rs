@@ -15,6 +15,8 @@ use crate::wire::{Announcer, EncodeContext};
 const PEER_INDEX_TABLE: u16 = 1;
 const RIB_IPV4_UNICAST: u16 = 2;
 const RIB_IPV6_UNICAST: u16 = 4;
+/// What a subtype rises by if paths have identifiers (RFC 8050 section 4).
+const ADDPATH: u16 = 6;
 /// Bits of a peer's type: its address is IPv6; its AS has four octets.
 const PEER_IPV6: u8 = 1;
 const PEER_AS4: u8 = 2;
@@ -45,7 +47,9 @@ pub fn table_dump(
             IpNet::V4(_) => RIB_IPV4_UNICAST,
             IpNet::V6(_) => RIB_IPV6_UNICAST,
         };
-        record(subtype, rib(at, sequence, prefix, routes)).encode(&mut out);
+        let add_path = routes.iter().any(|(_, row)| row.path_id != 0);
+        let subtype = if add_path { subtype + ADDPATH } else { subtype };
+        record(subtype, rib(at, sequence, prefix, routes, add_path)).encode(&mut out);
     }
     out
 }
@@ -68,7 +72,7 @@ fn index(router_id: Ipv4Addr, view: &str, peers: &[PeerState]) -> Vec<u8> {
     body
 }
 
-fn rib(at: Duration, sequence: u32, prefix: &IpNet, routes: &[(u16, &RouteRow)]) -> Vec<u8> {
+fn rib(at: Duration, sequence: u32, prefix: &IpNet, routes: &[(u16, &RouteRow)], add_path: bool) -> Vec<u8> {
     let mut body = sequence.to_be_bytes().to_vec();
     body.push(prefix.prefix_len());
     let bytes = usize::from(prefix.prefix_len().div_ceil(8));
@@ -87,6 +91,9 @@ fn rib(at: Duration, sequence: u32, prefix: &IpNet, routes: &[(u16, &RouteRow)])
         count = more;
         entries.extend(peer.to_be_bytes());
         entries.extend(u32::try_from(at.as_secs()).unwrap_or(u32::MAX).to_be_bytes());
+        if add_path {
+            entries.extend(row.path_id.to_be_bytes());
+        }
         entries.extend(len.to_be_bytes());
         entries.extend(attributes);
     }

@@ -126,6 +126,7 @@ fn row(prefix: &str, peer: &str, hop: &str) -> RouteRow {
     RouteRow {
         prefix: prefix.parse().unwrap(),
         peer: peer.to_owned(),
+        path_id: 0,
         next_hop: NextHop::new(hop.parse().unwrap()),
         attributes: Arc::new(attributes),
         best: true,
@@ -159,6 +160,7 @@ fn bgpdump(bytes: &[u8]) -> Vec<String> {
 fn bgpdump_reads_our_tables() {
     let rows = [
         row("10.1.0.0/16", "a", "192.0.2.2"),
+        RouteRow { path_id: 7, ..row("10.2.0.0/16", "a", "192.0.2.7") },
         row("10.1.0.0/16", "b", "192.0.2.9"),
         row("2001:db8:100::/48", "b", "2001:db8::2"),
         row("0.0.0.0/0", "a", "192.0.2.2"),
@@ -175,6 +177,7 @@ fn bgpdump_reads_our_tables() {
         line("192.0.2.2", "0.0.0.0/0", "192.0.2.2"),
         line("192.0.2.2", "10.1.0.0/16", "192.0.2.2"),
         line("2001:db8::2", "10.1.0.0/16", "192.0.2.9"),
+        line("192.0.2.2", "10.2.0.0/16|7", "192.0.2.7").replace("DUMP2|", "DUMP2_AP|"),
         line("2001:db8::2", "2001:db8:100::/48", "2001:db8::2"),
     ];
     assert_eq!(lines, want);

@@ -263,6 +263,15 @@ impl Policy {
         edited
     }
 
+    /// What the statements that [`Policy::decide`] found do to the next hop.
+    pub(crate) fn next_hop(&self, applied: &[u16]) -> Option<NextHopAction> {
+        let statements = applied.iter().filter_map(|at| self.statements.get(usize::from(*at)));
+        let actions = statements.flat_map(|statement| &statement.actions);
+        actions
+            .filter_map(|action| if let Action::NextHop(action) = action { Some(*action) } else { None })
+            .last()
+    }
+
     /// Whether what it says depends on the prefix beyond its family: if not, it says the same of all prefixes that share attributes.
     pub(crate) fn looks_at_prefix(&self) -> bool {
         self.has(|condition| matches!(condition, Condition::Prefixes(_) | Condition::Rpki(_)))
@@ -302,7 +311,8 @@ impl Policy {
 }
 
 impl Edited {
-    fn of(attributes: &Attributes) -> Self {
+    /// Nothing is done yet.
+    pub(crate) fn of(attributes: &Attributes) -> Self {
         Self { attributes: attributes.clone(), next_hop: None, med: false }
     }
 }

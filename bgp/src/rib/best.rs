@@ -1,27 +1,48 @@
 //! The decision process (RFC 4271 section 9.1.2): which paths of one prefix are used, best first.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
 
 use smallvec::SmallVec;
 
-use super::{PeerFacts, PeerId, Route};
+use super::{Best, PathSet, PeerFacts, PeerId, Route};
+use crate::config::{Decision, SpeakerConfig};
 
 /// Preference of a path without LOCAL_PREF.
 pub(crate) const DEFAULT_LOCAL_PREF: u32 = 100;
+
+/// How paths are compared, and how many are used.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Selection {
+    decision: Decision,
+    max_external: usize,
+    max_internal: usize,
+}
+
+impl Selection {
+    pub(super) fn new(config: &SpeakerConfig) -> Self {
+        let bounded = |paths: usize| paths.clamp(1, usize::from(u8::MAX));
+        Self {
+            decision: config.decision,
+            max_external: bounded(config.max_paths),
+            max_internal: bounded(config.decision.max_internal_paths.unwrap_or(config.max_paths)),
+        }
+    }
+}
 
 /// A path under comparison: its place in the list, itself, its peer.
 type Candidate<'a> = (usize, &'a Route, &'a PeerFacts);
 type Candidates<'a> = SmallVec<[Candidate<'a>; 8]>;
 
-/// Ranks the paths: the best is 1, then follow those equal to it up to the tie-breaks; at most `max_paths` are in use, the others have rank 0.
+/// Ranks the paths: the best is 1, then follow those equal to it up to the tie-breaks, as many as are to be used; the others have rank 0.
 /// Whether any rank changed.
-pub(super) fn rank(routes: &mut [Route], peers: &BTreeMap<PeerId, PeerFacts>, max_paths: usize) -> bool {
+pub(super) fn rank(routes: &mut [Route], peers: &BTreeMap<PeerId, PeerFacts>, selection: &Selection) -> bool {
     // Most prefixes have one path.
     if let [only] = routes {
         let rank = u8::from(only.refused.is_none());
         return std::mem::replace(&mut only.rank, rank) != rank;
     }
-    let selected = select(routes, peers, max_paths);
+    let selected = select(routes, peers, selection);
     let mut changed = false;
     for (at, route) in routes.iter_mut().enumerate() {
         let place = selected.iter().position(|chosen| *chosen == at).map_or(0, |place| place + 1);
@@ -32,7 +53,11 @@ pub(super) fn rank(routes: &mut [Route], peers: &BTreeMap<PeerId, PeerFacts>, ma
 }
 
 /// Indexes of the paths in use, best first.
-fn select(routes: &[Route], peers: &BTreeMap<PeerId, PeerFacts>, max_paths: usize) -> SmallVec<[usize; 8]> {
+fn select(
+    routes: &[Route],
+    peers: &BTreeMap<PeerId, PeerFacts>,
+    selection: &Selection,
+) -> SmallVec<[usize; 8]> {
     let mut left: Candidates<'_> = routes
         .iter()
         .enumerate()
@@ -42,17 +67,57 @@ fn select(routes: &[Route], peers: &BTreeMap<PeerId, PeerFacts>, max_paths: usiz
     keep_least(&mut left, |path| u32::MAX - path.1.set.attributes().local_pref.unwrap_or(DEFAULT_LOCAL_PREF));
     keep_least(&mut left, |path| path.1.set.attributes().as_path.hops());
     keep_least(&mut left, |path| path.1.set.attributes().origin);
-    keep_least_med(&mut left);
+    keep_least_med(&mut left, selection.decision);
     keep_least(&mut left, |(_, route, _)| !route.ebgp);
-    // What is left is equal but for the tie-breaks: the multipath set. Paths through different ASes of equal length count as equal,
-    // since two ToRs usually have two AS numbers.
-    left.sort_by_key(|path| {
-        let (_, route, peer) = path;
-        let attributes = route.set.attributes();
-        let originator = attributes.originator_id.unwrap_or(peer.router_id);
-        (originator, attributes.cluster_list.len(), peer.address, route.peer)
-    });
-    left.into_iter().take(max_paths.clamp(1, usize::from(u8::MAX))).map(|(at, ..)| at).collect()
+    // What is left is equal but for the tie-breaks: the multipath set.
+    left.sort_by_key(|path| tie_break(path));
+    let Some((_, best, _)) = left.first().copied() else { return SmallVec::new() };
+    if !selection.decision.relax_multipath {
+        let path = &best.set.attributes().as_path;
+        left.retain(|(_, route, _)| route.set.attributes().as_path == *path);
+    }
+    let most = if best.ebgp { selection.max_external } else { selection.max_internal };
+    left.into_iter().take(most).map(|(at, ..)| at).collect()
+}
+
+/// Whether a path comes as far as the comparison of MEDs beside the best, and so may rule others out there though it loses later.
+pub(super) fn compared_by_med(path: &Route, best: Option<&Best>) -> bool {
+    let rank = |set: &PathSet| {
+        let attributes = set.attributes();
+        let preference = attributes.local_pref.unwrap_or(DEFAULT_LOCAL_PREF);
+        (preference, attributes.as_path.hops(), attributes.origin)
+    };
+    path.refused.is_none() && best.is_some_and(|best| rank(&path.set) == rank(&best.set))
+}
+
+/// The last steps (RFC 4271 section 9.1.2.2 f and g, RFC 4456 section 9): identifier of the originator, length of the cluster list, address of the peer.
+/// Of several paths from one peer the lowest path identifier is first.
+fn tie_break((_, route, peer): &Candidate<'_>) -> (Ipv4Addr, usize, IpAddr, PeerId, u32) {
+    let attributes = route.set.attributes();
+    let originator = attributes.originator_id.unwrap_or(peer.router_id);
+    (originator, attributes.cluster_list.len(), peer.address, route.peer, route.set.path_id())
+}
+
+/// All paths that are not refused, from the best to the worst: each is the best of those after it. What a peer is told that takes several paths.
+pub(super) fn order(
+    routes: &[Route],
+    peers: &BTreeMap<PeerId, PeerFacts>,
+    selection: &Selection,
+) -> SmallVec<[usize; 8]> {
+    let mut left: SmallVec<[usize; 8]> =
+        (0..).zip(routes).filter(|(_, route)| route.refused.is_none()).map(|(at, _)| at).collect();
+    let one = Selection { max_external: 1, max_internal: 1, ..*selection };
+    let mut ordered = SmallVec::new();
+    while left.len() > 1 {
+        let rest: SmallVec<[Route; 8]> = left.iter().filter_map(|at| routes.get(*at)).cloned().collect();
+        let Some(best) = select(&rest, peers, &one).first().and_then(|best| left.get(*best)).copied() else {
+            break;
+        };
+        left.retain(|at| *at != best);
+        ordered.push(best);
+    }
+    ordered.extend(left);
+    ordered
 }
 
 fn keep_least<K: Ord>(left: &mut Candidates<'_>, key: impl Fn(&Candidate<'_>) -> K) {
@@ -64,14 +129,17 @@ fn keep_least<K: Ord>(left: &mut Candidates<'_>, key: impl Fn(&Candidate<'_>) ->
     }
 }
 
-/// MED compares only paths of the same neighbouring AS; a missing one is 0 (RFC 4271 section 9.1.2.2 c).
-fn keep_least_med(left: &mut Candidates<'_>) {
+/// MED compares only paths of the same neighbouring AS, unless all are to be compared; a missing one is 0, unless it is to be the worst (RFC 4271
+/// section 9.1.2.2 c).
+fn keep_least_med(left: &mut Candidates<'_>, decision: Decision) {
     if left.len() < 2 {
         return;
     }
     let neighbour_and_med = |(_, route, _): &Candidate<'_>| {
         let attributes = route.set.attributes();
-        (attributes.as_path.first(), attributes.med.unwrap_or(0))
+        let missing = if decision.missing_med_is_worst { u32::MAX } else { 0 };
+        let neighbour = attributes.as_path.first().filter(|_| !decision.always_compare_med);
+        (neighbour, attributes.med.unwrap_or(missing))
     };
     let all: SmallVec<[_; 8]> = left.iter().map(neighbour_and_med).collect();
     left.retain(|path| {
@@ -84,8 +152,9 @@ fn keep_least_med(left: &mut Candidates<'_>) {
 mod tests {
     use std::net::{IpAddr, Ipv4Addr};
 
-    use super::super::{PathSet, Refusal};
+    use super::super::Refusal;
     use super::*;
+    use crate::config::PeerConfig;
     use crate::family::NextHop;
     use crate::wire::{AsPath, Attributes, Origin};
 
@@ -101,10 +170,24 @@ mod tests {
 
     /// Peers 1 to 3 are external, 11 to 13 internal.
     fn ranked(routes: impl Into<Vec<Route>>, max_paths: usize) -> Vec<PeerId> {
-        let facts = |peer: u32| PeerFacts { router_id: Ipv4Addr::from(peer), address: address(peer) };
+        let mut config = SpeakerConfig::new(1, [1, 1, 1, 1].into());
+        config.max_paths = max_paths;
+        chosen(routes, &Selection::new(&config))
+    }
+
+    fn decided(routes: impl Into<Vec<Route>>, decision: Decision) -> Vec<PeerId> {
+        chosen(routes, &Selection { decision, max_external: 16, max_internal: 16 })
+    }
+
+    fn chosen(routes: impl Into<Vec<Route>>, selection: &Selection) -> Vec<PeerId> {
+        let facts = |peer: u32| PeerFacts {
+            router_id: Ipv4Addr::from(peer),
+            address: address(peer),
+            config: PeerConfig::new("peer", address(peer), 0).into(),
+        };
         let peers = [1, 2, 3, 11, 12, 13].map(|peer| (peer, facts(peer))).into_iter().collect();
         let mut routes = routes.into();
-        rank(&mut routes, &peers, max_paths);
+        rank(&mut routes, &peers, selection);
         let mut used: Vec<&Route> = routes.iter().filter(|route| route.used()).collect();
         used.sort_by_key(|route| route.rank);
         used.into_iter().map(|route| route.peer).collect()
@@ -147,5 +230,59 @@ mod tests {
         let routes = || [route(3, |_| {}), route(1, |_| {}), route(2, |_| {})];
         assert_eq!(ranked(routes(), 2), [1, 2]);
         assert_eq!(ranked(routes(), 0), [1]);
+    }
+
+    #[test]
+    fn choices_change_what_is_compared() {
+        let plain = Decision::default;
+        let other_as = |med| {
+            route(2, move |a| {
+                a.med = med;
+                a.as_path = AsPath::sequence(&[65200, 1]);
+            })
+        };
+        let first = || route(1, |a| a.med = Some(10));
+        assert_eq!(decided([first(), other_as(Some(5))], plain()), [1, 2]);
+        let always = Decision { always_compare_med: true, ..plain() };
+        assert_eq!(decided([first(), other_as(Some(5))], always), [2]);
+        assert_eq!(decided([first(), other_as(None)], always), [2]);
+        let worst = Decision { missing_med_is_worst: true, ..always };
+        assert_eq!(decided([first(), other_as(None)], worst), [1]);
+        let strict = Decision { relax_multipath: false, ..plain() };
+        assert_eq!(decided([first(), other_as(None)], strict), [1]);
+        assert_eq!(decided([first(), route(2, |a| a.med = Some(10))], strict), [1, 2]);
+        let internal = || [11, 12, 13].map(|peer| route(peer, |_| {}));
+        let selection = Selection { decision: plain(), max_external: 16, max_internal: 2 };
+        assert_eq!(chosen(internal(), &selection), [11, 12]);
+    }
+
+    #[test]
+    fn reflected_paths_are_compared_by_originator_and_cluster_list() {
+        let originated = |peer, id: u32, clusters: usize| {
+            route(peer, move |a| {
+                a.originator_id = Some(id.into());
+                a.cluster_list = vec![[9, 9, 9, 9].into(); clusters];
+            })
+        };
+        assert_eq!(ranked([originated(11, 7, 1), originated(12, 6, 3)], 1), [12]);
+        assert_eq!(ranked([originated(11, 7, 2), originated(12, 7, 1)], 1), [12]);
+        assert_eq!(ranked([originated(12, 7, 1), originated(11, 7, 1)], 1), [11]);
+    }
+
+    #[test]
+    fn an_order_begins_with_the_best_and_leaves_nothing_out() {
+        let facts = |peer: u32| PeerFacts {
+            router_id: Ipv4Addr::from(peer),
+            address: address(peer),
+            config: PeerConfig::new("peer", address(peer), 0).into(),
+        };
+        let peers = [1, 2, 3, 11].map(|peer| (peer, facts(peer))).into_iter().collect();
+        let refused = Route { refused: Some(Refusal::Policy), ..route(2, |_| {}) };
+        let routes = [route(11, |_| {}), refused, route(3, |_| {}), route(1, |a| a.med = Some(9))];
+        // MED is compared before external is preferred to internal.
+        assert_eq!(
+            order(&routes, &peers, &Selection::new(&SpeakerConfig::new(1, [1, 1, 1, 1].into()))).as_slice(),
+            [2, 0, 3]
+        );
     }
 }

@@ -5,11 +5,13 @@
 //! routes is a view as well: it follows from the best paths before and after a change ([`Change`]), so a peer costs no memory per prefix.
 
 mod best;
+mod ids;
 pub(crate) mod out;
 mod set;
 mod table;
 
 pub(crate) use best::DEFAULT_LOCAL_PREF;
+use best::Selection;
 pub(crate) use set::{PathSet, PathSets};
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,8 +22,9 @@ use ipnet::IpNet;
 use serde::Serialize;
 use smallvec::SmallVec;
 
-use crate::config::{Announcement, Scope};
+use crate::config::{Announcement, PeerConfig, Scope, SpeakerConfig};
 use crate::family::Family;
+use ids::PathIds;
 use table::Tables;
 
 /// Names a peer for as long as the speaker runs.
@@ -31,7 +34,7 @@ pub(crate) type PeerId = u32;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Refusal {
-    /// Not in the peer's import list.
+    /// Import policy refuses it, or there is none.
     Policy,
     /// Our own AS is in its path.
     AsLoop,
@@ -41,11 +44,13 @@ pub enum Refusal {
     OwnNextHop,
 }
 
-/// What the decision process asks about the peer of a path.
-#[derive(Clone, Copy, Debug)]
+/// What the decision process and policies ask about the peer of a path.
+#[derive(Clone, Debug)]
 pub(crate) struct PeerFacts {
     pub(crate) router_id: Ipv4Addr,
     pub(crate) address: IpAddr,
+    /// Its settings; of these only what needs a new session to change is of interest here.
+    pub(crate) config: Arc<PeerConfig>,
 }
 
 /// A path as received from one peer.
@@ -66,6 +71,11 @@ impl Route {
         Self { set, peer, refused, stale: false, ebgp, rank: 0 }
     }
 
+    /// Whose it is, and which of theirs.
+    fn key(&self) -> (PeerId, u32) {
+        (self.peer, self.set.path_id())
+    }
+
     /// Whether it is in use: the best or equal to it.
     pub(crate) const fn used(&self) -> bool {
         self.rank > 0
@@ -77,7 +87,7 @@ impl Route {
     }
 }
 
-/// All paths of one prefix, by peer. Mostly there is one.
+/// All paths of one prefix, by peer and path identifier. Mostly there is one.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Destination {
     pub(crate) routes: SmallVec<[Route; 1]>,
@@ -86,8 +96,9 @@ pub(crate) struct Destination {
 }
 
 impl Destination {
-    pub(crate) fn route(&self, peer: PeerId) -> Option<&Route> {
-        self.routes.iter().find(|route| route.peer == peer)
+    /// The paths from one peer.
+    fn of_peer(&self, peer: PeerId) -> impl Iterator<Item = &Route> {
+        self.routes.iter().filter(move |route| route.peer == peer)
     }
 
     /// The best path.
@@ -114,8 +125,12 @@ pub(crate) struct Best {
 
 impl Best {
     pub(crate) fn of(destination: &Destination) -> Option<Self> {
-        let best = destination.best()?;
-        Some(Self { set: Arc::clone(&best.set), peer: best.peer, ebgp: best.ebgp })
+        destination.best().map(Self::path)
+    }
+
+    /// Any path, in the same form.
+    fn path(route: &Route) -> Self {
+        Self { set: Arc::clone(&route.set), peer: route.peer, ebgp: route.ebgp }
     }
 
     fn is(&self, other: &Self) -> bool {
@@ -123,10 +138,12 @@ impl Best {
     }
 }
 
-/// A prefix whose paths in use changed.
+/// A prefix whose paths in use changed; or any of its paths, if somebody hears of all.
 #[derive(Debug)]
 pub(crate) struct Change {
     pub(crate) prefix: IpNet,
+    /// Paths in use changed.
+    pub(crate) used: bool,
     /// The best path before.
     pub(crate) old: Option<Best>,
     /// The best path now.
@@ -148,6 +165,9 @@ impl Change {
 /// in any order.
 pub(crate) type Batch = Vec<Change>;
 
+/// Paths of one prefix that are kept of one peer (RFC 7911): ranking them must stay cheap.
+const PATHS_MAX: usize = 64;
+
 /// Changes in one batch at most.
 const BATCH_MAX: usize = 4096;
 
@@ -158,34 +178,60 @@ pub(crate) struct Rib {
     peers: BTreeMap<PeerId, PeerFacts>,
     local: BTreeMap<IpNet, BTreeMap<Scope, Announcement>>,
     counts: BTreeMap<(PeerId, Family), usize>,
-    max_paths: usize,
+    selection: Selection,
     batches: Vec<Batch>,
     /// Number of the batch that is being filled; 0 is none's.
     batch: u32,
     /// Prefixes whose own announcement changed, and whether there was one before.
     local_changes: BTreeMap<IpNet, bool>,
+    /// Somebody hears of paths that are not in use: their changes are told as well.
+    all_paths: bool,
+    ids: PathIds,
     /// The list of [`Rib::by_set`] while nothing changes: peers that come up together share it.
     listed: Option<Arc<[IpNet]>>,
 }
 
 impl Rib {
-    pub(crate) fn new(max_paths: usize, seed: u64) -> Self {
+    pub(crate) fn new(config: &SpeakerConfig) -> Self {
         Self {
-            tables: Tables::new(seed),
+            tables: Tables::new(config.jitter_seed),
             peers: BTreeMap::new(),
             local: BTreeMap::new(),
             counts: BTreeMap::new(),
-            max_paths,
+            selection: Selection::new(config),
             batches: Vec::new(),
             batch: 1,
             local_changes: BTreeMap::new(),
+            all_paths: false,
+            ids: PathIds::default(),
             listed: None,
         }
+    }
+
+    /// Whether changes of paths that are not in use are to be told.
+    pub(crate) fn tell_all_paths(&mut self, all: bool) {
+        self.all_paths = all;
+    }
+
+    /// All paths of a prefix that are not refused, best first, with the identifiers under which they are sent (RFC 7911).
+    pub(crate) fn paths(&self, prefix: &IpNet) -> impl Iterator<Item = (u32, Best)> {
+        let routes =
+            self.destination(prefix).map(|destination| destination.routes.as_slice()).unwrap_or_default();
+        let ordered = best::order(routes, &self.peers, &self.selection);
+        ordered.into_iter().filter_map(|at| {
+            let route = routes.get(at)?;
+            Some((self.ids.of(route.peer, route.set.path_id()), Best::path(route)))
+        })
     }
 
     /// Says whose paths will come; before the first of a session.
     pub(crate) fn set_peer(&mut self, peer: PeerId, facts: PeerFacts) {
         self.peers.insert(peer, facts);
+    }
+
+    /// Who a peer with paths is.
+    pub(crate) fn facts(&self, peer: PeerId) -> Option<&PeerFacts> {
+        self.peers.get(&peer)
     }
 
     /// Forgets a peer without paths.
@@ -219,6 +265,12 @@ impl Rib {
         listed
     }
 
+    /// Whether a path is held from a peer.
+    pub(crate) fn holds(&self, prefix: &IpNet, peer: PeerId, path_id: u32) -> bool {
+        let routes = self.destination(prefix).map(|destination| &destination.routes);
+        routes.is_some_and(|routes| routes.binary_search_by_key(&(peer, path_id), Route::key).is_ok())
+    }
+
     /// Paths held from a peer.
     pub(crate) fn count(&self, peer: PeerId, family: Family) -> usize {
         self.counts.get(&(peer, family)).copied().unwrap_or_default()
@@ -235,40 +287,54 @@ impl Rib {
         std::mem::take(&mut self.local_changes)
     }
 
-    /// Stores a path in place of the peer's former one.
-    pub(crate) fn insert(&mut self, prefix: IpNet, mut route: Route) {
-        let peer = route.peer;
+    /// Stores a path in place of the peer's former one (of the same path identifier). False: the peer has too many for the prefix.
+    pub(crate) fn insert(&mut self, prefix: IpNet, mut route: Route) -> bool {
+        let (peer, path_id) = route.key();
         let destination = self.tables.entry(prefix);
         let old = Best::of(destination);
-        match destination.routes.binary_search_by_key(&peer, |known| known.peer) {
+        match destination.routes.binary_search_by_key(&(peer, path_id), Route::key) {
             Ok(at) => {
-                let Some(known) = destination.routes.get_mut(at) else { return };
+                let Some(known) = destination.routes.get_mut(at) else { return true };
                 let same = Arc::ptr_eq(&known.set, &route.set) && known.refused == route.refused;
                 route.rank = known.rank;
                 *known = route;
                 if same {
-                    return;
+                    return true;
                 }
             }
             Err(at) => {
+                if path_id != 0 {
+                    if destination.of_peer(peer).count() >= PATHS_MAX {
+                        return false;
+                    }
+                    self.ids.hold(peer, path_id);
+                }
                 destination.routes.insert(at, route);
                 *self.counts.entry((peer, Family::of(&prefix))).or_default() += 1;
             }
         }
         self.decide(prefix, peer, old, false);
+        true
     }
 
     /// Removes the peer's path, if there is one.
-    pub(crate) fn remove(&mut self, prefix: IpNet, peer: PeerId) {
+    pub(crate) fn remove(&mut self, prefix: IpNet, peer: PeerId, path_id: u32) {
         let Some(destination) = self.tables.get_mut(&prefix) else { return };
-        let Ok(at) = destination.routes.binary_search_by_key(&peer, |known| known.peer) else { return };
+        let key = (peer, path_id);
+        let Ok(at) = destination.routes.binary_search_by_key(&key, Route::key) else { return };
         let old = Best::of(destination);
-        let used = destination.routes.remove(at).used();
+        let gone = destination.routes.remove(at);
+        let used = gone.used();
+        // A path that is not in use may have kept others from it by its MED.
+        let counted = used || best::compared_by_med(&gone, old.as_ref());
+        if path_id != 0 {
+            self.ids.release(peer, path_id);
+        }
         if let Some(count) = self.counts.get_mut(&(peer, Family::of(&prefix))) {
             *count = count.saturating_sub(1);
         }
-        if used {
-            self.decide(prefix, peer, old, true);
+        if counted || self.all_paths {
+            self.decide(prefix, peer, old, used);
         }
         self.drop_if_empty(&prefix);
     }
@@ -281,36 +347,45 @@ impl Rib {
 
     /// Removes those of a peer's paths that `which` names.
     pub(crate) fn remove_where(&mut self, peer: PeerId, which: impl Fn(&IpNet, &Route) -> bool) {
-        let mut gone: Vec<IpNet> = self
-            .destinations()
-            .filter(|(prefix, destination)| destination.route(peer).is_some_and(|route| which(prefix, route)))
-            .map(|(prefix, _)| prefix)
-            .collect();
+        let mut gone: Vec<(IpNet, u32)> = Vec::new();
+        for (prefix, destination) in self.destinations() {
+            let routes = destination.of_peer(peer).filter(|route| which(&prefix, route));
+            gone.extend(routes.map(|route| (prefix, route.set.path_id())));
+        }
         gone.sort_unstable();
-        gone.into_iter().for_each(|prefix| self.remove(prefix, peer));
+        gone.into_iter().for_each(|(prefix, path_id)| self.remove(prefix, peer, path_id));
     }
 
     /// Marks a peer's paths of these families stale (RFC 4724 section 4.2); what was stale already goes, as do other families.
     pub(crate) fn mark_stale(&mut self, peer: PeerId, families: &[Family]) {
         self.remove_where(peer, |prefix, route| route.stale || !families.contains(&Family::of(prefix)));
         self.tables.for_each_mut(|_, destination| {
-            if let Some(route) = destination.routes.iter_mut().find(|route| route.peer == peer) {
-                route.stale = true;
-            }
+            destination
+                .routes
+                .iter_mut()
+                .filter(|route| route.peer == peer)
+                .for_each(|route| route.stale = true);
         });
     }
 
-    /// Judges a peer's paths anew, after its import list changed.
-    pub(crate) fn rejudge(&mut self, peer: PeerId, judge: impl Fn(&IpNet, &Route) -> Option<Refusal>) {
+    /// Judges a peer's paths anew, after its import policy changed: what becomes of each as it was received.
+    pub(crate) fn rejudge(
+        &mut self,
+        peer: PeerId,
+        mut judge: impl FnMut(&IpNet, &Arc<PathSet>) -> (Arc<PathSet>, Option<Refusal>),
+    ) {
         let mut touched = Vec::new();
         self.tables.for_each_mut(|prefix, destination| {
             let old = Best::of(destination);
-            if let Some(route) = destination.routes.iter_mut().find(|route| route.peer == peer) {
-                let verdict = judge(&prefix, route);
-                if verdict != route.refused {
-                    route.refused = verdict;
-                    touched.push((prefix, old));
+            let mut changed = false;
+            for route in destination.routes.iter_mut().filter(|route| route.peer == peer) {
+                let (set, refused) = judge(&prefix, PathSet::received(&route.set));
+                if !Arc::ptr_eq(&set, &route.set) || refused != route.refused {
+                    (route.set, route.refused, changed) = (set, refused, true);
                 }
+            }
+            if changed {
+                touched.push((prefix, old));
             }
         });
         touched.sort_unstable_by_key(|(prefix, _)| *prefix);
@@ -323,8 +398,9 @@ impl Rib {
         let Some(destination) = self.tables.get_mut(&prefix) else { return };
         let in_use = |routes: &[Route]| routes.iter().any(|route| route.peer == touched && route.used());
         let before = gone || in_use(&destination.routes);
-        let moved = best::rank(&mut destination.routes, &self.peers, self.max_paths);
-        if !(before || moved || in_use(&destination.routes)) {
+        let moved = best::rank(&mut destination.routes, &self.peers, &self.selection);
+        let used = before || moved || in_use(&destination.routes);
+        if !(used || self.all_paths) {
             return;
         }
         let new = Best::of(destination);
@@ -337,7 +413,7 @@ impl Rib {
         }
         destination.batch = self.batch;
         if let Some(batch) = self.batches.last_mut() {
-            batch.push(Change { prefix, old, new });
+            batch.push(Change { prefix, used, old, new });
         }
     }
 
@@ -390,3 +466,6 @@ impl Rib {
         self.local.keys().copied().collect()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,12 +11,27 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use smallvec::SmallVec;
 
+use super::PeerId;
 use crate::family::{Family, NextHop};
 use crate::wire::Attributes;
 
 /// What a peer hears about a prefix that this speaker originates.
 pub(crate) type Said = (NextHop, Arc<Attributes>);
+
+/// A path that a peer which takes several was told of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Told {
+    pub(crate) path_id: u32,
+    /// Whose path it was.
+    pub(crate) peer: PeerId,
+    /// What it said ([`super::PathSet::serial`]); 0: the peer is to hear it again.
+    pub(crate) serial: u64,
+}
+
+/// Paths of each prefix that a peer was told of.
+pub(crate) type ToldPaths = BTreeMap<IpNet, SmallVec<[Told; 1]>>;
 
 /// A walk through the table.
 #[derive(Debug)]
@@ -54,6 +69,8 @@ impl Walk {
 pub(crate) struct AdjRibOut {
     /// Place in the group's log: the number of the entry to send next. `None`: learned routes are not told.
     pub(crate) place: Option<u64>,
+    /// With a peer that takes several paths: what it holds of learned routes. It has no place in a log.
+    pub(crate) paths: Option<ToldPaths>,
     /// Prefixes to look at, and whether the peer may have been told something about each.
     pending: BTreeMap<IpNet, bool>,
     /// The peer may have been told of any of them since.
@@ -92,6 +109,31 @@ impl AdjRibOut {
             self.sent.remove(&prefix);
             self.mark(prefix, true);
         }
+    }
+
+    /// Notes which paths of a prefix the peer holds from now on; gives those it held.
+    pub(crate) fn replace_paths(&mut self, prefix: IpNet, now: SmallVec<[Told; 1]>) -> SmallVec<[Told; 1]> {
+        let Some(paths) = &mut self.paths else { return SmallVec::new() };
+        let before = if now.is_empty() { paths.remove(&prefix) } else { paths.insert(prefix, now) };
+        before.unwrap_or_default()
+    }
+
+    /// Learned routes the peer was told path by path, of a family.
+    pub(crate) fn told_paths(&self, family: Family) -> usize {
+        let of = self.paths.iter().flatten().filter(|(prefix, _)| Family::of(prefix) == family);
+        of.map(|(_, told)| told.len()).sum()
+    }
+
+    /// Whatever the peer holds of these families path by path is looked at again, and said again.
+    pub(crate) fn doubt_paths(&mut self, families: &[Family]) {
+        let mut doubted = Vec::new();
+        for (prefix, told) in self.paths.iter_mut().flatten() {
+            if families.contains(&Family::of(prefix)) {
+                told.iter_mut().for_each(|told| told.serial = 0);
+                doubted.push(*prefix);
+            }
+        }
+        doubted.into_iter().for_each(|prefix| self.mark(prefix, true));
     }
 
     /// The prefix has to be looked at; `told`: the peer may hold a route from us. What was known before about that stays.

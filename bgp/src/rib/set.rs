@@ -17,15 +17,38 @@ const SWEEP_MIN: usize = 1024;
 #[derive(Debug)]
 pub(crate) struct PathSet {
     said: Said,
-    /// Order of first appearance: gives listings and messages an order that does not depend on addresses in memory.
+    /// Order of first appearance of next hop and attributes: equal numbers mean that these are equal. It gives listings and messages an order that
+    /// does not depend on addresses in memory.
     serial: u64,
 }
 
-/// Next hop and attributes.
+/// Next hop and attributes, and what keeps sets apart that have these in common.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Said {
-    pub(crate) next_hop: NextHop,
-    pub(crate) attributes: Arc<Attributes>,
+struct Said {
+    next_hop: NextHop,
+    attributes: Arc<Attributes>,
+    /// The peer's path identifier (RFC 7911); 0 where it sends none. Here and not with the route, which most sessions have no identifier for.
+    path_id: u32,
+    /// What the peer sent, where import policy made this of it.
+    received: Option<Received>,
+}
+
+/// A set as it was received.
+#[derive(Clone, Debug)]
+struct Received(Arc<PathSet>);
+
+impl PartialEq for Received {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.serial == other.0.serial
+    }
+}
+
+impl Eq for Received {}
+
+impl Hash for Received {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.serial.hash(state);
+    }
 }
 
 impl PathSet {
@@ -41,9 +64,25 @@ impl PathSet {
         self.serial
     }
 
+    /// The peer's path identifier; 0 where it sends none.
+    pub(crate) const fn path_id(&self) -> u32 {
+        self.said.path_id
+    }
+
+    /// The set as the peer sent it, if import policy changed it.
+    fn original(&self) -> Option<&Arc<Self>> {
+        self.said.received.as_ref().map(|received| &received.0)
+    }
+
+    /// The set as the peer sent it: this one, unless import policy changed it.
+    pub(crate) fn received(set: &Arc<Self>) -> &Arc<Self> {
+        set.original().unwrap_or(set)
+    }
+
     #[cfg(test)]
     pub(super) fn of(attributes: Attributes, next_hop: NextHop) -> Arc<Self> {
-        Arc::new(Self { said: Said { next_hop, attributes: Arc::new(attributes) }, serial: 0 })
+        let said = Said { next_hop, attributes: Arc::new(attributes), path_id: 0, received: None };
+        Arc::new(Self { said, serial: 0 })
     }
 }
 
@@ -87,16 +126,54 @@ impl PathSets {
 
     /// The one shared copy of a set.
     pub(crate) fn intern(&mut self, attributes: Attributes, next_hop: NextHop) -> Arc<PathSet> {
-        let said = Said { next_hop, attributes: Arc::new(attributes) };
+        let said = Said { next_hop, attributes: Arc::new(attributes), path_id: 0, received: None };
         if let Some(known) = self.sets.get(&said) {
             return Arc::clone(&known.0);
         }
+        self.next_serial += 1;
+        self.keep(PathSet { said, serial: self.next_serial })
+    }
+
+    /// A set with a path identifier; 0 is the set itself.
+    pub(crate) fn with_path_id(&mut self, set: &Arc<PathSet>, path_id: u32) -> Arc<PathSet> {
+        if set.path_id() == path_id {
+            return Arc::clone(set);
+        }
+        self.variant(set.serial, Said { path_id, ..set.said.clone() })
+    }
+
+    /// What import policy made of a set.
+    pub(crate) fn edited(
+        &mut self,
+        received: &Arc<PathSet>,
+        attributes: Attributes,
+        next_hop: NextHop,
+    ) -> Arc<PathSet> {
+        if *received.attributes().as_ref() == attributes && *received.next_hop() == next_hop {
+            return Arc::clone(received);
+        }
+        let plain = self.intern(attributes, next_hop);
+        let origin = Some(Received(Arc::clone(received)));
+        self.variant(
+            plain.serial,
+            Said { path_id: received.path_id(), received: origin, ..plain.said.clone() },
+        )
+    }
+
+    /// Another set of the same next hop and attributes.
+    fn variant(&mut self, serial: u64, said: Said) -> Arc<PathSet> {
+        match self.sets.get(&said) {
+            Some(known) => Arc::clone(&known.0),
+            None => self.keep(PathSet { said, serial }),
+        }
+    }
+
+    fn keep(&mut self, set: PathSet) -> Arc<PathSet> {
         if self.sets.len() >= self.sweep_at {
             self.sets.retain(|set| Arc::strong_count(&set.0) > 1);
             self.sweep_at = SWEEP_MIN.max(self.sets.len() * 2);
         }
-        self.next_serial += 1;
-        let shared = Arc::new(PathSet { said, serial: self.next_serial });
+        let shared = Arc::new(set);
         self.sets.insert(Shared(Arc::clone(&shared)));
         shared
     }
@@ -110,6 +187,22 @@ impl PathSets {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn variants_share_attributes_and_number() {
+        let mut sets = PathSets::new(1);
+        let (hop, other) = (NextHop::new([10, 0, 0, 1].into()), NextHop::new([10, 0, 0, 2].into()));
+        let plain = sets.intern(Attributes::default(), hop);
+        let seventh = sets.with_path_id(&plain, 7);
+        assert!(!Arc::ptr_eq(&plain, &seventh) && Arc::ptr_eq(&seventh, &sets.with_path_id(&plain, 7)));
+        assert_eq!((seventh.path_id(), seventh.serial()), (7, plain.serial()));
+        assert!(Arc::ptr_eq(seventh.attributes(), plain.attributes()));
+        let edited = sets.edited(&seventh, Attributes { med: Some(1), ..Attributes::default() }, other);
+        assert!(Arc::ptr_eq(PathSet::received(&edited), &seventh));
+        assert_eq!((edited.path_id(), edited.attributes().med), (7, Some(1)));
+        assert_ne!(edited.serial(), plain.serial());
+        assert!(Arc::ptr_eq(&sets.edited(&seventh, Attributes::default(), hop), &seventh), "nothing changed");
+    }
 
     #[test]
     fn equal_sets_are_one_and_unused_ones_go() {

@@ -29,7 +29,7 @@ pub struct Community(pub u32);
 /// Well-known communities by the names operators use (RFC 1997, 3765, 7611, 7999, 8326, 9494).
 const WELL_KNOWN: [(&str, u32); 14] = [
     ("internet", 0x0000_0000),
-    ("planned-shut", 0xffff_0000),
+    ("graceful-shutdown", 0xffff_0000),
     ("accept-own", 0xffff_0001),
     ("route-filter-translated-v4", 0xffff_0002),
     ("route-filter-v4", 0xffff_0003),
@@ -45,6 +45,10 @@ const WELL_KNOWN: [(&str, u32); 14] = [
 ];
 
 impl Community {
+    /// The path goes away soon (RFC 8326).
+    pub const GRACEFUL_SHUTDOWN: Self = Self(0xffff_0000);
+    /// Packets to the prefix are to be discarded (RFC 7999).
+    pub const BLACKHOLE: Self = Self(0xffff_029a);
     /// Not to be sent to external peers.
     pub const NO_EXPORT: Self = Self(0xffff_ff01);
     /// Not to be sent to anybody.

@@ -3,6 +3,7 @@
 use ipnet::IpNet;
 
 use super::attributes::Attributes;
+use super::nlri::Route;
 use super::notification::Notification;
 use super::view::{UpdateView, Verdict};
 use crate::family::{Family, NextHop};
@@ -66,6 +67,20 @@ pub struct Reach {
     pub next_hop: NextHop,
     /// The prefixes.
     pub prefixes: Vec<IpNet>,
+    /// The path identifier of each prefix (RFC 7911); empty where they were not agreed on: then all are 0.
+    pub path_ids: Vec<u32>,
+}
+
+impl Reach {
+    /// Prefixes with their path identifiers.
+    pub fn routes(&self) -> impl Iterator<Item = Route> + '_ {
+        routes(&self.prefixes, &self.path_ids)
+    }
+}
+
+fn routes<'a>(prefixes: &'a [IpNet], path_ids: &'a [u32]) -> impl Iterator<Item = Route> + 'a {
+    let path_ids = path_ids.iter().copied().chain(std::iter::repeat(0));
+    prefixes.iter().zip(path_ids).map(|(prefix, path_id)| Route { prefix: *prefix, path_id })
 }
 
 /// A decoded UPDATE.
@@ -73,6 +88,8 @@ pub struct Reach {
 pub struct Update {
     /// Prefixes that are gone, of any family, including those treated as withdrawn.
     pub withdrawn: Vec<IpNet>,
+    /// The path identifier of each withdrawn prefix, as in [`Reach::path_ids`].
+    pub withdrawn_path_ids: Vec<u32>,
     /// Prefixes that are there, all with the same attributes.
     pub reach: Vec<Reach>,
     /// The attributes of everything in `reach`.
@@ -84,8 +101,12 @@ pub struct Update {
 }
 
 impl Update {
-    /// Decodes the body of an UPDATE into lists. Path identifiers, and routes of families other than unicast, are only in
-    /// [`UpdateView`], which this is made from.
+    /// Withdrawn prefixes with their path identifiers.
+    pub fn withdrawn_routes(&self) -> impl Iterator<Item = Route> + '_ {
+        routes(&self.withdrawn, &self.withdrawn_path_ids)
+    }
+
+    /// Decodes the body of an UPDATE into lists. Routes of families other than unicast are only in [`UpdateView`], which this is made from.
     ///
     /// # Errors
     /// Only where RFC 7606 keeps "session reset": see [`UpdateView::parse`] and [`UpdateView::judge`].
@@ -95,18 +116,20 @@ impl Update {
         let mut faults = view.faults().to_vec();
         let verdict = view.judge(&set, &mut faults)?;
         let end_of_rib = view.end_of_rib();
-        let mut withdrawn: Vec<IpNet> = view.withdrawn_routes().map(|route| route.prefix).collect();
+        let mut lists = Lists { with_ids: !context.add_path.is_empty(), ..Lists::default() };
+        lists.extend(view.withdrawn_routes());
         let mut reach = Vec::new();
         for run in view.announced(&set) {
-            let prefixes = run.nlri.routes().map(|route| route.prefix);
             match (verdict, run.next_hop) {
                 (Verdict::Accept, Some(next_hop)) => {
-                    let prefixes: Vec<IpNet> = prefixes.collect();
+                    let mut of_run = Lists { with_ids: lists.with_ids, ..Lists::default() };
+                    of_run.extend(run.nlri.routes());
+                    let Lists { prefixes, path_ids, .. } = of_run;
                     if !prefixes.is_empty() {
-                        reach.push(Reach { family: run.nlri.family(), next_hop, prefixes });
+                        reach.push(Reach { family: run.nlri.family(), next_hop, prefixes, path_ids });
                     }
                 }
-                _ => withdrawn.extend(prefixes),
+                _ => lists.extend(run.nlri.routes()),
             }
         }
         faults.append(&mut set.faults);
@@ -114,7 +137,29 @@ impl Update {
             Verdict::Accept => set.attributes,
             Verdict::TreatAsWithdraw => Attributes::default(),
         };
-        Ok(Self { withdrawn, reach, attributes, end_of_rib, faults })
+        let Lists { prefixes: withdrawn, path_ids: withdrawn_path_ids, .. } = lists;
+        Ok(Self { withdrawn, withdrawn_path_ids, reach, attributes, end_of_rib, faults })
+    }
+}
+
+/// Prefixes and, where the session has them, path identifiers.
+#[derive(Default)]
+struct Lists {
+    with_ids: bool,
+    prefixes: Vec<IpNet>,
+    path_ids: Vec<u32>,
+}
+
+impl Lists {
+    fn extend(&mut self, routes: impl Iterator<Item = Route>) {
+        if self.with_ids {
+            for route in routes {
+                self.prefixes.push(route.prefix);
+                self.path_ids.push(route.path_id);
+            }
+        } else {
+            self.prefixes.extend(routes.map(|route| route.prefix));
+        }
     }
 }
 

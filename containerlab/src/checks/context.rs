@@ -2,19 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::sync::RwLock;
+use tokio::sync::{OnceCell, RwLock};
 
 use super::access::{Access, COMMAND_TIMEOUT, Place};
 use super::check::{Failure, Family, Variant};
 use super::flows::Flows;
 use super::inventory::{Cluster, Inventory, PodFacts, ServiceFacts};
+use super::routers::Ends;
 use super::wire::Wiretap;
 use crate::workload::ProbeReport;
 
@@ -47,6 +47,8 @@ pub struct Context {
     pub tokens: Mutex<BTreeMap<String, TokenUse>>,
     /// Held by the check that has raised the MTU of pods' interfaces.
     pub raised_mtu: tokio::sync::Mutex<()>,
+    /// The ends of the lab's links, once they were asked for; links do not change during a run.
+    pub(super) ends: OnceCell<Arc<Ends>>,
     load_balancers: RwLock<BTreeMap<(String, String), Vec<IpAddr>>>,
     addresses: RwLock<BTreeMap<String, Vec<IpNet>>>,
     endpoints: RwLock<BTreeMap<String, Vec<Endpoint>>>,
@@ -82,6 +84,7 @@ impl Context {
             etcd_down,
             tokens: Mutex::default(),
             raised_mtu: tokio::sync::Mutex::default(),
+            ends: OnceCell::new(),
             load_balancers: RwLock::default(),
             addresses: RwLock::default(),
             endpoints: RwLock::default(),

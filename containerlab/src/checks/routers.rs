@@ -3,6 +3,7 @@
 //! [`compare`] judges pod CIDRs and LoadBalancer addresses, and is what others wait for; the checks themselves judge the
 //! underlay, the default route and what each node said as well ([`exact`]).
 
+mod ends;
 mod exact;
 mod rib;
 
@@ -16,6 +17,7 @@ use super::access::{COMMAND_TIMEOUT, Place};
 use super::check::{CheckResult, Failure, Family};
 use super::context::Context;
 use super::inventory::{Cluster, Daemon, Router};
+pub(super) use ends::Ends;
 use rib::{Held, parse_bird, parse_frr};
 
 /// Prefixes and their next hops.
@@ -69,7 +71,7 @@ pub(super) async fn compare(
             return Err(Failure::new(what, difference, context.access.shown(&place, &argv)));
         }
     }
-    let held = beside_underlay(fib(context, name, family, expected).await?, family, &underlay);
+    let held = beside_underlay(fib(context, name, family).await?, family, &underlay);
     if let Some(difference) = difference(expected, &held) {
         return Err(wrong_fib(context, name, family, difference));
     }
@@ -214,43 +216,43 @@ async fn held(context: &Context, name: &str, family: Family) -> Result<Held, Fai
     let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
     let place = Place::node(name);
     let text = context.access.text(&place, &argv).await?;
-    match router.daemon {
-        Daemon::Bird(_) => Ok(parse_bird(&text)),
-        Daemon::Frr(_) => {
-            parse_frr(&text).map_err(|why| Failure::tool("vtysh", why, context.access.shown(&place, &argv)))
-        }
+    let mut held = match router.daemon {
+        Daemon::Bird(_) => parse_bird(&text),
+        Daemon::Frr(_) => parse_frr(&text)
+            .map_err(|why| Failure::tool("vtysh", why, context.access.shown(&place, &argv)))?,
+    };
+    let ends = Ends::of_lab(context).await?;
+    for routes in [&mut held.all, &mut held.best] {
+        *routes = told_by(&ends, std::mem::take(routes), family);
     }
+    Ok(held)
+}
+
+/// The routes of a family, with next hops as the addresses of that family.
+fn told_by(ends: &Ends, routes: Routes, family: Family) -> Routes {
+    let of_family = routes.into_iter().filter(|(prefix, _)| family.holds(prefix.addr()));
+    of_family
+        .map(|(prefix, hops)| (prefix, hops.into_iter().map(|hop| ends.known_as(hop, family)).collect()))
+        .collect()
 }
 
 fn fib_command(family: Family) -> [&'static str; 5] {
     ["ip", "-j", if family == Family::Ipv4 { "-4" } else { "-6" }, "route", "show"]
 }
 
-/// The FIB of a router. A link-local next hop is told by the address that `expected` has on the same link.
+/// The FIB of a router.
 ///
 /// # Errors
 /// When it cannot be asked or its answer not be read.
-pub(super) async fn fib(
-    context: &Context,
-    name: &str,
-    family: Family,
-    expected: &Routes,
-) -> Result<Routes, Failure> {
+pub(super) async fn fib(context: &Context, name: &str, family: Family) -> Result<Routes, Failure> {
     let place = Place::node(name);
     let entries: Vec<KernelRoute> =
         context.access.json(&place, &fib_command(family), COMMAND_TIMEOUT).await?;
-    let links = links(context, &place).await?;
-    Ok(kernel_routes(&entries, family, &links, expected))
+    Ok(kernel_routes(&entries, family, &*Ends::of_lab(context).await?))
 }
 
-/// The unicast routes of a FIB. A link-local next hop becomes the address that `expected` has on the same link.
-fn kernel_routes(
-    entries: &[KernelRoute],
-    family: Family,
-    links: &BTreeMap<String, Vec<IpNet>>,
-    expected: &Routes,
-) -> Routes {
-    let known: BTreeSet<IpAddr> = expected.values().flatten().copied().collect();
+/// The unicast routes of a FIB.
+fn kernel_routes(entries: &[KernelRoute], family: Family, ends: &Ends) -> Routes {
     let mut routes = Routes::new();
     let mut metrics: BTreeMap<IpNet, u32> = BTreeMap::new();
     for entry in entries {
@@ -267,18 +269,8 @@ fn kernel_routes(
             metrics.insert(prefix, entry.metric);
             routes.remove(&prefix);
         }
-        let hops = routes.entry(prefix).or_default();
-        for (gateway, device) in entry.next_hops() {
-            let on_link = links.get(device).map(Vec::as_slice).unwrap_or_default();
-            match gateway {
-                IpAddr::V6(local) if local.is_unicast_link_local() => hops.extend(
-                    known.iter().filter(|address| on_link.iter().any(|subnet| subnet.contains(*address))),
-                ),
-                gateway => {
-                    hops.insert(gateway);
-                }
-            }
-        }
+        let hops = entry.next_hops().into_iter().map(|gateway| ends.known_as(gateway, family));
+        routes.entry(prefix).or_default().extend(hops);
     }
     routes
 }
@@ -307,7 +299,6 @@ struct KernelRoute {
     kind: Option<String>,
     gateway: Option<IpAddr>,
     via: Option<KernelVia>,
-    dev: Option<String>,
     #[serde(default)]
     metric: u32,
     #[serde(default)]
@@ -318,7 +309,6 @@ struct KernelRoute {
 struct KernelHop {
     gateway: Option<IpAddr>,
     via: Option<KernelVia>,
-    dev: Option<String>,
 }
 
 /// A next hop of the other family.
@@ -328,13 +318,13 @@ struct KernelVia {
 }
 
 impl KernelRoute {
-    fn next_hops(&self) -> Vec<(IpAddr, &str)> {
+    fn next_hops(&self) -> Vec<IpAddr> {
         let other = |via: &Option<KernelVia>| via.as_ref().and_then(|via| via.host);
-        let first = self.gateway.or(other(&self.via)).map(|hop| (hop, self.dev.as_deref().unwrap_or("")));
-        let more = self.nexthops.iter().filter_map(|hop| {
-            hop.gateway.or(other(&hop.via)).map(|address| (address, hop.dev.as_deref().unwrap_or("")))
-        });
-        first.into_iter().chain(more).collect()
+        let first = self.gateway.or(other(&self.via));
+        first
+            .into_iter()
+            .chain(self.nexthops.iter().filter_map(|hop| hop.gateway.or(other(&hop.via))))
+            .collect()
     }
 }
 
@@ -349,13 +339,9 @@ pub(super) struct Notified {
     pub hops: BTreeSet<IpAddr>,
 }
 
-/// Reads a line of `ip -o monitor route`; a link-local next hop becomes the address that `expected` has on the link.
+/// Reads a line of `ip -o monitor route`.
 #[must_use]
-pub(super) fn notified(
-    line: &str,
-    links: &BTreeMap<String, Vec<IpNet>>,
-    expected: &Routes,
-) -> Option<Notified> {
+pub(super) fn notified(line: &str, ends: &Ends) -> Option<Notified> {
     let (deleted, rest) = line.strip_prefix("Deleted ").map_or((false, line), |rest| (true, rest));
     let words: Vec<&str> =
         rest.split(|c: char| c.is_whitespace() || c == '\\').filter(|w| !w.is_empty()).collect();
@@ -368,24 +354,24 @@ pub(super) fn notified(
     }
     // `unreachable`, `blackhole` and the like precede the prefix and have no next hop. Of a default route only the
     // gateway tells the family.
-    let family = if words.iter().any(|word| word.contains(':')) { Family::Ipv6 } else { Family::Ipv4 };
-    let prefix = words.iter().take(2).find_map(|word| parse_prefix(word, family))?;
+    let of_gateway = if words.iter().any(|word| word.contains(':')) { Family::Ipv6 } else { Family::Ipv4 };
+    let prefix = words.iter().take(2).find_map(|word| parse_prefix(word, of_gateway))?;
+    let family = if prefix.addr().is_ipv4() { Family::Ipv4 } else { Family::Ipv6 };
     let vias = words.iter().enumerate().filter(|(_, word)| **word == "via").map(|(at, _)| at);
     let nexthops = vias.filter_map(|at| {
         let first = words.get(at + 1).copied()?;
         let address = if first.starts_with("inet") { words.get(at + 2).copied()? } else { first };
-        Some(KernelHop { gateway: address.parse().ok(), via: None, dev: after("dev", at).map(str::to_owned) })
+        Some(KernelHop { gateway: address.parse().ok(), via: None })
     });
     let route = KernelRoute {
         dst: prefix.to_string(),
         kind: None,
         gateway: None,
         via: None,
-        dev: None,
         nexthops: nexthops.collect(),
         metric: 0,
     };
-    let hops = kernel_routes(&[route], family, links, expected).remove(&prefix).unwrap_or_default();
+    let hops = kernel_routes(&[route], family, ends).remove(&prefix).unwrap_or_default();
     Some(Notified { deleted, prefix, hops })
 }
 
@@ -419,27 +405,20 @@ struct AddressInfo {
     scope: Option<String>,
 }
 
-/// Global addresses by interface, of the links of the lab (`eth*`).
-///
-/// # Errors
-/// When the node cannot be asked.
-pub(super) async fn links(context: &Context, place: &Place) -> Result<BTreeMap<String, Vec<IpNet>>, Failure> {
-    let argv = ["ip", "-j", "address", "show"];
-    let links: Vec<LinkAddresses> = context.access.json(place, &argv, COMMAND_TIMEOUT).await?;
-    Ok(global_addresses(links))
+impl LinkAddresses {
+    fn all(&self) -> impl Iterator<Item = IpAddr> {
+        self.addr_info.iter().filter_map(|info| info.local)
+    }
+
+    fn global(&self) -> impl Iterator<Item = IpNet> {
+        let global = self.addr_info.iter().filter(|info| info.scope.as_deref() == Some("global"));
+        global.filter_map(|info| IpNet::new(info.local?, info.prefixlen?).ok())
+    }
 }
 
-fn global_addresses(links: Vec<LinkAddresses>) -> BTreeMap<String, Vec<IpNet>> {
-    let of_link = |info: &AddressInfo| {
-        let global = info.scope.as_deref() == Some("global");
-        let net = IpNet::new(info.local?, info.prefixlen?).ok()?;
-        global.then_some(net)
-    };
-    links
-        .into_iter()
-        .filter(|link| link.ifname.starts_with("eth"))
-        .map(|link| (link.ifname, link.addr_info.iter().filter_map(of_link).collect()))
-        .collect()
+/// Whether an interface is on a link of the lab.
+fn on_a_link(link: &LinkAddresses) -> bool {
+    link.ifname.starts_with("eth")
 }
 
 /// Every global address of a node's links, with its prefix length.
@@ -450,7 +429,10 @@ pub(super) async fn addresses(context: &Context, place: &Place) -> Result<Vec<Ip
     if let Some(known) = context.known_addresses(&place.node).await {
         return Ok(known);
     }
-    let found: Vec<IpNet> = links(context, place).await?.into_values().flatten().collect();
+    let argv = ["ip", "-j", "address", "show"];
+    let links: Vec<LinkAddresses> = context.access.json(place, &argv, COMMAND_TIMEOUT).await?;
+    let found: Vec<IpNet> =
+        links.iter().filter(|link| on_a_link(link)).flat_map(LinkAddresses::global).collect();
     context.remember_addresses(&place.node, found.clone()).await;
     Ok(found)
 }

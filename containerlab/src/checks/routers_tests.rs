@@ -10,7 +10,6 @@ const FIB_BIRD_IPV4: &str = include_str!("samples/fib-bird4.json");
 const FIB_BIRD_IPV6: &str = include_str!("samples/fib-bird6.json");
 const FIB_FRR_IPV4: &str = include_str!("samples/fib-frr4.json");
 const FIB_FRR_IPV6: &str = include_str!("samples/fib-frr6.json");
-const FRR_ADDRESSES: &str = include_str!("samples/frr-addresses.json");
 
 fn routes(entries: &[(&str, &[&str])]) -> Routes {
     let parse = |hops: &[&str]| hops.iter().map(|hop| hop.parse().expect("literal")).collect();
@@ -21,10 +20,33 @@ fn subnets(of: &[&str]) -> BTreeSet<IpNet> {
     of.iter().map(|subnet| subnet.parse().expect("literal")).collect()
 }
 
-fn fib(text: &str, family: Family, expected: &Routes) -> Routes {
+impl LinkAddresses {
+    pub(super) fn of(ifname: &str, addresses: &[&str]) -> Self {
+        let info = |text: &&str| {
+            let net: IpNet = text.parse().expect("literal");
+            let scope = if text.starts_with("fe80") { "link" } else { "global" };
+            AddressInfo {
+                local: Some(net.addr()),
+                prefixlen: Some(net.prefix_len()),
+                scope: Some(scope.to_owned()),
+            }
+        };
+        Self { ifname: ifname.to_owned(), addr_info: addresses.iter().map(info).collect() }
+    }
+}
+
+/// The ends of the samples' links that are nodes.
+fn ends() -> Ends {
+    let mut ends = Ends::default();
+    let mut add = |node: &str, addresses: &[&str]| ends.add(node, &LinkAddresses::of("eth1", addresses));
+    add("n1", &["172.20.21.2/24", "fd00:20:21::2/64", "fe80::54fa:aeff:fe04:484/64"]);
+    add("n2", &["172.20.22.2/24", "fd00:20:22::2/64", "fe80::b480:38ff:fe96:929a/64"]);
+    ends
+}
+
+fn fib(text: &str, family: Family) -> Routes {
     let entries: Vec<KernelRoute> = serde_json::from_str(text).expect("iproute2's JSON");
-    let links: Vec<LinkAddresses> = serde_json::from_str(FRR_ADDRESSES).expect("iproute2's JSON");
-    kernel_routes(&entries, family, &global_addresses(links), expected)
+    kernel_routes(&entries, family, &ends())
 }
 
 #[test]
@@ -38,20 +60,14 @@ fn bird_tells_every_path_of_both_families() {
         ("203.0.113.1/32", &["172.20.11.2", "172.20.12.2"]),
     ]);
     assert_eq!(beside_underlay(all.clone(), Family::Ipv4, &underlay), expected);
-    assert_eq!(
-        beside_underlay(fib(FIB_BIRD_IPV4, Family::Ipv4, &expected), Family::Ipv4, &underlay),
-        expected
-    );
+    assert_eq!(beside_underlay(fib(FIB_BIRD_IPV4, Family::Ipv4), Family::Ipv4, &underlay), expected);
     let expected = routes(&[
         ("fd00:10:1:1::/64", &["fd00:20:11::2"]),
         ("fd00:10:1:2::/64", &["fd00:20:12::2"]),
         ("2001:db8:e::1/128", &["fd00:20:11::2", "fd00:20:12::2"]),
     ]);
     assert_eq!(beside_underlay(all, Family::Ipv6, &underlay), expected);
-    assert_eq!(
-        beside_underlay(fib(FIB_BIRD_IPV6, Family::Ipv6, &expected), Family::Ipv6, &underlay),
-        expected
-    );
+    assert_eq!(beside_underlay(fib(FIB_BIRD_IPV6, Family::Ipv6), Family::Ipv6, &underlay), expected);
 }
 
 #[test]
@@ -65,10 +81,7 @@ fn frr_tells_every_path_and_its_link_local_next_hops_are_known_by_their_link() {
     let Held { all: rib, best } = parse_frr(FRR_IPV4).expect("FRR's JSON");
     assert_eq!(beside_underlay(best, Family::Ipv4, &underlay), expected);
     assert_eq!(beside_underlay(rib, Family::Ipv4, &underlay), expected);
-    assert_eq!(
-        beside_underlay(fib(FIB_FRR_IPV4, Family::Ipv4, &expected), Family::Ipv4, &underlay),
-        expected
-    );
+    assert_eq!(beside_underlay(fib(FIB_FRR_IPV4, Family::Ipv4), Family::Ipv4, &underlay), expected);
     let expected = routes(&[
         ("fd00:10:1:1::/64", &["fd00:20:21::2"]),
         ("fd00:10:1:2::/64", &["fd00:20:22::2"]),
@@ -77,10 +90,7 @@ fn frr_tells_every_path_and_its_link_local_next_hops_are_known_by_their_link() {
     let Held { all: rib, .. } = parse_frr(FRR_IPV6).expect("FRR's JSON");
     assert_eq!(beside_underlay(rib, Family::Ipv6, &underlay), expected);
     assert!(FIB_FRR_IPV6.contains("fe80::"), "the sample has link-local next hops");
-    assert_eq!(
-        beside_underlay(fib(FIB_FRR_IPV6, Family::Ipv6, &expected), Family::Ipv6, &underlay),
-        expected
-    );
+    assert_eq!(beside_underlay(fib(FIB_FRR_IPV6, Family::Ipv6), Family::Ipv6, &underlay), expected);
 }
 
 #[test]
@@ -127,5 +137,20 @@ fn of_two_kernel_routes_the_lower_metric_counts() {
         {"dst":"203.0.113.1","gateway":"172.20.11.2","dev":"eth1","metric":64},
         {"dst":"default","gateway":"172.20.101.1","dev":"eth4","metric":32}]"#;
     let expected = routes(&[("203.0.113.1/32", &["172.20.12.2"]), ("0.0.0.0/0", &["172.20.101.1"])]);
-    assert_eq!(fib(text, Family::Ipv4, &expected), expected);
+    assert_eq!(fib(text, Family::Ipv4), expected);
+}
+
+#[test]
+fn a_next_hop_of_the_other_family_is_told_by_its_interface() {
+    let expected = routes(&[("10.2.1.0/24", &["172.20.21.2"]), ("10.2.2.0/24", &["fe80::9"])]);
+    let fib = fib(
+        r#"[{"dst":"10.2.1.0/24","via":{"family":"inet6","host":"fe80::54fa:aeff:fe04:484"},"dev":"eth1","metric":20},
+            {"dst":"10.2.2.0/24","via":{"family":"inet6","host":"fe80::9"},"dev":"eth1","metric":20}]"#,
+        Family::Ipv4,
+    );
+    assert_eq!(fib, expected);
+    let frr = r#"{"routes":{"10.2.1.0/24":[{"valid":true,"bestpath":true,"nexthops":[{"ip":"fe80::54fa:aeff:fe04:484"}]}],
+        "10.2.2.0/24":[{"valid":true,"bestpath":true,"nexthops":[{"ip":"fe80::9"}]}]}}"#;
+    assert_eq!(told_by(&ends(), parse_frr(frr).expect("FRR's JSON").best, Family::Ipv4), expected);
+    assert_eq!(ends().node(&"fe80::54fa:aeff:fe04:484".parse().expect("literal")), Some("n1"));
 }

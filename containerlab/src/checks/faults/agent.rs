@@ -93,7 +93,7 @@ impl Before<'_> {
         for ((router, family), expected) in &self.routes {
             let rib = routers::rib(self.context, router, *family).await?;
             still_in("RIB", router, expected, &rib)?;
-            let fib = routers::fib(self.context, router, *family, expected).await?;
+            let fib = routers::fib(self.context, router, *family).await?;
             still_in("FIB", router, expected, &fib)?;
         }
         Ok(())

@@ -1,17 +1,16 @@
 //! A router's FIB while a fault lasts, from the kernel's own notifications.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
-
-use ipnet::IpNet;
 
 use super::follow::Follow;
 use crate::checks::access::Place;
 use crate::checks::check::Failure;
 use crate::checks::context::Context;
 use crate::checks::poll;
-use crate::checks::routers::{self, Routes};
+use crate::checks::routers::{self, Ends, Routes};
 
 /// Prefixes of documentation that no router of the lab has, one a family.
 const PROBES: [&str; 2] = ["192.0.2.77", "2001:db8:77::1"];
@@ -23,7 +22,7 @@ const PROBE_PATIENCE: Duration = Duration::from_secs(2);
 /// Notes everything that happens to a router's FIB.
 pub(super) struct FibWatch {
     router: String,
-    links: BTreeMap<String, Vec<IpNet>>,
+    ends: Arc<Ends>,
     monitor: Follow,
 }
 
@@ -40,8 +39,8 @@ impl FibWatch {
             &["ip", "-o", "monitor", "route"],
             &format!("the FIB monitor on {router}"),
         )?;
-        let links = routers::links(context, &place).await?;
-        let watch = Self { router: router.to_owned(), links, monitor };
+        let ends = Ends::of_lab(context).await?;
+        let watch = Self { router: router.to_owned(), ends, monitor };
         // A probe set before the monitor listens is not told: it is set again.
         poll::until(PATIENCE, || watch.probe(context, PROBE_PATIENCE)).await?;
         Ok(watch)
@@ -88,7 +87,7 @@ impl FibWatch {
         let lines = self.monitor.said().lines;
         let mut wrong = Vec::new();
         for routes in expected {
-            wrong.extend(lines.iter().filter_map(|line| harm(line, &self.links, routes)));
+            wrong.extend(lines.iter().filter_map(|line| harm(line, &self.ends, routes)));
         }
         if wrong.is_empty() {
             let probe = |line: &&String| line.split(' ').any(|word| PROBES.contains(&word));
@@ -100,8 +99,8 @@ impl FibWatch {
 }
 
 /// What a notification takes away from the expected routes.
-fn harm(line: &str, links: &BTreeMap<String, Vec<IpNet>>, expected: &Routes) -> Option<String> {
-    let told = routers::notified(line, links, expected)?;
+fn harm(line: &str, ends: &Ends, expected: &Routes) -> Option<String> {
+    let told = routers::notified(line, ends)?;
     let hops = expected.get(&told.prefix)?;
     let lost: BTreeSet<&IpAddr> = hops.difference(&told.hops).collect();
     if told.deleted {
@@ -115,6 +114,8 @@ fn harm(line: &str, links: &BTreeMap<String, Vec<IpNet>>, expected: &Routes) -> 
 
 #[cfg(test)]
 mod tests {
+    use ipnet::IpNet;
+
     use super::*;
 
     #[test]
@@ -126,8 +127,8 @@ mod tests {
             (prefix("203.0.113.1/32"), hops(&["172.20.11.2", "172.20.12.2"])),
             (prefix("fd00:10:1:1::/64"), hops(&["fd00:20:11::2"])),
         ]);
-        let links = BTreeMap::from([("eth1".to_owned(), vec![prefix("fd00:20:11::1/64")])]);
-        let harm = |line: &str| harm(line, &links, &expected).is_some();
+        let ends = Ends::of("n1", &["172.20.11.2/24", "fd00:20:11::2/64", "fe80::1/64"]);
+        let harm = |line: &str| harm(line, &ends, &expected).is_some();
         assert!(harm("Deleted 10.1.1.0/24 via 172.20.11.2 dev eth1 proto bird "));
         assert!(harm("Deleted 203.0.113.1 nhid 14 proto bgp metric 20 "));
         assert!(harm("203.0.113.1 via 172.20.11.2 dev eth1 proto bird metric 32 "));
@@ -137,6 +138,8 @@ mod tests {
         ));
         assert!(harm("Deleted fd00:10:1:1::/64 via fd00:20:11::2 dev eth1 proto bird metric 32 pref medium"));
         assert!(!harm("fd00:10:1:1::/64 via fe80::1 dev eth1 proto bgp metric 20 pref medium"));
+        assert!(!harm("10.1.1.0/24 via inet6 fe80::1 dev eth1 proto bird metric 32 "));
+        assert!(harm("10.1.1.0/24 via inet6 fe80::2 dev eth1 proto bird metric 32 "));
         assert!(harm("unreachable 10.1.1.0/24 proto bird "));
         assert!(!harm("Deleted 10.9.0.0/16 via 172.20.11.2 dev eth1"));
         assert!(!harm("Deleted 10.1.1.0/24 via 172.20.11.2 dev eth1 table 77 proto bird "));

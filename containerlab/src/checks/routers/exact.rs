@@ -1,13 +1,13 @@
 //! The whole of what a router holds, and what each node said to its ToR before any filter.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::rib::{parse_bird, parse_bird_sessions, parse_frr_received};
+use super::rib::{BirdSession, parse_bird, parse_bird_sessions, parse_frr_peers, parse_frr_received};
 use super::{
-    Routes, addresses, default_route, difference, fib, held, on_shared_link, router, unicast, wrong_fib,
+    Ends, Routes, addresses, default_route, difference, fib, held, on_shared_link, router, told_by, unicast,
+    wrong_fib,
 };
 use crate::checks::access::Place;
 use crate::checks::check::{Failure, Family};
@@ -32,7 +32,7 @@ pub(super) async fn whole(
             format!("the {family} RIB of {name} holds exactly the expected best paths, underlay and default");
         return Err(Failure::new(what, difference, format!("`tombolo lab exec {name}` with birdc or vtysh")));
     }
-    let held = unicast(fib(context, name, family, &expected).await?, family);
+    let held = unicast(fib(context, name, family).await?, family);
     match difference(&expected, &held) {
         None => Ok(expected.len()),
         Some(difference) => Err(wrong_fib(context, name, family, difference)),
@@ -99,7 +99,7 @@ pub(super) async fn received(
                 }
             }
         }
-        let (said, look) = said(context, name, family, own).await?;
+        let (said, look) = said(context, name, family, node).await?;
         if let Some(difference) = difference(&expected, &said) {
             let what = format!(
                 "{node} announces to {name} exactly its {family} pod CIDRs and LoadBalancer addresses"
@@ -110,53 +110,100 @@ pub(super) async fn received(
     Ok(Some(format!("{} nodes announce nothing else", cluster.nodes.len())))
 }
 
-/// What the peer `node` has said to a router before any filter, and the command that shows it.
+/// What a node has said to a router before any filter, over whichever of its sessions, and the command that shows it.
 async fn said(
     context: &Context,
     name: &str,
     family: Family,
-    node: IpAddr,
+    node: &str,
+) -> Result<(Routes, String), Failure> {
+    let ends = Ends::of_lab(context).await?;
+    let (said, look) = match &router(context, name)?.daemon {
+        Daemon::Frr(directory) => said_to_frr(context, name, family, node, directory.as_deref()).await?,
+        Daemon::Bird(socket) => said_to_bird(context, name, node, socket).await?,
+    };
+    Ok((told_by(&ends, said, family), look))
+}
+
+async fn said_to_frr(
+    context: &Context,
+    name: &str,
+    family: Family,
+    node: &str,
+    directory: Option<&str>,
 ) -> Result<(Routes, String), Failure> {
     let place = Place::node(name);
-    match &router(context, name)?.daemon {
-        Daemon::Frr(directory) => {
-            let question = format!("show bgp {family} unicast neighbors {node} received-routes json");
-            let mut argv = vec!["vtysh"];
-            argv.extend(directory.iter().flat_map(|directory| ["--vty_socket", directory]));
-            argv.extend(["-c", &question]);
-            let look = context.access.shown(&place, &argv);
-            let text = context.access.text(&place, &argv).await?;
-            let said = parse_frr_received(&text).map_err(|why| {
-                let remedy = format!("{look}; `soft-reconfiguration inbound` in its frr.conf");
-                Failure::new(format!("{name} keeps what {node} announces"), why, remedy)
-            })?;
-            Ok((said, look))
+    let ends = Ends::of_lab(context).await?;
+    let argv = |question: &str| {
+        let mut argv = vec!["vtysh".to_owned()];
+        argv.extend(
+            directory.iter().flat_map(|directory| ["--vty_socket".to_owned(), (*directory).to_owned()]),
+        );
+        argv.extend(["-c".to_owned(), question.to_owned()]);
+        argv
+    };
+    let ask = |question: String| {
+        let (argv, place) = (argv(&question), &place);
+        async move {
+            let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
+            Ok::<_, Failure>((context.access.text(place, &argv).await?, context.access.shown(place, &argv)))
         }
-        Daemon::Bird(socket) => {
-            let argv = ["birdc", "-s", socket, "show", "protocols", "all"];
-            let sessions = parse_bird_sessions(&context.access.text(&place, &argv).await?);
-            let session = sessions.iter().find(|session| session.neighbour == Some(node));
-            let Some(session) = session.filter(|session| session.keeps_filtered) else {
-                let remedy = format!(
-                    "{}; `import keep filtered` in its bird.conf",
-                    context.access.shown(&place, &argv)
-                );
-                return Err(Failure::new(
-                    format!("{name} has a session with {node} and keeps what its filter rejects"),
-                    format!("{session:?}"),
-                    remedy,
-                ));
-            };
-            let accepted = ["birdc", "-s", socket, "show", "route", "all", "protocol", &session.name];
-            let rejected =
-                ["birdc", "-s", socket, "show", "route", "all", "filtered", "protocol", &session.name];
-            let mut said = Routes::new();
-            for argv in [accepted.as_slice(), rejected.as_slice()] {
-                for (prefix, hops) in parse_bird(&context.access.text(&place, argv).await?).all {
-                    said.entry(prefix).or_default().extend(hops);
-                }
-            }
-            Ok((said, context.access.shown(&place, &rejected)))
+    };
+    let unread = |why: String, look: &str| {
+        let remedy = format!("{look}; `soft-reconfiguration inbound` in its frr.conf");
+        Failure::new(format!("{name} keeps what {node} announces"), why, remedy)
+    };
+    let (text, mut look) = ask("show bgp neighbors json".to_owned()).await?;
+    let peers = parse_frr_peers(&text, family).map_err(|why| unread(why, &look))?;
+    let mut said = Routes::new();
+    let mut sessions = 0;
+    for peer in peers.iter().filter(|peer| ends.node(&peer.address) == Some(node)) {
+        let question = format!("show bgp {family} unicast neighbors {} received-routes json", peer.name);
+        let text;
+        (text, look) = ask(question).await?;
+        for (prefix, hops) in parse_frr_received(&text).map_err(|why| unread(why, &look))? {
+            said.entry(prefix).or_default().extend(hops);
         }
+        sessions += 1;
     }
+    if sessions == 0 {
+        return Err(unread(format!("no session with {node} carries {family} routes"), &look));
+    }
+    Ok((said, look))
+}
+
+async fn said_to_bird(
+    context: &Context,
+    name: &str,
+    node: &str,
+    socket: &str,
+) -> Result<(Routes, String), Failure> {
+    let place = Place::node(name);
+    let ends = Ends::of_lab(context).await?;
+    let argv = ["birdc", "-s", socket, "show", "protocols", "all"];
+    let mut look = context.access.shown(&place, &argv);
+    let sessions = parse_bird_sessions(&context.access.text(&place, &argv).await?);
+    let with_node = |session: &&BirdSession| {
+        session.neighbour.is_some_and(|neighbour| ends.node(&neighbour) == Some(node))
+    };
+    let sessions: Vec<&BirdSession> = sessions.iter().filter(with_node).collect();
+    if sessions.is_empty() || !sessions.iter().all(|session| session.keeps_filtered) {
+        return Err(Failure::new(
+            format!("{name} has a session with {node} and keeps what its filter rejects"),
+            format!("{sessions:?}"),
+            format!("{look}; `import keep filtered` in its bird.conf"),
+        ));
+    }
+    let mut said = Routes::new();
+    for session in sessions {
+        let accepted = ["birdc", "-s", socket, "show", "route", "all", "protocol", &session.name];
+        let rejected = ["birdc", "-s", socket, "show", "route", "all", "filtered", "protocol", &session.name];
+        for argv in [accepted.as_slice(), rejected.as_slice()] {
+            for (prefix, hops) in parse_bird(&context.access.text(&place, argv).await?).all {
+                said.entry(prefix).or_default().extend(hops);
+            }
+        }
+        look = context.access.shown(&place, &rejected);
+    }
+    Ok((said, look))
 }

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 use super::Routes;
+use crate::checks::check::Family;
 
 /// A RIB: every valid path, and those in use.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -94,10 +95,10 @@ struct FrrHop {
 
 impl FrrPath {
     fn hops(&self) -> impl Iterator<Item = IpAddr> {
-        self.nexthops.iter().filter_map(|hop| hop.ip).filter(|ip| match ip {
-            IpAddr::V4(address) => !address.is_unspecified(),
-            IpAddr::V6(address) => !address.is_unspecified() && !address.is_unicast_link_local(),
-        })
+        let link_local = |ip: &IpAddr| matches!(ip, IpAddr::V6(address) if address.is_unicast_link_local());
+        let hops = || self.nexthops.iter().filter_map(|hop| hop.ip).filter(|ip| !ip.is_unspecified());
+        let only_link_local = hops().all(|ip| link_local(&ip));
+        hops().filter(move |ip| only_link_local || !link_local(ip))
     }
 }
 
@@ -107,7 +108,7 @@ fn json(text: &str) -> &str {
 }
 
 /// The paths of `vtysh -c "show bgp ipv4|ipv6 unicast json"`. Of a next hop given as global and link-local address the
-/// global one counts.
+/// global one counts; unnumbered peers have but the other.
 ///
 /// # Errors
 /// What is wrong with the JSON.
@@ -155,6 +156,43 @@ pub(super) fn parse_frr_received(text: &str) -> Result<Routes, String> {
         routes.entry(prefix).or_default().extend(route.next_hop_global.or(route.next_hop));
     }
     Ok(routes)
+}
+
+/// A peer of FRR.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct FrrPeer {
+    /// How FRR calls it: an address, or the interface of an unnumbered peer.
+    pub(super) name: String,
+    /// Its address.
+    pub(super) address: IpAddr,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct FrrNeighbour {
+    /// `none` until it is known.
+    bgp_neighbor_addr: Option<String>,
+    #[serde(default)]
+    address_family_info: BTreeMap<String, serde_json::Value>,
+}
+
+/// The peers that carry a family, of `show bgp neighbors json`. An unnumbered peer that FRR has not met has no address yet.
+///
+/// # Errors
+/// What is wrong with the JSON.
+pub(super) fn parse_frr_peers(text: &str, family: Family) -> Result<Vec<FrrPeer>, String> {
+    let table: BTreeMap<String, FrrNeighbour> =
+        serde_json::from_str(json(text)).map_err(|error| error.to_string())?;
+    let wanted = format!("{family}Unicast");
+    let carries =
+        |peer: &FrrNeighbour| peer.address_family_info.keys().any(|name| name.eq_ignore_ascii_case(&wanted));
+    let peers = table.into_iter().filter(|(_, peer)| carries(peer));
+    Ok(peers
+        .filter_map(|(name, peer)| {
+            let address = name.parse().ok().or_else(|| peer.bgp_neighbor_addr?.parse().ok())?;
+            Some(FrrPeer { name, address })
+        })
+        .collect())
 }
 
 /// A BGP session of BIRD, in `birdc show protocols all`.
@@ -211,6 +249,21 @@ mod tests {
         };
         let expected = [of("n1_ipv4", "172.20.11.2", true), of("n2_ipv4", "172.20.12.2", false)];
         assert_eq!(parse_bird_sessions(text), expected);
+    }
+
+    #[test]
+    fn frr_peers_are_told_by_address_and_family() {
+        let text = r#"{"172.20.21.2":{"remoteAs":65211,"addressFamilyInfo":{"ipv4Unicast":{}}},
+            "eth2":{"bgpNeighborAddr":"fe80::2","addressFamilyInfo":{"ipv4Unicast":{},"ipv6Unicast":{}}},
+            "eth3":{"bgpNeighborAddr":"none","addressFamilyInfo":{"ipv4Unicast":{}}},
+            "fd00:20:21::2":{"addressFamilyInfo":{"ipv6Unicast":{}}}}"#;
+        let names = |family| -> Vec<String> {
+            let peers = parse_frr_peers(text, family).expect("FRR's JSON");
+            peers.into_iter().map(|peer| format!("{} {}", peer.name, peer.address)).collect()
+        };
+        assert_eq!(names(Family::Ipv4), ["172.20.21.2 172.20.21.2", "eth2 fe80::2"]);
+        assert_eq!(names(Family::Ipv6), ["eth2 fe80::2", "fd00:20:21::2 fd00:20:21::2"]);
+        assert!(parse_frr_peers("% no", Family::Ipv4).is_err());
     }
 
     #[test]

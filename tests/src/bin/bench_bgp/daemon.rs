@@ -1,0 +1,255 @@
+//! The daemons under test: their configuration, and what they use.
+
+use std::fmt::Write as _;
+use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use tombolo_tests::netns::{Daemon, Namespace};
+
+use crate::Failure;
+
+/// AS of every daemon.
+const ASN: u32 = 65_001;
+/// A daemon that has used no processor time for this long has nothing to do.
+const QUIET: Duration = Duration::from_millis(400);
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// A daemon that is never quiet is measured after this long.
+const QUIET_MAX: Duration = Duration::from_secs(60);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    Ours,
+    Bird,
+    Frr,
+    Openbgpd,
+    Gobgp,
+}
+
+impl Kind {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Ours => "tombolo",
+            Self::Bird => "BIRD",
+            Self::Frr => "FRR",
+            Self::Openbgpd => "OpenBGPD",
+            Self::Gobgp => "GoBGP",
+        }
+    }
+}
+
+/// A peer as the daemon is told of it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Neighbor {
+    pub(crate) address: Ipv4Addr,
+    pub(crate) asn: u32,
+    /// The daemon's address towards it.
+    pub(crate) own: Ipv4Addr,
+    /// It sends routes and gets none; else it gets routes and none are taken from it.
+    pub(crate) injects: bool,
+}
+
+/// Starts a daemon in a namespace.
+pub(crate) fn start(
+    kind: Kind,
+    namespace: &Namespace,
+    directory: &Path,
+    neighbors: &[Neighbor],
+) -> Result<Daemon, Failure> {
+    std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o777))?;
+    let path = |name: &str| directory.join(name).display().to_string();
+    let write = |text: String, mode: u32| -> Result<String, Failure> {
+        let name = path("daemon.conf");
+        std::fs::write(&name, text)?;
+        std::fs::set_permissions(&name, std::fs::Permissions::from_mode(mode))?;
+        Ok(name)
+    };
+    Ok(match kind {
+        Kind::Ours => {
+            let router = router()?.display().to_string();
+            let mut arguments = vec![ASN.to_string(), "10.99.0.1".to_owned()];
+            arguments.extend(neighbors.iter().map(|neighbor| {
+                let direction = if neighbor.injects { "in" } else { "out" };
+                format!("{}={}:{direction}", neighbor.address, neighbor.asn)
+            }));
+            namespace.spawn_quiet(&router, &arguments.iter().map(String::as_str).collect::<Vec<_>>())
+        }
+        Kind::Bird => {
+            let config = write(bird(neighbors), 0o644)?;
+            namespace.spawn_quiet("/usr/sbin/bird", &["-f", "-c", &config, "-s", &path("bird.ctl")])
+        }
+        Kind::Frr => {
+            let config = write(frr(neighbors), 0o644)?;
+            let (pid, api, folder) = (path("pid"), path("zserv.api"), path(""));
+            let arguments =
+                ["-f", &config, "-S", "-n", "-Z", "-i", &pid, "-z", &api, "--vty_socket", &folder];
+            namespace.spawn_quiet("/usr/lib/frr/bgpd", &[&arguments[..], &["-P", "0", "-e", "64"]].concat())
+        }
+        Kind::Openbgpd => {
+            std::fs::create_dir_all("/run/openbgpd")?;
+            let config = write(openbgpd(neighbors, &path("bgpd.sock")), 0o600)?;
+            namespace.spawn_quiet("/usr/sbin/bgpd", &["-d", "-f", &config])
+        }
+        Kind::Gobgp => {
+            let config = write(gobgp(neighbors), 0o644)?;
+            let api = ["--api-hosts", "127.0.0.1:50051"];
+            namespace.spawn_quiet("/usr/bin/gobgpd", &[&["-f", &config, "-l", "warn"][..], &api].concat())
+        }
+    })
+}
+
+/// The example of the crate, built beside this program.
+fn router() -> Result<PathBuf, Failure> {
+    let program = std::env::current_exe()?;
+    let router = program.with_file_name("examples").join("router");
+    if router.exists() {
+        Ok(router)
+    } else {
+        Err(format!("{} is not there: use make bench-bgp", router.display()).into())
+    }
+}
+
+fn bird(neighbors: &[Neighbor]) -> String {
+    let mut out = String::from("router id 10.99.0.1;\nprotocol device {}\n");
+    for (number, neighbor) in neighbors.iter().enumerate() {
+        let Neighbor { address, asn, own, injects } = neighbor;
+        let (import, export) = if *injects { ("all", "none") } else { ("none", "all") };
+        line(
+            &mut out,
+            format_args!(
+                "protocol bgp p{number} {{ local {own} as {ASN}; neighbor {address} as {asn}; ipv4 {{ import {import}; export {export}; }}; passive; }}"
+            ),
+        );
+    }
+    out
+}
+
+fn frr(neighbors: &[Neighbor]) -> String {
+    let mut out = format!(
+        "router bgp {ASN}\n bgp router-id 10.99.0.1\n no bgp ebgp-requires-policy\n no bgp network import-check\n"
+    );
+    for Neighbor { address, asn, .. } in neighbors {
+        line(
+            &mut out,
+            format_args!(
+                " neighbor {address} remote-as {asn}\n neighbor {address} passive\n neighbor {address} advertisement-interval 0"
+            ),
+        );
+    }
+    out
+}
+
+fn openbgpd(neighbors: &[Neighbor], socket: &str) -> String {
+    let mut out = format!("AS {ASN}\nrouter-id 10.99.0.1\nfib-update no\nsocket \"{socket}\"\n");
+    let mut own: Vec<Ipv4Addr> = neighbors.iter().map(|neighbor| neighbor.own).collect();
+    own.dedup();
+    own.iter().for_each(|own| line(&mut out, format_args!("listen on {own}")));
+    for Neighbor { address, asn, .. } in neighbors {
+        line(&mut out, format_args!("neighbor {address} {{\n remote-as {asn}\n passive\n}}"));
+    }
+    out.push_str("allow from any\nallow to any\n");
+    out
+}
+
+fn gobgp(neighbors: &[Neighbor]) -> String {
+    let mut out = format!("[global.config]\nas={ASN}\nrouter-id=\"10.99.0.1\"\n");
+    for Neighbor { address, asn, .. } in neighbors {
+        line(
+            &mut out,
+            format_args!(
+                "[[neighbors]]\n[neighbors.config]\nneighbor-address=\"{address}\"\npeer-as={asn}\n[neighbors.transport.config]\npassive-mode=true"
+            ),
+        );
+    }
+    out
+}
+
+fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
+    // Writing to a string cannot fail.
+    if writeln!(out, "{text}").is_err() {
+        out.clear();
+    }
+}
+
+/// What a daemon, its threads and its children have used.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Usage {
+    /// Processor time, user and system.
+    pub(crate) cpu: Duration,
+    /// Resident memory in bytes.
+    pub(crate) rss: u64,
+}
+
+impl Usage {
+    pub(crate) fn of(pid: u32) -> Self {
+        tree(pid).into_iter().fold(Self::default(), |sum, pid| Self {
+            cpu: sum.cpu + ticks(pid).unwrap_or_default().max(run_time(pid)),
+            rss: sum.rss + rss(pid).unwrap_or_default(),
+        })
+    }
+}
+
+fn tree(pid: u32) -> Vec<u32> {
+    let mut all = vec![pid];
+    for task in tasks(pid) {
+        let children = std::fs::read_to_string(task.join("children")).unwrap_or_default();
+        let children = children.split_whitespace().filter_map(|child| child.parse().ok());
+        all.extend(children.flat_map(tree));
+    }
+    all
+}
+
+fn tasks(pid: u32) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten();
+    entries.flatten().map(|entry| entry.path()).collect()
+}
+
+/// In ticks of 10 ms: the only figure that knows of threads that have ended.
+fn ticks(pid: u32) -> Option<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let (user, system): (u64, u64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+    Some(Duration::from_millis((user + system) * 10))
+}
+
+/// To the nanosecond, of the threads that are there.
+fn run_time(pid: u32) -> Duration {
+    let of = |task: PathBuf| {
+        let text = std::fs::read_to_string(task.join("schedstat")).ok()?;
+        text.split_whitespace().next()?.parse().ok().map(Duration::from_nanos)
+    };
+    tasks(pid).into_iter().filter_map(of).sum()
+}
+
+fn rss(pid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+}
+
+/// What a daemon has used once it has nothing more to do.
+pub(crate) fn settled(pid: u32) -> Usage {
+    let end = Instant::now() + QUIET_MAX;
+    let (mut last, mut since) = (Usage::of(pid), Instant::now());
+    loop {
+        std::thread::sleep(LOOK_EVERY);
+        let usage = Usage::of(pid);
+        let now = Instant::now();
+        // A timer that looks at something is not work.
+        if usage.cpu > last.cpu + Duration::from_millis(2) {
+            (last, since) = (usage, now);
+        }
+        if now.duration_since(since) >= QUIET || now > end {
+            return usage;
+        }
+    }
+}
+
+/// The packages of the daemons and their versions; what is not installed is not named.
+pub(crate) fn versions() -> Result<String, Failure> {
+    let packages = ["bird2", "frr", "openbgpd", "gobgpd"];
+    let mut query = std::process::Command::new("dpkg-query");
+    let output = query.args(["-W", "-f", "${Package} ${Version}  "]).args(packages).output()?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
