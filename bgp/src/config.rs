@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bfd::BfdSettings;
 use crate::bfd::client::Unit;
+use crate::bmp::BmpStation;
 use crate::dynamic::AsnRange;
 use crate::error::Error;
 use crate::family::Family;
@@ -52,6 +53,8 @@ pub struct SpeakerConfig {
     pub bfd: Option<BfdUnit>,
     /// Where every message of every session is logged; none logs nothing.
     pub message_log: Option<MessageLog>,
+    /// Collectors of BMP.
+    pub stations: Vec<BmpStation>,
     /// Events queued for a slow reader before the channel makes the speaker keep only the newest state of each prefix; 0: there are no
     /// events of routes, for a speaker whose routes nobody but its peers wants.
     pub event_queue: usize,
@@ -77,6 +80,7 @@ impl SpeakerConfig {
             jitter_seed: 0,
             bfd: None,
             message_log: None,
+            stations: Vec::new(),
             event_queue: 1024,
             listen_backlog: 1024,
             half_open_max: 256,

@@ -29,6 +29,7 @@
 #![deny(unsafe_code)]
 
 pub mod bfd;
+mod bmp;
 mod config;
 mod core;
 mod driver;
@@ -47,6 +48,7 @@ mod transport;
 mod unnumbered;
 pub mod wire;
 
+pub use bmp::BmpStation;
 pub use config::{
     AddPaths, AllowedPrefix, Announcement, BfdUnit, Damping, Decision, GracefulRestart, LimitAction,
     PathCount, PeerConfig, PrefixLimit, Scope, SpeakerConfig, Timers,

@@ -7,6 +7,9 @@
 
 mod admit;
 mod bfd;
+mod bmp;
+#[cfg(test)]
+mod bmp_tests;
 mod export;
 mod import;
 mod limits;
@@ -47,6 +50,7 @@ use crate::transport::Target;
 use crate::wire::{Community, EXTENDED_MESSAGE_MAX, Frame, MESSAGE_MAX, Notification, cease};
 
 pub(crate) use admit::{Admission, Incoming};
+pub(crate) use bmp::{StationId, StationOutput};
 use import::Import;
 use log::Logs;
 use peer::Peer;
@@ -98,6 +102,7 @@ pub(crate) struct Core {
     bfd_changed: bool,
     admission: Admission,
     tap: tap::Tap,
+    stations: bmp::Stations,
 }
 
 impl Core {
@@ -124,6 +129,7 @@ impl Core {
             bfd_changed: false,
             admission: Admission::new(config),
             tap: tap::Tap::default(),
+            stations: bmp::Stations::default(),
         }
     }
 
@@ -489,8 +495,14 @@ impl Core {
                     self.links.remove(&connection);
                     self.outputs.push_back(Output::Close { connection });
                 }
-                Action::Up { connection, session } => self.session_up(now, id, connection, session),
-                Action::Down { cause } => self.session_down(now, id, &cause),
+                Action::Up { connection, session } => {
+                    self.session_up(now, id, connection, session);
+                    self.tell_stations_up(id);
+                }
+                Action::Down { cause } => {
+                    self.tell_stations_down(id, &cause);
+                    self.session_down(now, id, &cause);
+                }
                 Action::Update { update } => self.update(now, id, update),
                 Action::Refresh { family } => self.say_again(id, family),
             }

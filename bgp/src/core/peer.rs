@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+
 use crate::bfd::SessionStatus;
 use crate::config::PeerConfig;
 use crate::event::Counters;
@@ -39,6 +41,8 @@ pub(super) struct Peer {
     pub(super) dynamic: Option<String>,
     /// Shut down by the operator, with the text for the other one.
     pub(super) shut: Option<String>,
+    /// The last OPENs, ours and theirs.
+    pub(super) opens: (Option<Bytes>, Option<Bytes>),
     /// The state last noted, and since when it is so.
     pub(super) last_state: State,
     pub(super) state_since: Option<Instant>,
@@ -61,6 +65,7 @@ impl Peer {
             bfd: None,
             dynamic: None,
             shut: None,
+            opens: (None, None),
             last_state: State::Idle,
             state_since: None,
         }

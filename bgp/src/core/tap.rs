@@ -10,7 +10,7 @@ use super::Core;
 use crate::config::PeerConfig;
 use crate::fsm::State;
 use crate::rib::PeerId;
-use crate::wire::{Frame, HEADER_LEN};
+use crate::wire::{Frame, HEADER_LEN, MessageType};
 
 /// Bytes of messages kept until they are taken; what is over is lost, and counted. They are taken after every step.
 const TAP_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -84,7 +84,8 @@ impl Core {
 
     /// A message came.
     pub(super) fn heard(&mut self, id: PeerId, frame: &Frame) {
-        if !self.tap.on {
+        let open = frame.kind == MessageType::Open;
+        if !self.tap.on && !open {
             return;
         }
         let len = u16::try_from(HEADER_LEN + frame.body.len()).unwrap_or(u16::MAX);
@@ -93,7 +94,13 @@ impl Core {
         bytes.put_u16(len);
         bytes.put_u8(frame.kind.code());
         bytes.put_slice(&frame.body);
-        self.tap(id, Passed::Messages { sent: false, bytes: bytes.freeze() });
+        let bytes = bytes.freeze();
+        if let Some(peer) = self.peers.get_mut(&id).filter(|_| open) {
+            peer.opens.1 = Some(bytes.clone());
+        }
+        if self.tap.on {
+            self.tap(id, Passed::Messages { sent: false, bytes });
+        }
     }
 
     /// Messages go out to a peer.
@@ -102,6 +109,10 @@ impl Core {
             for kind in kinds(bytes) {
                 peer.counters.messages_sent += 1;
                 peer.counters.updates_sent += u64::from(kind == UPDATE);
+            }
+            // An OPEN goes out alone.
+            if bytes.get(18) == Some(&MessageType::Open.code()) {
+                peer.opens.0 = Some(bytes.clone());
             }
         }
         if self.tap.on {

@@ -147,7 +147,7 @@ impl Pair {
     }
 
     /// Breaks every connection without a word, as a dying process does, and keeps the network cut.
-    fn sever(&mut self) {
+    pub(super) fn sever(&mut self) {
         self.cut = true;
         for (a, b) in std::mem::take(&mut self.wires) {
             self.cores[0].lost(self.now, a, "reset");

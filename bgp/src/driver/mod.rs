@@ -8,6 +8,7 @@
 //! ```
 
 mod bfd;
+mod bmp;
 mod handle;
 mod keys;
 mod link;
@@ -28,7 +29,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::config::SpeakerConfig;
-use crate::core::{Core, Incoming, Output};
+use crate::core::{Core, Incoming, Output, StationId};
 use crate::error::Error;
 use crate::event::Event;
 use crate::fsm::ConnectionId;
@@ -63,6 +64,7 @@ enum Input {
     Unframed { id: ConnectionId, notification: Notification },
     Drained { id: ConnectionId, bytes: usize },
     Lost { id: ConnectionId, reason: String },
+    Station { id: StationId, news: bmp::StationNews },
 }
 
 struct Driver {
@@ -97,7 +99,7 @@ impl Driver {
             listeners.spawn(accept(listener, inputs.clone()));
         }
         let mut core = Core::new(config);
-        let monitor = monitor::Monitor::start(config, &mut core)?;
+        let monitor = monitor::Monitor::start(config, &mut core, &inputs)?;
         Ok(Self {
             core,
             monitor,
@@ -179,6 +181,7 @@ impl Driver {
             Input::Frames { id, frames } => self.core.frames(now, id, &frames),
             Input::Unframed { id, notification } => self.core.unframed(now, id, notification),
             Input::Drained { id, bytes } => self.core.drained(now, id, bytes),
+            Input::Station { id, news } => self.monitor.station(&mut self.core, id, news),
             Input::Lost { id, reason } => {
                 self.queues.remove(&id);
                 self.keys.closed(id);
@@ -304,6 +307,7 @@ impl Driver {
         }
         self.core.stop_all(Instant::now(), text);
         self.carry_out();
+        self.monitor.close(&mut self.core, &mut self.inbox).await;
         if let Some(bfd) = self.bfd.take() {
             bfd.release().await;
         }

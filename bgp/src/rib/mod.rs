@@ -6,12 +6,15 @@
 
 mod best;
 mod ids;
+mod journal;
 pub(crate) mod out;
 mod set;
 mod table;
 
 pub(crate) use best::DEFAULT_LOCAL_PREF;
 use best::Selection;
+use journal::Journal;
+pub(crate) use journal::{LOC_RIB, PathKey};
 pub(crate) use set::{PathSet, PathSets};
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -187,6 +190,7 @@ pub(crate) struct Rib {
     /// Somebody hears of paths that are not in use: their changes are told as well.
     all_paths: bool,
     ids: PathIds,
+    pub(crate) journal: Journal,
     /// The list of [`Rib::by_set`] while nothing changes: peers that come up together share it.
     listed: Option<Arc<[IpNet]>>,
 }
@@ -204,6 +208,7 @@ impl Rib {
             local_changes: BTreeMap::new(),
             all_paths: false,
             ids: PathIds::default(),
+            journal: Journal::default(),
             listed: None,
         }
     }
@@ -313,6 +318,7 @@ impl Rib {
                 *self.counts.entry((peer, Family::of(&prefix))).or_default() += 1;
             }
         }
+        self.journal.note(peer, prefix, path_id);
         self.decide(prefix, peer, old, false);
         true
     }
@@ -324,6 +330,7 @@ impl Rib {
         let Ok(at) = destination.routes.binary_search_by_key(&key, Route::key) else { return };
         let old = Best::of(destination);
         let gone = destination.routes.remove(at);
+        self.journal.note(peer, prefix, path_id);
         let used = gone.used();
         // A path that is not in use may have kept others from it by its MED.
         let counted = used || best::compared_by_med(&gone, old.as_ref());
@@ -382,6 +389,7 @@ impl Rib {
                 let (set, refused) = judge(&prefix, PathSet::received(&route.set));
                 if !Arc::ptr_eq(&set, &route.set) || refused != route.refused {
                     (route.set, route.refused, changed) = (set, refused, true);
+                    self.journal.note(peer, prefix, route.set.path_id());
                 }
             }
             if changed {
@@ -404,6 +412,7 @@ impl Rib {
             return;
         }
         let new = Best::of(destination);
+        self.journal.note(LOC_RIB, prefix, 0);
         let again = destination.batch == self.batch;
         self.listed = None;
         let full = self.batches.last().is_none_or(|batch| batch.len() >= BATCH_MAX);
