@@ -15,6 +15,7 @@ use crate::error::Error;
 use crate::family::Family;
 use crate::mrt::MessageLog;
 use crate::policy::Policy;
+use crate::rpki::RpkiCache;
 use crate::transport::Transport;
 use crate::wire::{Community, LargeCommunity, Origin};
 
@@ -55,6 +56,8 @@ pub struct SpeakerConfig {
     pub message_log: Option<MessageLog>,
     /// Collectors of BMP.
     pub stations: Vec<BmpStation>,
+    /// RPKI caches. What they say together is what policies judge origins by; [`crate::SpeakerHandle::set_rpki`] is for a speaker without.
+    pub caches: Vec<RpkiCache>,
     /// Events queued for a slow reader before the channel makes the speaker keep only the newest state of each prefix; 0: there are no
     /// events of routes, for a speaker whose routes nobody but its peers wants.
     pub event_queue: usize,
@@ -81,6 +84,7 @@ impl SpeakerConfig {
             bfd: None,
             message_log: None,
             stations: Vec::new(),
+            caches: Vec::new(),
             event_queue: 1024,
             listen_backlog: 1024,
             half_open_max: 256,

@@ -14,6 +14,7 @@ mod keys;
 mod link;
 pub(crate) mod monitor;
 mod neighbours;
+mod rpki;
 
 pub use handle::{Events, Speaker, SpeakerHandle};
 
@@ -34,6 +35,7 @@ use crate::error::Error;
 use crate::event::Event;
 use crate::fsm::ConnectionId;
 use crate::rib::PeerId;
+use crate::rpki::RpkiTable;
 use crate::transport::{self, Target};
 use crate::wire::{Frame, Notification};
 
@@ -65,6 +67,7 @@ enum Input {
     Drained { id: ConnectionId, bytes: usize },
     Lost { id: ConnectionId, reason: String },
     Station { id: StationId, news: bmp::StationNews },
+    Payloads { cache: usize, table: Arc<RpkiTable> },
 }
 
 struct Driver {
@@ -181,6 +184,7 @@ impl Driver {
             Input::Frames { id, frames } => self.core.frames(now, id, &frames),
             Input::Unframed { id, notification } => self.core.unframed(now, id, notification),
             Input::Drained { id, bytes } => self.core.drained(now, id, bytes),
+            Input::Payloads { cache, table } => self.monitor.payloads(&mut self.core, cache, table),
             Input::Station { id, news } => self.monitor.station(&mut self.core, id, news),
             Input::Lost { id, reason } => {
                 self.queues.remove(&id);

@@ -1,7 +1,8 @@
-//! Those who watch the sessions: the message log, and the collectors of BMP.
+//! Those beside the sessions: the message log, the collectors of BMP, and the RPKI caches.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -11,11 +12,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::Input;
 use super::bmp::{self, StationNews};
+use super::rpki;
 use crate::config::SpeakerConfig;
 use crate::core::tap::{Passed, TapPeer, messages};
 use crate::core::{Core, StationId, StationOutput};
 use crate::error::Error;
 use crate::mrt::{Happened, SessionEntry, Writer};
+use crate::rpki::RpkiTable;
 
 /// Longest wait for collectors to take the last messages.
 const CLOSE_MAX: Duration = Duration::from_secs(2);
@@ -26,6 +29,10 @@ pub(super) struct Monitor {
     /// Aborted when this is dropped.
     stations: JoinSet<()>,
     cancel: CancellationToken,
+    /// What each RPKI cache says.
+    payloads: Vec<Arc<RpkiTable>>,
+    /// Aborted when this is dropped.
+    _caches: JoinSet<()>,
 }
 
 impl Monitor {
@@ -48,7 +55,12 @@ impl Monitor {
         for (id, settings) in config.stations.iter().enumerate() {
             stations.spawn(bmp::run(id, settings.clone(), inputs.clone(), cancel.clone()));
         }
-        Ok(Self { log, queues: BTreeMap::new(), stations, cancel })
+        let (mut caches, mut payloads) = (JoinSet::new(), Vec::new());
+        for (number, settings) in config.caches.iter().enumerate() {
+            payloads.push(Arc::default());
+            caches.spawn(rpki::run(number, settings.clone(), inputs.clone()));
+        }
+        Ok(Self { log, queues: BTreeMap::new(), stations, cancel, payloads, _caches: caches })
     }
 
     /// Hands on what has passed and changed since the last call.
@@ -68,6 +80,14 @@ impl Monitor {
         log.lost(lost);
         for (peer, passed) in passed {
             entries(at, &peer, passed, |entry| log.log(&peer.config.name, entry));
+        }
+    }
+
+    /// An RPKI cache has other payloads.
+    pub(super) fn payloads(&mut self, core: &mut Core, cache: usize, table: Arc<RpkiTable>) {
+        if let Some(known) = self.payloads.get_mut(cache) {
+            *known = table;
+            core.set_rpki(rpki::together(&self.payloads));
         }
     }
 
