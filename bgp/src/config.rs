@@ -1,5 +1,6 @@
 //! What a speaker and its peers are told.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use crate::mrt::MessageLog;
 use crate::policy::Policy;
 use crate::rpki::RpkiCache;
 use crate::transport::Transport;
-use crate::wire::{Community, LargeCommunity, Origin};
+use crate::wire::{Community, LargeCommunity, Origin, STALE_TIME_MAX};
 
 /// Longest wait for a peer's OPEN before ours.
 const DELAY_OPEN_MAX: Duration = Duration::from_secs(240);
@@ -42,6 +43,11 @@ pub struct SpeakerConfig {
     pub listen: Vec<SocketAddr>,
     /// This process follows another that died with its routes still in the forwarding plane: sets the R and F bits (RFC 4724).
     pub restarting: bool,
+    /// Longest wait of a restarting speaker for the End-of-RIB of its peers before it selects routes (RFC 4724 section 4.1).
+    pub selection_deferral: Duration,
+    /// Use only paths whose next hop somebody says can be reached: see [`SpeakerHandle::next_hops`](crate::SpeakerHandle::next_hops). Else every
+    /// next hop counts as reachable.
+    pub track_next_hops: bool,
     /// Most equal paths given for one prefix (ECMP); 1 turns multipath off.
     pub max_paths: usize,
     /// How paths are compared.
@@ -77,6 +83,8 @@ impl SpeakerConfig {
             router_id,
             listen: Vec::new(),
             restarting: false,
+            selection_deferral: Duration::from_secs(45),
+            track_next_hops: false,
             max_paths: 16,
             decision: Decision::new(),
             cluster_id: None,
@@ -185,18 +193,33 @@ impl Default for Damping {
     }
 }
 
-/// Graceful restart with one peer (RFC 4724).
+/// Graceful restart with one peer (RFC 4724, RFC 8538).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GracefulRestart {
     /// Offer it.
     pub enabled: bool,
     /// Seconds the peer should keep our routes; 1 to 4095.
     pub restart_time_secs: u16,
+    /// Offer to keep routes through NOTIFICATIONs other than a hard reset and through an expired hold time (N bit, RFC 8538).
+    #[serde(default = "yes")]
+    pub notification: bool,
+    /// Longest wait, in seconds, for the End-of-RIB of a peer that is back before its stale routes go; 1 to 3600.
+    #[serde(default = "default_stale_secs")]
+    pub stale_secs: u16,
+}
+
+/// What RFC 8538 section 4.1 recommends.
+const fn default_stale_secs() -> u16 {
+    180
+}
+
+const fn yes() -> bool {
+    true
 }
 
 impl Default for GracefulRestart {
     fn default() -> Self {
-        Self { enabled: false, restart_time_secs: 120 }
+        Self { enabled: false, restart_time_secs: 120, notification: true, stale_secs: default_stale_secs() }
     }
 }
 
@@ -275,6 +298,21 @@ impl PrefixLimit {
     }
 }
 
+/// Long-lived graceful restart with one peer (RFC 9494): routes are kept beyond the restart time, less preferred than any other. It needs
+/// [`GracefulRestart::enabled`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LongLivedRestart {
+    /// Offer it, and keep the peer's routes if it offers as much.
+    pub enabled: bool,
+    /// Seconds the peer should keep our routes of each family after the restart time; 1 to 16777215. Families left out are not to be kept.
+    pub stale_time_secs: BTreeMap<Family, u32>,
+    /// Most seconds that we keep the peer's, whatever it asks for; none: no limit.
+    pub longest_secs: Option<u32>,
+    /// Tell internal peers without the capability of stale routes as well, with LOCAL_PREF 0 and NO_EXPORT (section 4.6); else they
+    /// hear that those are withdrawn.
+    pub partial_deployment: bool,
+}
+
 /// One entry of an import allow-list: what lies within `prefix` and has a length from `min_len` to `max_len`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AllowedPrefix {
@@ -331,6 +369,9 @@ pub struct PeerConfig {
     pub ebgp_multihop: u8,
     /// Graceful restart.
     pub graceful_restart: GracefulRestart,
+    /// Long-lived graceful restart.
+    #[serde(default)]
+    pub long_lived: LongLivedRestart,
     /// Prefixes accepted; none means none. Does not count beside `import_policy`.
     pub import: Vec<AllowedPrefix>,
     /// What is done with routes from the peer; none: `import` is all there is. Either way what nothing accepts is refused (RFC 8212).
@@ -361,6 +402,10 @@ pub struct PeerConfig {
     /// Offer messages of up to 65535 bytes (RFC 8654); sent that long only if the peer offers it too.
     #[serde(default)]
     pub extended_messages: bool,
+    /// End the session with a directly connected external peer at once when its link or our address goes, as
+    /// [`SpeakerHandle::link_down`](crate::SpeakerHandle::link_down) tells.
+    #[serde(default = "yes")]
+    pub fast_fallover: bool,
     /// Refuse paths that do not start with the peer's AS.
     pub enforce_first_as: bool,
     /// Prefixes held from this peer before the session is ended with Cease.
@@ -409,6 +454,7 @@ impl PeerConfig {
             passive: false,
             ebgp_multihop: 1,
             graceful_restart: GracefulRestart::default(),
+            long_lived: LongLivedRestart::default(),
             import: Vec::new(),
             import_policy: None,
             export_policy: None,
@@ -419,6 +465,7 @@ impl PeerConfig {
             accept_blackhole: false,
             add_path: AddPaths::default(),
             extended_messages: false,
+            fast_fallover: true,
             enforce_first_as: true,
             max_prefixes: 100_000,
             prefix_limits: Vec::new(),
@@ -491,6 +538,16 @@ impl PeerConfig {
         if !(1..=4095).contains(&self.graceful_restart.restart_time_secs) {
             return bad("the graceful restart time is not in 1..4095", "use for example 120");
         }
+        if !(1..=3600).contains(&self.graceful_restart.stale_secs) {
+            return bad("the stale time of graceful restart is not in 1..3600", "use for example 180");
+        }
+        if self.long_lived.enabled && !self.graceful_restart.enabled {
+            return bad("long-lived graceful restart without graceful restart", "enable both (RFC 9494)");
+        }
+        let mut stale_times = self.long_lived.stale_time_secs.values();
+        if stale_times.any(|secs| !(1..=STALE_TIME_MAX).contains(secs)) {
+            return bad("a long-lived stale time is not in 1..16777215", "use for example 86400");
+        }
         if let Err((what, remedy)) = self.transport.check() {
             return bad(what, remedy);
         }
@@ -560,6 +617,7 @@ impl PeerConfig {
             next_hop_ipv4: None,
             next_hop_ipv6: None,
             bfd: None,
+            fast_fallover: true,
             transport: config.transport.of_session(),
             delay_open: None,
             damping: Damping::default(),

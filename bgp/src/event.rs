@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::family::{Family, NextHop};
 use crate::fsm::{State, Transition};
 use crate::operate::Outlook;
+use crate::policy::Policy;
 use crate::rib::Refusal;
 use crate::wire::{Attributes, Capability};
 
@@ -174,6 +175,8 @@ pub struct PeerState {
     pub name: String,
     /// Address.
     pub address: IpAddr,
+    /// TCP port it listens on.
+    pub port: u16,
     /// Interface it is configured on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interface: Option<String>,
@@ -204,6 +207,10 @@ pub struct PeerState {
     pub capabilities: Vec<Capability>,
     /// Counters.
     pub counters: Counters,
+    /// What is done with its routes, an allow-list as the policy it stands for.
+    pub import: Arc<Policy>,
+    /// What is done with what it is told.
+    pub export: Arc<Policy>,
     /// What our OPEN offers.
     pub offered: Vec<Capability>,
     /// Seconds in the state it is in.
@@ -221,6 +228,8 @@ pub struct PeerState {
     pub last_error: Option<String>,
     /// The last changes of state, oldest first, at most 16, with the event of RFC 4271 section 8.1 that caused each.
     pub transitions: Vec<Transition>,
+    /// How many changes of state there were since the peer was added.
+    pub transition_count: u64,
     /// The listen range a dynamic neighbour came from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub range: Option<String>,

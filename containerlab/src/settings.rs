@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::file::substitute;
+
 /// Largest `lab.yaml` that is read, in bytes.
 const MAX_BYTES: u64 = 1 << 20;
 
@@ -130,8 +132,8 @@ pub struct Cluster {
     pub name: String,
     /// Cluster id, 1 to 511.
     pub id: u32,
-    /// Folder of manifests, relative to the topology file; copied to `LAB_DIR/NAME/manifests` at `up`.
-    pub manifests: PathBuf,
+    /// Folders of manifests, relative to the topology file; copied to `LAB_DIR/NAME/manifests` at `up`, the later over the earlier.
+    pub manifests: Vec<PathBuf>,
     /// Nodes whose pods the node init runs (short node names).
     pub nodes: Vec<String>,
     /// The node that runs the cluster's etcd.
@@ -199,23 +201,23 @@ impl Settings {
     ///
     /// # Errors
     /// The file exists but cannot be read, is too large, is not YAML of this shape, or contradicts itself.
-    pub fn beside(topology_file: &Path) -> Result<Self, SettingsError> {
+    pub fn beside(topology_file: &Path, env: &BTreeMap<String, String>) -> Result<Self, SettingsError> {
         let path = topology_file.with_file_name("lab.yaml");
-        if path.exists() { Self::load(&path) } else { Ok(Self::default()) }
+        if path.exists() { Self::load(&path, env) } else { Ok(Self::default()) }
     }
 
-    /// Reads and checks one settings file.
+    /// Reads and checks one settings file. Variables in it are replaced as in a topology file.
     ///
     /// # Errors
     /// As [`Settings::beside`].
-    pub fn load(path: &Path) -> Result<Self, SettingsError> {
+    pub fn load(path: &Path, env: &BTreeMap<String, String>) -> Result<Self, SettingsError> {
         let read = |source| SettingsError::Read { path: path.to_owned(), source };
         let bytes = std::fs::metadata(path).map_err(read)?.len();
         if bytes > MAX_BYTES {
             return Err(SettingsError::TooLarge { path: path.to_owned(), bytes });
         }
         let text = std::fs::read_to_string(path).map_err(read)?;
-        Self::parse(&text, path)
+        Self::parse(&substitute(&text, env).0, path)
     }
 
     /// Parses the text of a settings file; `path` is for messages only.

@@ -1,6 +1,7 @@
 //! `tombolo bgp`: sessions and routes in the columns that users of other speakers know, and what can be done to them.
 
 mod explain;
+mod policy;
 mod summary;
 
 use super::client::{self, ClientError};
@@ -8,7 +9,9 @@ use super::commands::{PEER_COLUMNS, cell, json, objects};
 use super::{Format, Reading, output};
 use crate::daemon::bgp_api::Operation;
 use clap::{Args, Subcommand, ValueEnum};
+use http_body_util::BodyExt;
 use serde_json::Value;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tombolo_bgp::PeerAction;
 use tombolo_bgp_node::{Operated, PeerName};
@@ -59,6 +62,20 @@ pub(crate) enum BgpCommand {
         filter: FilterArgs,
         #[command(flatten)]
         reading: Reading,
+    },
+    /// Policies: what each peer's routes meet, and what a given route would
+    #[command(subcommand)]
+    Policy(policy::PolicyCommand),
+    /// Write the routes received to an MRT file (TABLE_DUMP_V2), as bgpdump reads it
+    Dump {
+        /// The file; - is standard output
+        file: PathBuf,
+        /// Only from this peer: name, instance/name or address
+        #[arg(long)]
+        peer: Option<String>,
+        /// The agent's local API
+        #[arg(long, env = "TOMBOLO_SOCKET", default_value = crate::config::DEFAULT_SOCKET)]
+        socket: PathBuf,
     },
     /// Reset sessions, or with --soft exchange routes again without a reset
     Clear {
@@ -140,6 +157,8 @@ pub(crate) async fn run(command: BgpCommand) -> Result<ExitCode, ClientError> {
         BgpCommand::Received { peer, filter, reading } => {
             routes(&reading, "received", Some(&peer), &filter).await
         }
+        BgpCommand::Policy(command) => policy::run(command).await,
+        BgpCommand::Dump { file, peer, socket } => dump(&socket, peer.as_deref(), &file).await,
         BgpCommand::Clear { peer, soft, message, reading, .. } => {
             let action = match soft {
                 None => PeerAction::Clear { text: message },
@@ -172,6 +191,24 @@ async fn operate(
     }
     let failed = done.iter().any(|one| one.error.is_some());
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+async fn dump(socket: &Path, peer: Option<&str>, file: &Path) -> Result<ExitCode, ClientError> {
+    let query = peer.map(|peer| format!("?peer={}", client::encode(peer))).unwrap_or_default();
+    let mut body = client::open(socket, &format!("/v1/bgp/dump{query}")).await?;
+    let failed = |error: std::io::Error| {
+        ClientError::Refused(format!("cannot write {}: {error}; is there room?", file.display()))
+    };
+    let mut out: Box<dyn std::io::Write> = match file.to_str() {
+        Some("-") => Box::new(std::io::stdout().lock()),
+        _ => Box::new(std::fs::File::create(file).map_err(failed)?),
+    };
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| ClientError::Broken(socket.to_owned(), error))?;
+        out.write_all(frame.data_ref().map_or(&[][..], |data| data)).map_err(failed)?;
+    }
+    out.flush().map_err(failed)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The path of a query for routes.

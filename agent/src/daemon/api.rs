@@ -1,6 +1,6 @@
 //! The local API: HTTP/1 on a unix socket that only root may open. The command line and the CNI plugin speak it.
 
-use super::bgp_api::{Operation, RouteQuery};
+use super::bgp_api::{Operation, RouteQuery, RouteTrial};
 use super::show::Shown;
 use super::status::Status;
 use axum::body::{Body, Bytes};
@@ -45,6 +45,13 @@ pub(crate) trait Backend: Send + Sync + 'static {
         kind: &str,
         query: &RouteQuery,
     ) -> impl Future<Output = Result<serde_json::Value, String>> + Send;
+    /// What a route would meet at the policy of BGP peers.
+    fn bgp_try_policy(
+        &self,
+        trial: RouteTrial,
+    ) -> impl Future<Output = Result<serde_json::Value, String>> + Send;
+    /// The BGP routes received as an MRT file.
+    fn bgp_dump(&self, peer: Option<String>) -> impl Future<Output = Result<Vec<u8>, String>> + Send;
     /// Does something to BGP peers, and says what came of it for each.
     fn bgp_operate(
         &self,
@@ -129,6 +136,8 @@ pub(crate) async fn serve<B: Backend>(listener: UnixListener, backend: Arc<B>, c
         .route("/v1/bgp/peers", get(|State(b): State<Arc<B>>| async move { Json(b.bgp_peers().await) }))
         .route("/v1/bgp/states", get(bgp_states::<B>))
         .route("/v1/bgp/routes/{kind}", get(bgp_routes::<B>))
+        .route("/v1/bgp/dump", get(bgp_dump::<B>))
+        .route("/v1/bgp/policy/test", post(bgp_try_policy::<B>))
         .route("/v1/bgp/operate", post(bgp_operate::<B>))
         .route("/v1/flows", get(flows::<B>))
         .route("/v1/metrics", get(|State(b): State<Arc<B>>| async move { b.metrics().await }))
@@ -186,6 +195,20 @@ async fn bgp_routes<B: Backend>(
     Query(query): Query<RouteQuery>,
 ) -> Response {
     answer(backend.bgp_routes(&kind, &query).await)
+}
+
+async fn bgp_dump<B: Backend>(State(backend): State<Arc<B>>, Query(query): Query<PeerQuery>) -> Response {
+    match backend.bgp_dump(query.peer).await {
+        Ok(bytes) => ([(header::CONTENT_TYPE, "application/octet-stream")], bytes).into_response(),
+        Err(text) => not_found(text),
+    }
+}
+
+async fn bgp_try_policy<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Json(trial): Json<RouteTrial>,
+) -> Response {
+    answer(backend.bgp_try_policy(trial).await)
 }
 
 async fn bgp_operate<B: Backend>(

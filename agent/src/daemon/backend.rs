@@ -1,7 +1,7 @@
 //! What the local API shows: gathered from the rooms at the moment of asking.
 
 use super::api::Backend;
-use super::bgp_api::{self, Operation, RouteQuery};
+use super::bgp_api::{self, Operation, RouteQuery, RouteTrial};
 use super::drive::Driver;
 use super::endpoints::Gate;
 use super::flows::Flows;
@@ -30,9 +30,7 @@ use tombolo_kubernetes::FolderReport;
 use tombolo_netlink::ClsactSide;
 use tombolo_observe::filter::Filter;
 use tombolo_observe::flow::Flow;
-use tombolo_observe::metrics::{
-    ClusterLabels, Metrics, PeerLabels, ReasonLabels, RefusedLabels, TableLabels,
-};
+use tombolo_observe::metrics::{ClusterLabels, Metrics, ReasonLabels, RefusedLabels, TableLabels};
 use tombolo_observe::names;
 
 /// Texts that a part leaves for `tombolo status`.
@@ -86,6 +84,9 @@ pub(crate) struct Daemon {
     /// Counters.
     pub(crate) metrics: Arc<Metrics>,
 }
+
+/// Why nothing can be done to BGP peers.
+const NO_BGP: &str = "BGP is not enabled; set bgp.enabled in the agent's configuration";
 
 fn texts(list: &Texts) -> Vec<String> {
     list.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -380,10 +381,24 @@ impl Backend for Daemon {
         }
     }
 
+    async fn bgp_try_policy(&self, trial: RouteTrial) -> Result<Value, String> {
+        match self.bgp.get() {
+            Some(bgp) => bgp_api::try_policy(bgp, trial).await,
+            None => Err(NO_BGP.to_owned()),
+        }
+    }
+
+    async fn bgp_dump(&self, peer: Option<String>) -> Result<Vec<u8>, String> {
+        match self.bgp.get() {
+            Some(bgp) => bgp_api::dump(bgp, peer.map(PeerName)).await,
+            None => Err(NO_BGP.to_owned()),
+        }
+    }
+
     async fn bgp_operate(&self, operation: Operation) -> Result<Value, String> {
         match self.bgp.get() {
             Some(bgp) => bgp_api::operate(bgp, operation).await,
-            None => Err("BGP is not enabled; set bgp.enabled in the agent's configuration".to_owned()),
+            None => Err(NO_BGP.to_owned()),
         }
     }
 
@@ -422,13 +437,7 @@ impl Backend for Daemon {
             }
         }
         if let Some(bgp) = self.bgp.get() {
-            for peer in bgp.peers().await.unwrap_or_default() {
-                let state = &peer.state;
-                let labels =
-                    PeerLabels { vrouter: state.local_asn.to_string(), neighbor: state.address.to_string() };
-                let up = state.state == tombolo_bgp::State::Established;
-                self.metrics.bgp_session_state.get_or_create(&labels).set(i64::from(up));
-            }
+            bgp_api::gauges(&bgp.peers().await.unwrap_or_default(), &self.metrics);
         }
         self.metrics.render().unwrap_or_default()
     }

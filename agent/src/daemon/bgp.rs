@@ -10,7 +10,10 @@ use tombolo_base::ids::ClusterName;
 use tombolo_base::reconcile::Progress;
 use tombolo_base::source::{Source, SourceState};
 use tombolo_base::table::{Table, Writer};
+use tombolo_bgp::BmpStation;
 use tombolo_bgp::bfd::client::Unit;
+use tombolo_bgp::mrt::MessageLog;
+use tombolo_bgp::rpki::RpkiCache;
 use tombolo_bgp_node::{BgpNode, Settings};
 use tombolo_kubernetes::Tables;
 use tombolo_service::{LbAssignment, ServiceRow, SliceRow, TrafficPolicy};
@@ -112,12 +115,31 @@ pub(crate) fn starting() -> Source {
     Source::Peer("starting".into())
 }
 
+fn message_log(config: &crate::config::MessageLog) -> MessageLog {
+    MessageLog {
+        folder: config.folder.clone(),
+        file_bytes_max: u64::from(config.file_mib) * 1024 * 1024,
+        files: config.files.into(),
+    }
+}
+
+fn station(config: &crate::config::BmpCollector, system_name: &str) -> BmpStation {
+    BmpStation {
+        pre_policy: config.pre_policy,
+        post_policy: config.post_policy,
+        loc_rib: config.loc_rib,
+        statistics_every: std::time::Duration::from_secs(config.statistics_secs.into()),
+        system_name: system_name.to_owned(),
+        ..BmpStation::new(config.address)
+    }
+}
+
 /// Starts the speaker and joins it: desired rows in, learned routes out. Stopping withdraws first.
 pub(crate) fn start(
     driver: &Driver,
-    import: &[AllowedPrefix],
-    restarting: bool,
-    bfd: Unit,
+    config: &crate::config::Bgp,
+    system_name: &str,
+    (restarting, bfd): (bool, Unit),
     rows: (&Table<PeerRow>, &Table<AdvertRow>),
     learned: Arc<Writer<LearnedRoute>>,
     tasks: &mut Tasks,
@@ -129,9 +151,12 @@ pub(crate) fn start(
     };
     let settings = Settings {
         restarting,
-        import: import.iter().map(allowed).collect(),
+        import: config.import.allow.iter().map(allowed).collect(),
         jitter_seed: driver.seed,
         bfd: Some(bfd),
+        message_log: config.message_log.as_ref().map(message_log),
+        stations: config.bmp.iter().map(|collector| station(collector, system_name)).collect(),
+        caches: config.rpki.iter().map(|cache| RpkiCache { address: cache.address }).collect(),
         ..Settings::default()
     };
     let node = BgpNode::start(settings, learned.clone());

@@ -2,8 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tombolo_bgp::{Family, PeerAction, PrefixFilter, RouteFilter, RouteView};
+use tombolo_bgp::{
+    AsPath, Attributes, Family, NextHop, PeerAction, PolicyQuestion, PrefixFilter, RouteFilter, RouteView,
+};
 use tombolo_bgp_node::{BgpNode, InstancePeer, InstanceRoute, PeerName};
+use tombolo_observe::metrics::{Metrics, PeerFamilyLabels, PeerLabels, PeerMessageLabels};
 
 /// Which routes are asked for; what is absent does not matter.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -29,6 +32,62 @@ pub(crate) struct Operation {
     /// What to do.
     #[serde(flatten)]
     pub(crate) action: PeerAction,
+}
+
+/// A route that does not exist, to be tried on the policy of a peer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct RouteTrial {
+    /// Name, instance/name or address.
+    pub(crate) peer: PeerName,
+    /// Try the export policy, as if the route were to be told to the peer; else the import policy.
+    #[serde(default)]
+    pub(crate) export: bool,
+    /// For an export: the name of the peer it is from; none: this node originates it.
+    pub(crate) from: Option<String>,
+    /// The prefix.
+    pub(crate) prefix: ipnet::IpNet,
+    /// The next hop.
+    pub(crate) next_hop: Option<std::net::IpAddr>,
+    /// AS numbers, nearest first.
+    #[serde(default)]
+    pub(crate) as_path: Vec<u32>,
+    /// `igp`, `egp` or `incomplete`.
+    #[serde(default)]
+    pub(crate) origin: tombolo_bgp::Origin,
+    /// Standard and large communities.
+    #[serde(default)]
+    pub(crate) communities: Vec<String>,
+    /// MULTI_EXIT_DISC.
+    pub(crate) med: Option<u32>,
+    /// LOCAL_PREF.
+    pub(crate) local_pref: Option<u32>,
+}
+
+impl RouteTrial {
+    fn question(self) -> Result<PolicyQuestion, String> {
+        let mut attributes = Attributes {
+            origin: self.origin,
+            as_path: AsPath::sequence(&self.as_path),
+            med: self.med,
+            local_pref: self.local_pref,
+            ..Attributes::default()
+        };
+        for text in &self.communities {
+            if text.split(':').count() == 3 {
+                attributes.large_communities.push(text.parse()?);
+            } else {
+                attributes.communities.push(text.parse()?);
+            }
+        }
+        Ok(PolicyQuestion {
+            peer: self.peer.0,
+            import: !self.export,
+            from: self.from,
+            prefix: self.prefix.trunc(),
+            next_hop: self.next_hop.map(NextHop::new),
+            attributes,
+        })
+    }
 }
 
 fn prefix(text: &str, longer: bool) -> Result<PrefixFilter, String> {
@@ -95,6 +154,71 @@ pub(crate) async fn operate(bgp: &BgpNode, operation: Operation) -> Result<Value
     }
     let done = bgp.operate(operation.peer, operation.action).await.map_err(|error| error.to_string())?;
     Ok(json!(done))
+}
+
+/// What a route would meet at the policy of the peers of a name.
+pub(crate) async fn try_policy(bgp: &BgpNode, trial: RouteTrial) -> Result<Value, String> {
+    let peer = trial.peer.clone();
+    known(&bgp.peers().await.unwrap_or_default(), &peer)?;
+    let tried = bgp.try_policy(peer, trial.question()?).await.map_err(|error| error.to_string())?;
+    Ok(json!(tried))
+}
+
+/// The routes received as an MRT file.
+pub(crate) async fn dump(bgp: &BgpNode, peer: Option<PeerName>) -> Result<Vec<u8>, String> {
+    if let Some(peer) = &peer {
+        known(&bgp.peers().await.unwrap_or_default(), peer)?;
+    }
+    bgp.dump(peer).await.map_err(|error| error.to_string())
+}
+
+/// Sets the gauges of BGP. Peers that are gone are not there any more.
+pub(crate) fn gauges(peers: &[InstancePeer], metrics: &Metrics) {
+    let wide = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+    let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+    metrics.bgp_session_state.clear();
+    metrics.bgp_advertised_routes.clear();
+    metrics.bgp_received_routes.clear();
+    metrics.bgp_messages.clear();
+    metrics.bgp_sessions.clear();
+    metrics.bgp_treated_as_withdraw.clear();
+    for InstancePeer { state, .. } in peers {
+        let vrouter = state.local_asn.to_string();
+        let neighbor = std::net::SocketAddr::new(state.address, state.port).to_string();
+        let neighbor_asn = state.peer_asn.to_string();
+        let labels = PeerLabels {
+            vrouter: vrouter.clone(),
+            neighbor: neighbor.clone(),
+            neighbor_asn: neighbor_asn.clone(),
+        };
+        let up = state.state == tombolo_bgp::State::Established;
+        metrics.bgp_session_state.get_or_create(&labels).set(i64::from(up));
+        metrics.bgp_sessions.get_or_create(&labels).set(wide(state.counters.sessions));
+        let treated = state.counters.treated_as_withdraw;
+        metrics.bgp_treated_as_withdraw.get_or_create(&labels).set(wide(treated));
+        let (received, sent) = (state.counters.messages_received, state.counters.messages_sent);
+        for (direction, messages) in [("received", received), ("sent", sent)] {
+            let labels = PeerMessageLabels {
+                vrouter: vrouter.clone(),
+                neighbor: neighbor.clone(),
+                neighbor_asn: neighbor_asn.clone(),
+                direction: direction.to_owned(),
+            };
+            metrics.bgp_messages.get_or_create(&labels).set(wide(messages));
+        }
+        for family in &state.families {
+            let afi = if family.family == Family::Ipv4Unicast { "ipv4" } else { "ipv6" };
+            let labels = PeerFamilyLabels {
+                vrouter: vrouter.clone(),
+                neighbor: neighbor.clone(),
+                neighbor_asn: neighbor_asn.clone(),
+                afi: afi.to_owned(),
+                safi: "unicast".to_owned(),
+            };
+            metrics.bgp_received_routes.get_or_create(&labels).set(count(family.received));
+            metrics.bgp_advertised_routes.get_or_create(&labels).set(count(family.advertised));
+        }
+    }
 }
 
 /// The peers a name stands for; an error that names those there are if it stands for none.

@@ -387,8 +387,8 @@ impl Rooms<'_> {
             let rows = (&self.desired.bgp_peers, &self.desired.bgp_adverts);
             let run = config.api.socket.parent().unwrap_or_else(|| std::path::Path::new("/run/tombolo"));
             let bfd = tombolo_bgp::bfd::client::Unit::of_this_program(run);
-            let allow = &config.bgp.import.allow;
-            let bgp = bgp::start(driver, allow, node.restarting, bfd, rows, learned, tasks);
+            let rejoin = (node.restarting, bfd);
+            let bgp = bgp::start(driver, &config.bgp, &identity.node, rejoin, rows, learned, tasks);
             daemon.bgp.set(bgp).ok();
         }
     }

@@ -30,7 +30,7 @@ mod settings;
 #[cfg(test)]
 mod tests;
 
-pub use operate::{Operated, PeerName};
+pub use operate::{Operated, PeerName, Tried};
 pub use settings::Settings;
 
 use std::collections::BTreeSet;
@@ -42,7 +42,7 @@ use tokio::sync::{mpsc, oneshot};
 use tombolo_base::reconcile::Target;
 use tombolo_base::source::Source;
 use tombolo_base::table::{Row, Writer};
-use tombolo_bgp::{Error, PeerAction, PeerState, RouteFilter, RouteRow, RouteView};
+use tombolo_bgp::{Error, PeerAction, PeerState, PolicyQuestion, RouteFilter, RouteRow, RouteView};
 use tombolo_topology::LearnedRoute;
 use tombolo_topology::bgp::{AdvertRow, PeerRow};
 
@@ -148,6 +148,27 @@ impl BgpNode {
         let (reply, answer) = oneshot::channel();
         let message = Message::Routes(view, peer, filter, reply);
         self.messages.send(message).await.map_err(|_| Error::Stopped)?;
+        answer.await.map_err(|_| Error::Stopped)
+    }
+
+    /// What a route would meet at the policy of the peers of a name; the name in the question does not matter.
+    ///
+    /// # Errors
+    /// The adapter has ended.
+    pub async fn try_policy(&self, peer: PeerName, question: PolicyQuestion) -> Result<Vec<Tried>, Error> {
+        let (reply, answer) = oneshot::channel();
+        let message = Message::Try(peer, Box::new(question), reply);
+        self.messages.send(message).await.map_err(|_| Error::Stopped)?;
+        answer.await.map_err(|_| Error::Stopped)
+    }
+
+    /// The routes received, of all peers or those of a name, as an MRT file (TABLE_DUMP_V2, RFC 6396).
+    ///
+    /// # Errors
+    /// The adapter has ended.
+    pub async fn dump(&self, peer: Option<PeerName>) -> Result<Vec<u8>, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.messages.send(Message::Dump(peer, reply)).await.map_err(|_| Error::Stopped)?;
         answer.await.map_err(|_| Error::Stopped)
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tombolo_bgp::PeerState;
+use tombolo_bgp::policy::Evaluation;
 
 /// A peer as an operator writes it: its name, `INSTANCE/NAME`, or its address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,5 +32,20 @@ pub struct Operated {
     pub peer: String,
     /// Why it could not be done, and what to try.
     #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub error: Option<String>,
+}
+
+/// What a route would meet at a peer's policy.
+#[derive(Clone, Debug, Serialize)]
+pub struct Tried {
+    /// The peer's instance.
+    pub instance: Arc<str>,
+    /// Its name.
+    pub peer: String,
+    /// What it would meet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub evaluation: Option<Evaluation>,
+    /// Why that cannot be said.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }

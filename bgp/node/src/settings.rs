@@ -4,9 +4,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use tombolo_bgp::bfd::client::Unit;
+use tombolo_bgp::mrt::MessageLog;
+use tombolo_bgp::rpki::RpkiCache;
 use tombolo_bgp::{
-    AllowedPrefix, Announcement, BfdUnit, Community, Family, GracefulRestart, LargeCommunity, PeerConfig,
-    SpeakerConfig, Timers,
+    AllowedPrefix, Announcement, BfdUnit, BmpStation, Community, Family, GracefulRestart, LargeCommunity,
+    PeerConfig, SpeakerConfig, Timers,
 };
 use tombolo_topology::bgp::{AdvertRow, Family as RowFamily, PeerRow};
 
@@ -25,6 +27,12 @@ pub struct Settings {
     pub jitter_seed: u64,
     /// The unit that keeps BFD sessions; started when a peer asks for one.
     pub bfd: Option<Unit>,
+    /// Where messages are logged, in a folder for each instance.
+    pub message_log: Option<MessageLog>,
+    /// Collectors of BMP.
+    pub stations: Vec<BmpStation>,
+    /// RPKI caches.
+    pub caches: Vec<RpkiCache>,
 }
 
 impl Default for Settings {
@@ -36,6 +44,9 @@ impl Default for Settings {
             max_paths: 16,
             jitter_seed: 0,
             bfd: None,
+            message_log: None,
+            stations: Vec::new(),
+            caches: Vec::new(),
         }
     }
 }
@@ -53,12 +64,24 @@ impl Identity {
         Self { asn: row.local_asn, router_id: row.router_id, port: row.local_port }
     }
 
+    pub(crate) const fn router_id(&self) -> Ipv4Addr {
+        self.router_id
+    }
+
     pub(crate) fn speaker(&self, name: &str, settings: &Settings, restarting: bool) -> SpeakerConfig {
         let mut config = SpeakerConfig::new(self.asn, self.router_id);
         config.restarting = restarting;
         config.max_paths = settings.max_paths;
         config.jitter_seed = settings.jitter_seed;
         config.bfd = settings.bfd.clone().map(|unit| BfdUnit { unit, owner: format!("bgp/{name}") });
+        config.message_log = settings.message_log.clone().map(|log| {
+            // A name of an instance is whatever its author chose; a folder is not to leave its own.
+            let plain = |letter: char| if letter.is_ascii_alphanumeric() { letter } else { '_' };
+            let folder = log.folder.join(name.chars().map(plain).collect::<String>());
+            MessageLog { folder, ..log }
+        });
+        config.stations = settings.stations.clone();
+        config.caches = settings.caches.clone();
         let listen = |port| settings.listen.iter().map(move |address| SocketAddr::new(*address, port));
         config.listen = self.port.into_iter().flat_map(listen).collect();
         config
@@ -85,7 +108,9 @@ pub(crate) fn peer_config(row: &PeerRow, settings: &Settings) -> PeerConfig {
     };
     config.ebgp_multihop = row.ebgp_multihop;
     config.graceful_restart = match row.graceful_restart_secs {
-        Some(restart_time_secs) => GracefulRestart { enabled: true, restart_time_secs },
+        Some(restart_time_secs) => {
+            GracefulRestart { enabled: true, restart_time_secs, ..GracefulRestart::default() }
+        }
         None => GracefulRestart::default(),
     };
     config.import = settings.import.clone();

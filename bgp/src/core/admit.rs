@@ -196,6 +196,7 @@ impl Core {
         fsm.set_open_wait(OPEN_WAIT_DYNAMIC);
         fsm.start(now);
         self.peers.insert(id, Peer { dynamic: Some(name), ..Peer::new(config, fsm) });
+        self.selection.started(now);
         self.bfd_changed = true;
         Some(id)
     }
@@ -211,9 +212,8 @@ impl Core {
 
     /// A dynamic neighbour is forgotten once its connections, its rest after an error, and its stale routes are over.
     pub(super) fn forget_if_gone(&mut self, now: Instant, id: PeerId) {
-        let gone = |peer: &Peer| {
-            peer.dynamic.is_some() && peer.stale_until.is_none() && peer.fsm.is_waiting_for_nothing()
-        };
+        let gone =
+            |peer: &Peer| peer.dynamic.is_some() && peer.kept.is_empty() && peer.fsm.is_waiting_for_nothing();
         if self.peers.get(&id).is_some_and(gone) {
             self.drop_peer(now, id, &Notification::cease(cease::DECONFIGURED, ""));
         }

@@ -41,9 +41,9 @@ impl Core {
         }
         tracing::warn!(peer = %peer.config.name, "BFD says that the path to the peer fails; its BGP session ends.");
         peer.fsm.fail_session(now, &Notification::new(code::CEASE, cease::BFD_DOWN));
-        if independent && peer.stale_until.take().is_some() {
+        if independent {
             // The peer restarts, but its BFD does not depend on that: its forwarding has failed (RFC 5882 section 4.3.1).
-            self.rib.remove_where(id, |_, route| route.stale);
+            self.forget_kept(id);
         }
         self.settle(now, id);
     }

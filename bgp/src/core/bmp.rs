@@ -168,7 +168,7 @@ impl Core {
     fn mark_all(&self, prefix: &IpNet, link: &mut StationLink) {
         let Some(destination) = self.rib.destination(prefix) else { return };
         // What is kept of a session that ended is not the state of any session.
-        for route in destination.routes.iter().filter(|route| !route.stale) {
+        for route in destination.routes.iter().filter(|route| !route.is_stale()) {
             link.mark((route.peer, *prefix, route.set.path_id()));
         }
         if destination.best().is_some() {

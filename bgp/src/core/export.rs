@@ -9,6 +9,7 @@ use ipnet::IpNet;
 
 use super::import::{add, source};
 use super::policy::ExportPolicy;
+use super::restart::has;
 use crate::config::{Announcement, PeerConfig};
 use crate::family::{Family, NextHop};
 use crate::fsm::{Identity, Session};
@@ -23,6 +24,9 @@ use crate::wire::{self, Attributes, Community, EncodeContext, UpdateContext};
 pub(super) struct View {
     own_asn: u32,
     ebgp: bool,
+    /// The peer understands long-lived stale routes (RFC 9494); or it is to hear of them all the same.
+    long_lived: bool,
+    partial: bool,
     four_octet_as: bool,
     /// Longest message the peer takes, in bytes (RFC 8654).
     message_max: usize,
@@ -70,6 +74,8 @@ impl View {
         Self {
             own_asn: exporter.identity.asn,
             ebgp: session.ebgp,
+            long_lived: session.long_lived.peer,
+            partial: !session.ebgp && config.long_lived.partial_deployment,
             four_octet_as: session.context.four_octet_as,
             message_max: session.message_max,
             families: session.families.clone(),
@@ -200,6 +206,7 @@ impl View {
         // RFC 4456 section 6: from a client to all, from others to clients.
         let reflected = || self.client || facts().is_some_and(|facts| facts.config.reflector_client);
         let goes = (best.ebgp || self.ebgp || reflected())
+            && (!best.least || self.long_lived || self.partial)
             && self.families.contains(&family)
             && may_leave(best.set.attributes(), self.ebgp);
         if !goes {
@@ -271,6 +278,11 @@ impl View {
                 // RFC 4456 section 8.
                 attributes.originator_id.get_or_insert(rib.facts(best.peer)?.router_id);
                 attributes.cluster_list.insert(0, self.cluster_id);
+            }
+            if self.partial && !self.long_lived && has(&attributes, Community::LLGR_STALE) {
+                // RFC 9494 section 4.6: whoever does not know the community at least knows this.
+                attributes.local_pref = Some(0);
+                add(&mut attributes.communities, Community::NO_EXPORT);
             }
         }
         self.drain(&mut attributes);

@@ -113,7 +113,7 @@ impl Core {
         let Some(peer) = self.peers.get_mut(&id).filter(|_| held < limit.warning()) else { return };
         let Some((connection, session)) = peer.session.clone() else { return };
         if session.route_refresh && peer.limits.missed.remove(&limit.family) {
-            self.send(id, connection, wire::route_refresh(limit.family).into());
+            self.send(connection, wire::route_refresh(limit.family).into());
         }
     }
 }

@@ -11,6 +11,7 @@ mod bmp;
 #[cfg(test)]
 mod bmp_tests;
 mod export;
+mod fallover;
 mod import;
 mod limits;
 mod log;
@@ -20,9 +21,10 @@ mod operate_tests;
 mod paths;
 mod peer;
 mod policy;
+mod refresh;
+mod restart;
 mod routes;
-#[cfg(test)]
-mod routing_tests;
+mod selection;
 mod snapshot;
 pub(crate) mod tap;
 mod tell;
@@ -32,7 +34,7 @@ mod unnumbered;
 mod weight;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -56,6 +58,7 @@ use log::Logs;
 use peer::Peer;
 use policy::Policies;
 pub use policy::PolicyQuestion;
+use selection::Selection;
 
 /// A connection that takes no byte for this long is dead (RFC 9687, send hold timer: 8 minutes or twice the hold time).
 const SEND_HOLD_MIN: Duration = Duration::from_secs(480);
@@ -98,6 +101,8 @@ pub(crate) struct Core {
     events: EventQueue,
     /// Prefixes the reader was told about and not yet told to forget.
     published: BTreeSet<IpNet>,
+    /// Route selection after a restart waits for the peers.
+    selection: Selection,
     /// The BFD sessions that peers ask for may be others than last taken.
     bfd_changed: bool,
     admission: Admission,
@@ -107,7 +112,7 @@ pub(crate) struct Core {
 
 impl Core {
     pub(crate) fn new(config: &SpeakerConfig) -> Self {
-        Self {
+        let mut core = Self {
             identity: Identity { asn: config.local_asn, router_id: config.router_id },
             restarting: config.restarting,
             jitter_seed: config.jitter_seed,
@@ -126,11 +131,16 @@ impl Core {
             outputs: VecDeque::new(),
             events: EventQueue::new(config.event_queue > 0),
             published: BTreeSet::new(),
+            selection: Selection::new(config),
             bfd_changed: false,
             admission: Admission::new(config),
             tap: tap::Tap::default(),
             stations: bmp::Stations::default(),
+        };
+        if config.restarting {
+            Family::ALL.into_iter().for_each(|family| core.rib.defer(family));
         }
+        core
     }
 
     pub(crate) fn next_output(&mut self) -> Option<Output> {
@@ -178,7 +188,7 @@ impl Core {
                 next_hop: *route.set.next_hop(),
                 interface: config.interface.clone(),
                 attributes: Arc::clone(attributes),
-                stale: route.stale,
+                stale: route.is_stale(),
                 blackhole: config.accept_blackhole
                     && attributes.communities.binary_search(&Community::BLACKHOLE).is_ok(),
                 weight,
@@ -194,7 +204,7 @@ impl Core {
             .values()
             .filter(|link| link.outstanding > 0)
             .map(|link| link.progress_at + self.send_hold(link.peer));
-        peers.chain(links).min()
+        peers.chain(links).chain(self.selection.next_deadline()).min()
     }
 
     fn send_hold(&self, peer: PeerId) -> Duration {
@@ -234,6 +244,7 @@ impl Core {
         let mut fsm = Fsm::new(Arc::clone(&config), self.identity, self.restarting, jitter);
         fsm.start(now);
         self.peers.insert(id, Peer::new(config, fsm));
+        self.selection.started(now);
         self.bfd_changed = true;
         self.admission.changed();
         self.settle(now, id);
@@ -260,6 +271,7 @@ impl Core {
         self.peers.remove(&id);
         self.bfd_changed = true;
         self.admission.changed();
+        self.select_if_complete();
     }
 
     pub(crate) fn update_peer(&mut self, now: Instant, mut config: PeerConfig) -> Result<(), Error> {
@@ -320,10 +332,9 @@ impl Core {
     pub(crate) fn export_complete(&mut self) {
         if !std::mem::replace(&mut self.export_complete, true) {
             self.bfd_changed = true;
-            for peer in self.peers.values_mut() {
-                let families = peer.end_of_rib_families();
-                peer.out.owe_end_of_rib(&families);
-            }
+            let selected = Family::ALL.into_iter().filter(|family| !self.rib.is_deferred(*family));
+            selected.collect::<Vec<_>>().into_iter().for_each(|family| self.owe_end_of_rib(family));
+            self.select_if_complete();
             self.propagate();
         }
     }
@@ -339,6 +350,17 @@ impl Core {
         })
     }
 
+    /// The next hops to resolve, if they are others than last taken.
+    pub(crate) fn take_next_hops(&mut self) -> Option<BTreeSet<IpAddr>> {
+        self.rib.next_hops.take_changed()
+    }
+
+    /// What is known of a next hop: the cost of the way there, or that there is none.
+    pub(crate) fn next_hop_resolved(&mut self, next_hop: IpAddr, metric: Option<u32>) {
+        self.rib.next_hop_resolved(next_hop, metric);
+        self.propagate();
+    }
+
     /// Asks a peer to send its routes again (RFC 2918). False if there is no session, or the peer cannot.
     pub(crate) fn refresh(&mut self, name: &str) -> Result<bool, Error> {
         let id = self.by_name(name)?;
@@ -349,7 +371,7 @@ impl Core {
         session
             .families
             .iter()
-            .for_each(|family| self.send(id, connection, crate::wire::route_refresh(*family).into()));
+            .for_each(|family| self.send(connection, crate::wire::route_refresh(*family).into()));
         Ok(true)
     }
 
@@ -465,11 +487,13 @@ impl Core {
         for id in due {
             let Some(peer) = self.peers.get_mut(&id) else { continue };
             peer.fsm.timers(now);
-            if peer.stale_until.is_some_and(|at| at <= now) {
-                peer.stale_until = None;
-                self.rib.remove_where(id, |_, route| route.stale);
-            }
+            self.kept_timers(now, id);
+            self.refresh_timers(now, id);
             self.settle(now, id);
+        }
+        if self.selection.is_due(now) {
+            self.select_all();
+            self.propagate();
         }
     }
 
@@ -490,7 +514,7 @@ impl Core {
                     self.outputs.push_back(Output::Connect { peer: id, attempt, target });
                 }
                 Action::Abandon => self.outputs.push_back(Output::Abandon { peer: id }),
-                Action::Send { connection, bytes } => self.send(id, connection, bytes.into()),
+                Action::Send { connection, bytes } => self.send_to(id, connection, bytes.into()),
                 Action::Close { connection } => {
                     self.links.remove(&connection);
                     self.outputs.push_back(Output::Close { connection });
@@ -504,13 +528,20 @@ impl Core {
                     self.session_down(now, id, &cause);
                 }
                 Action::Update { update } => self.update(now, id, update),
-                Action::Refresh { family } => self.say_again(id, family),
+                Action::Refresh { refresh } => self.refreshed(now, id, &refresh),
             }
         }
         self.note_state(now, id);
     }
 
-    fn send(&mut self, id: PeerId, connection: ConnectionId, bytes: Bytes) {
+    /// Sends on a connection that has been entered.
+    fn send(&mut self, connection: ConnectionId, bytes: Bytes) {
+        if let Some(id) = self.links.get(&connection).map(|link| link.peer) {
+            self.send_to(id, connection, bytes);
+        }
+    }
+
+    fn send_to(&mut self, id: PeerId, connection: ConnectionId, bytes: Bytes) {
         self.said(id, &bytes);
         // A connection opens with its OPEN before the link is entered, and closes with its NOTIFICATION after it left.
         if let Some(link) = self.links.get_mut(&connection) {

@@ -1,8 +1,8 @@
 //! What the core keeps for one peer.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 
@@ -16,9 +16,7 @@ use crate::rib::out::AdjRibOut;
 use super::export::View;
 use super::import::Import;
 use super::limits::Limits;
-
-/// Longest wait for a restarted peer's End-of-RIB before its stale routes go (RFC 4724 section 4.2).
-pub(super) const END_OF_RIB_WAIT: Duration = Duration::from_secs(360);
+use super::restart::Retention;
 
 pub(super) struct Peer {
     pub(super) config: Arc<PeerConfig>,
@@ -32,8 +30,10 @@ pub(super) struct Peer {
     pub(super) import: Import,
     pub(super) limits: Limits,
     pub(super) counters: Counters,
-    /// Stale routes are held until then.
-    pub(super) stale_until: Option<Instant>,
+    /// Families whose routes are kept since a session ended, until their End-of-RIB.
+    pub(super) kept: Retention,
+    /// Families the peer is sending again, and how long that may take.
+    pub(super) refreshing: BTreeMap<Family, Instant>,
     pub(super) end_of_rib: BTreeSet<Family>,
     /// The BFD session with the peer as last heard.
     pub(super) bfd: Option<SessionStatus>,
@@ -60,7 +60,8 @@ impl Peer {
             import,
             limits: Limits::default(),
             counters: Counters::default(),
-            stale_until: None,
+            kept: Retention::default(),
+            refreshing: BTreeMap::new(),
             end_of_rib: BTreeSet::new(),
             bfd: None,
             dynamic: None,
@@ -72,14 +73,13 @@ impl Peer {
     }
 
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        self.fsm.next_deadline().into_iter().chain(self.stale_until).min()
+        let refreshing = self.refreshing.values().copied();
+        self.fsm.next_deadline().into_iter().chain(self.kept.next_deadline()).chain(refreshing).min()
     }
 
-    /// Families of the session if the peer wants End-of-RIB, which is the sense of its graceful restart capability.
-    pub(super) fn end_of_rib_families(&self) -> Vec<Family> {
-        match &self.session {
-            Some((_, session)) if session.peer_restart.is_some() => session.families.clone(),
-            _ => Vec::new(),
-        }
+    /// Whether the peer wants End-of-RIB of a family, which is the sense of its graceful restart capability.
+    pub(super) fn wants_end_of_rib(&self, family: Family) -> bool {
+        let session = self.session.as_ref().map(|(_, session)| session);
+        session.is_some_and(|session| session.peer_restart.is_some() && session.families.contains(&family))
     }
 }

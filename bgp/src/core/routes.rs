@@ -1,12 +1,11 @@
 //! Sessions coming and going, and the routes that come with them.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::Core;
 use super::import::Setting;
 use super::limits::discards_from;
-use super::peer::END_OF_RIB_WAIT;
+use super::{Core, restart};
 use crate::config::PeerConfig;
 use crate::event::Event;
 use crate::family::Family;
@@ -50,21 +49,16 @@ impl Core {
         self.rib.set_peer(id, facts);
         self.start_telling(id);
         let Some(peer) = self.peers.get_mut(&id) else { return };
-        if self.export_complete {
-            let families = peer.end_of_rib_families();
-            peer.out.owe_end_of_rib(&families);
-        }
         let name = peer.config.name.clone();
-        if peer.stale_until.is_some() {
-            peer.stale_until = Some(now + END_OF_RIB_WAIT);
-            // RFC 4724 section 4.2: what the peer did not keep forwarding is not worth keeping here.
-            let preserved = |family: Family| {
-                session.peer_restart.as_ref().is_some_and(|restart| {
-                    restart.families.iter().any(|entry| entry.family == family && entry.forwarding_preserved)
-                })
-            };
-            self.rib.remove_where(id, |prefix, route| route.stale && !preserved(Family::of(prefix)));
+        if self.export_complete {
+            for family in Family::ALL.into_iter().filter(|family| !self.rib.is_deferred(*family)) {
+                if let Some(peer) = self.peers.get_mut(&id).filter(|peer| peer.wants_end_of_rib(family)) {
+                    peer.out.owe_end_of_rib(&[family]);
+                }
+            }
         }
+        self.back_again(now, id, &session);
+        self.select_if_complete();
         self.log_changes();
         self.events.session(Event::PeerUp { peer: name });
         self.pump(id);
@@ -80,32 +74,11 @@ impl Core {
         tracing::warn!(peer = peer.config.name, reason = %cause, "BGP session down.");
         peer.out = AdjRibOut::default();
         peer.end_of_rib.clear();
+        peer.refreshing.clear();
+        let name = peer.config.name.clone();
         self.note_path_hearers();
-        let Some(peer) = self.peers.get_mut(&id) else { return };
-        let kept = session.peer_restart.as_ref().filter(|restart| {
-            cause.keeps_routes()
-                && peer.config.graceful_restart.enabled
-                && restart.restart_time_secs > 0
-                && !restart.families.is_empty()
-        });
-        let families: Vec<Family> = kept
-            .iter()
-            .flat_map(|restart| restart.families.iter().map(|entry| entry.family))
-            .filter(|family| session.families.contains(family))
-            .collect();
-        let wait = Duration::from_secs(kept.map_or(0, |restart| u64::from(restart.restart_time_secs)));
-        peer.stale_until = (!families.is_empty()).then(|| now + wait);
-        let event = Event::PeerDown {
-            peer: peer.config.name.clone(),
-            reason: cause.to_string(),
-            routes_kept: !families.is_empty(),
-        };
-        if families.is_empty() {
-            self.rib.remove_where(id, |_, _| true);
-        } else {
-            self.rib.mark_stale(id, &families);
-        }
-        self.events.session(event);
+        let routes_kept = self.keep_or_forget(now, id, &session, cause);
+        self.events.session(Event::PeerDown { peer: name, reason: cause.to_string(), routes_kept });
     }
 
     pub(super) fn update(&mut self, now: Instant, id: PeerId, update: Box<Update>) {
@@ -140,6 +113,7 @@ impl Core {
         for reach in &update.reach {
             let plain = self.sets.intern(update.attributes.clone(), reach.next_hop);
             let refused = peer.import.refusal(&setting, &plain);
+            let marks = restart::marks_of(&session, plain.attributes());
             let discards_from = discards_from(&config, reach.family);
             for wire::Route { prefix, path_id } in reach.routes() {
                 let full = discards_from.is_some_and(|most| self.rib.count(id, reach.family) >= most);
@@ -152,7 +126,8 @@ impl Core {
                     Some(_) => (set, refused),
                     None => peer.import.judge(&setting, &mut self.sets, &prefix, &set),
                 };
-                let kept = self.rib.insert(prefix, Route::new(id, session.ebgp, set, refused));
+                let route = Route::new(id, session.ebgp, set, refused);
+                let kept = self.rib.insert(prefix, route.marked(marks));
                 peer.counters.ignored += u64::from(!kept);
             }
         }
@@ -163,16 +138,13 @@ impl Core {
     }
 
     fn end_of_rib(&mut self, id: PeerId, family: Family) {
-        self.rib.remove_where(id, |prefix, route| route.stale && Family::of(prefix) == family);
-        self.log_changes();
         let Some(peer) = self.peers.get_mut(&id) else { return };
+        peer.kept.synchronised(family);
         peer.end_of_rib.insert(family);
-        let complete = peer.session.as_ref().is_some_and(|(_, session)| {
-            session.families.iter().all(|family| peer.end_of_rib.contains(family))
-        });
-        if complete {
-            peer.stale_until = None;
-        }
+        self.rib.remove_where(id, |prefix, route| route.is_stale() && Family::of(prefix) == family);
+        self.select_if_complete();
+        self.log_changes();
+        let Some(peer) = self.peers.get(&id) else { return };
         self.events.session(Event::EndOfRib { peer: peer.config.name.clone(), family });
     }
 }

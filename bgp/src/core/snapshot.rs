@@ -13,7 +13,7 @@ use super::paths::Wanted;
 use super::peer::Peer;
 use crate::event::{FamilyState, PeerState, RouteRow, RouteView};
 use crate::family::Family;
-use crate::rib::{Best, PeerId, Route};
+use crate::rib::{Best, PeerId, Refusal, Route};
 
 impl Core {
     /// The state of every peer, by name.
@@ -33,7 +33,7 @@ impl Core {
             for route in &destination.routes {
                 let counted = tally.received.entry((route.peer, family)).or_default();
                 counted.accepted += usize::from(route.refused.is_none());
-                counted.stale += usize::from(route.stale);
+                counted.stale += usize::from(route.is_stale());
             }
             let Some(best) = Best::of(destination).filter(|_| !self.rib.is_local(&prefix)) else { continue };
             let hears = |view: &View| view.passes(&self.rib, &prefix, &best).is_some();
@@ -67,6 +67,9 @@ impl Core {
                 .map(|family| self.family(id, peer, *family, tally))
                 .collect(),
             capabilities: session.map(|session| session.peer_capabilities.clone()).unwrap_or_default(),
+            port: peer.config.port,
+            import: peer.config.import_rules(),
+            export: peer.config.export_rules(),
             offered: peer.fsm.offers(),
             state_secs: peer.state_since.map(|since| now.saturating_duration_since(since).as_secs()),
             shutdown: peer.shut.clone(),
@@ -75,6 +78,7 @@ impl Core {
             counters: peer.counters,
             last_error: unheard(peer).or_else(|| peer.fsm.last_error().map(str::to_owned)),
             transitions: peer.fsm.transitions().copied().collect(),
+            transition_count: peer.fsm.transition_count(),
             range: peer.dynamic.clone(),
         }
     }
@@ -125,6 +129,7 @@ impl Core {
     }
 
     fn row(&self, prefix: IpNet, route: &Route) -> RouteRow {
+        let unreachable = !self.rib.next_hops.is_usable(route.set.next_hop());
         RouteRow {
             prefix,
             path_id: route.set.path_id(),
@@ -133,8 +138,8 @@ impl Core {
             attributes: Arc::clone(route.set.attributes()),
             best: route.best(),
             used: route.used(),
-            stale: route.stale,
-            refused: route.refused,
+            stale: route.is_stale(),
+            refused: route.refused.or_else(|| unreachable.then_some(Refusal::NextHopUnreachable)),
         }
     }
 

@@ -12,7 +12,7 @@ use super::peer::Peer;
 use crate::family::Family;
 use crate::rib::out::{Said, Walk};
 use crate::rib::{Best, PeerId};
-use crate::wire;
+use crate::wire::{self, RefreshKind, RouteRefresh};
 
 /// Unsent bytes on a connection above which nothing more is put on it.
 const OUTSTANDING_MAX: usize = 256 * 1024;
@@ -76,7 +76,7 @@ impl Core {
                 return;
             }
             for bytes in self.next_messages(id) {
-                self.send(id, connection, bytes);
+                self.send(connection, bytes);
             }
         }
     }
@@ -104,6 +104,9 @@ impl Core {
         let mut bytes = Vec::new();
         for family in peer.out.take_end_of_rib() {
             wire::end_of_rib(family, &mut bytes);
+        }
+        for family in peer.out.refresh.take_ends() {
+            bytes.extend(wire::refresh(&RouteRefresh::new(family, RefreshKind::End)));
         }
         vec![bytes.into()]
     }
@@ -197,8 +200,19 @@ impl Core {
         }
     }
 
-    /// A peer asked for a family again (RFC 2918).
+    /// A peer asked for a family again (RFC 2918); where it starts and ends is said if the peer understands that (RFC 7313).
     pub(super) fn say_again(&mut self, id: PeerId, family: Family) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let session = peer.session.as_ref().map(|(connection, session)| (*connection, Arc::clone(session)));
+        let marked = session.filter(|(_, session)| {
+            // Not within the initial update, whose own end is still to come (RFC 7313 section 4).
+            session.enhanced_refresh && peer.out.may_begin_refresh(family, session.peer_restart.is_some())
+        });
+        if let Some((connection, _)) = marked {
+            peer.out.refresh.begin(family);
+            let begin = wire::refresh(&RouteRefresh::new(family, RefreshKind::Begin));
+            self.send(connection, begin.into());
+        }
         let Some(peer) = self.peers.get_mut(&id) else { return };
         peer.out.say_again(family);
         peer.out.doubt_paths(&[family]);

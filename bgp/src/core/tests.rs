@@ -1,5 +1,11 @@
 //! Two cores talk to each other over in-memory connections: everything but sockets is real.
 
+mod net;
+mod paths;
+mod refresh;
+mod restart;
+mod routing;
+
 use std::net::{IpAddr, Ipv4Addr};
 
 use bytes::BytesMut;
@@ -234,7 +240,7 @@ fn a_restart_takes_nothing_away() {
     let mut pair = up();
     pair.announce(0, "10.1.0.0/16");
     pair.announce(0, "10.9.0.0/16");
-    pair.cores[0].export_complete();
+    pair.cores.iter_mut().for_each(Core::export_complete);
     pair.run();
     pair.events(1);
     pair.restart(0);

@@ -1,10 +1,12 @@
 //! The speaker as its owner sees it.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use ipnet::IpNet;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Command, Driver};
 use crate::config::{Announcement, PeerConfig, Scope, SpeakerConfig};
@@ -37,9 +39,10 @@ impl Speaker {
         config.check()?;
         let (commands, command_inbox) = mpsc::channel(COMMAND_QUEUE);
         let (event_outlet, events) = mpsc::channel(config.event_queue.max(1));
-        let driver = Driver::new(&config, event_outlet)?;
+        let (tracked, next_hops) = watch::channel(BTreeSet::new());
+        let driver = Driver::new(&config, event_outlet, tracked)?;
         tokio::spawn(driver.run(command_inbox));
-        Ok((SpeakerHandle { commands }, Events { events }))
+        Ok((SpeakerHandle { commands, next_hops }, Events { events }))
     }
 }
 
@@ -47,6 +50,7 @@ impl Speaker {
 #[derive(Clone, Debug)]
 pub struct SpeakerHandle {
     commands: mpsc::Sender<Command>,
+    next_hops: watch::Receiver<BTreeSet<IpAddr>>,
 }
 
 impl SpeakerHandle {
@@ -189,6 +193,39 @@ impl SpeakerHandle {
     pub async fn refresh(&self, name: &str) -> Result<bool, Error> {
         let name = name.to_owned();
         self.call(move |core, _| core.refresh(&name)).await?
+    }
+
+    /// The link of an interface went down; `addresses` are ours on it. Sessions with directly connected external peers over it end at once, and
+    /// their routes go even if graceful restart would keep them ([`PeerConfig::fast_fallover`]). How many sessions ended.
+    ///
+    /// # Errors
+    /// Only if the speaker has stopped.
+    pub async fn link_down(&self, interface: &str, addresses: Vec<IpAddr>) -> Result<usize, Error> {
+        let interface = interface.to_owned();
+        self.call(move |core, now| core.path_lost(now, Some(&interface), &addresses)).await
+    }
+
+    /// Addresses are not ours any more: the same for the sessions that run from them.
+    ///
+    /// # Errors
+    /// Only if the speaker has stopped.
+    pub async fn addresses_gone(&self, addresses: Vec<IpAddr>) -> Result<usize, Error> {
+        self.call(move |core, now| core.path_lost(now, None, &addresses)).await
+    }
+
+    /// With [`SpeakerConfig::track_next_hops`]: the next hops of all paths, to be answered by [`Self::next_hop_resolved`] now and whenever the
+    /// answer changes. A next hop without an answer is not used. Link-local ones are not asked for: they are on the session's link.
+    pub fn next_hops(&self) -> watch::Receiver<BTreeSet<IpAddr>> {
+        self.next_hops.clone()
+    }
+
+    /// The answer for a next hop: the cost of the way there, which decides between internal paths that are equal otherwise (RFC 4271 section 9.1.2.2 e);
+    /// `None`: there is no way.
+    ///
+    /// # Errors
+    /// Only if the speaker has stopped.
+    pub async fn next_hop_resolved(&self, next_hop: IpAddr, metric: Option<u32>) -> Result<(), Error> {
+        self.call(move |core, _| core.next_hop_resolved(next_hop, metric)).await
     }
 
     /// Withdraws everything, waits until that is sent (at most 5 s), ends every session with Cease, administrative shutdown, and the text

@@ -18,15 +18,15 @@ mod rpki;
 
 pub use handle::{Events, Speaker, SpeakerHandle};
 
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use nix::net::if_::if_indextoname;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::config::SpeakerConfig;
@@ -85,12 +85,18 @@ struct Driver {
     flushes: Vec<oneshot::Sender<()>>,
     bfd: Option<bfd::Bfd>,
     monitor: monitor::Monitor,
+    /// Next hops that are to be resolved.
+    next_hops: watch::Sender<BTreeSet<IpAddr>>,
     keys: keys::Keyring,
     neighbours: neighbours::Neighbours,
 }
 
 impl Driver {
-    fn new(config: &SpeakerConfig, events: mpsc::Sender<Event>) -> Result<Self, Error> {
+    fn new(
+        config: &SpeakerConfig,
+        events: mpsc::Sender<Event>,
+        next_hops: watch::Sender<BTreeSet<IpAddr>>,
+    ) -> Result<Self, Error> {
         let (inputs, inbox) = mpsc::channel(INPUT_QUEUE);
         let (mut listeners, mut keys) = (JoinSet::new(), keys::Keyring::default());
         for address in &config.listen {
@@ -116,6 +122,7 @@ impl Driver {
             connections: JoinSet::new(),
             flushes: Vec::new(),
             bfd: config.bfd.clone().map(bfd::Bfd::start),
+            next_hops,
             keys,
             neighbours: neighbours::Neighbours::new(config.jitter_seed),
         })
@@ -275,6 +282,9 @@ impl Driver {
             && let Some(bfd) = &self.bfd
         {
             bfd.want(sessions);
+        }
+        if let Some(next_hops) = self.core.take_next_hops() {
+            self.next_hops.send_replace(next_hops);
         }
         if !self.flushes.is_empty() && self.core.is_flushed() {
             for done in self.flushes.drain(..) {

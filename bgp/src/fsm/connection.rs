@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 use crate::config::PeerConfig;
 use crate::family::Family;
 use crate::wire::{
-    AddPath, Capability, EXTENDED_MESSAGE_MAX, ExtendedNextHop, GracefulRestartCapability,
-    GracefulRestartFamily, MESSAGE_MAX, Notification, Open, UpdateContext, code,
+    AddPath, Capability, EXTENDED_MESSAGE_MAX, ExtendedNextHop, GracefulRestartCapability, MESSAGE_MAX,
+    Notification, Open, UpdateContext, code,
 };
+
+use super::restart::{self, LongLived};
 
 /// Names a connection for as long as the speaker runs.
 pub(crate) type ConnectionId = u64;
@@ -81,6 +83,12 @@ pub(crate) struct Session {
     pub(crate) route_refresh: bool,
     /// The peer's graceful restart capability.
     pub(crate) peer_restart: Option<GracefulRestartCapability>,
+    /// Both sides keep routes through a NOTIFICATION (N bit, RFC 8538).
+    pub(crate) notification_restart: bool,
+    /// What the peer's long-lived graceful restart capability says (RFC 9494).
+    pub(crate) long_lived: LongLived,
+    /// The peer understands the demarcation of refreshes (RFC 7313).
+    pub(crate) enhanced_refresh: bool,
     /// Everything the peer offered.
     pub(crate) peer_capabilities: Vec<Capability>,
     /// Families in which the peer takes several paths of a prefix and we would send them (RFC 7911).
@@ -118,19 +126,8 @@ pub(super) fn offered(
         let entry = |family| ExtendedNextHop { family, next_hop_afi: Family::Ipv6Unicast.afi() };
         capabilities.push(Capability::ExtendedNextHop(extended.into_iter().map(entry).collect()));
     }
-    capabilities.push(Capability::RouteRefresh);
-    if config.graceful_restart.enabled {
-        capabilities.push(Capability::GracefulRestart(GracefulRestartCapability {
-            restarted,
-            notification: false,
-            restart_time_secs: config.graceful_restart.restart_time_secs,
-            families: config
-                .families
-                .iter()
-                .map(|family| GracefulRestartFamily { family: *family, forwarding_preserved })
-                .collect(),
-        }));
-    }
+    capabilities.extend([Capability::RouteRefresh, Capability::EnhancedRefresh]);
+    capabilities.extend(restart::offered(config, restarted, forwarding_preserved));
     capabilities.push(Capability::FourOctetAs(identity.asn));
     let (receive, send) = (config.add_path.receive, config.add_path.send.is_some());
     if receive || send {
@@ -198,7 +195,6 @@ pub(super) fn negotiate(
         ebgp,
         hold,
         keepalive: config.timers.keepalive.min(hold / 3),
-        families,
         message_max: if config.extended_messages && open.extended_message() {
             EXTENDED_MESSAGE_MAX
         } else {
@@ -206,9 +202,13 @@ pub(super) fn negotiate(
         },
         route_refresh: open.route_refresh(),
         peer_restart: open.graceful_restart().cloned(),
+        notification_restart: restart::through_notifications(config, &open),
+        long_lived: LongLived::new(config, &open, &families),
+        enhanced_refresh: open.route_refresh() && open.enhanced_refresh(),
         peer_capabilities: open.capabilities,
         add_path_send,
         local_address: local,
         context,
+        families,
     })
 }

@@ -52,9 +52,7 @@ impl Fsm {
             }
             (Stage::Established, Message::RouteRefresh(refresh)) => {
                 connection.heard(now);
-                if let Some(family) = refresh.requested() {
-                    self.actions.push_back(Action::Refresh { family });
-                }
+                self.actions.push_back(Action::Refresh { refresh });
             }
             (stage, Message::Open(_)) => self.out_of_turn(now, id, stage, FsmEvent::BgpOpen),
             (stage, Message::Keepalive) => self.out_of_turn(now, id, stage, FsmEvent::KeepAliveMsg),
@@ -216,8 +214,9 @@ impl Fsm {
     /// Ends a connection with a NOTIFICATION of ours.
     pub(super) fn fail(&mut self, now: Instant, id: ConnectionId, notification: Notification) {
         let Some(connection) = self.drop_connection(id) else { return };
-        self.send_last(id, &notification);
-        let cause = DownCause::Sent(notification);
+        let last = connection.last_words(&notification);
+        self.send_last(id, &last);
+        let cause = DownCause::Sent(last);
         if connection.stage == Stage::Established {
             self.went_down(cause, Some(now));
         } else {

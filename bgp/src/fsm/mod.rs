@@ -15,6 +15,7 @@ mod event;
 mod jitter;
 mod messages;
 mod outlook;
+mod restart;
 #[cfg(test)]
 mod simulation;
 mod start;
@@ -36,8 +37,7 @@ use connection::{Connection, OPEN_WAIT, Stage};
 use event::History;
 
 use crate::config::PeerConfig;
-use crate::family::Family;
-use crate::wire::{Notification, Update};
+use crate::wire::{Notification, RouteRefresh, Update};
 
 /// Longest a single attempt to connect may take.
 const ATTEMPT_MAX: Duration = Duration::from_secs(15);
@@ -53,13 +53,6 @@ pub(crate) enum DownCause {
     Lost(String),
     /// The peer opened anew while we still thought it up: it has restarted (RFC 4724 section 5).
     Replaced,
-}
-
-impl DownCause {
-    /// Whether a helper keeps the routes (RFC 4724 section 4.2: not after a NOTIFICATION).
-    pub(crate) const fn keeps_routes(&self) -> bool {
-        matches!(self, Self::Lost(_) | Self::Replaced)
-    }
 }
 
 impl std::fmt::Display for DownCause {
@@ -96,8 +89,8 @@ pub(crate) enum Action {
     Down { cause: DownCause },
     /// Routes from the peer.
     Update { update: Box<Update> },
-    /// The peer wants a family again.
-    Refresh { family: Family },
+    /// The peer wants a family again, or says where such a repetition begins or ends.
+    Refresh { refresh: RouteRefresh },
 }
 
 /// The states as RFC 4271 names them.

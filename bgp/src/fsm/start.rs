@@ -41,9 +41,10 @@ impl Fsm {
             fsm.retry_at = None;
             fsm.blocked_until = None;
             for connection in std::mem::take(&mut fsm.connections) {
-                fsm.send_last(connection.id, notification);
+                let last = connection.last_words(notification);
+                fsm.send_last(connection.id, &last);
                 if connection.stage == Stage::Established {
-                    fsm.went_down(DownCause::Sent(notification.clone()), None);
+                    fsm.went_down(DownCause::Sent(last), None);
                 }
             }
         });

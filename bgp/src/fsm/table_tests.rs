@@ -166,7 +166,7 @@ const TABLE: &[(FsmEvent, [&str; 9])] = &[
             "1:notify 6/2, 1:close -> Idle",
             "1:notify 6/2, 1:close -> Idle",
             "1:notify 6/2, 1:close -> Idle",
-            "1:notify 6/2, 1:close, down keeps=false -> Idle",
+            "1:notify 6/9, 1:close, down keeps=false -> Idle",
         ],
     ),
     (
@@ -180,7 +180,7 @@ const TABLE: &[(FsmEvent, [&str; 9])] = &[
             "-> Active",
             "-> OpenSent",
             "-> OpenConfirm",
-            "1:notify 6/1, 1:close, down keeps=false -> Idle",
+            "1:notify 6/9, 1:close, down keeps=false -> Idle",
         ],
     ),
     (

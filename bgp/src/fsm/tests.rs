@@ -4,6 +4,7 @@ use bytes::BytesMut;
 
 use super::connection::offered;
 use super::*;
+use crate::family::Family;
 use crate::wire::{self, Frame, Message, MessageType, Open, UpdateContext, cease};
 
 pub(super) const LOCAL: Identity = Identity { asn: 65001, router_id: Ipv4Addr::new(10, 0, 0, 1) };
@@ -51,9 +52,11 @@ pub(super) fn words(fsm: &mut Fsm) -> Vec<String> {
             }
             Action::Close { connection } => format!("{connection}:close"),
             Action::Up { connection, .. } => format!("{connection}:up"),
-            Action::Down { cause } => format!("down keeps={}", cause.keeps_routes()),
+            Action::Down { cause } => {
+                format!("down keeps={}", matches!(cause, DownCause::Lost(_) | DownCause::Replaced))
+            }
             Action::Update { .. } => "update".to_owned(),
-            Action::Refresh { family } => format!("refresh {family}"),
+            Action::Refresh { refresh } => format!("refresh {:?}", refresh.kind),
         })
         .collect()
 }
@@ -332,7 +335,7 @@ fn stop_says_why_and_ignores_what_comes_later() {
     let mut bench = Bench::new(|_| {});
     bench.establish(1);
     bench.fsm.stop(&Notification::cease(cease::ADMIN_SHUTDOWN, "bye"));
-    assert_eq!(words(&mut bench.fsm), ["1:notify 6/2", "1:close", "down keeps=false"]);
+    assert_eq!(words(&mut bench.fsm), ["1:notify 6/9", "1:close", "down keeps=false"]);
     assert_eq!((bench.fsm.state(), bench.fsm.next_deadline()), (State::Idle, None));
     assert!(!bench.fsm.accepted(bench.now, 2, local()));
     assert_eq!(bench.hear(1, &wire::keepalive()).len(), 0);

@@ -5,7 +5,8 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use smallvec::SmallVec;
 
-use super::{Best, PathSet, PeerFacts, PeerId, Route};
+use super::next_hops::NextHops;
+use super::{Best, Marks, PathSet, PeerFacts, PeerId, Route};
 use crate::config::{Decision, SpeakerConfig};
 
 /// Preference of a path without LOCAL_PREF.
@@ -36,13 +37,18 @@ type Candidates<'a> = SmallVec<[Candidate<'a>; 8]>;
 
 /// Ranks the paths: the best is 1, then follow those equal to it up to the tie-breaks, as many as are to be used; the others have rank 0.
 /// Whether any rank changed.
-pub(super) fn rank(routes: &mut [Route], peers: &BTreeMap<PeerId, PeerFacts>, selection: &Selection) -> bool {
+pub(super) fn rank(
+    routes: &mut [Route],
+    peers: &BTreeMap<PeerId, PeerFacts>,
+    selection: &Selection,
+    next_hops: &NextHops,
+) -> bool {
     // Most prefixes have one path.
     if let [only] = routes {
-        let rank = u8::from(only.refused.is_none());
+        let rank = u8::from(only.refused.is_none() && next_hops.is_usable(only.set.next_hop()));
         return std::mem::replace(&mut only.rank, rank) != rank;
     }
-    let selected = select(routes, peers, selection);
+    let selected = select(routes, peers, selection, next_hops);
     let mut changed = false;
     for (at, route) in routes.iter_mut().enumerate() {
         let place = selected.iter().position(|chosen| *chosen == at).map_or(0, |place| place + 1);
@@ -57,18 +63,23 @@ fn select(
     routes: &[Route],
     peers: &BTreeMap<PeerId, PeerFacts>,
     selection: &Selection,
+    next_hops: &NextHops,
 ) -> SmallVec<[usize; 8]> {
     let mut left: Candidates<'_> = routes
         .iter()
         .enumerate()
-        .filter(|(_, route)| route.refused.is_none())
+        .filter(|(_, route)| route.refused.is_none() && next_hops.is_usable(route.set.next_hop()))
         .filter_map(|(at, route)| Some((at, route, peers.get(&route.peer)?)))
         .collect();
+    keep_least(&mut left, |path| path.1.marks.has(Marks::LEAST));
     keep_least(&mut left, |path| u32::MAX - path.1.set.attributes().local_pref.unwrap_or(DEFAULT_LOCAL_PREF));
     keep_least(&mut left, |path| path.1.set.attributes().as_path.hops());
     keep_least(&mut left, |path| path.1.set.attributes().origin);
     keep_least_med(&mut left, selection.decision);
     keep_least(&mut left, |(_, route, _)| !route.ebgp);
+    if next_hops.is_tracked() {
+        keep_least(&mut left, |(_, route, _)| next_hops.cost(route.set.next_hop()));
+    }
     // What is left is equal but for the tie-breaks: the multipath set.
     left.sort_by_key(|path| tie_break(path));
     let Some((_, best, _)) = left.first().copied() else { return SmallVec::new() };
@@ -98,19 +109,23 @@ fn tie_break((_, route, peer): &Candidate<'_>) -> (Ipv4Addr, usize, IpAddr, Peer
     (originator, attributes.cluster_list.len(), peer.address, route.peer, route.set.path_id())
 }
 
-/// All paths that are not refused, from the best to the worst: each is the best of those after it. What a peer is told that takes several paths.
+/// All paths that may be used, from the best to the worst: each is the best of those after it. What a peer is told that takes several paths.
 pub(super) fn order(
     routes: &[Route],
     peers: &BTreeMap<PeerId, PeerFacts>,
     selection: &Selection,
+    next_hops: &NextHops,
 ) -> SmallVec<[usize; 8]> {
+    let usable = |route: &Route| route.refused.is_none() && next_hops.is_usable(route.set.next_hop());
     let mut left: SmallVec<[usize; 8]> =
-        (0..).zip(routes).filter(|(_, route)| route.refused.is_none()).map(|(at, _)| at).collect();
+        (0..).zip(routes).filter(|(_, route)| usable(route)).map(|(at, _)| at).collect();
     let one = Selection { max_external: 1, max_internal: 1, ..*selection };
     let mut ordered = SmallVec::new();
     while left.len() > 1 {
         let rest: SmallVec<[Route; 8]> = left.iter().filter_map(|at| routes.get(*at)).cloned().collect();
-        let Some(best) = select(&rest, peers, &one).first().and_then(|best| left.get(*best)).copied() else {
+        let Some(best) =
+            select(&rest, peers, &one, next_hops).first().and_then(|best| left.get(*best)).copied()
+        else {
             break;
         };
         left.retain(|at| *at != best);
@@ -187,7 +202,7 @@ mod tests {
         };
         let peers = [1, 2, 3, 11, 12, 13].map(|peer| (peer, facts(peer))).into_iter().collect();
         let mut routes = routes.into();
-        rank(&mut routes, &peers, selection);
+        rank(&mut routes, &peers, selection, &NextHops::new(false, 0));
         let mut used: Vec<&Route> = routes.iter().filter(|route| route.used()).collect();
         used.sort_by_key(|route| route.rank);
         used.into_iter().map(|route| route.peer).collect()
@@ -223,6 +238,18 @@ mod tests {
         let refused = Route { refused: Some(Refusal::Policy), ..route(2, |_| {}) };
         assert_eq!(ranked([internal(), refused.clone()], 16), [11]);
         assert_eq!(ranked([refused], 16), [0; 0]);
+    }
+
+    #[test]
+    fn long_lived_stale_paths_come_last_but_are_used_if_nothing_else_is_there() {
+        let stale = |peer| {
+            let route = route(peer, |a| a.local_pref = Some(900));
+            Route { marks: Marks::LEAST, ..route }
+        };
+        assert_eq!(ranked([stale(1), route(11, |a| a.local_pref = Some(1))], 16), [11]);
+        assert_eq!(ranked([stale(1), stale(2)], 16), [1, 2]);
+        let graceful = Route { marks: Marks::STALE, ..route(1, |_| {}) };
+        assert_eq!(ranked([graceful, route(2, |_| {})], 16), [1, 2], "RFC 4724: no difference");
     }
 
     #[test]
@@ -279,10 +306,8 @@ mod tests {
         let peers = [1, 2, 3, 11].map(|peer| (peer, facts(peer))).into_iter().collect();
         let refused = Route { refused: Some(Refusal::Policy), ..route(2, |_| {}) };
         let routes = [route(11, |_| {}), refused, route(3, |_| {}), route(1, |a| a.med = Some(9))];
+        let selection = Selection::new(&SpeakerConfig::new(1, [1, 1, 1, 1].into()));
         // MED is compared before external is preferred to internal.
-        assert_eq!(
-            order(&routes, &peers, &Selection::new(&SpeakerConfig::new(1, [1, 1, 1, 1].into()))).as_slice(),
-            [2, 0, 3]
-        );
+        assert_eq!(order(&routes, &peers, &selection, &NextHops::new(false, 0)).as_slice(), [2, 0, 3]);
     }
 }

@@ -7,6 +7,8 @@
 mod best;
 mod ids;
 mod journal;
+mod marks;
+mod next_hops;
 pub(crate) mod out;
 mod set;
 mod table;
@@ -15,6 +17,7 @@ pub(crate) use best::DEFAULT_LOCAL_PREF;
 use best::Selection;
 use journal::Journal;
 pub(crate) use journal::{LOC_RIB, PathKey};
+pub(crate) use marks::Marks;
 pub(crate) use set::{PathSet, PathSets};
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,6 +31,7 @@ use smallvec::SmallVec;
 use crate::config::{Announcement, PeerConfig, Scope, SpeakerConfig};
 use crate::family::Family;
 use ids::PathIds;
+use next_hops::NextHops;
 use table::Tables;
 
 /// Names a peer for as long as the speaker runs.
@@ -45,6 +49,8 @@ pub enum Refusal {
     OwnRouterId,
     /// The next hop is this speaker itself.
     OwnNextHop,
+    /// There is no way to the next hop (RFC 4271 section 9.1.2.1).
+    NextHopUnreachable,
 }
 
 /// What the decision process and policies ask about the peer of a path.
@@ -62,7 +68,7 @@ pub(crate) struct Route {
     pub(crate) set: Arc<PathSet>,
     pub(crate) peer: PeerId,
     pub(crate) refused: Option<Refusal>,
-    pub(crate) stale: bool,
+    pub(crate) marks: Marks,
     /// From a peer of another AS.
     pub(crate) ebgp: bool,
     /// Place among the paths in use: 1 is the best, 0 not in use.
@@ -71,7 +77,17 @@ pub(crate) struct Route {
 
 impl Route {
     pub(crate) const fn new(peer: PeerId, ebgp: bool, set: Arc<PathSet>, refused: Option<Refusal>) -> Self {
-        Self { set, peer, refused, stale: false, ebgp, rank: 0 }
+        Self { set, peer, refused, marks: Marks::NONE, ebgp, rank: 0 }
+    }
+
+    /// The same with marks.
+    pub(crate) fn marked(self, marks: Marks) -> Self {
+        Self { marks, ..self }
+    }
+
+    /// Whether the session it came in has ended.
+    pub(crate) const fn is_stale(&self) -> bool {
+        self.marks.has(Marks::STALE)
     }
 
     /// Whose it is, and which of theirs.
@@ -124,6 +140,8 @@ pub(crate) struct Best {
     pub(crate) peer: PeerId,
     /// The peer is in another AS.
     pub(crate) ebgp: bool,
+    /// Least preferred for being long-lived stale, here or where it came from (RFC 9494).
+    pub(crate) least: bool,
 }
 
 impl Best {
@@ -133,7 +151,8 @@ impl Best {
 
     /// Any path, in the same form.
     fn path(route: &Route) -> Self {
-        Self { set: Arc::clone(&route.set), peer: route.peer, ebgp: route.ebgp }
+        let least = route.marks.has(Marks::LEAST);
+        Self { set: Arc::clone(&route.set), peer: route.peer, ebgp: route.ebgp, least }
     }
 
     fn is(&self, other: &Self) -> bool {
@@ -171,6 +190,8 @@ pub(crate) type Batch = Vec<Change>;
 /// Paths of one prefix that are kept of one peer (RFC 7911): ranking them must stay cheap.
 const PATHS_MAX: usize = 64;
 
+/// No peer's number: they start at 1.
+const NOBODY: PeerId = 0;
 /// Changes in one batch at most.
 const BATCH_MAX: usize = 4096;
 
@@ -193,6 +214,9 @@ pub(crate) struct Rib {
     pub(crate) journal: Journal,
     /// The list of [`Rib::by_set`] while nothing changes: peers that come up together share it.
     listed: Option<Arc<[IpNet]>>,
+    pub(crate) next_hops: NextHops,
+    /// Families without route selection yet (RFC 4724 section 4.1).
+    deferred: BTreeSet<Family>,
 }
 
 impl Rib {
@@ -210,6 +234,8 @@ impl Rib {
             ids: PathIds::default(),
             journal: Journal::default(),
             listed: None,
+            next_hops: NextHops::new(config.track_next_hops, config.jitter_seed),
+            deferred: BTreeSet::new(),
         }
     }
 
@@ -222,7 +248,8 @@ impl Rib {
     pub(crate) fn paths(&self, prefix: &IpNet) -> impl Iterator<Item = (u32, Best)> {
         let routes =
             self.destination(prefix).map(|destination| destination.routes.as_slice()).unwrap_or_default();
-        let ordered = best::order(routes, &self.peers, &self.selection);
+        let routes = if self.is_deferred(Family::of(prefix)) { &[] } else { routes };
+        let ordered = best::order(routes, &self.peers, &self.selection, &self.next_hops);
         ordered.into_iter().filter_map(|at| {
             let route = routes.get(at)?;
             Some((self.ids.of(route.peer, route.set.path_id()), Best::path(route)))
@@ -295,6 +322,11 @@ impl Rib {
     /// Stores a path in place of the peer's former one (of the same path identifier). False: the peer has too many for the prefix.
     pub(crate) fn insert(&mut self, prefix: IpNet, mut route: Route) -> bool {
         let (peer, path_id) = route.key();
+        if self.next_hops.is_tracked() && self.next_hops.seen(route.set.next_hop()) {
+            let routes = self.tables.iter().flat_map(|(_, destination)| &destination.routes);
+            let new = std::iter::once(route.set.next_hop());
+            self.next_hops.sweep(routes.map(|route| route.set.next_hop()).chain(new));
+        }
         let destination = self.tables.entry(prefix);
         let old = Best::of(destination);
         match destination.routes.binary_search_by_key(&(peer, path_id), Route::key) {
@@ -363,16 +395,68 @@ impl Rib {
         gone.into_iter().for_each(|(prefix, path_id)| self.remove(prefix, peer, path_id));
     }
 
-    /// Marks a peer's paths of these families stale (RFC 4724 section 4.2); what was stale already goes, as do other families.
-    pub(crate) fn mark_stale(&mut self, peer: PeerId, families: &[Family]) {
-        self.remove_where(peer, |prefix, route| route.stale || !families.contains(&Family::of(prefix)));
-        self.tables.for_each_mut(|_, destination| {
-            destination
-                .routes
-                .iter_mut()
-                .filter(|route| route.peer == peer)
-                .for_each(|route| route.stale = true);
+    /// Changes the marks of a peer's paths of a family; no mark that counts in route selection.
+    pub(crate) fn mark_where(&mut self, peer: PeerId, family: Family, change: impl Fn(Marks) -> Marks) {
+        self.tables.for_each_mut(|prefix, destination| {
+            if Family::of(&prefix) == family {
+                let of_peer = destination.routes.iter_mut().filter(|route| route.peer == peer);
+                of_peer.for_each(|route| route.marks = change(route.marks));
+            }
         });
+    }
+
+    /// A peer's paths that `which` names, in order.
+    pub(crate) fn routes_where(
+        &self,
+        peer: PeerId,
+        which: impl Fn(&IpNet, &Route) -> bool,
+    ) -> Vec<(IpNet, Route)> {
+        let mut found: Vec<(IpNet, Route)> = Vec::new();
+        for (prefix, destination) in self.destinations() {
+            let routes = destination.of_peer(peer).filter(|route| which(&prefix, route));
+            found.extend(routes.map(|route| (prefix, route.clone())));
+        }
+        found.sort_unstable_by_key(|(prefix, _)| *prefix);
+        found
+    }
+
+    /// What is known of a next hop changed: the paths through it are judged anew.
+    pub(crate) fn next_hop_resolved(&mut self, address: IpAddr, metric: Option<u32>) {
+        if !self.next_hops.resolved(address, metric) {
+            return;
+        }
+        let through = |destination: &Destination| {
+            destination.routes.iter().any(|route| route.set.next_hop().address == address)
+        };
+        let mut touched: Vec<(IpNet, Option<Best>)> = self
+            .destinations()
+            .filter(|(_, destination)| through(destination))
+            .map(|(prefix, destination)| (prefix, Best::of(destination)))
+            .collect();
+        touched.sort_unstable_by_key(|(prefix, _)| *prefix);
+        touched.into_iter().for_each(|(prefix, old)| self.decide(prefix, NOBODY, old, false));
+    }
+
+    /// Whether a family has no route selection yet.
+    pub(crate) fn is_deferred(&self, family: Family) -> bool {
+        self.deferred.contains(&family)
+    }
+
+    /// Starts without route selection for a family: paths are stored and none is used.
+    pub(crate) fn defer(&mut self, family: Family) {
+        self.deferred.insert(family);
+    }
+
+    /// Route selection of a family, for all that has come until now and from now on.
+    pub(crate) fn select(&mut self, family: Family) {
+        if !self.deferred.remove(&family) {
+            return;
+        }
+        let of_family =
+            |(prefix, _): (IpNet, &Destination)| (Family::of(&prefix) == family).then_some(prefix);
+        let mut prefixes: Vec<IpNet> = self.destinations().filter_map(of_family).collect();
+        prefixes.sort_unstable();
+        prefixes.into_iter().for_each(|prefix| self.decide(prefix, NOBODY, None, false));
     }
 
     /// Judges a peer's paths anew, after its import policy changed: what becomes of each as it was received.
@@ -388,6 +472,7 @@ impl Rib {
             for route in destination.routes.iter_mut().filter(|route| route.peer == peer) {
                 let (set, refused) = judge(&prefix, PathSet::received(&route.set));
                 if !Arc::ptr_eq(&set, &route.set) || refused != route.refused {
+                    self.next_hops.seen(set.next_hop());
                     (route.set, route.refused, changed) = (set, refused, true);
                     self.journal.note(peer, prefix, route.set.path_id());
                 }
@@ -403,10 +488,13 @@ impl Rib {
     /// Runs the decision process for a prefix after the path of `touched` changed; `old` was the best before. `gone`: a path in use was
     /// taken away.
     fn decide(&mut self, prefix: IpNet, touched: PeerId, old: Option<Best>, gone: bool) {
+        if !self.deferred.is_empty() && self.deferred.contains(&Family::of(&prefix)) {
+            return;
+        }
         let Some(destination) = self.tables.get_mut(&prefix) else { return };
         let in_use = |routes: &[Route]| routes.iter().any(|route| route.peer == touched && route.used());
         let before = gone || in_use(&destination.routes);
-        let moved = best::rank(&mut destination.routes, &self.peers, &self.selection);
+        let moved = best::rank(&mut destination.routes, &self.peers, &self.selection, &self.next_hops);
         let used = before || moved || in_use(&destination.routes);
         if !(used || self.all_paths) {
             return;

@@ -79,6 +79,24 @@ pub(crate) struct AdjRibOut {
     sent: BTreeMap<IpNet, Said>,
     /// End-of-RIB is owed for these, once nothing else is.
     end_of_rib: BTreeSet<Family>,
+    /// End-of-RIB was sent for these.
+    ended: BTreeSet<Family>,
+    pub(crate) refresh: Refreshes,
+}
+
+/// Families that are being sent again.
+#[derive(Debug, Default)]
+pub(crate) struct Refreshes(BTreeSet<Family>);
+
+impl Refreshes {
+    pub(crate) fn begin(&mut self, family: Family) {
+        self.0.insert(family);
+    }
+
+    /// Families whose end is to be told, now that everything was sent.
+    pub(crate) fn take_ends(&mut self) -> BTreeSet<Family> {
+        std::mem::take(&mut self.0)
+    }
 }
 
 impl AdjRibOut {
@@ -184,11 +202,19 @@ impl AdjRibOut {
     }
 
     pub(crate) fn take_end_of_rib(&mut self) -> BTreeSet<Family> {
-        std::mem::take(&mut self.end_of_rib)
+        let owed = std::mem::take(&mut self.end_of_rib);
+        self.ended.extend(&owed);
+        owed
+    }
+
+    /// Whether the start of a refresh may be told: not before End-of-RIB, if the peer gets one.
+    pub(crate) fn may_begin_refresh(&self, family: Family, gets_end_of_rib: bool) -> bool {
+        !gets_end_of_rib || self.ended.contains(&family)
     }
 
     /// Whether there is nothing more to say, the log apart.
     pub(crate) fn is_idle(&self) -> bool {
-        self.pending.is_empty() && self.end_of_rib.is_empty() && self.walk.as_ref().is_none_or(Walk::is_over)
+        let told = self.end_of_rib.is_empty() && self.refresh.0.is_empty();
+        told && self.pending.is_empty() && self.walk.as_ref().is_none_or(Walk::is_over)
     }
 }

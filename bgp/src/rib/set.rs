@@ -160,6 +160,23 @@ impl PathSets {
         )
     }
 
+    /// A set and what it was made of, with the same change.
+    pub(crate) fn changed(&mut self, set: &Arc<PathSet>, change: impl Fn(&mut Attributes)) -> Arc<PathSet> {
+        let changed = |set: &PathSet| {
+            let mut attributes = Attributes::clone(set.attributes());
+            change(&mut attributes);
+            (attributes, *set.next_hop())
+        };
+        let (attributes, next_hop) = changed(PathSet::received(set));
+        let plain = self.intern(attributes, next_hop);
+        let received = self.with_path_id(&plain, set.path_id());
+        if set.original().is_none() {
+            return received;
+        }
+        let (attributes, next_hop) = changed(set);
+        self.edited(&received, attributes, next_hop)
+    }
+
     /// Another set of the same next hop and attributes.
     fn variant(&mut self, serial: u64, said: Said) -> Arc<PathSet> {
         match self.sets.get(&said) {
@@ -202,6 +219,11 @@ mod tests {
         assert_eq!((edited.path_id(), edited.attributes().med), (7, Some(1)));
         assert_ne!(edited.serial(), plain.serial());
         assert!(Arc::ptr_eq(&sets.edited(&seventh, Attributes::default(), hop), &seventh), "nothing changed");
+        let changed = sets.changed(&edited, |attributes| attributes.local_pref = Some(7));
+        let received = PathSet::received(&changed);
+        assert_eq!((changed.attributes().med, changed.attributes().local_pref), (Some(1), Some(7)));
+        assert_eq!((received.attributes().med, received.attributes().local_pref), (None, Some(7)));
+        assert_eq!((changed.path_id(), received.path_id(), *changed.next_hop()), (7, 7, other));
     }
 
     #[test]

@@ -122,7 +122,7 @@ proptest! {
         for (prefix, destination) in bench.rib.destinations() {
             let mut afresh = destination.routes.clone();
             afresh.iter_mut().for_each(|route| route.rank = 0);
-            best::rank(&mut afresh, &bench.rib.peers, &selection);
+            best::rank(&mut afresh, &bench.rib.peers, &selection, &bench.rib.next_hops);
             let ranks = |routes: &[Route]| routes.iter().map(|route| route.rank).collect::<Vec<_>>();
             prop_assert_eq!(ranks(&destination.routes), ranks(&afresh), "{}", prefix);
             let told = bench.told.get(&prefix);

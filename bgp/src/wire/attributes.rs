@@ -53,6 +53,10 @@ impl Community {
     pub const NO_EXPORT: Self = Self(0xffff_ff01);
     /// Not to be sent to anybody.
     pub const NO_ADVERTISE: Self = Self(0xffff_ff02);
+    /// Long-lived stale: less preferred than any route without it (RFC 9494).
+    pub const LLGR_STALE: Self = Self(0xffff_0006);
+    /// Not to be kept as long-lived stale (RFC 9494).
+    pub const NO_LLGR: Self = Self(0xffff_0007);
     /// Not to be sent to external peers, confederation members included.
     pub const NO_EXPORT_SUBCONFED: Self = Self(0xffff_ff03);
 }

@@ -25,6 +25,7 @@ mod walk;
 
 pub use as_path::{AS_TRANS, AsPath, Segment, SegmentKind};
 pub use attributes::{Aggregator, Attributes, Community, LargeCommunity, Origin, Partial, RawAttribute};
+pub(crate) use capability::STALE_TIME_MAX;
 pub use capability::{
     AddPath, Capability, ExtendedNextHop, GracefulRestartCapability, GracefulRestartFamily, LongLivedFamily,
 };

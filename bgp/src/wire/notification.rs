@@ -134,8 +134,9 @@ impl Notification {
     }
 
     /// What an operator can do about it; empty when nothing sensible is known.
-    pub const fn remedy(&self) -> &'static str {
-        match (self.code, self.subcode) {
+    pub fn remedy(&self) -> &'static str {
+        let (code, subcode, _) = self.reason();
+        match (code, subcode) {
             (code::OPEN, 2) => "compare the local and remote AS numbers configured on both sides",
             (code::OPEN, 3) => "give both speakers different, non-zero router ids",
             (code::OPEN, 6) => "configure a hold time of 0 or of at least 3 seconds on both sides",
@@ -206,7 +207,12 @@ impl Notification {
 
 impl fmt::Display for Notification {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({}/{})", self.name(), self.code, self.subcode)?;
+        match (self.is_hard_reset(), self.reason()) {
+            (true, (code, subcode, _)) if (code, subcode) != (self.code, self.subcode) => {
+                write!(f, "{} ({code}/{subcode}) as a hard reset", Self::new(code, subcode).name())?;
+            }
+            _ => write!(f, "{} ({}/{})", self.name(), self.code, self.subcode)?,
+        }
         if let Some(text) = self.shutdown_text() {
             write!(f, ", the other side says {text:?}")?;
         }
@@ -247,6 +253,8 @@ mod tests {
         hard.encode_body(&mut body);
         assert_eq!(body, b"\x06\x09\x06\x02\x06moving");
         assert_eq!(hard.shutdown_text(), Some("moving"));
+        let told = "cease: administrative shutdown (6/2) as a hard reset, the other side says \"moving\"";
+        assert_eq!(hard.to_string(), told);
         assert!(hard.is_hard_reset() && !Notification::new(6, 2).is_hard_reset());
         assert_eq!(Notification::new(6, 9).shutdown_text(), None);
     }

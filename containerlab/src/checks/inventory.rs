@@ -198,7 +198,7 @@ impl Inventory {
             .collect();
         let (topology, _) = file::load(topology_file, &env)
             .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))?;
-        let settings = Settings::beside(topology_file).map_err(|error| error.to_string())?;
+        let settings = Settings::beside(topology_file, &env).map_err(|error| error.to_string())?;
         let mut inventory = Self::default();
         for node in topology.nodes.values() {
             match node.labels.get("tombolo.io/role").map(String::as_str) {

@@ -25,14 +25,15 @@ fn topology(variant: Option<&str>) -> Topology {
 }
 
 fn settings() -> Settings {
-    Settings::load(&lab().join("lab.yaml")).unwrap()
+    Settings::load(&lab().join("lab.yaml"), &BTreeMap::new()).unwrap()
 }
 
 /// Every document of a cluster's manifests.
 fn manifests(cluster: &str) -> Vec<Value> {
     let mut documents = Vec::new();
-    let folder = lab().join(cluster).join("manifests");
-    for entry in fs::read_dir(folder).unwrap() {
+    let settings = settings();
+    let folders = &settings.clusters.iter().find(|one| one.name == cluster).unwrap().manifests;
+    for entry in folders.iter().flat_map(|folder| fs::read_dir(lab().join(folder)).unwrap()) {
         let text = fs::read_to_string(entry.unwrap().path()).unwrap();
         documents.extend(serde_saphyr::from_multiple::<Value>(&text).unwrap());
     }
@@ -193,8 +194,8 @@ fn manifests_of_nodes_agree_with_the_topology() {
 #[test]
 fn bgp_manifests_name_the_addresses_and_autonomous_systems_of_the_routers() {
     let topology = topology(None);
-    let bird = fs::read_to_string(lab().join("routers/east-tor/bird.conf")).unwrap();
-    let frr = fs::read_to_string(lab().join("routers/west-tor/frr.conf")).unwrap();
+    let bird = fs::read_to_string(lab().join("routers/east-tor/peering/numbered.conf")).unwrap();
+    let frr = fs::read_to_string(lab().join("routers/west-tor/peering/numbered.conf")).unwrap();
     for (cluster, tor) in [("east", "east-tor"), ("west", "west-tor")] {
         for config in manifests(cluster).iter().filter(|d| d["kind"] == "CiliumBGPClusterConfig") {
             let node = config["metadata"]["name"].as_str().unwrap();
@@ -216,6 +217,26 @@ fn bgp_manifests_name_the_addresses_and_autonomous_systems_of_the_routers() {
                 };
                 assert!(text.contains(&line), "{tor} lacks {line}");
             }
+        }
+    }
+}
+
+#[test]
+fn every_peering_has_its_own_files_on_both_sides() {
+    for peering in ["numbered", "bfd", "ipv6", "unnumbered"] {
+        let env = BTreeMap::from([("TOMBOLO_PEERING".to_owned(), peering.to_owned())]);
+        let (topology, warnings) = load(&lab().join("two-clusters.clab.yml"), &env).unwrap();
+        assert_eq!(warnings, []);
+        for (tor, bound) in [("east-tor", "/etc/bird/peering.conf"), ("west-tor", "/etc/frr/frr.conf")] {
+            let bind = topology.nodes[tor].binds.iter().find(|bind| bind.destination == bound).unwrap();
+            let file = lab().join("routers").join(tor).join(format!("peering/{peering}.conf"));
+            assert_eq!(Path::new(&bind.source), file);
+            assert!(file.exists());
+        }
+        for cluster in Settings::load(&lab().join("lab.yaml"), &env).unwrap().clusters {
+            let folder = Path::new(&cluster.name).join("peering").join(peering);
+            assert_eq!(cluster.manifests, [Path::new(&cluster.name).join("manifests"), folder.clone()]);
+            assert!(lab().join(folder).join("bgp-peers.yaml").exists());
         }
     }
 }

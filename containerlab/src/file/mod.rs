@@ -27,6 +27,7 @@ mod words;
 pub use load::{MAX_BYTES, MAX_LINKS, MAX_NODES, lab_dir, load, parse};
 pub use notices::undeployable;
 pub use report::{Error, Problem, Warning};
+pub(crate) use substitute::substitute;
 pub use topology::*;
 pub use words::split_words;
 

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 /// The text with variables replaced, and those that were left for want of a value: line and name.
-pub(super) fn substitute(text: &str, env: &BTreeMap<String, String>) -> (String, Vec<(u64, String)>) {
+pub(crate) fn substitute(text: &str, env: &BTreeMap<String, String>) -> (String, Vec<(u64, String)>) {
     let mut out = String::with_capacity(text.len());
     let mut missing = Vec::new();
     for (number, line) in (1_u64..).zip(text.split_inclusive('\n')) {

@@ -95,7 +95,7 @@ impl Lab {
             file: path.to_owned(),
             errors: errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"),
         })?;
-        let settings = Settings::beside(&topology.file)?;
+        let settings = Settings::beside(&topology.file, env)?;
         let notices = file::undeployable(&topology, &|image| settings.runs(image));
         let name = topology.file.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let told = notices.iter().map(|notice| {
@@ -374,14 +374,16 @@ impl Lab {
             crate::pki::issue_all(&self.settings.certificates, &self.layout.pki())?;
         }
         for cluster in &self.settings.clusters {
-            let source = self.topology.file.with_file_name("").join(&cluster.manifests);
             let target = cluster.live_manifests(dir);
-            copy_tree(&source, &target).map_err(LabError::io(format!(
-                "copy the manifests of cluster {} from {} to {}",
-                cluster.name,
-                source.display(),
-                target.display()
-            )))?;
+            for folder in &cluster.manifests {
+                let source = self.topology.file.with_file_name("").join(folder);
+                copy_tree(&source, &target).map_err(LabError::io(format!(
+                    "copy the manifests of cluster {} from {} to {}",
+                    cluster.name,
+                    source.display(),
+                    target.display()
+                )))?;
+            }
         }
         Ok(())
     }

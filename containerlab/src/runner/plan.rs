@@ -47,6 +47,8 @@ pub struct ClusterSpec {
     pub name: String,
     /// Its running manifest folder.
     pub manifests: PathBuf,
+    /// The folders that it was copied from: with others the lab is built anew.
+    pub sources: Vec<PathBuf>,
     /// The nodes that run pods.
     pub nodes: Vec<String>,
 }
@@ -231,6 +233,7 @@ impl Plan {
         let clusters = settings.clusters.iter().map(|cluster| ClusterSpec {
             name: cluster.name.clone(),
             manifests: cluster.live_manifests(&topology.lab_dir),
+            sources: cluster.manifests.clone(),
             nodes: cluster.nodes.iter().filter(|node| nodes.contains_key(*node)).cloned().collect(),
         });
         let clusters = clusters.collect();
@@ -505,7 +508,7 @@ topology:
     #[test]
     fn clusters_name_nodes_that_there_are() {
         let text = "name: x\ntopology: {nodes: {a: {kind: linux}}}\n";
-        let settings = "clusters: [{name: one, id: 1, manifests: m, nodes: [a, z], etcd: a}]";
+        let settings = "clusters: [{name: one, id: 1, manifests: [m], nodes: [a, z], etcd: a}]";
         let error = plan(text, settings).2.unwrap_err().to_string();
         assert!(
             error.contains("cluster one") && error.contains("\"z\"") && error.contains("use one of a"),

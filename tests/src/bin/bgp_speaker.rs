@@ -2,19 +2,21 @@
 //!
 //! Arguments are `key=value`: `asn`, `router-id`, `peer=NAME,ADDRESS,ASN,LOCAL` (repeated), `allow=PREFIX` (repeated), `announce=PREFIX`
 //! (repeated), `restarting`, `passive`, `bfd=DIRECTORY` (a BFD session with each peer, 100 ms x 3, its unit's files in that
-//! directory). Called as `bgp_speaker bfd ...` it is that unit. Commands come on standard input: `announce PREFIX`, `withdraw PREFIX`, `complete`, `peers`,
-//! `received`, `refresh NAME`, `shutdown TEXT`. Events and answers go to standard output, one JSON object a line.
+//! directory), `bmp=ADDRESS:PORT`, `rpki=ADDRESS:PORT`, `log=FOLDER`, `peer-json={...}` and `range-json={...}` (settings that differ from the defaults, as JSON; repeated). Called as `bgp_speaker bfd ...` it is that unit. Commands come on standard input: `announce PREFIX`, `withdraw PREFIX`, `complete`, `peers`,
+//! `received`, `refresh NAME`, `dump FILE`, `operate NAME {"action": ...}`, `update {...}` (as `peer-json`), `shutdown TEXT`. Events and answers go to standard output, one JSON object a line.
 
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tombolo_bgp::bfd::{BfdSettings, client::Unit};
+use tombolo_bgp::mrt::{MessageLog, table_dump};
+use tombolo_bgp::rpki::RpkiCache;
 use tombolo_bgp::{
-    AllowedPrefix, Announcement, BfdUnit, Event, PeerConfig, RouteView, Scope, Speaker, SpeakerConfig,
-    SpeakerHandle,
+    AllowedPrefix, Announcement, BfdUnit, BmpStation, Event, ListenRange, PeerConfig, RouteView, Scope,
+    Speaker, SpeakerConfig, SpeakerHandle,
 };
 
 type Failure = Box<dyn std::error::Error>;
@@ -41,6 +43,7 @@ async fn speak() -> Result<(), Failure> {
     let mut config = SpeakerConfig::new(0, [0, 0, 0, 0].into());
     config.listen = vec!["0.0.0.0:179".parse()?, "[::]:179".parse()?];
     let (mut peers, mut allowed, mut announced, mut passive) = (Vec::new(), Vec::new(), Vec::new(), false);
+    let (mut json_peers, mut ranges) = (Vec::new(), Vec::new());
     let mut bfd = None;
     for argument in std::env::args().skip(1) {
         let (key, value) = argument.split_once('=').unwrap_or((&argument, ""));
@@ -48,8 +51,16 @@ async fn speak() -> Result<(), Failure> {
             "asn" => config.local_asn = value.parse()?,
             "router-id" => config.router_id = value.parse()?,
             "peer" => peers.push(value.to_owned()),
+            "peer-json" => json_peers.push(value.to_owned()),
+            "range-json" => ranges.push(value.to_owned()),
             "allow" => allowed.push(AllowedPrefix::or_longer(value.parse()?)),
             "announce" => announced.push(value.to_owned()),
+            "bmp" => config.stations.push(station(value)?),
+            "rpki" => config.caches.push(RpkiCache { address: value.parse()? }),
+            "log" => {
+                let folder = value.into();
+                config.message_log = Some(MessageLog { folder, file_bytes_max: 1 << 20, files: 2 });
+            }
             "restarting" => config.restarting = true,
             "passive" => passive = true,
             "bfd" => {
@@ -72,6 +83,12 @@ async fn speak() -> Result<(), Failure> {
         settings.bfd = bfd.clone();
         speaker.add_peer(settings).await?;
     }
+    for peer in json_peers {
+        speaker.add_peer(settings_of(&peer, &allowed)?).await?;
+    }
+    for range in ranges {
+        speaker.add_range(range_of(&range, &allowed)?).await?;
+    }
     for prefix in announced {
         speaker.announce(Scope::All, prefix.parse()?, Announcement::default()).await?;
     }
@@ -85,7 +102,7 @@ async fn speak() -> Result<(), Failure> {
             },
             line = commands.next_line() => match line? {
                 Some(line) => {
-                    if !command(&speaker, &line).await? {
+                    if !command(&speaker, &line, &allowed).await? {
                         return Ok(());
                     }
                 }
@@ -95,30 +112,110 @@ async fn speak() -> Result<(), Failure> {
     }
 }
 
+/// A collector that is found soon.
+fn station(address: &str) -> Result<BmpStation, Failure> {
+    let second = Duration::from_secs(1);
+    Ok(BmpStation {
+        statistics_every: second,
+        retry_first: second,
+        retry_longest: second,
+        system_name: "speaker".to_owned(),
+        ..BmpStation::new(address.parse()?)
+    })
+}
+
+/// Writes what was received to an MRT file.
+async fn dump(speaker: &SpeakerHandle, path: &str) -> Result<(), Failure> {
+    let (peers, rows) = (speaker.peers().await?, speaker.routes(RouteView::Received).await?);
+    let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
+    Ok(std::fs::write(path, table_dump(at, [10, 77, 0, 1].into(), "speaker", &peers, &rows))?)
+}
+
 fn peer_settings(text: &str) -> Result<PeerConfig, Failure> {
     let [name, address, asn, local] = text.split(',').collect::<Vec<_>>()[..] else {
         return Err(format!("peer {text:?} is not NAME,ADDRESS,ASN,LOCAL").into());
     };
-    let mut settings = PeerConfig::new(name, address.parse()?, asn.parse()?);
+    let mut settings = quick(PeerConfig::new(name, address.parse()?, asn.parse()?));
     settings.local_address = Some(local.parse()?);
-    settings.timers.connect_retry = Duration::from_secs(2);
-    settings.timers.hold = Duration::from_secs(9);
-    settings.timers.keepalive = Duration::from_secs(3);
     settings.graceful_restart.enabled = true;
     settings.graceful_restart.restart_time_secs = 60;
     Ok(settings)
 }
 
+/// Settings as JSON: what is not given is as for a peer of `peer=`.
+fn settings_of(text: &str, allowed: &[AllowedPrefix]) -> Result<PeerConfig, Failure> {
+    let changes: Value = serde_json::from_str(text)?;
+    let word = |key: &str| changes.get(key).and_then(Value::as_str).unwrap_or_default();
+    let defaults = if changes.get("unnumbered") == Some(&Value::Bool(true)) {
+        PeerConfig::unnumbered(word("name"), word("interface"), 0)
+    } else {
+        PeerConfig::new(word("name"), word("address").parse()?, 0)
+    };
+    let mut settings: PeerConfig = changed(&quick(defaults), changes)?;
+    settings.import = allowed.to_vec();
+    Ok(settings)
+}
+
+fn range_of(text: &str, allowed: &[AllowedPrefix]) -> Result<ListenRange, Failure> {
+    let changes: Value = serde_json::from_str(text)?;
+    let word = |key: &str| changes.get(key).and_then(Value::as_str).unwrap_or_default();
+    let mut range = ListenRange::new(word("name"), word("prefix").parse()?);
+    range.template = quick(range.template);
+    let mut range: ListenRange = changed(&range, changes)?;
+    range.template.import = allowed.to_vec();
+    Ok(range)
+}
+
+fn changed<T: serde::Serialize + serde::de::DeserializeOwned>(
+    base: &T,
+    changes: Value,
+) -> Result<T, Failure> {
+    let mut value = serde_json::to_value(base)?;
+    merge(&mut value, changes);
+    Ok(serde_json::from_value(value)?)
+}
+
+fn merge(into: &mut Value, changes: Value) {
+    match (into, changes) {
+        (Value::Object(into), Value::Object(changes)) => {
+            for (key, change) in changes {
+                merge(into.entry(key).or_insert(Value::Null), change);
+            }
+        }
+        (into, changes) => *into = changes,
+    }
+}
+
+/// Timers short enough for a test.
+const fn quick(mut settings: PeerConfig) -> PeerConfig {
+    settings.timers.connect_retry = Duration::from_secs(2);
+    settings.timers.hold = Duration::from_secs(9);
+    settings.timers.keepalive = Duration::from_secs(3);
+    settings
+}
+
 /// False when the speaker has been shut down.
-async fn command(speaker: &SpeakerHandle, line: &str) -> Result<bool, Failure> {
+async fn command(speaker: &SpeakerHandle, line: &str, allowed: &[AllowedPrefix]) -> Result<bool, Failure> {
     let (verb, rest) = line.split_once(' ').unwrap_or((line, ""));
     match verb {
         "announce" => speaker.announce(Scope::All, rest.parse()?, Announcement::default()).await?,
         "withdraw" => speaker.withdraw(Scope::All, rest.parse()?).await?,
         "complete" => speaker.export_complete().await?,
+        "dump" => {
+            dump(speaker, rest).await?;
+            println!("{}", json!({"dumped": rest}));
+        }
+        "operate" => {
+            let (name, action) = rest.split_once(' ').unwrap_or((rest, "{}"));
+            speaker.operate(name, serde_json::from_str(action)?).await?;
+        }
         "refresh" => println!("{}", json!({"refreshed": speaker.refresh(rest).await?})),
         "peers" => println!("{}", json!({"peers": speaker.peers().await?})),
         "received" => println!("{}", json!({"received": speaker.routes(RouteView::Received).await?})),
+        "update" => {
+            speaker.update_peer(settings_of(rest, allowed)?).await?;
+            println!("{}", json!({"updated": true}));
+        }
         "shutdown" => {
             speaker.shutdown(rest).await?;
             return Ok(false);

@@ -1,12 +1,14 @@
 //! Any number of cores and the wires between them: speaker `n` is `n<n>`, 10.0.0.n, AS 65000 + n unless told otherwise.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use bytes::BytesMut;
 
 use super::super::*;
 use crate::config::AllowedPrefix;
+use crate::event::{RouteRow, RouteView};
+use crate::fsm::State;
 
 pub(super) type Id = u8;
 
@@ -18,6 +20,8 @@ pub(super) struct Net {
     wires: Vec<[(Id, ConnectionId); 2]>,
     /// Pairs that cannot connect, lower number first.
     cut: BTreeSet<(Id, Id)>,
+    /// What was sent since it was last cleared: from, to, message type and whatever tells messages of a type apart.
+    pub(super) sent: Vec<(Id, Id, String)>,
 }
 
 pub(super) fn prefix(text: &str) -> IpNet {
@@ -52,7 +56,7 @@ fn pair(a: Id, b: Id) -> (Id, Id) {
 impl Net {
     pub(super) fn new() -> Self {
         let now = Instant::now();
-        Self { now, cores: BTreeMap::new(), wires: Vec::new(), cut: BTreeSet::new() }
+        Self { now, cores: BTreeMap::new(), wires: Vec::new(), cut: BTreeSet::new(), sent: Vec::new() }
     }
 
     /// Adds a speaker of AS 65000 + id.
@@ -119,7 +123,7 @@ impl Net {
             Output::Connect { peer, attempt, target } => self.connect(id, peer, attempt, &target),
             Output::Send { connection, bytes } => {
                 if let Some((far, there)) = self.other_end(id, connection) {
-                    self.deliver(far, there, &bytes);
+                    self.deliver(id, far, there, &bytes);
                 }
                 self.core(id).drained(now, connection, bytes.len());
             }
@@ -153,13 +157,25 @@ impl Net {
         }
     }
 
-    fn deliver(&mut self, to: Id, there: ConnectionId, bytes: &[u8]) {
+    fn deliver(&mut self, from: Id, to: Id, there: ConnectionId, bytes: &[u8]) {
         let mut buffer = BytesMut::from(bytes);
         let max = self.core(to).message_max(there);
         let frames: Vec<Frame> =
             std::iter::from_fn(|| Frame::next_within(&mut buffer, max).unwrap()).collect();
+        self.sent.extend(words(bytes).into_iter().map(|word| (from, to, word)));
         let now = self.now;
         self.core(to).frames(now, there, &frames);
+    }
+
+    /// Bytes that a speaker never said arrive as if it had.
+    pub(super) fn inject(&mut self, from: Id, to: Id, bytes: &[u8]) {
+        let end = self.wires.iter().find_map(|[a, b]| match (a.0, b.0) {
+            ends if ends == (from, to) => Some(b.1),
+            ends if ends == (to, from) => Some(a.1),
+            _ => None,
+        });
+        self.deliver(from, to, end.unwrap(), bytes);
+        self.run();
     }
 
     pub(super) fn wait(&mut self, secs: u64) {
@@ -176,6 +192,30 @@ impl Net {
         self.now = end;
     }
 
+    /// The connections between two speakers break without a word, and no new one comes about.
+    pub(super) fn sever(&mut self, a: Id, b: Id) {
+        self.cut.insert(pair(a, b));
+        let now = self.now;
+        let (broken, rest) =
+            std::mem::take(&mut self.wires).into_iter().partition(|[x, y]| pair(x.0, y.0) == pair(a, b));
+        self.wires = rest;
+        let broken: Vec<[(Id, ConnectionId); 2]> = broken;
+        for (id, connection) in broken.into_iter().flatten() {
+            self.core(id).lost(now, connection, "reset");
+        }
+        self.run();
+    }
+
+    /// Nothing passes between two speakers any more, and neither notices.
+    pub(super) fn silence(&mut self, a: Id, b: Id) {
+        self.cut.insert(pair(a, b));
+        self.wires.retain(|[x, y]| pair(x.0, y.0) != pair(a, b));
+    }
+
+    pub(super) fn heal(&mut self, a: Id, b: Id) {
+        self.cut.remove(&pair(a, b));
+    }
+
     pub(super) fn announce(&mut self, id: Id, text: &str) {
         self.announce_with(id, text, &[]);
     }
@@ -187,14 +227,60 @@ impl Net {
         self.run();
     }
 
-    /// Bytes that a speaker never said arrive as if it had.
-    pub(super) fn inject(&mut self, from: Id, to: Id, bytes: &[u8]) {
-        let ends = self.wires.iter().find_map(|[a, b]| match (a.0, b.0) {
-            pair if pair == (from, to) => Some(b.1),
-            pair if pair == (to, from) => Some(a.1),
-            _ => None,
-        });
-        self.deliver(to, ends.unwrap(), bytes);
+    pub(super) fn complete(&mut self, id: Id) {
+        self.core(id).export_complete();
         self.run();
     }
+
+    pub(super) fn up(&mut self, id: Id, other: Id) -> bool {
+        let (now, name) = (self.now, format!("n{other}"));
+        self.core(id).peers(now).iter().any(|peer| peer.name == name && peer.state == State::Established)
+    }
+
+    pub(super) fn last_error(&mut self, id: Id) -> String {
+        let now = self.now;
+        self.core(id).peers(now).remove(0).last_error.unwrap_or_default()
+    }
+
+    pub(super) fn rows(&mut self, id: Id, view: RouteView) -> Vec<RouteRow> {
+        self.core(id).routes(view)
+    }
+
+    /// Routes in use: prefix, the peer's name, and what is special about them.
+    pub(super) fn used(&mut self, id: Id) -> Vec<String> {
+        let rows = self.rows(id, RouteView::Best);
+        let special = |row: &RouteRow| {
+            let communities = row.attributes.communities.iter().map(|community| format!(" {community}"));
+            let stale = if row.stale { " stale" } else { "" };
+            format!("{} {}{stale}{}", row.prefix, row.peer, communities.collect::<String>())
+        };
+        rows.iter().map(special).collect()
+    }
+
+    /// Messages from one speaker to another, by their words.
+    pub(super) fn said(&self, from: Id, to: Id) -> Vec<&str> {
+        let of_pair = self.sent.iter().filter(|(a, b, _)| (*a, *b) == (from, to));
+        of_pair.map(|(.., word)| word.as_str()).collect()
+    }
+}
+
+/// What bytes say, a word for each message.
+fn words(bytes: &[u8]) -> Vec<String> {
+    let mut words = Vec::new();
+    let mut rest = bytes;
+    while let [_, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, high, low, kind, ..] = rest {
+        let len = usize::from(u16::from_be_bytes([*high, *low]));
+        let body = &rest[19..len];
+        let end_of_rib = len == 23 || len == 30 && body[..8] == [0, 0, 0, 7, 0x90, 15, 0, 3];
+        words.push(match kind {
+            1 => "open".to_owned(),
+            2 if end_of_rib || len == 29 => "end-of-rib".to_owned(),
+            2 => "update".to_owned(),
+            3 => format!("notification {}/{}", body[0], body[1]),
+            4 => "keepalive".to_owned(),
+            _ => format!("refresh {}", body[2]),
+        });
+        rest = &rest[len..];
+    }
+    words
 }

@@ -1,13 +1,11 @@
 //! What passes from peer to peer: policies, reflection, route servers, well-known communities; by speakers that talk over in-memory connections.
 
-mod net;
-
 use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use self::net::{Id, Net, prefix};
-use super::*;
+use super::super::*;
+use super::net::{self, Id, Net, prefix};
 use crate::config::{AddPaths, LimitAction, PathCount, PrefixLimit};
 use crate::event::{RouteRow, RouteView};
 use crate::policy::Policy;
