@@ -94,6 +94,9 @@ pub struct Route {
     pub mtu: Option<u32>,
     /// The ways out; empty unless `kind` is unicast or local.
     pub next_hops: Vec<NextHop>,
+    /// The number of the next-hop object that has the ways out ([`crate::NextHopObjects`]); then `next_hops` is not asked for, and told as the kernel
+    /// sees it.
+    pub object: Option<u32>,
 }
 
 impl Route {
@@ -109,6 +112,7 @@ impl Route {
             source: None,
             mtu: None,
             next_hops,
+            object: None,
         }
     }
 
@@ -162,6 +166,19 @@ impl fmt::Display for Route {
     }
 }
 
+/// The way to an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The neighbour; none: the address is on the link.
+    pub via: Option<IpAddr>,
+    /// Index of the interface.
+    pub link: u32,
+    /// The route's metric.
+    pub metric: u32,
+    /// The route's owner (RTPROT_*).
+    pub protocol: u8,
+}
+
 /// Which routes to list; `None` is any.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RouteFilter {
@@ -181,6 +198,37 @@ impl Netlink {
         self.change(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
             .await
             .map_err(|refusal| refusal.on("replace the route", route.to_string()))
+    }
+
+    /// How the kernel would reach an address now, by its whole tables; none if it would not.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] when the kernel refuses to tell.
+    pub async fn way_to(&self, address: IpAddr) -> Result<Option<Found>, Error> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family(address);
+        message.header.destination_prefix_length = if address.is_ipv4() { 32 } else { 128 };
+        // Tell of the route that matched, not of the answer for this one address.
+        message.header.flags = RouteFlags::FibMatch;
+        message.attributes.push(RouteAttribute::Destination(address.into()));
+        let answer = match self.get(RouteNetlinkMessage::GetRoute(message)).await {
+            Ok(answer) => answer,
+            Err(refusal)
+                if matches!(
+                    refusal.errno(),
+                    Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES | libc::EINVAL | libc::ENOENT)
+                ) =>
+            {
+                return Ok(None);
+            }
+            Err(refusal) => return Err(refusal.on("look up the way to", address.to_string())),
+        };
+        let RouteNetlinkMessage::NewRoute(message) = answer else { return Ok(None) };
+        let route = Route::from_message(&message).filter(|route| route.kind == RouteKind::Unicast);
+        Ok(route.and_then(|route| {
+            let hop = *route.next_hops.first()?;
+            Some(Found { via: hop.via, link: hop.link?, metric: route.metric, protocol: route.protocol })
+        }))
     }
 
     /// Deletes the route of the same destination, table, metric and protocol, whatever its hops. True if it was there.
@@ -263,6 +311,7 @@ impl Route {
             source: None,
             mtu: None,
             next_hops: Vec::new(),
+            object: None,
         };
         let single =
             RouteNextHopFlags::from_bits_retain(u8::try_from(header.flags.bits() & 0xff).unwrap_or(0));
@@ -277,6 +326,7 @@ impl Route {
                 RouteAttribute::Table(table) => route.table = *table,
                 RouteAttribute::Priority(metric) => route.metric = *metric,
                 RouteAttribute::PrefSource(address) => route.source = ip(address),
+                RouteAttribute::NhId(id) => route.object = Some(*id),
                 RouteAttribute::Metrics(metrics) => {
                     route.mtu = metrics.iter().find_map(|metric| match metric {
                         RouteMetric::Mtu(mtu) => Some(*mtu),
@@ -357,14 +407,16 @@ fn key(route: &Route) -> RouteMessage {
 fn request(route: &Route) -> Result<RouteMessage, Error> {
     let mut message = key(route);
     let forwards = matches!(route.kind, RouteKind::Unicast | RouteKind::Local);
-    if forwards && route.next_hops.is_empty() {
+    if forwards && route.next_hops.is_empty() && route.object.is_none() {
         let reason = "a unicast route needs a next hop; use kind blackhole or unreachable to drop".to_owned();
         return Err(Error::Invalid { what: "replace the route", object: route.to_string(), reason });
     }
     let is_v4 = route.destination.addr().is_ipv4();
     message.header.scope = match route.kind {
         RouteKind::Local => RouteScope::Host,
-        RouteKind::Unicast if is_v4 && route.next_hops.iter().all(|hop| hop.via.is_none()) => {
+        RouteKind::Unicast
+            if is_v4 && route.object.is_none() && route.next_hops.iter().all(|hop| hop.via.is_none()) =>
+        {
             RouteScope::Link
         }
         _ => RouteScope::Universe,
@@ -377,6 +429,7 @@ fn request(route: &Route) -> Result<RouteMessage, Error> {
     }
     match route.next_hops.as_slice() {
         _ if !forwards => {}
+        _ if route.object.is_some() => message.attributes.extend(route.object.map(RouteAttribute::NhId)),
         [only] => {
             if only.on_link {
                 message.header.flags |= RouteFlags::Onlink;

@@ -40,6 +40,7 @@
 
 pub mod devices;
 mod error;
+mod groups;
 mod key;
 pub mod mtu;
 mod routes;

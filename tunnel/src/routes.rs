@@ -3,17 +3,25 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use imbl::OrdMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use tokio::sync::Mutex;
 use tombolo_base::prefix::Prefix;
 use tombolo_base::reconcile::Target;
 use tombolo_base::source::Source;
 use tombolo_netlink::{Error, Netlink, NextHop, Route, RouteFilter, RouteKind, TABLE_MAIN};
-use tombolo_topology::{LearnedNextHop, RouteEntry};
+use tombolo_topology::{LearnedNextHop, RouteEntry, RouteOrigin};
+
+use crate::groups::Groups;
 
 /// The protocol number (RTPROT_*) of our routes, unless the configuration gives another.
 pub const DEFAULT_PROTOCOL: u8 = 0x54;
 /// The metric of our routes, unless the configuration gives another: an administrator's route to the same prefix (metric
 /// 0 for IPv4, 1024 for IPv6 by default) is neither replaced nor deleted.
 pub const DEFAULT_METRIC: u32 = 84;
+
+/// Groups of next hops that may stand unused before they are cleared away.
+const UNUSED_MAX: usize = 64;
 
 /// Which routes are ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,18 +40,56 @@ impl Default for RouteSettings {
     }
 }
 
-/// Carries route rows to the kernel.
+/// Carries route rows to the kernel. Clones share what is known of the kernel's next-hop objects.
 #[derive(Clone, Debug)]
 pub struct KernelRoutes {
     netlink: Netlink,
     settings: RouteSettings,
+    groups: Arc<Mutex<Groups>>,
 }
 
 impl KernelRoutes {
     /// A target in the handle's namespace.
     #[must_use]
     pub fn new(netlink: Netlink, settings: RouteSettings) -> Self {
-        Self { netlink, settings }
+        let groups = Arc::new(Mutex::new(Groups::new(settings.protocol)));
+        Self { netlink, settings, groups }
+    }
+
+    /// A next hop is lost, as BGP or BFD tell: it leaves every group of next hops at once, before the rows of the prefixes behind it change. How
+    /// many groups it was in.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] when the kernel refuses.
+    pub async fn lose(&self, next_hop: IpAddr) -> Result<usize, Error> {
+        self.groups.lock().await.lose(next_hop).await
+    }
+
+    /// Messages sent so far about next-hop objects.
+    pub async fn object_messages(&self) -> u64 {
+        self.groups.lock().await.messages()
+    }
+
+    /// Writes a learned route: as the name of a group of next hops.
+    async fn update_group(&self, row: &RouteEntry) -> Result<(), String> {
+        let mut groups = self.groups.lock().await;
+        if !groups.is_loaded() {
+            let there = self.ours().await.map_err(|error| error.to_string())?;
+            groups.load(&self.netlink, &there).await.map_err(|error| error.to_string())?;
+        }
+        let Some(group) = groups.group_for(&self.netlink, row).await? else { return Ok(()) };
+        let route = Route {
+            source: row.source_address,
+            mtu: row.mtu.map(u32::from),
+            object: Some(group),
+            ..self.key(row)
+        };
+        self.netlink.replace_route(&route).await.map_err(|error| error.to_string())?;
+        groups.note(row, Some(group));
+        if groups.unused() > UNUSED_MAX {
+            groups.collect().await.map_err(|error| error.to_string())?;
+        }
+        Ok(())
     }
 
     /// The kernel's form of a row; names of interfaces become indexes.
@@ -73,6 +119,7 @@ impl KernelRoutes {
             source: None,
             mtu: None,
             next_hops: Vec::new(),
+            object: None,
         }
     }
 
@@ -105,12 +152,20 @@ impl KernelRoutes {
 
     /// The rows whose route is missing or another in the kernel.
     async fn missing(&self, wanted: &OrdMap<Prefix, RouteEntry>) -> Result<BTreeSet<Prefix>, Error> {
-        let mut there: BTreeMap<Prefix, Route> = BTreeMap::new();
-        for route in self.ours().await?.into_iter().filter(|route| route.metric == self.settings.metric) {
-            there.insert(Prefix::from(route.destination), route);
-        }
+        let mut ours = self.ours().await?;
+        ours.retain(|route| route.metric == self.settings.metric);
+        let mut groups = self.groups.lock().await;
+        groups.load(&self.netlink, &ours).await?;
+        let there: BTreeMap<Prefix, Route> =
+            ours.into_iter().map(|route| (Prefix::from(route.destination), route)).collect();
         let mut missing = BTreeSet::new();
         for (prefix, row) in wanted {
+            if is_grouped(row) {
+                if !groups.is_same(&self.netlink, row).await {
+                    missing.insert(*prefix);
+                }
+                continue;
+            }
             // A row that names an interface which is not there cannot be in the kernel either.
             let same = match (there.get(prefix), self.route(row).await) {
                 (Some(there), Ok(asked)) => is_same(there, &asked.normalised()),
@@ -147,6 +202,11 @@ impl KernelRoutes {
     }
 }
 
+/// Whether a row's route names a group of next hops: those that BGP taught.
+fn is_grouped(row: &RouteEntry) -> bool {
+    row.origin == RouteOrigin::Bgp && !row.next_hops.is_empty()
+}
+
 /// Whether the kernel's route is the one that was asked for. The kernel fills in interfaces that were left to it.
 fn is_same(there: &Route, asked: &Route) -> bool {
     let hops =
@@ -165,12 +225,19 @@ fn is_same(there: &Route, asked: &Route) -> bool {
 
 impl Target<RouteEntry> for KernelRoutes {
     async fn update(&mut self, row: &RouteEntry) -> Result<(), String> {
+        if is_grouped(row) {
+            return self.update_group(row).await;
+        }
         let route = self.route(row).await.map_err(|error| error.to_string())?;
-        self.netlink.replace_route(&route).await.map_err(|error| error.to_string())
+        self.netlink.replace_route(&route).await.map_err(|error| error.to_string())?;
+        self.groups.lock().await.note(row, None);
+        Ok(())
     }
 
     async fn delete(&mut self, row: &RouteEntry) -> Result<(), String> {
-        self.netlink.delete_route(&self.key(row)).await.map(drop).map_err(|error| error.to_string())
+        self.netlink.delete_route(&self.key(row)).await.map_err(|error| error.to_string())?;
+        self.groups.lock().await.note(row, None);
+        Ok(())
     }
 
     async fn prune(
@@ -178,7 +245,12 @@ impl Target<RouteEntry> for KernelRoutes {
         keep: &OrdMap<Prefix, RouteEntry>,
         held: &BTreeSet<Source>,
     ) -> Result<(), String> {
-        self.prune_routes(keep, held).await.map_err(|error| error.to_string())
+        self.prune_routes(keep, held).await.map_err(|error| error.to_string())?;
+        // What an earlier life's routes named and nothing names any more.
+        let ours = self.ours().await.map_err(|error| error.to_string())?;
+        let mut groups = self.groups.lock().await;
+        groups.load(&self.netlink, &ours).await.map_err(|error| error.to_string())?;
+        groups.collect().await.map_err(|error| error.to_string())
     }
 
     async fn audit(

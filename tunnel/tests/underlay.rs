@@ -16,7 +16,7 @@ use tombolo_base::source::{Source, SourceState};
 use tombolo_base::table::{Row, Table};
 use tombolo_netlink::{
     AddressOptions, Family, LinkSettings, NetNs, Netlink, NextHop, Route, RouteFilter, RouteKind, Rule,
-    VethEnd,
+    VethEnd, Watch,
 };
 use tombolo_topology::{LearnedNextHop, RouteEntry, RouteOrigin, WireguardPeer};
 use tombolo_tunnel::mtu::{Underlay, inside_wireguard};
@@ -320,6 +320,30 @@ async fn routes_follow_their_rows_and_only_ours_are_pruned() {
     assert!(error.contains("missing0"), "{error}");
 }
 
+/// RFC 8950 over an unnumbered link: IPv4 and IPv6 by the link-local address of the neighbour, found again after a restart.
+#[tokio::test(flavor = "multi_thread")]
+async fn both_families_are_routed_over_link_local_next_hops() {
+    let (a, _b) = nodes().await;
+    let hop = LearnedNextHop { via: ip("fe80::2"), interface: Some("eth1".into()) };
+    let mut target = KernelRoutes::new(a.netlink.clone(), RouteSettings::default());
+    let rows = ["10.50.0.0/24", "fd00:50::/64"].map(|prefix| RouteEntry {
+        next_hops: BTreeSet::from([hop.clone()]),
+        mtu: None,
+        ..learned(prefix, &[])
+    });
+    for row in &rows {
+        target.update(row).await.unwrap();
+    }
+    let there = target.next_hops().await.unwrap();
+    for row in &rows {
+        assert_eq!(there[&row.prefix], row.next_hops);
+    }
+    for row in &rows {
+        target.delete(row).await.unwrap();
+    }
+    assert!(target.next_hops().await.unwrap().is_empty());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_no_pod_has_is_unreachable() {
     let (a, _) = nodes().await;
@@ -548,4 +572,82 @@ async fn a_unit_that_cannot_start_says_why() {
     config.interface = "a-name-that-is-too-long".into();
     let error = Wireguard::ensure(config, a.netlink.clone()).await.unwrap_err().to_string();
     assert!(error.contains("a-name-that-is-too-long"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_router_is_one_change_however_many_prefixes_are_behind_it() {
+    const PREFIXES: u32 = 10_000;
+    let (a, _b) = nodes().await;
+    let mut target = KernelRoutes::new(a.netlink.clone(), RouteSettings::default());
+    let ours = RouteFilter { protocol: Some(DEFAULT_PROTOCOL), ..RouteFilter::default() };
+    let prefix = |index: u32| format!("10.{}.{}.0/24", 100 + (index >> 8), index & 255);
+    let both = ["192.0.2.2", "192.0.2.3"];
+    let started = std::time::Instant::now();
+    for index in 0..PREFIXES {
+        target.update(&learned(&prefix(index), &both)).await.unwrap();
+    }
+    let installed = started.elapsed();
+    target.update(&learned("fd00:20::/32", &["2001:db8::2", "2001:db8::3"])).await.unwrap();
+    assert_eq!(target.object_messages().await, 6, "four next hops and two groups");
+    let there = a.netlink.routes(ours).await.unwrap();
+    assert_eq!(there.len(), usize::try_from(PREFIXES).unwrap() + 1);
+    assert!(there.iter().all(|route| route.object.is_some() && route.next_hops.len() == 2), "{:?}", there[0]);
+
+    // One router is lost: one message for each group, and what the rows say later costs nothing.
+    let started = std::time::Instant::now();
+    assert_eq!(target.lose(ip("192.0.2.2")).await.unwrap(), 1);
+    assert_eq!(target.lose(ip("2001:db8::3")).await.unwrap(), 1);
+    let lost = started.elapsed();
+    let vias = |routes: &[Route]| -> BTreeSet<Option<IpAddr>> {
+        routes.iter().flat_map(|route| route.next_hops.iter().map(|hop| hop.via)).collect()
+    };
+    let left: BTreeSet<_> = [Some(ip("192.0.2.3")), Some(ip("2001:db8::2"))].into();
+    assert_eq!(vias(&a.netlink.routes(ours).await.unwrap()), left);
+    let mut changes = a.netlink.changes(Watch { routes: true, ..Watch::default() }).unwrap();
+    for index in 0..PREFIXES {
+        target.update(&learned(&prefix(index), &["192.0.2.3"])).await.unwrap();
+    }
+    let quiet = tokio::time::timeout(Duration::from_millis(200), changes.next()).await;
+    assert!(quiet.is_err(), "no route was written again: {quiet:?}");
+    assert_eq!(target.object_messages().await, 8);
+    println!(
+        "{PREFIXES} routes over a group installed in {installed:?}; a next hop lost in {lost:?}, 1 message"
+    );
+
+    // The next life finds groups and routes, keeps them, and clears away what nothing names.
+    let mut next = KernelRoutes::new(a.netlink.clone(), RouteSettings::default());
+    let rows: Vec<RouteEntry> = (0..PREFIXES).map(|index| learned(&prefix(index), &["192.0.2.3"])).collect();
+    let wanted: imbl::OrdMap<_, _> = rows.iter().map(|row| (row.prefix, row.clone())).collect();
+    assert_eq!(next.audit(&wanted).await.unwrap(), Some(BTreeSet::new()));
+    next.prune(&wanted, &BTreeSet::new()).await.unwrap();
+    let objects = a.netlink.next_hop_objects().unwrap().list(DEFAULT_PROTOCOL).await.unwrap();
+    assert_eq!(objects.len(), 2, "one group of one next hop: {objects:?}");
+    assert_eq!(next.object_messages().await, 0);
+    for row in &rows {
+        next.delete(row).await.unwrap();
+    }
+    next.prune(&imbl::OrdMap::new(), &BTreeSet::new()).await.unwrap();
+    assert_eq!(a.netlink.routes(ours).await.unwrap(), []);
+    assert!(a.netlink.next_hop_objects().unwrap().list(DEFAULT_PROTOCOL).await.unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn next_hops_are_reached_through_the_route_that_leads_to_them() {
+    let (a, _b) = nodes().await;
+    let mut target = KernelRoutes::new(a.netlink.clone(), RouteSettings::default());
+    let far = learned("10.200.0.0/16", &["198.51.100.9"]);
+    let error = target.update(&far).await.unwrap_err();
+    assert!(error.contains("no route leads to the next hop 198.51.100.9"), "{error}");
+    let eth1 = a.netlink.link("eth1").await.unwrap().index;
+    let way = Route::unicast(net("198.51.100.0/24"), vec![NextHop::on_link(ip("192.0.2.2"), eth1)]);
+    a.netlink.replace_route(&way).await.unwrap();
+    let found = a.netlink.way_to(ip("198.51.100.9")).await.unwrap().unwrap();
+    assert_eq!((found.via, found.link, found.protocol), (Some(ip("192.0.2.2")), eth1, 4));
+    target.update(&far).await.unwrap();
+    let ours = RouteFilter { protocol: Some(DEFAULT_PROTOCOL), ..RouteFilter::default() };
+    let there = a.netlink.routes(ours).await.unwrap();
+    assert_eq!(there[0].next_hops[0].via, Some(ip("192.0.2.2")));
+    // A way that BGP itself taught leads nowhere.
+    let around = learned("10.201.0.0/16", &["10.200.0.1"]);
+    assert!(target.update(&around).await.is_err());
 }

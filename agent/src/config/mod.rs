@@ -210,19 +210,34 @@ impl Default for Maps {
 }
 
 /// `bgp`.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Bgp {
     /// Whether the node speaks BGP as the `cilium.io` objects say.
     pub(crate) enabled: bool,
     /// What is taken from peers into the kernel; nothing by default.
     pub(crate) import: Import,
+    /// The namespace of the Secrets that `authSecretRef` names (Cilium: `bgpControlPlane.secretsNamespace.name`).
+    pub(crate) secrets_namespace: String,
     /// Where every message is logged; nowhere by default.
     pub(crate) message_log: Option<MessageLog>,
     /// Collectors of BMP (RFC 7854).
     pub(crate) bmp: Vec<BmpCollector>,
     /// RPKI caches (RFC 8210).
     pub(crate) rpki: Vec<RpkiCache>,
+}
+
+impl Default for Bgp {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            import: Import::default(),
+            secrets_namespace: "kube-system".to_owned(),
+            message_log: None,
+            bmp: Vec::new(),
+            rpki: Vec::new(),
+        }
+    }
 }
 
 /// `bgp.message_log`.

@@ -7,11 +7,11 @@ use super::endpoints::Gate;
 use super::flows::Flows;
 use super::node::NodeSetup;
 use super::parts::{self, Hooks};
+use super::path_kind;
 use super::show::{Catalogue, Shown};
 use super::status::{Part, Status};
 use super::tables::{Desired, Intent};
 use super::tasks::Roll;
-use super::{bgp, path_kind};
 use crate::config::{Config, Encryption, Identity};
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -73,8 +73,6 @@ pub(crate) struct Daemon {
     pub(crate) publisher: OnceLock<PublisherHandle>,
     /// The tables.
     pub(crate) rows: OnceLock<Rows>,
-    /// BGP objects that cannot be served.
-    pub(crate) bgp_conditions: bgp::Conditions,
     /// LoadBalancer services without address.
     pub(crate) lb_problems: Texts,
     /// Policies that cannot be enforced.
@@ -116,7 +114,6 @@ impl Daemon {
             bgp: OnceLock::new(),
             publisher: OnceLock::new(),
             rows: OnceLock::new(),
-            bgp_conditions: bgp::Conditions::default(),
             lb_problems: Texts::default(),
             policy_problems: Texts::default(),
             flows: Flows::new(),
@@ -233,10 +230,10 @@ impl Daemon {
             .get()
             .map(|report| report.borrow().problems.iter().map(ToString::to_string).collect())
             .unwrap_or_default();
-        let conditions = self.bgp_conditions.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        all.extend(
-            conditions.into_iter().map(|condition| format!("{}: {}", condition.object, condition.text)),
-        );
+        if let Some(rows) = self.rows.get() {
+            let conditions = rows.desired.bgp_conditions.snapshot();
+            all.extend(conditions.iter().map(|row| row.condition.to_string()));
+        }
         all.extend(texts(&self.lb_problems));
         all.extend(texts(&self.policy_problems));
         if let Some(publisher) = self.publisher.get() {

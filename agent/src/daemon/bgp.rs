@@ -1,15 +1,17 @@
 //! BGP: from the objects' intent to desired sessions and adverts. The adapter carries them to the speaker.
 
 use super::drive::{Applied, Driver};
+use super::network::Seen;
 use super::tasks::Tasks;
 use crate::config::AllowedPrefix;
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tokio::sync::watch;
 use tombolo_base::aggregate::HOLD;
 use tombolo_base::ids::ClusterName;
 use tombolo_base::reconcile::Progress;
 use tombolo_base::source::{Source, SourceState};
-use tombolo_base::table::{Table, Writer};
+use tombolo_base::table::{Row, Table, Writer};
 use tombolo_bgp::BmpStation;
 use tombolo_bgp::bfd::client::Unit;
 use tombolo_bgp::mrt::MessageLog;
@@ -18,11 +20,28 @@ use tombolo_bgp_node::{BgpNode, Settings};
 use tombolo_kubernetes::Tables;
 use tombolo_service::{LbAssignment, ServiceRow, SliceRow, TrafficPolicy};
 use tombolo_topology::LearnedRoute;
-use tombolo_topology::bgp::plan::{AdvertisedService, Condition, Inputs, plan};
-use tombolo_topology::bgp::{AdvertRow, PeerRow};
+use tombolo_topology::bgp::plan::{AdvertisedService, Inputs, plan};
+use tombolo_topology::bgp::{AdvertRow, ConditionRow, PeerRow};
 
-/// What was asked for and cannot be served, for `tombolo status`.
-pub(crate) type Conditions = Arc<Mutex<BTreeSet<Condition>>>;
+/// The pens of the planner's tables.
+pub(crate) struct Pens {
+    /// Sessions.
+    pub(crate) peers: Writer<PeerRow>,
+    /// Adverts.
+    pub(crate) adverts: Writer<AdvertRow>,
+    /// What was asked for and cannot be served.
+    pub(crate) conditions: Writer<ConditionRow>,
+}
+
+/// Whose BGP is planned.
+pub(crate) struct Who {
+    /// This cluster.
+    pub(crate) cluster: ClusterName,
+    /// This node.
+    pub(crate) node: Arc<str>,
+    /// Where `authSecretRef` is looked up.
+    pub(crate) secrets_namespace: Arc<str>,
+}
 
 /// A service as far as advertising it goes.
 fn advertised(
@@ -38,23 +57,28 @@ fn advertised(
         labels: service.labels.clone(),
         load_balancer_ips: addresses.get(&service.name).map(|row| row.addresses.clone()).unwrap_or_default(),
         cluster_ips: service.cluster_ips.iter().copied().collect(),
-        external_ips: BTreeSet::new(),
+        external_ips: service.external_ips.iter().copied().collect(),
         load_balancer_class: service.load_balancer_class.clone(),
         external_local: service.external_traffic_policy == TrafficPolicy::Local,
         internal_local: service.internal_traffic_policy == TrafficPolicy::Local,
-        local_ready: endpoints.any(|endpoint| endpoint.ready && endpoint.node.as_ref() == Some(node)),
+        local_ready: endpoints.any(|endpoint| {
+            (endpoint.ready || service.publish_not_ready) && endpoint.node.as_ref() == Some(node)
+        }),
     }
+}
+
+fn rows<R: Row>(table: &Table<R>) -> Vec<R> {
+    table.snapshot().iter().cloned().collect()
 }
 
 /// Plans sessions and adverts until cancelled. Inputs are a handful of objects, so each step is a full pass.
 pub(crate) async fn planner(
     driver: Driver,
-    cluster: ClusterName,
-    node: Arc<str>,
+    who: Who,
     tables: Tables,
     addresses: Table<LbAssignment>,
-    out: (Writer<PeerRow>, Writer<AdvertRow>),
-    conditions: Conditions,
+    mut network: watch::Receiver<Option<Arc<Seen>>>,
+    out: Pens,
 ) {
     let mut nodes = tables.nodes.changes();
     let mut services = tables.services.changes();
@@ -64,7 +88,9 @@ pub(crate) async fn planner(
     let mut peers = tables.bgp_peer_configs.changes();
     let mut adverts = tables.bgp_advertisements.changes();
     let mut overrides = tables.bgp_overrides.changes();
-    let own = (Source::Manifests, cluster, node.clone());
+    let mut policies = tables.bgp_peer_policies.changes();
+    let mut pools = tables.pod_pools.changes();
+    let mut secrets = tables.bgp_secrets.changes();
     loop {
         tokio::select! {
             () = driver.cancel.cancelled() => return,
@@ -76,38 +102,58 @@ pub(crate) async fn planner(
             _ = peers.next() => {}
             _ = adverts.next() => {}
             _ = overrides.next() => {}
+            _ = policies.next() => {}
+            _ = pools.next() => {}
+            _ = secrets.next() => {}
+            changed = network.changed() => if changed.is_err() { return },
         }
-        let (slices, addresses) = (tables.slices.snapshot(), addresses.snapshot());
-        let services: Vec<_> = tables
-            .services
-            .snapshot()
-            .iter()
-            .map(|service| advertised(service, &slices, &addresses, &node))
-            .collect();
-        let nodes = tables.nodes.snapshot();
-        let Some(row) = nodes.get(&own) else { continue };
-        let rows = plan(&Inputs {
-            node: row,
-            configs: &tables.bgp_cluster_configs.snapshot().iter().cloned().collect::<Vec<_>>(),
-            peer_configs: &tables.bgp_peer_configs.snapshot().iter().cloned().collect::<Vec<_>>(),
-            advertisements: &tables.bgp_advertisements.snapshot().iter().cloned().collect::<Vec<_>>(),
-            overrides: &tables.bgp_overrides.snapshot().iter().cloned().collect::<Vec<_>>(),
-            services: &services,
-        });
-        *conditions.lock().unwrap_or_else(PoisonError::into_inner) = rows.conditions;
-        // Addresses come from etcd: until they are known, what an earlier life announced is not withdrawn.
-        let complete = nodes.source_state(&Source::Manifests) == Some(SourceState::Initialized)
-            && addresses.is_complete();
-        let state = if complete { SourceState::Initialized } else { SourceState::Pending };
-        out.0.commit(|txn| {
-            txn.replace_source(&Source::Planner, rows.peers);
-            txn.set_source(&Source::Planner, state);
-        });
-        out.1.commit(|txn| {
-            txn.replace_source(&Source::Planner, rows.adverts);
-            txn.set_source(&Source::Planner, state);
-        });
+        let seen = network.borrow_and_update().clone();
+        if let Some(seen) = seen {
+            step(&who, &tables, &addresses, &seen, &out);
+        }
     }
+}
+
+/// One full pass over a cluster's objects and this node's network.
+fn step(who: &Who, tables: &Tables, addresses: &Table<LbAssignment>, seen: &Seen, out: &Pens) {
+    let (slices, addresses) = (tables.slices.snapshot(), addresses.snapshot());
+    let advertised = |service: &ServiceRow| advertised(service, &slices, &addresses, &who.node);
+    let services: Vec<_> = tables.services.snapshot().iter().map(advertised).collect();
+    let nodes = tables.nodes.snapshot();
+    let own = (Source::Manifests, who.cluster.clone(), who.node.clone());
+    let Some(node) = nodes.get(&own) else { return };
+    let of_cluster = nodes.iter().filter(|row| row.source == Source::Manifests);
+    let plan = plan(&Inputs {
+        node,
+        nodes: &of_cluster.map(|row| row.labels.clone()).collect::<Vec<_>>(),
+        configs: &rows(&tables.bgp_cluster_configs),
+        peer_configs: &rows(&tables.bgp_peer_configs),
+        advertisements: &rows(&tables.bgp_advertisements),
+        overrides: &rows(&tables.bgp_overrides),
+        policies: &rows(&tables.bgp_peer_policies),
+        pools: &rows(&tables.pod_pools),
+        secrets: &rows(&tables.bgp_secrets),
+        secrets_namespace: &who.secrets_namespace,
+        services: &services,
+        network: &seen.network(tombolo_tunnel::DEFAULT_PROTOCOL, tombolo_tunnel::HOST_DEVICE),
+    });
+    // Addresses come from etcd: until they are known, what an earlier life announced is not withdrawn.
+    let complete =
+        nodes.source_state(&Source::Manifests) == Some(SourceState::Initialized) && addresses.is_complete();
+    let state = if complete { SourceState::Initialized } else { SourceState::Pending };
+    out.peers.commit(|txn| {
+        txn.replace_source(&Source::Planner, plan.peers);
+        txn.set_source(&Source::Planner, state);
+    });
+    out.adverts.commit(|txn| {
+        txn.replace_source(&Source::Planner, plan.adverts);
+        txn.set_source(&Source::Planner, state);
+    });
+    let condition = |condition| ConditionRow { source: Source::Planner, condition };
+    out.conditions.commit(|txn| {
+        txn.replace_source(&Source::Planner, plan.conditions.into_iter().map(condition));
+        txn.set_source(&Source::Planner, state);
+    });
 }
 
 /// Stands for the BGP instances that have not announced themselves yet, among the sources of learned routes.
@@ -115,7 +161,7 @@ pub(crate) fn starting() -> Source {
     Source::Peer("starting".into())
 }
 
-fn message_log(config: &crate::config::MessageLog) -> MessageLog {
+pub(crate) fn message_log(config: &crate::config::MessageLog) -> MessageLog {
     MessageLog {
         folder: config.folder.clone(),
         file_bytes_max: u64::from(config.file_mib) * 1024 * 1024,
@@ -123,7 +169,11 @@ fn message_log(config: &crate::config::MessageLog) -> MessageLog {
     }
 }
 
-fn station(config: &crate::config::BmpCollector, system_name: &str) -> BmpStation {
+pub(crate) const fn cache(config: &crate::config::RpkiCache) -> RpkiCache {
+    RpkiCache { address: config.address }
+}
+
+pub(crate) fn station(config: &crate::config::BmpCollector, system_name: &str) -> BmpStation {
     BmpStation {
         pre_policy: config.pre_policy,
         post_policy: config.post_policy,
@@ -134,31 +184,60 @@ fn station(config: &crate::config::BmpCollector, system_name: &str) -> BmpStatio
     }
 }
 
-/// Starts the speaker and joins it: desired rows in, learned routes out. Stopping withdraws first.
-pub(crate) fn start(
-    driver: &Driver,
+/// What the adapter is told once, from the configuration.
+pub(crate) fn settings(
     config: &crate::config::Bgp,
     system_name: &str,
-    (restarting, bfd): (bool, Unit),
-    rows: (&Table<PeerRow>, &Table<AdvertRow>),
-    learned: Arc<Writer<LearnedRoute>>,
-    tasks: &mut Tasks,
-) -> BgpNode {
+    jitter_seed: u64,
+    bfd: Unit,
+) -> Settings {
     let allowed = |entry: &AllowedPrefix| tombolo_bgp::AllowedPrefix {
         prefix: entry.prefix.net(),
         min_len: entry.ge.unwrap_or(entry.prefix.prefix_len()),
         max_len: entry.le.unwrap_or(if entry.prefix.is_ipv4() { 32 } else { 128 }),
     };
-    let settings = Settings {
-        restarting,
+    Settings {
+        // For peers that no policy is for.
         import: config.import.allow.iter().map(allowed).collect(),
-        jitter_seed: driver.seed,
+        jitter_seed,
         bfd: Some(bfd),
         message_log: config.message_log.as_ref().map(message_log),
         stations: config.bmp.iter().map(|collector| station(collector, system_name)).collect(),
-        caches: config.rpki.iter().map(|cache| RpkiCache { address: cache.address }).collect(),
+        caches: config.rpki.iter().map(cache).collect(),
         ..Settings::default()
-    };
+    }
+}
+
+/// How the speaker is run.
+pub(crate) struct Session {
+    /// What the adapter is told once.
+    pub(crate) settings: Settings,
+    /// Tables whose first pass must be done before End-of-RIB.
+    pub(crate) before_end_of_rib: &'static [&'static str],
+    /// What peers are told at a stop.
+    pub(crate) stop_text: &'static str,
+}
+
+impl Session {
+    /// A node's: what it announces must also work.
+    pub(crate) fn of_node(settings: Settings, restarting: bool) -> Self {
+        Self {
+            settings: Settings { restarting, ..settings },
+            before_end_of_rib: &["peers", "adverts", "frontends", "interfaces"],
+            stop_text: "the agent was stopped",
+        }
+    }
+}
+
+/// Starts the speaker and joins it: desired rows in, learned routes out. Stopping withdraws first.
+pub(crate) fn start(
+    driver: &Driver,
+    session: Session,
+    rows: (&Table<PeerRow>, &Table<AdvertRow>),
+    learned: Arc<Writer<LearnedRoute>>,
+    tasks: &mut Tasks,
+) -> BgpNode {
+    let Session { settings, before_end_of_rib, stop_text } = session;
     let node = BgpNode::start(settings, learned.clone());
     tasks.spawn("bgp/peers", driver.clone().run(rows.0.clone(), node.peer_target(), Applied::default()));
     tasks.spawn("bgp/adverts", driver.clone().run(rows.1.clone(), node.advert_target(), Applied::default()));
@@ -177,7 +256,7 @@ pub(crate) fn start(
     tasks.spawn("bgp/export", async move {
         // End-of-RIB tells the routers to drop what they kept of the life before: not before all of it is planned.
         let complete = |all: &BTreeMap<&'static str, Progress>| {
-            ["peers", "adverts", "frontends", "interfaces"].iter().all(|name| all.get(name).is_some_and(|p| p.pruned))
+            before_end_of_rib.iter().all(|name| all.get(name).is_some_and(|p| p.pruned))
         };
         tokio::select! {
             () = driver.cancel.cancelled() => {}
@@ -188,7 +267,7 @@ pub(crate) fn start(
                 driver.cancel.cancelled().await;
             }
         }
-        if let Err(error) = bgp.shutdown("the agent was stopped").await {
+        if let Err(error) = bgp.shutdown(stop_text).await {
             tracing::warn!(%error, "routes could not be withdrawn before stopping");
         }
     });

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tombolo_base::prefix::Prefix;
 use tombolo_base::source::{Source, SourceState};
@@ -16,7 +16,7 @@ use tombolo_topology::bgp::{AdvertRow, PeerRow};
 
 use crate::learned;
 use crate::operate::{Operated, PeerName, Tried};
-use crate::settings::{Identity, Settings, announcement, peer_config};
+use crate::settings::{Identity, Settings, announcement, listen_range, peer_config};
 use crate::{InstancePeer, InstanceRoute};
 
 /// Longest wait for withdrawals to reach the peers' connections.
@@ -61,6 +61,8 @@ struct Instance {
 pub(crate) struct Adapter {
     settings: Settings,
     learned: Arc<Writer<LearnedRoute>>,
+    /// Counts changes of sessions.
+    sessions: watch::Sender<u64>,
     instances: BTreeMap<Arc<str>, Instance>,
     adverts: BTreeMap<AdvertKey, AdvertRow>,
     /// Instances that were started before: the restart was theirs, not that of a later start.
@@ -69,10 +71,15 @@ pub(crate) struct Adapter {
 }
 
 impl Adapter {
-    pub(crate) fn new(settings: Settings, learned: Arc<Writer<LearnedRoute>>) -> Self {
+    pub(crate) fn new(
+        settings: Settings,
+        learned: Arc<Writer<LearnedRoute>>,
+        sessions: watch::Sender<u64>,
+    ) -> Self {
         Self {
             settings,
             learned,
+            sessions,
             instances: BTreeMap::new(),
             adverts: BTreeMap::new(),
             started: BTreeSet::new(),
@@ -129,14 +136,11 @@ impl Adapter {
             self.start(&row.instance, identity).await?;
         }
         let Some(instance) = self.instances.get_mut(&row.instance) else { return Ok(()) };
-        let config = peer_config(&row, &self.settings);
-        let result = if instance.peers.contains_key(&row.name) {
-            instance.speaker.update_peer(config).await
-        } else {
-            instance.speaker.add_peer(config).await
-        };
+        let known = instance.peers.get(&row.name);
+        let result = carry(&instance.speaker, &row, known, &self.settings).await;
         if result.is_ok() {
             instance.peers.insert(row.name.clone(), row);
+            self.sessions.send_modify(|count| *count += 1);
         } else if instance.peers.is_empty() {
             let name = row.instance.clone();
             self.stop(&name, "").await;
@@ -159,7 +163,13 @@ impl Adapter {
             speaker.export_complete().await?;
         }
         let mut follower = JoinSet::new();
-        follower.spawn(learned::follow(source, speaker.clone(), events, Arc::clone(&self.learned)));
+        follower.spawn(learned::follow(
+            source,
+            speaker.clone(),
+            events,
+            Arc::clone(&self.learned),
+            self.sessions.clone(),
+        ));
         let instance = Instance { identity, speaker, peers: BTreeMap::new(), follower };
         self.instances.insert(name.clone(), instance);
         Ok(())
@@ -177,10 +187,13 @@ impl Adapter {
 
     async fn delete_peer(&mut self, (name, peer): &PeerKey) -> Result<(), Error> {
         let Some(instance) = self.instances.get_mut(name) else { return Ok(()) };
-        if instance.peers.remove(peer).is_none() {
-            return Ok(());
+        let Some(row) = instance.peers.remove(peer) else { return Ok(()) };
+        self.sessions.send_modify(|count| *count += 1);
+        if row.range.is_some() {
+            instance.speaker.remove_range(peer).await?;
+        } else {
+            instance.speaker.remove_peer(peer).await?;
         }
-        instance.speaker.remove_peer(peer).await?;
         if instance.peers.is_empty() {
             self.stop(name, "the last peer of this instance was removed").await;
         }
@@ -216,7 +229,7 @@ impl Adapter {
         if self.adverts.remove(key).is_some()
             && let Some(instance) = self.instances.get(name)
         {
-            instance.speaker.withdraw(Scope::Peer(peer.to_string()), prefix.net()).await?;
+            instance.speaker.withdraw(scope(peer), prefix.net()).await?;
         }
         Ok(())
     }
@@ -344,6 +357,32 @@ impl Adapter {
     }
 }
 
+/// An advert without a peer is for all.
+fn scope(peer: &str) -> Scope {
+    if peer.is_empty() { Scope::All } else { Scope::Peer(peer.to_owned()) }
+}
+
+/// Adds the peer or the range of peers of a row, or changes it. What was a peer and is a range now, or a range with other settings, starts anew.
+async fn carry(
+    speaker: &SpeakerHandle,
+    row: &PeerRow,
+    known: Option<&PeerRow>,
+    settings: &Settings,
+) -> Result<(), Error> {
+    match (known, &row.range) {
+        (Some(known), None) if known.range.is_none() => {
+            return speaker.update_peer(peer_config(row, settings)?).await;
+        }
+        (Some(known), _) if known.range.is_some() => speaker.remove_range(&known.name).await?,
+        (Some(known), _) => speaker.remove_peer(&known.name).await?,
+        (None, _) => {}
+    }
+    match &row.range {
+        Some(range) => speaker.add_range(listen_range(row, range, settings)?).await,
+        None => speaker.add_peer(peer_config(row, settings)?).await,
+    }
+}
+
 async fn announce(speaker: &SpeakerHandle, row: &AdvertRow) -> Result<(), Error> {
-    speaker.announce(Scope::Peer(row.peer.to_string()), row.prefix.net(), announcement(row)).await
+    speaker.announce(scope(&row.peer), row.prefix.net(), announcement(row)).await
 }

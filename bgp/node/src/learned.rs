@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tombolo_base::prefix::Prefix;
 use tombolo_base::source::{Source, SourceState};
@@ -20,6 +21,7 @@ pub(crate) async fn follow(
     speaker: SpeakerHandle,
     mut events: Events,
     writer: Arc<Writer<LearnedRoute>>,
+    sessions: watch::Sender<u64>,
 ) {
     let deadline = Instant::now() + FIRST_LIST_MAX;
     let mut complete = false;
@@ -33,6 +35,9 @@ pub(crate) async fn follow(
                 continue;
             }
         };
+        if matches!(event, Some(Event::PeerUp { .. } | Event::PeerDown { .. } | Event::EndOfRib { .. })) {
+            sessions.send_modify(|count| *count += 1);
+        }
         match event {
             None => return,
             Some(Event::Route { prefix, paths }) => {

@@ -38,7 +38,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use serde::Serialize;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tombolo_base::reconcile::Target;
 use tombolo_base::source::Source;
 use tombolo_base::table::{Row, Writer};
@@ -75,14 +75,22 @@ pub struct InstanceRoute {
 #[derive(Clone, Debug)]
 pub struct BgpNode {
     messages: mpsc::Sender<Message>,
+    sessions: watch::Receiver<u64>,
 }
 
 impl BgpNode {
     /// Starts the adapter's task on the current tokio runtime. Speakers start with the first peer of their instance.
     pub fn start(settings: Settings, learned: impl Into<Arc<Writer<LearnedRoute>>>) -> Self {
         let (messages, inbox) = mpsc::channel(REQUEST_QUEUE);
-        tokio::spawn(Adapter::new(settings, learned.into()).run(inbox));
-        Self { messages }
+        let (changes, sessions) = watch::channel(0);
+        tokio::spawn(Adapter::new(settings, learned.into(), changes).run(inbox));
+        Self { messages, sessions }
+    }
+
+    /// Tells when a session comes or goes, or a peer has sent its first list. What it holds is a mere count.
+    #[must_use]
+    pub fn session_changes(&self) -> watch::Receiver<u64> {
+        self.sessions.clone()
     }
 
     /// The target of the reconciler of [`PeerRow`]s.
