@@ -10,11 +10,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::bfd::BfdSettings;
 use crate::bfd::client::Unit;
+use crate::bmp::BmpStation;
 use crate::dynamic::AsnRange;
 use crate::error::Error;
 use crate::family::Family;
+use crate::mrt::MessageLog;
 use crate::policy::Policy;
 use crate::routing::{AddPaths, Decision, LimitAction, PrefixLimit, Role};
+use crate::rpki::RpkiCache;
 use crate::transport::Transport;
 use crate::wire::{Community, LargeCommunity, Origin, STALE_TIME_MAX};
 
@@ -56,6 +59,12 @@ pub struct SpeakerConfig {
     pub jitter_seed: u64,
     /// The unit that keeps the BFD sessions of peers that ask for one; none ignores those settings.
     pub bfd: Option<BfdUnit>,
+    /// Where every message of every session is logged; none logs nothing.
+    pub message_log: Option<MessageLog>,
+    /// Collectors of BMP.
+    pub stations: Vec<BmpStation>,
+    /// RPKI caches. What they say together is what policies judge origins by; [`crate::SpeakerHandle::set_rpki`] is for a speaker without.
+    pub caches: Vec<RpkiCache>,
     /// Events queued for a slow reader before the channel makes the speaker keep only the newest state of each prefix; 0: there are no
     /// events of routes, for a speaker whose routes nobody but its peers wants.
     pub event_queue: usize,
@@ -82,6 +91,9 @@ impl SpeakerConfig {
             cluster_id: None,
             jitter_seed: 0,
             bfd: None,
+            message_log: None,
+            stations: Vec::new(),
+            caches: Vec::new(),
             event_queue: 1024,
             listen_backlog: 1024,
             half_open_max: 256,

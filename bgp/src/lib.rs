@@ -29,6 +29,7 @@
 #![deny(unsafe_code)]
 
 pub mod bfd;
+mod bmp;
 mod config;
 mod core;
 mod driver;
@@ -36,7 +37,10 @@ mod dynamic;
 mod error;
 mod event;
 mod family;
+mod filter;
 mod fsm;
+pub mod mrt;
+mod operate;
 pub mod policy;
 mod rib;
 mod routing;
@@ -45,6 +49,7 @@ mod transport;
 mod unnumbered;
 pub mod wire;
 
+pub use bmp::BmpStation;
 pub use config::{
     AllowedPrefix, Announcement, BfdUnit, Damping, GracefulRestart, LongLivedRestart, PeerConfig, Scope,
     SpeakerConfig, Timers,
@@ -55,7 +60,9 @@ pub use dynamic::{AsnRange, ListenRange};
 pub use error::Error;
 pub use event::{Counters, Event, FamilyState, Path, PeerState, RouteRow, RouteView};
 pub use family::{Family, NextHop};
+pub use filter::{CommunityFilter, PrefixFilter, RouteFilter};
 pub use fsm::{FsmEvent, State, Transition};
+pub use operate::{Outlook, PeerAction, RunningTimer};
 pub use rib::Refusal;
 pub use routing::{AddPaths, Decision, LimitAction, PathCount, PrefixLimit, Role};
 pub use transport::{AoAlgorithm, AoKey, Secret, Transport};
