@@ -108,7 +108,7 @@ impl Ends {
     }
 
     /// The node that has an address.
-    pub(super) fn node(&self, address: &IpAddr) -> Option<&str> {
+    pub(in crate::checks) fn node(&self, address: &IpAddr) -> Option<&str> {
         self.0.get(address).map(|end| end.node.as_str())
     }
 }
