@@ -43,6 +43,7 @@ pub mod mrt;
 mod operate;
 pub mod policy;
 mod rib;
+mod routing;
 pub mod rpki;
 mod transport;
 mod unnumbered;
@@ -50,8 +51,8 @@ pub mod wire;
 
 pub use bmp::BmpStation;
 pub use config::{
-    AddPaths, AllowedPrefix, Announcement, BfdUnit, Damping, Decision, GracefulRestart, LimitAction,
-    LongLivedRestart, PathCount, PeerConfig, PrefixLimit, Role, Scope, SpeakerConfig, Timers,
+    AllowedPrefix, Announcement, BfdUnit, Damping, GracefulRestart, LongLivedRestart, PeerConfig, Scope,
+    SpeakerConfig, Timers,
 };
 pub use core::PolicyQuestion;
 pub use driver::{Events, Speaker, SpeakerHandle};
@@ -63,5 +64,6 @@ pub use filter::{CommunityFilter, PrefixFilter, RouteFilter};
 pub use fsm::{FsmEvent, State, Transition};
 pub use operate::{Outlook, PeerAction, RunningTimer};
 pub use rib::Refusal;
+pub use routing::{AddPaths, Decision, LimitAction, PathCount, PrefixLimit, Role};
 pub use transport::{AoAlgorithm, AoKey, Secret, Transport};
 pub use wire::{AsPath, Attributes, Community, LargeCommunity, Origin};

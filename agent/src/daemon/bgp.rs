@@ -273,3 +273,69 @@ pub(crate) fn start(
     });
     node
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tombolo_service::{
+        Affinity, Protocol, ServiceName, ServicePort, ServiceType, SliceEndpoint, SlicePort,
+    };
+
+    fn service(publish_not_ready: bool) -> ServiceRow {
+        ServiceRow {
+            source: Source::Manifests,
+            name: ServiceName { namespace: "shop".into(), name: "web".into() },
+            kind: ServiceType::LoadBalancer,
+            cluster_ips: Vec::new(),
+            headless: false,
+            ports: vec![ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80 }],
+            external_traffic_policy: TrafficPolicy::Local,
+            internal_traffic_policy: TrafficPolicy::Cluster,
+            load_balancer_class: None,
+            families_ipv4: vec![true],
+            external_ips: vec!["198.51.100.7".parse().unwrap()],
+            requested_addresses: Vec::new(),
+            publish_not_ready,
+            global: false,
+            shared: false,
+            affinity: Affinity::None,
+            labels: BTreeMap::new(),
+            selector: BTreeMap::new(),
+        }
+    }
+
+    fn slice(node: &str, ready: bool, terminating: bool) -> SliceRow {
+        let web = ServiceName { namespace: "shop".into(), name: "web".into() };
+        SliceRow {
+            source: Source::Manifests,
+            name: ServiceName { name: "web-1".into(), ..web.clone() },
+            service: web,
+            ports: vec![SlicePort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }],
+            endpoints: vec![SliceEndpoint {
+                addresses: vec!["10.1.1.5".parse().unwrap()],
+                ready,
+                serving: true,
+                terminating,
+                node: Some(node.into()),
+            }],
+        }
+    }
+
+    #[test]
+    fn an_endpoint_counts_while_it_is_ready_and_here() {
+        let (slices, writer) = Table::new();
+        let (addresses, _kept) = Table::new();
+        let seen = |node: &str, ready, terminating, publish| {
+            writer.upsert(slice(node, ready, terminating));
+            let row = service(publish);
+            let row = advertised(&row, &slices.snapshot(), &addresses.snapshot(), &"n1".into());
+            assert!(row.external_local && row.external_ips.len() == 1);
+            row.local_ready
+        };
+        assert!(seen("n1", true, false, false));
+        assert!(!seen("n1", false, false, false), "not ready: withdrawn, though it is still there");
+        assert!(!seen("n1", false, true, false), "it ends, and still serves: withdrawn before it is gone");
+        assert!(!seen("n2", true, false, false), "another node's");
+        assert!(seen("n1", false, false, true), "publishNotReadyAddresses");
+    }
+}

@@ -113,6 +113,16 @@ impl Default for Bfd {
     }
 }
 
+/// Several paths of a prefix with a peer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct AddPath {
+    /// Take them.
+    pub(crate) receive: bool,
+    /// Send this many; 0: all.
+    pub(crate) send: Option<u8>,
+}
+
 /// How to speak with a peer. What a peer does not say, its group does; what neither says has the default given here.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -145,8 +155,14 @@ pub(crate) struct PeerSettings {
     pub(crate) import: Option<String>,
     /// Policy for what the peer hears of other peers; `none` by default. What is announced here passes unless it is rejected.
     pub(crate) export: Option<String>,
-    /// Routes held from the peer before its session is ended; 100000.
+    /// Routes of each family held from the peer before its session is ended; 100000 of both by default.
     pub(crate) max_prefixes: Option<u32>,
+    /// With `max_prefixes`: the session begins again after this long; never by itself if it is not given.
+    pub(crate) restart_secs: Option<u32>,
+    /// Several paths of a prefix (RFC 7911).
+    pub(crate) add_path: Option<AddPath>,
+    /// Long-lived graceful restart (RFC 9494) with this stale time.
+    pub(crate) long_lived_secs: Option<u32>,
     /// BFD; none by default.
     pub(crate) bfd: Option<Bfd>,
     /// Offer messages of 65535 bytes (RFC 8654).

@@ -1,6 +1,7 @@
 //! What the adapter is told once, and how rows become the speaker's own types.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU8;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,11 +11,13 @@ use tombolo_bgp::mrt::MessageLog;
 use tombolo_bgp::policy::Policy;
 use tombolo_bgp::rpki::RpkiCache;
 use tombolo_bgp::{
-    AllowedPrefix, Announcement, AsnRange, BfdUnit, BmpStation, Community, Error, Family, GracefulRestart,
-    LargeCommunity, ListenRange, PeerConfig, Secret, SpeakerConfig, Timers,
+    AddPaths, AllowedPrefix, Announcement, AsnRange, BfdUnit, BmpStation, Community, Error, Family,
+    GracefulRestart, LargeCommunity, ListenRange, PathCount, PeerConfig, PrefixLimit, Secret, SpeakerConfig,
+    Timers,
 };
 use tombolo_topology::bgp::{
-    AdvertRow, BfdProfile, Family as RowFamily, ListenRange as RowRange, PeerRow, PeerTuning, PolicyDocument,
+    AddPath, AdvertRow, BfdProfile, Family as RowFamily, LimitAction, ListenRange as RowRange, MaxPrefixes,
+    PeerRow, PeerTuning, PolicyDocument, Role,
 };
 
 /// What does not come from rows.
@@ -150,7 +153,21 @@ fn tune(config: &mut PeerConfig, tuning: &PeerTuning) -> Result<(), Error> {
     config.export_learned = tuning.transit;
     config.bfd = tuning.bfd.as_ref().map(bfd);
     if let Some(most) = tuning.max_prefixes {
-        config.max_prefixes = usize::try_from(most.limit).unwrap_or(usize::MAX);
+        // The families' own limits count, not the one over all.
+        config.max_prefixes = usize::MAX;
+        config.prefix_limits = config.families.iter().map(|family| prefix_limit(*family, most)).collect();
+    }
+    if let Some(AddPath { receive, send }) = tuning.add_path {
+        let count = |send| NonZeroU8::new(send).map_or(PathCount::All, PathCount::Best);
+        config.add_path = AddPaths { receive, send: send.map(count) };
+    }
+    if let Some((role, strict)) = tuning.role {
+        config.role = Some(speakers_role(role));
+        config.strict_role = strict;
+    }
+    if let Some(secs) = tuning.long_lived_secs {
+        config.long_lived.enabled = true;
+        config.long_lived.stale_time_secs = config.families.iter().map(|family| (*family, secs)).collect();
     }
     config.transport.gtsm_hops = tuning.gtsm_hops;
     config.group = tuning.group.as_deref().map(str::to_owned);
@@ -178,6 +195,30 @@ fn policy(config: &PeerConfig, document: Option<&PolicyDocument>) -> Result<Opti
             what: "its policy cannot be read",
             remedy: "report this with the policy: it is a bug",
         }),
+    }
+}
+
+const fn speakers_role(role: Role) -> tombolo_bgp::Role {
+    match role {
+        Role::Provider => tombolo_bgp::Role::Provider,
+        Role::RouteServer => tombolo_bgp::Role::RouteServer,
+        Role::RouteServerClient => tombolo_bgp::Role::RouteServerClient,
+        Role::Customer => tombolo_bgp::Role::Customer,
+        Role::Peer => tombolo_bgp::Role::Peer,
+    }
+}
+
+fn prefix_limit(family: Family, most: MaxPrefixes) -> PrefixLimit {
+    PrefixLimit {
+        family,
+        max: usize::try_from(most.limit).unwrap_or(usize::MAX),
+        warning_percent: most.warning_percent,
+        action: match most.action {
+            LimitAction::Warn => tombolo_bgp::LimitAction::Warn,
+            LimitAction::Discard => tombolo_bgp::LimitAction::Discard,
+            LimitAction::Restart(after_secs) => tombolo_bgp::LimitAction::Restart { after_secs },
+            LimitAction::Stop => tombolo_bgp::LimitAction::Stop,
+        },
     }
 }
 

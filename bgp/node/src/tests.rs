@@ -10,7 +10,8 @@ use tombolo_bgp::{
     AllowedPrefix, Announcement, Event, Events, PeerConfig, Scope, Speaker, SpeakerConfig, SpeakerHandle,
 };
 use tombolo_topology::bgp::{
-    AdvertOrigin, BfdProfile, Family, ListenRange, MaxPrefixes, Password, PeerTuning, PolicyDocument,
+    AddPath, AdvertOrigin, BfdProfile, Family, LimitAction, ListenRange, MaxPrefixes, Password, PeerTuning,
+    PolicyDocument, Role,
 };
 
 use super::*;
@@ -229,7 +230,10 @@ fn everything_a_row_says_reaches_the_speakers_settings() {
             detect_multiplier: 4,
             passive: true,
         }),
-        max_prefixes: Some(MaxPrefixes { limit: 7 }),
+        max_prefixes: Some(MaxPrefixes { limit: 7, warning_percent: 80, action: LimitAction::Restart(9) }),
+        role: Some((Role::Customer, true)),
+        add_path: Some(AddPath { receive: true, send: Some(2) }),
+        long_lived_secs: Some(3600),
         max_paths: Some(2),
         gtsm_hops: Some(1),
         group: Some("g".into()),
@@ -254,7 +258,15 @@ fn everything_a_row_says_reaches_the_speakers_settings() {
     );
     assert_eq!(config.import_policy.as_ref().unwrap().default, tombolo_bgp::policy::Fallback::Accept);
     assert_eq!(config.export_policy.as_ref().unwrap().name, "e");
-    assert_eq!((config.max_prefixes, config.group.as_deref()), (7, Some("g")));
+    assert_eq!(config.group.as_deref(), Some("g"));
+    let limit = config.prefix_limits[0];
+    assert_eq!((config.prefix_limits.len(), limit.max, limit.warning_percent), (2, 7, 80));
+    assert_eq!(limit.action, tombolo_bgp::LimitAction::Restart { after_secs: 9 });
+    assert_eq!((config.role, config.strict_role), (Some(tombolo_bgp::Role::Customer), true));
+    assert!(config.add_path.receive && config.long_lived.enabled);
+    let two = std::num::NonZeroU8::new(2).unwrap();
+    assert_eq!(config.add_path.send, Some(tombolo_bgp::PathCount::Best(two)));
+    assert!(config.long_lived.stale_time_secs.values().all(|secs| *secs == 3600));
     assert!(
         config.passive && config.extended_messages && !config.enforce_first_as && config.extended_next_hop
     );

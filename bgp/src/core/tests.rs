@@ -1,5 +1,6 @@
 //! Two cores talk to each other over in-memory connections: everything but sockets is real.
 
+mod exports;
 mod net;
 mod paths;
 mod refresh;
