@@ -1,6 +1,6 @@
 //! `router.yaml`: one typed structure; all that is wrong with it is found before anything starts.
 
-use crate::config::{Api, Log};
+use crate::config::{Api, BmpCollector, Log, MessageLog, RpkiCache};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -52,6 +52,15 @@ pub(crate) struct RouterConfig {
     /// Interfaces whose own prefixes are announced: names, or beginnings of names with a `*` behind.
     #[serde(default)]
     pub(crate) connected: Vec<String>,
+    /// Where every BGP message is logged; nowhere by default.
+    #[serde(default)]
+    pub(crate) message_log: Option<MessageLog>,
+    /// Collectors of BMP (RFC 7854).
+    #[serde(default)]
+    pub(crate) bmp: Vec<BmpCollector>,
+    /// RPKI caches (RFC 8210).
+    #[serde(default)]
+    pub(crate) rpki: Vec<RpkiCache>,
     /// The local API.
     #[serde(default)]
     pub(crate) api: Api,

@@ -7,10 +7,13 @@ use std::time::Duration;
 
 use tombolo_bgp::bfd::BfdSettings;
 use tombolo_bgp::bfd::client::Unit;
+use tombolo_bgp::mrt::MessageLog;
 use tombolo_bgp::policy::Policy;
+use tombolo_bgp::rpki::RpkiCache;
 use tombolo_bgp::{
-    AddPaths, AllowedPrefix, Announcement, AsnRange, BfdUnit, Community, Error, Family, GracefulRestart,
-    LargeCommunity, ListenRange, PathCount, PeerConfig, PrefixLimit, Secret, SpeakerConfig, Timers,
+    AddPaths, AllowedPrefix, Announcement, AsnRange, BfdUnit, BmpStation, Community, Error, Family,
+    GracefulRestart, LargeCommunity, ListenRange, PathCount, PeerConfig, PrefixLimit, Secret, SpeakerConfig,
+    Timers,
 };
 use tombolo_topology::bgp::{
     AddPath, AdvertRow, BfdProfile, Family as RowFamily, LimitAction, ListenRange as RowRange, MaxPrefixes,
@@ -34,6 +37,12 @@ pub struct Settings {
     pub jitter_seed: u64,
     /// The unit that keeps BFD sessions; started when a peer asks for one.
     pub bfd: Option<Unit>,
+    /// Where messages are logged, in a folder for each instance.
+    pub message_log: Option<MessageLog>,
+    /// Collectors of BMP.
+    pub stations: Vec<BmpStation>,
+    /// RPKI caches.
+    pub caches: Vec<RpkiCache>,
 }
 
 impl Default for Settings {
@@ -46,6 +55,9 @@ impl Default for Settings {
             cluster_id: None,
             jitter_seed: 0,
             bfd: None,
+            message_log: None,
+            stations: Vec::new(),
+            caches: Vec::new(),
         }
     }
 }
@@ -69,6 +81,10 @@ impl Identity {
         }
     }
 
+    pub(crate) const fn router_id(&self) -> Ipv4Addr {
+        self.router_id
+    }
+
     pub(crate) fn speaker(&self, name: &str, settings: &Settings, restarting: bool) -> SpeakerConfig {
         let mut config = SpeakerConfig::new(self.asn, self.router_id);
         config.restarting = restarting;
@@ -76,6 +92,14 @@ impl Identity {
         config.cluster_id = settings.cluster_id;
         config.jitter_seed = settings.jitter_seed;
         config.bfd = settings.bfd.clone().map(|unit| BfdUnit { unit, owner: format!("bgp/{name}") });
+        config.message_log = settings.message_log.clone().map(|log| {
+            // A name of an instance is whatever its author chose; a folder is not to leave its own.
+            let plain = |letter: char| if letter.is_ascii_alphanumeric() { letter } else { '_' };
+            let folder = log.folder.join(name.chars().map(plain).collect::<String>());
+            MessageLog { folder, ..log }
+        });
+        config.stations = settings.stations.clone();
+        config.caches = settings.caches.clone();
         let listen = |port| settings.listen.iter().map(move |address| SocketAddr::new(*address, port));
         config.listen = self.port.into_iter().flat_map(listen).collect();
         config

@@ -141,7 +141,7 @@ async fn rows_become_sessions_adverts_and_learned_routes() {
 
     // The node's own next hop is a loopback address here, which the other side must not accept: what was sent is checked on this side.
     until(&mut events, |event| matches!(event, Event::EndOfRib { .. })).await;
-    let routes = bgp.routes(RouteView::Advertised).await.unwrap();
+    let routes = bgp.routes(RouteView::Advertised, None, RouteFilter::default()).await.unwrap();
     let sent: Vec<String> = routes
         .iter()
         .map(|row| {
@@ -158,9 +158,13 @@ async fn rows_become_sessions_adverts_and_learned_routes() {
     let gone = async { while changes.next().await.snapshot.len() != 1 {} };
     tokio::time::timeout(std::time::Duration::from_secs(30), gone).await.unwrap();
     adverts.prune(&OrdMap::new(), &BTreeSet::from([Source::Planner])).await.unwrap();
-    assert_eq!(bgp.routes(RouteView::Advertised).await.unwrap().len(), 1, "held sources keep theirs");
+    assert_eq!(
+        bgp.routes(RouteView::Advertised, None, RouteFilter::default()).await.unwrap().len(),
+        1,
+        "held sources keep theirs"
+    );
     adverts.prune(&OrdMap::new(), &BTreeSet::new()).await.unwrap();
-    assert_eq!(bgp.routes(RouteView::Advertised).await.unwrap().len(), 0);
+    assert_eq!(bgp.routes(RouteView::Advertised, None, RouteFilter::default()).await.unwrap().len(), 0);
 
     // Without peers an instance ends, and what it learned goes.
     peers.delete(&peer_row(port)).await.unwrap();
@@ -304,7 +308,7 @@ async fn whoever_connects_from_a_range_is_a_peer_and_hears_what_is_for_all() {
     changes.changed().await.unwrap();
     let all = bgp.peers().await.unwrap();
     assert_eq!((all.len(), all[0].state.name.as_str()), (1, "rack-127.0.77.2"));
-    let sent = bgp.routes(RouteView::Advertised).await.unwrap();
+    let sent = bgp.routes(RouteView::Advertised, None, RouteFilter::default()).await.unwrap();
     assert_eq!(sent.iter().map(|row| row.route.prefix.to_string()).collect::<Vec<_>>(), ["10.1.1.0/24"]);
     peers.delete(&row).await.unwrap();
     until(&mut events, |event| matches!(event, Event::PeerDown { .. })).await;
