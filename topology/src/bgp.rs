@@ -4,6 +4,7 @@
 //! `CiliumBGPNodeConfigOverride` arrive as [`intent`] rows; [`plan::plan`] turns them, the node, its pod prefixes and
 //! the services into [`PeerRow`]s and [`AdvertRow`]s.
 
+pub mod health;
 pub mod intent;
 pub mod plan;
 mod rows;

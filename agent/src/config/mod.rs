@@ -217,6 +217,8 @@ pub(crate) struct Bgp {
     pub(crate) enabled: bool,
     /// What is taken from peers into the kernel; nothing by default.
     pub(crate) import: Import,
+    /// What the node's own state does to what it advertises.
+    pub(crate) health: tombolo_topology::bgp::health::HealthPolicy,
 }
 
 /// `bgp.import`.

@@ -5,19 +5,24 @@ use super::tasks::Tasks;
 use crate::config::AllowedPrefix;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::broadcast;
 use tombolo_base::aggregate::HOLD;
 use tombolo_base::ids::ClusterName;
 use tombolo_base::reconcile::Progress;
 use tombolo_base::source::{Source, SourceState};
 use tombolo_base::table::{Table, Writer};
 use tombolo_bgp::bfd::client::Unit;
-use tombolo_bgp_node::{BgpNode, InstancePeer, InstanceRoute, Settings};
+use tombolo_bgp_node::{BgpNode, InstancePeer, InstanceRoute, Settings, Ways};
 use tombolo_kubernetes::Tables;
+use tombolo_netlink::Netlink;
 use tombolo_service::{LbAssignment, ServiceRow, SliceRow, TrafficPolicy};
 use tombolo_topology::LearnedRoute;
+use tombolo_topology::bgp::health::{HealthPolicy, Readiness, Verdict, apply, judge};
 use tombolo_topology::bgp::plan::{AdvertisedService, Condition, Inputs, plan};
 use tombolo_topology::bgp::{AdvertRow, PeerRow};
+use tombolo_tunnel::KernelRoutes;
 
 /// What was asked for and cannot be served, for `tombolo status`.
 pub(crate) type Conditions = Arc<Mutex<BTreeSet<Condition>>>;
@@ -44,6 +49,23 @@ fn advertised(
     }
 }
 
+/// How this node judges its own state.
+pub(crate) struct Health {
+    /// What counts.
+    pub(crate) policy: HealthPolicy,
+    /// The previous process died and its datapath is still at work.
+    pub(crate) restarting: bool,
+}
+
+/// Whether the datapath has been given, at least once, all that it needs to serve.
+fn readiness(board: &BTreeMap<&'static str, Progress>) -> Readiness {
+    let complete = |names: &[&str]| names.iter().all(|name| board.get(name).is_some_and(|p| p.pruned));
+    Readiness {
+        datapath: complete(&["frontends", "interfaces", "policies"]),
+        mesh: complete(&["prefix-entries", "paths"]),
+    }
+}
+
 /// Plans sessions and adverts until cancelled. Inputs are a handful of objects, so each step is a full pass.
 pub(crate) async fn planner(
     driver: Driver,
@@ -52,7 +74,7 @@ pub(crate) async fn planner(
     tables: Tables,
     addresses: Table<LbAssignment>,
     out: (Writer<PeerRow>, Writer<AdvertRow>),
-    conditions: Conditions,
+    (conditions, health): (Conditions, Health),
 ) {
     let mut nodes = tables.nodes.changes();
     let mut services = tables.services.changes();
@@ -63,6 +85,7 @@ pub(crate) async fn planner(
     let mut adverts = tables.bgp_advertisements.changes();
     let mut overrides = tables.bgp_overrides.changes();
     let own = (Source::Manifests, cluster, node.clone());
+    let mut ready = Readiness::default();
     loop {
         tokio::select! {
             () = driver.cancel.cancelled() => return,
@@ -74,6 +97,7 @@ pub(crate) async fn planner(
             _ = peers.next() => {}
             _ = adverts.next() => {}
             _ = overrides.next() => {}
+            () = driver.board.wait(|board| readiness(board).adds_to(ready)) => {}
         }
         let (slices, addresses) = (tables.slices.snapshot(), addresses.snapshot());
         let services: Vec<_> = tables
@@ -84,7 +108,9 @@ pub(crate) async fn planner(
             .collect();
         let nodes = tables.nodes.snapshot();
         let Some(row) = nodes.get(&own) else { continue };
-        let rows = plan(&Inputs {
+        // Once ready stays ready: a cluster that joins later makes tables incomplete again, and no reason to withdraw.
+        ready = ready.or(readiness(&driver.board.all()));
+        let mut rows = plan(&Inputs {
             node: row,
             configs: &tables.bgp_cluster_configs.snapshot().iter().cloned().collect::<Vec<_>>(),
             peer_configs: &tables.bgp_peer_configs.snapshot().iter().cloned().collect::<Vec<_>>(),
@@ -92,10 +118,15 @@ pub(crate) async fn planner(
             overrides: &tables.bgp_overrides.snapshot().iter().cloned().collect::<Vec<_>>(),
             services: &services,
         });
+        // A life that goes on where another ended has a datapath that serves: its peers still send.
+        let seen = Readiness { datapath: ready.datapath || health.restarting, ..ready };
+        let verdict = judge(seen, &row.health, &health.policy);
+        apply(&verdict, &node, &mut rows);
         *conditions.lock().unwrap_or_else(PoisonError::into_inner) = rows.conditions;
         // Addresses come from etcd: until they are known, what an earlier life announced is not withdrawn.
         let complete = nodes.source_state(&Source::Manifests) == Some(SourceState::Initialized)
-            && addresses.is_complete();
+            && addresses.is_complete()
+            && !matches!(verdict, Verdict::Hold(_));
         let state = if complete { SourceState::Initialized } else { SourceState::Pending };
         out.0.commit(|txn| {
             txn.replace_source(&Source::Planner, rows.peers);
@@ -117,8 +148,8 @@ pub(crate) fn starting() -> Source {
 pub(crate) fn start(
     driver: &Driver,
     import: &[AllowedPrefix],
-    restarting: bool,
-    bfd: Unit,
+    (restarting, bfd): (bool, Unit),
+    (netlink, kernel): (Netlink, KernelRoutes),
     rows: (&Table<PeerRow>, &Table<AdvertRow>),
     learned: Arc<Writer<LearnedRoute>>,
     tasks: &mut Tasks,
@@ -130,6 +161,7 @@ pub(crate) fn start(
     };
     let settings = Settings {
         restarting,
+        ways: Some(Ways { netlink, protocol: tombolo_tunnel::DEFAULT_PROTOCOL }),
         import: import.iter().map(allowed).collect(),
         jitter_seed: driver.seed,
         bfd: Some(bfd),
@@ -149,6 +181,7 @@ pub(crate) fn start(
         }
         learned.drain_source(&starting());
     });
+    tasks.spawn("bgp/lost", lose(driver.clone(), node.lost_next_hops(), kernel));
     let (bgp, driver) = (node.clone(), driver.clone());
     tasks.spawn("bgp/export", async move {
         // End-of-RIB tells the routers to drop what they kept of the life before: not before all of it is planned.
@@ -169,6 +202,28 @@ pub(crate) fn start(
         }
     });
     node
+}
+
+/// Takes lost routers out of the kernel's groups of next hops, ahead of the rows of the prefixes behind them.
+async fn lose(driver: Driver, mut lost: broadcast::Receiver<IpAddr>, kernel: KernelRoutes) {
+    loop {
+        let router = tokio::select! {
+            () = driver.cancel.cancelled() => return,
+            router = lost.recv() => match router {
+                Ok(router) => router,
+                Err(broadcast::error::RecvError::Lagged(_)) => continue,
+                Err(broadcast::error::RecvError::Closed) => return,
+            },
+        };
+        match kernel.lose(router).await {
+            Ok(groups) => {
+                tracing::info!(%router, groups, "a router is lost; its next hop left the kernel's groups")
+            }
+            Err(error) => {
+                tracing::warn!(%router, %error, "a lost next hop could not be taken out of its groups")
+            }
+        }
+    }
 }
 
 /// A session as `tombolo bgp peers` prints it, one object for each family.

@@ -64,11 +64,11 @@ pub(crate) async fn start(
     let kernel = rooms.kernel_routes();
     let hops = kernel.next_hops().await.context("cannot read the kernel's routes")?;
     let bgp = rooms.planners(plans, remembered, hops, &sources);
-    rooms.reconcilers(kernel);
+    rooms.reconcilers(kernel.clone());
     rooms.flows()?;
     let publisher = rooms.publisher()?;
     rooms.endpoints(&publisher, sources.endpoints).await?;
-    rooms.bgp(bgp, sources.learned);
+    rooms.bgp(bgp, sources.learned, kernel);
     Ok(())
 }
 
@@ -368,8 +368,12 @@ impl Rooms<'_> {
     }
 
     /// BGP: its planner, and the speaker if it is enabled.
-    fn bgp(&mut self, out: BgpPens, learned: Arc<Writer<LearnedRoute>>) {
+    fn bgp(&mut self, out: BgpPens, learned: Arc<Writer<LearnedRoute>>, kernel: KernelRoutes) {
         let identity = self.ground.identity;
+        let health = bgp::Health {
+            policy: self.ground.config.bgp.health.clone(),
+            restarting: self.ground.node.restarting,
+        };
         self.spawn(
             "planner/bgp",
             bgp::planner(
@@ -379,7 +383,7 @@ impl Rooms<'_> {
                 self.intent.kube.clone(),
                 self.intent.addresses.clone(),
                 out,
-                self.ground.daemon.bgp_conditions.clone(),
+                (self.ground.daemon.bgp_conditions.clone(), health),
             ),
         );
         let Ground { config, driver, node, tasks, daemon, .. } = &mut self.ground;
@@ -388,7 +392,10 @@ impl Rooms<'_> {
             let run = config.api.socket.parent().unwrap_or_else(|| std::path::Path::new("/run/tombolo"));
             let bfd = tombolo_bgp::bfd::client::Unit::of_this_program(run);
             let allow = &config.bgp.import.allow;
-            let bgp = bgp::start(driver, allow, node.restarting, bfd, rows, learned, tasks);
+            let bgp = {
+                let paths = (node.netlink.clone(), kernel);
+                bgp::start(driver, allow, (node.restarting, bfd), paths, rows, learned, tasks)
+            };
             daemon.bgp.set(bgp).ok();
         }
     }

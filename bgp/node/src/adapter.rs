@@ -1,10 +1,11 @@
 //! The one task that owns the speakers of this node, one for each BGP instance.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tombolo_base::prefix::Prefix;
 use tombolo_base::source::{Source, SourceState};
@@ -51,11 +52,14 @@ struct Instance {
     peers: BTreeMap<Arc<str>, PeerRow>,
     /// The task that writes learned routes; aborted when this is dropped.
     follower: JoinSet<()>,
+    /// The task that answers for next hops; likewise.
+    _resolver: JoinSet<()>,
 }
 
 pub(crate) struct Adapter {
     settings: Settings,
     learned: Arc<Writer<LearnedRoute>>,
+    lost: broadcast::Sender<IpAddr>,
     instances: BTreeMap<Arc<str>, Instance>,
     adverts: BTreeMap<AdvertKey, AdvertRow>,
     /// Instances that were started before: the restart was theirs, not that of a later start.
@@ -64,9 +68,14 @@ pub(crate) struct Adapter {
 }
 
 impl Adapter {
-    pub(crate) fn new(settings: Settings, learned: Arc<Writer<LearnedRoute>>) -> Self {
+    pub(crate) fn new(
+        settings: Settings,
+        learned: Arc<Writer<LearnedRoute>>,
+        lost: broadcast::Sender<IpAddr>,
+    ) -> Self {
         Self {
             settings,
+            lost,
             learned,
             instances: BTreeMap::new(),
             adverts: BTreeMap::new(),
@@ -145,8 +154,13 @@ impl Adapter {
             speaker.export_complete().await?;
         }
         let mut follower = JoinSet::new();
-        follower.spawn(learned::follow(source, speaker.clone(), events, Arc::clone(&self.learned)));
-        let instance = Instance { identity, speaker, peers: BTreeMap::new(), follower };
+        let writer = Arc::clone(&self.learned);
+        follower.spawn(learned::follow(source, speaker.clone(), events, writer, self.lost.clone()));
+        let mut resolver = JoinSet::new();
+        if let Some(ways) = &self.settings.ways {
+            resolver.spawn(ways.clone().follow(speaker.clone(), self.lost.clone()));
+        }
+        let instance = Instance { identity, speaker, peers: BTreeMap::new(), follower, _resolver: resolver };
         self.instances.insert(name.clone(), instance);
         Ok(())
     }

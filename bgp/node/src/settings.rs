@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
+use crate::ways::Ways;
 use tombolo_bgp::bfd::client::Unit;
 use tombolo_bgp::{
     AllowedPrefix, Announcement, BfdUnit, Community, Family, GracefulRestart, LargeCommunity, PeerConfig,
@@ -25,6 +26,8 @@ pub struct Settings {
     pub jitter_seed: u64,
     /// The unit that keeps BFD sessions; started when a peer asks for one.
     pub bfd: Option<Unit>,
+    /// Where to ask whether next hops can be reached, and to hear of links that go; none: every next hop counts as reachable.
+    pub ways: Option<Ways>,
 }
 
 impl Default for Settings {
@@ -36,6 +39,7 @@ impl Default for Settings {
             max_paths: 16,
             jitter_seed: 0,
             bfd: None,
+            ways: None,
         }
     }
 }
@@ -57,6 +61,7 @@ impl Identity {
         let mut config = SpeakerConfig::new(self.asn, self.router_id);
         config.restarting = restarting;
         config.max_paths = settings.max_paths;
+        config.track_next_hops = settings.ways.is_some();
         config.jitter_seed = settings.jitter_seed;
         config.bfd = settings.bfd.clone().map(|unit| BfdUnit { unit, owner: format!("bgp/{name}") });
         let listen = |port| settings.listen.iter().map(move |address| SocketAddr::new(*address, port));
