@@ -4,6 +4,7 @@
 mod cli;
 mod config;
 mod daemon;
+mod router;
 
 use clap::Parser;
 use cli::{Cli, Command, fail};
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
         Command::Wireguard { arguments } => tombolo_tunnel::userspace::run(arguments.into_iter()),
         Command::Bfd { arguments } => tombolo_bgp::bfd::unit::run(arguments.into_iter()),
         Command::Agent { config } => agent(&config),
+        Command::Router { config } => router(&config),
         Command::Status { reading, verbose } => cli::run(cli::Query::Status(reading, verbose)),
         Command::Show { table, reading } => cli::run(cli::Query::Show(reading, table)),
         Command::Mesh(mesh) => cli::run(cli::Query::Mesh(mesh)),
@@ -44,14 +46,32 @@ fn agent(files: &[PathBuf]) -> ExitCode {
             ));
         }
     };
-    if let Err(error) = logs(&config.log) {
+    serve(&config.log, daemon::run(config.clone(), identity))
+}
+
+fn router(file: &std::path::Path) -> ExitCode {
+    match router::load(file) {
+        Ok(checked) => {
+            let log = checked.log().clone();
+            serve(&log, router::run(checked))
+        }
+        Err(problems) => {
+            problems.iter().for_each(|problem| eprintln!("tombolo: {problem}"));
+            fail(format_args!("{} mistakes in the configuration; nothing was started", problems.len()))
+        }
+    }
+}
+
+/// Runs a daemon to its end.
+fn serve(log: &config::Log, daemon: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
+    if let Err(error) = logs(log) {
         return fail(error);
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(format_args!("cannot start: {error}")),
     };
-    match runtime.block_on(daemon::run(config, identity)) {
+    match runtime.block_on(daemon) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");

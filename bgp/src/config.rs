@@ -211,6 +211,51 @@ impl Default for GracefulRestart {
     }
 }
 
+/// What a speaker is to its neighbour in another AS (RFC 9234 section 4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// It gives the neighbour transit.
+    Provider,
+    /// It is a route server, the neighbour its client.
+    RouteServer,
+    /// The neighbour is its route server.
+    RouteServerClient,
+    /// It gets transit from the neighbour.
+    Customer,
+    /// Both exchange their own and their customers' routes.
+    Peer,
+}
+
+impl Role {
+    /// As the capability has it.
+    pub(crate) const fn code(self) -> u8 {
+        match self {
+            Self::Provider => 0,
+            Self::RouteServer => 1,
+            Self::RouteServerClient => 2,
+            Self::Customer => 3,
+            Self::Peer => 4,
+        }
+    }
+
+    /// What the neighbour must be.
+    pub(crate) const fn opposite(self) -> Self {
+        match self {
+            Self::Provider => Self::Customer,
+            Self::RouteServer => Self::RouteServerClient,
+            Self::RouteServerClient => Self::RouteServer,
+            Self::Customer => Self::Provider,
+            Self::Peer => Self::Peer,
+        }
+    }
+
+    /// Whether the neighbour may be told of routes that are for customers only.
+    pub(crate) const fn is_upstream(self) -> bool {
+        matches!(self, Self::Provider | Self::RouteServer)
+    }
+}
+
 /// Several paths of one prefix with one peer (RFC 7911); used in the families in which the peer agrees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
@@ -340,7 +385,7 @@ pub struct PeerConfig {
     pub interface: Option<String>,
     /// TCP port of the peer.
     pub port: u16,
-    /// AS of the peer; 0 accepts whatever it opens with, if `peer_asns` does.
+    /// AS of the peer; 0 accepts whatever it opens with, if `peer_asns` does. Until then it counts as external: see `ebgp_multihop`.
     pub peer_asn: u32,
     /// With a `peer_asn` of 0, the numbers accepted; empty means any.
     #[serde(default)]
@@ -380,6 +425,12 @@ pub struct PeerConfig {
     /// An external peer that this speaker serves as a route server (RFC 7947): AS path, next hop and MED pass unchanged.
     #[serde(default)]
     pub route_server_client: bool,
+    /// What this speaker is to the peer (RFC 9234): routes that are for customers only are marked, and do not leak. For external peers.
+    #[serde(default)]
+    pub role: Option<Role>,
+    /// With a role: no session with a peer that tells none.
+    #[serde(default)]
+    pub strict_role: bool,
     /// Take routes with the BLACKHOLE community (RFC 7999) inside prefixes that import policy accepts, be they longer than it allows. They are given to the
     /// owner as such, and not passed on to other ASes.
     #[serde(default)]
@@ -450,6 +501,8 @@ impl PeerConfig {
             group: None,
             reflector_client: false,
             route_server_client: false,
+            role: None,
+            strict_role: false,
             accept_blackhole: false,
             add_path: AddPaths::default(),
             extended_messages: false,

@@ -46,7 +46,7 @@ pub mod wire;
 
 pub use config::{
     AddPaths, AllowedPrefix, Announcement, BfdUnit, Damping, Decision, GracefulRestart, LimitAction,
-    LongLivedRestart, PathCount, PeerConfig, PrefixLimit, Scope, SpeakerConfig, Timers,
+    LongLivedRestart, PathCount, PeerConfig, PrefixLimit, Role, Scope, SpeakerConfig, Timers,
 };
 pub use core::PolicyQuestion;
 pub use driver::{Events, Speaker, SpeakerHandle};

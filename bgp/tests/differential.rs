@@ -94,7 +94,7 @@ fn fill(content: &mut Content, attributes: &Attributes) {
         Origin::Incomplete => 2,
     });
     let sequence = |kind| kind == SegmentKind::Sequence;
-    content.path = attributes.as_path.segments.iter().map(|s| (sequence(s.kind), s.asns.clone())).collect();
+    content.path = attributes.as_path.segments.iter().map(|s| (sequence(s.kind), s.asns.to_vec())).collect();
     content.med = attributes.med;
     content.local_pref = attributes.local_pref;
     content.communities = attributes.communities.iter().map(|community| community.0).collect();

@@ -24,7 +24,8 @@ use tombolo_bgp::{Family, NextHop};
 fn segment() -> impl Strategy<Value = Segment> {
     let kinds =
         [SegmentKind::Set, SegmentKind::Sequence, SegmentKind::ConfedSequence, SegmentKind::ConfedSet];
-    (prop::sample::select(kinds.to_vec()), vec(1u32.., 1..6)).prop_map(|(kind, asns)| Segment { kind, asns })
+    (prop::sample::select(kinds.to_vec()), vec(1u32.., 1..6))
+        .prop_map(|(kind, asns)| Segment { kind, asns: asns.into() })
 }
 
 fn sorted<T: Ord + std::fmt::Debug>(item: impl Strategy<Value = T>) -> impl Strategy<Value = Vec<T>> {
@@ -73,7 +74,7 @@ prop_compose! {
     ) -> Attributes {
         Attributes {
             origin,
-            as_path: AsPath { segments },
+            as_path: AsPath { segments: segments.into() },
             med,
             local_pref,
             atomic_aggregate,

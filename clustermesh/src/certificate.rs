@@ -82,7 +82,9 @@ pub fn unix_now() -> i64 {
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
-fn date(unix_secs: i64) -> String {
+/// A moment as RFC 3339 has it, in UTC.
+#[must_use]
+pub fn date(unix_secs: i64) -> String {
     rfc3339::text(u64::try_from(unix_secs).unwrap_or(0))
 }
 

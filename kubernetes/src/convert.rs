@@ -1,9 +1,12 @@
 //! Typed objects to rows, with every value checked that a planner relies on.
 
+mod advertisement;
 mod bgp;
 mod core;
+mod peer_policy;
 mod policy;
 mod pool;
+mod secret;
 mod service;
 
 use crate::crd;
@@ -50,11 +53,24 @@ fn via<T: DeserializeOwned + Serialize>(
     convert(object).map(|object| (object, unknown))
 }
 
-const KNOWN: [(&str, KnownKind); 11] = [
+/// As [`via`], but an unknown key is a mistake: in a kind of ours it asks for something that would not happen.
+fn strict<T: DeserializeOwned + Serialize>(
+    value: Value,
+    convert: impl FnOnce(T) -> Result<Object, Issue>,
+) -> Result<(Object, Vec<String>), Issue> {
+    let (object, unknown) = typed::<T>(value)?;
+    match unknown.into_iter().find(|path| path.starts_with("spec")) {
+        Some(path) => Err(Issue::new(path, "there is no such field", "see docs/bgp.md for those there are")),
+        None => convert(object).map(|object| (object, Vec::new())),
+    }
+}
+
+const KNOWN: [(&str, KnownKind); 14] = [
     ("v1", known("Namespace", false, |id, v, _| via(v, |o| core::namespace(id, o)))),
     ("v1", known("Node", false, |id, v, c| via(v, |o: core_v1::Node| core::node(id, o, c)))),
     ("v1", known("Pod", true, |id, v, _| via(v, |o| core::pod(id, o)))),
     ("v1", known("Service", true, |id, v, _| via(v, |o| service::service(id, o)))),
+    ("v1", known("Secret", true, |id, v, _| Ok((secret::secret(id, &v)?, Vec::new())))),
     (
         "discovery.k8s.io/v1",
         known("EndpointSlice", true, |id, v, _| via(v, |o: EndpointSlice| service::slice(id, o))),
@@ -75,7 +91,10 @@ const KNOWN: [(&str, KnownKind); 11] = [
             via(v, |o: crd::Object<crd::PeerConfigSpec>| bgp::peer_config(id, o.spec))
         }),
     ),
-    ("cilium.io", known("CiliumBGPAdvertisement", false, |id, v, _| via(v, |o| bgp::advertisement(id, o)))),
+    (
+        "cilium.io",
+        known("CiliumBGPAdvertisement", false, |id, v, _| via(v, |o| advertisement::advertisement(id, o))),
+    ),
     (
         "cilium.io",
         known("CiliumBGPNodeConfigOverride", false, |id, v, _| {
@@ -86,6 +105,13 @@ const KNOWN: [(&str, KnownKind); 11] = [
         "cilium.io",
         known("CiliumLoadBalancerIPPool", false, |id, v, _| {
             via(v, |o: crd::Object<crd::PoolSpec>| pool::pool(id, o.spec))
+        }),
+    ),
+    ("cilium.io", known("CiliumPodIPPool", false, |id, v, _| via(v, |o| pool::pod_pool(id, o)))),
+    (
+        "tombolo.io/v1alpha1",
+        known("BGPPeerPolicy", false, |id, v, _| {
+            strict(v, |o: crd::Object<crd::PeerPolicySpec>| peer_policy::peer_policy(id, o.spec))
         }),
     ),
 ];

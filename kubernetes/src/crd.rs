@@ -50,10 +50,19 @@ pub(crate) struct Peer {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct AutoDiscovery {
     pub(crate) mode: String,
-    #[serde(default)]
-    pub(crate) default_gateway: Value,
-    #[serde(default)]
-    pub(crate) unnumbered: Value,
+    pub(crate) default_gateway: Option<DefaultGateway>,
+    pub(crate) unnumbered: Option<Unnumbered>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct DefaultGateway {
+    pub(crate) address_family: String,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct Unnumbered {
+    pub(crate) interface: String,
 }
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -111,8 +120,7 @@ pub(crate) struct AdvertisementSpec {
 pub(crate) struct Advertisement {
     pub(crate) advertisement_type: String,
     pub(crate) service: Option<AdvertisedService>,
-    #[serde(default)]
-    pub(crate) interface: Value,
+    pub(crate) interface: Option<AdvertisedInterface>,
     pub(crate) selector: Option<LabelSelector>,
     pub(crate) attributes: Option<Attributes>,
 }
@@ -124,6 +132,11 @@ pub(crate) struct AdvertisedService {
     pub(crate) aggregation_length_ipv4: Option<i64>,
     #[serde(rename = "aggregationLengthIPv6")]
     pub(crate) aggregation_length_ipv6: Option<i64>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct AdvertisedInterface {
+    pub(crate) name: String,
 }
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -191,4 +204,94 @@ pub(crate) struct Block {
     pub(crate) cidr: Option<String>,
     pub(crate) start: Option<String>,
     pub(crate) stop: Option<String>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct PodPoolSpec {
+    pub(crate) ipv4: Option<PodPoolFamily>,
+    pub(crate) ipv6: Option<PodPoolFamily>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PodPoolFamily {
+    pub(crate) cidrs: Vec<String>,
+    pub(crate) mask_size: i64,
+}
+
+/// `BGPPeerPolicy` of `tombolo.io/v1alpha1`: our own kind.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PeerPolicySpec {
+    pub(crate) node_selector: Option<LabelSelector>,
+    pub(crate) peers: Vec<PolicyPeer>,
+    pub(crate) session: Option<PolicySession>,
+    pub(crate) bfd: Option<PolicyBfd>,
+    pub(crate) max_prefixes: Option<i64>,
+    pub(crate) multipath: Option<PolicyMultipath>,
+    pub(crate) next_hops: Option<PolicyNextHops>,
+    pub(crate) import: Option<PolicyRules>,
+    pub(crate) export: Option<PolicyRules>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PolicyPeer {
+    pub(crate) peer_config_ref: Option<Reference>,
+    pub(crate) instance: Option<String>,
+    pub(crate) peer: Option<String>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PolicySession {
+    pub(crate) passive: Option<bool>,
+    pub(crate) extended_messages: Option<bool>,
+    #[serde(rename = "enforceFirstAS")]
+    pub(crate) enforce_first_as: Option<bool>,
+    pub(crate) ttl_security_hops: Option<i64>,
+    pub(crate) extended_next_hop: Option<bool>,
+    pub(crate) group: Option<String>,
+    pub(crate) accept_blackhole: Option<bool>,
+    pub(crate) reflector_client: Option<bool>,
+    pub(crate) route_server_client: Option<bool>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PolicyBfd {
+    pub(crate) transmit_interval_milliseconds: Option<i64>,
+    pub(crate) receive_interval_milliseconds: Option<i64>,
+    pub(crate) echo_receive_interval_milliseconds: Option<i64>,
+    pub(crate) detect_multiplier: Option<i64>,
+    pub(crate) passive: Option<bool>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PolicyMultipath {
+    pub(crate) max_paths: i64,
+}
+
+/// `import` or `export`: a policy of the speaker, with short forms for what is asked for most.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PolicyRules {
+    /// Short for one statement that accepts these ranges.
+    pub(crate) allow: Option<Vec<String>>,
+    /// Export only: MULTI_EXIT_DISC.
+    pub(crate) med: Option<i64>,
+    /// Export only: how often the own AS is put in front once more.
+    pub(crate) prepend: Option<i64>,
+    /// The statements as the speaker has them.
+    #[serde(default)]
+    pub(crate) statements: Value,
+    pub(crate) default: Option<String>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PolicyNextHops {
+    pub(crate) ipv4: Option<String>,
+    pub(crate) ipv6: Option<String>,
 }

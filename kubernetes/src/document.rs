@@ -53,7 +53,10 @@ impl Unknown {
     /// What to tell about `kind` (`apiVersion/kind`), first met in `file`.
     pub(crate) fn problem(self, kind: &str, file: &Path) -> Problem {
         let (are, many) = if self.count == 1 { ("is", "") } else { ("are", "s") };
-        let (use_of, remedy) = if is_policy(kind) {
+        let (use_of, remedy) = if kind.ends_with("/CiliumBGPNodeConfig") {
+            let remedy = "remove it; `tombolo show bgp-node-configs` has what was computed and its status";
+            ("a control plane writes it, and here it is computed from the other BGP objects", remedy)
+        } else if is_policy(kind) {
             ("its rules are NOT enforced", "write them as a networking.k8s.io/v1 NetworkPolicy")
         } else {
             (
@@ -303,6 +306,9 @@ fn is_empty(value: &Value) -> bool {
     }
 }
 
+#[cfg(test)]
+#[path = "bgp_tests.rs"]
+mod bgp_tests;
 #[cfg(test)]
 #[path = "document_tests.rs"]
 mod tests;

@@ -9,11 +9,11 @@ fn east() -> ClusterIdentity {
     ClusterIdentity { name: ClusterName::new("east").unwrap(), id }
 }
 
-fn read(text: &str) -> Parsed {
+pub(super) fn read(text: &str) -> Parsed {
     parse(Path::new("x.yaml"), text, &east())
 }
 
-fn only(text: &str) -> Object {
+pub(super) fn only(text: &str) -> Object {
     let mut parsed = read(text);
     assert!(parsed.problems.is_empty(), "{:?}", parsed.problems);
     assert_eq!(parsed.objects.len(), 1);
@@ -21,7 +21,7 @@ fn only(text: &str) -> Object {
 }
 
 /// The one problem of a document, as `line path: reason`.
-fn complaint(text: &str) -> String {
+pub(super) fn complaint(text: &str) -> String {
     let parsed = read(text);
     assert_eq!(parsed.problems.len(), 1, "{:?}", parsed.problems);
     let problem = &parsed.problems[0];

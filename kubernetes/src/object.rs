@@ -9,7 +9,10 @@ use tombolo_policy::RuleRow;
 use tombolo_service::pools::LbPool;
 use tombolo_service::{ServiceRow, SliceRow};
 use tombolo_topology::NodeRow;
-use tombolo_topology::bgp::intent::{AdvertisementRow, ClusterConfigRow, OverrideRow, PeerConfigRow};
+use tombolo_topology::bgp::PeerPolicyRow;
+use tombolo_topology::bgp::intent::{
+    AdvertisementRow, ClusterConfigRow, OverrideRow, PeerConfigRow, PodPoolRow, SecretRow,
+};
 
 /// What names an object in the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,6 +47,9 @@ pub(crate) enum Object {
     PeerConfig(Box<PeerConfigRow>),
     Advertisement(Box<AdvertisementRow>),
     Override(Box<OverrideRow>),
+    PeerPolicy(Box<PeerPolicyRow>),
+    PodPool(Box<PodPoolRow>),
+    Secret(SecretRow),
 }
 
 impl Object {
@@ -61,6 +67,9 @@ impl Object {
             Self::PeerConfig(row) => writers.bgp_peer_configs.upsert((**row).clone()),
             Self::Advertisement(row) => writers.bgp_advertisements.upsert((**row).clone()),
             Self::Override(row) => writers.bgp_overrides.upsert((**row).clone()),
+            Self::PeerPolicy(row) => writers.bgp_peer_policies.upsert((**row).clone()),
+            Self::PodPool(row) => writers.pod_pools.upsert((**row).clone()),
+            Self::Secret(row) => writers.bgp_secrets.upsert(row.clone()),
         };
     }
 
@@ -78,6 +87,9 @@ impl Object {
             Self::PeerConfig(row) => writers.bgp_peer_configs.remove(&row.key()).is_some(),
             Self::Advertisement(row) => writers.bgp_advertisements.remove(&row.key()).is_some(),
             Self::Override(row) => writers.bgp_overrides.remove(&row.key()).is_some(),
+            Self::PeerPolicy(row) => writers.bgp_peer_policies.remove(&row.key()).is_some(),
+            Self::PodPool(row) => writers.pod_pools.remove(&row.key()).is_some(),
+            Self::Secret(row) => writers.bgp_secrets.remove(&row.key()).is_some(),
         };
     }
 }

@@ -8,7 +8,10 @@ use tombolo_policy::RuleRow;
 use tombolo_service::pools::LbPool;
 use tombolo_service::{ServiceRow, SliceRow};
 use tombolo_topology::NodeRow;
-use tombolo_topology::bgp::intent::{AdvertisementRow, ClusterConfigRow, OverrideRow, PeerConfigRow};
+use tombolo_topology::bgp::PeerPolicyRow;
+use tombolo_topology::bgp::intent::{
+    AdvertisementRow, ClusterConfigRow, OverrideRow, PeerConfigRow, PodPoolRow, SecretRow,
+};
 
 macro_rules! tables {
     ($($(#[$doc:meta])* $field:ident: $row:ty),* $(,)?) => {
@@ -65,4 +68,10 @@ tables! {
     bgp_advertisements: AdvertisementRow,
     /// CiliumBGPNodeConfigOverrides.
     bgp_overrides: OverrideRow,
+    /// BGPPeerPolicies.
+    bgp_peer_policies: PeerPolicyRow,
+    /// CiliumPodIPPools.
+    pod_pools: PodPoolRow,
+    /// Secrets, as far as BGP may use them.
+    bgp_secrets: SecretRow,
 }

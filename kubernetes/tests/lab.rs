@@ -13,6 +13,7 @@ use tombolo_kubernetes::{
 };
 use tombolo_policy::compile::{Change, Compiler, Inputs as PolicyInputs};
 use tombolo_service::pools;
+use tombolo_topology::bgp::network::Network;
 use tombolo_topology::bgp::plan::{AdvertisedService, Inputs as BgpInputs, plan};
 use tombolo_topology::{EndpointRow, EndpointState, IdentityRow};
 
@@ -90,11 +91,17 @@ async fn every_node_speaks_both_families_and_advertises_pods_and_services() {
         for node in &nodes {
             let out = plan(&BgpInputs {
                 node,
+                nodes: &nodes.iter().map(|node| node.labels.clone()).collect::<Vec<_>>(),
                 configs: &rows(&tables.bgp_cluster_configs),
                 peer_configs: &rows(&tables.bgp_peer_configs),
                 advertisements: &rows(&tables.bgp_advertisements),
                 overrides: &rows(&tables.bgp_overrides),
+                policies: &rows(&tables.bgp_peer_policies),
+                pools: &rows(&tables.pod_pools),
+                secrets: &rows(&tables.bgp_secrets),
+                secrets_namespace: "kube-system",
                 services: &advertised,
+                network: &Network::default(),
             });
             assert!(out.conditions.is_empty(), "{:?}", out.conditions);
             let families: Vec<_> = out.peers.iter().map(|peer| peer.address.is_ipv4()).collect();

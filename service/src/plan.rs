@@ -139,6 +139,10 @@ impl Planner {
     pub fn step(&mut self, changes: InputChanges, now: Moment, out: &Outputs) {
         let mut affected = BTreeSet::new();
         if let Some(batch) = changes.services {
+            for key in &batch.keys {
+                affected.extend(sharing(&self.inputs.services, key));
+                affected.extend(sharing(&batch.snapshot, key));
+            }
             affected.extend(batch.keys);
             self.inputs.services = batch.snapshot;
         }
@@ -157,6 +161,12 @@ impl Planner {
             self.inputs.remote = batch.snapshot;
         }
         if let Some(batch) = changes.addresses {
+            for key in &batch.keys {
+                for addresses in [&self.inputs.addresses, &batch.snapshot] {
+                    let row = addresses.get(key).map(|row| row.addresses.clone()).unwrap_or_default();
+                    affected.extend(row.iter().flat_map(|ip| with_address(&self.inputs.services, ip)));
+                }
+            }
             affected.extend(batch.keys);
             self.inputs.addresses = batch.snapshot;
         }
@@ -221,6 +231,9 @@ impl Planner {
                 }
             }
         });
+        // Another service may have taken over an external address before this one let go of it.
+        let taken: BTreeSet<FrontendKey> =
+            old.keys().filter(|key| !new.contains_key(key) && self.is_planned(key)).copied().collect();
         out.frontends.commit(|txn| {
             for frontend in &wanted {
                 let members = new.get(&frontend.key).cloned().unwrap_or_default();
@@ -228,7 +241,7 @@ impl Planner {
                     txn.upsert(row);
                 }
             }
-            for key in old.keys().filter(|key| !new.contains_key(key)) {
+            for key in old.keys().filter(|key| !new.contains_key(key) && !taken.contains(key)) {
                 txn.remove(key);
                 if !new.keys().any(|other| number_key(*other) == number_key(*key)) {
                     self.frontend_numbers.release(&number_key(*key));
@@ -245,6 +258,13 @@ impl Planner {
         if !new.is_empty() {
             self.by_service.insert(name.clone(), new);
         }
+    }
+
+    /// Whether a service other than the one being planned has the frontend.
+    fn is_planned(&self, key: &FrontendKey) -> bool {
+        let assigned = self.inputs.addresses.by_index(&key.address).map(|row| row.name.clone());
+        let mut names = with_address(&self.inputs.services, &key.address).into_iter().chain(assigned);
+        names.any(|name| self.by_service.get(&name).is_some_and(|frontends| frontends.contains_key(key)))
     }
 
     /// Counts one use less; the number to give up if it was the last.
@@ -297,8 +317,24 @@ impl Planner {
                 // Kubernetes: from inside the cluster the external policy does not narrow the choice.
                 wanted.push(self.frontend(service, port, *address, Scope::Internal, false));
             }
+            for address in service.external_ips.iter().filter(|ip| self.has_external(service, port, ip)) {
+                let local_only = service.external_traffic_policy == TrafficPolicy::Local;
+                wanted.push(self.frontend(service, port, *address, Scope::External, local_only));
+                wanted.push(self.frontend(service, port, *address, Scope::Internal, false));
+            }
         }
         wanted
+    }
+
+    /// Whether an address of `externalIPs` is the service's at this port. Anybody may write any address there: one that
+    /// another service has as its cluster address, or earlier by name as an external one, is that service's.
+    fn has_external(&self, service: &ServiceRow, port: &ServicePort, address: &IpAddr) -> bool {
+        let same = |other: &ServicePort| (other.protocol, other.port) == (port.protocol, port.port);
+        !self.inputs.services.by_index(address).any(|other| {
+            let first = other.cluster_ips.contains(address) || other.name < service.name;
+            other.name != service.name && first && other.ports.iter().any(same)
+        }) && !self.inputs.addresses.by_index(address).any(|row| row.name != service.name)
+            && !service.cluster_ips.contains(address)
     }
 
     fn frontend(
@@ -391,6 +427,17 @@ fn backend_row(candidate: &Candidate, id: u32) -> BackendRow {
         local: candidate.local_node,
         cluster: candidate.cluster.clone(),
     }
+}
+
+/// The services that name an address.
+fn with_address(services: &Snapshot<ServiceRow>, address: &IpAddr) -> Vec<ServiceName> {
+    services.by_index(address).map(|row| row.name.clone()).collect()
+}
+
+/// The services that share an address with one: who has it may change with that one.
+fn sharing(services: &Snapshot<ServiceRow>, name: &ServiceName) -> Vec<ServiceName> {
+    let addresses = services.get(name).map(Row::indexes).unwrap_or_default();
+    addresses.iter().flat_map(|address| with_address(services, address)).collect()
 }
 
 #[cfg(test)]

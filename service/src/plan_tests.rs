@@ -22,6 +22,7 @@ fn service() -> ServiceRow {
         internal_traffic_policy: TrafficPolicy::Cluster,
         load_balancer_class: None,
         families_ipv4: vec![true, false],
+        external_ips: vec![],
         requested_addresses: vec![],
         publish_not_ready: false,
         global: true,
@@ -164,6 +165,36 @@ fn external_local_narrows_only_the_outside() {
 }
 
 #[test]
+fn external_ips_are_served_and_belong_to_the_first_service_that_names_them() {
+    let mut world = World::new();
+    world.initialize();
+    let ip: IpAddr = "198.51.100.7".parse().unwrap();
+    let local = TrafficPolicy::Local;
+    let first =
+        ServiceRow { external_ips: vec![ip], external_traffic_policy: local, global: false, ..service() };
+    world.services.1.upsert(first.clone());
+    world.slices.1.upsert(slice(vec![endpoint("10.1.1.5", "n1", true), endpoint("10.1.2.5", "n2", true)]));
+    world.step(1);
+    assert_eq!(world.backends_of("198.51.100.7", Scope::External), ["10.1.1.5"]);
+    assert_eq!(world.backends_of("198.51.100.7", Scope::Internal), ["10.1.1.5", "10.1.2.5"]);
+    // Another service, earlier by name, names it too: at this port it is its own.
+    let other = ServiceName { name: "api".into(), ..name() };
+    world.services.1.upsert(ServiceRow { name: other.clone(), cluster_ips: vec![], ..first });
+    world.step(2);
+    let owner = |world: &World| {
+        let rows = world.out.frontends.table().snapshot();
+        rows.iter()
+            .filter(|row| row.key.address == ip)
+            .map(|row| row.service.name.to_string())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(owner(&world), ["api", "api"]);
+    world.services.1.remove(&other);
+    world.step(3);
+    assert_eq!(owner(&world), ["web", "web"]);
+}
+
+#[test]
 fn serving_backends_answer_while_none_is_ready() {
     let mut world = World::new();
     world.initialize();
@@ -284,6 +315,12 @@ mod property {
             name: named(n),
             kind: if bits & 1 != 0 { ServiceType::LoadBalancer } else { ServiceType::ClusterIP },
             cluster_ips: vec![format!("10.101.0.{n}").parse().unwrap()],
+            // Two services each share one, and one of those may be another service's LoadBalancer address.
+            external_ips: match bits & 48 {
+                16 => vec![format!("198.51.100.{}", n / 2).parse().unwrap()],
+                48 => vec!["203.0.113.0".parse().unwrap()],
+                _ => vec![],
+            },
             external_traffic_policy: pick(2),
             internal_traffic_policy: pick(4),
             global: bits & 8 != 0,

@@ -18,6 +18,7 @@ fn service(text: &str, families: &[bool]) -> ServiceRow {
         internal_traffic_policy: TrafficPolicy::Cluster,
         load_balancer_class: None,
         families_ipv4: families.to_vec(),
+        external_ips: vec![],
         requested_addresses: vec![],
         publish_not_ready: false,
         global: false,

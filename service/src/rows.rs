@@ -145,6 +145,8 @@ pub struct ServiceRow {
     pub load_balancer_class: Option<Arc<str>>,
     /// `spec.ipFamilies` as "is IPv4".
     pub families_ipv4: Vec<bool>,
+    /// `externalIPs`: addresses that routers lead here, for services of any type.
+    pub external_ips: Vec<IpAddr>,
     /// Addresses asked for: annotation `lbipam.cilium.io/ips` or `spec.loadBalancerIP`.
     pub requested_addresses: Vec<IpAddr>,
     /// `publishNotReadyAddresses`.
@@ -172,7 +174,7 @@ impl Row for ServiceRow {
         &self.source
     }
     fn indexes(&self) -> Vec<IpAddr> {
-        self.cluster_ips.clone()
+        self.cluster_ips.iter().chain(&self.external_ips).copied().collect()
     }
     fn columns() -> &'static [&'static str] {
         &["NAMESPACE", "NAME", "TYPE", "CLUSTER-IPS", "PORTS", "GLOBAL", "AFFINITY"]

@@ -121,13 +121,18 @@ impl Drop for Namespace {
 
 /// Joins two namespaces by a veth pair named `eth1` on both sides, with the addresses given (prefix lengths included).
 pub fn join(a: &Namespace, a_addresses: &[&str], b: &Namespace, b_addresses: &[&str]) {
-    a.ip(&["link", "add", "eth1", "type", "veth", "peer", "name", "eth1", "netns", b.name()]);
-    for (namespace, addresses) in [(a, a_addresses), (b, b_addresses)] {
+    join_by([a, b], ["eth1", "eth1"], [a_addresses, b_addresses]);
+}
+
+/// The same with interfaces of other names.
+pub fn join_by([a, b]: [&Namespace; 2], [a_name, b_name]: [&str; 2], addresses: [&[&str]; 2]) {
+    a.ip(&["link", "add", a_name, "type", "veth", "peer", "name", b_name, "netns", b.name()]);
+    for ((namespace, name), addresses) in [(a, a_name), (b, b_name)].into_iter().zip(addresses) {
         for address in addresses {
             let nodad: &[&str] = if address.contains(':') { &["nodad"] } else { &[] };
-            namespace.ip(&[&["addr", "add", address, "dev", "eth1"], nodad].concat());
+            namespace.ip(&[&["addr", "add", address, "dev", name], nodad].concat());
         }
-        namespace.ip(&["link", "set", "eth1", "up"]);
+        namespace.ip(&["link", "set", name, "up"]);
     }
 }
 

@@ -123,3 +123,60 @@ impl Frr {
         run("/usr/bin/vtysh", &arguments);
     }
 }
+
+/// GoBGP.
+#[derive(Debug)]
+pub struct GoBgp {
+    _daemon: Daemon,
+    _folder: Folder,
+}
+
+impl GoBgp {
+    /// Starts it and originates routes: prefix and next hop.
+    pub fn start(namespace: &Namespace, config: &str, routes: &[(&str, &str)]) -> Self {
+        let folder = Folder::new();
+        let config = folder.write("gobgp.toml", config);
+        let arguments = ["-f", &config, "-l", "warn", "--api-hosts", "127.0.0.1:50051"];
+        let daemon = namespace.spawn_quiet("/usr/bin/gobgpd", &arguments);
+        for (prefix, next_hop) in routes {
+            let family = if prefix.contains(':') { "ipv6" } else { "ipv4" };
+            eventually("GoBGP takes a route", || {
+                let command = ["netns", "exec", namespace.name(), "/usr/bin/gobgp", "global", "rib", "-a"];
+                let route = [family, "add", prefix, "nexthop", next_hop];
+                let output = Command::new("ip").args(command).args(route).output();
+                let output = output.map_err(|error| error.to_string())?;
+                if output.status.success() {
+                    Ok(())
+                } else {
+                    Err(String::from_utf8_lossy(&output.stderr).into_owned())
+                }
+            });
+        }
+        Self { _daemon: daemon, _folder: folder }
+    }
+}
+
+/// OpenBGPD.
+#[derive(Debug)]
+pub struct OpenBgpd {
+    _daemon: Daemon,
+    _folder: Folder,
+}
+
+impl OpenBgpd {
+    /// Starts it. The configuration gets a control socket of its own.
+    #[expect(clippy::panic, reason = "a test cannot go on without it")]
+    pub fn start(namespace: &Namespace, config: &str) -> Self {
+        let folder = Folder::new();
+        let socket = folder.name("bgpd.sock");
+        let config = folder.write("bgpd.conf", &format!("socket \"{socket}\"\n{config}"));
+        // It refuses a configuration that others may read, and wants its run folder.
+        let private = std::fs::set_permissions(&config, std::fs::Permissions::from_mode(0o600));
+        if let Err(error) = private.and_then(|()| std::fs::create_dir_all("/run/openbgpd")) {
+            panic!("cannot prepare OpenBGPD: {error}");
+        }
+        let daemon = namespace.spawn_quiet("/usr/sbin/bgpd", &["-d", "-f", &config]);
+        wait_for_socket("OpenBGPD opens its control socket", &socket);
+        Self { _daemon: daemon, _folder: folder }
+    }
+}

@@ -1,4 +1,4 @@
-//! What carries sessions, against BIRD, FRR and GoBGP: TCP MD5, GTSM, hops, IPv4 over IPv6 next hops, unnumbered links, listen ranges. Needs root.
+//! What carries sessions, against BIRD, FRR, GoBGP and OpenBGPD: TCP MD5, GTSM, hops, IPv4 over IPv6 next hops, unnumbered links, listen ranges. Needs root.
 
 #![allow(
     clippy::unwrap_used,
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tombolo_tests::netns::{Daemon, Namespace, eventually, join};
-use tombolo_tests::routers::{Bird, Frr};
+use tombolo_tests::routers::{Bird, Frr, GoBgp, OpenBgpd};
 
 const SPEAKER: &str = env!("CARGO_BIN_EXE_bgp_speaker");
 const OURS: [&str; 2] = ["10.1.1.0/24", "2001:db8:e::/64"];
@@ -165,6 +165,93 @@ protocol bgp v6 from node {{ local fd00:77::2; neighbor fd00:77::1 as 65001; {li
     )
 }
 
+/// GoBGP with a neighbour for each family, and more tables for each.
+fn gobgp(namespace: &Namespace, config: &str, tables: &str) -> GoBgp {
+    let neighbour = |address: &str, family: &str| {
+        format!(
+            "[[neighbors]]
+[neighbors.config]
+neighbor-address = \"{address}\"
+peer-as = 65001
+{config}
+[neighbors.timers.config]
+hold-time = 9
+keepalive-interval = 3
+connect-retry = 2
+{tables}
+[[neighbors.afi-safis]]
+[neighbors.afi-safis.config]
+afi-safi-name = \"{family}\"
+"
+        )
+    };
+    let global = "[global.config]\nas = 65002\nrouter-id = \"10.77.0.2\"\n";
+    let v4 = neighbour("10.77.0.1", "ipv4-unicast");
+    let v6 = neighbour("fd00:77::1", "ipv6-unicast");
+    GoBgp::start(namespace, &format!("{global}{v4}{v6}"), &BOTH_LEARNED)
+}
+
+/// OpenBGPD with a neighbour for each family, and more lines for each.
+fn openbgpd(namespace: &Namespace, lines: &str) -> OpenBgpd {
+    let neighbour = |address: &str, family: &str| {
+        format!(
+            "neighbor {address} {{\n remote-as 65001\n holdtime 9\n announce {family} unicast\n {lines}\n}}\n"
+        )
+    };
+    let v4 = neighbour("10.77.0.1", "IPv4");
+    let v6 = neighbour("fd00:77::1", "IPv6");
+    OpenBgpd::start(
+        namespace,
+        &format!(
+            "AS 65002
+router-id 10.77.0.2
+fib-update no
+listen on 10.77.0.2
+listen on fd00:77::2
+network 198.51.100.0/24
+network 2001:db8:100::/48
+{v4}{v6}allow from any
+allow to any
+"
+        ),
+    )
+}
+
+/// What a daemon is to ask of its neighbours.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Asks {
+    Nothing,
+    Key,
+    Gtsm,
+}
+
+const DAEMONS: [&str; 4] = ["frr", "bird", "gobgp", "openbgpd"];
+
+fn start(daemon: &str, namespace: &Namespace, asks: Asks) -> Box<dyn std::any::Any> {
+    let pick = |key, gtsm| match asks {
+        Asks::Nothing => "",
+        Asks::Key => key,
+        Asks::Gtsm => gtsm,
+    };
+    match daemon {
+        "frr" => {
+            let line = pick("password tor-secret", "ttl-security hops 1");
+            let lines: &[&str] = if line.is_empty() { &[] } else { &[line] };
+            Box::new(frr(namespace, lines))
+        }
+        "bird" => Box::new(bird(namespace, pick("password \"tor-secret\";", "ttl security on;"))),
+        "gobgp" => Box::new(gobgp(
+            namespace,
+            pick("auth-password = \"tor-secret\"", ""),
+            pick("", "[neighbors.ttl-security.config]\nenabled = true\nttl-min = 255"),
+        )),
+        _ => {
+            let lines = pick("tcp md5sig password tor-secret", "ttl-security yes");
+            Box::new(openbgpd(namespace, lines))
+        }
+    }
+}
+
 const BOTH_LEARNED: [(&str, &str); 2] =
     [("198.51.100.0/24", "10.77.0.2"), ("2001:db8:100::/48", "fd00:77::2")];
 
@@ -195,19 +282,15 @@ fn never_in_kernel(namespace: &Namespace, prefixes: &[&str]) {
 }
 
 #[test]
-fn md5_keys_are_the_same_as_those_of_frr_and_bird() {
-    for daemon in ["frr", "bird"] {
+fn md5_keys_are_those_of_every_other_daemon() {
+    for daemon in DAEMONS {
         let [ours, theirs] = namespaces();
-        let keep: Box<dyn std::any::Any> = match daemon {
-            "frr" => Box::new(frr(&theirs, &["password tor-secret"])),
-            _ => Box::new(bird(&theirs, "password \"tor-secret\";")),
-        };
+        let _keep = start(daemon, &theirs, Asks::Key);
         // Both sides active, then the daemon alone, whose SYN must find the key on our listener.
         for passive in [false, true] {
             let settings = json!({"passive": passive, "transport": {"md5": "tor-secret"}});
             let mut speaker = Speaker::start(&ours, 65001, &both(&settings));
             speaker.learns(&BOTH_LEARNED);
-            in_kernel(&theirs, OURS[0], "10.77.0.1");
             let text = speaker.0.seen().join("\n");
             assert!(!text.contains("tor-secret"), "the key is told: {text}");
         }
@@ -215,7 +298,6 @@ fn md5_keys_are_the_same_as_those_of_frr_and_bird() {
         let mut speaker = Speaker::start(&ours, 65001, &wrong);
         speaker.stays_down("v4");
         assert_eq!(speaker.peer("v6")["counters"]["sessions"], 0);
-        drop(keep);
     }
 }
 
@@ -277,35 +359,30 @@ fn md5_failures(namespace: &Namespace) -> u64 {
 
 #[test]
 fn gtsm_lets_neighbours_in_and_keeps_others_out() {
-    for daemon in ["frr", "bird"] {
+    for daemon in DAEMONS {
         let [ours, theirs] = namespaces();
-        let secure = |secure: bool| -> Box<dyn std::any::Any> {
-            match (daemon, secure) {
-                ("frr", true) => Box::new(frr(&theirs, &["ttl-security hops 1"])),
-                ("frr", false) => Box::new(frr(&theirs, &[])),
-                (_, true) => Box::new(bird(&theirs, "ttl security on;")),
-                (_, false) => Box::new(bird(&theirs, "")),
-            }
-        };
-        let keep = secure(true);
+        let keep = start(daemon, &theirs, Asks::Gtsm);
         for passive in [false, true] {
             let settings = json!({"passive": passive, "transport": {"gtsm_hops": 1}});
             let mut speaker = Speaker::start(&ours, 65001, &both(&settings));
             speaker.learns(&BOTH_LEARNED);
         }
-        // We send 1 without it, which the daemon drops; and drop what it sends with 1.
-        eventually("the routes of the speaker before are gone", || {
-            let table = table(&theirs);
-            if OURS.iter().any(|prefix| table.contains(prefix)) { Err(table) } else { Ok(()) }
-        });
-        let plain = Speaker::start(&ours, 65001, &both(&json!({})));
-        never_in_kernel(&theirs, &OURS);
-        drop((keep, plain));
-        let keep = secure(false);
+        if ["frr", "bird"].contains(&daemon) {
+            // We send 1 without it, which the daemon drops.
+            eventually("the routes of the speaker before are gone", || {
+                let table = table(&theirs);
+                if OURS.iter().any(|prefix| table.contains(prefix)) { Err(table) } else { Ok(()) }
+            });
+            let _plain = Speaker::start(&ours, 65001, &both(&json!({})));
+            never_in_kernel(&theirs, &OURS);
+        }
+        drop(keep);
+        // And we drop what it sends with 1. Elsewhere: children of OpenBGPD outlive it a little, and hold its port.
+        let [ours, theirs] = namespaces();
+        let _keep = start(daemon, &theirs, Asks::Nothing);
         let mut strict = Speaker::start(&ours, 65001, &both(&json!({"transport": {"gtsm_hops": 1}})));
         strict.stays_down("v4");
         assert_eq!(strict.peer("v6")["counters"]["sessions"], 0);
-        drop(keep);
     }
 }
 
@@ -387,6 +464,45 @@ protocol bgp v6 from node {{ passive; multihop; local fd00:77::2; neighbor fd00:
         let error = speaker.peer("v4")["last_error"].to_string();
         if error.contains("lo9") { Ok(()) } else { Err(error) }
     });
+}
+
+/// A speaker that is bound to a device, be it an interface or a VRF, is not there for others.
+#[test]
+fn a_device_binds_listeners_and_connections() {
+    let [ours, theirs] = namespaces();
+    let _frr = frr(&theirs, &[]);
+    for passive in [false, true] {
+        let mut arguments = both(&json!({"passive": passive}));
+        arguments.push("device=eth1".to_owned());
+        let mut speaker = Speaker::start(&ours, 65001, &arguments);
+        speaker.learns(&BOTH_LEARNED);
+        let sockets = ours.run(&["ss", "-H", "-tan", "sport = :179 or dport = :179"]);
+        let bound = sockets.lines().filter(|line| line.contains("%eth1:179")).count();
+        assert!(bound >= 2, "both listeners are bound: {sockets}");
+    }
+    let mut speaker =
+        Speaker::start(&ours, 65001, &[both(&json!({})), vec!["device=lo".to_owned()]].concat());
+    speaker.stays_down("v4");
+}
+
+/// Both families over one session, whatever it runs over.
+#[test]
+fn both_families_go_over_either_transport() {
+    let [ours, theirs] = namespaces();
+    let config = format!(
+        "{BIRD_COMMON}
+protocol bgp both from node {{ local 10.77.0.2; neighbor 10.77.0.1 as 65001;
+  ipv4 {{ import all; export where source = RTS_STATIC; next hop self; }};
+  ipv6 {{ import all; export where source = RTS_STATIC; next hop address fd00:77::2; }}; }}
+"
+    );
+    let _bird = Bird::start(&theirs, &config);
+    let more = json!({"families": ["ipv4-unicast", "ipv6-unicast"], "next_hop_ipv6": "fd00:77::1"});
+    let argument = format!("peer-json={}", peer("both", "10.77.0.2", &more));
+    let mut speaker = Speaker::start(&ours, 65001, &[argument]);
+    speaker.learns(&BOTH_LEARNED);
+    in_kernel(&theirs, OURS[0], "10.77.0.1");
+    in_kernel(&theirs, OURS[1], "fd00:77::1");
 }
 
 /// RFC 8950 in both directions over a session between IPv6 addresses, into the other side's kernel.
@@ -533,6 +649,35 @@ fn unnumbered_speakers_find_each_other_with_a_key() {
     b.up("leaf");
     let hop = link_local(&ours);
     b.learns(&[(OURS[0], &hop), (OURS[1], &hop)]);
+}
+
+/// An interface that comes after the speaker is found, and so is a neighbour that comes back with another link-local address.
+#[test]
+fn unnumbered_links_may_come_late_and_change() {
+    let [ours, theirs] = ["tspk", "tpeer"].map(Namespace::new);
+    let settings = json!({"name": "leaf", "unnumbered": true, "interface": "eth1"});
+    let argument = [format!("peer-json={settings}")];
+    let mut a = Speaker::start(&ours, 65001, &argument);
+    let error = a.peer("leaf")["last_error"].to_string();
+    assert!(error.contains("no router advertisement was heard on eth1"), "{error}");
+    join(&ours, &[], &theirs, &[]);
+    let mut b = Speaker::start(&theirs, 65002, &argument);
+    a.up("leaf");
+    let first = link_local(&theirs);
+    assert_eq!(a.peer("leaf")["address"], first);
+    b.0.kill();
+    theirs.ip(&["link", "set", "eth1", "down"]);
+    theirs.ip(&["link", "set", "eth1", "address", "02:00:00:00:77:02"]);
+    theirs.ip(&["link", "set", "eth1", "up"]);
+    let second = link_local(&theirs);
+    assert_ne!(first, second);
+    let mut b = Speaker::start(&theirs, 65002, &argument);
+    eventually("the session is up with the new address", || {
+        let peer = a.peer("leaf");
+        let up = peer["state"] == "established" && peer["address"] == second;
+        if up { Ok(()) } else { Err(peer.to_string()) }
+    });
+    b.up("leaf");
 }
 
 /// FRR and BIRD connect from addresses that are only known as ranges, with the range's key; they vanish when they go.

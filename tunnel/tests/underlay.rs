@@ -320,6 +320,30 @@ async fn routes_follow_their_rows_and_only_ours_are_pruned() {
     assert!(error.contains("missing0"), "{error}");
 }
 
+/// RFC 8950 over an unnumbered link: IPv4 and IPv6 by the link-local address of the neighbour, found again after a restart.
+#[tokio::test(flavor = "multi_thread")]
+async fn both_families_are_routed_over_link_local_next_hops() {
+    let (a, _b) = nodes().await;
+    let hop = LearnedNextHop { via: ip("fe80::2"), interface: Some("eth1".into()) };
+    let mut target = KernelRoutes::new(a.netlink.clone(), RouteSettings::default());
+    let rows = ["10.50.0.0/24", "fd00:50::/64"].map(|prefix| RouteEntry {
+        next_hops: BTreeSet::from([hop.clone()]),
+        mtu: None,
+        ..learned(prefix, &[])
+    });
+    for row in &rows {
+        target.update(row).await.unwrap();
+    }
+    let there = target.next_hops().await.unwrap();
+    for row in &rows {
+        assert_eq!(there[&row.prefix], row.next_hops);
+    }
+    for row in &rows {
+        target.delete(row).await.unwrap();
+    }
+    assert!(target.next_hops().await.unwrap().is_empty());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_no_pod_has_is_unreachable() {
     let (a, _) = nodes().await;

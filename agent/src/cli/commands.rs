@@ -355,6 +355,9 @@ async fn problems_of(file: &Path) -> Vec<String> {
         let cluster = tombolo_kubernetes::ClusterIdentity { name, id };
         return tombolo_kubernetes::check_file(file, &cluster).iter().map(ToString::to_string).collect();
     }
+    if crate::router::is_router(&text) {
+        return crate::router::load(file).err().unwrap_or_default();
+    }
     match crate::config::load(&[file.to_owned()]) {
         Ok((config, _)) => match &config.etcd {
             Some(etcd) => certificates(&etcd.client()).await,

@@ -50,6 +50,12 @@ pub(crate) enum Command {
         #[arg(long, required = true)]
         config: Vec<PathBuf>,
     },
+    /// Run a BGP router without pods: a ToR, a route reflector, a route server
+    Router {
+        /// Configuration file
+        #[arg(long)]
+        config: PathBuf,
+    },
     /// The CNI plugin; called by a container runtime through the CNI environment
     Cni,
     /// The userspace WireGuard tunnel, a unit of its own that survives the agent

@@ -210,7 +210,7 @@ impl Default for Maps {
 }
 
 /// `bgp`.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Bgp {
     /// Whether the node speaks BGP as the `cilium.io` objects say.
@@ -219,6 +219,19 @@ pub(crate) struct Bgp {
     pub(crate) import: Import,
     /// What the node's own state does to what it advertises.
     pub(crate) health: tombolo_topology::bgp::health::HealthPolicy,
+    /// The namespace of the Secrets that `authSecretRef` names (Cilium: `bgpControlPlane.secretsNamespace.name`).
+    pub(crate) secrets_namespace: String,
+}
+
+impl Default for Bgp {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            import: Import::default(),
+            health: tombolo_topology::bgp::health::HealthPolicy::default(),
+            secrets_namespace: "kube-system".to_owned(),
+        }
+    }
 }
 
 /// `bgp.import`.

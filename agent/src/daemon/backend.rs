@@ -74,8 +74,6 @@ pub(crate) struct Daemon {
     pub(crate) publisher: OnceLock<PublisherHandle>,
     /// The tables.
     pub(crate) rows: OnceLock<Rows>,
-    /// BGP objects that cannot be served.
-    pub(crate) bgp_conditions: bgp::Conditions,
     /// LoadBalancer services without address.
     pub(crate) lb_problems: Texts,
     /// Policies that cannot be enforced.
@@ -114,7 +112,6 @@ impl Daemon {
             bgp: OnceLock::new(),
             publisher: OnceLock::new(),
             rows: OnceLock::new(),
-            bgp_conditions: bgp::Conditions::default(),
             lb_problems: Texts::default(),
             policy_problems: Texts::default(),
             flows: Flows::new(),
@@ -231,10 +228,10 @@ impl Daemon {
             .get()
             .map(|report| report.borrow().problems.iter().map(ToString::to_string).collect())
             .unwrap_or_default();
-        let conditions = self.bgp_conditions.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        all.extend(
-            conditions.into_iter().map(|condition| format!("{}: {}", condition.object, condition.text)),
-        );
+        if let Some(rows) = self.rows.get() {
+            let conditions = rows.desired.bgp_conditions.snapshot();
+            all.extend(conditions.iter().map(|row| row.condition.to_string()));
+        }
         all.extend(texts(&self.lb_problems));
         all.extend(texts(&self.policy_problems));
         if let Some(publisher) = self.publisher.get() {

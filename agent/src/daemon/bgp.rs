@@ -1,18 +1,19 @@
 //! BGP: from the objects' intent to desired sessions and adverts. The adapter carries them to the speaker.
 
 use super::drive::{Applied, Driver};
+use super::network::Seen;
 use super::tasks::Tasks;
 use crate::config::AllowedPrefix;
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
-use tokio::sync::broadcast;
+use std::sync::Arc;
+use tokio::sync::{broadcast, watch};
 use tombolo_base::aggregate::HOLD;
 use tombolo_base::ids::ClusterName;
 use tombolo_base::reconcile::Progress;
 use tombolo_base::source::{Source, SourceState};
-use tombolo_base::table::{Table, Writer};
+use tombolo_base::table::{Row, Table, Writer};
 use tombolo_bgp::bfd::client::Unit;
 use tombolo_bgp_node::{BgpNode, InstancePeer, InstanceRoute, Settings, Ways};
 use tombolo_kubernetes::Tables;
@@ -20,12 +21,31 @@ use tombolo_netlink::Netlink;
 use tombolo_service::{LbAssignment, ServiceRow, SliceRow, TrafficPolicy};
 use tombolo_topology::LearnedRoute;
 use tombolo_topology::bgp::health::{HealthPolicy, Readiness, Verdict, apply, judge};
-use tombolo_topology::bgp::plan::{AdvertisedService, Condition, Inputs, plan};
-use tombolo_topology::bgp::{AdvertRow, PeerRow};
+use tombolo_topology::bgp::plan::{AdvertisedService, Inputs, plan};
+use tombolo_topology::bgp::{AdvertRow, ConditionRow, PeerRow};
 use tombolo_tunnel::KernelRoutes;
 
-/// What was asked for and cannot be served, for `tombolo status`.
-pub(crate) type Conditions = Arc<Mutex<BTreeSet<Condition>>>;
+/// The pens of the planner's tables.
+pub(crate) struct Pens {
+    /// Sessions.
+    pub(crate) peers: Writer<PeerRow>,
+    /// Adverts.
+    pub(crate) adverts: Writer<AdvertRow>,
+    /// What was asked for and cannot be served.
+    pub(crate) conditions: Writer<ConditionRow>,
+}
+
+/// Whose BGP is planned.
+pub(crate) struct Who {
+    /// This cluster.
+    pub(crate) cluster: ClusterName,
+    /// This node.
+    pub(crate) node: Arc<str>,
+    /// How the node's own state is judged.
+    pub(crate) health: Health,
+    /// Where `authSecretRef` is looked up.
+    pub(crate) secrets_namespace: Arc<str>,
+}
 
 /// A service as far as advertising it goes.
 fn advertised(
@@ -41,11 +61,13 @@ fn advertised(
         labels: service.labels.clone(),
         load_balancer_ips: addresses.get(&service.name).map(|row| row.addresses.clone()).unwrap_or_default(),
         cluster_ips: service.cluster_ips.iter().copied().collect(),
-        external_ips: BTreeSet::new(),
+        external_ips: service.external_ips.iter().copied().collect(),
         load_balancer_class: service.load_balancer_class.clone(),
         external_local: service.external_traffic_policy == TrafficPolicy::Local,
         internal_local: service.internal_traffic_policy == TrafficPolicy::Local,
-        local_ready: endpoints.any(|endpoint| endpoint.ready && endpoint.node.as_ref() == Some(node)),
+        local_ready: endpoints.any(|endpoint| {
+            (endpoint.ready || service.publish_not_ready) && endpoint.node.as_ref() == Some(node)
+        }),
     }
 }
 
@@ -66,15 +88,18 @@ fn readiness(board: &BTreeMap<&'static str, Progress>) -> Readiness {
     }
 }
 
+fn rows<R: Row>(table: &Table<R>) -> Vec<R> {
+    table.snapshot().iter().cloned().collect()
+}
+
 /// Plans sessions and adverts until cancelled. Inputs are a handful of objects, so each step is a full pass.
 pub(crate) async fn planner(
     driver: Driver,
-    cluster: ClusterName,
-    node: Arc<str>,
+    who: Who,
     tables: Tables,
     addresses: Table<LbAssignment>,
-    out: (Writer<PeerRow>, Writer<AdvertRow>),
-    (conditions, health): (Conditions, Health),
+    mut network: watch::Receiver<Option<Arc<Seen>>>,
+    out: Pens,
 ) {
     let mut nodes = tables.nodes.changes();
     let mut services = tables.services.changes();
@@ -84,8 +109,10 @@ pub(crate) async fn planner(
     let mut peers = tables.bgp_peer_configs.changes();
     let mut adverts = tables.bgp_advertisements.changes();
     let mut overrides = tables.bgp_overrides.changes();
-    let own = (Source::Manifests, cluster, node.clone());
     let mut ready = Readiness::default();
+    let mut policies = tables.bgp_peer_policies.changes();
+    let mut pools = tables.pod_pools.changes();
+    let mut secrets = tables.bgp_secrets.changes();
     loop {
         tokio::select! {
             () = driver.cancel.cancelled() => return,
@@ -98,45 +125,71 @@ pub(crate) async fn planner(
             _ = adverts.next() => {}
             _ = overrides.next() => {}
             () = driver.board.wait(|board| readiness(board).adds_to(ready)) => {}
+            _ = policies.next() => {}
+            _ = pools.next() => {}
+            _ = secrets.next() => {}
+            changed = network.changed() => if changed.is_err() { return },
         }
-        let (slices, addresses) = (tables.slices.snapshot(), addresses.snapshot());
-        let services: Vec<_> = tables
-            .services
-            .snapshot()
-            .iter()
-            .map(|service| advertised(service, &slices, &addresses, &node))
-            .collect();
-        let nodes = tables.nodes.snapshot();
-        let Some(row) = nodes.get(&own) else { continue };
         // Once ready stays ready: a cluster that joins later makes tables incomplete again, and no reason to withdraw.
         ready = ready.or(readiness(&driver.board.all()));
-        let mut rows = plan(&Inputs {
-            node: row,
-            configs: &tables.bgp_cluster_configs.snapshot().iter().cloned().collect::<Vec<_>>(),
-            peer_configs: &tables.bgp_peer_configs.snapshot().iter().cloned().collect::<Vec<_>>(),
-            advertisements: &tables.bgp_advertisements.snapshot().iter().cloned().collect::<Vec<_>>(),
-            overrides: &tables.bgp_overrides.snapshot().iter().cloned().collect::<Vec<_>>(),
-            services: &services,
-        });
-        // A life that goes on where another ended has a datapath that serves: its peers still send.
-        let seen = Readiness { datapath: ready.datapath || health.restarting, ..ready };
-        let verdict = judge(seen, &row.health, &health.policy);
-        apply(&verdict, &node, &mut rows);
-        *conditions.lock().unwrap_or_else(PoisonError::into_inner) = rows.conditions;
-        // Addresses come from etcd: until they are known, what an earlier life announced is not withdrawn.
-        let complete = nodes.source_state(&Source::Manifests) == Some(SourceState::Initialized)
-            && addresses.is_complete()
-            && !matches!(verdict, Verdict::Hold(_));
-        let state = if complete { SourceState::Initialized } else { SourceState::Pending };
-        out.0.commit(|txn| {
-            txn.replace_source(&Source::Planner, rows.peers);
-            txn.set_source(&Source::Planner, state);
-        });
-        out.1.commit(|txn| {
-            txn.replace_source(&Source::Planner, rows.adverts);
-            txn.set_source(&Source::Planner, state);
-        });
+        let seen = network.borrow_and_update().clone();
+        if let Some(seen) = seen {
+            step((&who, ready), &tables, &addresses, &seen, &out);
+        }
     }
+}
+
+/// One full pass over a cluster's objects and this node's network.
+fn step(
+    (who, ready): (&Who, Readiness),
+    tables: &Tables,
+    addresses: &Table<LbAssignment>,
+    seen: &Seen,
+    out: &Pens,
+) {
+    let (slices, addresses) = (tables.slices.snapshot(), addresses.snapshot());
+    let advertised = |service: &ServiceRow| advertised(service, &slices, &addresses, &who.node);
+    let services: Vec<_> = tables.services.snapshot().iter().map(advertised).collect();
+    let nodes = tables.nodes.snapshot();
+    let own = (Source::Manifests, who.cluster.clone(), who.node.clone());
+    let Some(node) = nodes.get(&own) else { return };
+    let of_cluster = nodes.iter().filter(|row| row.source == Source::Manifests);
+    let mut plan = plan(&Inputs {
+        node,
+        nodes: &of_cluster.map(|row| row.labels.clone()).collect::<Vec<_>>(),
+        configs: &rows(&tables.bgp_cluster_configs),
+        peer_configs: &rows(&tables.bgp_peer_configs),
+        advertisements: &rows(&tables.bgp_advertisements),
+        overrides: &rows(&tables.bgp_overrides),
+        policies: &rows(&tables.bgp_peer_policies),
+        pools: &rows(&tables.pod_pools),
+        secrets: &rows(&tables.bgp_secrets),
+        secrets_namespace: &who.secrets_namespace,
+        services: &services,
+        network: &seen.network(tombolo_tunnel::DEFAULT_PROTOCOL, tombolo_tunnel::HOST_DEVICE),
+    });
+    // A life that goes on where another ended has a datapath that serves: its peers still send.
+    let ready = Readiness { datapath: ready.datapath || who.health.restarting, ..ready };
+    let verdict = judge(ready, &node.health, &who.health.policy);
+    apply(&verdict, &who.node, &mut plan);
+    // Addresses come from etcd: until they are known, what an earlier life announced is not withdrawn.
+    let complete = nodes.source_state(&Source::Manifests) == Some(SourceState::Initialized)
+        && addresses.is_complete()
+        && !matches!(verdict, Verdict::Hold(_));
+    let state = if complete { SourceState::Initialized } else { SourceState::Pending };
+    out.peers.commit(|txn| {
+        txn.replace_source(&Source::Planner, plan.peers);
+        txn.set_source(&Source::Planner, state);
+    });
+    out.adverts.commit(|txn| {
+        txn.replace_source(&Source::Planner, plan.adverts);
+        txn.set_source(&Source::Planner, state);
+    });
+    let condition = |condition| ConditionRow { source: Source::Planner, condition };
+    out.conditions.commit(|txn| {
+        txn.replace_source(&Source::Planner, plan.conditions.into_iter().map(condition));
+        txn.set_source(&Source::Planner, state);
+    });
 }
 
 /// Stands for the BGP instances that have not announced themselves yet, among the sources of learned routes.
@@ -144,29 +197,52 @@ pub(crate) fn starting() -> Source {
     Source::Peer("starting".into())
 }
 
+/// How the speaker is run.
+pub(crate) struct Session {
+    /// What the adapter is told once.
+    pub(crate) settings: Settings,
+    /// Tables whose first pass must be done before End-of-RIB.
+    pub(crate) before_end_of_rib: &'static [&'static str],
+    /// What peers are told at a stop.
+    pub(crate) stop_text: &'static str,
+    /// Whose groups of next hops lost routers leave at once.
+    pub(crate) kernel: Option<KernelRoutes>,
+}
+
+impl Session {
+    /// A node's: what it announces must also work. `import` is for peers that no policy is for.
+    pub(crate) fn of_node(import: &[AllowedPrefix], restarting: bool, jitter_seed: u64, bfd: Unit) -> Self {
+        let allowed = |entry: &AllowedPrefix| tombolo_bgp::AllowedPrefix {
+            prefix: entry.prefix.net(),
+            min_len: entry.ge.unwrap_or(entry.prefix.prefix_len()),
+            max_len: entry.le.unwrap_or(if entry.prefix.is_ipv4() { 32 } else { 128 }),
+        };
+        let import = import.iter().map(allowed).collect();
+        Self {
+            settings: Settings { restarting, import, jitter_seed, bfd: Some(bfd), ..Settings::default() },
+            before_end_of_rib: &["peers", "adverts", "frontends", "interfaces"],
+            stop_text: "the agent was stopped",
+            kernel: None,
+        }
+    }
+
+    /// The same with the kernel's word on next hops and links, and with lost routers taken out of its routes.
+    pub(crate) fn over(mut self, netlink: Netlink, kernel: KernelRoutes) -> Self {
+        self.settings.ways = Some(Ways { netlink, protocol: tombolo_tunnel::DEFAULT_PROTOCOL });
+        self.kernel = Some(kernel);
+        self
+    }
+}
+
 /// Starts the speaker and joins it: desired rows in, learned routes out. Stopping withdraws first.
 pub(crate) fn start(
     driver: &Driver,
-    import: &[AllowedPrefix],
-    (restarting, bfd): (bool, Unit),
-    (netlink, kernel): (Netlink, KernelRoutes),
+    session: Session,
     rows: (&Table<PeerRow>, &Table<AdvertRow>),
     learned: Arc<Writer<LearnedRoute>>,
     tasks: &mut Tasks,
 ) -> BgpNode {
-    let allowed = |entry: &AllowedPrefix| tombolo_bgp::AllowedPrefix {
-        prefix: entry.prefix.net(),
-        min_len: entry.ge.unwrap_or(entry.prefix.prefix_len()),
-        max_len: entry.le.unwrap_or(if entry.prefix.is_ipv4() { 32 } else { 128 }),
-    };
-    let settings = Settings {
-        restarting,
-        ways: Some(Ways { netlink, protocol: tombolo_tunnel::DEFAULT_PROTOCOL }),
-        import: import.iter().map(allowed).collect(),
-        jitter_seed: driver.seed,
-        bfd: Some(bfd),
-        ..Settings::default()
-    };
+    let Session { settings, before_end_of_rib, stop_text, kernel } = session;
     let node = BgpNode::start(settings, learned.clone());
     tasks.spawn("bgp/peers", driver.clone().run(rows.0.clone(), node.peer_target(), Applied::default()));
     tasks.spawn("bgp/adverts", driver.clone().run(rows.1.clone(), node.advert_target(), Applied::default()));
@@ -181,12 +257,14 @@ pub(crate) fn start(
         }
         learned.drain_source(&starting());
     });
-    tasks.spawn("bgp/lost", lose(driver.clone(), node.lost_next_hops(), kernel));
+    if let Some(kernel) = kernel {
+        tasks.spawn("bgp/lost", lose(driver.clone(), node.lost_next_hops(), kernel));
+    }
     let (bgp, driver) = (node.clone(), driver.clone());
     tasks.spawn("bgp/export", async move {
         // End-of-RIB tells the routers to drop what they kept of the life before: not before all of it is planned.
         let complete = |all: &BTreeMap<&'static str, Progress>| {
-            ["peers", "adverts", "frontends", "interfaces"].iter().all(|name| all.get(name).is_some_and(|p| p.pruned))
+            before_end_of_rib.iter().all(|name| all.get(name).is_some_and(|p| p.pruned))
         };
         tokio::select! {
             () = driver.cancel.cancelled() => {}
@@ -197,7 +275,7 @@ pub(crate) fn start(
                 driver.cancel.cancelled().await;
             }
         }
-        if let Err(error) = bgp.shutdown("the agent was stopped").await {
+        if let Err(error) = bgp.shutdown(stop_text).await {
             tracing::warn!(%error, "routes could not be withdrawn before stopping");
         }
     });

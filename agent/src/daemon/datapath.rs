@@ -183,12 +183,18 @@ pub(crate) struct Frontends {
     backends: Applied<BackendRow>,
     /// Frontends by external address: other packets to such an address are dropped, never routed back.
     external: BTreeMap<IpAddr, BTreeSet<FrontendKey>>,
+    /// The node's own addresses: as `externalIPs` they serve some ports, and the host has the rest.
+    own: BTreeSet<IpAddr>,
 }
 
 impl Frontends {
     /// A target without frontends.
-    pub(crate) const fn new(datapath: Arc<Datapath>, backends: Applied<BackendRow>) -> Self {
-        Self { datapath, backends, external: BTreeMap::new() }
+    pub(crate) const fn new(
+        datapath: Arc<Datapath>,
+        backends: Applied<BackendRow>,
+        own: BTreeSet<IpAddr>,
+    ) -> Self {
+        Self { datapath, backends, external: BTreeMap::new(), own }
     }
 
     const fn rest_of(ip: IpAddr) -> ebpf::Frontend {
@@ -227,7 +233,7 @@ impl Target<FrontendRow> for Frontends {
             local_only: row.local_only,
         };
         told(self.datapath.set_service(&frontend(&row.key), &entry))?;
-        if row.key.scope == Scope::External {
+        if row.key.scope == Scope::External && !self.own.contains(&row.key.address) {
             self.external.entry(row.key.address).or_default().insert(row.key);
             told(self.datapath.set_service(&Self::rest_of(row.key.address), &Self::rest_entry()))?;
         }
@@ -253,7 +259,8 @@ impl Target<FrontendRow> for Frontends {
             return Ok(());
         }
         let mut wanted: BTreeSet<ebpf::Frontend> = keep.keys().map(frontend).collect();
-        let external = keep.keys().filter(|key| key.scope == Scope::External);
+        let external =
+            keep.keys().filter(|key| key.scope == Scope::External && !self.own.contains(&key.address));
         wanted.extend(external.map(|key| Self::rest_of(key.address)));
         for key in told(self.datapath.services())?.into_keys().filter(|key| !wanted.contains(key)) {
             told(self.datapath.delete_service(&key))?;

@@ -13,21 +13,23 @@
 
 pub(crate) mod api;
 mod backend;
-mod bgp;
+pub(crate) mod bgp;
+mod bgp_status;
 mod datapath;
-mod drive;
+pub(crate) mod drive;
 mod endpoints;
 mod flows;
 mod interfaces;
+pub(crate) mod network;
 mod node;
-mod parts;
+pub(crate) mod parts;
 mod planners;
 mod policy;
 mod publish;
 pub(crate) mod show;
 pub(crate) mod status;
 mod tables;
-mod tasks;
+pub(crate) mod tasks;
 mod watch;
 mod wiring;
 
@@ -75,21 +77,26 @@ pub(crate) async fn run(config: Config, identity: Identity) -> anyhow::Result<()
     }
 }
 
-/// The signals that stop the daemon.
-struct Signals {
+/// The signals that stop the program.
+pub(crate) struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
 }
 
 impl Signals {
-    fn new() -> anyhow::Result<Self> {
+    /// Listens from now on.
+    ///
+    /// # Errors
+    /// The signal that cannot be listened for.
+    pub(crate) fn new() -> anyhow::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
         let terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
         let interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
         Ok(Self { terminate, interrupt })
     }
 
-    async fn wait(&mut self) {
+    /// Waits for one of them.
+    pub(crate) async fn wait(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}

@@ -168,6 +168,7 @@ mod tests {
             internal_traffic_policy: TrafficPolicy::Cluster,
             load_balancer_class: None,
             families_ipv4: vec![true],
+            external_ips: Vec::new(),
             requested_addresses: Vec::new(),
             publish_not_ready: false,
             global,

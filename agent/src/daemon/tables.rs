@@ -8,7 +8,7 @@ use tombolo_base::table::{Row, Table, Writer};
 use tombolo_kubernetes::Tables;
 use tombolo_policy::{EndpointPolicy, PolicyRow};
 use tombolo_service::{BackendRow, FrontendRow, LbAssignment, RemoteService};
-use tombolo_topology::bgp::{AdvertRow, PeerRow};
+use tombolo_topology::bgp::{AdvertRow, ConditionRow, NodeConfigRow, PeerRow};
 use tombolo_topology::{
     EndpointRow, IdentityRow, LearnedRoute, NodePath, PrefixEntry, PrefixRow, RouteEntry, WireguardPeer,
 };
@@ -86,6 +86,9 @@ impl Intent {
         catalogue.add(&self.kube.bgp_peer_configs);
         catalogue.add(&self.kube.bgp_advertisements);
         catalogue.add(&self.kube.bgp_overrides);
+        catalogue.add(&self.kube.bgp_peer_policies);
+        catalogue.add(&self.kube.pod_pools);
+        catalogue.add(&self.kube.bgp_secrets);
         catalogue.add(&self.identities);
         catalogue.add(&self.prefixes);
         catalogue.add(&self.remote_services);
@@ -120,6 +123,10 @@ pub(crate) struct Desired {
     pub(crate) bgp_peers: Table<PeerRow>,
     /// BGP adverts.
     pub(crate) bgp_adverts: Table<AdvertRow>,
+    /// What the BGP objects ask for and cannot have: their status.
+    pub(crate) bgp_conditions: Table<ConditionRow>,
+    /// The sessions as they are: the status of `CiliumBGPNodeConfig`.
+    pub(crate) bgp_node_configs: Table<NodeConfigRow>,
 }
 
 /// The planners' pens.
@@ -133,7 +140,9 @@ pub(crate) struct DesiredWriters {
     /// Of the interface planner.
     pub(crate) interfaces: Writer<InterfaceRow>,
     /// Of the BGP planner.
-    pub(crate) bgp: (Writer<PeerRow>, Writer<AdvertRow>),
+    pub(crate) bgp: super::bgp::Pens,
+    /// Of whoever follows the sessions.
+    pub(crate) bgp_status: Writer<NodeConfigRow>,
 }
 
 impl Desired {
@@ -142,7 +151,8 @@ impl Desired {
         let (paths, entries, routes, peers) = (Table::new(), Table::new(), Table::new(), Table::new());
         let (frontends, backends) = (Table::new(), Table::new());
         let (policies, endpoint_policies, interfaces) = (Table::new(), Table::new(), Table::new());
-        let (bgp_peers, bgp_adverts) = (Table::new(), Table::new());
+        let (bgp_peers, bgp_adverts, bgp_conditions) = (Table::new(), Table::new(), Table::new());
+        let bgp_node_configs = Table::new();
         let writers = DesiredWriters {
             topology: tombolo_topology::plan::Outputs {
                 paths: paths.1,
@@ -153,7 +163,12 @@ impl Desired {
             services: tombolo_service::plan::Outputs { frontends: frontends.1, backends: backends.1 },
             policies: (policies.1, endpoint_policies.1),
             interfaces: interfaces.1,
-            bgp: (bgp_peers.1, bgp_adverts.1),
+            bgp: super::bgp::Pens {
+                peers: bgp_peers.1,
+                adverts: bgp_adverts.1,
+                conditions: bgp_conditions.1,
+            },
+            bgp_status: bgp_node_configs.1,
         };
         let tables = Self {
             paths: paths.0,
@@ -167,6 +182,8 @@ impl Desired {
             interfaces: interfaces.0,
             bgp_peers: bgp_peers.0,
             bgp_adverts: bgp_adverts.0,
+            bgp_conditions: bgp_conditions.0,
+            bgp_node_configs: bgp_node_configs.0,
         };
         (tables, writers)
     }
@@ -183,6 +200,8 @@ impl Desired {
         catalogue.add(&self.interfaces);
         catalogue.add(&self.bgp_peers);
         catalogue.add(&self.bgp_adverts);
+        catalogue.add(&self.bgp_conditions);
+        catalogue.add(&self.bgp_node_configs);
     }
 }
 

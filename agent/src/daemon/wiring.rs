@@ -11,7 +11,9 @@ use super::backend::{Daemon, FLOWS, Rows};
 use super::drive::{Applied, Driver};
 use super::tables::{Desired, DesiredWriters, Held, Intent, IntentWriters, catalogue};
 use super::tasks::Tasks;
-use super::{bgp, datapath, endpoints, flows, interfaces, node, planners, policy, publish, watch};
+use super::{
+    bgp, bgp_status, datapath, endpoints, flows, interfaces, network, node, planners, policy, publish, watch,
+};
 use crate::config::{Config, Encryption, Identity};
 use anyhow::Context;
 use std::sync::Arc;
@@ -157,7 +159,7 @@ impl Rooms<'_> {
             ),
         );
         self.local_rows(sources.prefixes.clone(), sources.identities.clone());
-        plans.bgp
+        (plans.bgp, plans.bgp_status)
     }
 
     fn topology_planner(&mut self, remembered: RememberedNodes, hops: RememberedHops, out: plan::Outputs) {
@@ -226,7 +228,11 @@ impl Rooms<'_> {
         let datapath = self.ground.daemon.datapath.clone();
         let prefixes = self.prefix_target();
         let backends = datapath::Backends { datapath: datapath.clone(), frontends: held.frontends.clone() };
-        let frontends = datapath::Frontends::new(datapath.clone(), held.backends.clone());
+        let frontends = datapath::Frontends::new(
+            datapath.clone(),
+            held.backends.clone(),
+            self.ground.node.own.addresses.iter().map(|address| address.ip).collect(),
+        );
         let (policies, interfaces) =
             (datapath::Policies(datapath.clone()), datapath::Interfaces::new(datapath.clone()));
         let watcher = watch::Watcher {
@@ -368,40 +374,39 @@ impl Rooms<'_> {
     }
 
     /// BGP: its planner, and the speaker if it is enabled.
-    fn bgp(&mut self, out: BgpPens, learned: Arc<Writer<LearnedRoute>>, kernel: KernelRoutes) {
+    fn bgp(&mut self, (out, status): BgpPens, learned: Arc<Writer<LearnedRoute>>, kernel: KernelRoutes) {
         let identity = self.ground.identity;
-        let health = bgp::Health {
-            policy: self.ground.config.bgp.health.clone(),
-            restarting: self.ground.node.restarting,
+        let (seen, network) = tokio::sync::watch::channel(None);
+        self.spawn("network", network::follow(self.driver(), self.ground.node.netlink.clone(), seen));
+        let who = bgp::Who {
+            cluster: identity.cluster.clone(),
+            node: identity.node.clone(),
+            health: bgp::Health {
+                policy: self.ground.config.bgp.health.clone(),
+                restarting: self.ground.node.restarting,
+            },
+            secrets_namespace: self.ground.config.bgp.secrets_namespace.as_str().into(),
         };
-        self.spawn(
-            "planner/bgp",
-            bgp::planner(
-                self.driver(),
-                identity.cluster.clone(),
-                identity.node.clone(),
-                self.intent.kube.clone(),
-                self.intent.addresses.clone(),
-                out,
-                (self.ground.daemon.bgp_conditions.clone(), health),
-            ),
-        );
+        let (kube, addresses) = (self.intent.kube.clone(), self.intent.addresses.clone());
+        self.spawn("planner/bgp", bgp::planner(self.driver(), who, kube, addresses, network, out));
         let Ground { config, driver, node, tasks, daemon, .. } = &mut self.ground;
         if config.bgp.enabled {
             let rows = (&self.desired.bgp_peers, &self.desired.bgp_adverts);
             let run = config.api.socket.parent().unwrap_or_else(|| std::path::Path::new("/run/tombolo"));
             let bfd = tombolo_bgp::bfd::client::Unit::of_this_program(run);
             let allow = &config.bgp.import.allow;
-            let bgp = {
-                let paths = (node.netlink.clone(), kernel);
-                bgp::start(driver, allow, (node.restarting, bfd), paths, rows, learned, tasks)
-            };
-            daemon.bgp.set(bgp).ok();
+            let session = bgp::Session::of_node(allow, node.restarting, driver.seed, bfd)
+                .over(node.netlink.clone(), kernel);
+            let bgp = bgp::start(driver, session, rows, learned, tasks);
+            daemon.bgp.set(bgp.clone()).ok();
+            let (node, wanted) = (identity.node.clone(), self.desired.bgp_peers.clone());
+            let follow = bgp_status::follow(self.driver(), node, bgp, wanted, status);
+            self.spawn("bgp/status", follow);
         }
     }
 }
 
-type BgpPens = (Writer<tombolo_topology::bgp::PeerRow>, Writer<tombolo_topology::bgp::AdvertRow>);
+type BgpPens = (bgp::Pens, Writer<tombolo_topology::bgp::NodeConfigRow>);
 type RememberedNodes = Vec<(std::net::IpAddr, tombolo_topology::NodeIndex)>;
 type RememberedHops = std::collections::BTreeMap<
     tombolo_base::prefix::Prefix,

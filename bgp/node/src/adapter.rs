@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tombolo_base::prefix::Prefix;
 use tombolo_base::source::{Source, SourceState};
@@ -15,7 +15,7 @@ use tombolo_topology::LearnedRoute;
 use tombolo_topology::bgp::{AdvertRow, PeerRow};
 
 use crate::learned;
-use crate::settings::{Identity, Settings, announcement, peer_config};
+use crate::settings::{Identity, Settings, announcement, listen_range, peer_config};
 use crate::{InstancePeer, InstanceRoute};
 
 /// Longest wait for withdrawals to reach the peers' connections.
@@ -60,6 +60,8 @@ pub(crate) struct Adapter {
     settings: Settings,
     learned: Arc<Writer<LearnedRoute>>,
     lost: broadcast::Sender<IpAddr>,
+    /// Counts changes of sessions.
+    sessions: watch::Sender<u64>,
     instances: BTreeMap<Arc<str>, Instance>,
     adverts: BTreeMap<AdvertKey, AdvertRow>,
     /// Instances that were started before: the restart was theirs, not that of a later start.
@@ -72,11 +74,13 @@ impl Adapter {
         settings: Settings,
         learned: Arc<Writer<LearnedRoute>>,
         lost: broadcast::Sender<IpAddr>,
+        sessions: watch::Sender<u64>,
     ) -> Self {
         Self {
             settings,
             lost,
             learned,
+            sessions,
             instances: BTreeMap::new(),
             adverts: BTreeMap::new(),
             started: BTreeSet::new(),
@@ -124,14 +128,11 @@ impl Adapter {
             self.start(&row.instance, identity).await?;
         }
         let Some(instance) = self.instances.get_mut(&row.instance) else { return Ok(()) };
-        let config = peer_config(&row, &self.settings);
-        let result = if instance.peers.contains_key(&row.name) {
-            instance.speaker.update_peer(config).await
-        } else {
-            instance.speaker.add_peer(config).await
-        };
+        let known = instance.peers.get(&row.name);
+        let result = carry(&instance.speaker, &row, known, &self.settings).await;
         if result.is_ok() {
             instance.peers.insert(row.name.clone(), row);
+            self.sessions.send_modify(|count| *count += 1);
         } else if instance.peers.is_empty() {
             let name = row.instance.clone();
             self.stop(&name, "").await;
@@ -155,7 +156,8 @@ impl Adapter {
         }
         let mut follower = JoinSet::new();
         let writer = Arc::clone(&self.learned);
-        follower.spawn(learned::follow(source, speaker.clone(), events, writer, self.lost.clone()));
+        let told = (self.sessions.clone(), self.lost.clone());
+        follower.spawn(learned::follow(source, speaker.clone(), events, writer, told));
         let mut resolver = JoinSet::new();
         if let Some(ways) = &self.settings.ways {
             resolver.spawn(ways.clone().follow(speaker.clone(), self.lost.clone()));
@@ -177,10 +179,13 @@ impl Adapter {
 
     async fn delete_peer(&mut self, (name, peer): &PeerKey) -> Result<(), Error> {
         let Some(instance) = self.instances.get_mut(name) else { return Ok(()) };
-        if instance.peers.remove(peer).is_none() {
-            return Ok(());
+        let Some(row) = instance.peers.remove(peer) else { return Ok(()) };
+        self.sessions.send_modify(|count| *count += 1);
+        if row.range.is_some() {
+            instance.speaker.remove_range(peer).await?;
+        } else {
+            instance.speaker.remove_peer(peer).await?;
         }
-        instance.speaker.remove_peer(peer).await?;
         if instance.peers.is_empty() {
             self.stop(name, "the last peer of this instance was removed").await;
         }
@@ -216,7 +221,7 @@ impl Adapter {
         if self.adverts.remove(key).is_some()
             && let Some(instance) = self.instances.get(name)
         {
-            instance.speaker.withdraw(Scope::Peer(peer.to_string()), prefix.net()).await?;
+            instance.speaker.withdraw(scope(peer), prefix.net()).await?;
         }
         Ok(())
     }
@@ -288,6 +293,32 @@ impl Adapter {
     }
 }
 
+/// An advert without a peer is for all.
+fn scope(peer: &str) -> Scope {
+    if peer.is_empty() { Scope::All } else { Scope::Peer(peer.to_owned()) }
+}
+
+/// Adds the peer or the range of peers of a row, or changes it. What was a peer and is a range now, or a range with other settings, starts anew.
+async fn carry(
+    speaker: &SpeakerHandle,
+    row: &PeerRow,
+    known: Option<&PeerRow>,
+    settings: &Settings,
+) -> Result<(), Error> {
+    match (known, &row.range) {
+        (Some(known), None) if known.range.is_none() => {
+            return speaker.update_peer(peer_config(row, settings)?).await;
+        }
+        (Some(known), _) if known.range.is_some() => speaker.remove_range(&known.name).await?,
+        (Some(known), _) => speaker.remove_peer(&known.name).await?,
+        (None, _) => {}
+    }
+    match &row.range {
+        Some(range) => speaker.add_range(listen_range(row, range, settings)?).await,
+        None => speaker.add_peer(peer_config(row, settings)?).await,
+    }
+}
+
 async fn announce(speaker: &SpeakerHandle, row: &AdvertRow) -> Result<(), Error> {
-    speaker.announce(Scope::Peer(row.peer.to_string()), row.prefix.net(), announcement(row)).await
+    speaker.announce(scope(&row.peer), row.prefix.net(), announcement(row)).await
 }

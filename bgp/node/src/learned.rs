@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 use tombolo_base::prefix::Prefix;
 use tombolo_base::source::{Source, SourceState};
@@ -22,7 +22,7 @@ pub(crate) async fn follow(
     speaker: SpeakerHandle,
     mut events: Events,
     writer: Arc<Writer<LearnedRoute>>,
-    lost: broadcast::Sender<IpAddr>,
+    (sessions, lost): (watch::Sender<u64>, broadcast::Sender<IpAddr>),
 ) {
     let deadline = Instant::now() + FIRST_LIST_MAX;
     let mut complete = false;
@@ -36,6 +36,9 @@ pub(crate) async fn follow(
                 continue;
             }
         };
+        if matches!(event, Some(Event::PeerUp { .. } | Event::PeerDown { .. } | Event::EndOfRib { .. })) {
+            sessions.send_modify(|count| *count += 1);
+        }
         match event {
             None => return,
             Some(Event::Route { prefix, paths }) => {

@@ -39,7 +39,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use serde::Serialize;
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tombolo_base::reconcile::Target;
 use tombolo_base::source::Source;
 use tombolo_base::table::{Row, Writer};
@@ -79,6 +79,7 @@ pub struct InstanceRoute {
 pub struct BgpNode {
     messages: mpsc::Sender<Message>,
     lost: broadcast::Sender<IpAddr>,
+    sessions: watch::Receiver<u64>,
 }
 
 impl BgpNode {
@@ -86,8 +87,15 @@ impl BgpNode {
     pub fn start(settings: Settings, learned: impl Into<Arc<Writer<LearnedRoute>>>) -> Self {
         let (messages, inbox) = mpsc::channel(REQUEST_QUEUE);
         let (lost, _) = broadcast::channel(LOST_QUEUE);
-        tokio::spawn(Adapter::new(settings, learned.into(), lost.clone()).run(inbox));
-        Self { messages, lost }
+        let (changes, sessions) = watch::channel(0);
+        tokio::spawn(Adapter::new(settings, learned.into(), lost.clone(), changes).run(inbox));
+        Self { messages, lost, sessions }
+    }
+
+    /// Tells when a session comes or goes, or a peer has sent its first list. What it holds is a mere count.
+    #[must_use]
+    pub fn session_changes(&self) -> watch::Receiver<u64> {
+        self.sessions.clone()
     }
 
     /// Next hops that are lost, told before the routes behind them change: the session of the router ended and its routes are not kept, or nothing

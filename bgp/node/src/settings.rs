@@ -1,15 +1,20 @@
 //! What the adapter is told once, and how rows become the speaker's own types.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::ways::Ways;
+use tombolo_bgp::bfd::BfdSettings;
 use tombolo_bgp::bfd::client::Unit;
+use tombolo_bgp::policy::Policy;
 use tombolo_bgp::{
-    AllowedPrefix, Announcement, BfdUnit, Community, Family, GracefulRestart, LargeCommunity, PeerConfig,
-    SpeakerConfig, Timers,
+    AllowedPrefix, Announcement, AsnRange, BfdUnit, Community, Error, Family, GracefulRestart,
+    LargeCommunity, ListenRange, PeerConfig, Secret, SpeakerConfig, Timers,
 };
-use tombolo_topology::bgp::{AdvertRow, Family as RowFamily, PeerRow};
+use tombolo_topology::bgp::{
+    AdvertRow, BfdProfile, Family as RowFamily, ListenRange as RowRange, PeerRow, PeerTuning, PolicyDocument,
+};
 
 /// What does not come from rows.
 #[derive(Clone, Debug)]
@@ -22,6 +27,8 @@ pub struct Settings {
     pub listen: Vec<IpAddr>,
     /// Most equal next hops of a learned route.
     pub max_paths: usize,
+    /// Identifier of the cluster that routes are reflected in (RFC 4456); the router id otherwise.
+    pub cluster_id: Option<Ipv4Addr>,
     /// Seed of the timers' jitter; different on each node.
     pub jitter_seed: u64,
     /// The unit that keeps BFD sessions; started when a peer asks for one.
@@ -37,6 +44,7 @@ impl Default for Settings {
             import: Vec::new(),
             listen: vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
             max_paths: 16,
+            cluster_id: None,
             jitter_seed: 0,
             bfd: None,
             ways: None,
@@ -50,17 +58,24 @@ pub(crate) struct Identity {
     asn: u32,
     router_id: Ipv4Addr,
     port: Option<u16>,
+    max_paths: Option<u16>,
 }
 
 impl Identity {
     pub(crate) const fn of(row: &PeerRow) -> Self {
-        Self { asn: row.local_asn, router_id: row.router_id, port: row.local_port }
+        Self {
+            asn: row.local_asn,
+            router_id: row.router_id,
+            port: row.local_port,
+            max_paths: row.tuning.max_paths,
+        }
     }
 
     pub(crate) fn speaker(&self, name: &str, settings: &Settings, restarting: bool) -> SpeakerConfig {
         let mut config = SpeakerConfig::new(self.asn, self.router_id);
         config.restarting = restarting;
-        config.max_paths = settings.max_paths;
+        config.max_paths = self.max_paths.map_or(settings.max_paths, usize::from);
+        config.cluster_id = settings.cluster_id;
         config.track_next_hops = settings.ways.is_some();
         config.jitter_seed = settings.jitter_seed;
         config.bfd = settings.bfd.clone().map(|unit| BfdUnit { unit, owner: format!("bgp/{name}") });
@@ -71,8 +86,15 @@ impl Identity {
 }
 
 /// A peer as the speaker wants it.
-pub(crate) fn peer_config(row: &PeerRow, settings: &Settings) -> PeerConfig {
-    let mut config = PeerConfig::new(&row.name, row.address, row.asn);
+///
+/// # Errors
+/// A policy that the speaker cannot read.
+pub(crate) fn peer_config(row: &PeerRow, settings: &Settings) -> Result<PeerConfig, Error> {
+    let mut config = match (&row.interface, row.unnumbered) {
+        (Some(interface), true) => PeerConfig::unnumbered(&row.name, interface, row.asn),
+        _ => PeerConfig::new(&row.name, row.address, row.asn),
+    };
+    config.interface = row.interface.as_deref().map(str::to_owned);
     config.port = row.port;
     config.local_address = row.local_address;
     config.families = row
@@ -84,19 +106,90 @@ pub(crate) fn peer_config(row: &PeerRow, settings: &Settings) -> PeerConfig {
         })
         .collect();
     config.timers = Timers {
-        connect_retry: Duration::from_secs(u64::from(row.connect_retry_secs)),
+        connect_retry: connect_retry(row.connect_retry_secs),
         hold: Duration::from_secs(u64::from(row.hold_time_secs)),
         keepalive: Duration::from_secs(u64::from(row.keepalive_secs)),
     };
     config.ebgp_multihop = row.ebgp_multihop;
-    config.graceful_restart = match row.graceful_restart_secs {
-        Some(restart_time_secs) => {
-            GracefulRestart { enabled: true, restart_time_secs, ..GracefulRestart::default() }
-        }
-        None => GracefulRestart::default(),
-    };
+    config.graceful_restart.enabled = row.graceful_restart_secs.is_some();
+    config.graceful_restart.restart_time_secs =
+        row.graceful_restart_secs.unwrap_or(GracefulRestart::default().restart_time_secs);
+    config.transport.md5 = row.password.as_ref().map(|password| Secret::new(password.expose().to_owned()));
     config.import = settings.import.clone();
-    config
+    tune(&mut config, &row.tuning)?;
+    Ok(config)
+}
+
+/// The API's time is the least: it is stretched to at most twice of it. The speaker's is the most, and RFC 4271 section 10 has it shortened to at least
+/// three quarters: a third more makes it lie between the time and four thirds of it.
+fn connect_retry(secs: u32) -> Duration {
+    Duration::from_millis(u64::from(secs) * 4000 / 3)
+}
+
+fn tune(config: &mut PeerConfig, tuning: &PeerTuning) -> Result<(), Error> {
+    config.import_policy = policy(config, tuning.import.as_ref())?;
+    config.export_policy = policy(config, tuning.export.as_ref())?;
+    config.export_learned = tuning.transit;
+    config.bfd = tuning.bfd.as_ref().map(bfd);
+    if let Some(most) = tuning.max_prefixes {
+        config.max_prefixes = usize::try_from(most.limit).unwrap_or(usize::MAX);
+    }
+    config.transport.gtsm_hops = tuning.gtsm_hops;
+    config.group = tuning.group.as_deref().map(str::to_owned);
+    config.passive = tuning.passive;
+    config.extended_messages = tuning.extended_messages;
+    config.enforce_first_as = !tuning.any_first_as;
+    config.accept_blackhole = tuning.accept_blackhole;
+    config.reflector_client = tuning.reflector_client;
+    config.route_server_client = tuning.route_server_client;
+    config.next_hop_ipv4 = tuning.next_hop_ipv4;
+    config.next_hop_ipv6 = tuning.next_hop_ipv6;
+    if let Some(extended) = tuning.extended_next_hop {
+        config.extended_next_hop = extended;
+    }
+    Ok(())
+}
+
+fn policy(config: &PeerConfig, document: Option<&PolicyDocument>) -> Result<Option<Arc<Policy>>, Error> {
+    let Some(document) = document else { return Ok(None) };
+    match serde_json::from_str(document.json()) {
+        Ok(policy) => Ok(Some(Arc::new(policy))),
+        // Whoever made the row has read it with the same types.
+        Err(_) => Err(Error::Peer {
+            peer: config.name.clone(),
+            what: "its policy cannot be read",
+            remedy: "report this with the policy: it is a bug",
+        }),
+    }
+}
+
+fn bfd(profile: &BfdProfile) -> BfdSettings {
+    let interval = |ms: u32| Duration::from_millis(u64::from(ms));
+    BfdSettings {
+        min_tx: interval(profile.transmit_ms),
+        min_rx: interval(profile.receive_ms),
+        min_echo_rx: interval(profile.echo_receive_ms),
+        detect_mult: profile.detect_multiplier,
+        passive: profile.passive,
+        ..BfdSettings::default()
+    }
+}
+
+/// The peers of a range as the speaker wants them.
+///
+/// # Errors
+/// As [`peer_config`].
+pub(crate) fn listen_range(
+    row: &PeerRow,
+    range: &RowRange,
+    settings: &Settings,
+) -> Result<ListenRange, Error> {
+    let mut out = ListenRange::new(&row.name, range.prefix.net());
+    out.limit = usize::try_from(range.limit).unwrap_or(usize::MAX);
+    out.template = peer_config(row, settings)?;
+    out.template.peer_asns =
+        range.asns.iter().map(|(first, last)| AsnRange { first: *first, last: *last }).collect();
+    Ok(out)
 }
 
 /// What is said about an advertised prefix.

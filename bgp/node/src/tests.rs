@@ -9,7 +9,9 @@ use tombolo_base::table::Table;
 use tombolo_bgp::{
     AllowedPrefix, Announcement, Event, Events, PeerConfig, Scope, Speaker, SpeakerConfig, SpeakerHandle,
 };
-use tombolo_topology::bgp::{AdvertOrigin, Family};
+use tombolo_topology::bgp::{
+    AdvertOrigin, BfdProfile, Family, ListenRange, MaxPrefixes, Password, PeerTuning, PolicyDocument,
+};
 
 use super::*;
 
@@ -25,10 +27,15 @@ fn peer_row(port: u16) -> PeerRow {
         source: Source::Planner,
         instance: "main".into(),
         name: "tor".into(),
+        peer: "tor".into(),
+        peer_config: None,
         local_asn: 65111,
         router_id: Ipv4Addr::new(10, 0, 0, 1),
         local_port: Some(port),
         address: TOR,
+        interface: None,
+        unnumbered: false,
+        range: None,
         port,
         asn: 65100,
         local_address: Some(NODE),
@@ -38,6 +45,8 @@ fn peer_row(port: u16) -> PeerRow {
         keepalive_secs: 3,
         graceful_restart_secs: Some(60),
         ebgp_multihop: 1,
+        password: None,
+        tuning: PeerTuning::default(),
     }
 }
 
@@ -198,4 +207,93 @@ async fn a_port_in_use_is_said_plainly() {
     let bgp = BgpNode::start(settings(), writer);
     let error = bgp.peer_target().update(&peer_row(port)).await.unwrap_err();
     assert!(error.contains("another BGP daemon") && error.contains(&port.to_string()), "{error}");
+}
+
+#[test]
+fn everything_a_row_says_reaches_the_speakers_settings() {
+    let mut row = peer_row(179);
+    row.password = Password::new("hunter2");
+    row.interface = Some("eth1".into());
+    row.tuning = PeerTuning {
+        policy: Some("tors".into()),
+        import: Some(PolicyDocument::new(r#"{"name":"i","default":"accept"}"#)),
+        export: Some(PolicyDocument::new(r#"{"name":"e"}"#)),
+        bfd: Some(BfdProfile {
+            transmit_ms: 50,
+            receive_ms: 60,
+            echo_receive_ms: 0,
+            detect_multiplier: 4,
+            passive: true,
+        }),
+        max_prefixes: Some(MaxPrefixes { limit: 7 }),
+        max_paths: Some(2),
+        gtsm_hops: Some(1),
+        group: Some("g".into()),
+        extended_next_hop: Some(true),
+        accept_blackhole: true,
+        reflector_client: true,
+        route_server_client: true,
+        transit: true,
+        passive: true,
+        extended_messages: true,
+        any_first_as: true,
+        next_hop_ipv4: Some(Ipv4Addr::new(1, 2, 3, 4)),
+        next_hop_ipv6: Some("fd00::1".parse().unwrap()),
+    };
+    let config = settings::peer_config(&row, &Settings::default()).unwrap();
+    assert_eq!(config.transport.md5, Some(tombolo_bgp::Secret::new("hunter2".to_owned())));
+    assert_eq!((config.transport.gtsm_hops, config.interface.as_deref()), (Some(1), Some("eth1")));
+    let bfd = config.bfd.as_ref().unwrap();
+    assert_eq!(
+        (bfd.min_tx.as_millis(), bfd.min_rx.as_millis(), bfd.detect_mult, bfd.passive),
+        (50, 60, 4, true)
+    );
+    assert_eq!(config.import_policy.as_ref().unwrap().default, tombolo_bgp::policy::Fallback::Accept);
+    assert_eq!(config.export_policy.as_ref().unwrap().name, "e");
+    assert_eq!((config.max_prefixes, config.group.as_deref()), (7, Some("g")));
+    assert!(
+        config.passive && config.extended_messages && !config.enforce_first_as && config.extended_next_hop
+    );
+    assert!(
+        config.accept_blackhole
+            && config.reflector_client
+            && config.route_server_client
+            && config.export_learned
+    );
+    assert_eq!((config.next_hop_ipv4, config.next_hop_ipv6.is_some()), (row.tuning.next_hop_ipv4, true));
+    // The API's retry time is the least, the speaker's the most before RFC 4271's jitter of 0.75 to 1.
+    row.connect_retry_secs = 120;
+    let retry = settings::peer_config(&row, &Settings::default()).unwrap().timers.connect_retry;
+    assert!(retry.mul_f64(0.75).as_secs() >= 120 && retry.as_secs() < 240, "{retry:?}");
+    row.unnumbered = true;
+    row.address = std::net::Ipv6Addr::UNSPECIFIED.into();
+    assert!(settings::peer_config(&row, &Settings::default()).unwrap().unnumbered);
+    row.tuning.export = Some(PolicyDocument::new("{"));
+    assert!(settings::peer_config(&row, &Settings::default()).unwrap_err().to_string().contains("policy"));
+}
+
+#[tokio::test]
+async fn whoever_connects_from_a_range_is_a_peer_and_hears_what_is_for_all() {
+    let port = free_port();
+    let (_learned, writer) = Table::new();
+    let bgp = BgpNode::start(settings(), writer);
+    let (mut peers, mut adverts) = (bgp.peer_target(), bgp.advert_target());
+    let mut changes = bgp.session_changes();
+    let range =
+        ListenRange { prefix: "127.0.77.0/24".parse().unwrap(), limit: 2, asns: vec![(65100, 65199)] };
+    let row =
+        PeerRow { name: "rack".into(), range: Some(range), asn: 0, local_address: None, ..peer_row(port) };
+    peers.update(&row).await.unwrap();
+    adverts.update(&AdvertRow { peer: "".into(), ..advert("10.1.1.0/24") }).await.unwrap();
+    bgp.export_complete().await.unwrap();
+    changes.mark_unchanged();
+    let (_tor, mut events) = tor(port).await;
+    until(&mut events, |event| matches!(event, Event::EndOfRib { .. })).await;
+    changes.changed().await.unwrap();
+    let all = bgp.peers().await.unwrap();
+    assert_eq!((all.len(), all[0].state.name.as_str()), (1, "rack-127.0.77.2"));
+    let sent = bgp.routes(RouteView::Advertised).await.unwrap();
+    assert_eq!(sent.iter().map(|row| row.route.prefix.to_string()).collect::<Vec<_>>(), ["10.1.1.0/24"]);
+    peers.delete(&row).await.unwrap();
+    until(&mut events, |event| matches!(event, Event::PeerDown { .. })).await;
 }

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use super::import::{add, source};
 use super::policy::ExportPolicy;
 use super::restart::has;
-use crate::config::{Announcement, PeerConfig};
+use crate::config::{Announcement, PeerConfig, Role};
 use crate::family::{Family, NextHop};
 use crate::fsm::{Identity, Session};
 use crate::policy::{Applied, Edited, NextHopAction, Source, Subject};
@@ -43,6 +43,8 @@ pub(super) struct View {
     cluster_id: Ipv4Addr,
     /// The peers are served as by a route server (RFC 7947).
     transparent: bool,
+    /// What this speaker is to the peers (RFC 9234).
+    role: Option<Role>,
     /// Paths through this speaker go away soon (RFC 8326).
     draining: bool,
 }
@@ -86,6 +88,7 @@ impl View {
             client: config.reflector_client && !session.ebgp,
             cluster_id: exporter.cluster_id,
             transparent: config.route_server_client && session.ebgp,
+            role: config.role.filter(|_| session.ebgp),
             draining: exporter.draining,
         }
     }
@@ -175,6 +178,7 @@ impl View {
         } else {
             attributes.local_pref.get_or_insert(DEFAULT_LOCAL_PREF);
         }
+        self.mark(&mut attributes);
         self.drain(&mut attributes);
         Some((next_hop, Arc::new(attributes)))
     }
@@ -188,6 +192,19 @@ impl View {
         rpki: &'a RpkiTable,
     ) -> Subject<'a> {
         Subject { prefix, attributes, next_hop, source, local_asn: self.own_asn, rpki }
+    }
+
+    /// Whether a route is for customers only and the peers are none (RFC 9234 section 5).
+    fn would_leak(&self, attributes: &Attributes) -> bool {
+        self.role.is_some_and(|role| !role.is_upstream()) && attributes.only_to_customer().is_some()
+    }
+
+    /// Marks a route to a customer, a peer or a client as one that goes no further up (RFC 9234 section 5).
+    fn mark(&self, attributes: &mut Attributes) {
+        let down = |role: Role| role.is_upstream() || role == Role::Peer;
+        if self.role.is_some_and(down) && attributes.only_to_customer().is_none() {
+            attributes.set_only_to_customer(self.own_asn);
+        }
     }
 
     /// Says that the path goes away soon, if it does: to other ASes by the community, inside by the least preference as well.
@@ -208,7 +225,8 @@ impl View {
         let goes = (best.ebgp || self.ebgp || reflected())
             && (!best.least || self.long_lived || self.partial)
             && self.families.contains(&family)
-            && may_leave(best.set.attributes(), self.ebgp);
+            && may_leave(best.set.attributes(), self.ebgp)
+            && !self.would_leak(best.set.attributes());
         if !goes {
             return None;
         }
@@ -285,6 +303,7 @@ impl View {
                 add(&mut attributes.communities, Community::NO_EXPORT);
             }
         }
+        self.mark(&mut attributes);
         self.drain(&mut attributes);
         Some((next_hop, attributes))
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use foldhash::fast::FixedState;
 use ipnet::IpNet;
 
-use crate::config::PeerConfig;
+use crate::config::{PeerConfig, Role};
 use crate::family::{Family, NextHop};
 use crate::fsm::Identity;
 use crate::policy::{Applied, Edited, NextHopAction, Policy, PrefixSet, Source, Subject};
@@ -44,6 +44,17 @@ enum Rules {
     },
 }
 
+/// What is done to a route beside policy.
+#[derive(Clone, Copy, Debug)]
+struct Extra {
+    /// Packets to it are discarded: it stays here (RFC 7999).
+    blackhole: bool,
+    /// It goes away soon (RFC 8326).
+    shutdown: bool,
+    /// It is marked as one for customers only, by this AS (RFC 9234).
+    mark: Option<u32>,
+}
+
 /// What of the speaker and the session a judgement depends on.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Setting<'a> {
@@ -52,6 +63,8 @@ pub(super) struct Setting<'a> {
     /// Our address on the session.
     pub(super) own_address: Option<IpAddr>,
     pub(super) ebgp: bool,
+    /// The peer's AS.
+    pub(super) peer_asn: u32,
     pub(super) rpki: &'a RpkiTable,
 }
 
@@ -82,11 +95,32 @@ impl Import {
             Some(Refusal::OwnRouterId)
         } else if setting.own_address == Some(set.next_hop().address) {
             Some(Refusal::OwnNextHop)
+        } else if setting.ebgp && self.leaks(setting, set) {
+            Some(Refusal::RouteLeak)
         } else if matches!(&self.rules, Rules::List(list) if list.ranges().is_empty()) {
             Some(Refusal::Policy)
         } else {
             None
         }
+    }
+
+    /// Whether a route came where one for customers only must not (RFC 9234 section 5).
+    fn leaks(&self, setting: &Setting<'_>, set: &PathSet) -> bool {
+        let (Some(role), Some(marked)) = (self.config.role, set.attributes().only_to_customer()) else {
+            return false;
+        };
+        match role {
+            // From a customer, or a client of this route server.
+            Role::Provider | Role::RouteServer => true,
+            Role::Peer => marked != setting.peer_asn,
+            Role::Customer | Role::RouteServerClient => false,
+        }
+    }
+
+    /// The AS that a route is to be marked with as one for customers only, if it came from above or beside and has no mark.
+    fn mark(&self, setting: &Setting<'_>, set: &PathSet) -> Option<u32> {
+        let from_above = setting.ebgp && self.config.role.is_some_and(|role| !role.is_upstream());
+        (from_above && set.attributes().only_to_customer().is_none()).then_some(setting.peer_asn)
     }
 
     /// What becomes of a route of a set that is not refused as a whole: the set it is kept with, and why it is refused.
@@ -120,14 +154,16 @@ impl Import {
         };
         let Some(applied) = applied else { return (Arc::clone(set), Some(Refusal::Policy)) };
         let shutdown = setting.ebgp && communities.contains(&Community::GRACEFUL_SHUTDOWN);
-        if applied.is_empty() && !blackhole && !shutdown {
+        let mark = self.mark(setting, set);
+        if applied.is_empty() && !blackhole && !shutdown && mark.is_none() {
             return (Arc::clone(set), None);
         }
         let key = (set.serial(), set.path_id(), applied, prefix.addr().is_ipv4());
         if let Some(made) = self.made.get(&key) {
             return (Arc::clone(made), None);
         }
-        let made = self.make(setting, sets, set, &key.2, blackhole, shutdown, Family::of(prefix));
+        let made =
+            self.make(setting, sets, set, &key.2, Extra { blackhole, shutdown, mark }, Family::of(prefix));
         bounded(&mut self.made).insert(key, Arc::clone(&made));
         (made, None)
     }
@@ -155,15 +191,13 @@ impl Import {
             })
     }
 
-    #[expect(clippy::too_many_arguments, reason = "what a set is made of")]
     fn make(
         &self,
         setting: &Setting<'_>,
         sets: &mut PathSets,
         set: &Arc<PathSet>,
         applied: &[u16],
-        blackhole: bool,
-        shutdown: bool,
+        extra: Extra,
         family: Family,
     ) -> Arc<PathSet> {
         let attributes = set.attributes();
@@ -171,11 +205,14 @@ impl Import {
             Rules::List(_) => Edited::of(attributes),
             Rules::Policy { policy, .. } => policy.apply(applied, attributes, setting.identity.asn),
         };
-        if blackhole {
+        if extra.blackhole {
             // RFC 7999 section 3.2: it must not travel further than to those who agreed to it.
             add(&mut attributes.communities, Community::NO_EXPORT);
         }
-        if shutdown {
+        if let Some(asn) = extra.mark {
+            attributes.set_only_to_customer(asn);
+        }
+        if extra.shutdown {
             // RFC 8326 section 4.2: whatever else there is, is better.
             attributes.local_pref = Some(0);
         }

@@ -122,6 +122,7 @@ impl Core {
             cluster_id: self.cluster_id,
             own_address: session.map(|session| session.local_address),
             ebgp: session.map_or(peer.config.peer_asn != self.identity.asn, |session| session.ebgp),
+            peer_asn: session.map_or(peer.config.peer_asn, |session| session.peer_asn),
             rpki: &self.rpki,
         };
         let (import, sets) = (&mut peer.import, &mut self.sets);

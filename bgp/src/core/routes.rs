@@ -81,7 +81,7 @@ impl Core {
         self.events.session(Event::PeerDown { peer: name, reason: cause.to_string(), routes_kept });
     }
 
-    pub(super) fn update(&mut self, now: Instant, id: PeerId, update: Box<Update>) {
+    pub(super) fn update(&mut self, now: Instant, id: PeerId, mut update: Box<Update>) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
         let Some((_, session)) = peer.session.clone() else { return };
         peer.counters.updates_received += 1;
@@ -103,15 +103,24 @@ impl Core {
         for route in update.withdrawn_routes() {
             self.rib.remove(route.prefix, id, route.path_id);
         }
+        self.sets.note_withdrawn(update.withdrawn.len());
         let setting = Setting {
             identity: self.identity,
             cluster_id: self.cluster_id,
             own_address: Some(session.local_address),
             ebgp: session.ebgp,
+            peer_asn: session.peer_asn,
             rpki: &self.rpki,
         };
+        let mut runs = update.reach.len();
         for reach in &update.reach {
-            let plain = self.sets.intern(update.attributes.clone(), reach.next_hop);
+            runs -= 1;
+            // Mostly there is one run of routes, which takes the attributes as they are.
+            let attributes = match runs {
+                0 => std::mem::take(&mut update.attributes),
+                _ => update.attributes.clone(),
+            };
+            let plain = self.sets.intern(attributes, reach.next_hop);
             let refused = peer.import.refusal(&setting, &plain);
             let marks = restart::marks_of(&session, plain.attributes());
             let discards_from = discards_from(&config, reach.family);

@@ -45,20 +45,29 @@ impl Keyring {
     /// Brings listeners and running sessions to these keys.
     pub(super) fn want(&mut self, wanted: Keys) {
         let old = std::mem::replace(&mut self.installed, wanted);
-        let gone = old.keys().filter(|prefix| !self.installed.contains_key(prefix));
-        for prefix in gone {
-            if matches!(old.get(prefix), Some(Credential::Md5(_))) {
-                self.on_listeners(*prefix, |listener| transport::remove_md5_key(listener, *prefix));
+        for (prefix, credential) in &old {
+            // The kernel changes an MD5 key in place; another kind, or another TCP-AO key, must make room first.
+            let stays = match (credential, self.installed.get(prefix)) {
+                (Credential::Md5(_), Some(Credential::Md5(_))) => true,
+                (old, new) => new == Some(old),
+            };
+            if !stays {
+                self.on_listeners(*prefix, |listener| transport::remove_key(listener, *prefix, credential));
             }
         }
-        for (prefix, credential) in &self.installed {
-            if old.get(prefix) != Some(credential) {
-                self.on_listeners(*prefix, |listener| {
-                    transport::set_key(listener, *prefix, credential, false)
-                });
-            }
+        let changed: Vec<(IpNet, &Credential)> = self
+            .installed
+            .iter()
+            .filter(|(prefix, credential)| old.get(prefix) != Some(credential))
+            .map(|(prefix, credential)| (*prefix, credential))
+            .collect();
+        for (prefix, credential) in &changed {
+            self.on_listeners(*prefix, |listener| transport::set_key(listener, *prefix, credential, false));
         }
         for (remote, socket) in self.sockets.values() {
+            if !changed.iter().any(|(prefix, _)| prefix.contains(remote)) {
+                continue;
+            }
             let now = longest(&self.installed, *remote);
             if let Some(credential) = now.filter(|now| longest(&old, *remote) != Some(now))
                 && let Err(error) = transport::set_key(socket, IpNet::from(*remote), credential, true)

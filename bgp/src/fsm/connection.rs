@@ -106,6 +106,24 @@ pub(crate) struct Identity {
     pub(crate) router_id: Ipv4Addr,
 }
 
+/// Subcode of an OPEN error (RFC 9234 section 4.2).
+const ROLE_MISMATCH: u8 = 11;
+
+/// Whether what the peer says it is to us fits what we are to it. A peer that says nothing fits, unless that is not enough.
+fn roles_agree(config: &PeerConfig, open: &Open) -> bool {
+    let Some(own) = config.role else { return true };
+    let told = |capability: &Capability| match capability {
+        Capability::Role(role) => Some(*role),
+        _ => None,
+    };
+    let mut told = open.capabilities.iter().filter_map(told).peekable();
+    if told.peek().is_none() {
+        return !config.strict_role;
+    }
+    // Of several all must be the same, so all must fit.
+    told.all(|role| role == own.opposite().code())
+}
+
 /// Families whose routes we take with IPv6 next hops (RFC 8950).
 fn extended_families(config: &PeerConfig) -> Vec<Family> {
     let wanted = |family: &Family| config.extended_next_hop && *family == Family::Ipv4Unicast;
@@ -129,6 +147,7 @@ pub(super) fn offered(
     capabilities.extend([Capability::RouteRefresh, Capability::EnhancedRefresh]);
     capabilities.extend(restart::offered(config, restarted, forwarding_preserved));
     capabilities.push(Capability::FourOctetAs(identity.asn));
+    capabilities.extend(config.role.map(|role| Capability::Role(role.code())));
     let (receive, send) = (config.add_path.receive, config.add_path.send.is_some());
     if receive || send {
         let entry = |family: &Family| AddPath { family: *family, receive, send };
@@ -156,6 +175,9 @@ pub(super) fn negotiate(
     if !ebgp && open.router_id == identity.router_id {
         // RFC 6286: only internal peers must differ.
         return Err(Notification::with_data(code::OPEN, 3, &open.router_id.octets()));
+    }
+    if ebgp && !roles_agree(config, &open) {
+        return Err(Notification::new(code::OPEN, ROLE_MISMATCH));
     }
     let offered = open.families();
     let families: Vec<Family> =

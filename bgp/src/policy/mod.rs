@@ -286,8 +286,11 @@ impl Policy {
         self.statements.iter().flat_map(|statement| &statement.when).any(|condition| condition.has(&which))
     }
 
-    /// What is wrong with it and what to do about it, if anything. `import`: it judges what comes in.
-    pub(crate) fn check(&self, import: bool) -> Result<(), (&'static str, &'static str)> {
+    /// Whether it can be used. `import`: it judges what comes in.
+    ///
+    /// # Errors
+    /// What is wrong with it, and what to do about it.
+    pub fn check(&self, import: bool) -> Result<(), (&'static str, &'static str)> {
         if self.statements.len() > STATEMENTS_MAX {
             return Err(("a policy of over 4096 statements", "put prefixes into one condition"));
         }

@@ -8,6 +8,7 @@ use smallvec::SmallVec;
 use super::next_hops::NextHops;
 use super::{Best, Marks, PathSet, PeerFacts, PeerId, Route};
 use crate::config::{Decision, SpeakerConfig};
+use crate::family::NextHop;
 
 /// Preference of a path without LOCAL_PREF.
 pub(crate) const DEFAULT_LOCAL_PREF: u32 = 100;
@@ -88,7 +89,17 @@ fn select(
         left.retain(|(_, route, _)| route.set.attributes().as_path == *path);
     }
     let most = if best.ebgp { selection.max_external } else { selection.max_internal };
-    left.into_iter().take(most).map(|(at, ..)| at).collect()
+    let mut chosen: SmallVec<[usize; 8]> = SmallVec::new();
+    let mut next_hops: SmallVec<[&NextHop; 8]> = SmallVec::new();
+    for (at, route, _) in left {
+        // Two paths to one next hop are one way for packets.
+        let next_hop = route.set.next_hop();
+        if chosen.len() < most && !next_hops.contains(&next_hop) {
+            next_hops.push(next_hop);
+            chosen.push(at);
+        }
+    }
+    chosen
 }
 
 /// Whether a path comes as far as the comparison of MEDs beside the best, and so may rule others out there though it loses later.
@@ -170,7 +181,6 @@ mod tests {
     use super::super::Refusal;
     use super::*;
     use crate::config::PeerConfig;
-    use crate::family::NextHop;
     use crate::wire::{AsPath, Attributes, Origin};
 
     fn address(peer: u32) -> IpAddr {
@@ -257,6 +267,22 @@ mod tests {
         let routes = || [route(3, |_| {}), route(1, |_| {}), route(2, |_| {})];
         assert_eq!(ranked(routes(), 2), [1, 2]);
         assert_eq!(ranked(routes(), 0), [1]);
+    }
+
+    #[test]
+    fn a_next_hop_is_used_once() {
+        let through = |peer, hop| {
+            Route::new(
+                peer,
+                true,
+                PathSet::of(
+                    route(peer, |_| {}).set.attributes().as_ref().clone(),
+                    NextHop::new(address(hop)),
+                ),
+                None,
+            )
+        };
+        assert_eq!(ranked([through(1, 7), through(2, 7), through(3, 8)], 16), [1, 3]);
     }
 
     #[test]

@@ -46,6 +46,8 @@ pub enum Refusal {
     OwnRouterId,
     /// The next hop is this speaker itself.
     OwnNextHop,
+    /// It was meant for customers only and came from elsewhere (RFC 9234).
+    RouteLeak,
     /// There is no way to the next hop (RFC 4271 section 9.1.2.1).
     NextHopUnreachable,
 }
@@ -356,6 +358,9 @@ impl Rib {
         let Ok(at) = destination.routes.binary_search_by_key(&key, Route::key) else { return };
         let old = Best::of(destination);
         let gone = destination.routes.remove(at);
+        if destination.routes.spilled() && destination.routes.len() <= destination.routes.capacity() / 4 {
+            destination.routes.shrink_to_fit();
+        }
         let used = gone.used();
         // A path that is not in use may have kept others from it by its MED.
         let counted = used || best::compared_by_med(&gone, old.as_ref());

@@ -1,11 +1,10 @@
 //! Attribute sets with their next hop, each kept once however many prefixes share it.
 
-use std::borrow::Borrow;
-use std::collections::HashSet;
-use std::hash::{Hash, Hasher};
+use std::hash::{BuildHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use foldhash::fast::FixedState;
+use hashbrown::HashTable;
 
 use crate::family::NextHop;
 use crate::wire::Attributes;
@@ -86,52 +85,51 @@ impl PathSet {
     }
 }
 
-impl PartialEq for PathSet {
-    fn eq(&self, other: &Self) -> bool {
-        self.said == other.said
-    }
+/// A set and the hash of what it says: a table that grows must not fetch every set to know its place.
+#[derive(Debug)]
+struct Slot {
+    hash: u64,
+    set: Arc<PathSet>,
 }
-
-impl Eq for PathSet {}
-
-impl Hash for PathSet {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.said.hash(state);
-    }
-}
-
-impl Borrow<Said> for Shared {
-    fn borrow(&self) -> &Said {
-        &self.0.said
-    }
-}
-
-#[derive(Debug, PartialEq, Eq, Hash)]
-struct Shared(Arc<PathSet>);
 
 /// The store of sets.
 #[derive(Debug)]
 pub(crate) struct PathSets {
-    sets: HashSet<Shared, FixedState>,
+    sets: HashTable<Slot>,
+    state: FixedState,
     sweep_at: usize,
+    /// Prefixes withdrawn since the last sweep.
+    withdrawn: usize,
     next_serial: u64,
 }
 
 impl PathSets {
     /// An empty store. The seed keeps peers from choosing attributes that collide.
     pub(crate) fn new(seed: u64) -> Self {
-        let sets = HashSet::with_hasher(FixedState::with_seed(seed));
-        Self { sets, sweep_at: SWEEP_MIN, next_serial: 0 }
+        let state = FixedState::with_seed(seed);
+        Self { sets: HashTable::new(), state, sweep_at: SWEEP_MIN, withdrawn: 0, next_serial: 0 }
     }
 
     /// The one shared copy of a set.
     pub(crate) fn intern(&mut self, attributes: Attributes, next_hop: NextHop) -> Arc<PathSet> {
-        let said = Said { next_hop, attributes: Arc::new(attributes), path_id: 0, received: None };
-        if let Some(known) = self.sets.get(&said) {
-            return Arc::clone(&known.0);
+        let hash = self.state.hash_one((&next_hop, &attributes));
+        let plain = |said: &Said| {
+            said.path_id == 0
+                && said.received.is_none()
+                && said.next_hop == next_hop
+                && *said.attributes == attributes
+        };
+        if let Some(known) = self.find(hash, plain) {
+            return known;
         }
+        let said = Said { next_hop, attributes: Arc::new(attributes), path_id: 0, received: None };
         self.next_serial += 1;
-        self.keep(PathSet { said, serial: self.next_serial })
+        self.keep(hash, PathSet { said, serial: self.next_serial })
+    }
+
+    fn find(&self, hash: u64, is: impl Fn(&Said) -> bool) -> Option<Arc<PathSet>> {
+        let found = self.sets.find(hash, |slot| slot.hash == hash && is(&slot.set.said));
+        found.map(|slot| Arc::clone(&slot.set))
     }
 
     /// A set with a path identifier; 0 is the set itself.
@@ -179,20 +177,34 @@ impl PathSets {
 
     /// Another set of the same next hop and attributes.
     fn variant(&mut self, serial: u64, said: Said) -> Arc<PathSet> {
-        match self.sets.get(&said) {
-            Some(known) => Arc::clone(&known.0),
-            None => self.keep(PathSet { said, serial }),
+        let hash = self.state.hash_one(&said);
+        match self.find(hash, |known| *known == said) {
+            Some(known) => known,
+            None => self.keep(hash, PathSet { said, serial }),
         }
     }
 
-    fn keep(&mut self, set: PathSet) -> Arc<PathSet> {
+    fn keep(&mut self, hash: u64, set: PathSet) -> Arc<PathSet> {
         if self.sets.len() >= self.sweep_at {
-            self.sets.retain(|set| Arc::strong_count(&set.0) > 1);
-            self.sweep_at = SWEEP_MIN.max(self.sets.len() * 2);
+            self.sweep();
         }
-        let shared = Arc::new(set);
-        self.sets.insert(Shared(Arc::clone(&shared)));
-        shared
+        let set = Arc::new(set);
+        self.sets.insert_unique(hash, Slot { hash, set: Arc::clone(&set) }, |slot| slot.hash);
+        set
+    }
+
+    /// So many prefixes were withdrawn: once these are as many as there are sets, it is worth to look which are not used any more.
+    pub(crate) fn note_withdrawn(&mut self, prefixes: usize) {
+        self.withdrawn += prefixes;
+        if self.withdrawn >= self.sets.len().max(SWEEP_MIN) {
+            self.sweep();
+        }
+    }
+
+    fn sweep(&mut self) {
+        self.sets.retain(|slot| Arc::strong_count(&slot.set) > 1);
+        self.sweep_at = SWEEP_MIN.max(self.sets.len() * 2);
+        self.withdrawn = 0;
     }
 
     #[cfg(test)]
@@ -239,5 +251,18 @@ mod tests {
         }
         assert!(sets.len() <= SWEEP_MIN + 1, "{}", sets.len());
         assert!(Arc::ptr_eq(&kept, &sets.intern(med(0), hop())));
+    }
+
+    #[test]
+    fn withdrawals_free_what_nobody_uses() {
+        let mut sets = PathSets::new(1);
+        let hop = NextHop::new([10, 0, 0, 1].into());
+        let med = |med| Attributes { med: Some(med), ..Attributes::default() };
+        let held: Vec<_> = (0..5000).map(|value| sets.intern(med(value), hop)).collect();
+        sets.note_withdrawn(4999);
+        assert_eq!(sets.len(), 5000);
+        drop(held);
+        sets.note_withdrawn(1);
+        assert_eq!(sets.len(), 0);
     }
 }

@@ -178,9 +178,13 @@ pub(crate) fn set_key(
     }
 }
 
-/// Takes an MD5 key off a listener.
-pub(crate) fn remove_md5_key(socket: &impl AsFd, prefix: IpNet) -> io::Result<()> {
-    match sockopt::set_md5_key(socket, prefix, &[]) {
+/// Takes a key off a listener.
+pub(crate) fn remove_key(socket: &impl AsFd, prefix: IpNet, credential: &Credential) -> io::Result<()> {
+    let removed = match credential {
+        Credential::Md5(_) => sockopt::set_md5_key(socket, prefix, &[]),
+        Credential::Ao(key) => sockopt::remove_ao_key(socket, prefix, key.send_id, key.receive_id),
+    };
+    match removed {
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
         result => result,
     }
@@ -275,8 +279,8 @@ mod tests {
             for prefix in prefixes.map(|prefix| prefix.parse().unwrap()) {
                 set_key(&listener, prefix, &md5("one"), false).unwrap();
                 set_key(&listener, prefix, &md5("two"), false).unwrap();
-                remove_md5_key(&listener, prefix).unwrap();
-                remove_md5_key(&listener, prefix).unwrap();
+                remove_key(&listener, prefix, &md5("two")).unwrap();
+                remove_key(&listener, prefix, &md5("two")).unwrap();
             }
         }
     }

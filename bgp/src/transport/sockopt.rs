@@ -16,7 +16,9 @@ const TCP_SAVED_SYN: libc::c_int = 28;
 const TCP_MD5SIG_EXT: libc::c_int = 32;
 const TCP_AO_ADD_KEY: libc::c_int = 38;
 const MD5_FLAG_PREFIX: u8 = 1;
-const AO_SET_CURRENT_AND_RNEXT: u32 = 0b11;
+const TCP_AO_DEL_KEY: libc::c_int = 39;
+/// Two one-bit fields at the start of a word, which the C ABI puts where the byte order begins.
+const AO_SET_CURRENT_AND_RNEXT: u32 = if cfg!(target_endian = "big") { 0b11 << 30 } else { 0b11 };
 const ICMP6_FILTER: libc::c_int = 1;
 /// Longest key of both (TCP_MD5SIG_MAXKEYLEN, TCP_AO_MAXKEYLEN).
 pub(super) const KEY_MAX: usize = 80;
@@ -80,6 +82,23 @@ struct TcpAoAdd {
 
 const _: () = assert!(size_of::<TcpAoAdd>() == 288);
 
+/// `struct tcp_ao_del`.
+#[repr(C, align(8))]
+struct TcpAoDel {
+    address: SockaddrStorage,
+    ifindex: i32,
+    set: u32,
+    reserved: u16,
+    prefix_len: u8,
+    send_id: u8,
+    receive_id: u8,
+    current: u8,
+    rnext: u8,
+    key_flags: u8,
+}
+
+const _: () = assert!(size_of::<TcpAoDel>() == 144);
+
 /// `struct icmp6_filter`: a set bit blocks the type.
 #[repr(C)]
 struct Icmp6Filter([u32; 8]);
@@ -141,6 +160,28 @@ pub(super) fn add_ao_key(
         key: padded(key).ok_or_else(too_long)?,
     };
     set(socket, libc::IPPROTO_TCP, TCP_AO_ADD_KEY, &value)
+}
+
+/// Removes a TCP-AO key from a listener.
+pub(super) fn remove_ao_key(
+    socket: &impl AsFd,
+    prefix: IpNet,
+    send_id: u8,
+    receive_id: u8,
+) -> io::Result<()> {
+    let value = TcpAoDel {
+        address: SockaddrStorage::new(prefix.network()),
+        ifindex: 0,
+        set: 0,
+        reserved: 0,
+        prefix_len: prefix.prefix_len(),
+        send_id,
+        receive_id,
+        current: 0,
+        rnext: 0,
+        key_flags: 0,
+    };
+    set(socket, libc::IPPROTO_TCP, TCP_AO_DEL_KEY, &value)
 }
 
 /// Drops segments that have a smaller time-to-live (RFC 5082).

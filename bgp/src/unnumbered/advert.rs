@@ -31,9 +31,9 @@ pub(super) const fn solicitation() -> [u8; SOLICITATION_LEN] {
 
 /// Checks a message as RFC 4861 sections 6.1.1 and 6.1.2 ask; the kernel has checked the checksum.
 pub(super) fn heard(source: Ipv6Addr, hop_limit: u8, bytes: &[u8]) -> Option<Heard> {
-    let (what, fixed) = match bytes.first()? {
-        &ADVERTISEMENT => (Heard::Advertisement, ADVERTISEMENT_LEN),
-        &SOLICITATION => (Heard::Solicitation, SOLICITATION_LEN),
+    let (what, fixed) = match *bytes.first()? {
+        ADVERTISEMENT => (Heard::Advertisement, ADVERTISEMENT_LEN),
+        SOLICITATION => (Heard::Solicitation, SOLICITATION_LEN),
         _ => return None,
     };
     let from_router = source.is_unicast_link_local() || what == Heard::Solicitation;

@@ -15,8 +15,9 @@ const INTERVAL: Duration = Duration::from_secs(10);
 /// Solicitations sent until a router is heard, and the time between them (RTR_SOLICITATION_INTERVAL).
 const SOLICITATIONS: u32 = 3;
 const SOLICITATION_INTERVAL: Duration = Duration::from_secs(4);
-/// A router that was not heard for so long may be replaced by another on the link.
-const SILENT_AFTER: Duration = Duration::from_secs(30);
+/// A router that was not heard for so long, one of our intervals and a half, may be replaced by another on the link: it may be the same one
+/// with a new address. One that advertises more rarely stays as long as no other is heard.
+const SILENT_AFTER: Duration = Duration::from_secs(15);
 /// A router that is heard is told of at most this often.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
@@ -176,9 +177,9 @@ mod tests {
         assert_eq!(discovery.heard(now, A, 255, &advert), Some(A));
         assert_eq!(discovery.heard(now, A, 255, &advert), None, "told once");
         assert_eq!(discovery.heard(later(2), A, 255, &advert), Some(A));
-        assert_eq!(discovery.heard(later(31), B, 255, &advert), None);
-        assert_eq!(discovery.heard(later(33), B, 64, &advert), None, "not from this link");
-        assert_eq!(discovery.heard(later(33), B, 255, &advert), Some(B));
+        assert_eq!(discovery.heard(later(16), B, 255, &advert), None);
+        assert_eq!(discovery.heard(later(18), B, 64, &advert), None, "not from this link");
+        assert_eq!(discovery.heard(later(18), B, 255, &advert), Some(B));
         assert!(run(&mut discovery, now, 20).iter().all(|(message, _)| *message == Message::Advertisement));
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use serde::{Serialize, Serializer};
+use smallvec::{SmallVec, smallvec};
 
 use super::cursor::{Cursor, len8};
 
@@ -55,8 +56,8 @@ impl SegmentKind {
 pub struct Segment {
     /// Ordered or not.
     pub kind: SegmentKind,
-    /// AS numbers, nearest first.
-    pub asns: Vec<u32>,
+    /// AS numbers, nearest first. Few enough lie in the segment itself.
+    pub asns: SmallVec<[u32; 4]>,
 }
 
 impl Segment {
@@ -72,8 +73,8 @@ impl Segment {
 /// A whole path, nearest AS first.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AsPath {
-    /// The segments in order.
-    pub segments: Vec<Segment>,
+    /// The segments in order. Nearly every path has one.
+    pub segments: SmallVec<[Segment; 1]>,
 }
 
 impl AsPath {
@@ -82,7 +83,7 @@ impl AsPath {
         if asns.is_empty() {
             return Self::default();
         }
-        Self { segments: vec![Segment { kind: SegmentKind::Sequence, asns: asns.to_vec() }] }
+        Self { segments: smallvec![Segment { kind: SegmentKind::Sequence, asns: asns.into() }] }
     }
 
     /// Length for the decision process: a set counts as one (RFC 4271 section 9.1.2.2 a), a confederation's segments as none
@@ -131,7 +132,7 @@ impl AsPath {
             Some(first) if first.kind == SegmentKind::Sequence && first.asns.len() < SEGMENT_MAX => {
                 first.asns.insert(0, asn);
             }
-            _ => self.segments.insert(0, Segment { kind: SegmentKind::Sequence, asns: vec![asn] }),
+            _ => self.segments.insert(0, Segment { kind: SegmentKind::Sequence, asns: smallvec![asn] }),
         }
     }
 
@@ -139,13 +140,13 @@ impl AsPath {
     /// (RFC 7607 section 2).
     pub(crate) fn decode(bytes: &[u8], four_octet_as: bool) -> Option<Self> {
         let mut cursor = Cursor::new(bytes);
-        let mut segments = Vec::new();
+        let mut segments = SmallVec::new();
         while !cursor.is_empty() {
             let kind = SegmentKind::from_code(cursor.u8()?)?;
             let count = usize::from(cursor.u8()?);
             let width = if four_octet_as { 4 } else { 2 };
             let mut numbers = Cursor::new(cursor.take(count * width)?);
-            let mut asns = Vec::with_capacity(count);
+            let mut asns = SmallVec::with_capacity(count);
             while !numbers.is_empty() {
                 asns.push(if four_octet_as { numbers.u32()? } else { u32::from(numbers.u16()?) });
             }
@@ -191,7 +192,7 @@ impl AsPath {
             return self;
         }
         let mut missing = old - new;
-        let mut segments: Vec<Segment> = Vec::new();
+        let mut segments: SmallVec<[Segment; 1]> = SmallVec::new();
         for mut segment in self.segments {
             match segment.kind {
                 SegmentKind::ConfedSequence | SegmentKind::ConfedSet => {}
@@ -207,7 +208,7 @@ impl AsPath {
         for segment in &as4_path.segments {
             match segments.last_mut() {
                 Some(last) if last.kind == SegmentKind::Sequence && segment.kind == SegmentKind::Sequence => {
-                    last.asns.extend(&segment.asns);
+                    last.asns.extend_from_slice(&segment.asns);
                 }
                 _ => segments.push(segment.clone()),
             }
@@ -278,7 +279,7 @@ mod tests {
     #[test]
     fn a_set_counts_once() {
         let mut path = AsPath::sequence(&[1, 2]);
-        path.segments.push(Segment { kind: SegmentKind::Set, asns: vec![3, 4, 5] });
+        path.segments.push(Segment { kind: SegmentKind::Set, asns: smallvec![3, 4, 5] });
         assert_eq!(path.hops(), 3);
         assert_eq!(path.first(), Some(1));
         path.prepend(9);

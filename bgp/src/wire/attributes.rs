@@ -27,9 +27,11 @@ pub enum Origin {
 pub struct Community(pub u32);
 
 /// Well-known communities by the names operators use (RFC 1997, 3765, 7611, 7999, 8326, 9494).
-const WELL_KNOWN: [(&str, u32); 14] = [
+const WELL_KNOWN: [(&str, u32); 15] = [
     ("internet", 0x0000_0000),
     ("graceful-shutdown", 0xffff_0000),
+    // Its name in drafts, which some still write.
+    ("planned-shut", 0xffff_0000),
     ("accept-own", 0xffff_0001),
     ("route-filter-translated-v4", 0xffff_0002),
     ("route-filter-v4", 0xffff_0003),
@@ -228,6 +230,26 @@ pub struct Attributes {
     pub unknown: Vec<RawAttribute>,
 }
 
+/// Only to Customer (RFC 9234 section 5): its type code, and its flags where this speaker adds it.
+const OTC: u8 = 35;
+const OTC_FLAGS: u8 = 0xc0;
+
+impl Attributes {
+    /// The AS that marked the route as one for customers only (OTC, RFC 9234). It is kept among what is passed on.
+    pub fn only_to_customer(&self) -> Option<u32> {
+        let raw = self.unknown.iter().find(|raw| raw.code == OTC)?;
+        raw.value.as_slice().try_into().ok().map(u32::from_be_bytes)
+    }
+
+    /// Marks the route as one for customers only.
+    pub fn set_only_to_customer(&mut self, asn: u32) {
+        self.unknown.retain(|raw| raw.code != OTC);
+        let raw = RawAttribute { flags: OTC_FLAGS, code: OTC, value: asn.to_be_bytes().to_vec() };
+        self.unknown.push(raw);
+        self.unknown.sort_unstable_by_key(|raw| raw.code);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -237,6 +259,11 @@ mod tests {
         assert_eq!("65000:100".parse(), Ok(Community(0xfde8_0064)));
         assert_eq!("no-export".parse(), Ok(Community::NO_EXPORT));
         assert_eq!(Community(0xffff_029a).to_string(), "blackhole");
+        let shutdown: Community = "planned-shut".parse().unwrap();
+        assert_eq!(
+            (shutdown, shutdown.to_string().as_str()),
+            (Community::GRACEFUL_SHUTDOWN, "graceful-shutdown")
+        );
         assert!("65536:1".parse::<Community>().is_err());
         assert!("a".parse::<Community>().unwrap_err().contains("ASN:VALUE"));
         assert_eq!("1:2:3".parse::<LargeCommunity>().unwrap().to_string(), "1:2:3");

@@ -34,6 +34,7 @@ pub(super) mod kind {
     pub(in crate::wire) const AS4_AGGREGATOR: u8 = 18;
     pub(in crate::wire) const IPV6_EXTENDED_COMMUNITIES: u8 = 25;
     pub(in crate::wire) const LARGE_COMMUNITIES: u8 = 32;
+    pub(in crate::wire) const ONLY_TO_CUSTOMER: u8 = 35;
 }
 
 /// The optional and transitive bits each known attribute must have.
@@ -51,7 +52,8 @@ pub(super) const fn flags_of(code: u8) -> Option<u8> {
         | kind::AS4_PATH
         | kind::AS4_AGGREGATOR
         | kind::IPV6_EXTENDED_COMMUNITIES
-        | kind::LARGE_COMMUNITIES => FLAG_OPTIONAL | FLAG_TRANSITIVE,
+        | kind::LARGE_COMMUNITIES
+        | kind::ONLY_TO_CUSTOMER => FLAG_OPTIONAL | FLAG_TRANSITIVE,
         _ => return None,
     })
 }
@@ -138,6 +140,7 @@ impl Walk<'_> {
             }
             kind::AS4_PATH | kind::AS4_AGGREGATOR => self.four_octet(code, value),
             kind::IPV6_EXTENDED_COMMUNITIES => self.ipv6_communities(flags, code, value),
+            kind::ONLY_TO_CUSTOMER => self.only_to_customer(flags, code, value),
             _ => self.other(code, value),
         };
         if outcome.is_ok() && flags & FLAG_PARTIAL != 0 && expected == FLAG_KIND {
@@ -242,6 +245,14 @@ impl Walk<'_> {
     }
 
     /// From a peer that speaks four octets itself they are discarded (RFC 6793 section 4.1); malformed ones as well (section 6).
+    /// RFC 9234 section 5: of another length it withdraws.
+    fn only_to_customer(&mut self, flags: u8, code: u8, value: &[u8]) -> Outcome {
+        number(value).ok_or((WITHDRAW, "OTC is not four bytes long"))?;
+        let flags = flags & (FLAG_KIND | FLAG_PARTIAL);
+        self.set.attributes.unknown.push(RawAttribute { flags, code, value: value.to_vec() });
+        Ok(())
+    }
+
     fn four_octet(&mut self, code: u8, value: &[u8]) -> Outcome {
         if self.context.four_octet_as {
             return Err((DISCARD, "an attribute for two-octet speakers from a four-octet one"));

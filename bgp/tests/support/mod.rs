@@ -84,14 +84,15 @@ pub fn rich_attributes() -> Attributes {
 }
 
 pub fn confederation_path() -> AsPath {
-    let segment = |kind, asns: &[u32]| Segment { kind, asns: asns.to_vec() };
+    let segment = |kind, asns: &[u32]| Segment { kind, asns: asns.into() };
     AsPath {
         segments: vec![
             segment(SegmentKind::ConfedSequence, &[65010, 65011]),
             segment(SegmentKind::ConfedSet, &[65012]),
             segment(SegmentKind::Sequence, &[64500]),
             segment(SegmentKind::Set, &[64501, 64502]),
-        ],
+        ]
+        .into(),
     }
 }
 
@@ -287,7 +288,11 @@ fn updates() -> Vec<Sample> {
 pub fn attributes_for_peers() -> Attributes {
     Attributes {
         as_path: AsPath {
-            segments: vec![Segment { kind: SegmentKind::Sequence, asns: vec![65002, 4_200_000_000, 64500] }],
+            segments: vec![Segment {
+                kind: SegmentKind::Sequence,
+                asns: vec![65002, 4_200_000_000, 64500].into(),
+            }]
+            .into(),
         },
         med: Some(50),
         atomic_aggregate: true,

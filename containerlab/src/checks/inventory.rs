@@ -176,6 +176,8 @@ pub enum Daemon {
     Bird(String),
     /// FRR; the directory of its vty sockets.
     Frr(Option<String>),
+    /// `tombolo router`, asked through its local API.
+    Tombolo,
 }
 
 /// A router of the lab.
@@ -250,7 +252,9 @@ fn daemon(image: &str, cmd: &str) -> Daemon {
         let at = words.iter().position(|word| *word == flag)?;
         words.get(at + 1).map(|word| (*word).to_owned())
     };
-    if image.contains("bird") || cmd.contains("bird ") {
+    if words.windows(2).any(|pair| pair == ["tombolo", "router"]) {
+        Daemon::Tombolo
+    } else if image.contains("bird") || cmd.contains("bird ") {
         Daemon::Bird(after("-s").unwrap_or_else(|| "/run/bird/bird.ctl".to_owned()))
     } else {
         Daemon::Frr(after("--vty_socket"))
@@ -466,5 +470,7 @@ spec: {advertisements: [{advertisementType: PodCIDR}, {advertisementType: Servic
         assert_eq!(bird, Daemon::Bird("/run/bird/x.ctl".into()));
         let frr = daemon("quay.io/frrouting/frr:8.4", "sh -c 'zebra --vty_socket /run/frr -d'");
         assert_eq!(frr, Daemon::Frr(Some("/run/frr".into())));
+        let ours = daemon("tombolo:dev", "tombolo router --config /etc/tombolo/router.yaml");
+        assert_eq!(ours, Daemon::Tombolo);
     }
 }

@@ -18,7 +18,7 @@ use super::check::{CheckResult, Failure, Family};
 use super::context::Context;
 use super::inventory::{Cluster, Daemon, Router};
 pub(super) use ends::Ends;
-use rib::{Held, parse_bird, parse_frr};
+use rib::{Held, parse_bird, parse_frr, parse_tombolo, parse_tombolo_own};
 
 /// Prefixes and their next hops.
 pub(super) type Routes = BTreeMap<IpNet, BTreeSet<IpAddr>>;
@@ -197,6 +197,7 @@ fn rib_command(router: &Router, family: Family) -> Vec<String> {
             argv.extend(words(&["-c", &format!("show bgp {family} unicast json")]));
             argv
         }
+        Daemon::Tombolo => words(&["tombolo", "bgp", "routes", "received", "-o", "json"]),
     }
 }
 
@@ -220,6 +221,17 @@ async fn held(context: &Context, name: &str, family: Family) -> Result<Held, Fai
         Daemon::Bird(_) => parse_bird(&text),
         Daemon::Frr(_) => parse_frr(&text)
             .map_err(|why| Failure::tool("vtysh", why, context.access.shown(&place, &argv)))?,
+        Daemon::Tombolo => {
+            let tool = |why| Failure::tool("tombolo", why, context.access.shown(&place, &argv));
+            let mut held = parse_tombolo(&text, None).map_err(tool)?;
+            // Its own networks are no received routes; they win over any.
+            let own = context.access.text(&place, &["tombolo", "show", "adverts", "-o", "json"]).await?;
+            for prefix in parse_tombolo_own(&own).map_err(tool)? {
+                held.all.entry(prefix).or_default();
+                held.best.insert(prefix, BTreeSet::new());
+            }
+            held
+        }
     };
     let ends = Ends::of_lab(context).await?;
     for routes in [&mut held.all, &mut held.best] {

@@ -1,23 +1,24 @@
 //! The `cilium.io` BGP kinds.
 
-use super::{address, labels, number, optional_selector, port, selector, word};
+use super::{address, number, optional_selector, port, selector, word};
 use crate::crd;
 use crate::object::{Object, ObjectId};
 use crate::problem::{Issue, shorten};
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use tombolo_base::source::Source;
 use tombolo_topology::bgp::Family;
 use tombolo_topology::bgp::intent::{
-    AdvertIntent, AdvertKind, AdvertisementRow, ClusterConfigRow, FamilyIntent, InstanceIntent,
-    InstanceOverride, OverrideRow, PeerConfigRow, PeerIntent, ServiceAddress,
+    ClusterConfigRow, Discovery, FamilyIntent, InstanceIntent, InstanceOverride, OverrideRow, PeerConfigRow,
+    PeerIntent,
 };
 
-const MAX_ASN: i64 = u32::MAX as i64;
+pub(super) const MAX_ASN: i64 = u32::MAX as i64;
 /// `bgpInstances` that the API allows.
 const MAX_INSTANCES: usize = 16;
 /// Peers of one instance and entries of one advertisement that are read.
-const MAX_ENTRIES: usize = 1024;
+pub(super) const MAX_ENTRIES: usize = 1024;
 
 fn name(at: &str, text: &str, seen: &mut BTreeSet<Arc<str>>) -> Result<Arc<str>, Issue> {
     let at = format!("{at}.name");
@@ -31,48 +32,92 @@ fn name(at: &str, text: &str, seen: &mut BTreeSet<Arc<str>>) -> Result<Arc<str>,
     Ok(name)
 }
 
-fn at_most<T>(at: &str, list: &[T], most: usize) -> Result<(), Issue> {
+pub(super) fn at_most<T>(at: &str, list: &[T], most: usize) -> Result<(), Issue> {
     if list.len() <= most {
         return Ok(());
     }
     Err(Issue::new(at, format!("{} entries", list.len()), format!("use at most {most}")))
 }
 
-fn opt<T>(value: Option<i64>, read: impl FnOnce(i64) -> Result<T, Issue>) -> Result<Option<T>, Issue> {
+pub(super) fn opt<T>(
+    value: Option<i64>,
+    read: impl FnOnce(i64) -> Result<T, Issue>,
+) -> Result<Option<T>, Issue> {
     value.map(read).transpose()
+}
+
+/// The name of an interface as the kernel takes it (IFNAMSIZ).
+pub(super) fn interface(at: String, text: &str) -> Result<Arc<str>, Issue> {
+    let fits = (1..=15).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/')
+        && !matches!(text, "." | "..");
+    if fits {
+        return Ok(text.into());
+    }
+    let reason = format!("{:?} is no interface name", shorten(text));
+    Err(Issue::new(at, reason, "write it as `ip link` shows it, 1 to 15 characters"))
+}
+
+fn discovery(at: &str, entry: crd::AutoDiscovery) -> Result<Discovery, Issue> {
+    let missing = |block: &str| {
+        let reason = format!("mode {} needs the block {block}", entry.mode);
+        Issue::new(at, reason, "add the block")
+    };
+    let gateway =
+        word(format!("{at}.mode"), &entry.mode, &[("DefaultGateway", true), ("Unnumbered", false)])?;
+    if gateway {
+        let block = entry.default_gateway.as_ref().ok_or_else(|| missing("defaultGateway"))?;
+        let at = format!("{at}.defaultGateway.addressFamily");
+        let ipv4 = word(at, &block.address_family, &[("ipv4", true), ("ipv6", false)])?;
+        return Ok(Discovery::DefaultGateway { ipv4 });
+    }
+    let block = entry.unnumbered.as_ref().ok_or_else(|| missing("unnumbered"))?;
+    Ok(Discovery::Unnumbered {
+        interface: interface(format!("{at}.unnumbered.interface"), &block.interface)?,
+    })
+}
+
+/// An address, with the interface of a link-local one behind a `%`.
+fn peer_address(at: &str, text: &str) -> Result<(IpAddr, Option<Arc<str>>), Issue> {
+    let (host, zone) = text.split_once('%').map_or((text, None), |(host, zone)| (host, Some(zone)));
+    let ip = address(at, host)?;
+    if ip.is_unspecified() || ip.is_multicast() {
+        return Err(Issue::new(at, format!("{ip} is no host's address"), "give the peer's own address"));
+    }
+    let link_local = matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    if zone.is_some() && !link_local {
+        let remedy = "only link-local addresses (fe80::/10) have one; leave %... out";
+        return Err(Issue::new(at, format!("{ip} with an interface"), remedy));
+    }
+    Ok((ip, zone.map(|zone| interface(at.to_owned(), zone)).transpose()?))
 }
 
 fn peer(at: &str, entry: crd::Peer, seen: &mut BTreeSet<Arc<str>>) -> Result<PeerIntent, Issue> {
     let name = name(at, &entry.name, seen)?;
-    let (mut ip, mut zone) = (None, None);
-    if let Some(text) = &entry.peer_address {
-        let (host, scope) =
-            text.split_once('%').map_or((text.as_str(), None), |(host, zone)| (host, Some(zone)));
-        ip = Some(address(format!("{at}.peerAddress"), host)?);
-        zone = scope.map(Into::into);
-    }
-    let mode = entry.auto_discovery.map(|discovery| {
-        let modes = [("DefaultGateway", "defaultGateway"), ("Unnumbered", "unnumbered")];
-        let block = word(format!("{at}.autoDiscovery.mode"), &discovery.mode, &modes)?;
-        let given = if block == "unnumbered" { &discovery.unnumbered } else { &discovery.default_gateway };
-        if given.is_null() {
-            let reason = format!("mode {} needs the block {block}", discovery.mode);
-            return Err(Issue::new(format!("{at}.autoDiscovery"), reason, "add the block"));
-        }
-        Ok(Arc::from(discovery.mode))
-    });
-    let auto_discovery = mode.transpose()?;
-    if ip.is_none() && auto_discovery.is_none() {
+    let place = entry.peer_address.as_deref().map(|text| peer_address(&format!("{at}.peerAddress"), text));
+    let (ip, zone) = place.transpose()?.map_or((None, None), |(ip, zone)| (Some(ip), zone));
+    let discovery =
+        entry.auto_discovery.map(|block| discovery(&format!("{at}.autoDiscovery"), block)).transpose()?;
+    if ip.is_none() && discovery.is_none() {
         let remedy = "give the peer's address, or autoDiscovery";
         return Err(Issue::new(format!("{at}.peerAddress"), "the peer has no address", remedy));
+    }
+    let peer_config = entry.peer_config_ref.map(|reference| reference.name);
+    if peer_config.as_ref().is_some_and(String::is_empty) {
+        let at = format!("{at}.peerConfigRef.name");
+        return Err(Issue::new(
+            at,
+            "the name is empty",
+            "name a CiliumBGPPeerConfig, or leave peerConfigRef out",
+        ));
     }
     Ok(PeerIntent {
         name,
         address: ip,
         zone,
         asn: number(format!("{at}.peerASN"), entry.peer_asn.unwrap_or(0), 0, MAX_ASN)?,
-        auto_discovery,
-        peer_config: entry.peer_config_ref.map(|reference| reference.name.into()),
+        discovery,
+        peer_config: peer_config.map(Into::into),
     })
 }
 
@@ -142,7 +187,9 @@ pub(super) fn peer_config(id: &ObjectId, spec: crd::PeerConfigSpec) -> Result<Ob
         if let Some(number) = transport.peer_port {
             row.peer_port = port("spec.transport.peerPort", number)?;
         }
-        row.source_interface = transport.source_interface.map(Into::into);
+        let named = transport.source_interface.as_deref().filter(|name| !name.is_empty());
+        row.source_interface =
+            named.map(|name| interface("spec.transport.sourceInterface".to_owned(), name)).transpose()?;
     }
     if let Some(timers) = spec.timers {
         if let Some(secs) = timers.connect_retry_time_seconds {
@@ -180,129 +227,6 @@ pub(super) fn peer_config(id: &ObjectId, spec: crd::PeerConfigSpec) -> Result<Ob
             .collect::<Result<_, _>>()?;
     }
     Ok(Object::PeerConfig(Box::new(row)))
-}
-
-/// RFC 1997 and its registry of well-known communities, as far as the API names them.
-const WELL_KNOWN: [(&str, u32); 14] = [
-    ("internet", 0),
-    ("planned-shut", 0xffff_0000),
-    ("accept-own", 0xffff_0001),
-    ("route-filter-translated-v4", 0xffff_0002),
-    ("route-filter-v4", 0xffff_0003),
-    ("route-filter-translated-v6", 0xffff_0004),
-    ("route-filter-v6", 0xffff_0005),
-    ("llgr-stale", 0xffff_0006),
-    ("no-llgr", 0xffff_0007),
-    ("blackhole", 0xffff_029a),
-    ("no-export", 0xffff_ff01),
-    ("no-advertise", 0xffff_ff02),
-    ("no-export-subconfed", 0xffff_ff03),
-    ("no-peer", 0xffff_ff04),
-];
-
-fn standard(at: String, text: &str) -> Result<u32, Issue> {
-    let pair = || {
-        let (high, low) = text.split_once(':')?;
-        Some(u32::from(high.parse::<u16>().ok()?) << 16 | u32::from(low.parse::<u16>().ok()?))
-    };
-    text.parse().ok().or_else(pair).ok_or_else(|| {
-        let reason = format!("{:?} is no community", shorten(text));
-        Issue::new(at, reason, "write AS:VALUE with two numbers up to 65535, or one number of 32 bits")
-    })
-}
-
-/// RFC 8092.
-fn large(at: String, text: &str) -> Result<(u32, u32, u32), Issue> {
-    let read = || {
-        let mut parts = text.split(':').map(|part| part.parse().ok());
-        let out = (parts.next()??, parts.next()??, parts.next()??);
-        parts.next().is_none().then_some(out)
-    };
-    read().ok_or_else(|| {
-        let reason = format!("{:?} is no large community", shorten(text));
-        Issue::new(at, reason, "write three numbers of 32 bits, like 64512:1:2")
-    })
-}
-
-type CommunitySets = (BTreeSet<u32>, BTreeSet<(u32, u32, u32)>);
-
-fn communities(at: &str, entry: Option<crd::Communities>) -> Result<CommunitySets, Issue> {
-    let (mut all, mut larges) = (BTreeSet::new(), BTreeSet::new());
-    let Some(entry) = entry else { return Ok((all, larges)) };
-    for (position, text) in entry.standard.iter().enumerate() {
-        all.insert(standard(format!("{at}.standard[{position}]"), text)?);
-    }
-    for (position, text) in entry.well_known.iter().enumerate() {
-        all.insert(word(format!("{at}.wellKnown[{position}]"), text, &WELL_KNOWN)?);
-    }
-    for (position, text) in entry.large.iter().enumerate() {
-        larges.insert(large(format!("{at}.large[{position}]"), text)?);
-    }
-    Ok((all, larges))
-}
-
-fn advertised_service(at: &str, entry: Option<crd::AdvertisedService>) -> Result<AdvertKind, Issue> {
-    const KINDS: [(&str, ServiceAddress); 3] = [
-        ("LoadBalancerIP", ServiceAddress::LoadBalancerIP),
-        ("ClusterIP", ServiceAddress::ClusterIP),
-        ("ExternalIP", ServiceAddress::ExternalIP),
-    ];
-    let at = format!("{at}.service");
-    let entry = entry.filter(|entry| !entry.addresses.is_empty()).ok_or_else(|| {
-        let remedy = "list LoadBalancerIP, ClusterIP or ExternalIP";
-        Issue::new(format!("{at}.addresses"), "type Service without addresses", remedy)
-    })?;
-    let mut addresses = BTreeSet::new();
-    for (position, text) in entry.addresses.iter().enumerate() {
-        addresses.insert(word(format!("{at}.addresses[{position}]"), text, &KINDS)?);
-    }
-    let length = |key: &str, value, high| {
-        opt(value, |value| number(format!("{at}.aggregationLength{key}"), value, 0, high))
-    };
-    Ok(AdvertKind::Service {
-        addresses,
-        aggregation_ipv4: length("IPv4", entry.aggregation_length_ipv4, 31)?,
-        aggregation_ipv6: length("IPv6", entry.aggregation_length_ipv6, 127)?,
-    })
-}
-
-fn advert(at: &str, entry: crd::Advertisement) -> Result<AdvertIntent, Issue> {
-    let types = [("PodCIDR", 0), ("Service", 1), ("CiliumPodIPPool", 2), ("Interface", 2)];
-    let kind = match word(format!("{at}.advertisementType"), &entry.advertisement_type, &types)? {
-        0 => AdvertKind::PodCidr,
-        1 => advertised_service(at, entry.service)?,
-        _ => AdvertKind::Unsupported(entry.advertisement_type.into()),
-    };
-    let (wanted, preference) = entry
-        .attributes
-        .map_or((None, None), |attributes| (attributes.communities, attributes.local_preference));
-    let (standard, large) = communities(&format!("{at}.attributes.communities"), wanted)?;
-    Ok(AdvertIntent {
-        kind,
-        selector: optional_selector(&format!("{at}.selector"), entry.selector)?,
-        communities: standard,
-        large_communities: large,
-        local_preference: opt(preference, |value| {
-            number(format!("{at}.attributes.localPreference"), value, 0, MAX_ASN)
-        })?,
-    })
-}
-
-pub(super) fn advertisement(
-    id: &ObjectId,
-    object: crd::Object<crd::AdvertisementSpec>,
-) -> Result<Object, Issue> {
-    at_most("spec.advertisements", &object.spec.advertisements, MAX_ENTRIES)?;
-    let mut entries = Vec::new();
-    for (position, entry) in object.spec.advertisements.into_iter().enumerate() {
-        entries.push(advert(&format!("spec.advertisements[{position}]"), entry)?);
-    }
-    Ok(Object::Advertisement(Box::new(AdvertisementRow {
-        source: Source::Manifests,
-        name: id.name.clone(),
-        labels: labels(object.metadata.labels),
-        entries,
-    })))
 }
 
 pub(super) fn node_override(id: &ObjectId, spec: crd::OverrideSpec) -> Result<Object, Issue> {

@@ -1,13 +1,15 @@
 //! CiliumLoadBalancerIPPool.
 
-use super::{address, optional_selector, prefix, word};
-use crate::crd::{Block, PoolSpec};
+use super::{address, labels, number, optional_selector, prefix, word};
+use crate::crd::{self, Block, PodPoolSpec, PoolSpec};
 use crate::object::{Object, ObjectId};
 use crate::problem::Issue;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use tombolo_base::prefix::Prefix;
 use tombolo_base::source::Source;
 use tombolo_service::pools::{LbPool, PoolBlock};
+use tombolo_topology::bgp::intent::PodPoolRow;
 
 /// Blocks of one pool; far above what anybody writes by hand.
 const MAX_BLOCKS: usize = 1024;
@@ -70,5 +72,36 @@ pub(super) fn pool(id: &ObjectId, spec: PoolSpec) -> Result<Object, Issue> {
         blocks,
         selector: optional_selector("spec.serviceSelector", spec.service_selector)?,
         disabled: spec.disabled.unwrap_or(false),
+    })))
+}
+
+/// CiliumPodIPPool: what its prefixes are decides which of a node's are advertised as the pool's.
+pub(super) fn pod_pool(id: &ObjectId, object: crd::Object<PodPoolSpec>) -> Result<Object, Issue> {
+    let mut cidrs = BTreeSet::new();
+    for (family, entry, ipv4) in [("ipv4", object.spec.ipv4, true), ("ipv6", object.spec.ipv6, false)] {
+        let Some(entry) = entry else { continue };
+        if entry.cidrs.is_empty() || entry.cidrs.len() > MAX_BLOCKS {
+            let reason = format!("{} prefixes", entry.cidrs.len());
+            return Err(Issue::new(format!("spec.{family}.cidrs"), reason, format!("use 1 to {MAX_BLOCKS}")));
+        }
+        number::<u8>(format!("spec.{family}.maskSize"), entry.mask_size, 1, if ipv4 { 32 } else { 128 })?;
+        for (position, text) in entry.cidrs.iter().enumerate() {
+            let at = format!("spec.{family}.cidrs[{position}]");
+            let cidr = prefix(at.clone(), text)?;
+            if cidr.is_ipv4() != ipv4 {
+                return Err(Issue::new(
+                    at,
+                    format!("{cidr} is of the other family"),
+                    "put it under the other key",
+                ));
+            }
+            cidrs.insert(cidr);
+        }
+    }
+    Ok(Object::PodPool(Box::new(PodPoolRow {
+        source: Source::Manifests,
+        name: id.name.clone(),
+        labels: labels(object.metadata.labels),
+        cidrs,
     })))
 }

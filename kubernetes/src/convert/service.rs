@@ -86,6 +86,26 @@ fn families(spec: &ServiceSpec, ips: &[IpAddr]) -> Result<Vec<bool>, Issue> {
     Ok(families)
 }
 
+fn external_ips(spec: &ServiceSpec) -> Result<Vec<IpAddr>, Issue> {
+    let mut ips = Vec::new();
+    for (position, text) in spec.external_ips.iter().flatten().enumerate() {
+        let at = format!("spec.externalIPs[{position}]");
+        let ip = address(at.clone(), text)?;
+        let local = match ip {
+            IpAddr::V4(v4) => v4.is_link_local(),
+            IpAddr::V6(v6) => v6.is_unicast_link_local(),
+        };
+        if local || ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() {
+            let remedy = "use an address that routers can lead to this cluster";
+            return Err(Issue::new(at, format!("{ip} means nothing beyond one host or link"), remedy));
+        }
+        if !ips.contains(&ip) {
+            ips.push(ip);
+        }
+    }
+    Ok(ips)
+}
+
 fn requested(spec: &ServiceSpec, annotations: &BTreeMap<String, String>) -> Result<Vec<IpAddr>, Issue> {
     let (path, text) = match annotation(annotations, ["lbipam.cilium.io/ips", "io.cilium/lb-ipam-ips"]) {
         Some(found) => found,
@@ -133,6 +153,7 @@ pub(super) fn service(id: &ObjectId, object: Service) -> Result<Object, Issue> {
         internal_traffic_policy: policy("spec.internalTrafficPolicy", &spec.internal_traffic_policy)?,
         load_balancer_class: spec.load_balancer_class.as_deref().map(Into::into),
         families_ipv4: families(&spec, &cluster_ips)?,
+        external_ips: external_ips(&spec)?,
         requested_addresses: requested(&spec, &annotations)?,
         publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
         cluster_ips,

@@ -1,9 +1,9 @@
 //! The BGP speaker as a process of its own, for tests with real peers: it can be killed like an agent.
 //!
 //! Arguments are `key=value`: `asn`, `router-id`, `peer=NAME,ADDRESS,ASN,LOCAL` (repeated), `allow=PREFIX` (repeated), `announce=PREFIX`
-//! (repeated), `restarting`, `passive`, `bfd=DIRECTORY` (a BFD session with each peer, 100 ms x 3, its unit's files in that
+//! (repeated), `restarting`, `passive`, `device=INTERFACE`, `bfd=DIRECTORY` (a BFD session with each peer, 100 ms x 3, its unit's files in that
 //! directory), `peer-json={...}` and `range-json={...}` (settings that differ from the defaults, as JSON; repeated). Called as `bgp_speaker bfd ...` it is that unit. Commands come on standard input: `announce PREFIX`, `withdraw PREFIX`, `complete`, `peers`,
-//! `received`, `refresh NAME`, `update {...}` (as `peer-json`), `shutdown TEXT`. Events and answers go to standard output, one JSON object a line.
+//! `received`, `refresh NAME`, `update {...}` (as `peer-json`), `drain true|false`, `shutdown TEXT`. Events and answers go to standard output, one JSON object a line.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -53,6 +53,7 @@ async fn speak() -> Result<(), Failure> {
             "range-json" => ranges.push(value.to_owned()),
             "allow" => allowed.push(AllowedPrefix::or_longer(value.parse()?)),
             "announce" => announced.push(value.to_owned()),
+            "device" => config.device = Some(value.to_owned()),
             "restarting" => config.restarting = true,
             "passive" => passive = true,
             "bfd" => {
@@ -180,6 +181,10 @@ async fn command(speaker: &SpeakerHandle, line: &str, allowed: &[AllowedPrefix])
         "update" => {
             speaker.update_peer(settings_of(rest, allowed)?).await?;
             println!("{}", json!({"updated": true}));
+        }
+        "drain" => {
+            speaker.drain(rest == "true").await?;
+            println!("{}", json!({"draining": rest}));
         }
         "shutdown" => {
             speaker.shutdown(rest).await?;

@@ -1,8 +1,8 @@
 //! What a node may advertise in the state it is in: nothing before it can serve, no services when it is sick, and services as a last resort while it
 //! is being drained (RFC 8326).
 
-use super::AdvertOrigin;
-use super::plan::{Condition, Plan};
+use super::plan::Plan;
+use super::{AdvertOrigin, Condition, ConditionType};
 use crate::rows::NodeHealth;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -138,7 +138,12 @@ pub fn apply(verdict: &Verdict, node: &str, plan: &mut Plan) {
             ("services are advertised over BGP as a last resort", reason)
         }
     };
-    plan.conditions.insert(Condition { object: format!("Node {node}"), text: format!("{what}: {reason}") });
+    plan.conditions.insert(Condition {
+        kind: "Node",
+        name: node.into(),
+        about: ConditionType::ReconcileError,
+        text: format!("{what}: {reason}"),
+    });
 }
 
 #[cfg(test)]
@@ -201,7 +206,7 @@ mod tests {
             assert_eq!((&row.communities, row.local_preference), (&[7, GRACEFUL_SHUTDOWN].into(), Some(0)));
         }
         let condition = drained.conditions.first().unwrap();
-        assert!(condition.object == "Node n1" && condition.text.contains("cordoned"), "{condition:?}");
+        assert!(condition.kind == "Node" && condition.text.contains("cordoned"), "{condition:?}");
     }
 
     #[test]

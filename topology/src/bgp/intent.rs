@@ -1,13 +1,29 @@
 //! What the `cilium.io` BGP kinds ask for, validated and with defaults filled in.
 
-use super::Family;
+use super::{Family, Password};
 use crate::selector::LabelSelector;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use tombolo_base::prefix::Prefix;
 use tombolo_base::source::Source;
 use tombolo_base::table::{NoIndex, Row};
+
+/// `autoDiscovery`: where the peer's address comes from if it is not written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub enum Discovery {
+    /// The gateways of the default route of the lowest metric, one session with each.
+    DefaultGateway {
+        /// `addressFamily`: of the route and of the session.
+        ipv4: bool,
+    },
+    /// Whoever answers on the other end of an interface.
+    Unnumbered {
+        /// Its name.
+        interface: Arc<str>,
+    },
+}
 
 /// `spec.bgpInstances[].peers[]`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -20,8 +36,8 @@ pub struct PeerIntent {
     pub zone: Option<Arc<str>>,
     /// `peerASN`; 0 accepts whatever AS number the peer opens with.
     pub asn: u32,
-    /// `autoDiscovery.mode`.
-    pub auto_discovery: Option<Arc<str>>,
+    /// `autoDiscovery`; not looked at where there is an address.
+    pub discovery: Option<Discovery>,
     /// `peerConfigRef.name`; `None` = all defaults.
     pub peer_config: Option<Arc<str>>,
 }
@@ -144,8 +160,13 @@ pub enum AdvertKind {
         /// `aggregationLengthIPv6`.
         aggregation_ipv6: Option<u8>,
     },
-    /// A type that the API knows and this node does not serve (`CiliumPodIPPool`, `Interface`).
-    Unsupported(Arc<str>),
+    /// The node's pod prefixes that lie in selected pools.
+    PodIpPool,
+    /// The addresses of an interface.
+    Interface {
+        /// Its name.
+        name: Arc<str>,
+    },
 }
 
 /// `spec.advertisements[]`.
@@ -153,7 +174,7 @@ pub enum AdvertKind {
 pub struct AdvertIntent {
     /// What it is about.
     pub kind: AdvertKind,
-    /// Selects services; `None` selects none.
+    /// Selects services or pools; `None` selects none.
     pub selector: Option<LabelSelector>,
     /// Standard and well-known communities.
     pub communities: BTreeSet<u32>,
@@ -268,7 +289,8 @@ impl Row for AdvertisementRow {
             AdvertKind::Service { addresses, .. } => {
                 join(addresses.iter().map(|address| format!("{address:?}")))
             }
-            AdvertKind::Unsupported(text) => format!("{text} (unsupported)"),
+            AdvertKind::PodIpPool => "CiliumPodIPPool".to_owned(),
+            AdvertKind::Interface { name } => format!("Interface {name}"),
         });
         let labels = self.labels.iter().map(|(key, value)| format!("{key}={value}"));
         vec![self.name.to_string(), join(labels), join(kinds)]
@@ -290,5 +312,68 @@ impl Row for OverrideRow {
     }
     fn cells(&self) -> Vec<String> {
         vec![self.name.to_string(), join(self.instances.iter().map(|instance| &instance.name))]
+    }
+}
+
+/// Intent: a `CiliumPodIPPool`, as far as advertising what a node has of it goes.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PodPoolRow {
+    /// Who said it.
+    pub source: Source,
+    /// Object name.
+    pub name: Arc<str>,
+    /// Labels, by which advertisements select it.
+    pub labels: BTreeMap<Arc<str>, Arc<str>>,
+    /// `ipv4.cidrs` and `ipv6.cidrs`.
+    pub cidrs: BTreeSet<Prefix>,
+}
+
+impl Row for PodPoolRow {
+    type Key = Arc<str>;
+    type Index = NoIndex;
+    const TABLE: &'static str = "pod-ip-pools";
+    fn key(&self) -> Self::Key {
+        self.name.clone()
+    }
+    fn source(&self) -> &Source {
+        &self.source
+    }
+    fn columns() -> &'static [&'static str] {
+        &["NAME", "CIDRS"]
+    }
+    fn cells(&self) -> Vec<String> {
+        vec![self.name.to_string(), join(&self.cidrs)]
+    }
+}
+
+/// Intent: a `Secret`, as far as BGP may use it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SecretRow {
+    /// Who said it.
+    pub source: Source,
+    /// Namespace.
+    pub namespace: Arc<str>,
+    /// Object name.
+    pub name: Arc<str>,
+    /// The value of the key `password`, if it has one.
+    pub password: Option<Password>,
+}
+
+impl Row for SecretRow {
+    type Key = (Arc<str>, Arc<str>);
+    type Index = NoIndex;
+    const TABLE: &'static str = "bgp-secrets";
+    fn key(&self) -> Self::Key {
+        (self.namespace.clone(), self.name.clone())
+    }
+    fn source(&self) -> &Source {
+        &self.source
+    }
+    fn columns() -> &'static [&'static str] {
+        &["NAMESPACE", "NAME", "PASSWORD"]
+    }
+    fn cells(&self) -> Vec<String> {
+        let password = if self.password.is_some() { "set" } else { "-" };
+        vec![self.namespace.to_string(), self.name.to_string(), password.to_owned()]
     }
 }

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::super::*;
 use super::net::{self, Id, Net, prefix};
-use crate::config::{AddPaths, LimitAction, PathCount, PrefixLimit};
+use crate::config::{AddPaths, LimitAction, PathCount, PrefixLimit, Role};
 use crate::event::{RouteRow, RouteView};
 use crate::policy::Policy;
 use crate::rpki::Vrp;
@@ -228,6 +228,91 @@ fn well_known_communities_are_honoured() {
     }
 }
 
+/// Speaker 2 has a provider 1, a peer 3, a customer 4 and another provider 5.
+#[test]
+fn routes_for_customers_only_do_not_leak() {
+    let mut net = Net::new();
+    (1..=5).for_each(|id| net.add(id));
+    let roles = [(1, Role::Customer), (3, Role::Peer), (4, Role::Provider), (5, Role::Customer)];
+    for (id, role) in roles {
+        let own = move |config: &mut PeerConfig| (config.role, config.export_learned) = (Some(role), true);
+        let theirs = move |config: &mut PeerConfig| config.role = (id != 5).then(|| role.opposite());
+        net.join_apart(2, id, own, theirs);
+    }
+    net.wait(5);
+    [(1, "10.1.0.0/16"), (3, "10.3.0.0/16"), (4, "10.4.0.0/16"), (5, "10.5.0.0/16")]
+        .into_iter()
+        .for_each(|(id, net_of)| net.announce(id, net_of));
+    let marked = |net: &mut Net, id| -> Vec<(String, Option<u32>)> {
+        let rows = net.core(id).routes(RouteView::Received);
+        let used = rows.iter().filter(|row| row.refused.is_none());
+        used.map(|row| (row.prefix.to_string(), row.attributes.only_to_customer())).collect()
+    };
+    let row = |prefix: &str, asn| (prefix.to_owned(), Some(asn));
+    // 1 is told by its customer only of what that customer's customers have.
+    assert_eq!(marked(&mut net, 1), [("10.4.0.0/16".to_owned(), None)]);
+    assert_eq!(marked(&mut net, 3), [row("10.4.0.0/16", 65002)]);
+    assert_eq!(
+        marked(&mut net, 4),
+        [row("10.1.0.0/16", 65001), row("10.3.0.0/16", 65003), row("10.5.0.0/16", 65005)]
+    );
+    // 5 has no role, but 2 marks for itself what it got from there, and tells it nothing that is marked.
+    assert_eq!(marked(&mut net, 5), [("10.4.0.0/16".to_owned(), None)]);
+    // A customer that passes its provider's routes back up leaks.
+    let mut attributes =
+        crate::Attributes { as_path: crate::AsPath::sequence(&[65004, 7]), ..Default::default() };
+    attributes.set_only_to_customer(7);
+    let (hop, mut bytes) = (crate::NextHop::new([10, 0, 0, 4].into()), Vec::new());
+    let routes = [prefix("10.7.0.0/16")];
+    crate::wire::announce(&attributes, &hop, Family::Ipv4Unicast, &routes, Default::default(), &mut bytes)
+        .unwrap();
+    net.inject(4, 2, &bytes);
+    assert!(heard(&mut net, 2, 4).iter().any(|row| row.ends_with("refused RouteLeak")));
+}
+
+#[test]
+fn roles_that_do_not_fit_keep_the_session_from_coming_up() {
+    for (theirs, strict, fits) in [
+        (Some(Role::Customer), true, true),
+        (None, false, true),
+        (None, true, false),
+        (Some(Role::Provider), false, false),
+        (Some(Role::Peer), false, false),
+    ] {
+        let mut net = Net::new();
+        (1..=2).for_each(|id| net.add(id));
+        let ours =
+            |config: &mut PeerConfig| (config.role, config.strict_role) = (Some(Role::Provider), strict);
+        net.join_apart(1, 2, ours, |config| config.role = theirs);
+        net.wait(5);
+        let up = state(&mut net, 1).state == crate::fsm::State::Established;
+        assert_eq!(up, fits, "{theirs:?} {strict}");
+        if !fits {
+            let told = state(&mut net, 2).last_error.unwrap();
+            assert!(told.contains("2/11"), "{told}");
+        }
+    }
+}
+
+#[test]
+fn what_is_not_transitive_ends_with_the_as() {
+    let lb = "lb:65002:1000000".parse::<crate::policy::ExtendedCommunity>().unwrap().0;
+    let sets =
+        |actions: &str| policy(&format!(r#"{{"name": "a", "actions": [{actions}], "then": "accept"}}"#));
+    let tags = r#"{"addExtendedCommunities": ["lb:65002:1000000", "rt:65002:7"]}"#;
+    for (on_import, on_export, arrives) in [(tags, "", 1), ("", tags, 2)] {
+        let mut net = Net::new();
+        (1..=3).for_each(|id| net.add(id));
+        net.join_apart(2, 1, |config| config.import_policy = sets(on_import), |_| {});
+        net.join_apart(2, 3, |config| config.export_policy = sets(on_export), |_| {});
+        net.wait(5);
+        net.announce(1, "10.1.0.0/16");
+        let rows = net.core(3).routes(RouteView::Received);
+        let communities = &rows[0].attributes.extended_communities;
+        assert_eq!((communities.len(), communities.contains(&lb)), (arrives, arrives == 2));
+    }
+}
+
 #[test]
 fn blackholes_are_taken_where_agreed_on_and_stay_inside() {
     for (accept, kept) in
@@ -375,7 +460,7 @@ fn all_paths_go_to_who_takes_them_and_keep_their_identifiers() {
     let of_best: Vec<String> = identified(&mut net, 6, 5).into_iter().map(|(_, path)| path).collect();
     assert_eq!(of_best, ["65005 65002 65001", "65005 65002 65003"]);
     let paths = net.core(5).paths(&prefix(net_of));
-    assert_eq!(paths.len(), 3, "several paths of one peer are used together");
+    assert_eq!(paths.len(), 1, "all lead to one next hop");
     // The best goes: the others keep their identifiers, and 6 hears of the next.
     net.core(1).withdraw(&Scope::All, &prefix(net_of));
     net.run();

@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 
-use super::rib::{BirdSession, parse_bird, parse_bird_sessions, parse_frr_peers, parse_frr_received};
+use super::rib::{
+    BirdSession, parse_bird, parse_bird_sessions, parse_frr_peers, parse_frr_received, parse_tombolo,
+    tombolo_peers,
+};
 use super::{
     Ends, Routes, addresses, default_route, difference, fib, held, on_shared_link, router, told_by, unicast,
     wrong_fib,
@@ -121,6 +124,7 @@ async fn said(
     let (said, look) = match &router(context, name)?.daemon {
         Daemon::Frr(directory) => said_to_frr(context, name, family, node, directory.as_deref()).await?,
         Daemon::Bird(socket) => said_to_bird(context, name, node, socket).await?,
+        Daemon::Tombolo => said_to_tombolo(context, name, node).await?,
     };
     Ok((told_by(&ends, said, family), look))
 }
@@ -206,4 +210,22 @@ async fn said_to_bird(
         look = context.access.shown(&place, &rejected);
     }
     Ok((said, look))
+}
+
+async fn said_to_tombolo(context: &Context, name: &str, node: &str) -> Result<(Routes, String), Failure> {
+    let place = Place::node(name);
+    let ends = Ends::of_lab(context).await?;
+    let peers = ["tombolo", "bgp", "peers", "-o", "json"];
+    let received = ["tombolo", "bgp", "routes", "received", "-o", "json"];
+    let look = context.access.shown(&place, &received);
+    let tool = |why| Failure::tool("tombolo", why, look.clone());
+    let sessions = tombolo_peers(&context.access.text(&place, &peers).await?).map_err(tool)?;
+    let with_node = sessions.iter().filter(|(_, address)| ends.node(address) == Some(node));
+    let names: BTreeSet<&str> = with_node.map(|(peer, _)| peer.as_str()).collect();
+    if names.is_empty() {
+        let what = format!("{name} has a session with {node}");
+        return Err(Failure::new(what, format!("{sessions:?}"), context.access.shown(&place, &peers)));
+    }
+    let said = parse_tombolo(&context.access.text(&place, &received).await?, Some(&names)).map_err(tool)?;
+    Ok((said.all, look))
 }

@@ -128,6 +128,73 @@ pub(super) fn parse_frr(text: &str) -> Result<Held, String> {
 }
 
 #[derive(Deserialize)]
+struct TomboloRoute {
+    prefix: IpNet,
+    peer: String,
+    next_hop: TomboloHop,
+    #[serde(default)]
+    used: bool,
+    #[serde(default)]
+    refused: Option<serde_json::Value>,
+}
+
+#[derive(Deserialize)]
+struct TomboloHop {
+    address: IpAddr,
+}
+
+/// The paths of `tombolo bgp routes received -o json`: those that import policy took; with `peers` what those said, refused
+/// or not.
+///
+/// # Errors
+/// What is wrong with the JSON.
+pub(super) fn parse_tombolo(text: &str, peers: Option<&BTreeSet<&str>>) -> Result<Held, String> {
+    let routes: Vec<TomboloRoute> = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    let mut held = Held::default();
+    for route in routes {
+        let counts = match peers {
+            Some(peers) => peers.contains(route.peer.as_str()),
+            None => route.refused.is_none(),
+        };
+        if !counts {
+            continue;
+        }
+        held.all.entry(route.prefix).or_default().insert(route.next_hop.address);
+        if route.used {
+            held.best.entry(route.prefix).or_default().insert(route.next_hop.address);
+        }
+    }
+    Ok(held)
+}
+
+/// The prefixes that a Tombolo router announces by itself: `tombolo show adverts -o json`.
+///
+/// # Errors
+/// What is wrong with the JSON.
+pub(super) fn parse_tombolo_own(text: &str) -> Result<Vec<IpNet>, String> {
+    #[derive(Deserialize)]
+    struct Advert {
+        prefix: IpNet,
+    }
+    let adverts: Vec<Advert> = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    Ok(adverts.into_iter().map(|advert| advert.prefix).collect())
+}
+
+/// The sessions of `tombolo bgp peers -o json`, one a family: name and address.
+///
+/// # Errors
+/// What is wrong with the JSON.
+pub(super) fn tombolo_peers(text: &str) -> Result<Vec<(String, IpAddr)>, String> {
+    #[derive(Deserialize)]
+    struct Peer {
+        peer: String,
+        address: IpAddr,
+    }
+    let peers: Vec<Peer> = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    Ok(peers.into_iter().map(|peer| (peer.peer, peer.address)).collect())
+}
+
+#[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct FrrReceived {
     received_routes: Option<BTreeMap<String, FrrReceivedRoute>>,
@@ -249,6 +316,25 @@ mod tests {
         };
         let expected = [of("n1_ipv4", "172.20.11.2", true), of("n2_ipv4", "172.20.12.2", false)];
         assert_eq!(parse_bird_sessions(text), expected);
+    }
+
+    #[test]
+    fn a_tombolo_router_tells_what_it_takes_what_each_peer_said_and_its_own() {
+        let text = r#"[
+            {"prefix":"10.1.1.0/24","peer":"n1","next_hop":{"address":"172.20.11.2"},"best":true,"used":true,"refused":null},
+            {"prefix":"203.0.113.0/32","peer":"n1","next_hop":{"address":"172.20.11.2"},"best":true,"used":true,"refused":null},
+            {"prefix":"203.0.113.0/32","peer":"n2","next_hop":{"address":"172.20.12.2"},"best":false,"used":true,"refused":null},
+            {"prefix":"192.168.0.0/16","peer":"n2","next_hop":{"address":"172.20.12.2"},"used":false,"refused":"import-policy"}]"#;
+        let held = parse_tombolo(text, None).expect("its JSON");
+        assert_eq!((held.all.len(), held.best.len()), (2, 2));
+        let shared: IpNet = "203.0.113.0/32".parse().expect("a prefix");
+        assert_eq!(held.best.get(&shared).map(std::collections::BTreeSet::len), Some(2));
+        let said = parse_tombolo(text, Some(&["n2"].into())).expect("its JSON");
+        assert_eq!(said.all.len(), 2, "what policy refused was said all the same");
+        let own = parse_tombolo_own(r#"[{"prefix":"172.20.11.0/24","peer":""}]"#).expect("its JSON");
+        assert_eq!(own.len(), 1);
+        let peers = tombolo_peers(r#"[{"peer":"n1","address":"172.20.11.2","family":"ipv4-unicast"}]"#);
+        assert_eq!(peers, Ok(vec![("n1".to_owned(), "172.20.11.2".parse().expect("an address"))]));
     }
 
     #[test]

@@ -37,6 +37,17 @@ impl Kind {
             Self::Gobgp => "GoBGP",
         }
     }
+
+    /// Where Debian puts it.
+    const fn program(self) -> Option<&'static str> {
+        Some(match self {
+            Self::Ours => return None,
+            Self::Bird => "/usr/sbin/bird",
+            Self::Frr => "/usr/lib/frr/bgpd",
+            Self::Openbgpd => "/usr/sbin/bgpd",
+            Self::Gobgp => "/usr/bin/gobgpd",
+        })
+    }
 }
 
 /// A peer as the daemon is told of it.
@@ -50,13 +61,17 @@ pub(crate) struct Neighbor {
     pub(crate) injects: bool,
 }
 
-/// Starts a daemon in a namespace.
+/// Starts a daemon in a namespace. `kernel`: it puts what it learns into the kernel's table, which here only ours and BIRD do.
 pub(crate) fn start(
     kind: Kind,
     namespace: &Namespace,
     directory: &Path,
     neighbors: &[Neighbor],
+    kernel: bool,
 ) -> Result<Daemon, Failure> {
+    if let Some(program) = kind.program().filter(|program| !Path::new(program).exists()) {
+        return Err(format!("{program} is not installed").into());
+    }
     std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o777))?;
     let path = |name: &str| directory.join(name).display().to_string();
     let write = |text: String, mode: u32| -> Result<String, Failure> {
@@ -67,16 +82,22 @@ pub(crate) fn start(
     };
     Ok(match kind {
         Kind::Ours => {
-            let router = router()?.display().to_string();
             let mut arguments = vec![ASN.to_string(), "10.99.0.1".to_owned()];
+            let program = if kernel { std::env::current_exe()? } else { router()? };
+            if kernel {
+                arguments.insert(0, "fib".to_owned());
+            }
             arguments.extend(neighbors.iter().map(|neighbor| {
                 let direction = if neighbor.injects { "in" } else { "out" };
                 format!("{}={}:{direction}", neighbor.address, neighbor.asn)
             }));
-            namespace.spawn_quiet(&router, &arguments.iter().map(String::as_str).collect::<Vec<_>>())
+            namespace.spawn_quiet(
+                &program.display().to_string(),
+                &arguments.iter().map(String::as_str).collect::<Vec<_>>(),
+            )
         }
         Kind::Bird => {
-            let config = write(bird(neighbors), 0o644)?;
+            let config = write(bird(neighbors, kernel), 0o644)?;
             namespace.spawn_quiet("/usr/sbin/bird", &["-f", "-c", &config, "-s", &path("bird.ctl")])
         }
         Kind::Frr => {
@@ -110,8 +131,11 @@ fn router() -> Result<PathBuf, Failure> {
     }
 }
 
-fn bird(neighbors: &[Neighbor]) -> String {
+fn bird(neighbors: &[Neighbor], kernel: bool) -> String {
     let mut out = String::from("router id 10.99.0.1;\nprotocol device {}\n");
+    if kernel {
+        out.push_str("protocol kernel { ipv4 { import none; export all; }; }\n");
+    }
     for (number, neighbor) in neighbors.iter().enumerate() {
         let Neighbor { address, asn, own, injects } = neighbor;
         let (import, export) = if *injects { ("all", "none") } else { ("none", "all") };

@@ -1,12 +1,13 @@
 //! `make bench-bgp`: the speaker (the crate's router example) and other daemons in turn, between injectors and receivers of this program.
 //!
 //! ```text
-//!  injectors ──eth1── daemon ──eth1── receivers        each in a network namespace of its own, eBGP, no routes in the kernel
+//!  injectors ──eth1── daemon ──eth1── receivers        each in a network namespace of its own, eBGP; no routes in the kernel but in one scenario
 //! ```
 //! Processor time and memory are the daemon's with its threads and children, out of /proc, once it rests. A receiver counts distinct prefixes.
-//! `bench_bgp [short] [SCENARIO ...]`; short is for CI, whose figures decide nothing but whether everything arrives.
+//! `bench_bgp [short] [runs=N] [with=DAEMON,...] [SCENARIO ...]`; short is for CI, whose figures decide nothing but whether everything arrives.
 
 mod daemon;
+mod fib;
 mod peer;
 mod rows;
 mod scenario;
@@ -16,7 +17,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use daemon::Kind;
-use rows::{Figure, Report, Runs, flapping, moving};
+use rows::{Figure, Report, Runs, flapping, installing, moving};
 use scenario::{Measure, Work, float, once};
 
 pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -37,11 +38,50 @@ struct Scenario {
     figures: Vec<Figure>,
 }
 
+/// What the command line asks for.
+#[derive(Default)]
+struct Choice {
+    short: bool,
+    runs: Option<usize>,
+    /// Daemons to run beside ours; all that a scenario names if empty.
+    with: Vec<String>,
+    /// Scenarios to run; all if empty.
+    only: Vec<String>,
+}
+
+impl Choice {
+    fn read(arguments: impl Iterator<Item = String>) -> Result<Self, Failure> {
+        let mut choice = Self::default();
+        for argument in arguments {
+            match argument.split_once('=') {
+                None if argument == "short" => choice.short = true,
+                None => choice.only.push(argument),
+                Some(("runs", count)) => choice.runs = Some(count.parse()?),
+                Some(("with", names)) => choice.with = names.split(',').map(str::to_lowercase).collect(),
+                Some(_) => {
+                    return Err(format!("{argument:?} is none of short, runs=N, with=DAEMON,...").into());
+                }
+            }
+        }
+        Ok(choice)
+    }
+
+    fn runs(&self) -> usize {
+        self.runs.unwrap_or(if self.short { 1 } else { RUNS })
+    }
+
+    fn takes(&self, kind: Kind) -> bool {
+        kind == Kind::Ours || self.with.is_empty() || self.with.contains(&kind.name().to_lowercase())
+    }
+}
+
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let short = arguments.iter().any(|argument| argument == "short");
-    let only: Vec<&String> = arguments.iter().filter(|argument| *argument != "short").collect();
-    match bench(short, &only) {
+    let outcome = match arguments.split_first() {
+        Some((first, rest)) if first == "fib" => fib::run(rest).map(|()| true),
+        _ => Choice::read(arguments.into_iter()).and_then(|choice| bench(&choice)),
+    };
+    match outcome {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -52,14 +92,15 @@ fn main() -> ExitCode {
 }
 
 /// False if not everything arrived.
-fn bench(short: bool, only: &[&String]) -> Result<bool, Failure> {
+fn bench(choice: &Choice) -> Result<bool, Failure> {
     let mut report = Report::default();
     println!("{}", daemon::versions()?);
-    for scenario in scenarios(short) {
-        if !only.is_empty() && !only.iter().any(|id| *id == scenario.id) {
+    for mut scenario in scenarios(choice.short) {
+        if !choice.only.is_empty() && !choice.only.iter().any(|id| id == scenario.id) {
             continue;
         }
-        let runs = all_runs(&scenario, if short { 1 } else { RUNS });
+        scenario.daemons.retain(|kind| choice.takes(*kind));
+        let runs = all_runs(&scenario, choice.runs());
         for (at, (id, what)) in scenario.parts.iter().enumerate() {
             let part: Vec<Runs> = runs
                 .iter()
@@ -70,7 +111,7 @@ fn bench(short: bool, only: &[&String]) -> Result<bool, Failure> {
                     failure: runs.failure.clone(),
                 })
                 .collect();
-            report.add(id, what, &part, &scenario.figures, !short);
+            report.add(id, what, &part, &scenario.figures, choice.runs() >= RUNS && !choice.short);
         }
     }
     report.write(Path::new("target/bench/bgp.json"))?;
@@ -165,6 +206,13 @@ fn scenarios(short: bool) -> Vec<Scenario> {
             Work::FanOut { receivers: peers(100), count: of(100_000) },
             with_bird(),
             moving(1.0),
+        ),
+        scenario(
+            "fib",
+            "100,000 prefixes into the kernel's table",
+            Work::Kernel { count: of(100_000) },
+            with_bird(),
+            installing(),
         ),
         scenario(
             "flap",

@@ -34,6 +34,11 @@ pub(crate) fn moving(cpu: f64) -> Vec<Figure> {
     ]
 }
 
+/// The figures of routes in the kernel.
+pub(crate) fn installing() -> Vec<Figure> {
+    moving(1.0).into_iter().filter(|figure| matches!(figure.id, "cpu" | "wall" | "rss")).collect()
+}
+
 /// The figures of one flapping prefix.
 pub(crate) fn flapping() -> Vec<Figure> {
     let figure = |id, what, value, goal| Figure { id, what, unit: "us", value, goal };

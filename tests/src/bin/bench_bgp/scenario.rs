@@ -32,6 +32,8 @@ pub(crate) enum Work {
     Distinct { peers: u8, count: usize },
     /// One injector, many receivers.
     FanOut { receivers: u8, count: usize },
+    /// One injector, no receiver; what is learned goes into the kernel.
+    Kernel { count: usize },
     /// A table is there, and one prefix more comes and goes again and again.
     Flap { count: usize, flaps: usize },
 }
@@ -66,6 +68,10 @@ struct Rig {
 
 impl Rig {
     fn new(kind: Kind, injectors: u8, receivers: u8) -> Result<Self, Failure> {
+        Self::with(kind, injectors, receivers, false)
+    }
+
+    fn with(kind: Kind, injectors: u8, receivers: u8, kernel: bool) -> Result<Self, Failure> {
         let [dut, inj, rcv] = ["dut", "inj", "rcv"].map(|role| Namespace::new(&format!("bgp{role}")));
         let address = |side: usize, number: u8| Ipv4Addr::new(10, if side == 0 { 99 } else { 98 }, 1, number);
         let mut neighbors = Vec::new();
@@ -84,7 +90,7 @@ impl Rig {
             other.ip(&["link", "set", "eth1", "up"]);
         }
         let directory = tempfile::Builder::new().prefix("tbt-bench-bgp-").tempdir()?;
-        let daemon = start(kind, &dut, directory.path(), &neighbors)?;
+        let daemon = start(kind, &dut, directory.path(), &neighbors, kernel)?;
         let establish = |neighbor: &Neighbor| {
             let namespace = if neighbor.injects { inj.name() } else { rcv.name() };
             let Neighbor { address: local, asn, own: remote, .. } = *neighbor;
@@ -154,6 +160,7 @@ pub(crate) fn once(kind: Kind, work: Work) -> Result<Vec<Measure>, Failure> {
         Work::FanOut { receivers, count } => plain(kind, receivers, |source| runs(source, FIRST, count, 10)),
         Work::Same { peers, count } => same(kind, peers, count),
         Work::Distinct { peers, count } => distinct(kind, peers, count),
+        Work::Kernel { count } => kernel(kind, count),
         Work::Flap { count, flaps } => flap(kind, count, flaps),
     }
 }
@@ -189,6 +196,37 @@ fn distinct(kind: Kind, peers: u8, count: usize) -> Result<Vec<Measure>, Failure
     }
     let all = count * usize::from(peers);
     Ok(vec![rig.measure(&streams, all, all)?])
+}
+
+fn kernel(kind: Kind, count: usize) -> Result<Vec<Measure>, Failure> {
+    let rig = Rig::with(kind, 1, 0, true)?;
+    let (pid, table) = (rig.daemon.id(), runs(rig.source(0)?, FIRST, count, 10));
+    let ((injector, _), there) = (rig.injectors.first().ok_or("an injector")?, kernel_prefixes(pid)?);
+    let (cpu_before, started) = (Usage::of(pid).cpu, Instant::now());
+    injector.send(&table.stream)?;
+    while kernel_prefixes(pid)? < there + count {
+        if started.elapsed() > PATIENCE {
+            return Err(format!("{} of {count} routes in the kernel", kernel_prefixes(pid)? - there).into());
+        }
+        // The kernel counts by walking its table: not too often.
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let wall_secs = started.elapsed().as_secs_f64();
+    let after = settled(pid);
+    let grown = u32::try_from(after.rss.saturating_sub(rig.base.rss) / 1024).unwrap_or(u32::MAX);
+    Ok(vec![Measure {
+        cpu_secs: (after.cpu - cpu_before).as_secs_f64(),
+        wall_secs,
+        rss_per_prefix: f64::from(grown) * 1024.0 / float(count),
+        ..Measure::default()
+    }])
+}
+
+/// Routes in the IPv4 tables of a process's namespace.
+fn kernel_prefixes(pid: u32) -> Result<usize, Failure> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/net/fib_triestat"))?;
+    let counts = text.lines().filter_map(|line| line.trim().strip_prefix("Prefixes:"));
+    Ok(counts.filter_map(|count| count.trim().parse::<usize>().ok()).sum())
 }
 
 fn flap(kind: Kind, count: usize, flaps: usize) -> Result<Vec<Measure>, Failure> {

@@ -69,21 +69,22 @@ pub(crate) fn runs(source: Source, first: u32, count: usize, per: usize) -> Tabl
 /// Prefixes of each length, of 1000. Most of the table is /24 and the mean is 22.9 bits, as in the table of 5 November 2025
 /// (bgp.potaroo.net/as2.0/bgp-active.html: 1,036,829 entries, mean length 22.93).
 const LENGTHS: [(u8, u64); 13] = [
-    (24, 622),
-    (23, 101),
+    (24, 623),
+    (23, 103),
     (22, 113),
-    (21, 50),
-    (20, 43),
+    (21, 51),
+    (20, 44),
     (19, 25),
     (18, 14),
     (17, 8),
     (16, 14),
-    (15, 3),
-    (14, 3),
-    (13, 2),
-    (12, 2),
+    (15, 2),
+    (14, 1),
+    (13, 1),
+    (12, 1),
 ];
-
+/// Into prefixes shorter than this more specific ones follow.
+const COVERING: u8 = 20;
 /// A table in the shape of today's internet. Lengths as above; how many prefixes share a set of attributes (six in the mean, few with very many), how
 /// long paths are (four to five in the mean) and how many communities they carry are assumptions, not taken from a source. The origins come in
 /// no order, the prefixes of one origin together.
@@ -120,8 +121,12 @@ fn allocate(random: &mut Random, next: &mut u32) -> Prefix {
         at -= share;
     }
     let size = 1u32 << (32 - u32::from(len));
-    let address = next.div_ceil(size) * size;
-    *next = address + size;
+    let mut address = next.div_ceil(size) * size;
+    if address >> 24 == 127 {
+        // Speakers take no loopback.
+        address = 0x8000_0000;
+    }
+    *next = address + if len < COVERING { size / 4 } else { size };
     (address, len)
 }
 
@@ -253,9 +258,13 @@ mod tests {
 
     #[test]
     fn the_internet_has_its_mean_length() {
-        let table = internet(SOURCE, 100_000);
+        let table = internet(SOURCE, 800_000);
+        let all: BTreeSet<&Prefix> = table.prefixes.iter().collect();
+        assert_eq!(all.len(), 800_000);
+        let taken = |address: u32| address < 0xe000_0000 && address >> 24 != 127;
+        assert!(all.iter().all(|(address, _)| taken(*address)), "multicast and loopback are refused");
         let bits: usize = table.prefixes.iter().map(|(_, len)| usize::from(*len)).sum();
-        assert!((2288..=2298).contains(&(bits / 1000)), "{bits}");
+        assert!((2285..=2298).contains(&(bits / 8000)), "{bits}");
         assert!((5..8).contains(&(table.prefixes.len() / table.updates)), "{}", table.updates);
     }
 }

@@ -1,0 +1,128 @@
+//! What a router shows in the local API: sessions, routes, tables, status.
+
+use super::config::RouterConfig;
+use crate::daemon::api::Backend;
+use crate::daemon::drive::Driver;
+use crate::daemon::show::{Catalogue, Shown};
+use crate::daemon::status::Status;
+use crate::daemon::tasks::Roll;
+use crate::daemon::{bgp, parts};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use tokio::sync::broadcast;
+use tombolo_bgp_node::BgpNode;
+use tombolo_cni::Reply;
+use tombolo_cni::protocol::{CniError, Code};
+use tombolo_observe::filter::Filter;
+use tombolo_observe::flow::Flow;
+use tombolo_observe::metrics::{Metrics, PeerLabels, TableLabels};
+
+/// A router as the API sees it.
+pub(crate) struct Router {
+    name: String,
+    driver: Driver,
+    bgp: BgpNode,
+    catalogue: Catalogue,
+    roll: Roll,
+    metrics: Metrics,
+    /// Nothing is ever sent: a router sees no flows.
+    flows: broadcast::Sender<Arc<Flow>>,
+}
+
+impl Router {
+    /// A router that runs.
+    pub(crate) fn new(
+        config: &RouterConfig,
+        driver: Driver,
+        bgp: BgpNode,
+        catalogue: Catalogue,
+        roll: Roll,
+    ) -> Self {
+        let name = format!("router {} AS {}", config.router_id, config.asn);
+        Self {
+            name,
+            driver,
+            bgp,
+            catalogue,
+            roll,
+            metrics: Metrics::default(),
+            flows: broadcast::Sender::new(1),
+        }
+    }
+}
+
+impl Backend for Router {
+    async fn status(&self) -> Status {
+        let mut parts = parts::agent("", &self.roll.ended());
+        parts.extend(parts::bgp(&self.bgp.peers().await.unwrap_or_default()));
+        let reconcilers = self.driver.board.all().into_iter();
+        parts.extend(reconcilers.map(|(table, progress)| parts::reconciler(table, progress)));
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            cluster: "-".to_owned(),
+            node: self.name.clone(),
+            path: "-".to_owned(),
+            encryption: "none".to_owned(),
+            mtu: 0,
+            uptime_secs: self.driver.clock.now().since_origin().as_secs(),
+            ready: parts.iter().all(|part| part.ready),
+            parts,
+            problems: Vec::new(),
+        }
+    }
+
+    fn table_names(&self) -> Vec<&'static str> {
+        self.catalogue.names()
+    }
+
+    fn table(&self, name: &str) -> Option<Shown> {
+        self.catalogue.show(name)
+    }
+
+    async fn mesh(&self) -> Value {
+        json!([])
+    }
+
+    async fn bgp_peers(&self) -> Value {
+        self.bgp.peers().await.unwrap_or_default().iter().flat_map(bgp::peer_json).collect()
+    }
+
+    async fn bgp_routes(&self, kind: &str) -> Option<Value> {
+        let view = match kind {
+            "received" => tombolo_bgp::RouteView::Received,
+            "advertised" => tombolo_bgp::RouteView::Advertised,
+            "best" => tombolo_bgp::RouteView::Best,
+            _ => return None,
+        };
+        Some(self.bgp.routes(view).await.unwrap_or_default().iter().map(bgp::route_json).collect())
+    }
+
+    fn flows(&self, _: &Filter, _: usize) -> (Vec<Arc<Flow>>, broadcast::Receiver<Arc<Flow>>) {
+        (Vec::new(), self.flows.subscribe())
+    }
+
+    async fn cni(&self, _: &str, _: &[u8]) -> Reply {
+        let error = CniError::new(Code::TryAgainLater, "this is a router", "call the agent of a node");
+        Reply { status: 404, body: serde_json::to_vec(&error).unwrap_or_default() }
+    }
+
+    async fn metrics(&self) -> String {
+        let wide = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
+        let name = |table: &str| TableLabels { table: table.to_owned() };
+        for (table, rows) in self.catalogue.sizes() {
+            self.metrics.rows.get_or_create(&name(table)).set(wide(rows));
+        }
+        for (table, progress) in self.driver.board.all() {
+            self.metrics.pending.get_or_create(&name(table)).set(wide(progress.pending));
+            self.metrics.failed.get_or_create(&name(table)).set(wide(progress.failed));
+        }
+        for peer in self.bgp.peers().await.unwrap_or_default() {
+            let state = &peer.state;
+            let labels =
+                PeerLabels { vrouter: state.local_asn.to_string(), neighbor: state.address.to_string() };
+            let up = state.state == tombolo_bgp::State::Established;
+            self.metrics.bgp_session_state.get_or_create(&labels).set(i64::from(up));
+        }
+        self.metrics.render().unwrap_or_default()
+    }
+}
