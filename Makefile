@@ -7,7 +7,7 @@ TOMBOLO := target/debug/tombolo
 ETCD_DOWN_SECS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test setup build check fmt clippy unit fuzz-bgp programs namespaces mesh interop bench-bfd bench-bfd-short bench-bgp bench-bgp-short lab lab-up lab-test lab-down
+.PHONY: peerings help demo test setup build check fmt clippy unit fuzz-bgp programs namespaces mesh interop bench-bfd bench-bfd-short bench-bgp bench-bgp-short lab lab-up lab-test lab-down
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -15,7 +15,7 @@ help: ## List the targets
 demo: setup build ## Bring the two-cluster lab up, check everything, leave it up
 	@scripts/demo $(TOMBOLO) $(LAB) $(ETCD_DOWN_SECS)
 
-test: setup build unit programs namespaces mesh interop bench-bfd-short bench-bgp-short lab ## The whole test suite, unit to real peers
+test: setup build unit programs namespaces mesh interop bench-bfd-short bench-bgp-short lab peerings ## The whole test suite, unit to real peers
 
 setup: ## Install what is missing (Debian packages)
 	@scripts/setup
@@ -53,7 +53,7 @@ mesh: ## The cluster mesh with a real etcd
 	$(TEST) --test mesh
 
 interop: ## BGP and BFD with real BIRD, FRR and GoBGP
-	$(TEST) --test bgp_interop --test bgp_transport --test bgp_policy --test bfd_interop
+	$(TEST) --test bgp_interop --test bgp_operations --test bgp_transport --test bgp_policy --test bfd_interop
 
 bench-bfd: ## 64 BFD sessions at 50 ms x 3 under full load, beside FRR's bfdd; writes target/bench/bfd.json
 	cargo build --locked --workspace --bin bench_bfd
@@ -74,7 +74,10 @@ bench-bgp-short: ## The same with small tables, one run of each (CI)
 lab: build ## The two-cluster lab: all path variants and faults, then nothing is left behind
 	@scripts/lab $(TOMBOLO) $(LAB) $(ETCD_DOWN_SECS)
 
-lab-up: build ## Bring the lab up (TOMBOLO_VARIANT=overlay|overlay-wireguard|direct|direct-wireguard)
+peerings: build ## The lab with the other ways to peer: BFD, over IPv6 alone (RFC 8950), unnumbered
+	@scripts/peerings $(TOMBOLO) $(LAB)
+
+lab-up: build ## Bring the lab up (TOMBOLO_VARIANT=overlay|overlay-wireguard|direct|direct-wireguard TOMBOLO_PEERING=numbered|bfd|ipv6|unnumbered)
 	$(TOMBOLO) lab up -t $(LAB)
 
 lab-test: ## Run the checks against the running lab

@@ -44,6 +44,16 @@ pub enum Error {
         /// What is the same.
         what: &'static str,
     },
+    /// A peer cannot do what is asked for as things stand.
+    #[error("cannot do that to BGP peer {peer:?}: {what}; {remedy}")]
+    Refused {
+        /// The peer.
+        peer: String,
+        /// Why not.
+        what: &'static str,
+        /// What to do.
+        remedy: &'static str,
+    },
     /// No peer of that name.
     #[error("no BGP peer is named {peer:?}; list the peers to see the names")]
     NoSuchPeer {
@@ -59,6 +69,14 @@ pub enum Error {
         prefix: ipnet::IpNet,
         /// The next hop.
         next_hop: std::net::IpAddr,
+    },
+    /// The message log could not be started.
+    #[error("cannot log BGP messages in {folder}: {source}; give a folder that can be written to")]
+    MessageLog {
+        /// The folder.
+        folder: std::path::PathBuf,
+        /// Why.
+        source: std::io::Error,
     },
     /// The speaker has ended.
     #[error("the BGP speaker has stopped; start it again")]

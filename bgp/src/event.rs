@@ -9,6 +9,8 @@ use serde::Serialize;
 
 use crate::family::{Family, NextHop};
 use crate::fsm::{State, Transition};
+use crate::operate::Outlook;
+use crate::policy::Policy;
 use crate::rib::Refusal;
 use crate::wire::{Attributes, Capability};
 
@@ -152,6 +154,10 @@ pub struct Counters {
     pub messages_received: u64,
     /// UPDATEs received.
     pub updates_received: u64,
+    /// Messages sent of any type.
+    pub messages_sent: u64,
+    /// UPDATEs sent.
+    pub updates_sent: u64,
     /// Sessions that reached Established.
     pub sessions: u64,
     /// UPDATEs whose routes were treated as withdrawn (RFC 7606).
@@ -169,6 +175,8 @@ pub struct PeerState {
     pub name: String,
     /// Address.
     pub address: IpAddr,
+    /// TCP port it listens on.
+    pub port: u16,
     /// Interface it is configured on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interface: Option<String>,
@@ -199,6 +207,22 @@ pub struct PeerState {
     pub capabilities: Vec<Capability>,
     /// Counters.
     pub counters: Counters,
+    /// What is done with its routes, an allow-list as the policy it stands for.
+    pub import: Arc<Policy>,
+    /// What is done with what it is told.
+    pub export: Arc<Policy>,
+    /// What our OPEN offers.
+    pub offered: Vec<Capability>,
+    /// Seconds in the state it is in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state_secs: Option<u64>,
+    /// Shut down by the operator, with the text for the other one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shutdown: Option<String>,
+    /// Bytes handed to the connection that the peer has not taken.
+    pub unsent_bytes: usize,
+    /// What the machine waits for and its timers.
+    pub outlook: Outlook,
     /// What went wrong last, with what to try.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,

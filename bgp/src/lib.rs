@@ -29,6 +29,7 @@
 #![deny(unsafe_code)]
 
 pub mod bfd;
+mod bmp;
 mod config;
 mod core;
 mod driver;
@@ -36,17 +37,22 @@ mod dynamic;
 mod error;
 mod event;
 mod family;
+mod filter;
 mod fsm;
+pub mod mrt;
+mod operate;
 pub mod policy;
 mod rib;
+mod routing;
 pub mod rpki;
 mod transport;
 mod unnumbered;
 pub mod wire;
 
+pub use bmp::BmpStation;
 pub use config::{
-    AddPaths, AllowedPrefix, Announcement, BfdUnit, Damping, Decision, GracefulRestart, LimitAction,
-    LongLivedRestart, PathCount, PeerConfig, PrefixLimit, Role, Scope, SpeakerConfig, Timers,
+    AllowedPrefix, Announcement, BfdUnit, Damping, GracefulRestart, LongLivedRestart, PeerConfig, Scope,
+    SpeakerConfig, Timers,
 };
 pub use core::PolicyQuestion;
 pub use driver::{Events, Speaker, SpeakerHandle};
@@ -54,7 +60,10 @@ pub use dynamic::{AsnRange, ListenRange};
 pub use error::Error;
 pub use event::{Counters, Event, FamilyState, Path, PeerState, RouteRow, RouteView};
 pub use family::{Family, NextHop};
+pub use filter::{CommunityFilter, PrefixFilter, RouteFilter};
 pub use fsm::{FsmEvent, State, Transition};
+pub use operate::{Outlook, PeerAction, RunningTimer};
 pub use rib::Refusal;
+pub use routing::{AddPaths, Decision, LimitAction, PathCount, PrefixLimit, Role};
 pub use transport::{AoAlgorithm, AoKey, Secret, Transport};
 pub use wire::{AsPath, Attributes, Community, LargeCommunity, Origin};

@@ -4,7 +4,7 @@ use super::tests::{complaint, only, read};
 use crate::object::Object;
 use std::collections::BTreeSet;
 use tombolo_topology::bgp::intent::{AdvertKind, Discovery};
-use tombolo_topology::bgp::{Password, PolicyDocument};
+use tombolo_topology::bgp::{LimitAction, Password, PolicyDocument};
 
 fn manifest(kind: &str, spec: &str) -> String {
     let api = if kind == "BGPPeerPolicy" { "tombolo.io/v1alpha1" } else { "cilium.io/v2" };
@@ -241,8 +241,18 @@ fn a_peer_policy_takes_only_what_works() {
         (with("bfd: {detectMultiplier: 0}"), "spec.bfd.detectMultiplier"),
         (with("bfd: {transmitIntervalMilliseconds: 0}"), "spec.bfd.transmitIntervalMilliseconds"),
         (with("bfd: {echoReceiveIntervalMilliseconds: -1}"), "spec.bfd.echoReceiveIntervalMilliseconds"),
-        (with("maxPrefixes: 0"), "spec.maxPrefixes"),
+        (with("maxPrefixes: {limit: 0}"), "spec.maxPrefixes.limit"),
+        (with("maxPrefixes: {limit: 1, action: Explode}"), "spec.maxPrefixes.action"),
+        (with("maxPrefixes: {limit: 1, warningPercent: 101}"), "spec.maxPrefixes.warningPercent"),
+        (with("maxPrefixes: {limit: 1, restartSeconds: 5}"), "spec.maxPrefixes.restartSeconds"),
+        (with("addPath: {send: 256}"), "spec.addPath.send"),
+        (
+            with("longLivedGracefulRestart: {staleTimeSeconds: 16777216}"),
+            "spec.longLivedGracefulRestart.staleTimeSeconds",
+        ),
         (with("multipath: {maxPaths: 257}"), "spec.multipath.maxPaths"),
+        (with("session: {role: Boss}"), "spec.session.role"),
+        (with("session: {strictRole: true}"), "spec.session.strictRole"),
         (with("session: {ttlSecurityHops: 255}"), "spec.session.ttlSecurityHops"),
         (with("import: {allow: [10.0.0.0/40]}"), "spec.import.allow"),
         (with("import: {med: 5}"), "spec.import.med"),
@@ -264,7 +274,7 @@ fn a_peer_policy_takes_only_what_works() {
     let Object::PeerPolicy(row) = accepted(
         KIND,
         &with(
-            "bfd: {}, session: {passive: true, extendedMessages: true, enforceFirstAS: false}, maxPrefixes: 5000, \
+            "bfd: {}, session: {passive: true, extendedMessages: true, enforceFirstAS: false}, maxPrefixes: {limit: 5000, action: Restart}, addPath: {receive: true, send: 0}, longLivedGracefulRestart: {staleTimeSeconds: 3600}, \
              multipath: {maxPaths: 4}, nextHops: {ipv6: 'fd00::1'}, import: {allow: ['10.0.0.0/8 ge 16']}, \
              export: {med: 0, prepend: 2, statements: [{name: rest, when: [{not: {sources: [own]}}], then: reject}]}",
         ),
@@ -279,6 +289,9 @@ fn a_peer_policy_takes_only_what_works() {
     );
     assert_eq!((tuning.passive, tuning.extended_messages, tuning.any_first_as), (true, true, true));
     assert_eq!((tuning.max_prefixes.map(|most| most.limit), tuning.max_paths), (Some(5000), Some(4)));
+    let most = tuning.max_prefixes.unwrap();
+    assert_eq!((most.warning_percent, most.action), (75, LimitAction::Restart(300)));
+    assert_eq!((tuning.add_path.unwrap().send, tuning.long_lived_secs), (Some(0), Some(3600)));
     let policy = |document: &PolicyDocument| {
         serde_json::from_str::<tombolo_bgp::policy::Policy>(document.json()).unwrap()
     };
@@ -338,7 +351,17 @@ fn the_schema_of_the_peer_policy_names_the_fields_that_are_read() {
     };
     let of = |block: &str| names(spec.pointer(&format!("/{block}/properties")).unwrap());
     // A document with every field, each of a wrong type: what is not known would be told as such.
-    for block in ["session", "bfd", "multipath", "nextHops", "import", "export"] {
+    for block in [
+        "session",
+        "bfd",
+        "maxPrefixes",
+        "addPath",
+        "longLivedGracefulRestart",
+        "multipath",
+        "nextHops",
+        "import",
+        "export",
+    ] {
         for field in of(block) {
             let parsed = read(&manifest(
                 "BGPPeerPolicy",
@@ -351,18 +374,19 @@ fn the_schema_of_the_peer_policy_names_the_fields_that_are_read() {
             );
         }
     }
-    let known: BTreeSet<String> = [
+    let known = [
         "nodeSelector",
         "peers",
         "session",
         "bfd",
         "maxPrefixes",
+        "addPath",
+        "longLivedGracefulRestart",
         "multipath",
         "nextHops",
         "import",
         "export",
-    ]
-    .map(str::to_owned)
-    .into();
+    ];
+    let known: BTreeSet<String> = known.map(str::to_owned).into();
     assert_eq!(names(spec), known);
 }

@@ -227,7 +227,9 @@ pub(crate) struct PeerPolicySpec {
     pub(crate) peers: Vec<PolicyPeer>,
     pub(crate) session: Option<PolicySession>,
     pub(crate) bfd: Option<PolicyBfd>,
-    pub(crate) max_prefixes: Option<i64>,
+    pub(crate) max_prefixes: Option<PolicyLimit>,
+    pub(crate) add_path: Option<PolicyAddPath>,
+    pub(crate) long_lived_graceful_restart: Option<PolicyLongLived>,
     pub(crate) multipath: Option<PolicyMultipath>,
     pub(crate) next_hops: Option<PolicyNextHops>,
     pub(crate) import: Option<PolicyRules>,
@@ -253,6 +255,8 @@ pub(crate) struct PolicySession {
     pub(crate) extended_next_hop: Option<bool>,
     pub(crate) group: Option<String>,
     pub(crate) accept_blackhole: Option<bool>,
+    pub(crate) role: Option<String>,
+    pub(crate) strict_role: Option<bool>,
     pub(crate) reflector_client: Option<bool>,
     pub(crate) route_server_client: Option<bool>,
 }
@@ -265,6 +269,27 @@ pub(crate) struct PolicyBfd {
     pub(crate) echo_receive_interval_milliseconds: Option<i64>,
     pub(crate) detect_multiplier: Option<i64>,
     pub(crate) passive: Option<bool>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PolicyLimit {
+    pub(crate) limit: i64,
+    pub(crate) warning_percent: Option<i64>,
+    pub(crate) action: Option<String>,
+    pub(crate) restart_seconds: Option<i64>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct PolicyAddPath {
+    pub(crate) receive: Option<bool>,
+    pub(crate) send: Option<i64>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PolicyLongLived {
+    pub(crate) stale_time_seconds: i64,
 }
 
 #[derive(Debug, Deserialize, Serialize)]

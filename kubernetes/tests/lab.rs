@@ -29,10 +29,28 @@ fn folder(cluster: &str) -> PathBuf {
     root.join("../containerlab/labs/two-clusters").join(cluster).join("manifests")
 }
 
-async fn read(identity: &ClusterIdentity) -> Tables {
+/// How the sessions of the lab may be made: `TOMBOLO_PEERING`.
+const PEERINGS: [&str; 4] = ["numbered", "bfd", "ipv6", "unnumbered"];
+
+/// The folders that the lab puts together for a cluster.
+fn folders(cluster: &str, peering: &str) -> [PathBuf; 2] {
+    let manifests = folder(cluster);
+    let peers = manifests.with_file_name("peering").join(peering);
+    [manifests, peers]
+}
+
+fn files(folder: &PathBuf) -> Vec<PathBuf> {
+    std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect()
+}
+
+async fn read(identity: &ClusterIdentity, peering: &str) -> Tables {
     let (tables, writers) = Tables::new();
     let stop = CancellationToken::new();
-    let config = FolderConfig::new(folder(identity.name.as_str()), identity.clone());
+    let live = tempfile::tempdir().unwrap();
+    for file in folders(identity.name.as_str(), peering).iter().flat_map(files) {
+        std::fs::copy(&file, live.path().join(file.file_name().unwrap())).unwrap();
+    }
+    let config = FolderConfig::new(live.path(), identity.clone());
     let source = FolderSource::start(config, writers, stop.clone()).unwrap();
     let mut reports = source.reports();
     let complete = reports.wait_for(|report| report.complete);
@@ -52,20 +70,19 @@ fn rows<R: Row>(table: &Table<R>) -> Vec<R> {
 #[test]
 fn every_shipped_manifest_passes_the_check() {
     for (name, id) in [("east", 1), ("west", 2)] {
-        let mut files = 0;
-        for entry in std::fs::read_dir(folder(name)).unwrap() {
-            let path = entry.unwrap().path();
-            assert_eq!(check_file(&path, &cluster(name, id)), []);
-            files += 1;
+        for peering in PEERINGS {
+            let all: Vec<PathBuf> = folders(name, peering).iter().flat_map(files).collect();
+            assert!(all.len() > 5, "{name} ships {} manifests", all.len());
+            all.iter().for_each(|path| assert_eq!(check_file(path, &cluster(name, id)), []));
         }
-        assert!(files > 5, "{name} ships {files} manifests");
     }
 }
 
 #[tokio::test]
 async fn every_node_speaks_both_families_and_advertises_pods_and_services() {
-    for (name, id) in [("east", 1), ("west", 2)] {
-        let tables = read(&cluster(name, id)).await;
+    let clusters = [("east", 1), ("west", 2)];
+    for ((name, id), peering) in clusters.into_iter().flat_map(|one| PEERINGS.map(|peering| (one, peering))) {
+        let tables = read(&cluster(name, id), peering).await;
         let services = rows(&tables.services);
         let assigned = pools::assign(&rows(&tables.pools), &services, &BTreeMap::new());
         assert!(assigned.problems.is_empty(), "{:?}", assigned.problems);
@@ -104,8 +121,20 @@ async fn every_node_speaks_both_families_and_advertises_pods_and_services() {
                 network: &Network::default(),
             });
             assert!(out.conditions.is_empty(), "{:?}", out.conditions);
-            let families: Vec<_> = out.peers.iter().map(|peer| peer.address.is_ipv4()).collect();
-            assert_eq!(families, [true, false], "{}", node.name);
+            let families: BTreeSet<_> = out.peers.iter().flat_map(|peer| peer.families.clone()).collect();
+            assert_eq!(families.len(), 2, "{peering} {}", node.name);
+            let sessions: Vec<_> =
+                out.peers.iter().map(|peer| (peer.address.is_ipv4(), peer.unnumbered)).collect();
+            let expected = match peering {
+                "ipv6" => vec![(false, false)],
+                "unnumbered" => vec![(false, true)],
+                _ => vec![(true, false), (false, false)],
+            };
+            assert_eq!(sessions, expected, "{peering} {}", node.name);
+            assert!(
+                out.peers.iter().all(|peer| peer.tuning.bfd.is_some() == (peering == "bfd")),
+                "{peering}"
+            );
             let expected: BTreeSet<_> = assigned
                 .rows
                 .iter()
@@ -129,7 +158,7 @@ fn labels_of(
 #[tokio::test]
 async fn the_guarded_pod_lets_in_exactly_whom_its_policy_names() {
     let east = cluster("east", 1);
-    let tables = read(&east).await;
+    let tables = read(&east, "numbered").await;
     let (namespaces, pods) = (tables.namespaces.snapshot(), rows(&tables.pods));
     let (identities, identity_writer) = Table::<IdentityRow>::new();
     let (endpoints, endpoint_writer) = Table::<EndpointRow>::new();

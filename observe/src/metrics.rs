@@ -44,8 +44,38 @@ pub struct RefusedLabels {
 pub struct PeerLabels {
     /// The instance.
     pub vrouter: String,
-    /// The peer's address.
+    /// The peer's address and port.
     pub neighbor: String,
+    /// The peer's AS.
+    pub neighbor_asn: String,
+}
+
+/// Labels of a gauge of one address family of a BGP peer.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct PeerFamilyLabels {
+    /// The instance's AS.
+    pub vrouter: String,
+    /// The peer's address and port.
+    pub neighbor: String,
+    /// The peer's AS.
+    pub neighbor_asn: String,
+    /// `ipv4` or `ipv6`.
+    pub afi: String,
+    /// `unicast`.
+    pub safi: String,
+}
+
+/// Labels of a gauge of the messages of a BGP peer.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct PeerMessageLabels {
+    /// The instance's AS.
+    pub vrouter: String,
+    /// The peer's address and port.
+    pub neighbor: String,
+    /// The peer's AS.
+    pub neighbor_asn: String,
+    /// `received` or `sent`.
+    pub direction: String,
 }
 
 /// Everything that is counted.
@@ -75,6 +105,16 @@ pub struct Metrics {
     pub certificate_expiry: Family<ClusterLabels, Gauge>,
     /// 1 if a BGP session is established (Cilium's name).
     pub bgp_session_state: Family<PeerLabels, Gauge>,
+    /// Routes told to a BGP peer (Cilium's name).
+    pub bgp_advertised_routes: Family<PeerFamilyLabels, Gauge>,
+    /// Routes held from a BGP peer (Cilium's name).
+    pub bgp_received_routes: Family<PeerFamilyLabels, Gauge>,
+    /// Messages of any type exchanged with a BGP peer.
+    pub bgp_messages: Family<PeerMessageLabels, Gauge>,
+    /// Sessions with a BGP peer that were established.
+    pub bgp_sessions: Family<PeerLabels, Gauge>,
+    /// UPDATEs of a BGP peer whose routes were treated as withdrawn (RFC 7606).
+    pub bgp_treated_as_withdraw: Family<PeerLabels, Gauge>,
     /// Entries of each eBPF map.
     pub map_entries: Family<TableLabels, Gauge>,
     /// Room of each eBPF map.
@@ -134,6 +174,26 @@ impl Metrics {
             "cilium_bgp_control_plane_session_state",
             "1 if established",
             &self.bgp_session_state,
+        );
+        add(
+            &mut registry,
+            "cilium_bgp_control_plane_advertised_routes",
+            "Routes told to the peer",
+            &self.bgp_advertised_routes,
+        );
+        add(
+            &mut registry,
+            "cilium_bgp_control_plane_received_routes",
+            "Routes held from the peer",
+            &self.bgp_received_routes,
+        );
+        add(&mut registry, "tombolo_bgp_messages", "Messages by direction", &self.bgp_messages);
+        add(&mut registry, "tombolo_bgp_sessions", "Sessions established so far", &self.bgp_sessions);
+        add(
+            &mut registry,
+            "tombolo_bgp_treated_as_withdraw",
+            "UPDATEs whose routes were treated as withdrawn",
+            &self.bgp_treated_as_withdraw,
         );
         add(&mut registry, "tombolo_bpf_map_entries", "Entries by eBPF map", &self.map_entries);
         add(&mut registry, "tombolo_bpf_map_capacity", "Room by eBPF map", &self.map_capacity);

@@ -18,4 +18,6 @@ pub use condition::{Condition, ConditionRow, ConditionType};
 pub use password::Password;
 pub use rows::{AdvertOrigin, AdvertRow, Family, ListenRange, PeerRow};
 pub use status::{NodeConfigRow, PeerStatus, RouteCount};
-pub use tuning::{BfdProfile, MaxPrefixes, PeerMatch, PeerPolicyRow, PeerTuning, PolicyDocument};
+pub use tuning::{
+    AddPath, BfdProfile, LimitAction, MaxPrefixes, PeerMatch, PeerPolicyRow, PeerTuning, PolicyDocument, Role,
+};

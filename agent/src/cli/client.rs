@@ -1,8 +1,8 @@
 //! The agent's local API from the caller's side.
 
-use http_body_util::{BodyExt, Empty};
-use hyper::Request;
+use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
+use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use std::path::{Path, PathBuf};
 use tokio::net::UnixStream;
@@ -33,6 +33,10 @@ pub(crate) enum ClientError {
 
 /// Asks for `path`; the body streams in.
 pub(crate) async fn open(socket: &Path, path: &str) -> Result<Incoming, ClientError> {
+    call(socket, Method::GET, path, Bytes::new()).await
+}
+
+async fn call(socket: &Path, method: Method, path: &str, body: Bytes) -> Result<Incoming, ClientError> {
     let stream = UnixStream::connect(socket)
         .await
         .map_err(|error| ClientError::Connect { socket: socket.to_owned(), error })?;
@@ -40,9 +44,12 @@ pub(crate) async fn open(socket: &Path, path: &str) -> Result<Incoming, ClientEr
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
     tokio::spawn(connection);
-    let request = Request::get(path)
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
         .header(hyper::header::HOST, "tombolo")
-        .body(Empty::<Bytes>::new())
+        .header(hyper::header::CONTENT_TYPE, "application/json")
+        .body(Full::new(body))
         .map_err(|error| ClientError::Refused(format!("{path}: {error}")))?;
     let response = sender.send_request(request).await.map_err(broken)?;
     let status = response.status();
@@ -56,7 +63,20 @@ pub(crate) async fn open(socket: &Path, path: &str) -> Result<Incoming, ClientEr
 
 /// Asks for `path` and reads the JSON that comes.
 pub(crate) async fn get<T: serde::de::DeserializeOwned>(socket: &Path, path: &str) -> Result<T, ClientError> {
-    let body = open(socket, path).await?;
+    read(socket, open(socket, path).await?).await
+}
+
+/// Hands `value` to `path` and reads the JSON that comes.
+pub(crate) async fn post<T: serde::de::DeserializeOwned>(
+    socket: &Path,
+    path: &str,
+    value: &impl serde::Serialize,
+) -> Result<T, ClientError> {
+    let body = serde_json::to_vec(value)?;
+    read(socket, call(socket, Method::POST, path, body.into()).await?).await
+}
+
+async fn read<T: serde::de::DeserializeOwned>(socket: &Path, body: Incoming) -> Result<T, ClientError> {
     let bytes =
         body.collect().await.map_err(|error| ClientError::Broken(socket.to_owned(), error))?.to_bytes();
     Ok(serde_json::from_slice(&bytes)?)

@@ -40,11 +40,7 @@ pub(crate) fn run(query: Query) -> ExitCode {
             Query::Show(reading, table) => show(&reading, table.as_deref()).await,
             Query::Mesh(MeshCommand::Status(reading)) => mesh(&reading, false).await,
             Query::Mesh(MeshCommand::Troubleshoot(reading)) => mesh(&reading, true).await,
-            Query::Bgp(BgpCommand::Peers(reading)) => objects(&reading, "/v1/bgp/peers", &PEER_COLUMNS).await,
-            Query::Bgp(BgpCommand::Bfd(args)) => Ok(super::bfd::show(&args).await),
-            Query::Bgp(BgpCommand::Routes { kind, reading }) => {
-                objects(&reading, &format!("/v1/bgp/routes/{}", client::encode(&kind)), &ROUTE_COLUMNS).await
-            }
+            Query::Bgp(command) => super::bgp::run(command).await,
             Query::Flows(args) => flows(&args).await,
             Query::Config(ConfigCommand::Check { files }) => Ok(check(&files).await),
         };
@@ -60,7 +56,7 @@ pub(crate) fn block_on(work: impl Future<Output = ExitCode>) -> ExitCode {
     }
 }
 
-fn json(value: &impl serde::Serialize) -> Result<(), ClientError> {
+pub(super) fn json(value: &impl serde::Serialize) -> Result<(), ClientError> {
     println!("{}", serde_json::to_string_pretty(value)?);
     Ok(())
 }
@@ -120,7 +116,7 @@ async fn show(reading: &Reading, table: Option<&str>) -> Result<ExitCode, Client
     Ok(ExitCode::SUCCESS)
 }
 
-fn cell(value: &Value) -> String {
+pub(super) fn cell(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
         Value::String(text) => text.clone(),
@@ -133,13 +129,11 @@ fn cell(value: &Value) -> String {
 }
 
 /// What comes first in the table of sessions.
-const PEER_COLUMNS: [&str; 8] =
+pub(super) const PEER_COLUMNS: [&str; 8] =
     ["instance", "peer", "address", "peer_as", "state", "uptime_secs", "family", "received"];
-/// What comes first in the table of routes.
-const ROUTE_COLUMNS: [&str; 4] = ["prefix", "next_hop", "peer", "best"];
 
 /// A list of objects: their keys are the columns, those named first in front.
-async fn objects(reading: &Reading, path: &str, first: &[&str]) -> Result<ExitCode, ClientError> {
+pub(super) async fn objects(reading: &Reading, path: &str, first: &[&str]) -> Result<ExitCode, ClientError> {
     let rows: Vec<serde_json::Map<String, Value>> = client::get(&reading.socket, path).await?;
     if reading.output == Format::Json {
         json(&rows)?;

@@ -1,6 +1,7 @@
 //! The command line: what people and scripts call. Reading commands take `-o json|table`.
 
 mod bfd;
+mod bgp;
 mod client;
 mod commands;
 mod output;
@@ -10,6 +11,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+pub(crate) use bgp::BgpCommand;
 pub(crate) use commands::{Query, block_on, run};
 
 /// Makes several Kubernetes clusters one network: cluster mesh, BGP, eBPF, WireGuard.
@@ -113,23 +115,6 @@ pub(crate) enum MeshCommand {
     Status(Reading),
     /// The remote clusters that are not ready, why, and what to try
     Troubleshoot(Reading),
-}
-
-/// `tombolo bgp`.
-#[derive(Debug, Subcommand)]
-pub(crate) enum BgpCommand {
-    /// Sessions
-    Peers(Reading),
-    /// BFD sessions with the peers, as their unit keeps them
-    Bfd(bfd::BfdArgs),
-    /// Routes: received, advertised or best
-    Routes {
-        /// Which routes
-        #[arg(default_value = "best")]
-        kind: String,
-        #[command(flatten)]
-        reading: Reading,
-    },
 }
 
 /// `tombolo config`.

@@ -221,6 +221,12 @@ pub(crate) struct Bgp {
     pub(crate) health: tombolo_topology::bgp::health::HealthPolicy,
     /// The namespace of the Secrets that `authSecretRef` names (Cilium: `bgpControlPlane.secretsNamespace.name`).
     pub(crate) secrets_namespace: String,
+    /// Where every message is logged; nowhere by default.
+    pub(crate) message_log: Option<MessageLog>,
+    /// Collectors of BMP (RFC 7854).
+    pub(crate) bmp: Vec<BmpCollector>,
+    /// RPKI caches (RFC 8210).
+    pub(crate) rpki: Vec<RpkiCache>,
 }
 
 impl Default for Bgp {
@@ -230,8 +236,69 @@ impl Default for Bgp {
             import: Import::default(),
             health: tombolo_topology::bgp::health::HealthPolicy::default(),
             secrets_namespace: "kube-system".to_owned(),
+            message_log: None,
+            bmp: Vec::new(),
+            rpki: Vec::new(),
         }
     }
+}
+
+/// `bgp.message_log`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct MessageLog {
+    /// The folder.
+    pub(crate) folder: PathBuf,
+    /// Size of a file before the next is begun, in MiB.
+    #[serde(default = "message_log_mib")]
+    pub(crate) file_mib: u32,
+    /// Files kept for each peer.
+    #[serde(default = "message_log_files")]
+    pub(crate) files: u16,
+}
+
+const fn message_log_mib() -> u32 {
+    16
+}
+
+const fn message_log_files() -> u16 {
+    4
+}
+
+/// An entry of `bgp.bmp`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct BmpCollector {
+    /// Address and port.
+    pub(crate) address: std::net::SocketAddr,
+    /// Tell what peers sent as they sent it.
+    #[serde(default = "yes")]
+    pub(crate) pre_policy: bool,
+    /// Tell what import policy made of it.
+    #[serde(default = "yes")]
+    pub(crate) post_policy: bool,
+    /// Tell the best paths (RFC 9069).
+    #[serde(default = "yes")]
+    pub(crate) loc_rib: bool,
+    /// Time between statistics in seconds; 0 for none.
+    #[serde(default = "statistics_secs")]
+    pub(crate) statistics_secs: u32,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+const fn statistics_secs() -> u32 {
+    60
+}
+
+/// An entry of `bgp.rpki`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RpkiCache {
+    /// Address and port.
+    pub(crate) address: std::net::SocketAddr,
 }
 
 /// `bgp.import`.

@@ -153,6 +153,15 @@ fn numbers(config: &Config, problems: &mut Vec<Problem>) {
             ));
         }
     }
+    if let Some(log) = &config.bgp.message_log
+        && (log.file_mib == 0 || log.files == 0)
+    {
+        problems.push(Problem::key(
+            "bgp.message_log",
+            "file_mib or files is 0: nothing could be kept",
+            "give at least 1 of each, or leave message_log out",
+        ));
+    }
     for (n, allowed) in config.bgp.import.allow.iter().enumerate() {
         let longest = if allowed.prefix.is_ipv4() { 32 } else { 128 };
         let (ge, le) = (allowed.ge.unwrap_or(allowed.prefix.prefix_len()), allowed.le.unwrap_or(longest));

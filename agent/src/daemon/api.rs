@@ -1,5 +1,6 @@
 //! The local API: HTTP/1 on a unix socket that only root may open. The command line and the CNI plugin speak it.
 
+use super::bgp_api::{Operation, RouteQuery, RouteTrial};
 use super::show::Shown;
 use super::status::Status;
 use axum::body::{Body, Bytes};
@@ -33,8 +34,29 @@ pub(crate) trait Backend: Send + Sync + 'static {
     fn mesh(&self) -> impl Future<Output = serde_json::Value> + Send;
     /// BGP sessions.
     fn bgp_peers(&self) -> impl Future<Output = serde_json::Value> + Send;
+    /// All about the BGP peers of a name, or about all.
+    fn bgp_states(
+        &self,
+        peer: Option<String>,
+    ) -> impl Future<Output = Result<serde_json::Value, String>> + Send;
     /// BGP routes: `received`, `advertised` or `best`.
-    fn bgp_routes(&self, kind: &str) -> impl Future<Output = Option<serde_json::Value>> + Send;
+    fn bgp_routes(
+        &self,
+        kind: &str,
+        query: &RouteQuery,
+    ) -> impl Future<Output = Result<serde_json::Value, String>> + Send;
+    /// What a route would meet at the policy of BGP peers.
+    fn bgp_try_policy(
+        &self,
+        trial: RouteTrial,
+    ) -> impl Future<Output = Result<serde_json::Value, String>> + Send;
+    /// The BGP routes received as an MRT file.
+    fn bgp_dump(&self, peer: Option<String>) -> impl Future<Output = Result<Vec<u8>, String>> + Send;
+    /// Does something to BGP peers, and says what came of it for each.
+    fn bgp_operate(
+        &self,
+        operation: Operation,
+    ) -> impl Future<Output = Result<serde_json::Value, String>> + Send;
     /// The latest flows that match, oldest first, and the stream of those that follow.
     fn flows(
         &self,
@@ -59,6 +81,13 @@ pub(crate) struct FlowQuery {
     /// Whether to go on with what follows.
     #[serde(default)]
     pub(crate) follow: bool,
+}
+
+/// Which peer is asked for.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(crate) struct PeerQuery {
+    /// Name, instance/name or address; none is all.
+    pub(crate) peer: Option<String>,
 }
 
 /// The socket could not be opened.
@@ -105,7 +134,11 @@ pub(crate) async fn serve<B: Backend>(listener: UnixListener, backend: Arc<B>, c
         .route("/v1/tables/{name}", get(table::<B>))
         .route("/v1/mesh", get(|State(b): State<Arc<B>>| async move { Json(b.mesh().await) }))
         .route("/v1/bgp/peers", get(|State(b): State<Arc<B>>| async move { Json(b.bgp_peers().await) }))
+        .route("/v1/bgp/states", get(bgp_states::<B>))
         .route("/v1/bgp/routes/{kind}", get(bgp_routes::<B>))
+        .route("/v1/bgp/dump", get(bgp_dump::<B>))
+        .route("/v1/bgp/policy/test", post(bgp_try_policy::<B>))
+        .route("/v1/bgp/operate", post(bgp_operate::<B>))
         .route("/v1/flows", get(flows::<B>))
         .route("/v1/metrics", get(|State(b): State<Arc<B>>| async move { b.metrics().await }))
         .route("/v1/cni/{command}", post(cni::<B>))
@@ -144,11 +177,45 @@ async fn table<B: Backend>(State(backend): State<Arc<B>>, Path(name): Path<Strin
     }
 }
 
-async fn bgp_routes<B: Backend>(State(backend): State<Arc<B>>, Path(kind): Path<String>) -> Response {
-    match backend.bgp_routes(&kind).await {
-        Some(routes) => Json(routes).into_response(),
-        None => not_found(format!("no routes {kind:?}; there are: received, advertised, best")),
+/// JSON, or why there is none.
+fn answer(result: Result<serde_json::Value, String>) -> Response {
+    match result {
+        Ok(value) => Json(value).into_response(),
+        Err(text) => not_found(text),
     }
+}
+
+async fn bgp_states<B: Backend>(State(backend): State<Arc<B>>, Query(query): Query<PeerQuery>) -> Response {
+    answer(backend.bgp_states(query.peer).await)
+}
+
+async fn bgp_routes<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Path(kind): Path<String>,
+    Query(query): Query<RouteQuery>,
+) -> Response {
+    answer(backend.bgp_routes(&kind, &query).await)
+}
+
+async fn bgp_dump<B: Backend>(State(backend): State<Arc<B>>, Query(query): Query<PeerQuery>) -> Response {
+    match backend.bgp_dump(query.peer).await {
+        Ok(bytes) => ([(header::CONTENT_TYPE, "application/octet-stream")], bytes).into_response(),
+        Err(text) => not_found(text),
+    }
+}
+
+async fn bgp_try_policy<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Json(trial): Json<RouteTrial>,
+) -> Response {
+    answer(backend.bgp_try_policy(trial).await)
+}
+
+async fn bgp_operate<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Json(operation): Json<Operation>,
+) -> Response {
+    answer(backend.bgp_operate(operation).await)
 }
 
 async fn cni<B: Backend>(

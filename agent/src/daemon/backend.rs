@@ -1,23 +1,24 @@
 //! What the local API shows: gathered from the rooms at the moment of asking.
 
 use super::api::Backend;
+use super::bgp_api::{self, Operation, RouteQuery, RouteTrial};
 use super::drive::Driver;
 use super::endpoints::Gate;
 use super::flows::Flows;
 use super::node::NodeSetup;
 use super::parts::{self, Hooks};
+use super::path_kind;
 use super::show::{Catalogue, Shown};
 use super::status::{Part, Status};
 use super::tables::{Desired, Intent};
 use super::tasks::Roll;
-use super::{bgp, path_kind};
 use crate::config::{Config, Encryption, Identity};
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 use tokio::sync::{broadcast, watch};
 use tombolo_base::table::Row;
-use tombolo_bgp_node::BgpNode;
+use tombolo_bgp_node::{BgpNode, PeerName};
 use tombolo_clustermesh::certificate::unix_now;
 use tombolo_clustermesh::follower::{ClusterStatus, MeshHandle};
 use tombolo_clustermesh::publisher::PublisherHandle;
@@ -29,9 +30,7 @@ use tombolo_kubernetes::FolderReport;
 use tombolo_netlink::ClsactSide;
 use tombolo_observe::filter::Filter;
 use tombolo_observe::flow::Flow;
-use tombolo_observe::metrics::{
-    ClusterLabels, Metrics, PeerLabels, ReasonLabels, RefusedLabels, TableLabels,
-};
+use tombolo_observe::metrics::{ClusterLabels, Metrics, ReasonLabels, RefusedLabels, TableLabels};
 use tombolo_observe::names;
 
 /// Texts that a part leaves for `tombolo status`.
@@ -83,6 +82,9 @@ pub(crate) struct Daemon {
     /// Counters.
     pub(crate) metrics: Arc<Metrics>,
 }
+
+/// Why nothing can be done to BGP peers.
+const NO_BGP: &str = "BGP is not enabled; set bgp.enabled in the agent's configuration";
 
 fn texts(list: &Texts) -> Vec<String> {
     list.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -357,22 +359,44 @@ impl Backend for Daemon {
 
     async fn bgp_peers(&self) -> Value {
         match self.bgp.get() {
-            Some(bgp) => bgp.peers().await.unwrap_or_default().iter().flat_map(bgp::peer_json).collect(),
+            Some(bgp) => bgp.peers().await.unwrap_or_default().iter().flat_map(bgp_api::peer_json).collect(),
             None => json!([]),
         }
     }
 
-    async fn bgp_routes(&self, kind: &str) -> Option<Value> {
-        let view = match kind {
-            "received" => tombolo_bgp::RouteView::Received,
-            "advertised" => tombolo_bgp::RouteView::Advertised,
-            "best" => tombolo_bgp::RouteView::Best,
-            _ => return None,
-        };
-        Some(match self.bgp.get() {
-            Some(bgp) => bgp.routes(view).await.unwrap_or_default().iter().map(bgp::route_json).collect(),
-            None => json!([]),
-        })
+    async fn bgp_states(&self, peer: Option<String>) -> Result<Value, String> {
+        match self.bgp.get() {
+            Some(bgp) => bgp_api::states(bgp, peer.map(PeerName)).await,
+            None => Ok(json!([])),
+        }
+    }
+
+    async fn bgp_routes(&self, kind: &str, query: &RouteQuery) -> Result<Value, String> {
+        match self.bgp.get() {
+            Some(bgp) => bgp_api::routes(bgp, kind, query).await,
+            None => bgp_api::view(kind).map(|_| json!([])),
+        }
+    }
+
+    async fn bgp_try_policy(&self, trial: RouteTrial) -> Result<Value, String> {
+        match self.bgp.get() {
+            Some(bgp) => bgp_api::try_policy(bgp, trial).await,
+            None => Err(NO_BGP.to_owned()),
+        }
+    }
+
+    async fn bgp_dump(&self, peer: Option<String>) -> Result<Vec<u8>, String> {
+        match self.bgp.get() {
+            Some(bgp) => bgp_api::dump(bgp, peer.map(PeerName)).await,
+            None => Err(NO_BGP.to_owned()),
+        }
+    }
+
+    async fn bgp_operate(&self, operation: Operation) -> Result<Value, String> {
+        match self.bgp.get() {
+            Some(bgp) => bgp_api::operate(bgp, operation).await,
+            None => Err(NO_BGP.to_owned()),
+        }
     }
 
     fn flows(&self, filter: &Filter, last: usize) -> (Vec<Arc<Flow>>, broadcast::Receiver<Arc<Flow>>) {
@@ -410,13 +434,7 @@ impl Backend for Daemon {
             }
         }
         if let Some(bgp) = self.bgp.get() {
-            for peer in bgp.peers().await.unwrap_or_default() {
-                let state = &peer.state;
-                let labels =
-                    PeerLabels { vrouter: state.local_asn.to_string(), neighbor: state.address.to_string() };
-                let up = state.state == tombolo_bgp::State::Established;
-                self.metrics.bgp_session_state.get_or_create(&labels).set(i64::from(up));
-            }
+            bgp_api::gauges(&bgp.peers().await.unwrap_or_default(), &self.metrics);
         }
         self.metrics.render().unwrap_or_default()
     }

@@ -4,7 +4,6 @@ use super::drive::{Applied, Driver};
 use super::network::Seen;
 use super::tasks::Tasks;
 use crate::config::AllowedPrefix;
-use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -14,8 +13,11 @@ use tombolo_base::ids::ClusterName;
 use tombolo_base::reconcile::Progress;
 use tombolo_base::source::{Source, SourceState};
 use tombolo_base::table::{Row, Table, Writer};
+use tombolo_bgp::BmpStation;
 use tombolo_bgp::bfd::client::Unit;
-use tombolo_bgp_node::{BgpNode, InstancePeer, InstanceRoute, Settings, Ways};
+use tombolo_bgp::mrt::MessageLog;
+use tombolo_bgp::rpki::RpkiCache;
+use tombolo_bgp_node::{BgpNode, Settings, Ways};
 use tombolo_kubernetes::Tables;
 use tombolo_netlink::Netlink;
 use tombolo_service::{LbAssignment, ServiceRow, SliceRow, TrafficPolicy};
@@ -197,6 +199,53 @@ pub(crate) fn starting() -> Source {
     Source::Peer("starting".into())
 }
 
+pub(crate) fn message_log(config: &crate::config::MessageLog) -> MessageLog {
+    MessageLog {
+        folder: config.folder.clone(),
+        file_bytes_max: u64::from(config.file_mib) * 1024 * 1024,
+        files: config.files.into(),
+    }
+}
+
+pub(crate) const fn cache(config: &crate::config::RpkiCache) -> RpkiCache {
+    RpkiCache { address: config.address }
+}
+
+pub(crate) fn station(config: &crate::config::BmpCollector, system_name: &str) -> BmpStation {
+    BmpStation {
+        pre_policy: config.pre_policy,
+        post_policy: config.post_policy,
+        loc_rib: config.loc_rib,
+        statistics_every: std::time::Duration::from_secs(config.statistics_secs.into()),
+        system_name: system_name.to_owned(),
+        ..BmpStation::new(config.address)
+    }
+}
+
+/// What the adapter is told once, from the configuration.
+pub(crate) fn settings(
+    config: &crate::config::Bgp,
+    system_name: &str,
+    jitter_seed: u64,
+    bfd: Unit,
+) -> Settings {
+    let allowed = |entry: &AllowedPrefix| tombolo_bgp::AllowedPrefix {
+        prefix: entry.prefix.net(),
+        min_len: entry.ge.unwrap_or(entry.prefix.prefix_len()),
+        max_len: entry.le.unwrap_or(if entry.prefix.is_ipv4() { 32 } else { 128 }),
+    };
+    Settings {
+        // For peers that no policy is for.
+        import: config.import.allow.iter().map(allowed).collect(),
+        jitter_seed,
+        bfd: Some(bfd),
+        message_log: config.message_log.as_ref().map(message_log),
+        stations: config.bmp.iter().map(|collector| station(collector, system_name)).collect(),
+        caches: config.rpki.iter().map(cache).collect(),
+        ..Settings::default()
+    }
+}
+
 /// How the speaker is run.
 pub(crate) struct Session {
     /// What the adapter is told once.
@@ -210,16 +259,10 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// A node's: what it announces must also work. `import` is for peers that no policy is for.
-    pub(crate) fn of_node(import: &[AllowedPrefix], restarting: bool, jitter_seed: u64, bfd: Unit) -> Self {
-        let allowed = |entry: &AllowedPrefix| tombolo_bgp::AllowedPrefix {
-            prefix: entry.prefix.net(),
-            min_len: entry.ge.unwrap_or(entry.prefix.prefix_len()),
-            max_len: entry.le.unwrap_or(if entry.prefix.is_ipv4() { 32 } else { 128 }),
-        };
-        let import = import.iter().map(allowed).collect();
+    /// A node's: what it announces must also work.
+    pub(crate) fn of_node(settings: Settings, restarting: bool) -> Self {
         Self {
-            settings: Settings { restarting, import, jitter_seed, bfd: Some(bfd), ..Settings::default() },
+            settings: Settings { restarting, ..settings },
             before_end_of_rib: &["peers", "adverts", "frontends", "interfaces"],
             stop_text: "the agent was stopped",
             kernel: None,
@@ -304,27 +347,68 @@ async fn lose(driver: Driver, mut lost: broadcast::Receiver<IpAddr>, kernel: Ker
     }
 }
 
-/// A session as `tombolo bgp peers` prints it, one object for each family.
-pub(crate) fn peer_json(peer: &InstancePeer) -> Vec<Value> {
-    let state = &peer.state;
-    let row = |family: &tombolo_bgp::FamilyState| {
-        json!({
-            "instance": peer.instance, "peer": state.name, "local_as": state.local_asn, "peer_as": state.peer_asn,
-            "address": state.address, "state": state.state, "uptime_secs": state.established_secs,
-            "family": family.family, "received": family.received, "accepted": family.accepted,
-            "advertised": family.advertised, "stale": family.stale, "hold_time_secs": state.hold_time_secs,
-            "last_error": state.last_error,
-        })
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tombolo_service::{
+        Affinity, Protocol, ServiceName, ServicePort, ServiceType, SliceEndpoint, SlicePort,
     };
-    state.families.iter().map(row).collect()
-}
 
-/// A route as `tombolo bgp routes` prints it.
-pub(crate) fn route_json(row: &InstanceRoute) -> Value {
-    let route = &row.route;
-    json!({
-        "instance": row.instance, "prefix": route.prefix, "peer": route.peer, "next_hop": route.next_hop,
-        "best": route.best, "used": route.used, "stale": route.stale, "refused": route.refused,
-        "attributes": route.attributes,
-    })
+    fn service(publish_not_ready: bool) -> ServiceRow {
+        ServiceRow {
+            source: Source::Manifests,
+            name: ServiceName { namespace: "shop".into(), name: "web".into() },
+            kind: ServiceType::LoadBalancer,
+            cluster_ips: Vec::new(),
+            headless: false,
+            ports: vec![ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80 }],
+            external_traffic_policy: TrafficPolicy::Local,
+            internal_traffic_policy: TrafficPolicy::Cluster,
+            load_balancer_class: None,
+            families_ipv4: vec![true],
+            external_ips: vec!["198.51.100.7".parse().unwrap()],
+            requested_addresses: Vec::new(),
+            publish_not_ready,
+            global: false,
+            shared: false,
+            affinity: Affinity::None,
+            labels: BTreeMap::new(),
+            selector: BTreeMap::new(),
+        }
+    }
+
+    fn slice(node: &str, ready: bool, terminating: bool) -> SliceRow {
+        let web = ServiceName { namespace: "shop".into(), name: "web".into() };
+        SliceRow {
+            source: Source::Manifests,
+            name: ServiceName { name: "web-1".into(), ..web.clone() },
+            service: web,
+            ports: vec![SlicePort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }],
+            endpoints: vec![SliceEndpoint {
+                addresses: vec!["10.1.1.5".parse().unwrap()],
+                ready,
+                serving: true,
+                terminating,
+                node: Some(node.into()),
+            }],
+        }
+    }
+
+    #[test]
+    fn an_endpoint_counts_while_it_is_ready_and_here() {
+        let (slices, writer) = Table::new();
+        let (addresses, _kept) = Table::new();
+        let seen = |node: &str, ready, terminating, publish| {
+            writer.upsert(slice(node, ready, terminating));
+            let row = service(publish);
+            let row = advertised(&row, &slices.snapshot(), &addresses.snapshot(), &"n1".into());
+            assert!(row.external_local && row.external_ips.len() == 1);
+            row.local_ready
+        };
+        assert!(seen("n1", true, false, false));
+        assert!(!seen("n1", false, false, false), "not ready: withdrawn, though it is still there");
+        assert!(!seen("n1", false, true, false), "it ends, and still serves: withdrawn before it is gone");
+        assert!(!seen("n2", true, false, false), "another node's");
+        assert!(seen("n1", false, false, true), "publishNotReadyAddresses");
+    }
 }

@@ -89,3 +89,94 @@ fn status(row: &PeerRow, peer: &InstancePeer, now: i64) -> PeerStatus {
         route_count: state.families.iter().filter_map(count).collect(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+    use std::net::{IpAddr, Ipv4Addr};
+    use tombolo_base::reconcile::Target;
+    use tombolo_bgp_node::Settings;
+    use tombolo_topology::bgp::{Family as RowFamily, PeerTuning};
+
+    const NODE: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 78, 1));
+    const TOR: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 78, 2));
+
+    fn row(asns: (u32, u32), port: u16, local: IpAddr, remote: IpAddr) -> PeerRow {
+        PeerRow {
+            source: Source::Planner,
+            instance: "main".into(),
+            name: format!("gateway@{remote}").into(),
+            peer: "gateway".into(),
+            peer_config: None,
+            local_asn: asns.0,
+            router_id: Ipv4Addr::from(asns.0),
+            local_port: Some(port),
+            address: remote,
+            interface: None,
+            unnumbered: false,
+            range: None,
+            port,
+            asn: asns.1,
+            local_address: Some(local),
+            families: BTreeSet::from([RowFamily::Ipv4Unicast]),
+            connect_retry_secs: 1,
+            hold_time_secs: 9,
+            keepalive_secs: 3,
+            graceful_restart_secs: None,
+            ebgp_multihop: 1,
+            password: None,
+            tuning: PeerTuning::default(),
+        }
+    }
+
+    fn node(listen: IpAddr) -> BgpNode {
+        let (_, learned) = Table::new();
+        BgpNode::start(Settings { listen: vec![listen], ..Settings::default() }, learned)
+    }
+
+    #[tokio::test]
+    async fn the_status_is_told_in_the_shape_of_ciliums_object() {
+        let port = std::net::TcpListener::bind((NODE, 0)).unwrap().local_addr().unwrap().port();
+        let wanted = row((65111, 65100), port, NODE, TOR);
+        let of = |peers: &[InstancePeer]| {
+            rows(&"n1".into(), peers, |key| (*key == wanted.key()).then(|| wanted.clone()), 1_800_000_000)
+        };
+        let bgp = node(NODE);
+        bgp.peer_target().update(&wanted).await.unwrap();
+        let down = of(&bgp.peers().await.unwrap());
+        let peer = &down[0].peers[0];
+        assert_eq!((&*peer.name, peer.peer_address, peer.peer_asn), ("gateway", Some(TOR), 65100));
+        assert!(peer.established_time.is_none() && peer.applied_hold_time_seconds.is_none());
+
+        let tor = node(TOR);
+        tor.peer_target().update(&row((65100, 65111), port, TOR, NODE)).await.unwrap();
+        let mut changes = bgp.session_changes();
+        let up = async {
+            loop {
+                changes.changed().await.unwrap();
+                let rows = of(&bgp.peers().await.unwrap());
+                if rows[0].peers[0].established_time.is_some() {
+                    return rows;
+                }
+            }
+        };
+        let up = tokio::time::timeout(Duration::from_secs(30), up).await.unwrap();
+        let value = serde_json::to_value(&up[0]).unwrap();
+        let at = |pointer: &str| value.pointer(pointer).cloned().unwrap_or_default();
+        assert_eq!(
+            (at("/node"), at("/localASN"), at("/routerID")),
+            ("n1".into(), 65111.into(), "0.0.254.87".into())
+        );
+        assert_eq!(
+            (at("/peers/0/peeringState"), at("/peers/0/peerASN")),
+            ("established".into(), 65100.into())
+        );
+        assert_eq!(
+            (at("/peers/0/appliedHoldTimeSeconds"), at("/peers/0/routeCount/0/afi")),
+            (9.into(), "ipv4".into())
+        );
+        assert!(at("/peers/0/establishedTime").as_str().unwrap().starts_with("2027-01-15T"), "{value}");
+        bgp.shutdown("done").await.unwrap();
+    }
+}

@@ -14,6 +14,7 @@
 pub(crate) mod api;
 mod backend;
 pub(crate) mod bgp;
+pub(crate) mod bgp_api;
 mod bgp_status;
 mod datapath;
 pub(crate) mod drive;

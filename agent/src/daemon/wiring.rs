@@ -394,9 +394,8 @@ impl Rooms<'_> {
             let rows = (&self.desired.bgp_peers, &self.desired.bgp_adverts);
             let run = config.api.socket.parent().unwrap_or_else(|| std::path::Path::new("/run/tombolo"));
             let bfd = tombolo_bgp::bfd::client::Unit::of_this_program(run);
-            let allow = &config.bgp.import.allow;
-            let session = bgp::Session::of_node(allow, node.restarting, driver.seed, bfd)
-                .over(node.netlink.clone(), kernel);
+            let settings = bgp::settings(&config.bgp, &identity.node, driver.seed, bfd);
+            let session = bgp::Session::of_node(settings, node.restarting).over(node.netlink.clone(), kernel);
             let bgp = bgp::start(driver, session, rows, learned, tasks);
             daemon.bgp.set(bgp.clone()).ok();
             let (node, wanted) = (identity.node.clone(), self.desired.bgp_peers.clone());

@@ -2,20 +2,21 @@
 
 use super::config::RouterConfig;
 use crate::daemon::api::Backend;
+use crate::daemon::bgp_api::{Operation, RouteQuery, RouteTrial};
 use crate::daemon::drive::Driver;
 use crate::daemon::show::{Catalogue, Shown};
 use crate::daemon::status::Status;
 use crate::daemon::tasks::Roll;
-use crate::daemon::{bgp, parts};
+use crate::daemon::{bgp_api, parts};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use tokio::sync::broadcast;
-use tombolo_bgp_node::BgpNode;
+use tombolo_bgp_node::{BgpNode, PeerName};
 use tombolo_cni::Reply;
 use tombolo_cni::protocol::{CniError, Code};
 use tombolo_observe::filter::Filter;
 use tombolo_observe::flow::Flow;
-use tombolo_observe::metrics::{Metrics, PeerLabels, TableLabels};
+use tombolo_observe::metrics::{Metrics, TableLabels};
 
 /// A router as the API sees it.
 pub(crate) struct Router {
@@ -84,17 +85,27 @@ impl Backend for Router {
     }
 
     async fn bgp_peers(&self) -> Value {
-        self.bgp.peers().await.unwrap_or_default().iter().flat_map(bgp::peer_json).collect()
+        self.bgp.peers().await.unwrap_or_default().iter().flat_map(bgp_api::peer_json).collect()
     }
 
-    async fn bgp_routes(&self, kind: &str) -> Option<Value> {
-        let view = match kind {
-            "received" => tombolo_bgp::RouteView::Received,
-            "advertised" => tombolo_bgp::RouteView::Advertised,
-            "best" => tombolo_bgp::RouteView::Best,
-            _ => return None,
-        };
-        Some(self.bgp.routes(view).await.unwrap_or_default().iter().map(bgp::route_json).collect())
+    async fn bgp_states(&self, peer: Option<String>) -> Result<Value, String> {
+        bgp_api::states(&self.bgp, peer.map(PeerName)).await
+    }
+
+    async fn bgp_routes(&self, kind: &str, query: &RouteQuery) -> Result<Value, String> {
+        bgp_api::routes(&self.bgp, kind, query).await
+    }
+
+    async fn bgp_try_policy(&self, trial: RouteTrial) -> Result<Value, String> {
+        bgp_api::try_policy(&self.bgp, trial).await
+    }
+
+    async fn bgp_dump(&self, peer: Option<String>) -> Result<Vec<u8>, String> {
+        bgp_api::dump(&self.bgp, peer.map(PeerName)).await
+    }
+
+    async fn bgp_operate(&self, operation: Operation) -> Result<Value, String> {
+        bgp_api::operate(&self.bgp, operation).await
     }
 
     fn flows(&self, _: &Filter, _: usize) -> (Vec<Arc<Flow>>, broadcast::Receiver<Arc<Flow>>) {
@@ -116,13 +127,7 @@ impl Backend for Router {
             self.metrics.pending.get_or_create(&name(table)).set(wide(progress.pending));
             self.metrics.failed.get_or_create(&name(table)).set(wide(progress.failed));
         }
-        for peer in self.bgp.peers().await.unwrap_or_default() {
-            let state = &peer.state;
-            let labels =
-                PeerLabels { vrouter: state.local_asn.to_string(), neighbor: state.address.to_string() };
-            let up = state.state == tombolo_bgp::State::Established;
-            self.metrics.bgp_session_state.get_or_create(&labels).set(i64::from(up));
-        }
+        bgp_api::gauges(&self.bgp.peers().await.unwrap_or_default(), &self.metrics);
         self.metrics.render().unwrap_or_default()
     }
 }

@@ -1,6 +1,6 @@
 //! `router.yaml`: one typed structure; all that is wrong with it is found before anything starts.
 
-use crate::config::{Api, Log};
+use crate::config::{Api, BmpCollector, Log, MessageLog, RpkiCache};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -52,6 +52,15 @@ pub(crate) struct RouterConfig {
     /// Interfaces whose own prefixes are announced: names, or beginnings of names with a `*` behind.
     #[serde(default)]
     pub(crate) connected: Vec<String>,
+    /// Where every BGP message is logged; nowhere by default.
+    #[serde(default)]
+    pub(crate) message_log: Option<MessageLog>,
+    /// Collectors of BMP (RFC 7854).
+    #[serde(default)]
+    pub(crate) bmp: Vec<BmpCollector>,
+    /// RPKI caches (RFC 8210).
+    #[serde(default)]
+    pub(crate) rpki: Vec<RpkiCache>,
     /// The local API.
     #[serde(default)]
     pub(crate) api: Api,
@@ -104,6 +113,16 @@ impl Default for Bfd {
     }
 }
 
+/// Several paths of a prefix with a peer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct AddPath {
+    /// Take them.
+    pub(crate) receive: bool,
+    /// Send this many; 0: all.
+    pub(crate) send: Option<u8>,
+}
+
 /// How to speak with a peer. What a peer does not say, its group does; what neither says has the default given here.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -136,8 +155,14 @@ pub(crate) struct PeerSettings {
     pub(crate) import: Option<String>,
     /// Policy for what the peer hears of other peers; `none` by default. What is announced here passes unless it is rejected.
     pub(crate) export: Option<String>,
-    /// Routes held from the peer before its session is ended; 100000.
+    /// Routes of each family held from the peer before its session is ended; 100000 of both by default.
     pub(crate) max_prefixes: Option<u32>,
+    /// With `max_prefixes`: the session begins again after this long; never by itself if it is not given.
+    pub(crate) restart_secs: Option<u32>,
+    /// Several paths of a prefix (RFC 7911).
+    pub(crate) add_path: Option<AddPath>,
+    /// Long-lived graceful restart (RFC 9494) with this stale time.
+    pub(crate) long_lived_secs: Option<u32>,
     /// BFD; none by default.
     pub(crate) bfd: Option<Bfd>,
     /// Offer messages of 65535 bytes (RFC 8654).

@@ -140,6 +140,13 @@ async fn start(checked: Checked, cancel: &CancellationToken, roll: Roll) -> anyh
         cluster_id: config.cluster_id,
         jitter_seed: driver.seed,
         bfd: Some(tombolo_bgp::bfd::client::Unit::of_this_program(run)),
+        message_log: config.message_log.as_ref().map(bgp::message_log),
+        stations: config
+            .bmp
+            .iter()
+            .map(|collector| bgp::station(collector, &config.router_id.to_string()))
+            .collect(),
+        caches: config.rpki.iter().map(bgp::cache).collect(),
         ..Settings::default()
     };
     let session = Session {

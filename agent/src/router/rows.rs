@@ -10,8 +10,8 @@ use tombolo_base::prefix::Prefix;
 use tombolo_base::source::Source;
 use tombolo_bgp::policy::Policy;
 use tombolo_topology::bgp::{
-    AdvertOrigin, AdvertRow, BfdProfile, Family as RowFamily, ListenRange, MaxPrefixes, Password, PeerRow,
-    PeerTuning, PolicyDocument,
+    AddPath, AdvertOrigin, AdvertRow, BfdProfile, Family as RowFamily, LimitAction, ListenRange, MaxPrefixes,
+    Password, PeerRow, PeerTuning, PolicyDocument,
 };
 
 /// The name of the one instance.
@@ -230,7 +230,15 @@ impl Reader<'_> {
                 detect_multiplier: bfd.multiplier,
                 passive: false,
             }),
-            max_prefixes: settings.max_prefixes.map(|limit| MaxPrefixes { limit }),
+            max_prefixes: settings.max_prefixes.map(|limit| {
+                let action = settings.restart_secs.map_or(LimitAction::Stop, LimitAction::Restart);
+                MaxPrefixes { limit, warning_percent: 75, action }
+            }),
+            add_path: settings
+                .add_path
+                .as_ref()
+                .map(|paths| AddPath { receive: paths.receive, send: paths.send }),
+            long_lived_secs: settings.long_lived_secs,
             gtsm_hops: settings.gtsm_hops,
             group: group.map(Into::into),
             reflector_client: settings.reflector_client.unwrap_or(false),

@@ -3,18 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tombolo_base::prefix::Prefix;
 use tombolo_base::source::{Source, SourceState};
 use tombolo_base::table::Writer;
-use tombolo_bgp::{Error, RouteView, Scope, Speaker, SpeakerHandle};
+use tombolo_bgp::mrt::table_dump;
+use tombolo_bgp::{Error, PeerAction, PolicyQuestion, RouteFilter, RouteView, Scope, Speaker, SpeakerHandle};
 use tombolo_topology::LearnedRoute;
 use tombolo_topology::bgp::{AdvertRow, PeerRow};
 
 use crate::learned;
+use crate::operate::{Operated, PeerName, Tried};
 use crate::settings::{Identity, Settings, announcement, listen_range, peer_config};
 use crate::{InstancePeer, InstanceRoute};
 
@@ -43,7 +45,10 @@ pub(crate) enum Request {
 pub(crate) enum Message {
     Do(Request, oneshot::Sender<Result<(), Error>>),
     Peers(oneshot::Sender<Vec<InstancePeer>>),
-    Routes(RouteView, oneshot::Sender<Vec<InstanceRoute>>),
+    Routes(RouteView, Option<PeerName>, RouteFilter, oneshot::Sender<Vec<InstanceRoute>>),
+    Try(PeerName, Box<PolicyQuestion>, oneshot::Sender<Vec<Tried>>),
+    Dump(Option<PeerName>, oneshot::Sender<Vec<u8>>),
+    Operate(Option<PeerName>, PeerAction, oneshot::Sender<Vec<Operated>>),
 }
 
 struct Instance {
@@ -97,7 +102,16 @@ impl Adapter {
                     reply.send(result).is_err()
                 }
                 Message::Peers(reply) => reply.send(self.peers().await).is_err(),
-                Message::Routes(view, reply) => reply.send(self.routes(view).await).is_err(),
+                Message::Routes(view, peer, filter, reply) => {
+                    reply.send(self.routes(view, peer.as_ref(), &filter).await).is_err()
+                }
+                Message::Try(peer, question, reply) => {
+                    reply.send(self.try_policy(&peer, &question).await).is_err()
+                }
+                Message::Dump(peer, reply) => reply.send(self.dump(peer.as_ref()).await).is_err(),
+                Message::Operate(peer, action, reply) => {
+                    reply.send(self.operate(peer.as_ref(), &action).await).is_err()
+                }
             };
             if unheard {
                 tracing::debug!("Nobody waits for this answer any more.");
@@ -283,11 +297,67 @@ impl Adapter {
         all
     }
 
-    async fn routes(&self, view: RouteView) -> Vec<InstanceRoute> {
+    async fn routes(
+        &self,
+        view: RouteView,
+        peer: Option<&PeerName>,
+        filter: &RouteFilter,
+    ) -> Vec<InstanceRoute> {
+        let Some(peer) = peer else {
+            let mut all = Vec::new();
+            for (name, instance) in &self.instances {
+                let rows = instance.speaker.routes_where(view, filter.clone()).await.unwrap_or_default();
+                all.extend(rows.into_iter().map(|route| InstanceRoute { instance: name.clone(), route }));
+            }
+            return all;
+        };
+        let mut all = Vec::new();
+        for InstancePeer { instance: name, state } in self.peers().await {
+            let named = peer.names(&name, &state);
+            let Some(instance) = self.instances.get(&name).filter(|_| named) else { continue };
+            let filter = RouteFilter { peer: Some(state.name), ..filter.clone() };
+            let rows = instance.speaker.routes_where(view, filter).await.unwrap_or_default();
+            all.extend(rows.into_iter().map(|route| InstanceRoute { instance: name.clone(), route }));
+        }
+        all
+    }
+
+    async fn try_policy(&self, peer: &PeerName, question: &PolicyQuestion) -> Vec<Tried> {
+        let mut all = Vec::new();
+        for InstancePeer { instance: name, state } in self.peers().await {
+            let named = peer.names(&name, &state);
+            let Some(instance) = self.instances.get(&name).filter(|_| named) else { continue };
+            let question = PolicyQuestion { peer: state.name.clone(), ..question.clone() };
+            let (evaluation, error) = match instance.speaker.try_policy(question).await {
+                Ok(evaluation) => (Some(evaluation), None),
+                Err(error) => (None, Some(error.to_string())),
+            };
+            all.push(Tried { instance: name, peer: state.name, evaluation, error });
+        }
+        all
+    }
+
+    /// What was received, in MRT's form, instance after instance.
+    async fn dump(&self, peer: Option<&PeerName>) -> Vec<u8> {
+        let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let mut all = Vec::new();
         for (name, instance) in &self.instances {
-            let rows = instance.speaker.routes(view).await.unwrap_or_default();
-            all.extend(rows.into_iter().map(|route| InstanceRoute { instance: name.clone(), route }));
+            let mut peers = instance.speaker.peers().await.unwrap_or_default();
+            peers.retain(|state| peer.is_none_or(|peer| peer.names(name, state)));
+            let rows = instance.speaker.routes(RouteView::Received).await.unwrap_or_default();
+            all.extend(table_dump(at, instance.identity.router_id(), name, &peers, &rows));
+        }
+        all
+    }
+
+    async fn operate(&self, peer: Option<&PeerName>, action: &PeerAction) -> Vec<Operated> {
+        let mut all = Vec::new();
+        for InstancePeer { instance: name, state } in self.peers().await {
+            let named = peer.is_none_or(|peer| peer.names(&name, &state));
+            let Some(instance) = self.instances.get(&name).filter(|_| named) else { continue };
+            let result = instance.speaker.operate(&state.name, action.clone()).await;
+            let error = result.err().map(|error| error.to_string());
+            all.push(Operated { instance: name, peer: state.name, error });
         }
         all
     }

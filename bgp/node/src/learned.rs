@@ -75,7 +75,9 @@ fn store(writer: &Writer<LearnedRoute>, source: &Source, prefix: Prefix, paths: 
         writer.remove(&(prefix, source.clone()));
         return;
     }
-    let next_hops: BTreeSet<LearnedNextHop> = paths.iter().map(next_hop).collect();
+    // Without a way to go the kernel is told to drop what is for the prefix (RFC 7999).
+    let forwarded = paths.first().filter(|best| !best.blackhole).map(|_| paths).unwrap_or_default();
+    let next_hops: BTreeSet<LearnedNextHop> = forwarded.iter().map(next_hop).collect();
     let stale = paths.iter().all(|path| path.stale);
     writer.upsert(LearnedRoute { source: source.clone(), prefix, next_hops, stale });
 }

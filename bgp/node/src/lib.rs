@@ -25,11 +25,13 @@
 
 mod adapter;
 mod learned;
+mod operate;
 mod settings;
 #[cfg(test)]
 mod tests;
 mod ways;
 
+pub use operate::{Operated, PeerName, Tried};
 pub use settings::Settings;
 pub use ways::Ways;
 
@@ -43,7 +45,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tombolo_base::reconcile::Target;
 use tombolo_base::source::Source;
 use tombolo_base::table::{Row, Writer};
-use tombolo_bgp::{Error, PeerState, RouteRow, RouteView};
+use tombolo_bgp::{Error, PeerAction, PeerState, PolicyQuestion, RouteFilter, RouteRow, RouteView};
 use tombolo_topology::LearnedRoute;
 use tombolo_topology::bgp::{AdvertRow, PeerRow};
 
@@ -154,13 +156,51 @@ impl BgpNode {
         answer.await.map_err(|_| Error::Stopped)
     }
 
-    /// Routes received, in use or advertised, by instance, prefix and peer.
+    /// Routes received, in use or advertised, by instance, prefix and peer; of one peer if it is named, which the filter need not do.
     ///
     /// # Errors
     /// The adapter has ended.
-    pub async fn routes(&self, view: RouteView) -> Result<Vec<InstanceRoute>, Error> {
+    pub async fn routes(
+        &self,
+        view: RouteView,
+        peer: Option<PeerName>,
+        filter: RouteFilter,
+    ) -> Result<Vec<InstanceRoute>, Error> {
         let (reply, answer) = oneshot::channel();
-        self.messages.send(Message::Routes(view, reply)).await.map_err(|_| Error::Stopped)?;
+        let message = Message::Routes(view, peer, filter, reply);
+        self.messages.send(message).await.map_err(|_| Error::Stopped)?;
+        answer.await.map_err(|_| Error::Stopped)
+    }
+
+    /// What a route would meet at the policy of the peers of a name; the name in the question does not matter.
+    ///
+    /// # Errors
+    /// The adapter has ended.
+    pub async fn try_policy(&self, peer: PeerName, question: PolicyQuestion) -> Result<Vec<Tried>, Error> {
+        let (reply, answer) = oneshot::channel();
+        let message = Message::Try(peer, Box::new(question), reply);
+        self.messages.send(message).await.map_err(|_| Error::Stopped)?;
+        answer.await.map_err(|_| Error::Stopped)
+    }
+
+    /// The routes received, of all peers or those of a name, as an MRT file (TABLE_DUMP_V2, RFC 6396).
+    ///
+    /// # Errors
+    /// The adapter has ended.
+    pub async fn dump(&self, peer: Option<PeerName>) -> Result<Vec<u8>, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.messages.send(Message::Dump(peer, reply)).await.map_err(|_| Error::Stopped)?;
+        answer.await.map_err(|_| Error::Stopped)
+    }
+
+    /// Does something to the peers of a name, or to all; says what came of it for each, nothing if there is none of that name.
+    ///
+    /// # Errors
+    /// The adapter has ended.
+    pub async fn operate(&self, peer: Option<PeerName>, action: PeerAction) -> Result<Vec<Operated>, Error> {
+        let (reply, answer) = oneshot::channel();
+        let message = Message::Operate(peer, action, reply);
+        self.messages.send(message).await.map_err(|_| Error::Stopped)?;
         answer.await.map_err(|_| Error::Stopped)
     }
 }

@@ -1,19 +1,24 @@
 //! What the adapter is told once, and how rows become the speaker's own types.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU8;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::ways::Ways;
 use tombolo_bgp::bfd::BfdSettings;
 use tombolo_bgp::bfd::client::Unit;
+use tombolo_bgp::mrt::MessageLog;
 use tombolo_bgp::policy::Policy;
+use tombolo_bgp::rpki::RpkiCache;
 use tombolo_bgp::{
-    AllowedPrefix, Announcement, AsnRange, BfdUnit, Community, Error, Family, GracefulRestart,
-    LargeCommunity, ListenRange, PeerConfig, Secret, SpeakerConfig, Timers,
+    AddPaths, AllowedPrefix, Announcement, AsnRange, BfdUnit, BmpStation, Community, Error, Family,
+    GracefulRestart, LargeCommunity, ListenRange, PathCount, PeerConfig, PrefixLimit, Secret, SpeakerConfig,
+    Timers,
 };
 use tombolo_topology::bgp::{
-    AdvertRow, BfdProfile, Family as RowFamily, ListenRange as RowRange, PeerRow, PeerTuning, PolicyDocument,
+    AddPath, AdvertRow, BfdProfile, Family as RowFamily, LimitAction, ListenRange as RowRange, MaxPrefixes,
+    PeerRow, PeerTuning, PolicyDocument, Role,
 };
 
 /// What does not come from rows.
@@ -35,6 +40,12 @@ pub struct Settings {
     pub bfd: Option<Unit>,
     /// Where to ask whether next hops can be reached, and to hear of links that go; none: every next hop counts as reachable.
     pub ways: Option<Ways>,
+    /// Where messages are logged, in a folder for each instance.
+    pub message_log: Option<MessageLog>,
+    /// Collectors of BMP.
+    pub stations: Vec<BmpStation>,
+    /// RPKI caches.
+    pub caches: Vec<RpkiCache>,
 }
 
 impl Default for Settings {
@@ -48,6 +59,9 @@ impl Default for Settings {
             jitter_seed: 0,
             bfd: None,
             ways: None,
+            message_log: None,
+            stations: Vec::new(),
+            caches: Vec::new(),
         }
     }
 }
@@ -71,6 +85,10 @@ impl Identity {
         }
     }
 
+    pub(crate) const fn router_id(&self) -> Ipv4Addr {
+        self.router_id
+    }
+
     pub(crate) fn speaker(&self, name: &str, settings: &Settings, restarting: bool) -> SpeakerConfig {
         let mut config = SpeakerConfig::new(self.asn, self.router_id);
         config.restarting = restarting;
@@ -79,6 +97,14 @@ impl Identity {
         config.track_next_hops = settings.ways.is_some();
         config.jitter_seed = settings.jitter_seed;
         config.bfd = settings.bfd.clone().map(|unit| BfdUnit { unit, owner: format!("bgp/{name}") });
+        config.message_log = settings.message_log.clone().map(|log| {
+            // A name of an instance is whatever its author chose; a folder is not to leave its own.
+            let plain = |letter: char| if letter.is_ascii_alphanumeric() { letter } else { '_' };
+            let folder = log.folder.join(name.chars().map(plain).collect::<String>());
+            MessageLog { folder, ..log }
+        });
+        config.stations = settings.stations.clone();
+        config.caches = settings.caches.clone();
         let listen = |port| settings.listen.iter().map(move |address| SocketAddr::new(*address, port));
         config.listen = self.port.into_iter().flat_map(listen).collect();
         config
@@ -132,7 +158,21 @@ fn tune(config: &mut PeerConfig, tuning: &PeerTuning) -> Result<(), Error> {
     config.export_learned = tuning.transit;
     config.bfd = tuning.bfd.as_ref().map(bfd);
     if let Some(most) = tuning.max_prefixes {
-        config.max_prefixes = usize::try_from(most.limit).unwrap_or(usize::MAX);
+        // The families' own limits count, not the one over all.
+        config.max_prefixes = usize::MAX;
+        config.prefix_limits = config.families.iter().map(|family| prefix_limit(*family, most)).collect();
+    }
+    if let Some(AddPath { receive, send }) = tuning.add_path {
+        let count = |send| NonZeroU8::new(send).map_or(PathCount::All, PathCount::Best);
+        config.add_path = AddPaths { receive, send: send.map(count) };
+    }
+    if let Some((role, strict)) = tuning.role {
+        config.role = Some(speakers_role(role));
+        config.strict_role = strict;
+    }
+    if let Some(secs) = tuning.long_lived_secs {
+        config.long_lived.enabled = true;
+        config.long_lived.stale_time_secs = config.families.iter().map(|family| (*family, secs)).collect();
     }
     config.transport.gtsm_hops = tuning.gtsm_hops;
     config.group = tuning.group.as_deref().map(str::to_owned);
@@ -160,6 +200,30 @@ fn policy(config: &PeerConfig, document: Option<&PolicyDocument>) -> Result<Opti
             what: "its policy cannot be read",
             remedy: "report this with the policy: it is a bug",
         }),
+    }
+}
+
+const fn speakers_role(role: Role) -> tombolo_bgp::Role {
+    match role {
+        Role::Provider => tombolo_bgp::Role::Provider,
+        Role::RouteServer => tombolo_bgp::Role::RouteServer,
+        Role::RouteServerClient => tombolo_bgp::Role::RouteServerClient,
+        Role::Customer => tombolo_bgp::Role::Customer,
+        Role::Peer => tombolo_bgp::Role::Peer,
+    }
+}
+
+fn prefix_limit(family: Family, most: MaxPrefixes) -> PrefixLimit {
+    PrefixLimit {
+        family,
+        max: usize::try_from(most.limit).unwrap_or(usize::MAX),
+        warning_percent: most.warning_percent,
+        action: match most.action {
+            LimitAction::Warn => tombolo_bgp::LimitAction::Warn,
+            LimitAction::Discard => tombolo_bgp::LimitAction::Discard,
+            LimitAction::Restart(after_secs) => tombolo_bgp::LimitAction::Restart { after_secs },
+            LimitAction::Stop => tombolo_bgp::LimitAction::Stop,
+        },
     }
 }
 

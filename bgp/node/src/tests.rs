@@ -10,7 +10,8 @@ use tombolo_bgp::{
     AllowedPrefix, Announcement, Event, Events, PeerConfig, Scope, Speaker, SpeakerConfig, SpeakerHandle,
 };
 use tombolo_topology::bgp::{
-    AdvertOrigin, BfdProfile, Family, ListenRange, MaxPrefixes, Password, PeerTuning, PolicyDocument,
+    AddPath, AdvertOrigin, BfdProfile, Family, LimitAction, ListenRange, MaxPrefixes, Password, PeerTuning,
+    PolicyDocument, Role,
 };
 
 use super::*;
@@ -140,7 +141,7 @@ async fn rows_become_sessions_adverts_and_learned_routes() {
 
     // The node's own next hop is a loopback address here, which the other side must not accept: what was sent is checked on this side.
     until(&mut events, |event| matches!(event, Event::EndOfRib { .. })).await;
-    let routes = bgp.routes(RouteView::Advertised).await.unwrap();
+    let routes = bgp.routes(RouteView::Advertised, None, RouteFilter::default()).await.unwrap();
     let sent: Vec<String> = routes
         .iter()
         .map(|row| {
@@ -157,9 +158,13 @@ async fn rows_become_sessions_adverts_and_learned_routes() {
     let gone = async { while changes.next().await.snapshot.len() != 1 {} };
     tokio::time::timeout(std::time::Duration::from_secs(30), gone).await.unwrap();
     adverts.prune(&OrdMap::new(), &BTreeSet::from([Source::Planner])).await.unwrap();
-    assert_eq!(bgp.routes(RouteView::Advertised).await.unwrap().len(), 1, "held sources keep theirs");
+    assert_eq!(
+        bgp.routes(RouteView::Advertised, None, RouteFilter::default()).await.unwrap().len(),
+        1,
+        "held sources keep theirs"
+    );
     adverts.prune(&OrdMap::new(), &BTreeSet::new()).await.unwrap();
-    assert_eq!(bgp.routes(RouteView::Advertised).await.unwrap().len(), 0);
+    assert_eq!(bgp.routes(RouteView::Advertised, None, RouteFilter::default()).await.unwrap().len(), 0);
 
     // Without peers an instance ends, and what it learned goes.
     peers.delete(&peer_row(port)).await.unwrap();
@@ -225,7 +230,10 @@ fn everything_a_row_says_reaches_the_speakers_settings() {
             detect_multiplier: 4,
             passive: true,
         }),
-        max_prefixes: Some(MaxPrefixes { limit: 7 }),
+        max_prefixes: Some(MaxPrefixes { limit: 7, warning_percent: 80, action: LimitAction::Restart(9) }),
+        role: Some((Role::Customer, true)),
+        add_path: Some(AddPath { receive: true, send: Some(2) }),
+        long_lived_secs: Some(3600),
         max_paths: Some(2),
         gtsm_hops: Some(1),
         group: Some("g".into()),
@@ -250,7 +258,15 @@ fn everything_a_row_says_reaches_the_speakers_settings() {
     );
     assert_eq!(config.import_policy.as_ref().unwrap().default, tombolo_bgp::policy::Fallback::Accept);
     assert_eq!(config.export_policy.as_ref().unwrap().name, "e");
-    assert_eq!((config.max_prefixes, config.group.as_deref()), (7, Some("g")));
+    assert_eq!(config.group.as_deref(), Some("g"));
+    let limit = config.prefix_limits[0];
+    assert_eq!((config.prefix_limits.len(), limit.max, limit.warning_percent), (2, 7, 80));
+    assert_eq!(limit.action, tombolo_bgp::LimitAction::Restart { after_secs: 9 });
+    assert_eq!((config.role, config.strict_role), (Some(tombolo_bgp::Role::Customer), true));
+    assert!(config.add_path.receive && config.long_lived.enabled);
+    let two = std::num::NonZeroU8::new(2).unwrap();
+    assert_eq!(config.add_path.send, Some(tombolo_bgp::PathCount::Best(two)));
+    assert!(config.long_lived.stale_time_secs.values().all(|secs| *secs == 3600));
     assert!(
         config.passive && config.extended_messages && !config.enforce_first_as && config.extended_next_hop
     );
@@ -292,7 +308,7 @@ async fn whoever_connects_from_a_range_is_a_peer_and_hears_what_is_for_all() {
     changes.changed().await.unwrap();
     let all = bgp.peers().await.unwrap();
     assert_eq!((all.len(), all[0].state.name.as_str()), (1, "rack-127.0.77.2"));
-    let sent = bgp.routes(RouteView::Advertised).await.unwrap();
+    let sent = bgp.routes(RouteView::Advertised, None, RouteFilter::default()).await.unwrap();
     assert_eq!(sent.iter().map(|row| row.route.prefix.to_string()).collect::<Vec<_>>(), ["10.1.1.0/24"]);
     peers.delete(&row).await.unwrap();
     until(&mut events, |event| matches!(event, Event::PeerDown { .. })).await;

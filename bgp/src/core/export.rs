@@ -10,12 +10,13 @@ use ipnet::IpNet;
 use super::import::{add, source};
 use super::policy::ExportPolicy;
 use super::restart::has;
-use crate::config::{Announcement, PeerConfig, Role};
+use crate::config::{Announcement, PeerConfig};
 use crate::family::{Family, NextHop};
 use crate::fsm::{Identity, Session};
 use crate::policy::{Applied, Edited, NextHopAction, Source, Subject};
 use crate::rib::out::Said;
 use crate::rib::{Best, DEFAULT_LOCAL_PREF, PathSet, PeerId, Rib};
+use crate::routing::Role;
 use crate::rpki::RpkiTable;
 use crate::wire::{self, Attributes, Community, EncodeContext, UpdateContext};
 

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use foldhash::fast::FixedState;
 use ipnet::IpNet;
 
-use crate::config::{PeerConfig, Role};
+use crate::config::PeerConfig;
 use crate::family::{Family, NextHop};
 use crate::fsm::Identity;
 use crate::policy::{Applied, Edited, NextHopAction, Policy, PrefixSet, Source, Subject};
 use crate::rib::{PathSet, PathSets, Refusal};
+use crate::routing::Role;
 use crate::rpki::RpkiTable;
 use crate::wire::Community;
 

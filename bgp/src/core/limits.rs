@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::Core;
-use crate::config::{LimitAction, PeerConfig, PrefixLimit};
+use crate::config::PeerConfig;
 use crate::family::Family;
 use crate::rib::PeerId;
+use crate::routing::{LimitAction, PrefixLimit};
 use crate::wire::{self, Notification, cease, code};
 
 /// What was noticed of a peer's limits in its session.

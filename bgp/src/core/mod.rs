@@ -7,11 +7,17 @@
 
 mod admit;
 mod bfd;
+mod bmp;
+#[cfg(test)]
+mod bmp_tests;
 mod export;
 mod fallover;
 mod import;
 mod limits;
 mod log;
+mod operate;
+#[cfg(test)]
+mod operate_tests;
 mod paths;
 mod peer;
 mod policy;
@@ -20,6 +26,7 @@ mod restart;
 mod routes;
 mod selection;
 mod snapshot;
+pub(crate) mod tap;
 mod tell;
 #[cfg(test)]
 mod tests;
@@ -45,6 +52,7 @@ use crate::transport::Target;
 use crate::wire::{Community, EXTENDED_MESSAGE_MAX, Frame, MESSAGE_MAX, Notification, cease};
 
 pub(crate) use admit::{Admission, Incoming};
+pub(crate) use bmp::{StationId, StationOutput};
 use import::Import;
 use log::Logs;
 use peer::Peer;
@@ -98,6 +106,8 @@ pub(crate) struct Core {
     /// The BFD sessions that peers ask for may be others than last taken.
     bfd_changed: bool,
     admission: Admission,
+    tap: tap::Tap,
+    stations: bmp::Stations,
 }
 
 impl Core {
@@ -124,6 +134,8 @@ impl Core {
             selection: Selection::new(config),
             bfd_changed: false,
             admission: Admission::new(config),
+            tap: tap::Tap::default(),
+            stations: bmp::Stations::default(),
         };
         if config.restarting {
             Family::ALL.into_iter().for_each(|family| core.rib.defer(family));
@@ -275,7 +287,10 @@ impl Core {
         self.bfd_changed = true;
         self.admission.changed();
         if old.needs_reset(&config) {
-            peer.fsm.reset(now, &Notification::cease(cease::CONFIG_CHANGE, ""));
+            // What the operator stopped stays so.
+            if peer.shut.is_none() {
+                peer.fsm.reset(now, &Notification::cease(cease::CONFIG_CHANGE, ""));
+            }
         } else {
             self.rejudge(id);
             self.view_changed(id);
@@ -415,6 +430,8 @@ impl Core {
             let Some(id) = self.links.get(&connection).map(|link| link.peer) else { break };
             let Some(peer) = self.peers.get_mut(&id) else { break };
             peer.counters.messages_received += 1;
+            self.heard(id, frame);
+            let Some(peer) = self.peers.get_mut(&id) else { break };
             peer.fsm.frame(now, connection, frame);
             self.act(now, id);
             self.forget_if_gone(now, id);
@@ -497,20 +514,35 @@ impl Core {
                     self.outputs.push_back(Output::Connect { peer: id, attempt, target });
                 }
                 Action::Abandon => self.outputs.push_back(Output::Abandon { peer: id }),
-                Action::Send { connection, bytes } => self.send(connection, bytes.into()),
+                Action::Send { connection, bytes } => self.send_to(id, connection, bytes.into()),
                 Action::Close { connection } => {
                     self.links.remove(&connection);
                     self.outputs.push_back(Output::Close { connection });
                 }
-                Action::Up { connection, session } => self.session_up(now, id, connection, session),
-                Action::Down { cause } => self.session_down(now, id, &cause),
+                Action::Up { connection, session } => {
+                    self.session_up(now, id, connection, session);
+                    self.tell_stations_up(id);
+                }
+                Action::Down { cause } => {
+                    self.tell_stations_down(id, &cause);
+                    self.session_down(now, id, &cause);
+                }
                 Action::Update { update } => self.update(now, id, update),
                 Action::Refresh { refresh } => self.refreshed(now, id, &refresh),
             }
         }
+        self.note_state(now, id);
     }
 
+    /// Sends on a connection that has been entered.
     fn send(&mut self, connection: ConnectionId, bytes: Bytes) {
+        if let Some(id) = self.links.get(&connection).map(|link| link.peer) {
+            self.send_to(id, connection, bytes);
+        }
+    }
+
+    fn send_to(&mut self, id: PeerId, connection: ConnectionId, bytes: Bytes) {
+        self.said(id, &bytes);
         // A connection opens with its OPEN before the link is entered, and closes with its NOTIFICATION after it left.
         if let Some(link) = self.links.get_mut(&connection) {
             link.outstanding += bytes.len();

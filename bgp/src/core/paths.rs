@@ -46,7 +46,7 @@ impl Core {
             let best = self.rib.destination(prefix).and_then(Best::of);
             return best.and_then(|best| pass((0, best))).into_iter().collect();
         }
-        let most = peer.config.add_path.send.map_or(1, crate::config::PathCount::most);
+        let most = peer.config.add_path.send.map_or(1, crate::routing::PathCount::most);
         self.rib.paths(prefix).filter_map(pass).take(most).collect()
     }
 

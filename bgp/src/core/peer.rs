@@ -4,11 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
+
 use crate::bfd::SessionStatus;
 use crate::config::PeerConfig;
 use crate::event::Counters;
 use crate::family::Family;
-use crate::fsm::{ConnectionId, Fsm, Session};
+use crate::fsm::{ConnectionId, Fsm, Session, State};
 use crate::rib::out::AdjRibOut;
 
 use super::export::View;
@@ -37,6 +39,13 @@ pub(super) struct Peer {
     pub(super) bfd: Option<SessionStatus>,
     /// The listen range a dynamic neighbour came from.
     pub(super) dynamic: Option<String>,
+    /// Shut down by the operator, with the text for the other one.
+    pub(super) shut: Option<String>,
+    /// The last OPENs, ours and theirs.
+    pub(super) opens: (Option<Bytes>, Option<Bytes>),
+    /// The state last noted, and since when it is so.
+    pub(super) last_state: State,
+    pub(super) state_since: Option<Instant>,
 }
 
 impl Peer {
@@ -56,6 +65,10 @@ impl Peer {
             end_of_rib: BTreeSet::new(),
             bfd: None,
             dynamic: None,
+            shut: None,
+            opens: (None, None),
+            last_state: State::Idle,
+            state_since: None,
         }
     }
 

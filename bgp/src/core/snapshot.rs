@@ -67,12 +67,25 @@ impl Core {
                 .map(|family| self.family(id, peer, *family, tally))
                 .collect(),
             capabilities: session.map(|session| session.peer_capabilities.clone()).unwrap_or_default(),
+            port: peer.config.port,
+            import: peer.config.import_rules(),
+            export: peer.config.export_rules(),
+            offered: peer.fsm.offers(),
+            state_secs: peer.state_since.map(|since| now.saturating_duration_since(since).as_secs()),
+            shutdown: peer.shut.clone(),
+            unsent_bytes: self.unsent(peer),
+            outlook: peer.fsm.outlook(now),
             counters: peer.counters,
             last_error: unheard(peer).or_else(|| peer.fsm.last_error().map(str::to_owned)),
             transitions: peer.fsm.transitions().copied().collect(),
             transition_count: peer.fsm.transition_count(),
             range: peer.dynamic.clone(),
         }
+    }
+
+    fn unsent(&self, peer: &Peer) -> usize {
+        let link = peer.session.as_ref().and_then(|(connection, _)| self.links.get(connection));
+        link.map_or(0, |link| link.outstanding)
     }
 
     fn family(&self, id: PeerId, peer: &Peer, family: Family, tally: &Tally) -> FamilyState {

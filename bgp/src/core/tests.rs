@@ -1,5 +1,6 @@
 //! Two cores talk to each other over in-memory connections: everything but sockets is real.
 
+mod exports;
 mod net;
 mod paths;
 mod refresh;
@@ -16,9 +17,9 @@ use crate::event::RouteView;
 use crate::fsm::State;
 
 /// Two speakers and the wire between them.
-struct Pair {
-    now: Instant,
-    cores: [Core; 2],
+pub(super) struct Pair {
+    pub(super) now: Instant,
+    pub(super) cores: [Core; 2],
     /// Ends of open connections: (side 0's id, side 1's id).
     wires: Vec<(ConnectionId, ConnectionId)>,
     cut: bool,
@@ -26,15 +27,15 @@ struct Pair {
     v6: bool,
 }
 
-fn address(side: usize) -> IpAddr {
+pub(super) fn address(side: usize) -> IpAddr {
     IpAddr::V4(Ipv4Addr::new(10, 0, 0, u8::try_from(side).unwrap() + 1))
 }
 
-fn prefix(text: &str) -> IpNet {
+pub(super) fn prefix(text: &str) -> IpNet {
     text.parse().unwrap()
 }
 
-fn peer_config(side: usize) -> PeerConfig {
+pub(super) fn peer_config(side: usize) -> PeerConfig {
     let mut config = PeerConfig::new("other", address(1 - side), 0);
     config.families = Family::ALL.to_vec();
     config.next_hop_ipv6 = Some(format!("2001:db8::{}", side + 1).parse().unwrap());
@@ -46,7 +47,7 @@ fn peer_config(side: usize) -> PeerConfig {
     config
 }
 
-fn speaker(side: usize, restarting: bool) -> SpeakerConfig {
+pub(super) fn speaker(side: usize, restarting: bool) -> SpeakerConfig {
     let asn = 65001 + u32::try_from(side).unwrap();
     let mut config = SpeakerConfig::new(asn, Ipv4Addr::new(1, 1, 1, u8::try_from(side).unwrap() + 1));
     config.restarting = restarting;
@@ -55,7 +56,7 @@ fn speaker(side: usize, restarting: bool) -> SpeakerConfig {
 }
 
 impl Pair {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let cores = [0, 1].map(|side| Core::new(&speaker(side, false)));
         let mut pair = Self { now: Instant::now(), cores, wires: Vec::new(), cut: false, v6: false };
         for side in [0, 1] {
@@ -75,7 +76,7 @@ impl Pair {
         })
     }
 
-    fn run(&mut self) {
+    pub(super) fn run(&mut self) {
         loop {
             let mut quiet = true;
             for side in [0, 1] {
@@ -137,7 +138,7 @@ impl Pair {
         }
     }
 
-    fn wait(&mut self, secs: u64) {
+    pub(super) fn wait(&mut self, secs: u64) {
         let end = self.now + Duration::from_secs(secs);
         self.run();
         loop {
@@ -153,7 +154,7 @@ impl Pair {
     }
 
     /// Breaks every connection without a word, as a dying process does, and keeps the network cut.
-    fn sever(&mut self) {
+    pub(super) fn sever(&mut self) {
         self.cut = true;
         for (a, b) in std::mem::take(&mut self.wires) {
             self.cores[0].lost(self.now, a, "reset");

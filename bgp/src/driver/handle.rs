@@ -14,6 +14,8 @@ use crate::core::{Core, PolicyQuestion};
 use crate::dynamic::ListenRange;
 use crate::error::Error;
 use crate::event::{Event, PeerState, RouteRow, RouteView};
+use crate::filter::RouteFilter;
+use crate::operate::PeerAction;
 use crate::policy::Evaluation;
 use crate::rpki::RpkiTable;
 use crate::transport;
@@ -238,6 +240,15 @@ impl SpeakerHandle {
         answer.await.map_err(|_| Error::Stopped)
     }
 
+    /// Does something to the peer of that name: reset, refresh, shutdown, start.
+    ///
+    /// # Errors
+    /// No peer of that name, or it cannot do that as things stand.
+    pub async fn operate(&self, name: &str, action: PeerAction) -> Result<(), Error> {
+        let name = name.to_owned();
+        self.call(move |core, now| core.operate(now, &name, &action)).await?
+    }
+
     /// The state of every peer, by name.
     ///
     /// # Errors
@@ -251,7 +262,16 @@ impl SpeakerHandle {
     /// # Errors
     /// Only if the speaker has stopped.
     pub async fn routes(&self, view: RouteView) -> Result<Vec<RouteRow>, Error> {
-        self.call(move |core, _| core.routes(view)).await
+        self.routes_where(view, RouteFilter::default()).await
+    }
+
+    /// Those of them that are wanted.
+    ///
+    /// # Errors
+    /// Only if the speaker has stopped.
+    pub async fn routes_where(&self, view: RouteView, filter: RouteFilter) -> Result<Vec<RouteRow>, Error> {
+        let rows = self.call(move |core, _| core.routes(view));
+        Ok(rows.await?.into_iter().filter(|row| filter.matches(row)).collect())
     }
 }
 

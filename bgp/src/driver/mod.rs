@@ -8,10 +8,13 @@
 //! ```
 
 mod bfd;
+mod bmp;
 mod handle;
 mod keys;
 mod link;
+pub(crate) mod monitor;
 mod neighbours;
+mod rpki;
 
 pub use handle::{Events, Speaker, SpeakerHandle};
 
@@ -27,11 +30,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::config::SpeakerConfig;
-use crate::core::{Core, Incoming, Output};
+use crate::core::{Core, Incoming, Output, StationId};
 use crate::error::Error;
 use crate::event::Event;
 use crate::fsm::ConnectionId;
 use crate::rib::PeerId;
+use crate::rpki::RpkiTable;
 use crate::transport::{self, Target};
 use crate::wire::{Frame, Notification};
 
@@ -62,6 +66,8 @@ enum Input {
     Unframed { id: ConnectionId, notification: Notification },
     Drained { id: ConnectionId, bytes: usize },
     Lost { id: ConnectionId, reason: String },
+    Station { id: StationId, news: bmp::StationNews },
+    Payloads { cache: usize, table: Arc<RpkiTable> },
 }
 
 struct Driver {
@@ -78,6 +84,7 @@ struct Driver {
     connections: JoinSet<()>,
     flushes: Vec<oneshot::Sender<()>>,
     bfd: Option<bfd::Bfd>,
+    monitor: monitor::Monitor,
     /// Next hops that are to be resolved.
     next_hops: watch::Sender<BTreeSet<IpAddr>>,
     keys: keys::Keyring,
@@ -100,8 +107,11 @@ impl Driver {
             keys.listener(Arc::clone(&listener));
             listeners.spawn(accept(listener, inputs.clone()));
         }
+        let mut core = Core::new(config);
+        let monitor = monitor::Monitor::start(config, &mut core, &inputs)?;
         Ok(Self {
-            core: Core::new(config),
+            core,
+            monitor,
             inputs,
             inbox,
             events,
@@ -181,6 +191,8 @@ impl Driver {
             Input::Frames { id, frames } => self.core.frames(now, id, &frames),
             Input::Unframed { id, notification } => self.core.unframed(now, id, notification),
             Input::Drained { id, bytes } => self.core.drained(now, id, bytes),
+            Input::Payloads { cache, table } => self.monitor.payloads(&mut self.core, cache, table),
+            Input::Station { id, news } => self.monitor.station(&mut self.core, id, news),
             Input::Lost { id, reason } => {
                 self.queues.remove(&id);
                 self.keys.closed(id);
@@ -237,6 +249,7 @@ impl Driver {
 
     /// Does what the core wants done, and answers those who wait for it to be quiet.
     fn carry_out(&mut self) {
+        self.monitor.take(&mut self.core);
         while let Some(output) = self.core.next_output() {
             match output {
                 Output::Connect { peer, attempt, target } => self.connect(peer, attempt, target),
@@ -308,6 +321,7 @@ impl Driver {
         }
         self.core.stop_all(Instant::now(), text);
         self.carry_out();
+        self.monitor.close(&mut self.core, &mut self.inbox).await;
         if let Some(bfd) = self.bfd.take() {
             bfd.release().await;
         }

@@ -14,6 +14,7 @@ mod connection;
 mod event;
 mod jitter;
 mod messages;
+mod outlook;
 mod restart;
 #[cfg(test)]
 mod simulation;

@@ -267,9 +267,10 @@ impl Policy {
     pub(crate) fn next_hop(&self, applied: &[u16]) -> Option<NextHopAction> {
         let statements = applied.iter().filter_map(|at| self.statements.get(usize::from(*at)));
         let actions = statements.flat_map(|statement| &statement.actions);
-        actions
-            .filter_map(|action| if let Action::NextHop(action) = action { Some(*action) } else { None })
-            .last()
+        let next_hops = actions
+            .filter_map(|action| if let Action::NextHop(action) = action { Some(*action) } else { None });
+        // The last one counts.
+        next_hops.fold(None, |_, action| Some(action))
     }
 
     /// Whether what it says depends on the prefix beyond its family: if not, it says the same of all prefixes that share attributes.

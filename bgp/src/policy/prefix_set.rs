@@ -21,6 +21,12 @@ type Lengths = SmallVec<[(u8, u8); 2]>;
 #[serde(from = "Vec<PrefixRange>", into = "Vec<PrefixRange>")]
 pub struct PrefixSet {
     ranges: Vec<PrefixRange>,
+    /// The same, where there are many.
+    tries: Option<Box<Tries>>,
+}
+
+#[derive(Clone, Default)]
+struct Tries {
     v4: PrefixMap<Ipv4Net, Lengths>,
     v6: PrefixMap<Ipv6Net, Lengths>,
 }
@@ -28,16 +34,16 @@ pub struct PrefixSet {
 impl PrefixSet {
     /// Whether a prefix is in the set.
     pub fn contains(&self, prefix: &IpNet) -> bool {
-        if self.ranges.len() <= LINEAR_MAX {
+        let Some(tries) = &self.tries else {
             return self.ranges.iter().any(|range| range.0.allows(prefix));
-        }
+        };
         let within = |lengths: &Lengths| {
             let len = prefix.prefix_len();
             lengths.iter().any(|(min, max)| (*min..=*max).contains(&len))
         };
         match prefix {
-            IpNet::V4(prefix) => self.v4.cover_values(prefix).any(within),
-            IpNet::V6(prefix) => self.v6.cover_values(prefix).any(within),
+            IpNet::V4(prefix) => tries.v4.cover_values(prefix).any(within),
+            IpNet::V6(prefix) => tries.v6.cover_values(prefix).any(within),
         }
     }
 
@@ -49,17 +55,18 @@ impl PrefixSet {
 
 impl From<Vec<PrefixRange>> for PrefixSet {
     fn from(ranges: Vec<PrefixRange>) -> Self {
-        let mut set = Self { ranges, ..Self::default() };
-        if set.ranges.len() > LINEAR_MAX {
-            for PrefixRange(range) in &set.ranges {
-                let lengths = match range.prefix {
-                    IpNet::V4(prefix) => set.v4.entry(prefix).or_default(),
-                    IpNet::V6(prefix) => set.v6.entry(prefix).or_default(),
-                };
-                lengths.push((range.min_len, range.max_len));
-            }
+        if ranges.len() <= LINEAR_MAX {
+            return Self { ranges, tries: None };
         }
-        set
+        let mut tries = Box::new(Tries::default());
+        for PrefixRange(range) in &ranges {
+            let lengths = match range.prefix {
+                IpNet::V4(prefix) => tries.v4.entry(prefix).or_default(),
+                IpNet::V6(prefix) => tries.v6.entry(prefix).or_default(),
+            };
+            lengths.push((range.min_len, range.max_len));
+        }
+        Self { ranges, tries: Some(tries) }
     }
 }
 

@@ -7,8 +7,9 @@ use smallvec::SmallVec;
 
 use super::next_hops::NextHops;
 use super::{Best, Marks, PathSet, PeerFacts, PeerId, Route};
-use crate::config::{Decision, SpeakerConfig};
+use crate::config::SpeakerConfig;
 use crate::family::NextHop;
+use crate::routing::Decision;
 
 /// Preference of a path without LOCAL_PREF.
 pub(crate) const DEFAULT_LOCAL_PREF: u32 = 100;
@@ -82,7 +83,7 @@ fn select(
         keep_least(&mut left, |(_, route, _)| next_hops.cost(route.set.next_hop()));
     }
     // What is left is equal but for the tie-breaks: the multipath set.
-    left.sort_by_key(|path| tie_break(path));
+    left.sort_by_key(tie_break);
     let Some((_, best, _)) = left.first().copied() else { return SmallVec::new() };
     if !selection.decision.relax_multipath {
         let path = &best.set.attributes().as_path;

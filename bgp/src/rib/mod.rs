@@ -6,6 +6,7 @@
 
 mod best;
 mod ids;
+mod journal;
 mod marks;
 mod next_hops;
 pub(crate) mod out;
@@ -14,6 +15,8 @@ mod table;
 
 pub(crate) use best::DEFAULT_LOCAL_PREF;
 use best::Selection;
+use journal::Journal;
+pub(crate) use journal::{LOC_RIB, PathKey};
 pub(crate) use marks::Marks;
 pub(crate) use set::{PathSet, PathSets};
 
@@ -210,6 +213,7 @@ pub(crate) struct Rib {
     /// Somebody hears of paths that are not in use: their changes are told as well.
     all_paths: bool,
     ids: PathIds,
+    pub(crate) journal: Journal,
     /// The list of [`Rib::by_set`] while nothing changes: peers that come up together share it.
     listed: Option<Arc<[IpNet]>>,
     pub(crate) next_hops: NextHops,
@@ -230,6 +234,7 @@ impl Rib {
             local_changes: BTreeMap::new(),
             all_paths: false,
             ids: PathIds::default(),
+            journal: Journal::default(),
             listed: None,
             next_hops: NextHops::new(config.track_next_hops, config.jitter_seed),
             deferred: BTreeSet::new(),
@@ -347,6 +352,7 @@ impl Rib {
                 *self.counts.entry((peer, Family::of(&prefix))).or_default() += 1;
             }
         }
+        self.journal.note(peer, prefix, path_id);
         self.decide(prefix, peer, old, false);
         true
     }
@@ -358,6 +364,7 @@ impl Rib {
         let Ok(at) = destination.routes.binary_search_by_key(&key, Route::key) else { return };
         let old = Best::of(destination);
         let gone = destination.routes.remove(at);
+        self.journal.note(peer, prefix, path_id);
         if destination.routes.spilled() && destination.routes.len() <= destination.routes.capacity() / 4 {
             destination.routes.shrink_to_fit();
         }
@@ -472,6 +479,7 @@ impl Rib {
                 if !Arc::ptr_eq(&set, &route.set) || refused != route.refused {
                     self.next_hops.seen(set.next_hop());
                     (route.set, route.refused, changed) = (set, refused, true);
+                    self.journal.note(peer, prefix, route.set.path_id());
                 }
             }
             if changed {
@@ -497,6 +505,7 @@ impl Rib {
             return;
         }
         let new = Best::of(destination);
+        self.journal.note(LOC_RIB, prefix, 0);
         let again = destination.batch == self.batch;
         self.listed = None;
         let full = self.batches.last().is_none_or(|batch| batch.len() >= BATCH_MAX);

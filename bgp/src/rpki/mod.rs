@@ -1,5 +1,11 @@
-//! Route origin validation: who may originate a prefix, as signed by its holder (RFC 6480).
+//! Route origin validation: who may originate a prefix, as signed by its holder (RFC 6480), and the caches that say it (RFC 8210).
 
+mod client;
+#[cfg(test)]
+mod client_tests;
+mod pdu;
 mod validate;
 
+pub use client::RpkiCache;
+pub(crate) use client::{CacheClient, CacheOutput};
 pub use validate::{RpkiTable, Validity, Vrp};

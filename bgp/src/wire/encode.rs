@@ -73,6 +73,19 @@ impl Announcer {
         self.family
     }
 
+    /// The attributes as a table dump has them: MP_REACH is cut to the next hop (RFC 6396 section 4.3.4).
+    pub(crate) fn table_attributes(&self) -> Vec<u8> {
+        // Between AFI and SAFI, which the record says already, and the reserved octet.
+        let hop = self.reach.as_ref().and_then(|reach| reach.get(3..reach.len().saturating_sub(1)));
+        let mut out = Vec::with_capacity(EXTENDED_HEAD + 48 + self.block.len());
+        if let Some(hop) = hop {
+            out.extend([FLAG_OPTIONAL, kind::MP_REACH, len8(hop.len())]);
+            out.extend(hop);
+        }
+        out.extend(&self.block);
+        out
+    }
+
     /// Appends the UPDATEs that announce `routes`.
     ///
     /// # Errors

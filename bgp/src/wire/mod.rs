@@ -5,7 +5,7 @@
 mod as_path;
 mod attributes;
 mod capability;
-mod cursor;
+pub(crate) mod cursor;
 mod encode;
 mod next_hop;
 mod nlri;
@@ -80,7 +80,7 @@ impl MessageType {
         })
     }
 
-    const fn code(self) -> u8 {
+    pub(crate) const fn code(self) -> u8 {
         match self {
             Self::Open => 1,
             Self::Update => 2,

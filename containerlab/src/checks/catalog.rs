@@ -49,6 +49,9 @@ pub fn checks(inventory: &Inventory, variant: Variant) -> Vec<Check> {
             list.add(Phase::Routers, format!("routes/{router}/{family}"), task);
         }
     }
+    for node in inventory.clusters.values().flat_map(|cluster| cluster.nodes.keys()) {
+        list.add(Phase::Routers, format!("sessions/{node}"), Task::Sessions { node: node.clone() });
+    }
     let wire = if variant.encrypted() { "wire/no-plaintext" } else { "wire/detector-finds-plaintext" };
     list.add(Phase::Wire, wire.to_owned(), Task::Wire);
     faults(inventory, &mut list);

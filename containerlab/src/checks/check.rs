@@ -165,6 +165,11 @@ pub enum Task {
     Missing(String),
     /// RIB and FIB of a router.
     Router(RouterCheck),
+    /// The BGP sessions of a node.
+    Sessions {
+        /// The node.
+        node: String,
+    },
     /// No plaintext on any underlay link, or (encryption off) proof that the detector finds it.
     Wire,
     /// A fault and what it does to traffic.

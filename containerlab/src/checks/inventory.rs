@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use serde_json::Value;
 
 use super::check::Family;
+use super::sessions::Sessions;
 use crate::file;
 use crate::settings::Settings;
 
@@ -52,6 +53,8 @@ pub struct Cluster {
     pub advertised: BTreeSet<String>,
     /// Whether pod CIDRs are advertised.
     pub advertises_pod_cidrs: bool,
+    /// BGP sessions of its nodes.
+    pub sessions: Sessions,
 }
 
 /// A node of a cluster.
@@ -63,6 +66,8 @@ pub struct ClusterNode {
     pub underlay: Vec<IpAddr>,
     /// Whether its Ready condition says that it is not.
     pub not_ready: bool,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
 }
 
 impl ClusterNode {
@@ -233,6 +238,12 @@ impl Inventory {
         self.clusters.values().find(|cluster| cluster.name != name)
     }
 
+    /// The ToRs of a cluster.
+    pub fn tors_of<'a>(&'a self, cluster: &'a str) -> impl Iterator<Item = &'a str> {
+        let tors = self.routers.iter().filter(move |(_, router)| router.cluster.as_deref() == Some(cluster));
+        tors.map(|(name, _)| name.as_str())
+    }
+
     /// The cluster of a node.
     #[must_use]
     pub fn cluster_of(&self, node: &str) -> Option<&Cluster> {
@@ -299,6 +310,7 @@ fn pairs<'a>(map: impl IntoIterator<Item = (&'a String, &'a String)>) -> BTreeMa
 
 impl Cluster {
     fn take(&mut self, document: Value, path: &Path) {
+        self.sessions.take(&document);
         match document.get("kind").and_then(Value::as_str).unwrap_or("") {
             "Node" => self.take_node(document),
             "Pod" => self.take_pod(document, path),
@@ -324,6 +336,7 @@ impl Cluster {
             pod_cidrs: cidrs.iter().filter_map(|cidr| cidr.parse().ok()).collect(),
             underlay: underlay.filter_map(|address| address.address.parse().ok()).collect(),
             not_ready: conditions.iter().any(|one| one.type_ == "Ready" && one.status != "True"),
+            labels: node.metadata.labels.unwrap_or_default(),
         };
         self.nodes.insert(name, facts);
     }

@@ -28,6 +28,7 @@ mod poll;
 mod ready;
 mod routers;
 mod run;
+mod sessions;
 mod summary;
 mod wire;
 

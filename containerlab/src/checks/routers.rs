@@ -17,7 +17,7 @@ use super::access::{COMMAND_TIMEOUT, Place};
 use super::check::{CheckResult, Failure, Family};
 use super::context::Context;
 use super::inventory::{Cluster, Daemon, Router};
-pub(super) use ends::Ends;
+pub(super) use ends::{Ends, Way};
 use rib::{Held, parse_bird, parse_frr, parse_tombolo, parse_tombolo_own};
 
 /// Prefixes and their next hops.
@@ -235,16 +235,17 @@ async fn held(context: &Context, name: &str, family: Family) -> Result<Held, Fai
     };
     let ends = Ends::of_lab(context).await?;
     for routes in [&mut held.all, &mut held.best] {
-        *routes = told_by(&ends, std::mem::take(routes), family);
+        *routes = told_by(&ends, std::mem::take(routes), family, name);
     }
     Ok(held)
 }
 
 /// The routes of a family, with next hops as the addresses of that family.
-fn told_by(ends: &Ends, routes: Routes, family: Family) -> Routes {
+fn told_by(ends: &Ends, routes: Routes, family: Family, router: &str) -> Routes {
+    let way = Way { router, interface: None };
     let of_family = routes.into_iter().filter(|(prefix, _)| family.holds(prefix.addr()));
     of_family
-        .map(|(prefix, hops)| (prefix, hops.into_iter().map(|hop| ends.known_as(hop, family)).collect()))
+        .map(|(prefix, hops)| (prefix, hops.into_iter().map(|hop| ends.known_as(hop, family, way)).collect()))
         .collect()
 }
 
@@ -260,11 +261,11 @@ pub(super) async fn fib(context: &Context, name: &str, family: Family) -> Result
     let place = Place::node(name);
     let entries: Vec<KernelRoute> =
         context.access.json(&place, &fib_command(family), COMMAND_TIMEOUT).await?;
-    Ok(kernel_routes(&entries, family, &*Ends::of_lab(context).await?))
+    Ok(kernel_routes(&entries, family, &*Ends::of_lab(context).await?, name))
 }
 
 /// The unicast routes of a FIB.
-fn kernel_routes(entries: &[KernelRoute], family: Family, ends: &Ends) -> Routes {
+fn kernel_routes(entries: &[KernelRoute], family: Family, ends: &Ends, router: &str) -> Routes {
     let mut routes = Routes::new();
     let mut metrics: BTreeMap<IpNet, u32> = BTreeMap::new();
     for entry in entries {
@@ -281,7 +282,10 @@ fn kernel_routes(entries: &[KernelRoute], family: Family, ends: &Ends) -> Routes
             metrics.insert(prefix, entry.metric);
             routes.remove(&prefix);
         }
-        let hops = entry.next_hops().into_iter().map(|gateway| ends.known_as(gateway, family));
+        let hops = entry
+            .next_hops()
+            .into_iter()
+            .map(|(gateway, interface)| ends.known_as(gateway, family, Way { router, interface }));
         routes.entry(prefix).or_default().extend(hops);
     }
     routes
@@ -311,6 +315,7 @@ struct KernelRoute {
     kind: Option<String>,
     gateway: Option<IpAddr>,
     via: Option<KernelVia>,
+    dev: Option<String>,
     #[serde(default)]
     metric: u32,
     #[serde(default)]
@@ -321,6 +326,7 @@ struct KernelRoute {
 struct KernelHop {
     gateway: Option<IpAddr>,
     via: Option<KernelVia>,
+    dev: Option<String>,
 }
 
 /// A next hop of the other family.
@@ -330,13 +336,12 @@ struct KernelVia {
 }
 
 impl KernelRoute {
-    fn next_hops(&self) -> Vec<IpAddr> {
+    fn next_hops(&self) -> Vec<(IpAddr, Option<&str>)> {
         let other = |via: &Option<KernelVia>| via.as_ref().and_then(|via| via.host);
-        let first = self.gateway.or(other(&self.via));
-        first
-            .into_iter()
-            .chain(self.nexthops.iter().filter_map(|hop| hop.gateway.or(other(&hop.via))))
-            .collect()
+        let first = self.gateway.or(other(&self.via)).map(|hop| (hop, self.dev.as_deref()));
+        let more = self.nexthops.iter();
+        let more = more.filter_map(|hop| Some((hop.gateway.or(other(&hop.via))?, hop.dev.as_deref())));
+        first.into_iter().chain(more).collect()
     }
 }
 
@@ -353,7 +358,7 @@ pub(super) struct Notified {
 
 /// Reads a line of `ip -o monitor route`.
 #[must_use]
-pub(super) fn notified(line: &str, ends: &Ends) -> Option<Notified> {
+pub(super) fn notified(line: &str, ends: &Ends, router: &str) -> Option<Notified> {
     let (deleted, rest) = line.strip_prefix("Deleted ").map_or((false, line), |rest| (true, rest));
     let words: Vec<&str> =
         rest.split(|c: char| c.is_whitespace() || c == '\\').filter(|w| !w.is_empty()).collect();
@@ -373,17 +378,18 @@ pub(super) fn notified(line: &str, ends: &Ends) -> Option<Notified> {
     let nexthops = vias.filter_map(|at| {
         let first = words.get(at + 1).copied()?;
         let address = if first.starts_with("inet") { words.get(at + 2).copied()? } else { first };
-        Some(KernelHop { gateway: address.parse().ok(), via: None })
+        Some(KernelHop { gateway: address.parse().ok(), via: None, dev: after("dev", at).map(str::to_owned) })
     });
     let route = KernelRoute {
         dst: prefix.to_string(),
         kind: None,
         gateway: None,
         via: None,
+        dev: None,
         nexthops: nexthops.collect(),
         metric: 0,
     };
-    let hops = kernel_routes(&[route], family, ends).remove(&prefix).unwrap_or_default();
+    let hops = kernel_routes(&[route], family, ends, router).remove(&prefix).unwrap_or_default();
     Some(Notified { deleted, prefix, hops })
 }
 

@@ -40,13 +40,14 @@ fn ends() -> Ends {
     let mut ends = Ends::default();
     let mut add = |node: &str, addresses: &[&str]| ends.add(node, &LinkAddresses::of("eth1", addresses));
     add("n1", &["172.20.21.2/24", "fd00:20:21::2/64", "fe80::54fa:aeff:fe04:484/64"]);
+    add("tor", &["172.20.21.1/24", "fd00:20:21::1/64", "fe80::21/64"]);
     add("n2", &["172.20.22.2/24", "fd00:20:22::2/64", "fe80::b480:38ff:fe96:929a/64"]);
     ends
 }
 
 fn fib(text: &str, family: Family) -> Routes {
     let entries: Vec<KernelRoute> = serde_json::from_str(text).expect("iproute2's JSON");
-    kernel_routes(&entries, family, &ends())
+    kernel_routes(&entries, family, &ends(), "tor")
 }
 
 #[test]
@@ -149,8 +150,11 @@ fn a_next_hop_of_the_other_family_is_told_by_its_interface() {
         Family::Ipv4,
     );
     assert_eq!(fib, expected);
+    let stand_in =
+        r#"[{"dst":"10.2.1.0/24","gateway":"169.254.0.1","dev":"eth1","flags":["onlink"],"metric":20}]"#;
+    assert_eq!(self::fib(stand_in, Family::Ipv4), routes(&[("10.2.1.0/24", &["172.20.21.2"])]));
     let frr = r#"{"routes":{"10.2.1.0/24":[{"valid":true,"bestpath":true,"nexthops":[{"ip":"fe80::54fa:aeff:fe04:484"}]}],
         "10.2.2.0/24":[{"valid":true,"bestpath":true,"nexthops":[{"ip":"fe80::9"}]}]}}"#;
-    assert_eq!(told_by(&ends(), parse_frr(frr).expect("FRR's JSON").best, Family::Ipv4), expected);
+    assert_eq!(told_by(&ends(), parse_frr(frr).expect("FRR's JSON").best, Family::Ipv4, "tor"), expected);
     assert_eq!(ends().node(&"fe80::54fa:aeff:fe04:484".parse().expect("literal")), Some("n1"));
 }

@@ -15,7 +15,7 @@ use super::context::Context;
 use super::faults::Fault;
 use super::flows::Flows;
 use super::inventory::Inventory;
-use super::{CheckError, Summary, TestArgs, ask, catalog, ready, wire};
+use super::{CheckError, Summary, TestArgs, ask, catalog, ready, sessions, wire};
 
 /// Name of the row that tells whether the lab was ready for the others.
 const READY: &str = "lab-ready";
@@ -234,6 +234,7 @@ impl Scene {
                 format!("the lab's files, beside {}", self.context.access.topology().display()),
             )),
             Task::Router(router) => router.run(&self.context).await,
+            Task::Sessions { node } => sessions::check(&self.context, node).await,
             Task::Wire => wire::judge(&self.context).await,
             Task::Fault(fault) => self.fault(fault).await,
         };

@@ -1,7 +1,7 @@
 //! BGPPeerPolicy, our own kind: what the `cilium.io` kinds have no field for.
 
 use super::bgp::{MAX_ASN, MAX_ENTRIES, at_most, opt};
-use super::{number, selector};
+use super::{number, selector, word};
 use crate::crd;
 use crate::object::{Object, ObjectId};
 use crate::problem::{Issue, shorten};
@@ -11,12 +11,24 @@ use std::str::FromStr;
 use std::sync::Arc;
 use tombolo_base::source::Source;
 use tombolo_bgp::policy::Policy;
-use tombolo_topology::bgp::{BfdProfile, MaxPrefixes, PeerMatch, PeerPolicyRow, PeerTuning, PolicyDocument};
+use tombolo_topology::bgp::{
+    AddPath, BfdProfile, LimitAction, MaxPrefixes, PeerMatch, PeerPolicyRow, PeerTuning, PolicyDocument, Role,
+};
 
 /// Longest interval that a BFD packet's field holds, in milliseconds.
 const BFD_MAX_MS: i64 = 4_294_000;
+/// What this node may be to a peer (RFC 9234).
+const ROLES: [(&str, Role); 5] = [
+    ("Provider", Role::Provider),
+    ("RouteServer", Role::RouteServer),
+    ("RouteServerClient", Role::RouteServerClient),
+    ("Customer", Role::Customer),
+    ("Peer", Role::Peer),
+];
 /// How often the speaker prepends at most.
 const MAX_PREPEND: i64 = 32;
+/// Longest time that RFC 9494 has room for, in seconds.
+const LONGEST_STALE_SECS: i64 = 16_777_215;
 /// Most next hops of one kernel route that anybody asks for.
 const MAX_PATHS: i64 = 256;
 
@@ -44,6 +56,32 @@ fn peers(entries: Vec<crd::PolicyPeer>) -> Result<Vec<PeerMatch>, Issue> {
         out.push(one);
     }
     Ok(out)
+}
+
+fn limit(entry: &crd::PolicyLimit) -> Result<MaxPrefixes, Issue> {
+    const ACTIONS: [(&str, &str); 4] =
+        [("Warn", "Warn"), ("Discard", "Discard"), ("Restart", "Restart"), ("Stop", "Stop")];
+    let action = word("spec.maxPrefixes.action", entry.action.as_deref().unwrap_or("Stop"), &ACTIONS)?;
+    if action != "Restart" && entry.restart_seconds.is_some() {
+        let remedy = "leave it out, or use action: Restart";
+        return Err(Issue::new("spec.maxPrefixes.restartSeconds", "it is for the action Restart", remedy));
+    }
+    let secs = number("spec.maxPrefixes.restartSeconds", entry.restart_seconds.unwrap_or(300), 1, 86_400)?;
+    Ok(MaxPrefixes {
+        limit: number("spec.maxPrefixes.limit", entry.limit, 1, i64::from(u32::MAX))?,
+        warning_percent: number(
+            "spec.maxPrefixes.warningPercent",
+            entry.warning_percent.unwrap_or(75),
+            1,
+            100,
+        )?,
+        action: match action {
+            "Warn" => LimitAction::Warn,
+            "Discard" => LimitAction::Discard,
+            "Restart" => LimitAction::Restart(secs),
+            _ => LimitAction::Stop,
+        },
+    })
 }
 
 fn bfd(entry: crd::PolicyBfd) -> Result<BfdProfile, Issue> {
@@ -145,6 +183,13 @@ fn tuning(name: &str, spec: crd::PeerPolicySpec) -> Result<PeerTuning, Issue> {
         tuning.any_first_as = !session.enforce_first_as.unwrap_or(true);
         tuning.extended_next_hop = session.extended_next_hop;
         tuning.accept_blackhole = session.accept_blackhole.unwrap_or(false);
+        let strict = session.strict_role.unwrap_or(false);
+        let role = session.role.as_deref().map(|text| word("spec.session.role", text, &ROLES)).transpose()?;
+        if role.is_none() && session.strict_role.is_some() {
+            let remedy = "give spec.session.role, or leave strictRole out";
+            return Err(Issue::new("spec.session.strictRole", "there is no role", remedy));
+        }
+        tuning.role = role.map(|role| (role, strict));
         tuning.reflector_client = session.reflector_client.unwrap_or(false);
         tuning.route_server_client = session.route_server_client.unwrap_or(false);
         tuning.gtsm_hops =
@@ -152,9 +197,15 @@ fn tuning(name: &str, spec: crd::PeerPolicySpec) -> Result<PeerTuning, Issue> {
         tuning.group = session.group.filter(|name| !name.is_empty()).map(Into::into);
     }
     tuning.bfd = spec.bfd.map(bfd).transpose()?;
-    tuning.max_prefixes =
-        opt(spec.max_prefixes, |most| number("spec.maxPrefixes", most, 1, i64::from(u32::MAX)))?
-            .map(|limit| MaxPrefixes { limit });
+    tuning.max_prefixes = spec.max_prefixes.as_ref().map(limit).transpose()?;
+    if let Some(entry) = spec.add_path {
+        let send = opt(entry.send, |count| number("spec.addPath.send", count, 0, 255))?;
+        tuning.add_path = Some(AddPath { receive: entry.receive.unwrap_or(false), send });
+    }
+    if let Some(entry) = spec.long_lived_graceful_restart {
+        let at = "spec.longLivedGracefulRestart.staleTimeSeconds";
+        tuning.long_lived_secs = Some(number(at, entry.stale_time_seconds, 1, LONGEST_STALE_SECS)?);
+    }
     if let Some(multipath) = spec.multipath {
         tuning.max_paths = Some(number("spec.multipath.maxPaths", multipath.max_paths, 1, MAX_PATHS)?);
     }

@@ -2,19 +2,22 @@
 //!
 //! Arguments are `key=value`: `asn`, `router-id`, `peer=NAME,ADDRESS,ASN,LOCAL` (repeated), `allow=PREFIX` (repeated), `announce=PREFIX`
 //! (repeated), `restarting`, `passive`, `device=INTERFACE`, `bfd=DIRECTORY` (a BFD session with each peer, 100 ms x 3, its unit's files in that
-//! directory), `peer-json={...}` and `range-json={...}` (settings that differ from the defaults, as JSON; repeated). Called as `bgp_speaker bfd ...` it is that unit. Commands come on standard input: `announce PREFIX`, `withdraw PREFIX`, `complete`, `peers`,
-//! `received`, `refresh NAME`, `update {...}` (as `peer-json`), `drain true|false`, `shutdown TEXT`. Events and answers go to standard output, one JSON object a line.
+//! directory), `bmp=ADDRESS:PORT`, `rpki=ADDRESS:PORT`, `log=FOLDER`, `peer-json={...}` and `range-json={...}` (settings that differ from the defaults, as JSON; repeated).
+//! Called as `bgp_speaker bfd ...` it is that unit. Commands come on standard input: `announce PREFIX`, `withdraw PREFIX`, `complete`, `peers`, `received`, `refresh NAME`, `dump FILE`,
+//! `operate NAME {"action": ...}`, `update {...}` (as `peer-json`), `drain true|false`, `shutdown TEXT`. Events and answers go to standard output, one JSON object a line.
 
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tombolo_bgp::bfd::{BfdSettings, client::Unit};
+use tombolo_bgp::mrt::{MessageLog, table_dump};
+use tombolo_bgp::rpki::RpkiCache;
 use tombolo_bgp::{
-    AllowedPrefix, Announcement, BfdUnit, Event, ListenRange, PeerConfig, RouteView, Scope, Speaker,
-    SpeakerConfig, SpeakerHandle,
+    AllowedPrefix, Announcement, BfdUnit, BmpStation, Event, ListenRange, PeerConfig, RouteView, Scope,
+    Speaker, SpeakerConfig, SpeakerHandle,
 };
 
 type Failure = Box<dyn std::error::Error>;
@@ -53,6 +56,12 @@ async fn speak() -> Result<(), Failure> {
             "range-json" => ranges.push(value.to_owned()),
             "allow" => allowed.push(AllowedPrefix::or_longer(value.parse()?)),
             "announce" => announced.push(value.to_owned()),
+            "bmp" => config.stations.push(station(value)?),
+            "rpki" => config.caches.push(RpkiCache { address: value.parse()? }),
+            "log" => {
+                let folder = value.into();
+                config.message_log = Some(MessageLog { folder, file_bytes_max: 1 << 20, files: 2 });
+            }
             "device" => config.device = Some(value.to_owned()),
             "restarting" => config.restarting = true,
             "passive" => passive = true,
@@ -103,6 +112,25 @@ async fn speak() -> Result<(), Failure> {
             },
         }
     }
+}
+
+/// A collector that is found soon.
+fn station(address: &str) -> Result<BmpStation, Failure> {
+    let second = Duration::from_secs(1);
+    Ok(BmpStation {
+        statistics_every: second,
+        retry_first: second,
+        retry_longest: second,
+        system_name: "speaker".to_owned(),
+        ..BmpStation::new(address.parse()?)
+    })
+}
+
+/// Writes what was received to an MRT file.
+async fn dump(speaker: &SpeakerHandle, path: &str) -> Result<(), Failure> {
+    let (peers, rows) = (speaker.peers().await?, speaker.routes(RouteView::Received).await?);
+    let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
+    Ok(std::fs::write(path, table_dump(at, [10, 77, 0, 1].into(), "speaker", &peers, &rows))?)
 }
 
 fn peer_settings(text: &str) -> Result<PeerConfig, Failure> {
@@ -175,6 +203,14 @@ async fn command(speaker: &SpeakerHandle, line: &str, allowed: &[AllowedPrefix])
         "announce" => speaker.announce(Scope::All, rest.parse()?, Announcement::default()).await?,
         "withdraw" => speaker.withdraw(Scope::All, rest.parse()?).await?,
         "complete" => speaker.export_complete().await?,
+        "dump" => {
+            dump(speaker, rest).await?;
+            println!("{}", json!({"dumped": rest}));
+        }
+        "operate" => {
+            let (name, action) = rest.split_once(' ').unwrap_or((rest, "{}"));
+            speaker.operate(name, serde_json::from_str(action)?).await?;
+        }
         "refresh" => println!("{}", json!({"refreshed": speaker.refresh(rest).await?})),
         "peers" => println!("{}", json!({"peers": speaker.peers().await?})),
         "received" => println!("{}", json!({"received": speaker.routes(RouteView::Received).await?})),

@@ -1,7 +1,7 @@
 use super::*;
 use crate::bgp::intent::{AdvertIntent, AdvertKind, Discovery, PeerIntent, ServiceAddress};
 use crate::bgp::network::{Gateway, Interface};
-use crate::bgp::{AdvertOrigin, Family, MaxPrefixes, Password, PeerMatch, PeerTuning};
+use crate::bgp::{AdvertOrigin, Family, LimitAction, MaxPrefixes, Password, PeerMatch, PeerTuning};
 use crate::rows::{AddressKind, NodeAddress};
 use crate::selector::{LabelSelector, Requirement};
 use tombolo_base::ids::{ClusterId, ClusterName, MaxClusters};
@@ -496,7 +496,11 @@ fn a_peer_policy_tunes_the_peers_it_names_and_the_first_by_name_counts() {
     };
     let none = PeerMatch { peer_config: None, instance: None, peer: None };
     let most = |max_prefixes, max_paths| PeerTuning {
-        max_prefixes: Some(MaxPrefixes { limit: max_prefixes, ..MaxPrefixes::default() }),
+        max_prefixes: Some(MaxPrefixes {
+            limit: max_prefixes,
+            warning_percent: 75,
+            action: LimitAction::Stop,
+        }),
         max_paths,
         ..PeerTuning::default()
     };

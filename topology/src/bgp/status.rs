@@ -31,7 +31,7 @@ pub struct PeerStatus {
     /// Its AS: as opened with, else as configured.
     #[serde(rename = "peerASN")]
     pub peer_asn: u32,
-    /// `idle`, `connect`, `active`, `open_sent`, `open_confirm` or `established`.
+    /// `idle`, `connect`, `active`, `opensent`, `openconfirm` or `established`.
     pub peering_state: String,
     /// Negotiated hold time, while established.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -53,11 +53,55 @@ impl Serialize for PolicyDocument {
     }
 }
 
-/// A bound on the routes held from a peer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+/// What happens when a peer sends more than it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum LimitAction {
+    /// It is warned of.
+    Warn,
+    /// New routes are not taken.
+    Discard,
+    /// The session ends, and begins again after so many seconds.
+    Restart(u32),
+    /// The session ends until the peer is changed.
+    Stop,
+}
+
+/// A bound on the routes of each family held from a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct MaxPrefixes {
     /// Most routes.
     pub limit: u32,
+    /// Percentage from which on it is warned of.
+    pub warning_percent: u8,
+    /// What happens beyond it.
+    pub action: LimitAction,
+}
+
+/// What this node is to a neighbour in another AS (RFC 9234).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// It gives transit.
+    Provider,
+    /// It is a route server.
+    RouteServer,
+    /// It is a route server's client.
+    RouteServerClient,
+    /// It gets transit.
+    Customer,
+    /// Neither.
+    Peer,
+}
+
+/// Several paths of a prefix with a peer (RFC 7911).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct AddPath {
+    /// Offer to take them.
+    pub receive: bool,
+    /// Offer to send this many; 0: all of them.
+    pub send: Option<u8>,
 }
 
 /// How a session differs from what the `cilium.io` kinds can say.
@@ -71,7 +115,13 @@ pub struct PeerTuning {
     pub export: Option<PolicyDocument>,
     /// BFD.
     pub bfd: Option<BfdProfile>,
-    /// Routes held from the peer before the session is ended; the speaker's default otherwise.
+    /// Our role, and whether a peer that tells none is refused.
+    pub role: Option<(Role, bool)>,
+    /// ADD-PATH.
+    pub add_path: Option<AddPath>,
+    /// Long-lived graceful restart (RFC 9494): seconds that the peer should keep our routes after the restart time.
+    pub long_lived_secs: Option<u32>,
+    /// Routes held from the peer; the speaker's default otherwise.
     pub max_prefixes: Option<MaxPrefixes>,
     /// Generalized TTL security (RFC 5082): hops that the peer may be away.
     pub gtsm_hops: Option<u8>,

@@ -87,7 +87,7 @@ impl FibWatch {
         let lines = self.monitor.said().lines;
         let mut wrong = Vec::new();
         for routes in expected {
-            wrong.extend(lines.iter().filter_map(|line| harm(line, &self.ends, routes)));
+            wrong.extend(lines.iter().filter_map(|line| harm(line, (&self.ends, &self.router), routes)));
         }
         if wrong.is_empty() {
             let probe = |line: &&String| line.split(' ').any(|word| PROBES.contains(&word));
@@ -99,8 +99,8 @@ impl FibWatch {
 }
 
 /// What a notification takes away from the expected routes.
-fn harm(line: &str, ends: &Ends, expected: &Routes) -> Option<String> {
-    let told = routers::notified(line, ends)?;
+fn harm(line: &str, (ends, router): (&Ends, &str), expected: &Routes) -> Option<String> {
+    let told = routers::notified(line, ends, router)?;
     let hops = expected.get(&told.prefix)?;
     let lost: BTreeSet<&IpAddr> = hops.difference(&told.hops).collect();
     if told.deleted {
@@ -128,7 +128,7 @@ mod tests {
             (prefix("fd00:10:1:1::/64"), hops(&["fd00:20:11::2"])),
         ]);
         let ends = Ends::of("n1", &["172.20.11.2/24", "fd00:20:11::2/64", "fe80::1/64"]);
-        let harm = |line: &str| harm(line, &ends, &expected).is_some();
+        let harm = |line: &str| harm(line, (&ends, "tor"), &expected).is_some();
         assert!(harm("Deleted 10.1.1.0/24 via 172.20.11.2 dev eth1 proto bird "));
         assert!(harm("Deleted 203.0.113.1 nhid 14 proto bgp metric 20 "));
         assert!(harm("203.0.113.1 via 172.20.11.2 dev eth1 proto bird metric 32 "));

@@ -126,7 +126,7 @@ async fn said(
         Daemon::Bird(socket) => said_to_bird(context, name, node, socket).await?,
         Daemon::Tombolo => said_to_tombolo(context, name, node).await?,
     };
-    Ok((told_by(&ends, said, family), look))
+    Ok((told_by(&ends, said, family, name), look))
 }
 
 async fn said_to_frr(

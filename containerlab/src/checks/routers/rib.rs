@@ -288,7 +288,10 @@ pub(super) fn parse_bird_sessions(text: &str) -> Vec<BirdSession> {
         }
         let Some(session) = sessions.last_mut().filter(|_| inside) else { continue };
         match words.as_slice() {
-            ["Neighbor", "address:", address, ..] => session.neighbour = address.parse().ok(),
+            // A link-local address comes with its interface.
+            ["Neighbor", "address:", address, ..] => {
+                session.neighbour = address.split('%').next().and_then(|address| address.parse().ok());
+            }
             // The number is only there when they are kept.
             ["Routes:", rest @ ..] => session.keeps_filtered |= rest.contains(&"filtered,"),
             _ => {}
@@ -308,13 +311,18 @@ mod tests {
             n1_ipv4    BGP        ---        up     02:52:40.273  Established\n    Neighbor address: 172.20.11.2\n\
             \u{20}   Routes:         3 imported, 0 filtered, 15 exported, 3 preferred\n\
             n2_ipv4    BGP        ---        up     02:52:40.273  Established\n    Neighbor address: 172.20.12.2\n\
-            \u{20}   Routes:         3 imported, 15 exported, 3 preferred\n";
+            \u{20}   Routes:         3 imported, 15 exported, 3 preferred\n\
+            n3_1       BGP        ---        up     02:52:40.273  Established\n    Neighbor address: fe80::3%eth3\n";
         let of = |name: &str, neighbour: &str, keeps_filtered| BirdSession {
             name: name.into(),
             neighbour: neighbour.parse().ok(),
             keeps_filtered,
         };
-        let expected = [of("n1_ipv4", "172.20.11.2", true), of("n2_ipv4", "172.20.12.2", false)];
+        let expected = [
+            of("n1_ipv4", "172.20.11.2", true),
+            of("n2_ipv4", "172.20.12.2", false),
+            of("n3_1", "fe80::3", false),
+        ];
         assert_eq!(parse_bird_sessions(text), expected);
     }
 
