@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod matrix;
 pub mod netns;
 pub mod routers;
 pub mod speaker;

@@ -29,6 +29,11 @@ impl Speaker {
         self.0.wait_for(command, |line| serde_json::from_str::<Value>(line).ok()?.get(key).cloned())
     }
 
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        self.0.kill();
+    }
+
     /// The state of a peer.
     pub fn peer(&mut self, name: &str) -> Value {
         let peers = self.ask("peers", "peers");

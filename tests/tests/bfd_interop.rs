@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tombolo_bgp::bfd::client::{Client, Subscription};
 use tombolo_bgp::bfd::{Auth, BfdSettings, SessionConfig, SessionKey, SessionStatus, State, Status};
+use tombolo_tests::matrix::{Feature, Peer, cell};
 use tombolo_tests::netns::{Daemon, Namespace, eventually, join, run};
 
 /// Serves as the unit when its first argument is `bfd`.
@@ -258,6 +259,7 @@ fn frr_and_the_unit_find_each_others_end_in_the_detection_time() {
     lab.set(&sessions(&settings(), false));
     lab.all(State::Up);
     frr.expect("status", &"up".into());
+    cell(Peer::Frr, Feature::Bfd, env!("CARGO_CRATE_NAME"));
 }
 
 struct Bird {
@@ -414,6 +416,7 @@ fn a_bgp_session_ends_with_its_bfd_session_and_bfd_outlives_the_speaker() {
         Ok(status) if status.sessions.is_empty() => Ok(()),
         other => Err(format!("{other:?}")),
     });
+    cell(Peer::Bird, Feature::Bfd, env!("CARGO_CRATE_NAME"));
 }
 
 struct EndUnit(tombolo_bgp::bfd::client::Unit);

@@ -8,6 +8,7 @@
 )]
 
 use serde_json::{Value, json};
+use tombolo_tests::matrix::{Feature, Peer, cell};
 use tombolo_tests::netns::{Daemon, Namespace, eventually, join};
 use tombolo_tests::routers::{Bird, Frr};
 
@@ -114,6 +115,7 @@ fn routes_outlive_a_reset_by_frr_where_both_set_the_n_bit_and_no_shutdown() {
     });
     let told = frr.ask("show bgp neighbors 10.77.0.1");
     assert!(told.contains("Hard Reset") || told.contains("Administrative Shutdown"), "{told}");
+    cell(Peer::Frr, Feature::GracefulRestart, env!("CARGO_CRATE_NAME"));
 }
 
 #[test]
@@ -183,6 +185,9 @@ fn bird_keeps_our_routes_as_long_lived_stale_and_we_keep_its() {
     holds(&mut speaker, "we have BIRD's route as long-lived stale", |rows| {
         rows.len() == 1 && rows[0]["stale"] == true && rows[0].to_string().contains("llgr-stale")
     });
+    for feature in [Feature::GracefulRestart, Feature::LongLived] {
+        cell(Peer::Bird, feature, env!("CARGO_CRATE_NAME"));
+    }
 }
 
 #[test]
@@ -204,4 +209,5 @@ fn bird_frames_its_refresh_and_takes_ours_framed() {
     });
     let peers = ask(&mut speaker, "peers", "peers");
     assert_eq!(peers[0]["counters"]["sessions"], 1, "no session was lost: {peers}");
+    cell(Peer::Bird, Feature::RouteRefresh, env!("CARGO_CRATE_NAME"));
 }

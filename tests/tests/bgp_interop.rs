@@ -11,6 +11,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use tombolo_tests::matrix::{self, Feature, cell};
 use tombolo_tests::netns::{Daemon, Namespace, eventually, join, run, unique};
 
 const SPEAKER: &str = env!("CARGO_BIN_EXE_bgp_speaker");
@@ -322,6 +323,9 @@ fn bird_exchanges_routes_and_keeps_them_over_a_kill() {
         let text = bird.ask(&["show", "protocols", "all", "v4"]);
         if text.contains("Administrative shutdown") { Ok(()) } else { Err(text) }
     });
+    for feature in [Feature::Ipv4, Feature::Ipv6, Feature::GracefulRestart] {
+        cell(matrix::Peer::Bird, feature, env!("CARGO_CRATE_NAME"));
+    }
 }
 
 #[test]
@@ -419,6 +423,9 @@ fn frr_exchanges_routes_and_keeps_them_over_a_kill() {
     frr.fresh_routes();
     let speaker = survives_kill(&lab, &frr, speaker);
     shut_down(&frr, speaker);
+    for feature in [Feature::Ipv4, Feature::Ipv6, Feature::GracefulRestart] {
+        cell(matrix::Peer::Frr, feature, env!("CARGO_CRATE_NAME"));
+    }
 }
 
 #[test]
@@ -534,4 +541,7 @@ fn gobgp_exchanges_routes_and_keeps_them_over_a_kill() {
     gobgp.gone(OURS[1].0);
     gobgp.expect(OURS[0].0, OURS[0].1, false);
     shut_down(&gobgp, speaker);
+    for feature in [Feature::Ipv4, Feature::Ipv6, Feature::GracefulRestart] {
+        cell(matrix::Peer::GoBgp, feature, env!("CARGO_CRATE_NAME"));
+    }
 }

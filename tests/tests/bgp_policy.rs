@@ -9,6 +9,7 @@
 )]
 
 use serde_json::{Value, json};
+use tombolo_tests::matrix::{Feature, Peer, cell};
 use tombolo_tests::netns::{Namespace, eventually, join, join_by};
 use tombolo_tests::routers::{Bird, Frr};
 use tombolo_tests::speaker::Speaker;
@@ -128,6 +129,7 @@ protocol bgp taker from node {{ local 10.77.0.4 as 65004; neighbor 10.77.0.12 as
     bird_has(&bird, &format!("show route protocol taker all for {OURS}"), |text| {
         text.contains("BGP.as_path: 65001")
     });
+    cell(Peer::Bird, Feature::AddPath, env!("CARGO_CRATE_NAME"));
 }
 
 #[test]
@@ -231,6 +233,9 @@ route-map out permit 10
     speaker.ask("drain true", "draining");
     frr_path(&frr, OURS, |path| path["community"]["string"].to_string().contains("graceful-shutdown"));
     bird_has(&bird, &format!("show route all for {OURS}"), |text| text.contains("(65535,0)"));
+    for daemon in [Peer::Bird, Peer::Frr] {
+        cell(daemon, Feature::LargeCommunities, env!("CARGO_CRATE_NAME"));
+    }
 }
 
 #[test]
@@ -258,6 +263,7 @@ protocol bgp node1 from node {{ local 10.77.0.2 as 65002; neighbor 10.77.0.1 as 
     bird_has(&bird, "show protocols all node1", |text| text.contains("Maximum number of prefixes reached"));
     assert_ne!(speaker.peer("bird")["state"], "established");
     speaker.update(&limited(json!("warn")));
+    cell(Peer::Bird, Feature::MaxPrefix, env!("CARGO_CRATE_NAME"));
 }
 
 #[test]
@@ -278,4 +284,5 @@ fn a_limit_of_frr_is_told_here() {
         let told = peer["last_error"].as_str().unwrap_or_default().to_owned();
         if told.contains("maximum number of prefixes") { Ok(()) } else { Err(peer.to_string()) }
     });
+    cell(Peer::Frr, Feature::MaxPrefix, env!("CARGO_CRATE_NAME"));
 }

@@ -1,5 +1,6 @@
 //! The other daemons, with a neighbour for each family.
 
+use tombolo_tests::matrix::Peer;
 use tombolo_tests::netns::Namespace;
 use tombolo_tests::routers::{Bird, Frr, GoBgp, OpenBgpd};
 
@@ -120,22 +121,22 @@ pub(crate) enum Asks {
     Gtsm,
 }
 
-pub(crate) const DAEMONS: [&str; 4] = ["frr", "bird", "gobgp", "openbgpd"];
+pub(crate) const DAEMONS: [Peer; 4] = [Peer::Frr, Peer::Bird, Peer::GoBgp, Peer::OpenBgpd];
 
-pub(crate) fn start(daemon: &str, namespace: &Namespace, asks: Asks) -> Box<dyn std::any::Any> {
+pub(crate) fn start(daemon: Peer, namespace: &Namespace, asks: Asks) -> Box<dyn std::any::Any> {
     let pick = |key, gtsm| match asks {
         Asks::Nothing => "",
         Asks::Key => key,
         Asks::Gtsm => gtsm,
     };
     match daemon {
-        "frr" => {
+        Peer::Frr => {
             let line = pick("password tor-secret", "ttl-security hops 1");
             let lines: &[&str] = if line.is_empty() { &[] } else { &[line] };
             Box::new(frr(namespace, lines))
         }
-        "bird" => Box::new(bird(namespace, pick("password \"tor-secret\";", "ttl security on;"))),
-        "gobgp" => Box::new(gobgp(
+        Peer::Bird => Box::new(bird(namespace, pick("password \"tor-secret\";", "ttl security on;"))),
+        Peer::GoBgp => Box::new(gobgp(
             namespace,
             pick("auth-password = \"tor-secret\"", ""),
             pick("", "[neighbors.ttl-security.config]\nenabled = true\nttl-min = 255"),

@@ -1,6 +1,7 @@
 //! Which families over which transport, and from where.
 
 use serde_json::json;
+use tombolo_tests::matrix::{Feature, Peer, cell};
 use tombolo_tests::netns::eventually;
 use tombolo_tests::routers::{Bird, Frr};
 
@@ -85,10 +86,10 @@ protocol bgp both from node {{ local 10.77.0.2; neighbor 10.77.0.1 as 65001;
 /// RFC 8950 in both directions over a session between IPv6 addresses, into the other side's kernel.
 #[test]
 fn ipv4_goes_over_ipv6_next_hops_with_frr_and_bird() {
-    for daemon in ["frr", "bird"] {
+    for daemon in [Peer::Frr, Peer::Bird] {
         let [ours, theirs] = namespaces();
         let keep: Box<dyn std::any::Any> = match daemon {
-            "frr" => Box::new(Frr::start(
+            Peer::Frr => Box::new(Frr::start(
                 &theirs,
                 "router bgp 65002
  bgp router-id 10.77.0.2
@@ -130,5 +131,6 @@ protocol bgp both from node {{ local fd00:77::2; neighbor fd00:77::1 as 65001;
         in_kernel(&theirs, OURS[0], "inet6");
         in_kernel(&theirs, OURS[1], "via");
         drop(keep);
+        cell(daemon, Feature::ExtendedNextHop, env!("CARGO_CRATE_NAME"));
     }
 }

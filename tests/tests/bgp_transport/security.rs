@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use tombolo_tests::matrix::{Feature, Peer, cell};
 use tombolo_tests::netns::{Namespace, eventually, join};
 use tombolo_tests::routers::Bird;
 
@@ -41,6 +42,7 @@ fn md5_keys_are_those_of_every_other_daemon() {
         let mut speaker = Speaker::start(&ours, 65001, &wrong);
         speaker.stays_down("v4");
         assert_eq!(speaker.peer("v6")["counters"]["sessions"], 0);
+        cell(daemon, Feature::Md5, env!("CARGO_CRATE_NAME"));
     }
 }
 
@@ -110,7 +112,7 @@ fn gtsm_lets_neighbours_in_and_keeps_others_out() {
             let mut speaker = Speaker::start(&ours, 65001, &both(&settings));
             speaker.learns(&BOTH_LEARNED);
         }
-        if ["frr", "bird"].contains(&daemon) {
+        if [Peer::Frr, Peer::Bird].contains(&daemon) {
             // We send 1 without it, which the daemon drops.
             eventually("the routes of the speaker before are gone", || {
                 let table = table(&theirs);
@@ -126,6 +128,7 @@ fn gtsm_lets_neighbours_in_and_keeps_others_out() {
         let mut strict = Speaker::start(&ours, 65001, &both(&json!({"transport": {"gtsm_hops": 1}})));
         strict.stays_down("v4");
         assert_eq!(strict.peer("v6")["counters"]["sessions"], 0);
+        cell(daemon, Feature::Gtsm, env!("CARGO_CRATE_NAME"));
     }
 }
 
