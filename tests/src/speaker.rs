@@ -29,6 +29,13 @@ impl Speaker {
         self.0.wait_for(command, |line| serde_json::from_str::<Value>(line).ok()?.get(key).cloned())
     }
 
+    /// Waits for an event with a text in it; those before count.
+    pub fn tells(&mut self, text: &str) {
+        if !self.0.seen().iter().any(|line| line.contains(text)) {
+            self.0.wait_for(text, |line| line.contains(text).then_some(()));
+        }
+    }
+
     /// SIGKILL.
     pub fn kill(&mut self) {
         self.0.kill();

@@ -14,12 +14,13 @@ pub(crate) struct Subject {
     folder: tempfile::TempDir,
 }
 
-const FRR: &str = "log file LOG
+const FRR: &str = "log file LOG informational
 router bgp 65002
  bgp router-id 10.77.0.2
  no bgp ebgp-requires-policy
  no bgp network import-check
  no bgp default ipv4-unicast
+ bgp log-neighbor-changes
  bgp graceful-restart
  bgp long-lived-graceful-restart stale-time 60
  neighbor 10.77.0.1 remote-as 65001
@@ -135,6 +136,7 @@ peer-as = {asn}
 hold-time = 9
 keepalive-interval = 3
 connect-retry = 2
+idle-hold-time-after-reset = 2
 [neighbors.graceful-restart.config]
 enabled = true
 restart-time = 3
@@ -255,8 +257,8 @@ impl Subject {
 
     fn originate(&self) {
         for route in [
-            "ipv4 198.51.100.0/24 nexthop 10.77.0.2 large-community 65002:7:8",
-            "ipv4 203.0.113.0/24 nexthop 10.77.0.2",
+            "ipv4 198.51.100.0/24 large-community 65002:7:8",
+            "ipv4 203.0.113.0/24",
             "ipv6 2001:db8:100::/48 nexthop fd00:77::2",
         ] {
             let (family, route) = route.split_once(' ').unwrap();
@@ -285,7 +287,7 @@ impl Subject {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.namespace, program]).args(before);
         match self.peer {
-            Peer::Frr => question.split('\n').for_each(|line| drop(command.args(["-c", line]))),
+            Peer::Frr => drop(command.args(question.split('\n').flat_map(|line| ["-c", line]))),
             Peer::Bird => drop(command.arg(question)),
             _ => drop(command.args(words)),
         }
