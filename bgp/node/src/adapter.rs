@@ -30,7 +30,7 @@ pub(crate) type AdvertKey = (Arc<str>, Arc<str>, Prefix);
 
 /// What is asked of the task.
 pub(crate) enum Request {
-    UpdatePeer(PeerRow),
+    UpdatePeer(Box<PeerRow>),
     DeletePeer(PeerKey),
     PrunePeers { keep: BTreeSet<PeerKey>, held: BTreeSet<Source> },
     UpdateAdvert(AdvertRow),
@@ -121,7 +121,7 @@ impl Adapter {
 
     async fn handle(&mut self, request: Request) -> Result<(), Error> {
         match request {
-            Request::UpdatePeer(row) => self.update_peer(row).await,
+            Request::UpdatePeer(row) => self.update_peer(*row).await,
             Request::DeletePeer(key) => self.delete_peer(&key).await,
             Request::PrunePeers { keep, held } => self.prune_peers(&keep, &held).await,
             Request::UpdateAdvert(row) => self.update_advert(row).await,

@@ -222,7 +222,7 @@ fn tell(node: &BgpNode, request: Request) -> impl Future<Output = Result<(), Str
 
 impl Target<PeerRow> for PeerTarget {
     fn update(&mut self, row: &PeerRow) -> impl Future<Output = Result<(), String>> + Send {
-        tell(&self.0, Request::UpdatePeer(row.clone()))
+        tell(&self.0, Request::UpdatePeer(Box::new(row.clone())))
     }
 
     fn delete(&mut self, row: &PeerRow) -> impl Future<Output = Result<(), String>> + Send {

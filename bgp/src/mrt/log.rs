@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
 use super::session::SessionEntry;
 
@@ -85,10 +85,7 @@ impl Files {
             while let Some((peer, entry)) = next {
                 let result = self.write(&peer, &entry);
                 self.judge(result);
-                next = match inbox.try_recv() {
-                    Ok(entry) => Some(entry),
-                    Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
-                };
+                next = inbox.try_recv().ok();
             }
             // Nothing waits: what was written should be there for whoever looks.
             let result = self.open.values_mut().try_for_each(|open| open.file.flush());

@@ -391,6 +391,10 @@ impl Rib {
 
     /// Removes those of a peer's paths that `which` names.
     pub(crate) fn remove_where(&mut self, peer: PeerId, which: impl Fn(&IpNet, &Route) -> bool) {
+        // Most peers of a big table only listen: nothing is looked for.
+        if self.counts.iter().all(|((of, _), count)| *of != peer || *count == 0) {
+            return;
+        }
         let mut gone: Vec<(IpNet, u32)> = Vec::new();
         for (prefix, destination) in self.destinations() {
             let routes = destination.of_peer(peer).filter(|route| which(&prefix, route));

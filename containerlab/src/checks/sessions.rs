@@ -106,13 +106,8 @@ struct BfdStatus {
 
 #[derive(Debug, Deserialize)]
 struct BfdRow {
-    key: BfdKey,
-    state: String,
-}
-
-#[derive(Debug, Deserialize)]
-struct BfdKey {
     peer: IpAddr,
+    state: String,
 }
 
 const PEERS: [&str; 5] = ["tombolo", "bgp", "peers", "-o", "json"];
@@ -158,7 +153,7 @@ pub(super) async fn check(context: &Context, node: &str) -> CheckResult {
     if wanted.iter().any(|session| session.bfd) {
         let status: BfdStatus = context.access.json(&place, &BFD, COMMAND_TIMEOUT).await?;
         let up = |address: IpAddr| {
-            status.sessions.iter().any(|row| row.key.peer == address && row.state.eq_ignore_ascii_case("up"))
+            status.sessions.iter().any(|row| row.peer == address && row.state.eq_ignore_ascii_case("up"))
         };
         let with_bfd =
             rows.iter().filter(|row| wanted.iter().any(|wanted| wanted.bfd && wanted.peer == row.peer));

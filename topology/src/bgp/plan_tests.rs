@@ -126,7 +126,7 @@ impl World {
     fn plan(&self) -> Plan {
         plan(&Inputs {
             node: &self.node,
-            nodes: &[self.node.labels.clone()],
+            nodes: std::slice::from_ref(&self.node.labels),
             configs: &self.configs,
             peer_configs: &self.peer_configs,
             advertisements: &self.advertisements,
