@@ -319,8 +319,11 @@ fn external_ips_of_services_are_read_and_must_mean_something_to_routers() {
 fn what_ciliums_operator_writes_is_told_to_be_computed_here() {
     let parsed = read(&manifest("CiliumBGPNodeConfig", "{bgpInstances: []}"));
     let (kind, unknown) = parsed.unknown_kinds.first_key_value().unwrap();
-    let text = unknown.problem(kind, std::path::Path::new("x.yaml")).to_string();
-    assert!(text.contains("computed"), "{text}");
+    let problem = unknown.problem(kind, std::path::Path::new("x.yaml"));
+    assert!(
+        problem.reason.contains("computed") && problem.remedy.contains("bgp-node-configs"),
+        "{problem:?}"
+    );
 }
 
 /// The example manifests of the documentation are good, and what they show is what the planner makes of it.

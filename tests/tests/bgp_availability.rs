@@ -55,14 +55,14 @@ fn ask(speaker: &mut Daemon, command: &str, key: &str) -> Value {
 fn holds(speaker: &mut Daemon, what: &str, check: impl Fn(&[Value]) -> bool) {
     eventually(what, || {
         let rows = ask(speaker, "received", "received");
-        // FRR says our own routes to us again, which are refused.
-        let used = rows.as_array().unwrap().iter().filter(|row| row.get("refused").is_none());
-        if check(&used.cloned().collect::<Vec<_>>()) { Ok(()) } else { Err(rows.to_string()) }
+        if check(rows.as_array().unwrap()) { Ok(()) } else { Err(rows.to_string()) }
     });
 }
 
 fn fresh(rows: &[Value]) -> bool {
-    rows.len() == 1 && rows[0]["stale"] == false
+    // FRR says our own route back to us.
+    let theirs: Vec<&Value> = rows.iter().filter(|row| row["prefix"] == THEIRS).collect();
+    theirs.len() == 1 && theirs[0]["stale"] == false
 }
 
 fn frr(namespace: &Namespace) -> Frr {
