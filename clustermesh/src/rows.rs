@@ -171,6 +171,7 @@ fn node_row(source: &Source, cluster: &ClusterName, node: &Node, max: MaxCluster
         encryption_key: node.encryption_key,
         labels: node.labels.clone(),
         ready: None,
+        health: Default::default(),
     })
 }
 

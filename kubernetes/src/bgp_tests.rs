@@ -262,7 +262,7 @@ fn a_peer_policy_takes_only_what_works() {
         (with("export: {statements: 5}"), "spec.export.statements"),
         (
             with("export: {med: 1, statements: [{name: a}, {name: b, when: [{prefixes: [x]}]}]}"),
-            "spec.export.statements[1].when[0]",
+            "spec.export.statements[1].when[0].prefixes[0]",
         ),
         (with("import: {statements: [{name: a, actions: [{nextHop: self}]}]}"), "spec.import"),
         (with("nextHops: {ipv4: 'fd00::1'}"), "spec.nextHops.ipv4"),
@@ -317,8 +317,13 @@ fn external_ips_of_services_are_read_and_must_mean_something_to_routers() {
 
 #[test]
 fn what_ciliums_operator_writes_is_told_to_be_computed_here() {
-    let text = complaint(&manifest("CiliumBGPNodeConfig", "{bgpInstances: []}"));
-    assert!(text.contains("computed"), "{text}");
+    let parsed = read(&manifest("CiliumBGPNodeConfig", "{bgpInstances: []}"));
+    let (kind, unknown) = parsed.unknown_kinds.first_key_value().unwrap();
+    let problem = unknown.problem(kind, std::path::Path::new("x.yaml"));
+    assert!(
+        problem.reason.contains("computed") && problem.remedy.contains("bgp-node-configs"),
+        "{problem:?}"
+    );
 }
 
 /// The example manifests of the documentation are good, and what they show is what the planner makes of it.

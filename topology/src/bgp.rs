@@ -5,6 +5,7 @@
 //! node, its pod prefixes, its network and the services into [`PeerRow`]s, [`AdvertRow`]s and [`Condition`]s.
 
 mod condition;
+pub mod health;
 pub mod intent;
 pub mod network;
 mod password;

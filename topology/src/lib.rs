@@ -11,6 +11,6 @@ pub mod selector;
 
 pub use rows::{
     AddressKind, EndpointRow, EndpointState, IdentityRow, LearnedNextHop, LearnedRoute, NodeAddress,
-    NodeIndex, NodeLookup, NodePath, NodeRow, PathKind, PrefixEntry, PrefixRow, RouteEntry, RouteOrigin,
-    WireguardKey, WireguardPeer,
+    NodeHealth, NodeIndex, NodeLookup, NodePath, NodeRow, PathKind, PrefixEntry, PrefixRow, RouteEntry,
+    RouteOrigin, WireguardKey, WireguardPeer,
 };

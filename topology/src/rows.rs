@@ -82,6 +82,19 @@ pub struct NodeRow {
     pub labels: BTreeMap<Arc<str>, Arc<str>>,
     /// Kubernetes' Ready condition, where the source knows it.
     pub ready: Option<bool>,
+    /// What else Kubernetes says of its state.
+    pub health: NodeHealth,
+}
+
+/// The state of a node as its object says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct NodeHealth {
+    /// `spec.unschedulable`: cordoned.
+    pub unschedulable: bool,
+    /// Keys of `spec.taints`.
+    pub taints: BTreeSet<Arc<str>>,
+    /// The condition DiskPressure holds.
+    pub disk_pressure: bool,
 }
 
 impl NodeRow {

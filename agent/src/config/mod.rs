@@ -217,6 +217,8 @@ pub(crate) struct Bgp {
     pub(crate) enabled: bool,
     /// What is taken from peers into the kernel; nothing by default.
     pub(crate) import: Import,
+    /// What the node's own state does to what it advertises.
+    pub(crate) health: tombolo_topology::bgp::health::HealthPolicy,
     /// The namespace of the Secrets that `authSecretRef` names (Cilium: `bgpControlPlane.secretsNamespace.name`).
     pub(crate) secrets_namespace: String,
     /// Where every message is logged; nowhere by default.
@@ -232,6 +234,7 @@ impl Default for Bgp {
         Self {
             enabled: false,
             import: Import::default(),
+            health: tombolo_topology::bgp::health::HealthPolicy::default(),
             secrets_namespace: "kube-system".to_owned(),
             message_log: None,
             bmp: Vec::new(),

@@ -5,8 +5,9 @@ use super::network::Seen;
 use super::tasks::Tasks;
 use crate::config::AllowedPrefix;
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 use tombolo_base::aggregate::HOLD;
 use tombolo_base::ids::ClusterName;
 use tombolo_base::reconcile::Progress;
@@ -16,12 +17,15 @@ use tombolo_bgp::BmpStation;
 use tombolo_bgp::bfd::client::Unit;
 use tombolo_bgp::mrt::MessageLog;
 use tombolo_bgp::rpki::RpkiCache;
-use tombolo_bgp_node::{BgpNode, Settings};
+use tombolo_bgp_node::{BgpNode, Settings, Ways};
 use tombolo_kubernetes::Tables;
+use tombolo_netlink::Netlink;
 use tombolo_service::{LbAssignment, ServiceRow, SliceRow, TrafficPolicy};
 use tombolo_topology::LearnedRoute;
+use tombolo_topology::bgp::health::{HealthPolicy, Readiness, Verdict, apply, judge};
 use tombolo_topology::bgp::plan::{AdvertisedService, Inputs, plan};
 use tombolo_topology::bgp::{AdvertRow, ConditionRow, PeerRow};
+use tombolo_tunnel::KernelRoutes;
 
 /// The pens of the planner's tables.
 pub(crate) struct Pens {
@@ -39,6 +43,8 @@ pub(crate) struct Who {
     pub(crate) cluster: ClusterName,
     /// This node.
     pub(crate) node: Arc<str>,
+    /// How the node's own state is judged.
+    pub(crate) health: Health,
     /// Where `authSecretRef` is looked up.
     pub(crate) secrets_namespace: Arc<str>,
 }
@@ -67,6 +73,23 @@ fn advertised(
     }
 }
 
+/// How this node judges its own state.
+pub(crate) struct Health {
+    /// What counts.
+    pub(crate) policy: HealthPolicy,
+    /// The previous process died and its datapath is still at work.
+    pub(crate) restarting: bool,
+}
+
+/// Whether the datapath has been given, at least once, all that it needs to serve.
+fn readiness(board: &BTreeMap<&'static str, Progress>) -> Readiness {
+    let complete = |names: &[&str]| names.iter().all(|name| board.get(name).is_some_and(|p| p.pruned));
+    Readiness {
+        datapath: complete(&["frontends", "interfaces", "policies"]),
+        mesh: complete(&["prefix-entries", "paths"]),
+    }
+}
+
 fn rows<R: Row>(table: &Table<R>) -> Vec<R> {
     table.snapshot().iter().cloned().collect()
 }
@@ -88,6 +111,7 @@ pub(crate) async fn planner(
     let mut peers = tables.bgp_peer_configs.changes();
     let mut adverts = tables.bgp_advertisements.changes();
     let mut overrides = tables.bgp_overrides.changes();
+    let mut ready = Readiness::default();
     let mut policies = tables.bgp_peer_policies.changes();
     let mut pools = tables.pod_pools.changes();
     let mut secrets = tables.bgp_secrets.changes();
@@ -102,20 +126,29 @@ pub(crate) async fn planner(
             _ = peers.next() => {}
             _ = adverts.next() => {}
             _ = overrides.next() => {}
+            () = driver.board.wait(|board| readiness(board).adds_to(ready)) => {}
             _ = policies.next() => {}
             _ = pools.next() => {}
             _ = secrets.next() => {}
             changed = network.changed() => if changed.is_err() { return },
         }
+        // Once ready stays ready: a cluster that joins later makes tables incomplete again, and no reason to withdraw.
+        ready = ready.or(readiness(&driver.board.all()));
         let seen = network.borrow_and_update().clone();
         if let Some(seen) = seen {
-            step(&who, &tables, &addresses, &seen, &out);
+            step((&who, ready), &tables, &addresses, &seen, &out);
         }
     }
 }
 
 /// One full pass over a cluster's objects and this node's network.
-fn step(who: &Who, tables: &Tables, addresses: &Table<LbAssignment>, seen: &Seen, out: &Pens) {
+fn step(
+    (who, ready): (&Who, Readiness),
+    tables: &Tables,
+    addresses: &Table<LbAssignment>,
+    seen: &Seen,
+    out: &Pens,
+) {
     let (slices, addresses) = (tables.slices.snapshot(), addresses.snapshot());
     let advertised = |service: &ServiceRow| advertised(service, &slices, &addresses, &who.node);
     let services: Vec<_> = tables.services.snapshot().iter().map(advertised).collect();
@@ -123,7 +156,7 @@ fn step(who: &Who, tables: &Tables, addresses: &Table<LbAssignment>, seen: &Seen
     let own = (Source::Manifests, who.cluster.clone(), who.node.clone());
     let Some(node) = nodes.get(&own) else { return };
     let of_cluster = nodes.iter().filter(|row| row.source == Source::Manifests);
-    let plan = plan(&Inputs {
+    let mut plan = plan(&Inputs {
         node,
         nodes: &of_cluster.map(|row| row.labels.clone()).collect::<Vec<_>>(),
         configs: &rows(&tables.bgp_cluster_configs),
@@ -137,9 +170,14 @@ fn step(who: &Who, tables: &Tables, addresses: &Table<LbAssignment>, seen: &Seen
         services: &services,
         network: &seen.network(tombolo_tunnel::DEFAULT_PROTOCOL, tombolo_tunnel::HOST_DEVICE),
     });
+    // A life that goes on where another ended has a datapath that serves: its peers still send.
+    let ready = Readiness { datapath: ready.datapath || who.health.restarting, ..ready };
+    let verdict = judge(ready, &node.health, &who.health.policy);
+    apply(&verdict, &who.node, &mut plan);
     // Addresses come from etcd: until they are known, what an earlier life announced is not withdrawn.
-    let complete =
-        nodes.source_state(&Source::Manifests) == Some(SourceState::Initialized) && addresses.is_complete();
+    let complete = nodes.source_state(&Source::Manifests) == Some(SourceState::Initialized)
+        && addresses.is_complete()
+        && !matches!(verdict, Verdict::Hold(_));
     let state = if complete { SourceState::Initialized } else { SourceState::Pending };
     out.peers.commit(|txn| {
         txn.replace_source(&Source::Planner, plan.peers);
@@ -216,6 +254,8 @@ pub(crate) struct Session {
     pub(crate) before_end_of_rib: &'static [&'static str],
     /// What peers are told at a stop.
     pub(crate) stop_text: &'static str,
+    /// Whose groups of next hops lost routers leave at once.
+    pub(crate) kernel: Option<KernelRoutes>,
 }
 
 impl Session {
@@ -225,7 +265,15 @@ impl Session {
             settings: Settings { restarting, ..settings },
             before_end_of_rib: &["peers", "adverts", "frontends", "interfaces"],
             stop_text: "the agent was stopped",
+            kernel: None,
         }
+    }
+
+    /// The same with the kernel's word on next hops and links, and with lost routers taken out of its routes.
+    pub(crate) fn over(mut self, netlink: Netlink, kernel: KernelRoutes) -> Self {
+        self.settings.ways = Some(Ways { netlink, protocol: tombolo_tunnel::DEFAULT_PROTOCOL });
+        self.kernel = Some(kernel);
+        self
     }
 }
 
@@ -237,7 +285,7 @@ pub(crate) fn start(
     learned: Arc<Writer<LearnedRoute>>,
     tasks: &mut Tasks,
 ) -> BgpNode {
-    let Session { settings, before_end_of_rib, stop_text } = session;
+    let Session { settings, before_end_of_rib, stop_text, kernel } = session;
     let node = BgpNode::start(settings, learned.clone());
     tasks.spawn("bgp/peers", driver.clone().run(rows.0.clone(), node.peer_target(), Applied::default()));
     tasks.spawn("bgp/adverts", driver.clone().run(rows.1.clone(), node.advert_target(), Applied::default()));
@@ -252,6 +300,9 @@ pub(crate) fn start(
         }
         learned.drain_source(&starting());
     });
+    if let Some(kernel) = kernel {
+        tasks.spawn("bgp/lost", lose(driver.clone(), node.lost_next_hops(), kernel));
+    }
     let (bgp, driver) = (node.clone(), driver.clone());
     tasks.spawn("bgp/export", async move {
         // End-of-RIB tells the routers to drop what they kept of the life before: not before all of it is planned.
@@ -272,6 +323,28 @@ pub(crate) fn start(
         }
     });
     node
+}
+
+/// Takes lost routers out of the kernel's groups of next hops, ahead of the rows of the prefixes behind them.
+async fn lose(driver: Driver, mut lost: broadcast::Receiver<IpAddr>, kernel: KernelRoutes) {
+    loop {
+        let router = tokio::select! {
+            () = driver.cancel.cancelled() => return,
+            router = lost.recv() => match router {
+                Ok(router) => router,
+                Err(broadcast::error::RecvError::Lagged(_)) => continue,
+                Err(broadcast::error::RecvError::Closed) => return,
+            },
+        };
+        match kernel.lose(router).await {
+            Ok(groups) => {
+                tracing::info!(%router, groups, "a router is lost; its next hop left the kernel's groups")
+            }
+            Err(error) => {
+                tracing::warn!(%router, %error, "a lost next hop could not be taken out of its groups")
+            }
+        }
+    }
 }
 
 #[cfg(test)]

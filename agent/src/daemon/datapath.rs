@@ -483,6 +483,7 @@ mod tests {
             encryption_key: 0,
             labels: BTreeMap::new(),
             ready: None,
+            health: Default::default(),
         }
     }
 

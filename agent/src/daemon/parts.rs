@@ -425,6 +425,7 @@ mod tests {
             encryption_key: 0,
             labels: std::collections::BTreeMap::new(),
             ready: None,
+            health: Default::default(),
         };
         let labelled = NodeRow { ready: Some(true), ..row.clone() };
         assert!(node(&row, Some(&labelled)).ready);

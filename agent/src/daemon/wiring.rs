@@ -66,11 +66,11 @@ pub(crate) async fn start(
     let kernel = rooms.kernel_routes();
     let hops = kernel.next_hops().await.context("cannot read the kernel's routes")?;
     let bgp = rooms.planners(plans, remembered, hops, &sources);
-    rooms.reconcilers(kernel);
+    rooms.reconcilers(kernel.clone());
     rooms.flows()?;
     let publisher = rooms.publisher()?;
     rooms.endpoints(&publisher, sources.endpoints).await?;
-    rooms.bgp(bgp, sources.learned);
+    rooms.bgp(bgp, sources.learned, kernel);
     Ok(())
 }
 
@@ -374,13 +374,17 @@ impl Rooms<'_> {
     }
 
     /// BGP: its planner, and the speaker if it is enabled.
-    fn bgp(&mut self, (out, status): BgpPens, learned: Arc<Writer<LearnedRoute>>) {
+    fn bgp(&mut self, (out, status): BgpPens, learned: Arc<Writer<LearnedRoute>>, kernel: KernelRoutes) {
         let identity = self.ground.identity;
         let (seen, network) = tokio::sync::watch::channel(None);
         self.spawn("network", network::follow(self.driver(), self.ground.node.netlink.clone(), seen));
         let who = bgp::Who {
             cluster: identity.cluster.clone(),
             node: identity.node.clone(),
+            health: bgp::Health {
+                policy: self.ground.config.bgp.health.clone(),
+                restarting: self.ground.node.restarting,
+            },
             secrets_namespace: self.ground.config.bgp.secrets_namespace.as_str().into(),
         };
         let (kube, addresses) = (self.intent.kube.clone(), self.intent.addresses.clone());
@@ -391,7 +395,7 @@ impl Rooms<'_> {
             let run = config.api.socket.parent().unwrap_or_else(|| std::path::Path::new("/run/tombolo"));
             let bfd = tombolo_bgp::bfd::client::Unit::of_this_program(run);
             let settings = bgp::settings(&config.bgp, &identity.node, driver.seed, bfd);
-            let session = bgp::Session::of_node(settings, node.restarting);
+            let session = bgp::Session::of_node(settings, node.restarting).over(node.netlink.clone(), kernel);
             let bgp = bgp::start(driver, session, rows, learned, tasks);
             daemon.bgp.set(bgp.clone()).ok();
             let (node, wanted) = (identity.node.clone(), self.desired.bgp_peers.clone());

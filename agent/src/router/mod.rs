@@ -149,8 +149,12 @@ async fn start(checked: Checked, cancel: &CancellationToken, roll: Roll) -> anyh
         caches: config.rpki.iter().map(bgp::cache).collect(),
         ..Settings::default()
     };
-    let session =
-        Session { settings, before_end_of_rib: BEFORE_END_OF_RIB, stop_text: "the router was stopped" };
+    let session = Session {
+        settings,
+        before_end_of_rib: BEFORE_END_OF_RIB,
+        stop_text: "the router was stopped",
+        kernel: config.install_routes.then(|| kernel.clone()),
+    };
     let bgp = bgp::start(&driver, session, (&tables.peers, &tables.adverts), learned_writer, &mut tasks);
     if config.install_routes {
         let plan = routes::plan(driver.clone(), tables.learned.clone(), network, routes.1);

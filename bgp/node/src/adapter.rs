@@ -1,10 +1,11 @@
 //! The one task that owns the speakers of this node, one for each BGP instance.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tombolo_base::prefix::Prefix;
 use tombolo_base::source::{Source, SourceState};
@@ -56,11 +57,14 @@ struct Instance {
     peers: BTreeMap<Arc<str>, PeerRow>,
     /// The task that writes learned routes; aborted when this is dropped.
     follower: JoinSet<()>,
+    /// The task that answers for next hops; likewise.
+    _resolver: JoinSet<()>,
 }
 
 pub(crate) struct Adapter {
     settings: Settings,
     learned: Arc<Writer<LearnedRoute>>,
+    lost: broadcast::Sender<IpAddr>,
     /// Counts changes of sessions.
     sessions: watch::Sender<u64>,
     instances: BTreeMap<Arc<str>, Instance>,
@@ -74,10 +78,12 @@ impl Adapter {
     pub(crate) fn new(
         settings: Settings,
         learned: Arc<Writer<LearnedRoute>>,
+        lost: broadcast::Sender<IpAddr>,
         sessions: watch::Sender<u64>,
     ) -> Self {
         Self {
             settings,
+            lost,
             learned,
             sessions,
             instances: BTreeMap::new(),
@@ -163,14 +169,14 @@ impl Adapter {
             speaker.export_complete().await?;
         }
         let mut follower = JoinSet::new();
-        follower.spawn(learned::follow(
-            source,
-            speaker.clone(),
-            events,
-            Arc::clone(&self.learned),
-            self.sessions.clone(),
-        ));
-        let instance = Instance { identity, speaker, peers: BTreeMap::new(), follower };
+        let writer = Arc::clone(&self.learned);
+        let told = (self.sessions.clone(), self.lost.clone());
+        follower.spawn(learned::follow(source, speaker.clone(), events, writer, told));
+        let mut resolver = JoinSet::new();
+        if let Some(ways) = &self.settings.ways {
+            resolver.spawn(ways.clone().follow(speaker.clone(), self.lost.clone()));
+        }
+        let instance = Instance { identity, speaker, peers: BTreeMap::new(), follower, _resolver: resolver };
         self.instances.insert(name.clone(), instance);
         Ok(())
     }

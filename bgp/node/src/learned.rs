@@ -1,10 +1,11 @@
 //! The speaker's events become rows: learned routes, and whether the first list is complete.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 use tombolo_base::prefix::Prefix;
 use tombolo_base::source::{Source, SourceState};
@@ -21,7 +22,7 @@ pub(crate) async fn follow(
     speaker: SpeakerHandle,
     mut events: Events,
     writer: Arc<Writer<LearnedRoute>>,
-    sessions: watch::Sender<u64>,
+    (sessions, lost): (watch::Sender<u64>, broadcast::Sender<IpAddr>),
 ) {
     let deadline = Instant::now() + FIRST_LIST_MAX;
     let mut complete = false;
@@ -51,9 +52,22 @@ pub(crate) async fn follow(
                     writer.set_source(&source, SourceState::Initialized);
                 }
             }
+            Some(Event::PeerDown { peer, routes_kept: false, .. }) => {
+                if let Some(router) = router(&speaker, &peer).await {
+                    // Nobody listens: nothing to hurry for.
+                    drop(lost.send(router));
+                }
+            }
             Some(_) => {}
         }
     }
+}
+
+/// The next hop that goes with a peer: an external one is that of its routes.
+async fn router(speaker: &SpeakerHandle, name: &str) -> Option<IpAddr> {
+    let peers = speaker.peers().await.ok()?;
+    let peer = peers.into_iter().find(|peer| peer.name == name)?;
+    (peer.peer_asn != peer.local_asn).then_some(peer.address)
 }
 
 fn store(writer: &Writer<LearnedRoute>, source: &Source, prefix: Prefix, paths: &[Path]) {

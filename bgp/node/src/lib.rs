@@ -29,16 +29,19 @@ mod operate;
 mod settings;
 #[cfg(test)]
 mod tests;
+mod ways;
 
 pub use operate::{Operated, PeerName, Tried};
 pub use settings::Settings;
+pub use ways::Ways;
 
 use std::collections::BTreeSet;
 use std::future::Future;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use serde::Serialize;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tombolo_base::reconcile::Target;
 use tombolo_base::source::Source;
 use tombolo_base::table::{Row, Writer};
@@ -50,6 +53,8 @@ use adapter::{Adapter, Message, Request};
 
 /// Requests that may wait; the next caller waits for room.
 const REQUEST_QUEUE: usize = 256;
+/// Lost next hops that may wait for a slow reader.
+const LOST_QUEUE: usize = 64;
 
 /// A peer's state with the instance it belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -75,6 +80,7 @@ pub struct InstanceRoute {
 #[derive(Clone, Debug)]
 pub struct BgpNode {
     messages: mpsc::Sender<Message>,
+    lost: broadcast::Sender<IpAddr>,
     sessions: watch::Receiver<u64>,
 }
 
@@ -82,15 +88,22 @@ impl BgpNode {
     /// Starts the adapter's task on the current tokio runtime. Speakers start with the first peer of their instance.
     pub fn start(settings: Settings, learned: impl Into<Arc<Writer<LearnedRoute>>>) -> Self {
         let (messages, inbox) = mpsc::channel(REQUEST_QUEUE);
+        let (lost, _) = broadcast::channel(LOST_QUEUE);
         let (changes, sessions) = watch::channel(0);
-        tokio::spawn(Adapter::new(settings, learned.into(), changes).run(inbox));
-        Self { messages, sessions }
+        tokio::spawn(Adapter::new(settings, learned.into(), lost.clone(), changes).run(inbox));
+        Self { messages, lost, sessions }
     }
 
     /// Tells when a session comes or goes, or a peer has sent its first list. What it holds is a mere count.
     #[must_use]
     pub fn session_changes(&self) -> watch::Receiver<u64> {
         self.sessions.clone()
+    }
+
+    /// Next hops that are lost, told before the routes behind them change: the session of the router ended and its routes are not kept, or nothing
+    /// leads to it any more. A reader that falls behind misses some, which only costs it time.
+    pub fn lost_next_hops(&self) -> broadcast::Receiver<IpAddr> {
+        self.lost.subscribe()
     }
 
     /// The target of the reconciler of [`PeerRow`]s.

@@ -5,6 +5,7 @@ use std::num::NonZeroU8;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::ways::Ways;
 use tombolo_bgp::bfd::BfdSettings;
 use tombolo_bgp::bfd::client::Unit;
 use tombolo_bgp::mrt::MessageLog;
@@ -37,6 +38,8 @@ pub struct Settings {
     pub jitter_seed: u64,
     /// The unit that keeps BFD sessions; started when a peer asks for one.
     pub bfd: Option<Unit>,
+    /// Where to ask whether next hops can be reached, and to hear of links that go; none: every next hop counts as reachable.
+    pub ways: Option<Ways>,
     /// Where messages are logged, in a folder for each instance.
     pub message_log: Option<MessageLog>,
     /// Collectors of BMP.
@@ -55,6 +58,7 @@ impl Default for Settings {
             cluster_id: None,
             jitter_seed: 0,
             bfd: None,
+            ways: None,
             message_log: None,
             stations: Vec::new(),
             caches: Vec::new(),
@@ -90,6 +94,7 @@ impl Identity {
         config.restarting = restarting;
         config.max_paths = self.max_paths.map_or(settings.max_paths, usize::from);
         config.cluster_id = settings.cluster_id;
+        config.track_next_hops = settings.ways.is_some();
         config.jitter_seed = settings.jitter_seed;
         config.bfd = settings.bfd.clone().map(|unit| BfdUnit { unit, owner: format!("bgp/{name}") });
         config.message_log = settings.message_log.clone().map(|log| {

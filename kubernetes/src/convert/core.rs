@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use tombolo_base::prefix::Prefix;
 use tombolo_base::source::Source;
-use tombolo_topology::{AddressKind, NodeAddress, NodeRow};
+use tombolo_topology::{AddressKind, NodeAddress, NodeHealth, NodeRow};
 
 /// Whether a namespace's services may be shared with other clusters.
 const GLOBAL: &str = "clustermesh.cilium.io/global";
@@ -72,7 +72,14 @@ pub(super) fn node(id: &ObjectId, object: Node, cluster: &ClusterIdentity) -> Re
             addresses.push(NodeAddress { kind: AddressKind::CiliumInternal, ip });
         }
     }
-    let ready = status.conditions.into_iter().flatten().find(|condition| condition.type_ == "Ready");
+    let conditions = status.conditions.unwrap_or_default();
+    let condition = |name: &str| conditions.iter().find(|condition| condition.type_ == name);
+    let holds = |name| condition(name).map(|condition| condition.status == "True");
+    let health = NodeHealth {
+        unschedulable: spec.unschedulable.unwrap_or(false),
+        taints: spec.taints.into_iter().flatten().map(|taint| taint.key.into()).collect(),
+        disk_pressure: holds("DiskPressure").unwrap_or(false),
+    };
     Ok(Object::Node(Box::new(NodeRow {
         source: Source::Manifests,
         cluster: cluster.name.clone(),
@@ -83,7 +90,8 @@ pub(super) fn node(id: &ObjectId, object: Node, cluster: &ClusterIdentity) -> Re
         wireguard_key: None,
         encryption_key: 0,
         labels: labels(object.metadata.labels),
-        ready: ready.map(|condition| condition.status == "True"),
+        ready: holds("Ready"),
+        health,
     })))
 }
 

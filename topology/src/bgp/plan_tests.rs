@@ -82,6 +82,7 @@ fn world() -> World {
             encryption_key: 0,
             labels: map(&[("rack", "a")]),
             ready: None,
+            health: Default::default(),
         },
         configs: vec![ClusterConfigRow {
             source: Source::Manifests,

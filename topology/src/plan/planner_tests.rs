@@ -44,6 +44,7 @@ fn node(cluster: u8, n: u8, key: bool) -> NodeRow {
         encryption_key: 0,
         labels: BTreeMap::new(),
         ready: None,
+        health: Default::default(),
     }
 }
 
