@@ -105,6 +105,20 @@ fn of_messages() -> Vec<Row> {
     ]
 }
 
+/// 65001 where AS numbers have two octets.
+const OLD_AS_PATH: &[u8] = &[0x40, 2, 4, 2, 1, 0xfd, 0xe9];
+
+/// Sections 7.2 and 7.7 where AS numbers have two octets, and RFC 6793 section 6.
+fn of_two_octet_peers() -> Vec<Row> {
+    let with = |attribute: &[u8]| update(&[], &[ORIGIN, OLD_AS_PATH, NEXT_HOP, attribute], NLRI);
+    vec![
+        ("7.2 AS_PATH of four octets", Withdraw, update(&[], &[ORIGIN, AS_PATH, NEXT_HOP], NLRI)),
+        ("7.7 AGGREGATOR of four octets", Discard, with(&[0xc0, 7, 8, 0, 0, 0, 1, 10, 0, 0, 1])),
+        ("6793 AS4_PATH past its end", Discard, with(&[0xc0, 17, 6, 2, 2, 0, 0, 0xfd, 0xe9])),
+        ("6793 AS4_AGGREGATOR of seven bytes", Discard, with(&[0xc0, 18, 7, 0, 0, 1, 10, 0, 0, 1])),
+    ]
+}
+
 struct Session {
     rig: Rig,
     client: Client,
@@ -121,6 +135,16 @@ impl Session {
         let client = rig.establish(from, &Opening::new(asn)).await;
         // IPv4 and IPv6, so that the loss of either is seen.
         let good = update(&[], &[MP_REACH, ORIGIN, AS_PATH, NEXT_HOP], NLRI);
+        Self { rig, client, good }
+    }
+
+    /// With a peer that does not know four-octet AS numbers.
+    async fn of_two_octets() -> Self {
+        let (rig, from) = Rig::with_peer("127.0.0.2").await;
+        let mut open = Opening::new(PEER_ASN);
+        open.capabilities.truncate(16);
+        let client = rig.establish(from, &open).await;
+        let good = update(&[], &[MP_REACH, ORIGIN, OLD_AS_PATH, NEXT_HOP], NLRI);
         Self { rig, client, good }
     }
 
@@ -179,5 +203,13 @@ async fn attributes_of_internal_peers_are_treated_as_rfc_7606_says() {
     let mut session = Session::new("127.0.0.2", OWN_ASN).await;
     for (name, treatment, attribute) in of_any_peer().into_iter().chain(of_internal_peers()) {
         session.try_row(name, treatment, &route_with(attribute)).await;
+    }
+}
+
+#[tokio::test]
+async fn attributes_of_two_octet_peers_are_treated_as_rfc_7606_says() {
+    let mut session = Session::of_two_octets().await;
+    for (name, treatment, wire) in of_two_octet_peers() {
+        session.try_row(name, treatment, &wire).await;
     }
 }
