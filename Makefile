@@ -54,7 +54,7 @@ mesh: ## The cluster mesh with a real etcd
 	$(TEST) --test mesh
 
 interop: ## BGP and BFD with real BIRD, FRR and GoBGP
-	$(TEST) --test bgp_interop --test bgp_operations --test bgp_transport --test bgp_policy --test bfd_interop
+	$(TEST) --test bgp_interop --test bgp_operations --test bgp_transport --test bgp_policy --test bgp_availability --test bfd_interop
 
 bench-bfd: ## 64 BFD sessions at 50 ms x 3 under full load, beside FRR's bfdd; writes target/bench/bfd.json
 	cargo build --locked --workspace --bin bench_bfd

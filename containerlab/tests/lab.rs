@@ -474,7 +474,7 @@ fn cluster_of_one_node() -> Bench {
     let bench = Bench::new(
         "name: NAME\ntopology:\n  nodes:\n    n1:\n      kind: linux\n      binds:\n        - __clabDir__/one/manifests:/etc/tombolo/manifests\n        - net.conflist:/etc/cni/net.d/10-net.conflist:ro\n",
     );
-    let text = "clusters:\n  - {name: one, id: 1, manifests: manifests, nodes: [n1], etcd: none}\n";
+    let text = "clusters:\n  - {name: one, id: 1, manifests: [manifests], nodes: [n1], etcd: none}\n";
     std::fs::write(bench.path("lab.yaml"), text).unwrap();
     let chain = r#"{"cniVersion": "1.0.0", "name": "net", "plugins": [
         {"type": "ptp", "ipam": {"type": "host-local",

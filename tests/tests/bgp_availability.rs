@@ -59,7 +59,9 @@ fn holds(speaker: &mut Daemon, what: &str, check: impl Fn(&[Value]) -> bool) {
 }
 
 fn fresh(rows: &[Value]) -> bool {
-    rows.len() == 1 && rows[0]["stale"] == false
+    // FRR says our own route back to us.
+    let theirs: Vec<&Value> = rows.iter().filter(|row| row["prefix"] == THEIRS).collect();
+    theirs.len() == 1 && theirs[0]["stale"] == false
 }
 
 fn frr(namespace: &Namespace) -> Frr {
