@@ -37,10 +37,11 @@ TEST := cargo test --locked --workspace
 unit: ## Pure code: unit, property, golden and mutation tests, the architecture, the docs
 	$(TEST) --lib --bins
 	$(TEST) --doc
-	$(TEST) --test architecture --test mutation --test golden --test peers --test round_trip --test differential --test zettabgp --test decode_speed
+	$(TEST) --test architecture --test mutation --test live --test golden --test peers --test round_trip --test differential --test zettabgp --test decode_speed
 
-fuzz-bgp: ## 10 million damaged BGP messages through the codec (TOMBOLO_SEED=n for others)
+fuzz-bgp: ## 10 million damaged BGP messages through the codec, and over live sessions (TOMBOLO_SEED=n for others)
 	TOMBOLO_BGP_MUTATIONS=10000000 $(TEST) --test mutation -- --nocapture
+	TOMBOLO_BGP_MUTATIONS=10000000 $(TEST) --test live -- --nocapture damage
 	TOMBOLO_BGP_DIFFERENCES=2000000 $(TEST) --test differential -- --nocapture
 
 programs: ## eBPF programs on real packets (BPF_PROG_TEST_RUN) and real traffic

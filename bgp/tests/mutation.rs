@@ -16,6 +16,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
+use support::damage::{Random, mutate, resident_kib, setting};
 use support::{context, corpus};
 use tombolo_bgp::wire::{
     self, Destination, EXTENDED_MESSAGE_MAX, EncodeContext, Frame, MESSAGE_MAX, Message, MessageType, Route,
@@ -33,78 +34,6 @@ enum Outcome {
     Accepted,
     Refused,
     CutOff,
-}
-
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        (self.next() % u64::try_from(bound.max(1)).unwrap()).try_into().unwrap()
-    }
-
-    fn byte(&mut self) -> u8 {
-        self.next().to_le_bytes()[3]
-    }
-}
-
-fn mutate(message: &mut Vec<u8>, other: &[u8], random: &mut Random) {
-    for _ in 0..=random.below(4) {
-        let at = random.below(message.len());
-        match random.below(8) {
-            0 | 1 => {
-                if let Some(byte) = message.get_mut(at) {
-                    *byte = random.byte();
-                }
-            }
-            2 => {
-                if let Some(byte) = message.get_mut(at) {
-                    *byte = [0, 1, 0x7f, 0x80, 0xff][random.below(5)];
-                }
-            }
-            3 => {
-                if let Some(byte) = message.get_mut(at) {
-                    *byte = byte.wrapping_add([1, 0xff, 2, 0xfe][random.below(4)]);
-                }
-            }
-            4 => message.insert(at, random.byte()),
-            5 if message.len() > 20 => {
-                message.remove(at);
-            }
-            // A piece of another message, where lengths and contents disagree.
-            6 => {
-                let start = random.below(other.len());
-                let piece: Vec<u8> = other.iter().skip(start).take(1 + random.below(24)).copied().collect();
-                message.splice(at..at, piece);
-            }
-            _ => message.truncate(at.max(19)),
-        }
-    }
-    // Half of the time the header and the length of an UPDATE's attributes are made right again, so that the damage reaches the decoders.
-    if random.below(2) == 0 && message.len() >= 19 {
-        message[..16].fill(0xff);
-        let len = u16::try_from(message.len()).unwrap();
-        message[16..18].copy_from_slice(&len.to_be_bytes());
-        if random.below(2) == 0 && message[18] == 2 && message.len() >= 23 && message[19..21] == [0, 0] {
-            message[21..23].copy_from_slice(&(len - 23).to_be_bytes());
-        }
-    }
-}
-
-fn resident_kib() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
-fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |text| text.parse().unwrap())
 }
 
 #[test]
