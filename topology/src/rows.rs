@@ -328,6 +328,23 @@ pub struct LearnedNextHop {
     pub via: IpAddr,
     /// The interface, for link-local next hops.
     pub interface: Option<Arc<str>>,
+    /// Its share of the packets, against those of the route's other next hops: 1 to 256 (the kernel's range).
+    pub weight: u16,
+}
+
+impl LearnedNextHop {
+    /// A next hop that weighs no more than others.
+    #[must_use]
+    pub const fn new(via: IpAddr, interface: Option<Arc<str>>) -> Self {
+        Self { via, interface, weight: 1 }
+    }
+}
+
+impl fmt::Display for LearnedNextHop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.via)?;
+        if self.weight > 1 { write!(f, " weight {}", self.weight) } else { Ok(()) }
+    }
 }
 
 impl Row for LearnedRoute {
@@ -346,7 +363,7 @@ impl Row for LearnedRoute {
     fn cells(&self) -> Vec<String> {
         vec![
             self.prefix.to_string(),
-            list(self.next_hops.iter().map(|hop| hop.via)),
+            list(self.next_hops.iter()),
             self.stale.to_string(),
             self.source.to_string(),
         ]
@@ -515,7 +532,7 @@ impl Row for RouteEntry {
         vec![
             self.prefix.to_string(),
             format!("{:?}", self.origin).to_lowercase(),
-            list(self.next_hops.iter().map(|hop| hop.via)),
+            list(self.next_hops.iter()),
             opt(self.device.clone()),
             opt(self.source_address),
             opt(self.mtu),

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use tombolo_base::prefix::Prefix;
 use tombolo_netlink::{Error, Netlink, NextHopKind, NextHopObject, NextHopObjects, Route};
@@ -11,6 +12,9 @@ use tombolo_topology::{LearnedNextHop, RouteEntry};
 
 /// Our objects' numbers start here: other owners count from 1.
 const FIRST_ID: u32 = 0x5400_0000;
+
+/// The greatest share of a member (the kernel keeps it less one in an octet).
+const WEIGHT_MAX: u16 = 256;
 
 /// Single objects by number, with their share.
 type Members = BTreeMap<u32, u16>;
@@ -36,7 +40,7 @@ pub(crate) struct Groups {
     /// Routes that name each group; groups without any are left out.
     uses: BTreeMap<u32, usize>,
     /// Where a next hop leads: a neighbour on a link. Asked anew after a disturbance.
-    resolved: BTreeMap<LearnedNextHop, (IpAddr, u32)>,
+    resolved: BTreeMap<(IpAddr, Option<Arc<str>>), (IpAddr, u32)>,
     next_id: u32,
     /// Messages sent about objects, for tests and metrics.
     messages: u64,
@@ -157,7 +161,8 @@ impl Groups {
 
     /// The neighbour and link that a next hop stands for: itself, or the gateway of the route that leads to it.
     async fn resolve(&mut self, netlink: &Netlink, hop: &LearnedNextHop) -> Result<(IpAddr, u32), String> {
-        if let Some(known) = self.resolved.get(hop) {
+        let key = (hop.via, hop.interface.clone());
+        if let Some(known) = self.resolved.get(&key) {
             return Ok(*known);
         }
         let way = match hop.interface.as_deref() {
@@ -171,7 +176,7 @@ impl Groups {
                 (found.via.unwrap_or(hop.via), found.link)
             }
         };
-        self.resolved.insert(hop.clone(), way);
+        self.resolved.insert(key, way);
         Ok(way)
     }
 
@@ -191,7 +196,8 @@ impl Groups {
                 }
             };
             // Two next hops behind one neighbour share twice.
-            *members.entry(id).or_default() += 1;
+            let share = members.entry(id).or_default();
+            *share = share.saturating_add(hop.weight.max(1)).min(WEIGHT_MAX);
         }
         Ok(members)
     }
@@ -255,11 +261,11 @@ impl Groups {
 
     /// Takes a next hop out of every group that has others besides: one message a group.
     pub(crate) async fn lose(&mut self, next_hop: IpAddr) -> Result<usize, Error> {
-        let behind = self.resolved.iter().filter(|(hop, _)| hop.via == next_hop).map(|(_, way)| *way);
+        let behind = self.resolved.iter().filter(|((via, _), _)| *via == next_hop).map(|(_, way)| *way);
         let ways: BTreeSet<(IpAddr, u32)> = behind.collect();
         // A neighbour that other next hops stand behind as well is not lost with one of them.
         let shared = |way: &(IpAddr, u32)| {
-            self.resolved.iter().any(|(hop, other)| hop.via != next_hop && other == way)
+            self.resolved.iter().any(|((via, _), other)| *via != next_hop && other == way)
         };
         let direct = self.singles.iter().filter(|((via, _), _)| *via == next_hop).map(|(_, id)| *id);
         let ways = ways.iter().filter(|way| !shared(way)).filter_map(|way| self.singles.get(way).copied());

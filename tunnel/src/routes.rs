@@ -139,7 +139,8 @@ impl KernelRoutes {
             let via = hop.via?;
             let link_local = matches!(via, std::net::IpAddr::V6(v6) if v6.is_unicast_link_local());
             let interface = hop.link.filter(|_| link_local).and_then(|link| names.get(&link));
-            Some(LearnedNextHop { via, interface: interface.map(|name| name.as_str().into()) })
+            let interface = interface.map(|name| name.as_str().into());
+            Some(LearnedNextHop { weight: hop.weight, ..LearnedNextHop::new(via, interface) })
         };
         let mut all: BTreeMap<Prefix, BTreeSet<LearnedNextHop>> = BTreeMap::new();
         for route in self.ours().await?.into_iter().filter(|route| route.metric == self.settings.metric) {

@@ -207,7 +207,7 @@ async fn the_nodes_devices_are_made_changed_and_removed() {
 }
 
 fn learned(prefix: &str, via: &[&str]) -> RouteEntry {
-    let hop = |via: &&str| LearnedNextHop { via: ip(via), interface: None };
+    let hop = |via: &&str| LearnedNextHop::new(ip(via), None);
     RouteEntry {
         source: Source::Peer("tor".into()),
         prefix: prefix.parse().unwrap(),
@@ -324,7 +324,7 @@ async fn routes_follow_their_rows_and_only_ours_are_pruned() {
 #[tokio::test(flavor = "multi_thread")]
 async fn both_families_are_routed_over_link_local_next_hops() {
     let (a, _b) = nodes().await;
-    let hop = LearnedNextHop { via: ip("fe80::2"), interface: Some("eth1".into()) };
+    let hop = LearnedNextHop::new(ip("fe80::2"), Some("eth1".into()));
     let mut target = KernelRoutes::new(a.netlink.clone(), RouteSettings::default());
     let rows = ["10.50.0.0/24", "fd00:50::/64"].map(|prefix| RouteEntry {
         next_hops: BTreeSet::from([hop.clone()]),
@@ -342,6 +342,32 @@ async fn both_families_are_routed_over_link_local_next_hops() {
         target.delete(row).await.unwrap();
     }
     assert!(target.next_hops().await.unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn next_hops_share_by_weight_and_another_share_is_another_route() {
+    let (a, _b) = nodes().await;
+    let mut target = KernelRoutes::new(a.netlink.clone(), RouteSettings::default());
+    for (prefix, vias) in
+        [("10.50.0.0/24", ["192.0.2.2", "192.0.2.3"]), ("fd00:50::/64", ["2001:db8::2", "2001:db8::3"])]
+    {
+        let weighed = |weights: [u16; 2]| RouteEntry {
+            next_hops: std::iter::zip(vias, weights)
+                .map(|(via, weight)| LearnedNextHop { weight, ..LearnedNextHop::new(ip(via), None) })
+                .collect(),
+            ..learned(prefix, &[])
+        };
+        for weights in [[26, 256], [256, 26], [1, 1]] {
+            let row = weighed(weights);
+            target.update(&row).await.unwrap();
+            assert_eq!(target.next_hops().await.unwrap()[&row.prefix], row.next_hops, "{weights:?}");
+            let wanted = |row: &RouteEntry| [(row.prefix, row.clone())].into_iter().collect();
+            assert_eq!(target.audit(&wanted(&row)).await.unwrap(), Some(BTreeSet::new()));
+            let other = weighed([2, 1]);
+            assert_eq!(target.audit(&wanted(&other)).await.unwrap(), Some(BTreeSet::from([row.prefix])));
+        }
+        target.delete(&weighed([1, 1])).await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

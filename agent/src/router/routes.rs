@@ -96,7 +96,7 @@ mod tests {
         LearnedRoute {
             source: Source::Peer("router".into()),
             prefix: prefix.parse().unwrap(),
-            next_hops: [LearnedNextHop { via: via.parse().unwrap(), interface: None }].into(),
+            next_hops: [LearnedNextHop::new(via.parse().unwrap(), None)].into(),
             stale: false,
         }
     }

@@ -87,9 +87,11 @@ fn next_hop(path: &Path) -> LearnedNextHop {
     let interface: Option<Arc<str>> = path.interface.as_deref().map(Arc::from);
     match (path.next_hop.link_local, interface) {
         (Some(link_local), Some(interface)) => {
-            LearnedNextHop { via: link_local.into(), interface: Some(interface) }
+            LearnedNextHop { weight: path.weight, ..LearnedNextHop::new(link_local.into(), Some(interface)) }
         }
-        (_, interface) => LearnedNextHop { via: path.next_hop.address, interface },
+        (_, interface) => {
+            LearnedNextHop { weight: path.weight, ..LearnedNextHop::new(path.next_hop.address, interface) }
+        }
     }
 }
 

@@ -123,7 +123,7 @@ fn remote_pods_and_node_addresses() {
 fn overlay_wins_over_bgp_and_direct_takes_bgp() {
     let world = World::new();
     world.nodes.1.commit(|txn| [node(1, 0, false), node(2, 1, false)].map(|row| txn.upsert(row)));
-    let hop = LearnedNextHop { via: "172.20.11.1".parse().unwrap(), interface: None };
+    let hop = LearnedNextHop::new("172.20.11.1".parse().unwrap(), None);
     for prefix in ["10.2.1.0/24", "172.20.11.0/24", "172.20.21.0/24", "10.1.0.0/24"] {
         world.learned.1.upsert(LearnedRoute {
             source: Source::Peer("tor".into()),
@@ -187,7 +187,7 @@ fn two_clusters_with_one_address_do_not_flap() {
 }
 
 fn learned(prefix: &str, via: &[&str]) -> LearnedRoute {
-    let hop = |via: &&str| LearnedNextHop { via: via.parse().unwrap(), interface: None };
+    let hop = |via: &&str| LearnedNextHop::new(via.parse().unwrap(), None);
     LearnedRoute {
         source: Source::Peer("tor".into()),
         prefix: prefix.parse().unwrap(),
@@ -308,7 +308,7 @@ proptest! {
                 Step::DropNode(c, n) => { world.nodes.1.remove(&node(c, n, false).key()); }
                 Step::Pod(c, n, p) => { world.prefixes.1.upsert(pod(node(c, n, false).source, &format!("10.{c}.0.{p}"), &format!("172.20.{c}.{n}"), 300)); }
                 Step::DropPod(c, p) => { world.prefixes.1.remove(&(format!("10.{c}.0.{p}").parse().unwrap(), node(c, 0, false).source)); }
-                Step::Learn(c, n) => { world.learned.1.upsert(LearnedRoute { source: Source::Peer("tor".into()), prefix: format!("10.{c}.{n}.0/24").parse().unwrap(), next_hops: [LearnedNextHop { via: "172.20.11.1".parse().unwrap(), interface: None }].into(), stale: false }); }
+                Step::Learn(c, n) => { world.learned.1.upsert(LearnedRoute { source: Source::Peer("tor".into()), prefix: format!("10.{c}.{n}.0/24").parse().unwrap(), next_hops: [LearnedNextHop::new("172.20.11.1".parse().unwrap(), None)].into(), stale: false }); }
                 Step::Look => planner.step(nodes.drain(), prefixes.drain(), learned.drain(), &world.out),
             }
         }
