@@ -19,6 +19,9 @@ const WEIGHT_MAX: u16 = 256;
 /// Single objects by number, with their share.
 type Members = BTreeMap<u32, u16>;
 
+/// A next hop as a row names it: an address, and the interface of a link-local one.
+type Named = (IpAddr, Option<Arc<str>>);
+
 /// A route that names a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Installed {
@@ -40,7 +43,7 @@ pub(crate) struct Groups {
     /// Routes that name each group; groups without any are left out.
     uses: BTreeMap<u32, usize>,
     /// Where a next hop leads: a neighbour on a link. Asked anew after a disturbance.
-    resolved: BTreeMap<(IpAddr, Option<Arc<str>>), (IpAddr, u32)>,
+    resolved: BTreeMap<Named, (IpAddr, u32)>,
     next_id: u32,
     /// Messages sent about objects, for tests and metrics.
     messages: u64,
