@@ -243,6 +243,35 @@ async fn nothing_is_shown_before_all_nodes_have_published() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn references_of_an_earlier_life_stay_until_its_endpoints_are_counted() {
+    let (pki, folder) = (Pki::new(), tempfile::tempdir().unwrap());
+    let etcd = Etcd::start(&pki, "a").await;
+    let references = async || raw(&etcd, &pki, "cilium/state/identities/v1/value/").await;
+    let one = Agent::start(&etcd, &pki, 1, folder.path(), |_| {});
+    one.publish(&["n1"]).await;
+    until("the reference", async || references().await.len() == 1).await;
+    let before = references().await;
+    one.stop().await;
+
+    // The next life knows what it publishes before it has looked at every endpoint.
+    let next = Agent::start(&etcd, &pki, 1, folder.path(), |_| {});
+    next.handle.set_node([]);
+    let identities = next.handle.identities();
+    for app in ["first", "second"] {
+        // Whoever is asked for the second has compared etcd with what is in use after the first.
+        until("an identity", async || identities.allocate(&labels(app)).await.is_ok()).await;
+    }
+    until("the new references", async || references().await.len() == 3).await;
+    assert!(references().await.contains(&before[0]), "neither deleted nor written again");
+
+    identities.allocate(&labels("web")).await.unwrap();
+    identities.all_counted();
+    ["first", "second"].iter().for_each(|app| identities.release(&labels(app)));
+    until("what nobody uses to go", async || references().await == before).await;
+    next.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn canaries_come_after_the_wait_when_a_node_is_dead() {
     let (pki, folder) = (Pki::new(), tempfile::tempdir().unwrap());
     let etcd = Etcd::start(&pki, "a").await;

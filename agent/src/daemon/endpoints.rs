@@ -205,6 +205,10 @@ impl LabelFollower {
                 self.uses.give_back(endpoint.id);
             }
         }
+        // Before that a reference in etcd may be that of an endpoint which has not been looked at yet.
+        if self.identified().iter().all(|row| self.uses.has(row.id)) {
+            self.uses.identities.all_counted();
+        }
     }
 
     /// Gives every endpoint whose pod's labels have changed another identity.

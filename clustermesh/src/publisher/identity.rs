@@ -16,6 +16,7 @@ use etcd_client::{
 use rand::Rng;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval};
@@ -72,6 +73,8 @@ pub(super) struct Shared {
     known: Mutex<Known>,
     requests: mpsc::Sender<Request>,
     used_changed: Notify,
+    /// Every use of an earlier life is counted again, or is gone.
+    all_counted: AtomicBool,
     renumbered: watch::Sender<u64>,
 }
 
@@ -82,6 +85,7 @@ impl Shared {
             known: Mutex::default(),
             requests,
             used_changed: Notify::new(),
+            all_counted: AtomicBool::new(false),
             renumbered: watch::Sender::new(0),
         })
     }
@@ -130,6 +134,12 @@ impl IdentityAllocator {
             }
         }
         drop(known);
+        self.shared.used_changed.notify_one();
+    }
+
+    /// Every endpoint of an earlier life has been counted by [`Self::allocate`]: references that nobody counts any more may go.
+    pub fn all_counted(&self) {
+        self.shared.all_counted.store(true, Ordering::Release);
         self.shared.used_changed.notify_one();
     }
 
@@ -231,7 +241,7 @@ impl Allocation {
         loop {
             masters.write_lost(context, client, &mut writer).await?;
             // References of the last life stay until their leases end: which sets are in use is learnt pod by pod.
-            let prune = context.initialized();
+            let prune = context.initialized() && shared.all_counted.load(Ordering::Acquire);
             writer.reconcile(&masters.references(context), prune).await?;
             if masters.shared.known().by_id.len() != masters.saved {
                 masters.save(context).await;
