@@ -95,8 +95,12 @@ impl Ways {
     }
 
     async fn ground(&self) -> Ground {
-        let links = self.netlink.links().await.unwrap_or_default();
-        Ground::new(&links, &self.netlink.addresses(None).await.unwrap_or_default())
+        let told = |error: &tombolo_netlink::Error| {
+            tracing::warn!(%error, "The kernel's links and addresses cannot be read; until one changes, its loss is not noticed at once.");
+        };
+        let links = self.netlink.links().await.inspect_err(told).unwrap_or_default();
+        let addresses = self.netlink.addresses(None).await.inspect_err(told).unwrap_or_default();
+        Ground::new(&links, &addresses)
     }
 
     /// The cost of the way to a next hop, none if there is no way. A kernel that does not answer is no reason to drop routes.
