@@ -210,8 +210,10 @@ namespaces. A number says why there is none.
     }
     text.push_str(
         "
-One direction only: GoBGP never asks for a route refresh. OpenBGPD counts ours, but sends nothing again that has not changed. ExaBGP asks for one, but closes
+One direction only: GoBGP never asks for a route refresh. OpenBGPD counts ours, but nothing came again. ExaBGP asks for one, but closes
 the connection when it is asked. ExaBGP's shutdown text is fixed, and ours is not tried on it. ExaBGP keeps no routes: it is its restart that we bridge.
+The limit of maximum-prefix is the peer's; only BIRD also meets ours. Of the restarts it is the peers that keep routes, and BIRD and FRR that we keep
+routes of as well. No wrong key and no router too far away was tried with ExaBGP.
 ",
     );
     text.push_str("\n## Which tests show it\n");
