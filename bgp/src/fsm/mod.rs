@@ -63,7 +63,9 @@ impl std::fmt::Display for DownCause {
             Self::Lost(reason) => write!(f, "connection lost: {reason}; is the peer alive and reachable?")?,
             Self::Replaced => write!(f, "the peer restarted and opened a new connection")?,
         }
+        // A shutdown of our own is nothing that the other operator could mend.
         if let Self::Received(notification) | Self::Sent(notification) = self
+            && !(matches!(self, Self::Sent(_)) && notification.shutdown_text().is_some())
             && !notification.remedy().is_empty()
         {
             write!(f, "; {}", notification.remedy())?;

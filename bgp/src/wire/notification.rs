@@ -214,7 +214,7 @@ impl fmt::Display for Notification {
             _ => write!(f, "{} ({}/{})", self.name(), self.code, self.subcode)?,
         }
         if let Some(text) = self.shutdown_text() {
-            write!(f, ", the other side says {text:?}")?;
+            write!(f, ", with the text {text:?}")?;
         }
         Ok(())
     }
@@ -253,7 +253,7 @@ mod tests {
         hard.encode_body(&mut body);
         assert_eq!(body, b"\x06\x09\x06\x02\x06moving");
         assert_eq!(hard.shutdown_text(), Some("moving"));
-        let told = "cease: administrative shutdown (6/2) as a hard reset, the other side says \"moving\"";
+        let told = "cease: administrative shutdown (6/2) as a hard reset, with the text \"moving\"";
         assert_eq!(hard.to_string(), told);
         assert!(hard.is_hard_reset() && !Notification::new(6, 2).is_hard_reset());
         assert_eq!(Notification::new(6, 9).shutdown_text(), None);

@@ -53,7 +53,7 @@ pub(super) async fn killed(context: &Context, node: &str) -> CheckResult {
         fibs: try_join_all(tors(context).map(|name| FibWatch::start(context, name))).await?,
         keys: KeyWatch::start(context, victim).await?,
     };
-    segments::quiet(context, speakers(context)?).await?;
+    segments::quiet(context, [Place::node(ask::client(context)?)].into_iter()).await?;
     let mut loads = start_loads(context, victim, remote, node).await?;
     let segments = Segments::read(context, speakers(context)?).await?;
     let killed_at = Instant::now();
@@ -76,9 +76,10 @@ pub(super) async fn killed(context: &Context, node: &str) -> CheckResult {
     }
     load::all_settled(&mut loads, SETTLE).await?;
     before.routes_stay().await?;
+    // The connections are still there to be asked.
+    let after = Segments::read(context, speakers(context)?).await?;
     let reports = load::stop_all(loads).await?;
     let during = format!("while the agent of {node} is killed and restarted");
-    let after = Segments::read(context, speakers(context)?).await?;
     let mut notes = vec![format!("ready again after {:.1} s", took.as_secs_f64()), load::sum(&reports)];
     notes.push(before.judge().await?);
     load::unharmed(&reports, &during)?;

@@ -1,4 +1,6 @@
-//! TCP segments that had to be sent again, counted by the kernel in each pod's own network namespace.
+//! TCP segments that had to be sent again. In a pod the kernel's count of each connection of the loads: its namespace also has
+//! the kubelet's probes, of which a FIN sent again to a socket that waits (TIME-WAIT) looks like a loss. The outside client
+//! speaks with nobody else and opens a connection for each request: there the namespace's count.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,10 +16,12 @@ use crate::checks::poll;
 const COUNTERS: [&str; 3] = ["cat", "/proc/net/snmp", "/proc/net/netstat"];
 /// The kernel's TCP sockets of one network namespace.
 const SOCKETS: [&str; 3] = ["cat", "/proc/net/tcp", "/proc/net/tcp6"];
+/// The open connections of the loads, a line each, with what the kernel knows of them.
+const CONNECTIONS: [&str; 5] = ["ss", "-tinHO", "state", "established", "( sport = :9000 or dport = :9000 )"];
 /// How long sockets of earlier checks may take to give up: the kernel's own patience with a FIN that nobody acknowledges.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Counters of one network namespace.
+/// Counters of one connection, or of a whole network namespace.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Counters {
     /// Segments sent again, for whatever reason.
@@ -26,8 +30,8 @@ struct Counters {
     needless: u64,
 }
 
-/// The counters of several places at one time.
-pub(super) struct Segments(BTreeMap<Place, Counters>);
+/// The counters at several places at one time, by connection (both ends); by no connection where they are those of a namespace.
+pub(super) struct Segments(BTreeMap<(Place, String), Counters>);
 
 impl Segments {
     /// Reads the counters of all places.
@@ -39,13 +43,17 @@ impl Segments {
         places: impl Iterator<Item = Place>,
     ) -> Result<Self, Failure> {
         let one = |place: Place| async move {
-            let text = context.access.text(&place, &COUNTERS).await?;
+            let text = context.access.text(&place, command(&place)).await?;
+            if place.pod.is_some() {
+                let all = connections(&text);
+                return Ok(all.map(|(ends, counters)| ((place.clone(), ends), counters)).collect());
+            }
             let counters = parse(&text).ok_or_else(|| {
                 Failure::tool("reading TCP's counters", "RetransSegs is not there", look(context, &place))
             })?;
-            Ok((place, counters))
+            Ok::<Vec<_>, Failure>(vec![((place, String::new()), counters)])
         };
-        Ok(Self(try_join_all(places.map(one)).await?.into_iter().collect()))
+        Ok(Self(try_join_all(places.map(one)).await?.into_iter().flatten().collect()))
     }
 
     /// Fails when a segment was lost since `before`: sent again, and the peer did not have it. Returns how many were
@@ -59,17 +67,21 @@ impl Segments {
         context: &Context,
         during: &str,
     ) -> Result<u64, Failure> {
+        if self.0.keys().all(|(_, ends)| ends.is_empty()) {
+            let look = self.0.keys().next().map_or_else(String::new, |(place, _)| look(context, place));
+            return Err(Failure::tool("counting by connection", "no load has an open one", look));
+        }
         let mut lost = Vec::new();
         let mut needless = 0;
-        for (place, now) in &self.0 {
-            let then = before.0.get(place).copied().unwrap_or_default();
+        for (key @ (place, ends), now) in &self.0 {
+            let then = before.0.get(key).copied().unwrap_or_default();
             let (again, had) =
                 (now.again.saturating_sub(then.again), now.needless.saturating_sub(then.needless));
             needless += had;
             if again > had {
                 lost.push((
                     place,
-                    format!("{place} sent {again} segments again, {had} of them without need"),
+                    format!("{place} {ends} sent {again} segments again, {had} of them without need"),
                 ));
             }
         }
@@ -112,7 +124,26 @@ fn waits(line: &str) -> bool {
 }
 
 fn look(context: &Context, place: &Place) -> String {
-    context.access.shown(place, &COUNTERS)
+    context.access.shown(place, command(place))
+}
+
+/// What tells the counters of a place.
+fn command(place: &Place) -> &'static [&'static str] {
+    if place.pod.is_some() { &CONNECTIONS } else { &COUNTERS }
+}
+
+/// Both ends and the counters of each line of `ss -tinHO` (`... LOCAL PEER ... retrans:NOW/TOTAL ... dsack_dups:N ...`; what is
+/// zero is left out).
+fn connections(text: &str) -> impl Iterator<Item = (String, Counters)> {
+    text.lines().filter_map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [_, _, local, peer, info @ ..] = words.as_slice() else { return None };
+        let value = |name: &str| info.iter().find_map(|word| word.strip_prefix(name)?.strip_prefix(':'));
+        let again = value("retrans").and_then(|both| both.split_once('/')).map(|(_, total)| total);
+        let number = |text: Option<&str>| text.and_then(|text| text.parse().ok()).unwrap_or(0);
+        let counters = Counters { again: number(again), needless: number(value("dsack_dups")) };
+        Some((format!("{local} {peer}"), counters))
+    })
 }
 
 /// Finds the counters in the two files: lines of names, each followed by one of numbers.
@@ -150,6 +181,18 @@ mod tests {
         assert!(!waits(
             "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode"
         ));
+    }
+
+    #[test]
+    fn each_connection_has_its_counters() {
+        let text = "0      0      10.1.1.5:9000 10.2.1.3:56810 cubic wscale:10,10 rto:204 retrans:0/3 dsack_dups:1 rcv_space:14600\n\
+                    0      0      [fd00::5]:41 [fd00::3]:9000 cubic wscale:10,10 rto:204\n\n";
+        let all: Vec<_> = connections(text).collect();
+        let expected = [
+            ("10.1.1.5:9000 10.2.1.3:56810".to_owned(), Counters { again: 3, needless: 1 }),
+            ("[fd00::5]:41 [fd00::3]:9000".to_owned(), Counters::default()),
+        ];
+        assert_eq!(all, expected);
     }
 
     #[test]
