@@ -9,115 +9,21 @@
 
 mod rig;
 
+use rig::agent::{Agent, id, labels, name, raw};
 use rig::recorder::Recorder;
 use rig::{Etcd, Pki, until};
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tombolo_base::ids::{ClusterId, ClusterName, IdentityId, MaxClusters};
-use tombolo_base::labels::Labels;
+use tombolo_base::ids::{IdentityId, MaxClusters};
 use tombolo_base::source::SourceState;
 use tombolo_clustermesh::MeshError;
 use tombolo_clustermesh::follower::{self, ClusterStatus, MeshConfig, MeshHandle, Timers};
-use tombolo_clustermesh::publisher::{self, Desired, PublisherConfig, PublisherHandle};
-use tombolo_clustermesh::rows::Assignment;
-use tombolo_clustermesh::wire::{IpEntry, Kind, Node, Service, node, service};
-
-fn name(text: &str) -> ClusterName {
-    ClusterName::new(text).unwrap()
-}
-
-fn id(number: u32) -> ClusterId {
-    ClusterId::new(number, MaxClusters::C255).unwrap()
-}
-
-fn labels(app: &str) -> Labels {
-    Labels::k8s([
-        ("app", app),
-        ("io.cilium.k8s.policy.cluster", "a"),
-        ("io.kubernetes.pod.namespace", "shop"),
-    ])
-}
-
-/// An agent of cluster a.
-struct Agent {
-    handle: PublisherHandle,
-    task: JoinHandle<()>,
-    cancel: CancellationToken,
-    number: u8,
-}
-
-impl Agent {
-    fn start(
-        etcd: &Etcd,
-        pki: &Pki,
-        number: u8,
-        state: &Path,
-        change: impl FnOnce(&mut PublisherConfig),
-    ) -> Self {
-        let node = format!("n{number}");
-        let state = state.join(&node);
-        let mut config =
-            PublisherConfig::new(name("a"), id(1), node.into(), etcd.config(pki, "admin-a"), state);
-        change(&mut config);
-        let cancel = CancellationToken::new();
-        let (handle, task) = publisher::start(config, cancel.clone());
-        Self { handle, task, cancel, number }
-    }
-
-    /// Its node, one pod, its part of the cluster's keys.
-    async fn publish(&self, nodes: &[&str]) -> IdentityId {
-        let identity = self.handle.identities();
-        let mut found = Err(MeshError::Stopped);
-        until("an identity", async || {
-            found = identity.allocate(&labels("web")).await;
-            found.is_ok()
-        })
-        .await;
-        let identity = found.unwrap();
-        let n = self.number;
-        let host: IpAddr = [192, 0, 2, n].into();
-        let mut node = Node::new("a", 1, &format!("n{n}"));
-        node.addresses.push(node::Address { kind: "InternalIP".into(), ip: host });
-        node.ipv4_pod_cidrs.push(format!("10.1.{n}.0/24").parse().unwrap());
-        let four = IpEntry::pod([10, 1, n, 2].into(), identity, host, "shop", "web-0");
-        let six = IpEntry::pod(format!("fd00:10:1:{n}::2").parse().unwrap(), identity, host, "shop", "web-0");
-        self.handle.set_node([
-            Desired::node(&node).unwrap(),
-            Desired::ip(&four).unwrap(),
-            Desired::ip(&six).unwrap(),
-        ]);
-        let mut web = Service::new("a", 1, "shop", "web");
-        let port = service::L4 { protocol: "TCP".into(), port: 8080 };
-        web.backends.insert([10, 1, 1, 2].into(), [(Arc::from("http"), port)].into());
-        let service_name =
-            tombolo_service::rows::ServiceName { namespace: "shop".into(), name: "web".into() };
-        let assignment =
-            Assignment { addresses: [IpAddr::from([203, 0, 113, 1])].into(), pools: BTreeSet::new() };
-        let handle = self.handle.clone();
-        let cluster =
-            [Desired::service(&web).unwrap(), Desired::assignment(&service_name, &assignment).unwrap()];
-        tokio::spawn(async move {
-            let mut leader = handle.leader();
-            while leader.wait_for(|leads| *leads).await.is_ok() {
-                assert!(handle.set_cluster(cluster.clone()) || !*leader.borrow());
-                leader.wait_for(|leads| !*leads).await.unwrap();
-                assert!(!handle.set_cluster(cluster.clone()) || *leader.borrow());
-            }
-        });
-        self.handle.set_nodes(nodes.iter().map(|node| Arc::from(*node)));
-        identity
-    }
-
-    async fn stop(self) {
-        self.cancel.cancel();
-        self.task.await.unwrap();
-    }
-}
+use tombolo_clustermesh::publisher::PublisherConfig;
+use tombolo_clustermesh::wire::Kind;
 
 /// A reader of cluster b.
 struct Reader {
@@ -181,14 +87,6 @@ async fn two_agents(pki: &Pki, etcd: &Etcd, folder: &Path) -> (Agent, Agent, Rea
     let reader = Reader::start(folder, "b", 2, |_| {}).await;
     reader.ready("a").await;
     (one, two, reader)
-}
-
-async fn raw(etcd: &Etcd, pki: &Pki, prefix: &str) -> Vec<(String, i64, i64)> {
-    let options = etcd_client::GetOptions::new().with_prefix();
-    let client = etcd.client(pki, "root").await;
-    let found = client.kv_client().get(prefix, Some(options)).await.unwrap();
-    let of = |kv: &etcd_client::KeyValue| (kv.key_str().unwrap().to_owned(), kv.lease(), kv.mod_revision());
-    found.kvs().iter().map(of).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -81,14 +81,12 @@ impl Desired {
 /// A whole set of desired keys.
 pub type DesiredSet = BTreeMap<String, Desired>;
 
-/// What is known to stand in etcd under a key.
+/// What is known to stand in etcd under a key of the writer's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Actual {
     pub(crate) digest: [u8; 32],
     pub(crate) lease: i64,
     pub(crate) revision: i64,
-    /// Whether this writer may delete it.
-    pub(crate) mine: bool,
 }
 
 pub(crate) fn digest(value: &[u8]) -> [u8; 32] {
@@ -118,7 +116,7 @@ pub(crate) fn plan(
         puts: desired.values().filter(|wanted| !right(wanted)).map(|wanted| wanted.key.clone()).collect(),
         deletes: actual
             .iter()
-            .filter(|(key, found)| found.mine && !desired.contains_key(*key))
+            .filter(|(key, _)| !desired.contains_key(*key))
             .map(|(key, found)| (key.clone(), found.revision))
             .collect(),
     }
@@ -139,15 +137,13 @@ mod tests {
     #[test]
     fn only_what_differs_is_written() {
         let desired = set(&[("a", "1", true), ("b", "2", true), ("c", "3", true), ("d", "4", false)]);
-        let found =
-            |value: &str, lease, mine| Actual { digest: digest(value.as_bytes()), lease, revision: 7, mine };
+        let found = |value: &str, lease| Actual { digest: digest(value.as_bytes()), lease, revision: 7 };
         let actual = BTreeMap::from([
-            ("a".to_owned(), found("1", 10, true)),
-            ("b".to_owned(), found("other", 10, true)),
-            ("c".to_owned(), found("3", 99, true)),
-            ("d".to_owned(), found("4", 0, true)),
-            ("e".to_owned(), found("5", 10, true)),
-            ("f".to_owned(), found("6", 11, false)),
+            ("a".to_owned(), found("1", 10)),
+            ("b".to_owned(), found("other", 10)),
+            ("c".to_owned(), found("3", 99)),
+            ("d".to_owned(), found("4", 0)),
+            ("e".to_owned(), found("5", 10)),
         ]);
         let plan = plan(&desired, &actual, |lease| lease == 10);
         assert_eq!(plan.puts, ["b", "c"]);

@@ -3,6 +3,7 @@
 use super::desired::{Desired, DesiredSet};
 use super::election::{Won, ended};
 use super::gate::Gate;
+use super::identity::Collector;
 use super::lease::LeasePool;
 use super::scope::{Area, ScopeWriter};
 use super::{Context, sweep};
@@ -40,14 +41,17 @@ async fn try_lead(context: &Context, client: &Client, won: &Won) -> Result<Infal
     let mut heartbeat = interval(context.config.heartbeat);
     let mut keep_alive = interval(context.config.keep_alive());
     let mut audit = interval(context.config.audit);
-    for timer in [&mut heartbeat, &mut keep_alive, &mut audit] {
+    let mut collect = interval(context.config.identity_gc);
+    for timer in [&mut heartbeat, &mut keep_alive, &mut audit, &mut collect] {
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
     }
     let mut wanted = context.cluster_keys.subscribe();
     let mut gate = Gate::open(context, client).await?;
     let since = rfc3339::now();
     let mut swept = false;
+    let mut collector = Collector::default();
     loop {
+        context.contested(&writer.take_contested());
         let config = Desired::config(cluster, &own_config(context))?;
         let mut desired = DesiredSet::from([(config.key.clone(), config)]);
         let given = wanted.borrow_and_update().clone();
@@ -85,6 +89,10 @@ async fn try_lead(context: &Context, client: &Client, won: &Won) -> Result<Infal
                 }
             }
             _ = audit.tick() => writer.resync().await?,
+            _ = collect.tick() => {
+                let removed = collector.pass(client, won.lease).await?;
+                context.update(|status| status.collected += removed);
+            }
             foreign = watch.foreign(&writer) => {
                 foreign?;
                 writer.resync().await?;

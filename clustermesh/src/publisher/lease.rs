@@ -2,15 +2,17 @@
 
 use super::Context;
 use crate::error::MeshError;
-use crate::etcd::{request, request_error};
+use crate::etcd::{MAX_RESPONSE_BYTES, request, request_error};
 use crate::follower::snapshot::write_json;
 use crate::wire::key;
-use etcd_client::{Client, Error, PutOptions};
+use etcd_client::{Client, Error, KeyValue, LeaseTimeToLiveOptions, PutOptions, Txn, TxnOp, TxnOpResponse};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Most keys on one lease; etcd slows down with more.
 pub(crate) const KEYS_PER_LEASE: usize = 1000;
+/// Keys read in one transaction; etcd's default limit.
+const READ_OPS: usize = 128;
 
 /// The leases of one writer and how many keys hang on each.
 pub(crate) struct LeasePool {
@@ -69,6 +71,31 @@ impl LeasePool {
 
     pub(crate) fn len(&self) -> usize {
         self.leases.len()
+    }
+
+    /// The keys below `prefix` that hang on our leases.
+    pub(crate) async fn keys(&self, prefix: &str) -> Result<Vec<KeyValue>, MeshError> {
+        let mut names = Vec::new();
+        for id in self.leases.keys() {
+            let options = LeaseTimeToLiveOptions::new().with_keys();
+            let call = async { self.client.lease_client().time_to_live(*id, Some(options)).await };
+            let answer = request(|| format!("asking for the keys on lease {id:x}"), call).await?;
+            names.extend(answer.keys().iter().filter(|name| name.starts_with(prefix.as_bytes())).cloned());
+        }
+        let mut found = Vec::with_capacity(names.len());
+        for some in names.chunks(READ_OPS) {
+            let gets: Vec<TxnOp> = some.iter().map(|name| TxnOp::get(name.as_slice(), None)).collect();
+            let mut kv = self.client.kv_client().max_decoding_message_size(MAX_RESPONSE_BYTES);
+            let call = kv.txn(Txn::new().and_then(gets));
+            let answer =
+                request(|| format!("reading {} keys of ours below {prefix}", some.len()), call).await?;
+            for op in answer.op_responses() {
+                let TxnOpResponse::Get(mut get) = op else { continue };
+                // Written over by somebody else meanwhile: not ours any more.
+                found.extend(get.take_kvs().into_iter().filter(|kv| self.contains(kv.lease())));
+            }
+        }
+        Ok(found)
     }
 
     /// Counts the keys found on each lease.

@@ -4,6 +4,7 @@
 //! A lost connection removes nothing: leases live 15 minutes, a restart resumes them. A wiped etcd is filled again by
 //! everybody, and its canaries come only when all known nodes have published, so that readers never see a half.
 
+mod contest;
 mod desired;
 mod election;
 mod gate;
@@ -12,14 +13,16 @@ mod kv;
 mod leader;
 mod lease;
 mod node;
+mod pace;
 mod scope;
 mod sweep;
 
+pub use contest::{Contest, Contested};
 pub use desired::{Desired, DesiredSet};
 pub use identity::IdentityAllocator;
 pub use kv::KeyValues;
 
-use crate::certificate::Expiry;
+use crate::certificate::{Expiry, unix_now};
 use crate::error::MeshError;
 use crate::etcd::{EtcdConfig, request};
 use crate::wire::key;
@@ -61,6 +64,8 @@ pub struct PublisherConfig {
     pub canary_wait: Duration,
     /// Interval of comparing everything with etcd.
     pub audit: Duration,
+    /// Interval of looking for identities that nobody uses: one goes at the second look in a row that finds it so.
+    pub identity_gc: Duration,
 }
 
 impl PublisherConfig {
@@ -85,6 +90,7 @@ impl PublisherConfig {
             heartbeat: Duration::from_secs(60),
             canary_wait: Duration::from_secs(60),
             audit: Duration::from_secs(300),
+            identity_gc: Duration::from_secs(15 * 60),
         }
     }
 
@@ -115,6 +121,14 @@ pub struct PublisherStatus {
     pub leases: usize,
     /// Leftovers removed.
     pub swept: usize,
+    /// Identities of this cluster.
+    pub identities: usize,
+    /// How many it can have; 0 before the first connection.
+    pub identity_limit: usize,
+    /// Identities that nobody used, removed by this agent while elected.
+    pub collected: usize,
+    /// Keys of ours that somebody else changed or deleted.
+    pub contested: Contested,
     /// Connections lost.
     pub reconnections: u64,
     /// The last failure.
@@ -127,12 +141,26 @@ pub struct PublisherStatus {
     pub plaintext: bool,
 }
 
+/// From this part of the identities in use on it is told, in percent.
+const IDENTITY_WARNING_PERCENT: usize = 80;
+
 impl PublisherStatus {
+    fn identity_warning(&self) -> Option<String> {
+        let (taken, limit) = (self.identities, self.identity_limit);
+        let near = limit > 0 && taken.saturating_mul(100) >= limit.saturating_mul(IDENTITY_WARNING_PERCENT);
+        near.then(|| {
+            format!(
+                "{taken} of {limit} identities are in use, and pods with new label sets cannot start without one; exclude labels that differ from pod to pod (identities.labels in agent.yaml)"
+            )
+        })
+    }
+
     /// What works `now` (seconds since 1970) and will not for long, or not after a restart.
     #[must_use]
     pub fn warnings(&self, now: i64) -> Vec<String> {
         let expiry = self.certificate.as_ref().and_then(|expiry| expiry.warning(now));
-        expiry.into_iter().chain(self.renewal.clone()).collect()
+        let found = [expiry, self.renewal.clone(), self.identity_warning(), self.contested.warning(now)];
+        found.into_iter().flatten().collect()
     }
 }
 
@@ -157,6 +185,14 @@ impl Context {
             change(status);
             *status != before
         });
+    }
+
+    /// Takes note of keys of ours that somebody else wrote.
+    fn contested(&self, keys: &[String]) {
+        if !keys.is_empty() {
+            let now = unix_now();
+            self.update(|status| status.contested.note(keys, now));
+        }
     }
 
     fn set_leader(&self, leader: bool) {

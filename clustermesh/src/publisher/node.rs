@@ -25,7 +25,7 @@ async fn try_publish(context: &Context, client: &Client) -> Result<Infallible, M
     let pool = LeasePool::open(context, client, "node").await?;
     let areas = vec![
         Area::Key(format!("{}{node}", Kind::Nodes.prefix(Layout::State, cluster))),
-        Area::Shared(Kind::Ips.prefix(Layout::State, cluster)),
+        Area::Leased(Kind::Ips.prefix(Layout::State, cluster)),
         Area::Key(marker.key.clone()),
     ];
     let mut writer = ScopeWriter::new(client.clone(), pool, areas, None);
@@ -37,6 +37,7 @@ async fn try_publish(context: &Context, client: &Client) -> Result<Infallible, M
     audit.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut wanted = context.node_keys.subscribe();
     loop {
+        context.contested(&writer.take_contested());
         let given = wanted.borrow_and_update().clone();
         if let Some(given) = given {
             publish_all(&mut writer, &given, &marker).await?;

@@ -1,8 +1,10 @@
 //! Carries a set of desired keys to etcd: list, diff, batched transactions.
 
+use super::contest;
 use super::desired::{Actual, DesiredSet, Plan, digest, plan};
 use super::election::ended;
 use super::lease::LeasePool;
+use super::pace::Pace;
 use crate::error::MeshError;
 use crate::etcd::{MAX_RESPONSE_BYTES, PAGE, request, request_error};
 use crate::follower::FailureKind;
@@ -15,8 +17,6 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
-/// Most operations of a transaction; etcd's default limit.
-const BATCH_OPS: usize = 128;
 /// Most bytes of a transaction; etcd refuses 1.5 MiB.
 const BATCH_BYTES: usize = 1_000_000;
 
@@ -29,8 +29,9 @@ const MEND_INTERVAL: Duration = Duration::from_secs(1);
 pub(crate) enum Area {
     /// One key.
     Key(String),
-    /// A prefix shared with other writers: only keys on our leases are ours.
-    Shared(String),
+    /// A prefix shared with other writers: the keys on our leases are ours, and the others are not even listed. With
+    /// thousands of agents each would else read what all have written.
+    Leased(String),
     /// A prefix of ours alone.
     Whole(String),
 }
@@ -45,6 +46,9 @@ pub(crate) struct ScopeWriter {
     revision: i64,
     /// What must hold for every write: the election's key on our lease.
     fence: Option<(String, i64)>,
+    pace: Pace,
+    /// Keys of ours that somebody else changed or deleted, not told yet.
+    contested: Vec<String>,
 }
 
 impl ScopeWriter {
@@ -54,7 +58,8 @@ impl ScopeWriter {
         areas: Vec<Area>,
         fence: Option<(String, i64)>,
     ) -> Self {
-        Self { client, pool, areas, actual: BTreeMap::new(), revision: 0, fence }
+        let (actual, contested) = (BTreeMap::new(), Vec::new());
+        Self { client, pool, areas, actual, revision: 0, fence, pace: Pace::default(), contested }
     }
 
     /// Number of keys known to stand in etcd.
@@ -72,25 +77,38 @@ impl ScopeWriter {
                     let (entry, revision) = get_at(&self.client, name).await?;
                     (entry.into_iter().collect(), revision)
                 }
-                Area::Shared(prefix) | Area::Whole(prefix) => list_at(&self.client, prefix).await?,
+                Area::Whole(prefix) => list_at(&self.client, prefix).await?,
+                // Not watched, hence of no account to `first`.
+                Area::Leased(prefix) => (self.pool.keys(prefix).await?, i64::MAX),
             };
             first = first.min(revision);
             for kv in entries {
-                let ours = self.pool.contains(kv.lease());
-                let mine = ours || !matches!(area, Area::Shared(_));
-                let found = Actual {
-                    digest: digest(kv.value()),
-                    lease: kv.lease(),
-                    revision: kv.mod_revision(),
-                    mine,
-                };
+                let found =
+                    Actual { digest: digest(kv.value()), lease: kv.lease(), revision: kv.mod_revision() };
                 actual.insert(String::from_utf8_lossy(kv.key()).into_owned(), found);
             }
         }
         self.pool.recount(actual.values().map(|found| found.lease));
+        self.contest(&actual);
         self.actual = actual;
         self.revision = first;
         Ok(())
+    }
+
+    /// Compares what this writer left on its leases with what stands there.
+    fn contest(&mut self, now: &BTreeMap<String, Actual>) {
+        let changed = |(name, left): &(&String, &Actual)| {
+            let kept = left.lease == 0 || self.pool.contains(left.lease);
+            kept && now.get(*name).is_none_or(|found| found.revision != left.revision)
+        };
+        let room = contest::MOST.saturating_sub(self.contested.len());
+        let names = self.actual.iter().filter(changed).map(|(name, _)| name.clone()).take(room);
+        self.contested.extend(names.collect::<Vec<_>>());
+    }
+
+    /// The keys that somebody else changed or deleted since the last call.
+    pub(crate) fn take_contested(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.contested)
     }
 
     /// Follows the areas that nobody else writes, from the last [`Self::resync`] on.
@@ -101,7 +119,7 @@ impl ScopeWriter {
                 Area::Key(name) => (name, None),
                 Area::Whole(prefix) => (prefix, Some(key::range_end(prefix))),
                 // Others change theirs all the time; ours are looked at in the audit.
-                Area::Shared(_) => continue,
+                Area::Leased(_) => continue,
             };
             let options = WatchOptions::new().with_start_revision(self.revision.saturating_add(1));
             let options = Some(end.into_iter().fold(options, |options, end| options.with_range(end)));
@@ -134,7 +152,7 @@ impl ScopeWriter {
         let (mut batch, mut bytes) = (Vec::new(), 0);
         for name in puts {
             let Some(wanted) = desired.get(&name) else { continue };
-            if batch.len() >= BATCH_OPS || bytes + wanted.value.len() > BATCH_BYTES {
+            if batch.len() >= self.pace.ops() || bytes + wanted.value.len() > BATCH_BYTES {
                 self.put(std::mem::take(&mut batch)).await?;
                 bytes = 0;
             }
@@ -179,14 +197,17 @@ impl ScopeWriter {
         let txn = Txn::new().when(self.fences()).and_then(batch.iter().map(op).collect::<Vec<_>>());
         let first = batch.first().map(|(name, ..)| name.clone()).unwrap_or_default();
         let what = || format!("writing {} keys from {first} on", batch.len());
+        sleep_until(self.pace.not_before).await;
+        let sent = Instant::now();
         let response = request(what, self.client.kv_client().txn(txn)).await?;
+        self.pace.answered(sent, Instant::now());
         if !response.succeeded() {
             return Err(self.lost_election());
         }
         let revision = response.header().map_or(0, etcd_client::ResponseHeader::revision);
         for (name, value, lease) in batch {
             let lease = lease.unwrap_or(0);
-            self.actual.insert(name, Actual { digest: digest(&value), lease, revision, mine: true });
+            self.actual.insert(name, Actual { digest: digest(&value), lease, revision });
         }
         Ok(())
     }
@@ -213,7 +234,7 @@ impl ScopeWriter {
 
     /// Takes note of a key that was written in a transaction elsewhere.
     pub(crate) fn note(&mut self, name: String, value: &[u8], lease: i64, revision: i64) {
-        self.actual.insert(name, Actual { digest: digest(value), lease, revision, mine: true });
+        self.actual.insert(name, Actual { digest: digest(value), lease, revision });
     }
 }
 
@@ -266,8 +287,19 @@ pub(crate) async fn list(client: &Client, prefix: &str) -> Result<Vec<KeyValue>,
 
 /// All keys of a prefix, and the revision they were read at.
 pub(crate) async fn list_at(client: &Client, prefix: &str) -> Result<(Vec<KeyValue>, i64), MeshError> {
+    let mut entries = Vec::new();
+    let revision = pages(client, prefix, |kv| entries.push(kv)).await?;
+    Ok((entries, revision))
+}
+
+/// Gives every key of a prefix to `take`, page by page at one revision, which is returned.
+pub(crate) async fn pages(
+    client: &Client,
+    prefix: &str,
+    mut take: impl FnMut(KeyValue),
+) -> Result<i64, MeshError> {
     let mut kv = client.kv_client().max_decoding_message_size(MAX_RESPONSE_BYTES);
-    let (mut entries, mut revision, mut from) = (Vec::new(), 0, prefix.as_bytes().to_vec());
+    let (mut revision, mut from) = (0, prefix.as_bytes().to_vec());
     loop {
         let options =
             GetOptions::new().with_range(key::range_end(prefix)).with_limit(PAGE).with_revision(revision);
@@ -277,13 +309,15 @@ pub(crate) async fn list_at(client: &Client, prefix: &str) -> Result<(Vec<KeyVal
             revision = response.header().map_or(0, etcd_client::ResponseHeader::revision);
         }
         let more = response.more();
-        entries.extend(response.take_kvs());
-        match entries.last() {
+        let page = response.take_kvs();
+        let last = page.last().map(|kv| kv.key().to_vec());
+        page.into_iter().for_each(&mut take);
+        match last {
             Some(last) if more => {
-                from = last.key().to_vec();
+                from = last;
                 from.push(0);
             }
-            _ => return Ok((entries, revision)),
+            _ => return Ok(revision),
         }
     }
 }

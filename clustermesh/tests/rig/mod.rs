@@ -1,6 +1,7 @@
 //! A real etcd with mutual TLS and roles on a random loopback port, restarted, wiped and compacted at will.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub(crate) mod agent;
 pub(crate) mod recorder;
 
 use etcd_client::{
@@ -143,6 +144,51 @@ impl Etcd {
         std::fs::remove_dir_all(self.folder.path().join("data")).unwrap();
         self.spawn();
         self.grant(pki).await;
+    }
+
+    /// Writes all it holds into a file, from where [`Self::restore`] takes it.
+    pub(crate) fn snapshot(&self, pki: &Pki) -> PathBuf {
+        let file = self.folder.path().join("snapshot.db");
+        let status = Command::new("etcdctl")
+            .args(["--endpoints", &format!("https://127.0.0.1:{}", self.port)])
+            .arg("--cacert")
+            .arg(pki.path("ca.crt"))
+            .arg("--cert")
+            .arg(pki.path("root.crt"))
+            .arg("--key")
+            .arg(pki.path("root.key"))
+            .args(["snapshot", "save"])
+            .arg(&file)
+            .env_clear()
+            .env("ETCDCTL_API", "3")
+            .stderr(Stdio::null())
+            .stdout(Stdio::null())
+            .status()
+            .expect("etcdctl must be installed (apt-get install etcd-client)");
+        assert!(status.success(), "etcdctl snapshot save: {status}");
+        file
+    }
+
+    /// Stops it and starts it again with what a snapshot holds, as an administrator would after a disaster.
+    pub(crate) async fn restore(&mut self, pki: &Pki, snapshot: &Path) {
+        self.stop();
+        let data = self.folder.path().join("data");
+        std::fs::remove_dir_all(&data).unwrap();
+        let peer = format!("http://127.0.0.1:{}", self.peer_port);
+        let status = Command::new("etcdctl")
+            .args(["snapshot", "restore"])
+            .arg(snapshot)
+            .args(["--name", "test", "--initial-cluster", &format!("test={peer}")])
+            .args(["--initial-advertise-peer-urls", &peer, "--data-dir"])
+            .arg(&data)
+            .env_clear()
+            .env("ETCDCTL_API", "3")
+            .stderr(Stdio::null())
+            .stdout(Stdio::null())
+            .status()
+            .unwrap();
+        assert!(status.success(), "etcdctl snapshot restore: {status}");
+        self.restart(pki).await;
     }
 
     pub(crate) fn config(&self, pki: &Pki, user: &str) -> EtcdConfig {
