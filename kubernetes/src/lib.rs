@@ -41,7 +41,7 @@ mod tables;
 
 pub use convert::ClusterIdentity;
 pub use folder::Limits;
-pub use identity::identity_labels;
+pub use identity::{LabelFilter, identity_labels};
 pub use problem::{Problem, Severity};
 pub use rows::{NamedPort, NamespaceRow, PodIndex, PodRow};
 pub use source::{FolderConfig, FolderError, FolderReport, FolderSource, check_file};

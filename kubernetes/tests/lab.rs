@@ -9,7 +9,8 @@ use tombolo_base::ids::{ClusterId, ClusterName, IdentityId, MaxClusters};
 use tombolo_base::source::Source;
 use tombolo_base::table::{Row, Snapshot, Table};
 use tombolo_kubernetes::{
-    ClusterIdentity, FolderConfig, FolderSource, NamespaceRow, PodRow, Tables, check_file, identity_labels,
+    ClusterIdentity, FolderConfig, FolderSource, LabelFilter, NamespaceRow, PodRow, Tables, check_file,
+    identity_labels,
 };
 use tombolo_policy::compile::{Change, Compiler, Inputs as PolicyInputs};
 use tombolo_service::pools;
@@ -153,7 +154,7 @@ fn labels_of(
     namespaces: &Snapshot<NamespaceRow>,
     identity: &ClusterIdentity,
 ) -> tombolo_base::labels::Labels {
-    identity_labels(pod, namespaces.get(&pod.namespace), &identity.name)
+    identity_labels(pod, namespaces.get(&pod.namespace), &identity.name, &LabelFilter::default())
 }
 
 #[tokio::test]

@@ -24,6 +24,8 @@ pub(crate) struct Config {
     pub(crate) manifests: Manifests,
     /// The cluster's own etcd: identities are allocated and the node is published there. Required.
     pub(crate) etcd: Option<Etcd>,
+    /// What makes identities.
+    pub(crate) identities: Identities,
     /// The other clusters.
     pub(crate) clustermesh: Clustermesh,
     /// Forwarding.
@@ -97,6 +99,15 @@ impl Etcd {
             key_file: file(&self.key),
         }
     }
+}
+
+/// `identities`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Identities {
+    /// Patterns of labels that make identities, after Cilium's defaults: regular expressions matched from the start of the
+    /// key, `!` refuses. The same on all nodes of a cluster.
+    pub(crate) labels: Vec<String>,
 }
 
 /// `clustermesh`.

@@ -4,6 +4,7 @@ use super::{Config, Identity};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use tombolo_base::ids::ClusterId;
+use tombolo_kubernetes::LabelFilter;
 
 /// One mistake in the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -90,6 +91,13 @@ pub(crate) fn validate(config: &Config, problems: &mut Vec<Problem>) -> Option<I
         if !told(problems, &key) {
             problems.push(Problem::key(&key, &flaw.reason, &flaw.remedy));
         }
+    }
+    for (place, reason) in LabelFilter::new(&config.identities.labels).err().into_iter().flatten() {
+        problems.push(Problem::key(
+            &format!("identities.labels[{place}]"),
+            &reason,
+            "write a regular expression for the start of label keys, with ! before it if they are not to count",
+        ));
     }
     numbers(config, problems);
     Some(Identity {

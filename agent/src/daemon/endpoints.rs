@@ -12,13 +12,15 @@ use tombolo_base::table::Table;
 use tombolo_clustermesh::MeshError;
 use tombolo_clustermesh::publisher::{IdentityAllocator, PublisherStatus};
 use tombolo_cni::{DatapathGate, EndpointSpec, EndpointStore, GateError, Identity};
-use tombolo_kubernetes::{NamespaceRow, PodRow, Tables, identity_labels};
+use tombolo_kubernetes::{LabelFilter, NamespaceRow, PodRow, Tables, identity_labels};
 use tombolo_topology::{EndpointRow, EndpointState, NodeIndex, PrefixEntry};
 
 /// What the gate looks at.
 pub(crate) struct Gate {
     /// This cluster.
     pub(crate) cluster: ClusterName,
+    /// Which labels make identities.
+    pub(crate) filter: Arc<LabelFilter>,
     /// Pods of the manifests.
     pub(crate) pods: Table<PodRow>,
     /// Namespaces of the manifests.
@@ -80,7 +82,7 @@ impl Gate {
             ))
         })?;
         let namespaces = self.namespaces.snapshot();
-        let labels = identity_labels(&row, namespaces.get(&row.namespace), &self.cluster);
+        let labels = identity_labels(&row, namespaces.get(&row.namespace), &self.cluster, &self.filter);
         let taken = self.uses.take(endpoint.id, &labels).await;
         let id = taken.map_err(|error| GateError::retry(error.to_string()))?;
         Ok(Identity { id, labels })
@@ -142,6 +144,8 @@ impl DatapathGate for Gate {
 
 /// What keeps identities in step with labels.
 pub(crate) struct LabelFollower {
+    /// Which labels make identities.
+    pub(crate) filter: Arc<LabelFilter>,
     /// Where an endpoint's identity is kept.
     pub(crate) store: Arc<EndpointStore<Gate>>,
     /// Pods and namespaces of the manifests.
@@ -218,7 +222,7 @@ impl LabelFollower {
             let Some(pod) = pods.get(&(endpoint.namespace.clone(), endpoint.pod.clone())) else { continue };
             let cluster = endpoint.labels.cluster().and_then(|name| name.parse().ok());
             let Some(cluster) = cluster else { continue };
-            let labels = identity_labels(pod, namespaces.get(&pod.namespace), &cluster);
+            let labels = identity_labels(pod, namespaces.get(&pod.namespace), &cluster, &self.filter);
             if labels != endpoint.labels || self.uses.identities.lookup(&labels) != endpoint.identity {
                 self.relabel(endpoint, labels).await;
             }

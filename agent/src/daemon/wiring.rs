@@ -15,14 +15,14 @@ use super::{
     bgp, bgp_status, datapath, endpoints, flows, interfaces, network, node, planners, policy, publish, watch,
 };
 use crate::config::{Config, Encryption, Identity};
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use std::sync::Arc;
 use tombolo_base::reconcile::Target;
 use tombolo_base::source::{Source, SourceState};
 use tombolo_base::table::{Row, Table, Writer};
 use tombolo_clustermesh::publisher::PublisherHandle;
 use tombolo_clustermesh::rows::TableSink;
-use tombolo_kubernetes::{Tables, Writers};
+use tombolo_kubernetes::{LabelFilter, Tables, Writers};
 use tombolo_topology::plan::{self, NodeIndexes};
 use tombolo_topology::{EndpointRow, IdentityRow, LearnedRoute, PrefixRow};
 use tombolo_tunnel::KernelRoutes;
@@ -341,8 +341,13 @@ impl Rooms<'_> {
     ) -> anyhow::Result<()> {
         self.ground.daemon.stage("restoring endpoints");
         let uses = endpoints::Uses::new(publisher.identities().clone());
+        let patterns = &self.ground.config.identities.labels;
+        // Checked with the whole configuration already.
+        let filter =
+            Arc::new(LabelFilter::new(patterns).map_err(|wrong| anyhow!("identities.labels: {wrong:?}"))?);
         let gate = endpoints::Gate {
             cluster: self.ground.identity.cluster.clone(),
+            filter: filter.clone(),
             pods: self.intent.kube.pods.clone(),
             namespaces: self.intent.kube.namespaces.clone(),
             uses: uses.clone(),
@@ -364,6 +369,7 @@ impl Rooms<'_> {
             .context("cannot open the endpoint store")?;
         self.ground.daemon.endpoints.set(store.clone()).ok();
         let follower = endpoints::LabelFollower {
+            filter,
             store,
             tables: self.intent.kube.clone(),
             endpoints: self.intent.endpoints.clone(),
