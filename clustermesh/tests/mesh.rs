@@ -37,7 +37,7 @@ impl Reader {
     async fn start(folder: &Path, own: &str, own_id: u32, change: impl FnOnce(&mut MeshConfig)) -> Self {
         let mut config = MeshConfig {
             cluster: name(own),
-            cluster_id: id(own_id),
+            cluster_id: Some(id(own_id)),
             max: MaxClusters::C255,
             folder: folder.join("remotes"),
             snapshots: Some(folder.join("snapshots")),
@@ -113,6 +113,18 @@ async fn what_is_published_is_followed_and_removal_drains() {
     })
     .await;
     until("the refusal", async || reader.status("a").await.rejected.total() == 1).await;
+    let dump = serde_json::to_value(reader.mesh.dump().await).unwrap();
+    assert_eq!(dump["nodes"]["a/n1"]["Name"], "n1");
+    assert_eq!(dump["services"]["a/shop/web"]["cluster"], "a");
+    let labels = dump["identities"].as_object().unwrap().values().next().unwrap().as_str().unwrap();
+    assert!(labels.starts_with("k8s:app=web;"), "{labels}");
+    assert_eq!(dump["ips"]["10.1.1.2"]["host"], "192.0.2.1");
+    assert_eq!(dump["ips"]["fd00:10:1:1::2"]["key"], 0);
+    assert_eq!(
+        dump["status"]["clusters"][0],
+        serde_json::json!({"name": "a", "ready": true, "reason": "ready"})
+    );
+    assert_eq!(dump["rejected"]["key-mismatch"][0], "cilium/state/ip/v1/default/10.9.9.9");
     // The file goes: everything goes.
     std::fs::remove_file(folder.path().join("remotes/a.yaml")).unwrap();
     until("the drain", async || reader.seen.view("a").gone).await;

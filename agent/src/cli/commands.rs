@@ -38,8 +38,7 @@ pub(crate) fn run(query: Query) -> ExitCode {
         let outcome = match query {
             Query::Status(reading, verbose) => status(&reading, verbose).await,
             Query::Show(reading, table) => show(&reading, table.as_deref()).await,
-            Query::Mesh(MeshCommand::Status(reading)) => mesh(&reading, false).await,
-            Query::Mesh(MeshCommand::Troubleshoot(reading)) => mesh(&reading, true).await,
+            Query::Mesh(command) => super::mesh::run(command).await,
             Query::Bgp(command) => super::bgp::run(command).await,
             Query::Flows(args) => flows(&args).await,
             Query::Config(ConfigCommand::Check { files }) => Ok(check(&files).await),
@@ -154,67 +153,6 @@ pub(super) async fn objects(reading: &Reading, path: &str, first: &[&str]) -> Re
         println!("(none)");
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// The table of remote clusters.
-const MESH_COLUMNS: [&str; 10] = [
-    "CLUSTER",
-    "STATE",
-    "NODES",
-    "ENDPOINTS",
-    "IDENTITIES",
-    "SERVICES",
-    "REFUSED",
-    "RECONNECTIONS",
-    "CERTIFICATE",
-    "STATUS",
-];
-
-async fn mesh(reading: &Reading, troubles_only: bool) -> Result<ExitCode, ClientError> {
-    let all: Vec<Value> = client::get(&reading.socket, "/v1/mesh").await?;
-    let ready = |cluster: &Value| cluster.get("ready").and_then(Value::as_bool).unwrap_or(false);
-    let count = all.iter().filter(|cluster| ready(cluster)).count();
-    let list =
-        |cluster: &Value, key: &str| cluster.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
-    let troubled = |cluster: &Value| {
-        !ready(cluster) || ["refused", "warnings"].iter().any(|key| !list(cluster, key).is_empty())
-    };
-    let chosen: Vec<&Value> = all.iter().filter(|cluster| !troubles_only || troubled(cluster)).collect();
-    let code = if count == all.len() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
-    if reading.output == Format::Json {
-        json(&chosen)?;
-        return Ok(code);
-    }
-    println!("ClusterMesh: {count}/{} remote clusters ready", all.len());
-    let text = |cluster: &Value, key: &str| cluster.get(key).map_or_else(|| "-".to_owned(), cell);
-    let rows = chosen.iter().map(|cluster| {
-        vec![
-            text(cluster, "name"),
-            output::mark(ready(cluster)),
-            text(cluster, "num-nodes"),
-            text(cluster, "num-endpoints"),
-            text(cluster, "num-identities"),
-            text(cluster, "num-shared-services"),
-            text(cluster, "refused-now"),
-            text(cluster, "num-failures"),
-            if cluster.get("plaintext") == Some(&Value::Bool(true)) {
-                "PLAINTEXT".to_owned()
-            } else {
-                text(cluster, "certificate-left")
-            },
-            text(cluster, "status"),
-        ]
-    });
-    output::table(&MESH_COLUMNS, rows.collect::<Vec<_>>());
-    for cluster in &chosen {
-        let name = text(cluster, "name");
-        list(cluster, "warnings").iter().for_each(|warning| println!("{name}: {}", cell(warning)));
-        for entry in list(cluster, "refused") {
-            let of = |key: &str| text(&entry, key);
-            println!("{name}: refused {}: {}: {}; {}", of("key"), of("reason"), of("detail"), of("remedy"));
-        }
-    }
-    Ok(code)
 }
 
 /// `30s`, `5m`, `2h`, or nanoseconds since the epoch.

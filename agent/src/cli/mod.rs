@@ -4,12 +4,15 @@ mod bfd;
 mod bgp;
 mod client;
 mod commands;
+mod mesh;
 mod output;
 
 use crate::config::DEFAULT_SOCKET;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
+use tombolo_base::ids::{ClusterName, MaxClusters};
 
 pub(crate) use bgp::BgpCommand;
 pub(crate) use commands::{Query, block_on, run};
@@ -115,6 +118,34 @@ pub(crate) enum MeshCommand {
     Status(Reading),
     /// The remote clusters that are not ready, why, and what to try
     Troubleshoot(Reading),
+    /// What was accepted from the remote clusters and what was refused, as JSON
+    Dump(Box<DumpArgs>),
+}
+
+/// `tombolo mesh dump`.
+#[derive(Debug, Args)]
+pub(crate) struct DumpArgs {
+    /// The agent's local API
+    #[arg(long, env = "TOMBOLO_SOCKET", default_value = DEFAULT_SOCKET)]
+    pub(crate) socket: PathBuf,
+    /// Read the clusters of this folder here and now, without an agent: one etcd client file for each, named after it
+    #[arg(long, value_name = "DIR")]
+    pub(crate) clustermesh_config: Option<PathBuf>,
+    /// The number of the cluster that reads; one of another cluster that is the same is refused
+    #[arg(long, value_name = "N", requires = "clustermesh_config")]
+    pub(crate) cluster_id: Option<u32>,
+    /// The name of the cluster that reads; a file of that name is passed over
+    #[arg(long, value_name = "NAME", default_value = "tombolo-mesh-dump", requires = "clustermesh_config")]
+    pub(crate) cluster_name: ClusterName,
+    /// The size of the mesh, which decides how identities are cut
+    #[arg(long, value_name = "255|511", default_value = "255", value_parser = mesh::max_clusters, requires = "clustermesh_config")]
+    pub(crate) max_connected_clusters: MaxClusters,
+    /// How long to wait until all clusters are read
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = mesh::duration, requires = "clustermesh_config")]
+    pub(crate) wait: Duration,
+    /// Accept `http://` endpoints: nobody is known then, and everybody on the way reads and forges
+    #[arg(long, requires = "clustermesh_config")]
+    pub(crate) allow_plaintext: bool,
 }
 
 /// `tombolo config`.

@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
+use tombolo_clustermesh::follower::Dump;
 use tombolo_cni::Reply;
 use tombolo_observe::filter::Filter;
 use tombolo_observe::flow::Flow;
@@ -32,6 +33,8 @@ pub(crate) trait Backend: Send + Sync + 'static {
     fn table(&self, name: &str) -> Option<Shown>;
     /// The remote clusters.
     fn mesh(&self) -> impl Future<Output = serde_json::Value> + Send;
+    /// What was accepted from them.
+    fn mesh_dump(&self) -> impl Future<Output = Dump> + Send;
     /// BGP sessions.
     fn bgp_peers(&self) -> impl Future<Output = serde_json::Value> + Send;
     /// All about the BGP peers of a name, or about all.
@@ -132,6 +135,7 @@ pub(crate) async fn serve<B: Backend>(listener: UnixListener, backend: Arc<B>, c
         .route("/v1/status", get(|State(b): State<Arc<B>>| async move { Json(b.status().await) }))
         .route("/v1/tables", get(|State(b): State<Arc<B>>| async move { Json(b.table_names()) }))
         .route("/v1/tables/{name}", get(table::<B>))
+        .route("/v1/mesh/dump", get(|State(b): State<Arc<B>>| async move { Json(b.mesh_dump().await) }))
         .route("/v1/mesh", get(|State(b): State<Arc<B>>| async move { Json(b.mesh().await) }))
         .route("/v1/bgp/peers", get(|State(b): State<Arc<B>>| async move { Json(b.bgp_peers().await) }))
         .route("/v1/bgp/states", get(bgp_states::<B>))

@@ -20,7 +20,7 @@ use tokio::sync::{broadcast, watch};
 use tombolo_base::table::Row;
 use tombolo_bgp_node::{BgpNode, PeerName};
 use tombolo_clustermesh::certificate::unix_now;
-use tombolo_clustermesh::follower::{ClusterStatus, MeshHandle};
+use tombolo_clustermesh::follower::{ClusterStatus, Dump, MeshHandle};
 use tombolo_clustermesh::publisher::PublisherHandle;
 use tombolo_clustermesh::wire::Kind;
 use tombolo_cni::protocol::{CniError, Code};
@@ -355,6 +355,13 @@ impl Backend for Daemon {
     async fn mesh(&self) -> Value {
         let own = self.identity.cluster.as_str();
         self.clusters().await.iter().filter(|cluster| cluster.name != own).map(mesh_json).collect()
+    }
+
+    async fn mesh_dump(&self) -> Dump {
+        match self.mesh.get() {
+            Some(mesh) => mesh.dump().await,
+            None => Dump::default(),
+        }
     }
 
     async fn bgp_peers(&self) -> Value {

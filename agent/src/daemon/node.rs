@@ -259,7 +259,7 @@ pub(crate) async fn start_mesh(
 ) -> MeshHandle {
     let mesh = MeshConfig {
         cluster: identity.cluster.clone(),
-        cluster_id: identity.cluster_id,
+        cluster_id: Some(identity.cluster_id),
         max: identity.max_clusters,
         folder: config.clustermesh.folder.clone(),
         snapshots: Some(config.state_dir.0.join("clustermesh")),

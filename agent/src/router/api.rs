@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 use tokio::sync::broadcast;
 use tombolo_bgp_node::{BgpNode, PeerName};
+use tombolo_clustermesh::follower::Dump;
 use tombolo_cni::Reply;
 use tombolo_cni::protocol::{CniError, Code};
 use tombolo_observe::filter::Filter;
@@ -82,6 +83,10 @@ impl Backend for Router {
 
     async fn mesh(&self) -> Value {
         json!([])
+    }
+
+    async fn mesh_dump(&self) -> Dump {
+        Dump::default()
     }
 
     async fn bgp_peers(&self) -> Value {

@@ -22,8 +22,8 @@ pub struct FollowerConfig {
     pub cluster: ClusterName,
     /// This agent's cluster.
     pub own_name: ClusterName,
-    /// Its number.
-    pub own_id: ClusterId,
+    /// Its number; `None` for a reader that is of no cluster.
+    pub own_id: Option<ClusterId>,
     /// The size of the mesh.
     pub max: MaxClusters,
     /// Numbers in use, shared by all followers of the process.
@@ -89,8 +89,8 @@ impl Follower {
         // The own cluster's services are known from the manifests.
         let kinds = KINDS.into_iter().filter(|kind| !own || *kind != Kind::Services);
         let kinds = kinds.chain(own.then_some(Kind::Assignments));
-        let remote =
-            own.then(|| Remote { name: config.own_name.clone(), id: config.own_id, max: config.max, own });
+        let remote = config.own_id.filter(|_| own);
+        let remote = remote.map(|id| Remote { name: config.own_name.clone(), id, max: config.max, own });
         Self {
             link: Link::Idle(now),
             remote,

@@ -1,6 +1,7 @@
 //! The etcd side of one follower: carries out what the core wants and brings back what etcd says.
 
 use super::core::Follower;
+use super::dump::Dump;
 use super::event::{Change, Failure, FailureKind, Input, Output, Scope, Ticket};
 use super::requests;
 use super::snapshot;
@@ -38,6 +39,8 @@ pub(crate) enum Command {
     Drain(oneshot::Sender<()>),
     /// What `tombolo mesh status` shows.
     Status(oneshot::Sender<ClusterStatus>),
+    /// What `tombolo mesh dump` shows.
+    Dump(oneshot::Sender<Dump>),
 }
 
 /// How often a changed snapshot is written at most; more rarely when writing takes long.
@@ -132,6 +135,7 @@ impl Driver {
                         self.feed(Input::Reconfigured);
                     }
                     Some(Command::Status(reply)) => drop(reply.send(self.status())),
+                    Some(Command::Dump(reply)) => drop(reply.send(self.core.dump())),
                     Some(Command::Drain(reply)) => {
                         self.drain().await;
                         reply.send(()).ok();

@@ -41,7 +41,7 @@ impl Rig {
     async fn start(folder: tempfile::TempDir) -> Self {
         let config = MeshConfig {
             cluster: ClusterName::new("east").unwrap(),
-            cluster_id: ClusterId::new(1, MaxClusters::C255).unwrap(),
+            cluster_id: Some(ClusterId::new(1, MaxClusters::C255).unwrap()),
             max: MaxClusters::C255,
             folder: folder.path().join("remotes"),
             snapshots: Some(folder.path().join("snapshots")),

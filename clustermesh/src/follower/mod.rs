@@ -4,6 +4,7 @@
 mod admission;
 mod core;
 mod driver;
+mod dump;
 mod event;
 mod folder;
 #[cfg(test)]
@@ -19,6 +20,7 @@ mod tests;
 
 pub use self::core::{Follower, FollowerConfig};
 pub use driver::MeshSink;
+pub use dump::{Dump, DumpStatus, DumpedCluster, DumpedIp};
 pub use event::{
     Applied, Change, Failure, FailureKind, Header, Input, KeyEvent, Output, Scope, Ticket, Timers,
 };
@@ -42,8 +44,8 @@ use tombolo_base::ids::{ClusterId, ClusterName, MaxClusters};
 pub struct MeshConfig {
     /// This agent's cluster.
     pub cluster: ClusterName,
-    /// Its number.
-    pub cluster_id: ClusterId,
+    /// Its number, which no other cluster may have; `None` for a reader that is of no cluster.
+    pub cluster_id: Option<ClusterId>,
     /// The size of the mesh.
     pub max: MaxClusters,
     /// The folder with `<remote>.yaml` files; empty for no remote clusters.
@@ -66,6 +68,7 @@ struct Running {
 
 enum Ask {
     Status(oneshot::Sender<Vec<ClusterStatus>>),
+    Dump(oneshot::Sender<Dump>),
 }
 
 /// The running mesh: asks for status; ends when its cancellation token is cancelled.
@@ -80,6 +83,15 @@ impl MeshHandle {
         let (reply, answer) = oneshot::channel();
         if self.asks.send(Ask::Status(reply)).await.is_err() {
             return Vec::new();
+        }
+        answer.await.unwrap_or_default()
+    }
+
+    /// What was accepted from the remote clusters, and what was refused.
+    pub async fn dump(&self) -> Dump {
+        let (reply, answer) = oneshot::channel();
+        if self.asks.send(Ask::Dump(reply)).await.is_err() {
+            return Dump::default();
         }
         answer.await.unwrap_or_default()
     }
@@ -154,7 +166,10 @@ impl Mesh {
             tokio::select! {
                 () = cancel.cancelled() => break,
                 Some(reading) = readings.recv() => self.take(reading).await,
-                Some(Ask::Status(reply)) = asks.recv() => drop(reply.send(self.status().await)),
+                Some(ask) = asks.recv() => match ask {
+                    Ask::Status(reply) => drop(reply.send(self.status().await)),
+                    Ask::Dump(reply) => drop(reply.send(self.dump().await)),
+                },
             }
         }
         for task in
@@ -296,6 +311,23 @@ impl Mesh {
             drop(done.await);
         }
         drop(running.task.await);
+    }
+
+    /// The remote clusters' entries; not those of the own one.
+    async fn dump(&self) -> Dump {
+        let own = self.config.cluster.as_str();
+        let mut dump = Dump::default();
+        for (_, running) in self.running.iter().filter(|(name, _)| name.as_str() != own) {
+            let (reply, answer) = oneshot::channel();
+            if running.commands.send(Command::Dump(reply)).await.is_ok()
+                && let Ok(found) = answer.await
+            {
+                dump.merge(found);
+            }
+        }
+        let status = self.status().await;
+        dump.status.clusters = status.iter().filter(|one| one.name != own).map(Into::into).collect();
+        dump
     }
 
     async fn status(&self) -> Vec<ClusterStatus> {

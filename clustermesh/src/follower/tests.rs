@@ -122,7 +122,7 @@ impl World {
         let config = FollowerConfig {
             cluster: name("c1"),
             own_name: name("own"),
-            own_id: ClusterId::new(9, MaxClusters::C255).unwrap(),
+            own_id: Some(ClusterId::new(9, MaxClusters::C255).unwrap()),
             max: MaxClusters::C255,
             ids: IdBook::default(),
             seed,

@@ -129,13 +129,13 @@ impl ClusterConfig {
     ///
     /// # Errors
     /// The first rule that is broken.
-    pub fn check(&self, own: ClusterId, max: MaxClusters) -> Result<ClusterId, ConfigError> {
+    pub fn check(&self, own: Option<ClusterId>, max: MaxClusters) -> Result<ClusterId, ConfigError> {
         if self.id == 0 {
             return Err(ConfigError::NoId(max.max()));
         }
         let id = ClusterId::new(self.id, max)
             .map_err(|_| ConfigError::IdTooLarge { id: self.id, max: max.max() })?;
-        if id == own {
+        if Some(id) == own {
             return Err(ConfigError::OwnId(self.id));
         }
         let theirs = self.capabilities.max_connected_clusters;
@@ -159,8 +159,8 @@ impl ClusterConfig {
 mod tests {
     use super::*;
 
-    fn own() -> ClusterId {
-        ClusterId::new(9, MaxClusters::C255).unwrap()
+    fn own() -> Option<ClusterId> {
+        ClusterId::new(9, MaxClusters::C255).ok()
     }
 
     #[test]

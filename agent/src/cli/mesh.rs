@@ -1,0 +1,185 @@
+//! `tombolo mesh`: how far the other clusters are read, and what came of it.
+
+use super::client::{self, ClientError};
+use super::commands::{cell, json};
+use super::{DumpArgs, Format, MeshCommand, Reading, output};
+use serde_json::Value;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tombolo_base::ids::{ClusterId, ClusterName, MaxClusters};
+use tombolo_base::source::SourceState;
+use tombolo_clustermesh::follower::{self, Change, Dump, MeshConfig, MeshHandle, MeshSink, Timers};
+
+pub(super) async fn run(command: MeshCommand) -> Result<ExitCode, ClientError> {
+    match command {
+        MeshCommand::Status(reading) => status(&reading, false).await,
+        MeshCommand::Troubleshoot(reading) => status(&reading, true).await,
+        MeshCommand::Dump(args) => dump(*args).await,
+    }
+}
+
+const MESH_COLUMNS: [&str; 10] = [
+    "CLUSTER",
+    "STATE",
+    "NODES",
+    "ENDPOINTS",
+    "IDENTITIES",
+    "SERVICES",
+    "REFUSED",
+    "RECONNECTIONS",
+    "CERTIFICATE",
+    "STATUS",
+];
+
+/// The table of remote clusters.
+async fn status(reading: &Reading, troubles_only: bool) -> Result<ExitCode, ClientError> {
+    let all: Vec<Value> = client::get(&reading.socket, "/v1/mesh").await?;
+    let ready = |cluster: &Value| cluster.get("ready").and_then(Value::as_bool).unwrap_or(false);
+    let count = all.iter().filter(|cluster| ready(cluster)).count();
+    let list =
+        |cluster: &Value, key: &str| cluster.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
+    let troubled = |cluster: &Value| {
+        !ready(cluster) || ["refused", "warnings"].iter().any(|key| !list(cluster, key).is_empty())
+    };
+    let chosen: Vec<&Value> = all.iter().filter(|cluster| !troubles_only || troubled(cluster)).collect();
+    let code = if count == all.len() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    if reading.output == Format::Json {
+        json(&chosen)?;
+        return Ok(code);
+    }
+    println!("ClusterMesh: {count}/{} remote clusters ready", all.len());
+    let text = |cluster: &Value, key: &str| cluster.get(key).map_or_else(|| "-".to_owned(), cell);
+    let rows = chosen.iter().map(|cluster| {
+        vec![
+            text(cluster, "name"),
+            output::mark(ready(cluster)),
+            text(cluster, "num-nodes"),
+            text(cluster, "num-endpoints"),
+            text(cluster, "num-identities"),
+            text(cluster, "num-shared-services"),
+            text(cluster, "refused-now"),
+            text(cluster, "num-failures"),
+            if cluster.get("plaintext") == Some(&Value::Bool(true)) {
+                "PLAINTEXT".to_owned()
+            } else {
+                text(cluster, "certificate-left")
+            },
+            text(cluster, "status"),
+        ]
+    });
+    output::table(&MESH_COLUMNS, rows.collect::<Vec<_>>());
+    for cluster in &chosen {
+        let name = text(cluster, "name");
+        list(cluster, "warnings").iter().for_each(|warning| println!("{name}: {}", cell(warning)));
+        for entry in list(cluster, "refused") {
+            let of = |key: &str| text(&entry, key);
+            println!("{name}: refused {}: {}: {}; {}", of("key"), of("reason"), of("detail"), of("remedy"));
+        }
+    }
+    Ok(code)
+}
+
+/// What was accepted, from the running agent or read here and now.
+async fn dump(args: DumpArgs) -> Result<ExitCode, ClientError> {
+    let dump = match args.clustermesh_config {
+        None => client::get(&args.socket, "/v1/mesh/dump").await?,
+        Some(_) => serde_json::to_value(read(args).await?)?,
+    };
+    json(&dump)?;
+    let clusters = dump.pointer("/status/clusters").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let all = clusters.iter().all(|cluster| cluster.get("ready") == Some(&Value::Bool(true)));
+    Ok(if all { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Reads the clusters of a folder without an agent; what is not complete when the time is over is dumped as far as it is.
+async fn read(args: DumpArgs) -> Result<Dump, ClientError> {
+    let id = args.cluster_id.map(|id| ClusterId::new(id, args.max_connected_clusters)).transpose();
+    let config = MeshConfig {
+        cluster: args.cluster_name,
+        cluster_id: id.map_err(|error| ClientError::Refused(format!("--cluster-id: {error}")))?,
+        max: args.max_connected_clusters,
+        folder: args.clustermesh_config.unwrap_or_default(),
+        snapshots: None,
+        allow_plaintext: args.allow_plaintext,
+        own: None,
+        timers: Timers::default(),
+    };
+    let (sink, cancel) = (Arc::new(Waiter::default()), CancellationToken::new());
+    let (mesh, task) = follower::start(config, sink.clone(), cancel.clone()).await;
+    sink.all_ready(&mesh, Instant::now() + args.wait).await;
+    let dump = mesh.dump().await;
+    cancel.cancel();
+    // A panic was reported by the runtime already.
+    drop(task.await);
+    Ok(dump)
+}
+
+/// Keeps nothing and tells when a cluster's state changes: the followers know their entries themselves.
+#[derive(Debug, Default)]
+struct Waiter {
+    changed: Notify,
+}
+
+impl Waiter {
+    /// Waits until every cluster is ready, or that time has come.
+    async fn all_ready(&self, mesh: &MeshHandle, until: Instant) {
+        loop {
+            let ready = mesh.status().await.iter().all(|cluster| cluster.ready);
+            if ready || tokio::time::timeout_at(until, self.changed.notified()).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+impl MeshSink for Waiter {
+    fn apply(&self, _: &ClusterName, _: Vec<Change>) {}
+
+    fn state(&self, _: &ClusterName, _: SourceState) {
+        self.changed.notify_one();
+    }
+
+    fn gone(&self, _: &ClusterName) {
+        self.changed.notify_one();
+    }
+}
+
+/// `60s`, `5m`, `1h`, `500ms`.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    let end = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let millis: u64 = match unit {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err("give a number and ms, s, m or h, as 60s".to_owned()),
+    };
+    let number: u64 = number.parse().map_err(|error| format!("{number:?}: {error}"))?;
+    number.checked_mul(millis).map(Duration::from_millis).ok_or_else(|| "too long".to_owned())
+}
+
+/// 255 or 511.
+pub(super) fn max_clusters(text: &str) -> Result<MaxClusters, String> {
+    let number: u32 = text.parse().map_err(|error| format!("{error}"))?;
+    MaxClusters::try_from(number).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_units() {
+        assert_eq!(duration("60s"), Ok(Duration::from_secs(60)));
+        assert_eq!(duration("1500ms"), Ok(Duration::from_millis(1500)));
+        assert_eq!(duration("2h"), Ok(Duration::from_secs(7200)));
+        for bad in ["", "60", "s", "1d", "-1s", "99999999999999999999s", "18446744073709551615h"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+}
