@@ -8,6 +8,7 @@
 //! * [`publisher`]: [`publisher::start`] writes to the own etcd what [`publisher::PublisherHandle::set_node`] (this node
 //!   and its pods) and [`publisher::PublisherHandle::set_cluster`] (services and assignments; only while elected) say;
 //!   [`publisher::IdentityAllocator`] gives label sets their numbers.
+//! * [`partner`]: lets another cluster read this one, and takes that back.
 //! * [`rows`]: wire records from and to rows.
 //!
 //! ```no_run
@@ -41,6 +42,7 @@ pub mod certificate;
 pub mod error;
 pub mod etcd;
 pub mod follower;
+pub mod partner;
 pub mod publisher;
 mod rfc3339;
 pub mod rows;

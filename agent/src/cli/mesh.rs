@@ -2,7 +2,8 @@
 
 use super::client::{self, ClientError};
 use super::commands::{cell, json};
-use super::{DumpArgs, Format, MeshCommand, Reading, output};
+use super::{ConnectArgs, DumpArgs, Format, MeshCommand, PartnerArgs, Reading, output};
+use crate::config::{self, Etcd};
 use serde_json::Value;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -12,13 +13,18 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tombolo_base::ids::{ClusterId, ClusterName, MaxClusters};
 use tombolo_base::source::SourceState;
+use tombolo_clustermesh::MeshError;
+use tombolo_clustermesh::etcd::EtcdConfig;
 use tombolo_clustermesh::follower::{self, Change, Dump, MeshConfig, MeshHandle, MeshSink, Timers};
+use tombolo_clustermesh::partner::{Invitation, invite, uninvite, user_of};
 
 pub(super) async fn run(command: MeshCommand) -> Result<ExitCode, ClientError> {
     match command {
         MeshCommand::Status(reading) => status(&reading, false).await,
         MeshCommand::Troubleshoot(reading) => status(&reading, true).await,
         MeshCommand::Dump(args) => dump(*args).await,
+        MeshCommand::Connect(args) => connect(*args).await,
+        MeshCommand::Disconnect(args) => disconnect(args).await,
     }
 }
 
@@ -146,6 +152,80 @@ impl MeshSink for Waiter {
     fn gone(&self, _: &ClusterName) {
         self.changed.notify_one();
     }
+}
+
+/// This cluster's name, and its etcd as its administrator sees it.
+fn ours(args: &PartnerArgs) -> Result<(ClusterName, EtcdConfig), ClientError> {
+    let (config, identity) = config::load(&args.config).map_err(|problems| {
+        ClientError::Refused(problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
+    })?;
+    let mut etcd = config.etcd.as_ref().map(Etcd::client).unwrap_or_default();
+    (etcd.cert_file, etcd.key_file) = (Some(args.cert.clone()), Some(args.key.clone()));
+    if etcd.is_plaintext() || etcd.trusted_ca_file.is_none() {
+        return Err(ClientError::Refused(
+            "etcd is reached without TLS: there a partner cannot be told from anybody else; give it certificates first".to_owned(),
+        ));
+    }
+    if identity.cluster == args.partner {
+        return Err(ClientError::Refused(format!(
+            "{} is this cluster itself; name the other one",
+            args.partner
+        )));
+    }
+    Ok((identity.cluster, etcd))
+}
+
+async fn connect(args: ConnectArgs) -> Result<ExitCode, ClientError> {
+    let (cluster, etcd) = ours(&args.partner)?;
+    let partner = args.partner.partner;
+    let endpoints = if args.endpoint.is_empty() { etcd.endpoints.clone() } else { args.endpoint };
+    let invitation = Invitation {
+        cluster: cluster.clone(),
+        partner: partner.clone(),
+        etcd,
+        endpoints,
+        ca_key: args.ca_key,
+        days: args.days,
+        out: args.out,
+        folder_there: args.folder_there,
+    };
+    let invited = invite(&invitation).await.map_err(refused)?;
+    println!(
+        "etcd of {cluster}: user {} may read what {cluster} publishes; its certificate is good until {}",
+        invited.user,
+        invited.until()
+    );
+    println!(
+        "proved: with it the configuration of {cluster} can be read; nothing outside can, and nothing can be written"
+    );
+    invited.files.iter().for_each(|file| println!("wrote {}", file.display()));
+    println!(
+        "next: copy these files to each node of {partner}, into the folder that clustermesh.folder (Cilium: --clustermesh-config) names; agents take them up by themselves"
+    );
+    println!("for the way back, run `tombolo mesh connect {cluster}` in {partner}");
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn disconnect(args: PartnerArgs) -> Result<ExitCode, ClientError> {
+    let (cluster, etcd) = ours(&args)?;
+    let partner = &args.partner;
+    let user = user_of(partner);
+    if !uninvite(&etcd, partner).await.map_err(refused)? {
+        return Err(ClientError::Refused(format!(
+            "etcd of {cluster} has no user {user}; nothing was changed"
+        )));
+    }
+    println!(
+        "etcd of {cluster}: user {user} is gone; its requests are refused from now on, a watch that stands ends with its connection"
+    );
+    println!(
+        "next: remove the file {partner} from clustermesh.folder on each node here: what is known of {partner} is taken away then; and that of {cluster} in {partner}"
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+fn refused(error: MeshError) -> ClientError {
+    ClientError::Refused(error.to_string())
 }
 
 /// `60s`, `5m`, `1h`, `500ms`.

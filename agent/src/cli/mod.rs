@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 use tombolo_base::ids::{ClusterName, MaxClusters};
+use tombolo_clustermesh::partner::MAX_DAYS;
 
 pub(crate) use bgp::BgpCommand;
 pub(crate) use commands::{Query, block_on, run};
@@ -120,6 +121,48 @@ pub(crate) enum MeshCommand {
     Troubleshoot(Reading),
     /// What was accepted from the remote clusters and what was refused, as JSON
     Dump(Box<DumpArgs>),
+    /// Let another cluster read this one: its user, certificate and file; to be run where the CA's key is
+    Connect(Box<ConnectArgs>),
+    /// Put a cluster out again
+    Disconnect(PartnerArgs),
+}
+
+/// Which cluster, and this cluster's etcd as its administrator.
+#[derive(Debug, Args)]
+pub(crate) struct PartnerArgs {
+    /// The other cluster's name
+    pub(crate) partner: ClusterName,
+    /// Configuration file of an agent of this cluster: its name, and etcd's endpoints and CA
+    #[arg(long, required = true)]
+    pub(crate) config: Vec<PathBuf>,
+    /// Certificate of an etcd user with etcd's role root (PEM)
+    #[arg(long)]
+    pub(crate) cert: PathBuf,
+    /// Its key (PEM)
+    #[arg(long)]
+    pub(crate) key: PathBuf,
+}
+
+/// `tombolo mesh connect`.
+#[derive(Debug, Args)]
+pub(crate) struct ConnectArgs {
+    #[command(flatten)]
+    pub(crate) partner: PartnerArgs,
+    /// The key of the CA in agent.yaml's etcd.ca (PEM)
+    #[arg(long)]
+    pub(crate) ca_key: PathBuf,
+    /// Where the partner reaches this cluster's etcd, if not at the endpoints in agent.yaml; may be given several times
+    #[arg(long, value_name = "URL")]
+    pub(crate) endpoint: Vec<String>,
+    /// Life of the certificate, in days
+    #[arg(long, default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_DAYS)))]
+    pub(crate) days: u32,
+    /// The folder to write, for the partner's administrator
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// The folder where the partner's nodes will keep the files: needed by Cilium, which wants whole paths
+    #[arg(long, value_name = "DIR")]
+    pub(crate) folder_there: Option<PathBuf>,
 }
 
 /// `tombolo mesh dump`.

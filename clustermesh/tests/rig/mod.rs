@@ -28,6 +28,7 @@ impl Pki {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
         let certificate = params.self_signed(&key).unwrap();
+        std::fs::write(folder.path().join("ca.key"), key.serialize_pem()).unwrap();
         std::fs::write(folder.path().join("ca.crt"), certificate.pem()).unwrap();
         let pki = Self { folder, ca: Issuer::new(params, key) };
         pki.issue("server", &["localhost", "127.0.0.1"]);

@@ -1,0 +1,121 @@
+//! A partner is let in by a certificate that reads what it should and nothing else, and put out again; real etcd with TLS.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that cannot go on fails"
+)]
+
+mod rig;
+
+use rig::agent::{Agent, name};
+use rig::{Etcd, Pki};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use tombolo_clustermesh::etcd::EtcdConfig;
+use tombolo_clustermesh::partner::{Invitation, invite, uninvite};
+
+fn invitation(etcd: &Etcd, pki: &Pki, out: &Path) -> Invitation {
+    let root = etcd.config(pki, "root");
+    Invitation {
+        cluster: name("a"),
+        partner: name("west"),
+        endpoints: root.endpoints.clone(),
+        etcd: root,
+        ca_key: pki.path("ca.key"),
+        days: 30,
+        out: out.to_owned(),
+        folder_there: None,
+    }
+}
+
+/// What the partner's agents would use.
+fn theirs(file: &Path) -> EtcdConfig {
+    EtcdConfig::parse(file, &std::fs::read_to_string(file).unwrap(), false).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partner_reads_the_state_layout_and_nothing_else_until_it_is_put_out() {
+    let (pki, folder) = (Pki::new(), tempfile::tempdir().unwrap());
+    let etcd = Etcd::start(&pki, "a").await;
+    let agent = Agent::start(&etcd, &pki, 1, folder.path(), |_| {});
+    agent.publish(&["n1"]).await;
+    agent.handle.status().wait_for(|status| status.canaries).await.unwrap();
+    let out = folder.path().join("new/for-west");
+    let invited = invite(&invitation(&etcd, &pki, &out)).await.unwrap();
+    assert_eq!(invited.user, "remote-west");
+    let file = out.join("a");
+    assert_eq!(invited.files[0], file);
+    let mode = std::fs::metadata(out.join("a.etcd-client.key")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let config = theirs(&file);
+    let life = config.certificates().await.unwrap().unwrap().expiry;
+    assert_eq!(life.not_after_unix_secs, invited.not_after_unix_secs);
+
+    let (client, _) = config.client().await.unwrap();
+    let mut kv = client.kv_client();
+    let prefix = || Some(etcd_client::GetOptions::new().with_prefix());
+    for good in ["cilium/state/", "cilium/synced/a/", "cilium/.heartbeat"] {
+        assert!(!kv.get(good, prefix()).await.unwrap().kvs().is_empty(), "{good}");
+    }
+    for bad in ["cilium/", "cilium/cache/", "cilium/cluster-config/", "cilium/synced/", "tombolo/", "x"] {
+        let error = kv.get(bad, prefix()).await.unwrap_err().to_string();
+        assert!(error.contains("permission denied"), "{bad}: {error}");
+    }
+    for key in ["cilium/state/nodes/v1/a/n1", "cilium/cluster-config/a", "cilium/.heartbeat", "tombolo/x"] {
+        let (put, delete) = (kv.put(key, "", None).await, kv.delete(key, None).await);
+        for error in [put.unwrap_err().to_string(), delete.unwrap_err().to_string()] {
+            assert!(error.contains("permission denied"), "{key}: {error}");
+        }
+    }
+
+    // Again: a new certificate, and nothing else is different.
+    let before = std::fs::read(out.join("a.etcd-client.crt")).unwrap();
+    invite(&invitation(&etcd, &pki, &out)).await.unwrap();
+    assert_ne!(std::fs::read(out.join("a.etcd-client.crt")).unwrap(), before);
+    let root = etcd.config(&pki, "root");
+    assert!(uninvite(&root, &name("west")).await.unwrap());
+    assert!(!uninvite(&root, &name("west")).await.unwrap(), "it is gone already");
+    let refused = kv.get("cilium/state/", prefix()).await.unwrap_err().to_string();
+    assert!(refused.contains("permission denied") || refused.contains("user name not found"), "{refused}");
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_key_or_an_etcd_without_authentication_gives_nothing_away() {
+    let (pki, folder) = (Pki::new(), tempfile::tempdir().unwrap());
+    let etcd = Etcd::start(&pki, "a").await;
+    let out = folder.path().join("for-west");
+    let stranger = Pki::new();
+    let mut wrong = invitation(&etcd, &pki, &out);
+    wrong.ca_key = stranger.path("ca.key");
+    let told = invite(&wrong).await.unwrap_err().to_string();
+    assert!(told.contains("ca.key") && told.contains("is it the key of the CA"), "{told}");
+    wrong.ca_key = PathBuf::from("/nowhere/ca.key");
+    let told = invite(&wrong).await.unwrap_err().to_string();
+    assert!(told.contains("/nowhere/ca.key"), "{told}");
+    // With the rights of an agent no user can be made.
+    let mut agent = invitation(&etcd, &pki, &out);
+    agent.etcd = etcd.config(&pki, "nobody");
+    let told = invite(&agent).await.unwrap_err().to_string();
+    assert!(told.contains("adding role remote"), "{told}");
+    etcd.client(&pki, "root").await.auth_disable().await.unwrap();
+    let told = invite(&invitation(&etcd, &pki, &out)).await.unwrap_err().to_string();
+    assert!(told.contains("can be read") && told.contains("etcdctl auth enable"), "{told}");
+    assert!(!out.exists(), "nothing was written");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn paths_are_those_of_the_partner() {
+    let (pki, folder) = (Pki::new(), tempfile::tempdir().unwrap());
+    let etcd = Etcd::start(&pki, "a").await;
+    let mut invitation = invitation(&etcd, &pki, &folder.path().join("for-west"));
+    invitation.folder_there = Some(PathBuf::from("/var/lib/cilium/clustermesh"));
+    invitation.endpoints = vec!["https://a.mesh.cilium.io:2379".to_owned()];
+    let invited = invite(&invitation).await.unwrap();
+    let config = theirs(&invited.files[0]);
+    assert_eq!(config.endpoints, ["https://a.mesh.cilium.io:2379"]);
+    let key = config.key_file.unwrap();
+    assert_eq!(key, Path::new("/var/lib/cilium/clustermesh/a.etcd-client.key"));
+}
