@@ -51,7 +51,7 @@ namespaces: ## netlink, CNI, tunnels and the lab runner in network namespaces
 	$(TEST) --test namespaces --test pods --test underlay --test lab
 
 mesh: ## The cluster mesh with a real etcd
-	$(TEST) --test mesh --test identities --test partner
+	$(TEST) --test mesh --test identities --test partner --test troubleshoot
 
 # The table of docs/interop.md is made of what the tests record in target/interop, hence first and last; the matrix mostly waits.
 interop: ## BGP and BFD with real BIRD, FRR, GoBGP, OpenBGPD and ExaBGP; checks docs/interop.md (TOMBOLO_BLESS=1 writes it)

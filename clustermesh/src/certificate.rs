@@ -176,6 +176,12 @@ impl Life {
     }
 }
 
+/// The end of a certificate, seconds since 1970; `None` if it is none.
+pub(crate) fn not_after(der: &[u8]) -> Option<i64> {
+    let (_, certificate) = x509_parser::parse_x509_certificate(der).ok()?;
+    Some(certificate.validity().not_after.timestamp())
+}
+
 /// The certificates of a PEM file, at least one.
 fn pem(file: &Named<'_>, remedy: &str) -> Result<Vec<CertificateDer<'static>>, MeshError> {
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&file.1).collect();

@@ -8,6 +8,7 @@
 //! * [`publisher`]: [`publisher::start`] writes to the own etcd what [`publisher::PublisherHandle::set_node`] (this node
 //!   and its pods) and [`publisher::PublisherHandle::set_cluster`] (services and assignments; only while elected) say;
 //!   [`publisher::IdentityAllocator`] gives label sets their numbers.
+//! * [`troubleshoot`]: walks the way to another cluster step by step and says which one fails.
 //! * [`partner`]: lets another cluster read this one, and takes that back.
 //! * [`rows`]: wire records from and to rows.
 //!
@@ -46,6 +47,7 @@ pub mod partner;
 pub mod publisher;
 mod rfc3339;
 pub mod rows;
+pub mod troubleshoot;
 pub mod wire;
 
 pub use error::MeshError;

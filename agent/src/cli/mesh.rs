@@ -2,7 +2,9 @@
 
 use super::client::{self, ClientError};
 use super::commands::{cell, json};
-use super::{ConnectArgs, DumpArgs, Format, MeshCommand, PartnerArgs, Reading, output};
+use super::{
+    ConnectArgs, DumpArgs, Format, MeshCommand, PartnerArgs, ReaderArgs, Reading, TroubleshootArgs, output,
+};
 use crate::config::{self, Etcd};
 use serde_json::Value;
 use std::process::ExitCode;
@@ -17,11 +19,12 @@ use tombolo_clustermesh::MeshError;
 use tombolo_clustermesh::etcd::EtcdConfig;
 use tombolo_clustermesh::follower::{self, Change, Dump, MeshConfig, MeshHandle, MeshSink, Timers};
 use tombolo_clustermesh::partner::{Invitation, invite, uninvite, user_of};
+use tombolo_clustermesh::troubleshoot::{Step, Viewpoint, Walk, walk};
 
 pub(super) async fn run(command: MeshCommand) -> Result<ExitCode, ClientError> {
     match command {
-        MeshCommand::Status(reading) => status(&reading, false).await,
-        MeshCommand::Troubleshoot(reading) => status(&reading, true).await,
+        MeshCommand::Status(reading) => status(&reading).await,
+        MeshCommand::Troubleshoot(args) => troubleshoot(args).await,
         MeshCommand::Dump(args) => dump(*args).await,
         MeshCommand::Connect(args) => connect(*args).await,
         MeshCommand::Disconnect(args) => disconnect(args).await,
@@ -42,24 +45,20 @@ const MESH_COLUMNS: [&str; 10] = [
 ];
 
 /// The table of remote clusters.
-async fn status(reading: &Reading, troubles_only: bool) -> Result<ExitCode, ClientError> {
+async fn status(reading: &Reading) -> Result<ExitCode, ClientError> {
     let all: Vec<Value> = client::get(&reading.socket, "/v1/mesh").await?;
     let ready = |cluster: &Value| cluster.get("ready").and_then(Value::as_bool).unwrap_or(false);
     let count = all.iter().filter(|cluster| ready(cluster)).count();
     let list =
         |cluster: &Value, key: &str| cluster.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
-    let troubled = |cluster: &Value| {
-        !ready(cluster) || ["refused", "warnings"].iter().any(|key| !list(cluster, key).is_empty())
-    };
-    let chosen: Vec<&Value> = all.iter().filter(|cluster| !troubles_only || troubled(cluster)).collect();
     let code = if count == all.len() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     if reading.output == Format::Json {
-        json(&chosen)?;
+        json(&all)?;
         return Ok(code);
     }
     println!("ClusterMesh: {count}/{} remote clusters ready", all.len());
     let text = |cluster: &Value, key: &str| cluster.get(key).map_or_else(|| "-".to_owned(), cell);
-    let rows = chosen.iter().map(|cluster| {
+    let rows = all.iter().map(|cluster| {
         vec![
             text(cluster, "name"),
             output::mark(ready(cluster)),
@@ -78,7 +77,7 @@ async fn status(reading: &Reading, troubles_only: bool) -> Result<ExitCode, Clie
         ]
     });
     output::table(&MESH_COLUMNS, rows.collect::<Vec<_>>());
-    for cluster in &chosen {
+    for cluster in &all {
         let name = text(cluster, "name");
         list(cluster, "warnings").iter().for_each(|warning| println!("{name}: {}", cell(warning)));
         for entry in list(cluster, "refused") {
@@ -89,11 +88,53 @@ async fn status(reading: &Reading, troubles_only: bool) -> Result<ExitCode, Clie
     Ok(code)
 }
 
+/// The walk of the running agent, or one from here.
+async fn troubleshoot(args: TroubleshootArgs) -> Result<ExitCode, ClientError> {
+    let only = args.cluster.as_deref();
+    let walks: Vec<Walk> = match args.reader.clustermesh_config {
+        None => {
+            let path = only.map_or_else(String::new, |name| format!("?cluster={}", client::encode(name)));
+            client::get(&args.reading.socket, &format!("/v1/mesh/troubleshoot{path}")).await?
+        }
+        Some(_) => walk(&viewpoint(args.reader)?, only).await.map_err(refused)?,
+    };
+    let code = if walks.iter().all(Walk::ok) { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    if args.reading.output == Format::Json {
+        json(&walks)?;
+        return Ok(code);
+    }
+    let row = |walk: &Walk, step: &Step| {
+        vec![
+            walk.cluster.clone(),
+            step.step.clone(),
+            output::mark(step.ok),
+            step.at.clone(),
+            step.detail.clone(),
+        ]
+    };
+    let rows = walks.iter().flat_map(|walk| walk.steps.iter().map(|step| row(walk, step)));
+    output::table(&["CLUSTER", "STEP", "STATE", "AT", "FOUND"], rows.collect::<Vec<_>>());
+    let good = walks.iter().filter(|walk| walk.ok()).count();
+    println!("{good}/{} remote clusters can be read", walks.len());
+    Ok(code)
+}
+
+fn viewpoint(reader: ReaderArgs) -> Result<Viewpoint, ClientError> {
+    let id = reader.cluster_id.map(|id| ClusterId::new(id, reader.max_connected_clusters)).transpose();
+    Ok(Viewpoint {
+        folder: reader.clustermesh_config.unwrap_or_default(),
+        own: reader.cluster_name,
+        own_id: id.map_err(|error| ClientError::Refused(format!("--cluster-id: {error}")))?,
+        max: reader.max_connected_clusters,
+        allow_plaintext: reader.allow_plaintext,
+    })
+}
+
 /// What was accepted, from the running agent or read here and now.
 async fn dump(args: DumpArgs) -> Result<ExitCode, ClientError> {
-    let dump = match args.clustermesh_config {
+    let dump = match args.reader.clustermesh_config {
         None => client::get(&args.socket, "/v1/mesh/dump").await?,
-        Some(_) => serde_json::to_value(read(args).await?)?,
+        Some(_) => serde_json::to_value(read(viewpoint(args.reader)?, args.wait).await)?,
     };
     json(&dump)?;
     let clusters = dump.pointer("/status/clusters").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
@@ -102,26 +143,25 @@ async fn dump(args: DumpArgs) -> Result<ExitCode, ClientError> {
 }
 
 /// Reads the clusters of a folder without an agent; what is not complete when the time is over is dumped as far as it is.
-async fn read(args: DumpArgs) -> Result<Dump, ClientError> {
-    let id = args.cluster_id.map(|id| ClusterId::new(id, args.max_connected_clusters)).transpose();
+async fn read(from: Viewpoint, wait: Duration) -> Dump {
     let config = MeshConfig {
-        cluster: args.cluster_name,
-        cluster_id: id.map_err(|error| ClientError::Refused(format!("--cluster-id: {error}")))?,
-        max: args.max_connected_clusters,
-        folder: args.clustermesh_config.unwrap_or_default(),
+        cluster: from.own,
+        cluster_id: from.own_id,
+        max: from.max,
+        folder: from.folder,
         snapshots: None,
-        allow_plaintext: args.allow_plaintext,
+        allow_plaintext: from.allow_plaintext,
         own: None,
         timers: Timers::default(),
     };
     let (sink, cancel) = (Arc::new(Waiter::default()), CancellationToken::new());
     let (mesh, task) = follower::start(config, sink.clone(), cancel.clone()).await;
-    sink.all_ready(&mesh, Instant::now() + args.wait).await;
+    sink.all_ready(&mesh, Instant::now() + wait).await;
     let dump = mesh.dump().await;
     cancel.cancel();
     // A panic was reported by the runtime already.
     drop(task.await);
-    Ok(dump)
+    dump
 }
 
 /// Keeps nothing and tells when a cluster's state changes: the followers know their entries themselves.

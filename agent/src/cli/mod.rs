@@ -117,8 +117,8 @@ pub(crate) enum Command {
 pub(crate) enum MeshCommand {
     /// The remote clusters and how far each is read
     Status(Reading),
-    /// The remote clusters that are not ready, why, and what to try
-    Troubleshoot(Reading),
+    /// Walk the way to the remote clusters step by step: file, certificates, name, TCP, TLS, rights, heartbeat, configuration, canaries
+    Troubleshoot(TroubleshootArgs),
     /// What was accepted from the remote clusters and what was refused, as JSON
     Dump(Box<DumpArgs>),
     /// Let another cluster read this one: its user, certificate and file; to be run where the CA's key is
@@ -165,12 +165,33 @@ pub(crate) struct ConnectArgs {
     pub(crate) folder_there: Option<PathBuf>,
 }
 
+/// `tombolo mesh troubleshoot`.
+#[derive(Debug, Args)]
+pub(crate) struct TroubleshootArgs {
+    /// One cluster; without it all of them
+    pub(crate) cluster: Option<String>,
+    #[command(flatten)]
+    pub(crate) reading: Reading,
+    #[command(flatten)]
+    pub(crate) reader: ReaderArgs,
+}
+
 /// `tombolo mesh dump`.
 #[derive(Debug, Args)]
 pub(crate) struct DumpArgs {
     /// The agent's local API
     #[arg(long, env = "TOMBOLO_SOCKET", default_value = DEFAULT_SOCKET)]
     pub(crate) socket: PathBuf,
+    #[command(flatten)]
+    pub(crate) reader: ReaderArgs,
+    /// How long to wait until all clusters are read
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = mesh::duration, requires = "clustermesh_config")]
+    pub(crate) wait: Duration,
+}
+
+/// Who reads the other clusters when there is no agent.
+#[derive(Debug, Args)]
+pub(crate) struct ReaderArgs {
     /// Read the clusters of this folder here and now, without an agent: one etcd client file for each, named after it
     #[arg(long, value_name = "DIR")]
     pub(crate) clustermesh_config: Option<PathBuf>,
@@ -178,14 +199,11 @@ pub(crate) struct DumpArgs {
     #[arg(long, value_name = "N", requires = "clustermesh_config")]
     pub(crate) cluster_id: Option<u32>,
     /// The name of the cluster that reads; a file of that name is passed over
-    #[arg(long, value_name = "NAME", default_value = "tombolo-mesh-dump", requires = "clustermesh_config")]
+    #[arg(long, value_name = "NAME", default_value = "tombolo-mesh", requires = "clustermesh_config")]
     pub(crate) cluster_name: ClusterName,
     /// The size of the mesh, which decides how identities are cut
     #[arg(long, value_name = "255|511", default_value = "255", value_parser = mesh::max_clusters, requires = "clustermesh_config")]
     pub(crate) max_connected_clusters: MaxClusters,
-    /// How long to wait until all clusters are read
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = mesh::duration, requires = "clustermesh_config")]
-    pub(crate) wait: Duration,
     /// Accept `http://` endpoints: nobody is known then, and everybody on the way reads and forges
     #[arg(long, requires = "clustermesh_config")]
     pub(crate) allow_plaintext: bool,

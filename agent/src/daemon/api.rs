@@ -16,6 +16,7 @@ use std::sync::Arc;
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 use tombolo_clustermesh::follower::Dump;
+use tombolo_clustermesh::troubleshoot::Walk;
 use tombolo_cni::Reply;
 use tombolo_observe::filter::Filter;
 use tombolo_observe::flow::Flow;
@@ -35,6 +36,8 @@ pub(crate) trait Backend: Send + Sync + 'static {
     fn mesh(&self) -> impl Future<Output = serde_json::Value> + Send;
     /// What was accepted from them.
     fn mesh_dump(&self) -> impl Future<Output = Dump> + Send;
+    /// The way to them, step by step, or to one of them.
+    fn mesh_walks(&self, only: Option<String>) -> impl Future<Output = Result<Vec<Walk>, String>> + Send;
     /// BGP sessions.
     fn bgp_peers(&self) -> impl Future<Output = serde_json::Value> + Send;
     /// All about the BGP peers of a name, or about all.
@@ -93,6 +96,13 @@ pub(crate) struct PeerQuery {
     pub(crate) peer: Option<String>,
 }
 
+/// `?cluster=`.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct ClusterQuery {
+    /// A remote cluster's name; none is all.
+    pub(crate) cluster: Option<String>,
+}
+
 /// The socket could not be opened.
 #[derive(Debug, thiserror::Error)]
 #[error(
@@ -136,6 +146,7 @@ pub(crate) async fn serve<B: Backend>(listener: UnixListener, backend: Arc<B>, c
         .route("/v1/tables", get(|State(b): State<Arc<B>>| async move { Json(b.table_names()) }))
         .route("/v1/tables/{name}", get(table::<B>))
         .route("/v1/mesh/dump", get(|State(b): State<Arc<B>>| async move { Json(b.mesh_dump().await) }))
+        .route("/v1/mesh/troubleshoot", get(mesh_walks::<B>))
         .route("/v1/mesh", get(|State(b): State<Arc<B>>| async move { Json(b.mesh().await) }))
         .route("/v1/bgp/peers", get(|State(b): State<Arc<B>>| async move { Json(b.bgp_peers().await) }))
         .route("/v1/bgp/states", get(bgp_states::<B>))
@@ -185,6 +196,16 @@ async fn table<B: Backend>(State(backend): State<Arc<B>>, Path(name): Path<Strin
 fn answer(result: Result<serde_json::Value, String>) -> Response {
     match result {
         Ok(value) => Json(value).into_response(),
+        Err(text) => not_found(text),
+    }
+}
+
+async fn mesh_walks<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Query(query): Query<ClusterQuery>,
+) -> Response {
+    match backend.mesh_walks(query.cluster).await {
+        Ok(walks) => Json(walks).into_response(),
         Err(text) => not_found(text),
     }
 }

@@ -12,7 +12,7 @@ use super::show::{Catalogue, Shown};
 use super::status::{Part, Status};
 use super::tables::{Desired, Intent};
 use super::tasks::Roll;
-use crate::config::{Config, Encryption, Identity};
+use crate::config::{Clustermesh, Config, Encryption, Identity};
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
@@ -22,6 +22,7 @@ use tombolo_bgp_node::{BgpNode, PeerName};
 use tombolo_clustermesh::certificate::unix_now;
 use tombolo_clustermesh::follower::{ClusterStatus, Dump, MeshHandle};
 use tombolo_clustermesh::publisher::PublisherHandle;
+use tombolo_clustermesh::troubleshoot::{Viewpoint, Walk, walk};
 use tombolo_clustermesh::wire::Kind;
 use tombolo_cni::protocol::{CniError, Code};
 use tombolo_cni::{EndpointSpec, EndpointStore, Reply};
@@ -52,6 +53,7 @@ pub(crate) struct Rows {
 /// The daemon as the API sees it; rooms appear as they are started.
 pub(crate) struct Daemon {
     identity: Identity,
+    clustermesh: Clustermesh,
     path: String,
     encryption: Encryption,
     driver: Driver,
@@ -101,6 +103,7 @@ impl Daemon {
     ) -> Self {
         Self {
             identity: identity.clone(),
+            clustermesh: config.clustermesh.clone(),
             path: format!("{:?}", path_kind(config.datapath.path)).to_lowercase(),
             encryption: config.datapath.encryption,
             driver,
@@ -362,6 +365,20 @@ impl Backend for Daemon {
             Some(mesh) => mesh.dump().await,
             None => Dump::default(),
         }
+    }
+
+    async fn mesh_walks(&self, only: Option<String>) -> Result<Vec<Walk>, String> {
+        if self.clustermesh.folder.as_os_str().is_empty() {
+            return Err("there is no mesh; set clustermesh.folder in the agent's configuration".to_owned());
+        }
+        let from = Viewpoint {
+            folder: self.clustermesh.folder.clone(),
+            own: self.identity.cluster.clone(),
+            own_id: Some(self.identity.cluster_id),
+            max: self.identity.max_clusters,
+            allow_plaintext: self.clustermesh.allow_plaintext,
+        };
+        walk(&from, only.as_deref()).await.map_err(|error| error.to_string())
     }
 
     async fn bgp_peers(&self) -> Value {

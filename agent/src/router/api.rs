@@ -13,6 +13,7 @@ use std::sync::Arc;
 use tokio::sync::broadcast;
 use tombolo_bgp_node::{BgpNode, PeerName};
 use tombolo_clustermesh::follower::Dump;
+use tombolo_clustermesh::troubleshoot::Walk;
 use tombolo_cni::Reply;
 use tombolo_cni::protocol::{CniError, Code};
 use tombolo_observe::filter::Filter;
@@ -87,6 +88,10 @@ impl Backend for Router {
 
     async fn mesh_dump(&self) -> Dump {
         Dump::default()
+    }
+
+    async fn mesh_walks(&self, _: Option<String>) -> Result<Vec<Walk>, String> {
+        Err("a router is in no mesh; ask an agent".to_owned())
     }
 
     async fn bgp_peers(&self) -> Value {

@@ -134,6 +134,16 @@ fn is_change(kind: EventKind) -> bool {
     }
 }
 
+/// Looks at a folder once; what is wrong with it if it cannot be listed.
+pub(crate) async fn scan(path: &Path, own: &ClusterName, allow_plaintext: bool) -> Result<Scan, String> {
+    let (path, own) = (path.to_owned(), own.clone());
+    let read = tokio::task::spawn_blocking(move || read_folder(&path, &own, allow_plaintext)).await;
+    match read.map_err(|error| error.to_string())? {
+        Reading::Listed(scan) => Ok(scan),
+        Reading::Failed(text) => Err(text),
+    }
+}
+
 fn read_folder(path: &Path, own: &ClusterName, allow_plaintext: bool) -> Reading {
     let files = match list(path) {
         Ok(files) => files,

@@ -24,6 +24,7 @@ pub use dump::{Dump, DumpStatus, DumpedCluster, DumpedIp};
 pub use event::{
     Applied, Change, Failure, FailureKind, Header, Input, KeyEvent, Output, Scope, Ticket, Timers,
 };
+pub(crate) use folder::scan;
 pub use ids::IdBook;
 pub use status::{ClusterStatus, ConfigStatus, FailureStatus, MAX_REFUSED, Refused};
 

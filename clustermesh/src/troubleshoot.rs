@@ -1,0 +1,378 @@
+//! Walks the way to another cluster step by step, from its file to its canaries, and says which step fails and what to do.
+
+use crate::certificate::{self, Certificates, date, one_line, unix_now};
+use crate::error::MeshError;
+use crate::etcd::{EtcdConfig, request};
+use crate::wire::{ClusterConfig, KINDS, Kind, Layout, key};
+use etcd_client::{Client, GetOptions, KeyValue};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tombolo_base::ids::{ClusterId, ClusterName, MaxClusters};
+
+/// Longest a step may take.
+const STEP: Duration = Duration::from_secs(5);
+/// A heartbeat older than this is that of a writer that has stopped, in seconds.
+const HEARTBEAT_SECS: i64 = 120;
+
+/// Who looks.
+#[derive(Clone, Debug)]
+pub struct Viewpoint {
+    /// The folder of cluster files.
+    pub folder: PathBuf,
+    /// The cluster that looks, which is not walked to.
+    pub own: ClusterName,
+    /// Its number; `None` for a reader that is of no cluster.
+    pub own_id: Option<ClusterId>,
+    /// The size of the mesh.
+    pub max: MaxClusters,
+    /// Accept `http://` endpoints.
+    pub allow_plaintext: bool,
+}
+
+/// The way to one cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Walk {
+    /// Its name.
+    pub cluster: String,
+    /// In the order they were taken; those behind a failing one are not taken.
+    pub steps: Vec<Step>,
+}
+
+/// One step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    /// `file`, `certificates`, `name`, `tcp`, `tls`, `etcd`, `heartbeat`, `configuration`, `canaries`.
+    pub step: String,
+    /// What it was taken at: a file, an endpoint, a key.
+    pub at: String,
+    /// Whether it succeeded.
+    pub ok: bool,
+    /// What was found, or what is wrong and what to do.
+    pub detail: String,
+}
+
+impl Walk {
+    /// Whether every step succeeded.
+    #[must_use]
+    pub fn ok(&self) -> bool {
+        self.steps.iter().all(|step| step.ok)
+    }
+
+    /// Takes note of a step; its value if it succeeded.
+    fn take<T>(
+        &mut self,
+        step: &str,
+        at: impl Into<String>,
+        outcome: Result<(T, String), String>,
+    ) -> Option<T> {
+        let (value, detail) = match outcome {
+            Ok((value, detail)) => (Some(value), detail),
+            Err(reason) => (None, reason),
+        };
+        let ok = value.is_some();
+        self.steps.push(Step { step: step.to_owned(), at: at.into(), ok, detail: one_line(&detail) });
+        value
+    }
+}
+
+/// Walks to every cluster of the folder, or to one of them, one after the other.
+///
+/// # Errors
+/// [`MeshError::File`] when the folder cannot be listed.
+pub async fn walk(from: &Viewpoint, only: Option<&str>) -> Result<Vec<Walk>, MeshError> {
+    let scan = crate::follower::scan(&from.folder, &from.own, from.allow_plaintext)
+        .await
+        .map_err(|reason| MeshError::File { file: from.folder.display().to_string(), reason })?;
+    let wanted = |name: &str| only.is_none_or(|only| only == name);
+    let mut walks = Vec::new();
+    for (name, reason) in scan.broken.into_iter().filter(|(name, _)| wanted(name)) {
+        let at = from.folder.join(&name).display().to_string();
+        let mut walk = Walk { cluster: name, steps: Vec::new() };
+        walk.take::<()>("file", at, Err(reason));
+        walks.push(walk);
+    }
+    for (cluster, (etcd, _)) in scan.remotes.into_iter().filter(|(name, _)| wanted(name.as_str())) {
+        let mut walk = Walk { cluster: cluster.to_string(), steps: Vec::new() };
+        let at = from.folder.join(cluster.as_str()).display().to_string();
+        walk.take("file", at, Ok(((), etcd.endpoints.join(" "))));
+        walk_to(&mut walk, from, &cluster, etcd).await;
+        walks.push(walk);
+    }
+    if let Some(only) = only.filter(|_| walks.is_empty()) {
+        let mut walk = Walk { cluster: only.to_owned(), steps: Vec::new() };
+        let reason = format!("there is no file for it; write {only}.yaml there, an etcd client file");
+        walk.take::<()>("file", from.folder.display().to_string(), Err(reason));
+        walks.push(walk);
+    }
+    walks.sort_by(|left, right| left.cluster.cmp(&right.cluster));
+    Ok(walks)
+}
+
+async fn walk_to(walk: &mut Walk, from: &Viewpoint, cluster: &ClusterName, etcd: EtcdConfig) {
+    let certificates = match etcd.certificates().await {
+        Ok(Some(files)) => {
+            let end = date(files.expiry.not_after_unix_secs);
+            let detail = format!("good until {end} ({})", files.expiry.short(unix_now()));
+            let at = files.expiry.file.display().to_string();
+            walk.take("certificates", at, Ok((Some(files), detail)))
+        }
+        Ok(None) => walk.take(
+            "certificates",
+            "-",
+            Ok((None, "none: plaintext, anybody on the way reads and forges".to_owned())),
+        ),
+        Err(error) => walk.take("certificates", "-", Err(error.to_string())),
+    };
+    let Some(certificates) = certificates else { return };
+    let mut reached = None;
+    for endpoint in &etcd.endpoints {
+        if reach(walk, endpoint, certificates.as_ref()).await {
+            reached.get_or_insert_with(|| endpoint.clone());
+        }
+    }
+    if let Some(endpoint) = reached {
+        // Past one that does not answer: the agents' client tries all of them.
+        let etcd = EtcdConfig { endpoints: vec![endpoint], ..etcd };
+        ask(walk, from, cluster, &etcd).await;
+    }
+}
+
+/// Name, TCP and TLS of one endpoint.
+async fn reach(walk: &mut Walk, endpoint: &str, certificates: Option<&Certificates>) -> bool {
+    let Some((host, port)) = host_and_port(endpoint) else {
+        let reason = "is no address; write https://host:2379 in the file".to_owned();
+        walk.take::<()>("name", endpoint, Err(reason));
+        return false;
+    };
+    let addresses = match tokio::time::timeout(STEP, tokio::net::lookup_host((host, port))).await {
+        Ok(Ok(found)) => found.collect::<Vec<_>>(),
+        Ok(Err(error)) => {
+            let reason = format!("{error}; check the name in the file, and this node's resolver");
+            walk.take::<()>("name", host, Err(reason));
+            return false;
+        }
+        Err(_) => {
+            let reason = "the resolver does not answer within 5 s; check /etc/resolv.conf".to_owned();
+            walk.take::<()>("name", host, Err(reason));
+            return false;
+        }
+    };
+    let shown = addresses.iter().map(|address| address.ip().to_string()).collect::<Vec<_>>().join(" ");
+    walk.take("name", host, Ok(((), shown)));
+    let mut stream = None;
+    for address in addresses.iter().take(8) {
+        let connected = connect(*address).await;
+        stream = walk.take("tcp", address.to_string(), connected).or(stream);
+    }
+    let Some(stream) = stream else { return false };
+    match certificates.filter(|_| endpoint.starts_with("https://")) {
+        None => true,
+        Some(files) => {
+            let outcome = handshake(stream, host, files).await;
+            walk.take("tls", endpoint, outcome).is_some()
+        }
+    }
+}
+
+async fn connect(address: SocketAddr) -> Result<(TcpStream, String), String> {
+    let start = Instant::now();
+    match tokio::time::timeout(STEP, TcpStream::connect(address)).await {
+        Ok(Ok(stream)) => {
+            let micros = start.elapsed().as_micros();
+            Ok((stream, format!("answers after {}.{:03} ms", micros / 1000, micros % 1000)))
+        }
+        Ok(Err(error)) => Err(format!(
+            "{error}; does etcd run and listen there, and do routes and firewalls let us through?"
+        )),
+        Err(_) => Err("no answer within 5 s; check routes and firewalls on the way".to_owned()),
+    }
+}
+
+/// `https://host:port`, the host without brackets.
+fn host_and_port(endpoint: &str) -> Option<(&str, u16)> {
+    let rest = endpoint.split_once("://").map_or(endpoint, |(_, rest)| rest);
+    let authority = rest.split('/').next()?;
+    let (host, port) = authority.rsplit_once(':')?;
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    Some((host, port.parse().ok()?)).filter(|(host, _)| !host.is_empty())
+}
+
+async fn handshake(stream: TcpStream, host: &str, files: &Certificates) -> Result<((), String), String> {
+    let wrong = |error: rustls::Error| error.to_string();
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(CertificateDer::pem_slice_iter(&files.ca).filter_map(Result::ok));
+    let chain = CertificateDer::pem_slice_iter(&files.cert).filter_map(Result::ok).collect();
+    let key = PrivateKeyDer::from_pem_slice(&files.key).map_err(|error| error.to_string())?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(wrong)?
+        .with_root_certificates(roots)
+        .with_client_auth_cert(chain, key)
+        .map_err(wrong)?;
+    let name = ServerName::try_from(host.to_owned()).map_err(|error| format!("{host:?}: {error}"))?;
+    let connector = TlsConnector::from(Arc::new(config));
+    match tokio::time::timeout(STEP, connector.connect(name, stream)).await {
+        Ok(Ok(stream)) => {
+            let (_, session) = stream.get_ref();
+            let version = session.protocol_version().and_then(|version| version.as_str()).unwrap_or("TLS");
+            let server = session.peer_certificates().and_then(<[_]>::first);
+            let end = server.and_then(|der| certificate::not_after(der));
+            let end =
+                end.map_or_else(String::new, |end| format!(", server certificate good until {}", date(end)));
+            Ok(((), format!("{version}{end}")))
+        }
+        Ok(Err(error)) => {
+            let text = error.to_string();
+            let lower = text.to_lowercase();
+            let remedy = if lower.contains("unknownissuer") || lower.contains("badsignature") {
+                "no CA in trusted-ca-file signed the server's certificate: copy the CA of that cluster's etcd there"
+            } else if lower.contains("notvalidforname") || lower.contains("not valid for name") {
+                "the server's certificate is for other names: correct the endpoint, or issue it for this name or address"
+            } else if lower.contains("expired") {
+                "the server's certificate has expired: renew it there, or correct this node's clock"
+            } else {
+                "does etcd speak TLS there?"
+            };
+            Err(format!("{text}; {remedy}"))
+        }
+        Err(_) => Err("no answer within 5 s; does etcd speak TLS there?".to_owned()),
+    }
+}
+
+/// What etcd answers: rights, heartbeat, configuration, canaries.
+async fn ask(walk: &mut Walk, from: &Viewpoint, cluster: &ClusterName, etcd: &EtcdConfig) {
+    let client = match etcd.client().await {
+        Ok((client, _)) => client,
+        Err(error) => {
+            walk.take::<()>("etcd", etcd.endpoints.join(" "), Err(error.to_string()));
+            return;
+        }
+    };
+    let told = |error| etcd.blame(error).to_string();
+    let found = first(&client, key::HEARTBEAT).await.map_err(told);
+    let Some(heartbeat) = walk.take("etcd", key::HEARTBEAT, found.map(|kv| (kv, "may be read".to_owned())))
+    else {
+        return;
+    };
+    walk.take("heartbeat", key::HEARTBEAT, age(heartbeat.as_ref(), OffsetDateTime::now_utc()));
+    let name = key::cluster_config(cluster.as_str());
+    let config = match get(&client, &name).await.map_err(told) {
+        Ok(Some(kv)) => judge(&kv, from),
+        Ok(None) => Err("is not there; is that the etcd of this cluster, is the file named after it, and does its agent (Cilium: clustermesh-apiserver) run?".to_owned()),
+        Err(reason) => Err(reason),
+    };
+    let Some(config) = walk.take("configuration", name, config) else { return };
+    for kind in KINDS {
+        let prefix = kind.prefix(config.layout(), cluster.as_str());
+        let found = first(&client, &prefix).await.map_err(told);
+        let found = found.map(|kv| {
+            ((), if kv.is_some() { "may be read" } else { "may be read, holds nothing" }.to_owned())
+        });
+        walk.take("etcd", prefix, found);
+        if config.capabilities.synced_canaries {
+            let canary = kind.canary(config.layout(), cluster.as_str());
+            let found = match get(&client, &canary).await.map_err(told) {
+                Ok(Some(kv)) => {
+                    Ok(((), format!("since {}", String::from_utf8_lossy(kv.value()).escape_debug())))
+                }
+                Ok(None) => Err(missing(kind, config.layout())),
+                Err(reason) => Err(reason),
+            };
+            walk.take("canaries", canary, found);
+        }
+    }
+}
+
+fn missing(kind: Kind, layout: Layout) -> String {
+    let who = match layout {
+        Layout::State => "its writer (our elected agent, Cilium's clustermesh-apiserver)",
+        Layout::Cache => "the relay there (Cilium: kvstoremesh)",
+    };
+    format!(
+        "is not there, so the list of {kind} is not complete yet; {who} writes it when everything else is written: look at its log"
+    )
+}
+
+fn judge(kv: &KeyValue, from: &Viewpoint) -> Result<(ClusterConfig, String), String> {
+    let config = ClusterConfig::decode(kv.value()).map_err(|error| error.to_string())?;
+    let id = config.check(from.own_id, from.max).map_err(|error| error.to_string())?;
+    let layout = match config.layout() {
+        Layout::State => "state",
+        Layout::Cache => "cache",
+    };
+    let canaries = if config.capabilities.synced_canaries { "with" } else { "without" };
+    let detail = format!("id {id}, {layout} layout, {canaries} canaries");
+    Ok((config, detail))
+}
+
+/// The age of a heartbeat by its writer's clock.
+fn age(heartbeat: Option<&KeyValue>, now: OffsetDateTime) -> Result<((), String), String> {
+    let Some(kv) = heartbeat else {
+        return Err(
+            "is not there; its writer (our elected agent, Cilium's clustermesh-apiserver) does not run"
+                .to_owned(),
+        );
+    };
+    let text = String::from_utf8_lossy(kv.value());
+    let Ok(written) = OffsetDateTime::parse(&text, &Rfc3339) else {
+        // What it says is nobody's business: agents look at when it changes.
+        return Ok((
+            (),
+            format!("is there, and says no time: {:?}", text.chars().take(80).collect::<String>()),
+        ));
+    };
+    let secs = (now - written).whole_seconds();
+    if secs > HEARTBEAT_SECS {
+        return Err(format!(
+            "was written {secs} s ago, by its writer's clock: it has stopped, or the clocks differ"
+        ));
+    }
+    if secs < -HEARTBEAT_SECS {
+        return Err(format!("was written {} s in the future: the clocks differ", secs.saturating_neg()));
+    }
+    Ok(((), format!("written {} s ago", secs.max(0))))
+}
+
+async fn get(client: &Client, name: &str) -> Result<Option<KeyValue>, MeshError> {
+    let mut kv = client.kv_client();
+    let mut answer = request(|| format!("reading {name}"), kv.get(name, None)).await?;
+    Ok(answer.take_kvs().into_iter().next())
+}
+
+/// The first key of a prefix, if there is one: shows whether it may be read.
+async fn first(client: &Client, prefix: &str) -> Result<Option<KeyValue>, MeshError> {
+    let mut kv = client.kv_client();
+    let options = GetOptions::new().with_prefix().with_limit(1);
+    let mut answer = request(|| format!("reading {prefix}"), kv.get(prefix, Some(options))).await?;
+    Ok(answer.take_kvs().into_iter().next())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_are_taken_apart() {
+        for (endpoint, expected) in [
+            ("https://a.mesh.cilium.io:2379", Some(("a.mesh.cilium.io", 2379))),
+            ("https://[2001:db8::1]:32379/", Some(("2001:db8::1", 32379))),
+            ("http://192.0.2.1:1/x", Some(("192.0.2.1", 1))),
+            ("https://host", None),
+            ("https://:2379", None),
+            ("https://host:99999", None),
+        ] {
+            assert_eq!(host_and_port(endpoint), expected, "{endpoint}");
+        }
+    }
+}
