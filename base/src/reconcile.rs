@@ -1,8 +1,9 @@
 //! Carries a desired table to a target: idempotent updates and deletes, retried with backoff, and a prune of what an
 //! earlier life left behind, per source.
 //!
-//! Sans-IO: the driver feeds [`Reconciler::observe`], asks [`Reconciler::next`] for one action at a time, carries it
-//! out, and reports with [`Reconciler::finish`]. Seeds and time are the driver's.
+//! Sans-IO: the driver feeds [`Reconciler::observe`], asks [`Reconciler::next`] for one action at a time (a batch of rows, as
+//! many as the target takes, or a prune), carries it out, and reports with [`Reconciler::finish`]. Seeds and time are the
+//! driver's.
 
 use crate::clock::Moment;
 use crate::source::{Source, SourceState};
@@ -16,13 +17,29 @@ use std::time::Duration;
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
 
-/// What the driver is to do at the target.
+/// What becomes of a row at the target.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Action<R: Row> {
+pub enum Change<R: Row> {
     /// Make the target hold this row. Idempotent.
     Update(R),
     /// Remove what this row put there. Idempotent.
     Delete(R),
+}
+
+impl<R: Row> Change<R> {
+    /// The row that is to be there, or to go.
+    pub const fn row(&self) -> &R {
+        match self {
+            Self::Update(row) | Self::Delete(row) => row,
+        }
+    }
+}
+
+/// What the driver is to do at the target.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action<R: Row> {
+    /// Carry these rows over, each for itself; never empty, no key twice.
+    Rows(Vec<Change<R>>),
     /// Remove everything of ours that is not in `keep`, except what may belong to a source in `held`.
     Prune {
         /// The rows that are wanted.
@@ -32,12 +49,39 @@ pub enum Action<R: Row> {
     },
 }
 
+impl<R: Row> Action<R> {
+    /// Has the target carry it out. One outcome for each row of [`Self::Rows`], in their order, and one for a prune.
+    pub async fn carry_out(&self, target: &mut impl Target<R>) -> Vec<Result<(), String>> {
+        match self {
+            Self::Rows(changes) => target.carry(changes).await,
+            Self::Prune { keep, held } => vec![target.prune(keep, held).await],
+        }
+    }
+}
+
 /// A target of desired rows: the kernel, eBPF maps, etcd, the BGP speaker.
 pub trait Target<R: Row>: Send {
+    /// How many rows [`Self::carry`] gets at most. More than one only where a batch costs the target less than its rows one by one:
+    /// what changes meanwhile waits for the whole batch.
+    const BATCH_MAX: usize = 1;
+
     /// Makes the target hold `row`; doing it twice changes nothing.
     fn update(&mut self, row: &R) -> impl Future<Output = Result<(), String>> + Send;
     /// Removes what `row` put there; removing what is not there is fine.
     fn delete(&mut self, row: &R) -> impl Future<Output = Result<(), String>> + Send;
+    /// Carries several rows over, each for itself: one that fails fails alone. One outcome a change, in their order.
+    fn carry(&mut self, changes: &[Change<R>]) -> impl Future<Output = Vec<Result<(), String>>> + Send {
+        async move {
+            let mut outcomes = Vec::with_capacity(changes.len());
+            for change in changes {
+                outcomes.push(match change {
+                    Change::Update(row) => self.update(row).await,
+                    Change::Delete(row) => self.delete(row).await,
+                });
+            }
+            outcomes
+        }
+    }
     /// Removes what is ours and not in `keep`, except what may belong to a source in `held`.
     fn prune(
         &mut self,
@@ -105,8 +149,7 @@ pub struct Reconciler<R: Row> {
 
 #[derive(Debug)]
 enum InFlight<R: Row> {
-    Update(R),
-    Delete(R::Key),
+    Rows(Vec<Change<R>>),
     Prune(BTreeSet<Source>),
 }
 
@@ -200,9 +243,9 @@ impl<R: Row> Reconciler<R> {
         self.ready.insert(key);
     }
 
-    /// The next thing to do, or `None` until [`Self::next_deadline`] or the next batch. One action at a time: the
-    /// next is handed out after [`Self::finish`].
-    pub fn next(&mut self, now: Moment) -> Option<Action<R>> {
+    /// The next thing to do, of at most `rows_max` rows, or `None` until [`Self::next_deadline`] or the next batch. One
+    /// action at a time: the next is handed out after [`Self::finish`].
+    pub fn next(&mut self, now: Moment, rows_max: usize) -> Option<Action<R>> {
         if self.in_flight.is_some() {
             return None;
         }
@@ -212,10 +255,15 @@ impl<R: Row> Reconciler<R> {
         {
             self.ready.insert(key);
         }
-        while let Some(key) = self.ready.pop_first() {
-            if let Some(action) = self.action_for(&key) {
-                return Some(action);
-            }
+        let mut changes = Vec::new();
+        while changes.len() < rows_max.max(1)
+            && let Some(key) = self.ready.pop_first()
+        {
+            changes.extend(self.change_for(&key));
+        }
+        if !changes.is_empty() {
+            self.in_flight = Some(InFlight::Rows(changes.clone()));
+            return Some(Action::Rows(changes));
         }
         // Updates first: a prune never makes a gap that an update was about to fill.
         if self.prune_due.is_some_and(|due| due <= now) {
@@ -228,17 +276,12 @@ impl<R: Row> Reconciler<R> {
         None
     }
 
-    fn action_for(&mut self, key: &R::Key) -> Option<Action<R>> {
+    fn change_for(&mut self, key: &R::Key) -> Option<Change<R>> {
         match (self.desired.get(key), self.applied.get(key)) {
             (Some(wanted), applied) if applied != Some(wanted) || self.unsure.contains(key) => {
-                self.in_flight = Some(InFlight::Update(wanted.clone()));
-                Some(Action::Update(wanted.clone()))
+                Some(Change::Update(wanted.clone()))
             }
-            (None, Some(applied)) => {
-                let row = applied.clone();
-                self.in_flight = Some(InFlight::Delete(key.clone()));
-                Some(Action::Delete(row))
-            }
+            (None, Some(applied)) => Some(Change::Delete(applied.clone())),
             _ => {
                 self.failures.remove(key);
                 self.unsure.remove(key);
@@ -247,45 +290,63 @@ impl<R: Row> Reconciler<R> {
         }
     }
 
-    /// Reports how the action handed out last went.
-    pub fn finish(&mut self, result: Result<(), String>, now: Moment) {
+    /// Reports how the action handed out last went: the outcomes of its rows in their order, or of the prune. A row
+    /// without an outcome has failed.
+    pub fn finish(&mut self, outcomes: impl IntoIterator<Item = Result<(), String>>, now: Moment) {
         let disturbed = std::mem::take(&mut self.disturbed_in_flight);
-        match (self.in_flight.take(), result) {
-            (None, _) => {}
-            (Some(InFlight::Update(row)), Ok(())) => {
-                self.done(&row.key(), disturbed);
-                self.applied.insert(row.key(), row);
+        let silent = || Err("the target did not say how it went".to_owned());
+        let mut outcomes = outcomes.into_iter();
+        match self.in_flight.take() {
+            None => {}
+            Some(InFlight::Rows(changes)) => {
+                for change in changes {
+                    self.finish_row(change, outcomes.next().unwrap_or_else(silent), disturbed, now);
+                }
             }
-            (Some(InFlight::Delete(key)), Ok(())) => {
+            Some(InFlight::Prune(held)) => {
+                self.finish_prune(held, outcomes.next().unwrap_or_else(silent), now);
+            }
+        }
+    }
+
+    fn finish_row(&mut self, change: Change<R>, outcome: Result<(), String>, disturbed: bool, now: Moment) {
+        let key = change.row().key();
+        match (change, outcome) {
+            (Change::Update(row), Ok(())) => {
+                self.done(&key, disturbed);
+                self.applied.insert(key, row);
+            }
+            (Change::Delete(_), Ok(())) => {
                 self.done(&key, disturbed);
                 self.applied.remove(&key);
             }
-            (Some(InFlight::Prune(held)), Ok(())) => {
-                self.prune_failures = 0;
-                self.prune_error = None;
-                self.held_at_last_prune = Some(held);
-                // A source that became ready meanwhile still has its leftovers.
-                if self.has_leftovers_to_prune() {
-                    self.prune_due = Some(now);
-                }
-            }
-            (Some(InFlight::Prune(_)), Err(error)) => {
-                self.prune_failures = self.prune_failures.saturating_add(1);
-                self.prune_error = Some(error);
-                self.prune_due = Some(now.after(self.backoff(self.prune_failures)));
-            }
-            (Some(InFlight::Update(row)), Err(error)) => {
+            (Change::Update(row), Err(error)) => {
                 // Whatever half of it arrived: the row counts as possibly present, so that a delete will remove it.
-                let key = row.key();
                 self.unsure.insert(key.clone());
                 self.applied.entry(key.clone()).or_insert(row);
                 self.fail(key, error, now);
             }
-            (Some(InFlight::Delete(key)), Err(error)) => {
+            (Change::Delete(_), Err(error)) => {
                 // It may be gone: should the same row be wanted again, it must be written.
                 self.unsure.insert(key.clone());
                 self.fail(key, error, now);
             }
+        }
+    }
+
+    fn finish_prune(&mut self, held: BTreeSet<Source>, outcome: Result<(), String>, now: Moment) {
+        if let Err(error) = outcome {
+            self.prune_failures = self.prune_failures.saturating_add(1);
+            self.prune_error = Some(error);
+            self.prune_due = Some(now.after(self.backoff(self.prune_failures)));
+            return;
+        }
+        self.prune_failures = 0;
+        self.prune_error = None;
+        self.held_at_last_prune = Some(held);
+        // A source that became ready meanwhile still has its leftovers.
+        if self.has_leftovers_to_prune() {
+            self.prune_due = Some(now);
         }
     }
 
@@ -322,9 +383,14 @@ impl<R: Row> Reconciler<R> {
     /// How far the target is behind.
     #[must_use]
     pub fn progress(&self) -> Progress {
+        let in_flight = match &self.in_flight {
+            None => 0,
+            Some(InFlight::Rows(changes)) => changes.len(),
+            Some(InFlight::Prune(_)) => 1,
+        };
         let example = self.failures.iter().next().map(|(key, failure)| format!("{key:?}: {}", failure.error));
         Progress {
-            pending: self.ready.len() + self.delayed.len() + usize::from(self.in_flight.is_some()),
+            pending: self.ready.len() + self.delayed.len() + in_flight,
             failed: self.failures.len() + usize::from(self.prune_error.is_some()),
             example: example.or_else(|| self.prune_error.clone()),
             pruned: self.held_at_last_prune.as_ref().is_some_and(BTreeSet::is_empty),

@@ -16,29 +16,40 @@ struct Shelf {
 }
 
 impl Shelf {
-    fn carry_out(&mut self, action: &Action<Cell>) -> Result<(), String> {
-        let fails = self.failing > 0;
-        self.failing = self.failing.saturating_sub(1);
+    /// The outcome of each row, or of the prune; every call of the shelf's may fail.
+    fn carry_out(&mut self, action: &Action<Cell>) -> Vec<Result<(), String>> {
         match action {
-            // A failing write may have arrived all the same.
-            Action::Update(row) if !fails || row.value % 2 == 0 => {
-                self.cells.insert(row.key(), row.value);
-            }
-            Action::Delete(row) if !fails || row.value % 2 == 0 => {
-                self.cells.remove(&row.key());
-            }
+            Action::Rows(changes) => changes.iter().map(|change| self.change(change)).collect(),
             Action::Prune { keep, held } => {
+                let outcome = self.try_once();
                 let unwanted = |key: &&Key| !keep.contains_key(*key) && !held.contains(&key.0);
                 let gone: Vec<Key> = self.cells.keys().filter(unwanted).cloned().collect();
                 // A failing prune stops half way.
-                let reached = if fails { gone.len() / 2 } else { gone.len() };
+                let reached = if outcome.is_err() { gone.len() / 2 } else { gone.len() };
                 gone.iter().take(reached).for_each(|key| {
                     self.cells.remove(key);
                 });
+                vec![outcome]
             }
-            Action::Update(_) | Action::Delete(_) => {}
         }
+    }
+
+    fn try_once(&mut self) -> Result<(), String> {
+        let fails = self.failing > 0;
+        self.failing = self.failing.saturating_sub(1);
         if fails { Err("the shelf is stuck".into()) } else { Ok(()) }
+    }
+
+    fn change(&mut self, change: &Change<Cell>) -> Result<(), String> {
+        let outcome = self.try_once();
+        // A failing write may have arrived all the same.
+        if outcome.is_ok() || change.row().value.is_multiple_of(2) {
+            match change {
+                Change::Update(row) => drop(self.cells.insert(row.key(), row.value)),
+                Change::Delete(row) => drop(self.cells.remove(&row.key())),
+            }
+        }
+        outcome
     }
 }
 
@@ -59,6 +70,8 @@ enum Step {
     Disturb(u8, u8, Option<u8>),
     Fail(u8),
     Run(u8),
+    /// How many rows the target takes at once from now on.
+    Batch(u8),
     Restart,
 }
 
@@ -74,6 +87,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..SOURCES, 0u8..5, prop::option::of(0u8..4)).prop_map(|(s, n, v)| Step::Disturb(s, n, v)),
         2 => (1u8..4).prop_map(Step::Fail),
         6 => (1u8..6).prop_map(Step::Run),
+        1 => (1u8..8).prop_map(Step::Batch),
         1 => Just(Step::Restart),
     ]
 }
@@ -84,6 +98,7 @@ struct World {
     reconciler: Reconciler<Cell>,
     shelf: Shelf,
     now: Moment,
+    rows_max: usize,
     /// What an earlier life left of sources that were announced at start and have not spoken: must stay.
     protected: BTreeSet<Key>,
 }
@@ -95,7 +110,15 @@ impl World {
         (0..ANNOUNCED).for_each(|n| writer.set_source(&cluster(n), SourceState::Pending));
         let silent: BTreeSet<Source> = (0..ANNOUNCED).map(cluster).collect();
         let protected = shelf.cells.keys().filter(|key| silent.contains(&key.0)).cloned().collect();
-        Self { writer, changes, reconciler: Reconciler::new(7), shelf, now: Moment::ZERO, protected }
+        Self {
+            writer,
+            changes,
+            reconciler: Reconciler::new(7),
+            shelf,
+            now: Moment::ZERO,
+            rows_max: 1,
+            protected,
+        }
     }
 
     fn set(&mut self, n: u8, state: SourceState) {
@@ -119,7 +142,7 @@ impl World {
         self.observe();
         for _ in 0..actions {
             self.now = self.now.after(Duration::from_millis(10));
-            let Some(action) = self.reconciler.next(self.now) else { continue };
+            let Some(action) = self.reconciler.next(self.now, self.rows_max) else { continue };
             let result = self.shelf.carry_out(&action);
             self.reconciler.finish(result, self.now);
         }
@@ -152,7 +175,7 @@ impl World {
             Step::Disturb(s, name, value) => {
                 let key = (cluster(s), name);
                 // Who disturbs may do so while an action is under way.
-                let action = self.reconciler.next(self.now);
+                let action = self.reconciler.next(self.now, self.rows_max);
                 let result = action.map(|action| self.shelf.carry_out(&action));
                 match value {
                     Some(value) => self.shelf.cells.insert(key.clone(), value),
@@ -166,6 +189,7 @@ impl World {
             }
             Step::Fail(times) => self.shelf.failing = times,
             Step::Run(actions) => self.run(actions),
+            Step::Batch(rows) => self.rows_max = rows.into(),
             // The agent dies: tables and reconciler are gone, the target stays.
             Step::Restart => *self = Self::new(std::mem::take(&mut self.shelf)),
         }
@@ -252,7 +276,7 @@ fn a_source_that_comes_and_goes_costs_no_further_prune() {
     for state in [SourceState::Stale, SourceState::Initialized] {
         world.set(1, state);
         world.observe();
-        assert_eq!(world.reconciler.next(world.now), None, "{state:?}: every leftover is gone already");
+        assert_eq!(world.reconciler.next(world.now, 1), None, "{state:?}: every leftover is gone already");
         assert!(world.reconciler.progress().pruned);
     }
 }
@@ -321,4 +345,30 @@ fn one_key_is_checked_again_and_no_other() {
     world.reconciler.recheck([row(0, 1, 1).key(), row(0, 4, 1).key()]);
     world.settle();
     assert_eq!(world.shelf.cells.keys().map(|key| key.1).collect::<Vec<_>>(), [1]);
+}
+
+#[test]
+fn one_bad_row_of_a_batch_fails_alone_and_a_silent_target_has_failed() {
+    let mut world = World::new(Shelf::default());
+    for name in 0..5 {
+        world.writer.upsert(row(0, name, 1));
+    }
+    world.observe();
+    let Some(Action::Rows(changes)) = world.reconciler.next(world.now, 4) else { panic!("rows") };
+    assert_eq!(changes.len(), 4, "as many as the target takes");
+    assert_eq!(world.reconciler.progress().pending, 5);
+    world.reconciler.finish([Ok(()), Err("no way".into()), Ok(())], world.now);
+    let failed: Vec<(u8, &str)> =
+        world.reconciler.failures().iter().map(|(key, failure)| (key.1, failure.error.as_str())).collect();
+    assert_eq!(failed, [(1, "no way"), (3, "the target did not say how it went")]);
+    // What is left, and the two again once their time has come.
+    let mut names = Vec::new();
+    for _ in 0..2 {
+        let Some(Action::Rows(changes)) = world.reconciler.next(world.now, 4) else { panic!("rows") };
+        names.extend(changes.iter().map(|change| change.row().name));
+        world.reconciler.finish(changes.iter().map(|_| Ok(())), world.now);
+        world.now = world.now.after(BACKOFF_MIN * 2);
+    }
+    assert_eq!(names, [4, 1, 3]);
+    assert!(world.reconciler.is_settled());
 }

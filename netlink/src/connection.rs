@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::StreamExt;
 use netlink_packet_route::RouteNetlinkMessage;
@@ -10,6 +11,7 @@ use rtnetlink::packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
 
+use crate::batch::Batches;
 use crate::{Error, NetNs};
 
 /// How often a dump is taken anew when the kernel says that it changed meanwhile (NLM_F_DUMP_INTR).
@@ -22,6 +24,9 @@ pub struct Netlink {
     namespace: Option<NetNs>,
     /// A socket carries one dump at a time; the kernel answers a second one with EBUSY.
     dumps: Arc<tokio::sync::Mutex<()>>,
+    /// The socket of [`Netlink::write_all`]: one batch at a time.
+    pub(crate) batches: Arc<tokio::sync::Mutex<Option<Batches>>>,
+    dumped: Arc<AtomicU64>,
 }
 
 /// Why a request got no good answer; the verbs add what was tried on what.
@@ -52,7 +57,7 @@ impl Netlink {
     /// # Errors
     /// [`Error::Kernel`] when the socket cannot be opened.
     pub fn here() -> Result<Self, Error> {
-        Ok(Self { handle: open_socket().map_err(socket_error)?, namespace: None, dumps: Arc::default() })
+        Ok(Self::over(open_socket().map_err(socket_error)?, None))
     }
 
     /// Opens the netlink of another namespace: the socket is made by a thread inside it, and used from here.
@@ -68,7 +73,30 @@ impl Netlink {
                 open_socket()
             })?
             .map_err(socket_error)?;
-        Ok(Self { handle, namespace: Some(namespace.clone()), dumps: Arc::default() })
+        Ok(Self::over(handle, Some(namespace.clone())))
+    }
+
+    fn over(handle: rtnetlink::Handle, namespace: Option<NetNs>) -> Self {
+        Self { handle, namespace, dumps: Arc::default(), batches: Arc::default(), dumped: Arc::default() }
+    }
+
+    /// Opens something else in this handle's namespace, with the runtime entered.
+    pub(crate) fn open_here<T: Send>(
+        &self,
+        what: &'static str,
+        object: impl Into<String>,
+        open: impl FnOnce() -> io::Result<T> + Send,
+    ) -> Result<T, Error> {
+        let runtime = tokio::runtime::Handle::current();
+        let open = move || {
+            let _context = runtime.enter();
+            open()
+        };
+        let opened = match &self.namespace {
+            Some(namespace) => namespace.run(open)?,
+            None => open(),
+        };
+        opened.map_err(|source| Error::Kernel { what, object: object.into(), source })
     }
 
     /// The namespace, unless it is this process's own.
@@ -81,6 +109,12 @@ impl Netlink {
     #[must_use]
     pub fn namespace_name(&self) -> &str {
         self.namespace.as_ref().map_or("of this process", NetNs::description)
+    }
+
+    /// Objects that the kernel listed so far for this handle and its clones, wanted or not: what lists cost. For tests and metrics.
+    #[must_use]
+    pub fn listed(&self) -> u64 {
+        self.dumped.load(Ordering::Relaxed)
     }
 
     /// Sends a request that changes something and waits for the kernel's acknowledgement.
@@ -120,14 +154,26 @@ impl Netlink {
         &self,
         message: RouteNetlinkMessage,
     ) -> Result<Vec<RouteNetlinkMessage>, Refusal> {
-        let (handle, dumps) = (self.handle.clone(), self.dumps.clone());
+        self.dump_where(message, |_| true).await
+    }
+
+    /// As [`Self::dump`], for lists that are long and of which little is kept.
+    pub(crate) async fn dump_where(
+        &self,
+        message: RouteNetlinkMessage,
+        keep: fn(&RouteNetlinkMessage) -> bool,
+    ) -> Result<Vec<RouteNetlinkMessage>, Refusal> {
+        let (handle, dumps, dumped) = (self.handle.clone(), self.dumps.clone(), self.dumped.clone());
         let work = tokio::spawn(async move {
             let _turn = dumps.lock_owned().await;
             let mut attempt = 1;
             loop {
-                let (found, interrupted) = dump_once(handle.clone(), message.clone()).await?;
-                if !interrupted || attempt >= DUMP_ATTEMPTS {
-                    return Ok(found);
+                let mut dump = Dump { keep, found: Vec::new(), interrupted: false, listed: 0 };
+                let outcome = dump.take(handle.clone(), message.clone()).await;
+                dumped.fetch_add(dump.listed, Ordering::Relaxed);
+                outcome?;
+                if !dump.interrupted || attempt >= DUMP_ATTEMPTS {
+                    return Ok(dump.found);
                 }
                 attempt += 1;
             }
@@ -136,32 +182,43 @@ impl Netlink {
     }
 }
 
-/// One dump: what was found, and whether it changed meanwhile.
-async fn dump_once(
-    mut handle: rtnetlink::Handle,
-    message: RouteNetlinkMessage,
-) -> Result<(Vec<RouteNetlinkMessage>, bool), Refusal> {
-    let mut request = NetlinkMessage::from(message);
-    request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-    let mut answers = handle.request(request).map_err(|_| Refusal::Closed)?;
-    let (mut found, mut interrupted) = (Vec::new(), false);
-    while let Some(answer) = answers.next().await {
-        interrupted |= answer.header.flags & NLM_F_DUMP_INTR != 0;
-        match answer.payload {
-            NetlinkPayload::InnerMessage(message) => found.push(message),
-            // With strict checking a table that nothing was ever put in does not exist yet.
-            NetlinkPayload::Error(error) if error.raw_code() == -libc::ENOENT => return Ok((found, false)),
-            NetlinkPayload::Error(error) => return Err(Refusal::Errno(error.to_io())),
-            NetlinkPayload::Done(done) if done.code == 0 || done.code == -libc::ENOENT => {
-                return Ok((found, interrupted));
+/// One dump.
+struct Dump {
+    keep: fn(&RouteNetlinkMessage) -> bool,
+    found: Vec<RouteNetlinkMessage>,
+    /// The list changed meanwhile.
+    interrupted: bool,
+    listed: u64,
+}
+
+impl Dump {
+    async fn take(
+        &mut self,
+        mut handle: rtnetlink::Handle,
+        message: RouteNetlinkMessage,
+    ) -> Result<(), Refusal> {
+        let mut request = NetlinkMessage::from(message);
+        request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+        let mut answers = handle.request(request).map_err(|_| Refusal::Closed)?;
+        while let Some(answer) = answers.next().await {
+            self.interrupted |= answer.header.flags & NLM_F_DUMP_INTR != 0;
+            match answer.payload {
+                NetlinkPayload::InnerMessage(message) => {
+                    self.listed += 1;
+                    self.found.extend(Some(message).filter(self.keep));
+                }
+                // With strict checking a table that nothing was ever put in does not exist yet.
+                NetlinkPayload::Error(error) if error.raw_code() == -libc::ENOENT => return Ok(()),
+                NetlinkPayload::Error(error) => return Err(Refusal::Errno(error.to_io())),
+                NetlinkPayload::Done(done) if done.code == 0 || done.code == -libc::ENOENT => return Ok(()),
+                NetlinkPayload::Done(done) => {
+                    return Err(Refusal::Errno(io::Error::from_raw_os_error(done.code.saturating_neg())));
+                }
+                _ => {}
             }
-            NetlinkPayload::Done(done) => {
-                return Err(Refusal::Errno(io::Error::from_raw_os_error(done.code.saturating_neg())));
-            }
-            _ => {}
         }
+        Err(Refusal::Closed)
     }
-    Err(Refusal::Closed)
 }
 
 fn socket_error(source: io::Error) -> Error {

@@ -116,6 +116,10 @@ fn hint(source: &io::Error) -> &'static str {
             "the kernel finds an attribute out of range: compare with `ip -d` on this kernel"
         }
         Some(libc::ENOENT) => "it does not exist there: check the path or name",
+        Some(libc::ENOBUFS) => {
+            "the kernel had no room for its answer: try again, and raise net.core.rmem_default if it comes back"
+        }
+        Some(libc::ENOTCONN) => "its socket cannot be opened: see the log's lines before",
         Some(libc::EBUSY) => "it is in use: stop what uses it",
         _ => "see the kernel log (dmesg) for more",
     }

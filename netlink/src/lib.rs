@@ -30,7 +30,9 @@
 #![forbid(unsafe_code)]
 
 mod address;
+mod batch;
 mod connection;
+mod defaults;
 mod error;
 mod filter;
 mod link;
@@ -44,7 +46,9 @@ mod rule;
 mod sysctl;
 
 pub use address::{Address, AddressOptions};
+pub use batch::Write;
 pub use connection::Netlink;
+pub use defaults::DefaultRoutes;
 pub use error::Error;
 pub use filter::ClsactSide;
 pub use link::{Link, LinkSettings, LinkStats, NAME_MAX_BYTES, VethEnd, VxlanSettings, VxlanSpec};

@@ -5,9 +5,10 @@ use nix::libc;
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NetlinkBuffer, NetlinkMessage, NetlinkPayload};
 use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE};
+use socket2::{SockFilter, SockRef};
 use tokio::sync::mpsc;
 
-use crate::{Address, Error, Link, NetNs, Netlink, Route};
+use crate::{Address, Error, Link, Netlink, Route};
 
 /// How many changes may wait for the reader. Beyond that they wait in the socket's buffer, and when that is
 /// full the kernel drops them and [`Change::Lost`] is reported.
@@ -41,6 +42,9 @@ pub struct Watch {
     pub addresses: bool,
     /// Routes of both families.
     pub routes: bool,
+    /// Of the routes those to everywhere. The kernel passes over the others: a full table that changes costs nothing. Without effect if `routes` is
+    /// asked for.
+    pub default_routes: bool,
 }
 
 /// The stream of changes; ends when the socket dies. Dropping it ends the subscription.
@@ -81,20 +85,7 @@ impl Netlink {
     /// # Errors
     /// [`Error::Kernel`] when the socket cannot be opened, [`Error::Namespace`] when the namespace is gone.
     pub fn changes(&self, watch: Watch) -> Result<Changes, Error> {
-        let runtime = tokio::runtime::Handle::current();
-        let open = move || {
-            let _context = runtime.enter();
-            open(watch)
-        };
-        let socket = match self.namespace() {
-            Some(namespace) => NetNs::run(namespace, open)?,
-            None => open(),
-        }
-        .map_err(|source| Error::Kernel {
-            what: "subscribe to",
-            object: format!("{watch:?}"),
-            source,
-        })?;
+        let socket = self.open_here("subscribe to", format!("{watch:?}"), move || open(watch))?;
         let (changes, queue) = mpsc::channel(QUEUE);
         Ok(Changes { queue, reader: tokio::spawn(read(socket, changes)) })
     }
@@ -108,15 +99,40 @@ fn open(watch: Watch) -> std::io::Result<TokioSocket> {
     if watch.addresses {
         wanted.extend([MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr]);
     }
-    if watch.routes {
+    if watch.routes || watch.default_routes {
         wanted.extend([MulticastGroup::Ipv4Route, MulticastGroup::Ipv6Route]);
     }
     let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
+    if !watch.routes {
+        SockRef::from(socket.socket_ref()).attach_filter(&only_default_routes())?;
+    }
     socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
     for group in wanted {
         socket.socket_mut().add_membership(group as u32)?;
     }
     Ok(socket)
+}
+
+/// A filter of datagrams by their first message, and each has one: of messages about routes it lets those pass whose prefix has no length
+/// (`rtm_dst_len`, the second octet after `struct nlmsghdr`), and all others.
+fn only_default_routes() -> [SockFilter; 7] {
+    const TYPE_AT: u32 = 4;
+    const PREFIX_LEN_AT: u32 = 17;
+    // The filter reads numbers in network order.
+    let kind = |kind: u16| u32::from(u16::from_be_bytes(kind.to_ne_bytes()));
+    let op = |code: u32, jump_if: u8, jump_else: u8, value: u32| {
+        SockFilter::new(u16::try_from(code).unwrap_or_default(), jump_if, jump_else, value)
+    };
+    let is = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+    [
+        op(libc::BPF_LD | libc::BPF_H | libc::BPF_ABS, 0, 0, TYPE_AT),
+        op(is, 1, 0, kind(libc::RTM_NEWROUTE)),
+        op(is, 0, 2, kind(libc::RTM_DELROUTE)),
+        op(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, 0, PREFIX_LEN_AT),
+        op(is, 0, 1, 0),
+        op(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
+        op(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
+    ]
 }
 
 /// Reads datagrams until the socket or the receiver is gone.

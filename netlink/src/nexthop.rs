@@ -10,14 +10,15 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use futures_util::StreamExt;
 use nix::libc;
 use rtnetlink::packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader,
-    NetlinkMessage, NetlinkPayload, NetlinkSerializable,
+    NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NetlinkSerializable,
 };
 use rtnetlink::proto::ConnectionHandle;
 use rtnetlink::sys::{SocketAddr, protocols::NETLINK_ROUTE};
 
+use crate::batch::Write;
 use crate::connection::Refusal;
-use crate::{Error, NetNs, Netlink};
+use crate::{Error, Netlink};
 
 const NEW_NEXT_HOP: u16 = 104;
 const DEL_NEXT_HOP: u16 = 105;
@@ -60,7 +61,7 @@ pub struct NextHopObject {
 
 /// A message of the next-hop family, as bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Raw {
+pub(crate) struct Raw {
     kind: u16,
     body: Vec<u8>,
 }
@@ -91,6 +92,7 @@ impl NetlinkDeserializable for Raw {
 #[derive(Clone, Debug)]
 pub struct NextHopObjects {
     handle: ConnectionHandle<Raw>,
+    netlink: Netlink,
 }
 
 impl Netlink {
@@ -99,9 +101,7 @@ impl Netlink {
     /// # Errors
     /// [`Error::Kernel`] when the socket cannot be opened, [`Error::Namespace`] when the namespace is gone.
     pub fn next_hop_objects(&self) -> Result<NextHopObjects, Error> {
-        let runtime = tokio::runtime::Handle::current();
-        let open = move || {
-            let _context = runtime.enter();
+        let handle = self.open_here("open", "a netlink socket for next hops", || {
             let (mut connection, handle, unsolicited) =
                 rtnetlink::proto::new_connection::<Raw>(NETLINK_ROUTE)?;
             connection.set_forward_ack(true);
@@ -109,17 +109,8 @@ impl Netlink {
             drop(unsolicited);
             tokio::spawn(connection);
             Ok(handle)
-        };
-        let handle = match self.namespace() {
-            Some(namespace) => NetNs::run(namespace, open)?,
-            None => open(),
-        };
-        let handle = handle.map_err(|source: io::Error| Error::Kernel {
-            what: "open",
-            object: "a netlink socket for next hops".into(),
-            source,
         })?;
-        Ok(NextHopObjects { handle })
+        Ok(NextHopObjects { handle, netlink: self.clone() })
     }
 }
 
@@ -130,9 +121,7 @@ impl NextHopObjects {
     /// # Errors
     /// [`Error::Kernel`], for example when the link is down or a member does not exist.
     pub async fn replace(&self, object: &NextHopObject) -> Result<(), Error> {
-        let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
-        let asked = self.ask(NEW_NEXT_HOP, encode(object), flags).await;
-        asked.map(drop).map_err(|refusal| refusal.on("replace the next hop", format!("{object:?}")))
+        self.netlink.write(Write::ReplaceNextHop(object.clone())).await.map(drop)
     }
 
     /// Deletes an object; the kernel deletes what refers to it. True if it was there.
@@ -140,15 +129,7 @@ impl NextHopObjects {
     /// # Errors
     /// [`Error::Kernel`] when the kernel refuses.
     pub async fn delete(&self, id: u32) -> Result<bool, Error> {
-        let mut body = header(0, 0, 0);
-        attribute(NHA_ID, &id.to_ne_bytes(), &mut body);
-        match self.ask(DEL_NEXT_HOP, body, NLM_F_REQUEST | NLM_F_ACK).await {
-            Ok(_) => Ok(true),
-            Err(refusal) if matches!(refusal.errno(), Some(libc::ENOENT | libc::ENODEV | libc::ESRCH)) => {
-                Ok(false)
-            }
-            Err(refusal) => Err(refusal.on("delete the next hop", id.to_string())),
-        }
+        self.netlink.write(Write::DeleteNextHop(id)).await
     }
 
     /// The objects of one owner, by number.
@@ -156,24 +137,20 @@ impl NextHopObjects {
     /// # Errors
     /// [`Error::Kernel`] when the kernel refuses to tell.
     pub async fn list(&self, protocol: u8) -> Result<BTreeMap<u32, NextHopObject>, Error> {
-        let found = self
-            .ask(GET_NEXT_HOP, header(0, 0, 0), NLM_F_REQUEST | NLM_F_DUMP)
-            .await
-            .map_err(|refusal| refusal.on("list", "the next hops"))?;
+        let found = self.dump().await.map_err(|refusal| refusal.on("list", "the next hops"))?;
         let objects = found.iter().filter_map(|raw| decode(&raw.body));
         Ok(objects.filter(|object| object.protocol == protocol).map(|object| (object.id, object)).collect())
     }
 
-    async fn ask(&self, kind: u16, body: Vec<u8>, flags: u16) -> Result<Vec<Raw>, Refusal> {
-        let mut request = NetlinkMessage::from(Raw { kind, body });
-        request.header.flags = flags;
+    async fn dump(&self) -> Result<Vec<Raw>, Refusal> {
+        let mut request = NetlinkMessage::from(Raw { kind: GET_NEXT_HOP, body: header(0, 0, 0) });
+        request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
         let kernel = SocketAddr::new(0, 0);
         let mut answers = self.handle.request(request, kernel).map_err(|_| Refusal::Closed)?;
         let mut found = Vec::new();
         while let Some(answer) = answers.next().await {
             match answer.payload {
                 NetlinkPayload::InnerMessage(message) => found.push(message),
-                NetlinkPayload::Error(ack) if ack.code.is_none() => return Ok(found),
                 NetlinkPayload::Error(error) => return Err(Refusal::Errno(error.to_io())),
                 NetlinkPayload::Done(_) => return Ok(found),
                 _ => {}
@@ -187,6 +164,18 @@ impl From<Raw> for NetlinkPayload<Raw> {
     fn from(raw: Raw) -> Self {
         Self::InnerMessage(raw)
     }
+}
+
+/// What asks for an object, or for it to be replaced.
+pub(crate) fn request(object: &NextHopObject) -> Raw {
+    Raw { kind: NEW_NEXT_HOP, body: encode(object) }
+}
+
+/// What asks for an object to be deleted.
+pub(crate) fn deletion(id: u32) -> Raw {
+    let mut body = header(0, 0, 0);
+    attribute(NHA_ID, &id.to_ne_bytes(), &mut body);
+    Raw { kind: DEL_NEXT_HOP, body }
 }
 
 fn header(family: u8, protocol: u8, flags: u32) -> Vec<u8> {

@@ -10,9 +10,9 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::libc;
-use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 
 use crate::Error;
+use crate::batch::Write;
 use crate::connection::Netlink;
 
 /// The number of the main routing table (RT_TABLE_MAIN).
@@ -194,10 +194,7 @@ impl Netlink {
     /// # Errors
     /// [`Error::Kernel`], for example when a next hop is not reachable; [`Error::Invalid`] for a unicast route without hops.
     pub async fn replace_route(&self, route: &Route) -> Result<(), Error> {
-        let message = request(route)?;
-        self.change(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
-            .await
-            .map_err(|refusal| refusal.on("replace the route", route.to_string()))
+        self.write(Write::ReplaceRoute(route.clone())).await.map(drop)
     }
 
     /// How the kernel would reach an address now, by its whole tables; none if it would not.
@@ -236,16 +233,7 @@ impl Netlink {
     /// # Errors
     /// [`Error::Kernel`] when the kernel refuses.
     pub async fn delete_route(&self, route: &Route) -> Result<bool, Error> {
-        let mut message = key(route);
-        // "Any scope": the kernel would else compare it with the route's.
-        message.header.scope = RouteScope::NoWhere;
-        match self.change(RouteNetlinkMessage::DelRoute(message), 0).await {
-            Ok(()) => Ok(true),
-            Err(refusal) if matches!(refusal.errno(), Some(libc::ESRCH | libc::ENOENT | libc::ENODEV)) => {
-                Ok(false)
-            }
-            Err(refusal) => Err(refusal.on("delete the route", route.to_string())),
-        }
+        self.write(Write::DeleteRoute(route.clone())).await
     }
 
     /// The routes of both families that match, in normalised form (see [`Route::normalised`]). The kernel filters,
@@ -254,6 +242,24 @@ impl Netlink {
     /// # Errors
     /// [`Error::Kernel`] when the kernel refuses to tell.
     pub async fn routes(&self, filter: RouteFilter) -> Result<Vec<Route>, Error> {
+        self.routes_where(filter, |_| true).await
+    }
+
+    /// The routes to everywhere of one table, in normalised form. The kernel cannot tell these alone: it lists the whole table, of which nothing
+    /// else is kept. [`crate::DefaultRoutes`] follows them at less cost.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] when the kernel refuses to tell.
+    pub async fn default_routes(&self, table: u32) -> Result<Vec<Route>, Error> {
+        let filter = RouteFilter { table: Some(table), ..RouteFilter::default() };
+        self.routes_where(filter, is_default).await
+    }
+
+    async fn routes_where(
+        &self,
+        filter: RouteFilter,
+        keep: fn(&RouteNetlinkMessage) -> bool,
+    ) -> Result<Vec<Route>, Error> {
         let mut routes = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut message = RouteMessage::default();
@@ -263,7 +269,7 @@ impl Netlink {
                 message.attributes.push(RouteAttribute::Table(table));
             }
             let found = self
-                .dump(RouteNetlinkMessage::GetRoute(message))
+                .dump_where(RouteNetlinkMessage::GetRoute(message), keep)
                 .await
                 .map_err(|refusal| refusal.on("list", "the routes"))?;
             routes.extend(found.iter().filter_map(|message| match message {
@@ -279,6 +285,10 @@ impl Netlink {
         routes.sort();
         Ok(routes)
     }
+}
+
+fn is_default(message: &RouteNetlinkMessage) -> bool {
+    matches!(message, RouteNetlinkMessage::NewRoute(route) if route.header.destination_prefix_length == 0)
 }
 
 impl Route {
@@ -403,8 +413,16 @@ fn key(route: &Route) -> RouteMessage {
     message
 }
 
+/// What asks for a route to be deleted.
+pub(crate) fn deletion(route: &Route) -> RouteMessage {
+    let mut message = key(route);
+    // "Any scope": the kernel would else compare it with the route's.
+    message.header.scope = RouteScope::NoWhere;
+    message
+}
+
 /// The whole route, as a message.
-fn request(route: &Route) -> Result<RouteMessage, Error> {
+pub(crate) fn request(route: &Route) -> Result<RouteMessage, Error> {
     let mut message = key(route);
     let forwards = matches!(route.kind, RouteKind::Unicast | RouteKind::Local);
     if forwards && route.next_hops.is_empty() && route.object.is_none() {

@@ -6,8 +6,9 @@ use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::time::Duration;
 
 use tombolo_netlink::{
-    AddressOptions, Change, Error, Family, LinkSettings, MacAddr, NetNs, Netlink, NextHop, Route,
-    RouteFilter, RouteKind, Rule, VethEnd, VxlanSettings, VxlanSpec, Watch,
+    AddressOptions, Change, DefaultRoutes, Error, Family, LinkSettings, MacAddr, NetNs, Netlink, NextHop,
+    NextHopKind, NextHopObject, Route, RouteFilter, RouteKind, Rule, TABLE_MAIN, VethEnd, VxlanSettings,
+    VxlanSpec, Watch, Write,
 };
 
 const PROTOCOL: u8 = 0x54;
@@ -334,7 +335,8 @@ async fn work_inside_a_namespace_leaves_the_caller_outside() {
 #[tokio::test]
 async fn changes_are_reported_as_they_happen() {
     let ((_, a, left), _) = pair().await;
-    let mut changes = a.changes(Watch { links: true, addresses: true, routes: true }).unwrap();
+    let mut changes =
+        a.changes(Watch { links: true, addresses: true, routes: true, ..Watch::default() }).unwrap();
     a.set_link(left, &LinkSettings { mtu: Some(1334), ..LinkSettings::default() }).await.unwrap();
     let options = AddressOptions { no_dad: true, no_prefix_route: true };
     a.add_address(left, net("198.51.100.1/32"), options).await.unwrap();
@@ -449,4 +451,137 @@ async fn an_address_is_delivered_to_when_the_call_returns() {
         sender.send_to(b"first", (far, 7000)).unwrap();
         assert_eq!(receiver.recv(&mut [0; 16]).unwrap(), 5);
     }
+}
+
+#[tokio::test]
+async fn a_batch_is_carried_in_order_and_each_write_has_its_own_outcome() {
+    // More than fit into one message to the kernel.
+    const PREFIXES: u8 = 200;
+    let ((_a, netlink, link), _b) = pair().await;
+    let single = |id, via: &str| NextHopObject {
+        id,
+        protocol: PROTOCOL,
+        kind: NextHopKind::Single { via: ip(via), link },
+    };
+    let over = |destination: String, object| Route {
+        protocol: PROTOCOL,
+        object: Some(object),
+        ..Route::unicast(net(&destination), vec![])
+    };
+    // Objects before the routes that name them, in one batch.
+    let mut writes =
+        vec![Write::ReplaceNextHop(single(7, "192.0.2.2")), Write::ReplaceNextHop(single(8, "2001:db8::2"))];
+    for index in 0..PREFIXES {
+        writes.push(Write::ReplaceRoute(over(format!("10.0.{index}.0/24"), 7)));
+        writes.push(Write::ReplaceRoute(over(format!("fd00:{index:x}::/32"), 8)));
+    }
+    // Bad ones among them: a next hop that is on no link, an object that does not exist, none at all, what is not there.
+    let lost = Route::unicast(net("10.9.0.0/16"), vec![NextHop::via(ip("198.51.100.1"))]);
+    let bad = [
+        Write::ReplaceRoute(lost.clone()),
+        Write::ReplaceRoute(over("fd00:ffff::/32".into(), 99)),
+        Write::ReplaceRoute(Route::unicast(net("10.8.0.0/16"), vec![])),
+        Write::DeleteRoute(lost),
+        Write::DeleteNextHop(99),
+    ];
+    let at = [0, 3, 127, 128, writes.len() + 4];
+    for (place, write) in at.iter().zip(&bad) {
+        writes.insert(*place, write.clone());
+    }
+    let outcomes = netlink.write_all(&writes).await;
+    assert_eq!(outcomes.len(), writes.len());
+    for (place, (write, outcome)) in writes.iter().zip(&outcomes).enumerate() {
+        match (at.iter().position(|bad| *bad == place), outcome) {
+            (None, Ok(true)) | (Some(3 | 4), Ok(false)) => {}
+            (Some(0), Err(error)) => assert!(error.to_string().contains("10.9.0.0/16"), "{error}"),
+            (Some(1), Err(error)) => assert!(error.to_string().contains("fd00:ffff::/32"), "{error}"),
+            (Some(2), Err(Error::Invalid { .. })) => {}
+            _ => panic!("{place}: {write:?}: {outcome:?}"),
+        }
+    }
+    let ours = RouteFilter { protocol: Some(PROTOCOL), ..RouteFilter::default() };
+    assert_eq!(netlink.routes(ours).await.unwrap().len(), 2 * usize::from(PREFIXES));
+
+    // Routes go before what they name: the kernel would else take them along, and each delete find nothing.
+    let mut writes: Vec<Write> =
+        netlink.routes(ours).await.unwrap().into_iter().map(Write::DeleteRoute).collect();
+    writes.extend([7, 8].map(Write::DeleteNextHop));
+    let outcomes = netlink.write_all(&writes).await;
+    assert!(outcomes.iter().all(|outcome| matches!(outcome, Ok(true))), "{outcomes:?}");
+    assert_eq!(netlink.routes(ours).await.unwrap(), []);
+    assert!(netlink.next_hop_objects().unwrap().list(PROTOCOL).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_batch_that_is_wholly_refused_loses_no_answer() {
+    let (_namespace, netlink) = namespace().await;
+    let refused = |index: u16| {
+        let [high, low] = index.to_be_bytes();
+        let destination = format!("10.{high}.{low}.0/24");
+        Write::ReplaceRoute(Route::unicast(net(&destination), vec![NextHop::via(ip("198.51.100.1"))]))
+    };
+    let writes: Vec<Write> = (0..1000).map(refused).collect();
+    for outcome in netlink.write_all(&writes).await {
+        let error = outcome.unwrap_err();
+        assert_ne!(error.errno(), Some(libc::ENOBUFS), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn default_routes_are_followed_without_listing_the_table_they_are_in() {
+    const PREFIXES: u16 = 2000;
+    let ((_a, netlink, link), _b) = pair().await;
+    let watch = Watch { links: true, addresses: true, default_routes: true, ..Watch::default() };
+    let mut changes = netlink.changes(watch).unwrap();
+    let default = |destination: &str, via: &str| {
+        Route::unicast(net(destination), vec![NextHop { link: Some(link), ..NextHop::via(ip(via)) }])
+            .normalised()
+    };
+    let (v4, v6) = (default("0.0.0.0/0", "192.0.2.2"), default("::/0", "2001:db8::2"));
+    netlink.replace_route(&v4).await.unwrap();
+    let mut defaults = DefaultRoutes::of(TABLE_MAIN);
+    defaults.read(&netlink).await.unwrap();
+    assert!(defaults.iter().eq([&v4]));
+
+    // A long table, of which nothing is told.
+    let writes: Vec<Write> = (0..PREFIXES)
+        .map(|index| format!("10.{}.{}.0/24", index >> 8, index & 255))
+        .map(|prefix| Write::ReplaceRoute(Route::unicast(net(&prefix), vec![NextHop::link(link)])))
+        .collect();
+    assert!(netlink.write_all(&writes).await.iter().all(Result::is_ok));
+    let listed = netlink.listed();
+    netlink.replace_route(&v6).await.unwrap();
+    // A pod comes: interfaces and addresses, on which no default route is.
+    let far = VethEnd::new("pod-far");
+    let (near, _far) = netlink.create_veth(&VethEnd::new("pod"), &far).await.unwrap();
+    netlink.set_up(near.index).await.unwrap();
+    let address = net("10.200.0.1/32");
+    netlink.add_address(near.index, address, AddressOptions::default()).await.unwrap();
+    let mut told = Vec::new();
+    let until = |told: &mut Vec<Change>, defaults: &mut DefaultRoutes, change: Change| {
+        defaults.note(&change);
+        told.push(change);
+    };
+    while !matches!(told.last(), Some(Change::Address(found)) if found.address == address) {
+        until(&mut told, &mut defaults, changes.next().await.unwrap());
+    }
+    defaults.read(&netlink).await.unwrap();
+    assert!(defaults.iter().eq([&v4, &v6]), "{defaults:?}");
+    let routes = told.iter().filter(|change| matches!(change, Change::Route(_) | Change::RouteGone(_)));
+    assert!(routes.eq([&Change::Route(v4.clone()), &Change::Route(v6.clone())]), "{told:?}");
+    // Making the pair lists links; the routes are not among what was listed.
+    assert!(
+        netlink.listed() - listed < u64::from(PREFIXES) / 10,
+        "{} objects listed",
+        netlink.listed() - listed
+    );
+
+    // Its interface goes down, and the kernel does not say that the IPv4 route went with it.
+    let down = LinkSettings { up: Some(false), ..LinkSettings::default() };
+    netlink.set_link(link, &down).await.unwrap();
+    while !matches!(told.last(), Some(Change::Link(found)) if found.index == link && !found.up) {
+        until(&mut told, &mut defaults, changes.next().await.unwrap());
+    }
+    defaults.read(&netlink).await.unwrap();
+    assert_eq!(defaults.iter().count(), 0);
 }

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use tombolo_base::prefix::Prefix;
-use tombolo_netlink::{Error, Netlink, NextHopKind, NextHopObject, NextHopObjects, Route};
+use tombolo_netlink::{Error, Netlink, NextHopKind, NextHopObject, NextHopObjects, Route, Write};
 use tombolo_topology::{LearnedNextHop, RouteEntry};
 
 /// Our objects' numbers start here: other owners count from 1.
@@ -300,12 +300,11 @@ impl Groups {
         Ok(changed)
     }
 
-    /// Deletes groups that no route names, and single objects that are in no group.
-    pub(crate) async fn collect(&mut self) -> Result<(), Error> {
-        let Some(objects) = self.objects.clone() else { return Ok(()) };
+    /// Deletes groups that no route names, and then single objects that are in no group.
+    pub(crate) async fn collect(&mut self, netlink: &Netlink) -> Result<(), Error> {
         let unused: Vec<u32> = self.groups.keys().filter(|id| !self.uses.contains_key(id)).copied().collect();
-        for id in unused {
-            objects.delete(id).await?;
+        let (gone, refused) = delete(netlink, &unused).await;
+        for id in gone {
             if let Some(members) = self.groups.remove(&id)
                 && self.by_members.get(&members) == Some(&id)
             {
@@ -313,21 +312,27 @@ impl Groups {
             }
         }
         let grouped: BTreeSet<u32> = self.groups.values().flat_map(BTreeMap::keys).copied().collect();
-        let idle: Vec<((IpAddr, u32), u32)> = self
-            .singles
-            .iter()
-            .filter(|(_, id)| !grouped.contains(id))
-            .map(|(way, id)| (*way, *id))
-            .collect();
-        for (way, id) in idle {
-            objects.delete(id).await?;
-            self.singles.remove(&way);
-        }
-        Ok(())
+        let idle: Vec<u32> = self.singles.values().filter(|id| !grouped.contains(id)).copied().collect();
+        let (gone, refused_too) = delete(netlink, &idle).await;
+        self.singles.retain(|_, id| !gone.contains(id));
+        refused.or(refused_too).map_or(Ok(()), Err)
     }
 
     /// How many groups stand without a route that names them.
     pub(crate) fn unused(&self) -> usize {
         self.groups.len().saturating_sub(self.uses.len())
     }
+}
+
+/// Deletes objects: those that are gone, and one refusal if there was any.
+async fn delete(netlink: &Netlink, ids: &[u32]) -> (BTreeSet<u32>, Option<Error>) {
+    let writes: Vec<Write> = ids.iter().copied().map(Write::DeleteNextHop).collect();
+    let (mut gone, mut refused) = (BTreeSet::new(), None);
+    for (id, outcome) in ids.iter().zip(netlink.write_all(&writes).await) {
+        match outcome {
+            Ok(_) => drop(gone.insert(*id)),
+            Err(error) => refused = Some(error),
+        }
+    }
+    (gone, refused)
 }

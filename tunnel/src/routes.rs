@@ -7,9 +7,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use tokio::sync::Mutex;
 use tombolo_base::prefix::Prefix;
-use tombolo_base::reconcile::Target;
+use tombolo_base::reconcile::{Change, Target};
 use tombolo_base::source::Source;
-use tombolo_netlink::{Error, Netlink, NextHop, Route, RouteFilter, RouteKind, TABLE_MAIN};
+use tombolo_netlink::{Error, Netlink, NextHop, Route, RouteFilter, RouteKind, TABLE_MAIN, Write};
 use tombolo_topology::{LearnedNextHop, RouteEntry, RouteOrigin};
 
 use crate::groups::Groups;
@@ -22,6 +22,11 @@ pub const DEFAULT_METRIC: u32 = 84;
 
 /// Groups of next hops that may stand unused before they are cleared away.
 const UNUSED_MAX: usize = 64;
+/// Rows that are written together: a few datagrams, some milliseconds.
+const BATCH_MAX: usize = 512;
+
+/// Interfaces by name, for the time of a batch.
+type Indexes = BTreeMap<Arc<str>, u32>;
 
 /// Which routes are ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,40 +75,92 @@ impl KernelRoutes {
         self.groups.lock().await.messages()
     }
 
-    /// Writes a learned route: as the name of a group of next hops.
-    async fn update_group(&self, row: &RouteEntry) -> Result<(), String> {
+    /// What is to be written for a row, and the group its route names then; no write if the route is there. Groups of next hops that it
+    /// needs are made at once: they come before the routes that name them.
+    async fn write_for(
+        &self,
+        change: &Change<RouteEntry>,
+        groups: &mut Groups,
+        indexes: &mut Indexes,
+    ) -> Result<Option<(Write, Option<u32>)>, String> {
+        let text = |error: Error| error.to_string();
+        match change {
+            Change::Delete(row) => Ok(Some((Write::DeleteRoute(self.key(row)), None))),
+            Change::Update(row) if is_grouped(row) => {
+                if !groups.is_loaded() {
+                    let there = self.ours().await.map_err(text)?;
+                    groups.load(&self.netlink, &there).await.map_err(text)?;
+                }
+                let Some(group) = groups.group_for(&self.netlink, row).await? else { return Ok(None) };
+                let mtu = row.mtu.map(u32::from);
+                let route = Route { source: row.source_address, mtu, object: Some(group), ..self.key(row) };
+                Ok(Some((Write::ReplaceRoute(route), Some(group))))
+            }
+            Change::Update(row) => {
+                let route = self.route(row, indexes).await.map_err(text)?;
+                Ok(Some((Write::ReplaceRoute(route), None)))
+            }
+        }
+    }
+
+    /// Carries changes to the kernel in as few messages as they fit into.
+    async fn carry_all(&self, changes: &[Change<RouteEntry>]) -> Vec<Result<(), String>> {
         let mut groups = self.groups.lock().await;
-        if !groups.is_loaded() {
-            let there = self.ours().await.map_err(|error| error.to_string())?;
-            groups.load(&self.netlink, &there).await.map_err(|error| error.to_string())?;
+        let mut indexes = Indexes::new();
+        let mut outcomes = Vec::with_capacity(changes.len());
+        let (mut writes, mut named) = (Vec::new(), Vec::new());
+        for (at, change) in changes.iter().enumerate() {
+            let wanted = self.write_for(change, &mut groups, &mut indexes).await;
+            outcomes.push(wanted.map(|write| {
+                if let Some((write, group)) = write {
+                    writes.push(write);
+                    named.push((at, group));
+                }
+            }));
         }
-        let Some(group) = groups.group_for(&self.netlink, row).await? else { return Ok(()) };
-        let route = Route {
-            source: row.source_address,
-            mtu: row.mtu.map(u32::from),
-            object: Some(group),
-            ..self.key(row)
-        };
-        self.netlink.replace_route(&route).await.map_err(|error| error.to_string())?;
-        groups.note(row, Some(group));
-        if groups.unused() > UNUSED_MAX {
-            groups.collect().await.map_err(|error| error.to_string())?;
+        let done = self.netlink.write_all(&writes).await;
+        for (done, (at, group)) in done.into_iter().zip(named) {
+            match (done, changes.get(at), outcomes.get_mut(at)) {
+                (Ok(_), Some(change), _) => groups.note(change.row(), group),
+                (Err(error), _, Some(outcome)) => *outcome = Err(error.to_string()),
+                _ => {}
+            }
         }
-        Ok(())
+        // Only now: a group is named by a route once that is written, and may go once the last is written over.
+        if groups.unused() > UNUSED_MAX
+            && let Err(error) = groups.collect(&self.netlink).await
+        {
+            tracing::warn!(%error, "groups of next hops that no route names are left for the next prune");
+        }
+        outcomes
+    }
+
+    async fn carry_one(&self, change: Change<RouteEntry>) -> Result<(), String> {
+        self.carry_all(&[change]).await.pop().unwrap_or(Ok(()))
+    }
+
+    /// The index of an interface, asked once in a batch.
+    async fn index(&self, name: &str, indexes: &mut Indexes) -> Result<u32, Error> {
+        if let Some(index) = indexes.get(name) {
+            return Ok(*index);
+        }
+        let index = self.netlink.link(name).await?.index;
+        indexes.insert(name.into(), index);
+        Ok(index)
     }
 
     /// The kernel's form of a row; names of interfaces become indexes.
-    async fn route(&self, row: &RouteEntry) -> Result<Route, Error> {
+    async fn route(&self, row: &RouteEntry, indexes: &mut Indexes) -> Result<Route, Error> {
         let mut next_hops = Vec::new();
         for hop in &row.next_hops {
             let link = match hop.interface.as_deref().or(row.device.as_deref()) {
-                Some(name) => Some(self.netlink.link(name).await?.index),
+                Some(name) => Some(self.index(name, indexes).await?),
                 None => None,
             };
             next_hops.push(NextHop { link, ..NextHop::via(hop.via) });
         }
         if let (true, Some(device)) = (next_hops.is_empty(), row.device.as_deref()) {
-            next_hops.push(NextHop::link(self.netlink.link(device).await?.index));
+            next_hops.push(NextHop::link(self.index(device, indexes).await?));
         }
         Ok(Route { source: row.source_address, mtu: row.mtu.map(u32::from), next_hops, ..self.key(row) })
     }
@@ -159,7 +216,7 @@ impl KernelRoutes {
         groups.load(&self.netlink, &ours).await?;
         let there: BTreeMap<Prefix, Route> =
             ours.into_iter().map(|route| (Prefix::from(route.destination), route)).collect();
-        let mut missing = BTreeSet::new();
+        let (mut missing, mut indexes) = (BTreeSet::new(), Indexes::new());
         for (prefix, row) in wanted {
             if is_grouped(row) {
                 if !groups.is_same(&self.netlink, row).await {
@@ -168,7 +225,7 @@ impl KernelRoutes {
                 continue;
             }
             // A row that names an interface which is not there cannot be in the kernel either.
-            let same = match (there.get(prefix), self.route(row).await) {
+            let same = match (there.get(prefix), self.route(row, &mut indexes).await) {
                 (Some(there), Ok(asked)) => is_same(there, &asked.normalised()),
                 _ => false,
             };
@@ -188,6 +245,7 @@ impl KernelRoutes {
     ) -> Result<(), Error> {
         let peers_held = held.iter().any(|source| matches!(source, Source::Peer(_)));
         let others_held = held.iter().any(|source| !matches!(source, Source::Peer(_)));
+        let mut unwanted = Vec::new();
         for route in self.ours().await? {
             let has_gateway = route.next_hops.iter().any(|hop| hop.via.is_some());
             let may_be_held = if has_gateway { peers_held } else { others_held };
@@ -196,10 +254,10 @@ impl KernelRoutes {
                 keep.contains_key(&Prefix::from(route.destination)) && route.metric == self.settings.metric;
             if !wanted && !may_be_held {
                 tracing::info!(%route, "a route that nothing asks for is deleted");
-                self.netlink.delete_route(&route).await?;
+                unwanted.push(Write::DeleteRoute(route));
             }
         }
-        Ok(())
+        self.netlink.write_all(&unwanted).await.into_iter().try_for_each(|outcome| outcome.map(drop))
     }
 }
 
@@ -225,20 +283,18 @@ fn is_same(there: &Route, asked: &Route) -> bool {
 }
 
 impl Target<RouteEntry> for KernelRoutes {
+    const BATCH_MAX: usize = BATCH_MAX;
+
     async fn update(&mut self, row: &RouteEntry) -> Result<(), String> {
-        if is_grouped(row) {
-            return self.update_group(row).await;
-        }
-        let route = self.route(row).await.map_err(|error| error.to_string())?;
-        self.netlink.replace_route(&route).await.map_err(|error| error.to_string())?;
-        self.groups.lock().await.note(row, None);
-        Ok(())
+        self.carry_one(Change::Update(row.clone())).await
     }
 
     async fn delete(&mut self, row: &RouteEntry) -> Result<(), String> {
-        self.netlink.delete_route(&self.key(row)).await.map_err(|error| error.to_string())?;
-        self.groups.lock().await.note(row, None);
-        Ok(())
+        self.carry_one(Change::Delete(row.clone())).await
+    }
+
+    async fn carry(&mut self, changes: &[Change<RouteEntry>]) -> Vec<Result<(), String>> {
+        self.carry_all(changes).await
     }
 
     async fn prune(
@@ -251,7 +307,7 @@ impl Target<RouteEntry> for KernelRoutes {
         let ours = self.ours().await.map_err(|error| error.to_string())?;
         let mut groups = self.groups.lock().await;
         groups.load(&self.netlink, &ours).await.map_err(|error| error.to_string())?;
-        groups.collect().await.map_err(|error| error.to_string())
+        groups.collect(&self.netlink).await.map_err(|error| error.to_string())
     }
 
     async fn audit(

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tombolo_base::clock::Moment;
 use tombolo_base::ids::ClusterName;
-use tombolo_base::reconcile::{Action, Reconciler, Target};
+use tombolo_base::reconcile::{Change, Reconciler, Target};
 use tombolo_base::source::{Source, SourceState};
 use tombolo_base::table::{Row, Table};
 use tombolo_netlink::{
@@ -239,14 +239,10 @@ fn own(prefix: &str) -> RouteEntry {
 async fn drive<R: Row>(reconciler: &mut Reconciler<R>, target: &mut impl Target<R>) -> Vec<String> {
     let now = Moment::default();
     let mut errors = Vec::new();
-    while let Some(action) = reconciler.next(now) {
-        let outcome = match &action {
-            Action::Update(row) => target.update(row).await,
-            Action::Delete(row) => target.delete(row).await,
-            Action::Prune { keep, held } => target.prune(keep, held).await,
-        };
-        errors.extend(outcome.clone().err());
-        reconciler.finish(outcome, now);
+    while let Some(action) = reconciler.next(now, 3) {
+        let outcomes = action.carry_out(target).await;
+        errors.extend(outcomes.iter().filter_map(|outcome| outcome.clone().err()));
+        reconciler.finish(outcomes, now);
     }
     errors
 }
@@ -609,9 +605,24 @@ async fn a_lost_router_is_one_change_however_many_prefixes_are_behind_it() {
     let prefix = |index: u32| format!("10.{}.{}.0/24", 100 + (index >> 8), index & 255);
     let both = ["192.0.2.2", "192.0.2.3"];
     let started = std::time::Instant::now();
-    for index in 0..PREFIXES {
-        target.update(&learned(&prefix(index), &both)).await.unwrap();
+    let mut changes: Vec<_> =
+        (0..PREFIXES).map(|index| Change::Update(learned(&prefix(index), &both))).collect();
+    // One that cannot be carried over fails alone.
+    let nowhere = learned("10.99.0.0/24", &["198.51.100.9"]);
+    changes.insert(700, Change::Update(nowhere.clone()));
+    let mut failed = Vec::new();
+    for batch in changes.chunks(<KernelRoutes as Target<RouteEntry>>::BATCH_MAX) {
+        let outcomes = target.carry(batch).await;
+        assert_eq!(outcomes.len(), batch.len());
+        let bad = batch
+            .iter()
+            .zip(outcomes)
+            .filter_map(|(change, outcome)| Some((change.row().prefix, outcome.err()?)));
+        failed.extend(bad);
     }
+    assert!(
+        matches!(&failed[..], [(prefix, error)] if *prefix == nowhere.prefix && error.contains("198.51.100.9"))
+    );
     let installed = started.elapsed();
     target.update(&learned("fd00:20::/32", &["2001:db8::2", "2001:db8::3"])).await.unwrap();
     assert_eq!(target.object_messages().await, 6, "four next hops and two groups");

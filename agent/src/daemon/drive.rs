@@ -6,7 +6,7 @@ use std::time::Instant;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tombolo_base::clock::Moment;
-use tombolo_base::reconcile::{Action, Progress, Reconciler, Target};
+use tombolo_base::reconcile::{Action, Change, Progress, Reconciler, Target};
 use tombolo_base::table::{Row, Table};
 
 /// Turns the machine's monotonic clock into moments.
@@ -85,12 +85,13 @@ impl<R: Row> Default for Applied<R> {
 }
 
 impl<R: Row> Applied<R> {
-    fn record(&self, action: &Action<R>) {
+    fn record<'a>(&self, changes: impl Iterator<Item = &'a Change<R>>) {
         let mut rows = self.rows.lock().unwrap_or_else(PoisonError::into_inner);
-        match action {
-            Action::Update(row) => drop(rows.insert(row.key(), row.clone())),
-            Action::Delete(row) => drop(rows.remove(&row.key())),
-            Action::Prune { .. } => {}
+        for change in changes {
+            match change {
+                Change::Update(row) => drop(rows.insert(row.key(), row.clone())),
+                Change::Delete(row) => drop(rows.remove(&row.key())),
+            }
         }
         drop(rows);
         self.changed.notify_waiters();
@@ -125,16 +126,26 @@ impl<R: Row> Applied<R> {
     }
 }
 
+/// Notes what the target holds now; the keys of the rows that failed.
+fn settle<R: Row>(action: &Action<R>, outcomes: &[Result<(), String>], applied: &Applied<R>) -> Vec<R::Key> {
+    let Action::Rows(changes) = action else { return Vec::new() };
+    let (done, failed): (Vec<_>, Vec<_>) =
+        changes.iter().zip(outcomes).partition(|(_, outcome)| outcome.is_ok());
+    applied.record(done.into_iter().map(|(change, _)| change));
+    failed.into_iter().map(|(change, _)| change.row().key()).collect()
+}
+
 /// Tries after which a failing row is worth a line in the log: rows often wait a moment for one another.
 const PATIENCE: u32 = 4;
 
-fn report<R: Row>(reconciler: &Reconciler<R>, action: &Action<R>) {
-    let (Action::Update(row) | Action::Delete(row)) = action else { return };
-    if let Some(failure) = reconciler.failures().get(&row.key())
-        && failure.attempts == PATIENCE
-    {
-        let (key, error) = (row.key(), &failure.error);
-        tracing::warn!(table = R::TABLE, ?key, error, "not applied yet, will be tried again");
+fn report<R: Row>(reconciler: &Reconciler<R>, failed: &[R::Key]) {
+    for key in failed {
+        if let Some(failure) = reconciler.failures().get(key)
+            && failure.attempts == PATIENCE
+        {
+            let error = &failure.error;
+            tracing::warn!(table = R::TABLE, ?key, error, "not applied yet, will be tried again");
+        }
     }
 }
 
@@ -218,17 +229,11 @@ impl Driver {
                 () = asked.next() => self.audit(&mut reconciler, &mut target).await,
                 () = self.clock.sleep_until(reconciler.next_deadline()) => {}
             }
-            while let Some(action) = reconciler.next(self.clock.now()) {
-                let result = match &action {
-                    Action::Update(row) => target.update(row).await,
-                    Action::Delete(row) => target.delete(row).await,
-                    Action::Prune { keep, held } => target.prune(keep, held).await,
-                };
-                if result.is_ok() {
-                    applied.record(&action);
-                }
-                reconciler.finish(result, self.clock.now());
-                report(&reconciler, &action);
+            while let Some(action) = reconciler.next(self.clock.now(), T::BATCH_MAX) {
+                let outcomes = action.carry_out(&mut target).await;
+                let failed = settle(&action, &outcomes, &applied);
+                reconciler.finish(outcomes, self.clock.now());
+                report(&reconciler, &failed);
                 if let Some(batch) = changes.drain() {
                     reconciler.observe(batch, self.clock.now());
                 }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tombolo_netlink::{Address, Change, Changes, Link, Netlink, Route, RouteFilter, TABLE_MAIN, Watch};
+use tombolo_netlink::{Address, Change, Changes, DefaultRoutes, Link, Netlink, Route, TABLE_MAIN, Watch};
 use tombolo_topology::bgp::network::{Gateway, Interface, Network};
 
 /// How long a burst of changes is collected before the kernel is asked.
@@ -26,15 +26,13 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    async fn read(netlink: &Netlink) -> Result<Self, tombolo_netlink::Error> {
-        let filter = RouteFilter { table: Some(TABLE_MAIN), ..RouteFilter::default() };
+    async fn read(netlink: &Netlink, defaults: &mut DefaultRoutes) -> Result<Self, tombolo_netlink::Error> {
         let mut links = netlink.links().await?;
         // Counters change all the time and matter to nobody here.
         links.iter_mut().for_each(|link| link.stats = tombolo_netlink::LinkStats::default());
         let addresses = netlink.addresses(None).await?;
-        let mut defaults = netlink.routes(filter).await?;
-        defaults.retain(|route| route.destination.prefix_len() == 0);
-        Ok(Self { links, addresses, defaults })
+        defaults.read(netlink).await?;
+        Ok(Self { links, addresses, defaults: defaults.iter().cloned().collect() })
     }
 
     /// The name of an interface.
@@ -77,42 +75,32 @@ impl Seen {
     }
 }
 
-/// Whether what was read may be another now.
-fn matters(change: &Change) -> bool {
-    match change {
-        Change::Route(route) | Change::RouteGone(route) => {
-            route.table == TABLE_MAIN && route.destination.prefix_len() == 0
-        }
-        // IPv4 routes that go with their interface are not told one by one.
-        Change::Link(_)
-        | Change::LinkGone(_)
-        | Change::Address(_)
-        | Change::AddressGone(_)
-        | Change::Lost => true,
-    }
+/// Takes a change in. Whether what was read may be another now.
+fn matters(change: &Change, defaults: &mut DefaultRoutes) -> bool {
+    let others = defaults.note(change);
+    others || !matches!(change, Change::Route(_) | Change::RouteGone(_))
 }
 
 /// Waits for the next change that matters, and for the burst it is part of to end; false if the subscription broke.
-async fn changed(changes: &mut Changes) -> bool {
+async fn changed(changes: &mut Changes, defaults: &mut DefaultRoutes) -> bool {
     loop {
         match changes.next().await {
-            Some(change) if matters(&change) => break,
+            Some(change) if matters(&change, defaults) => break,
             Some(_) => {}
             None => return false,
         }
     }
     let end = tokio::time::Instant::now() + SETTLE;
     while let Ok(next) = tokio::time::timeout_at(end, changes.next()).await {
-        if next.is_none() {
-            return false;
-        }
+        let Some(change) = next else { return false };
+        defaults.note(&change);
     }
     true
 }
 
 /// Follows the kernel until cancelled. `None` in the channel: not read yet.
 pub(crate) async fn follow(driver: Driver, netlink: Netlink, seen: watch::Sender<Option<Arc<Seen>>>) {
-    let watch = Watch { links: true, addresses: true, routes: true };
+    let watch = Watch { links: true, addresses: true, default_routes: true, ..Watch::default() };
     let work = async {
         loop {
             let mut changes = match netlink.changes(watch) {
@@ -123,8 +111,10 @@ pub(crate) async fn follow(driver: Driver, netlink: Netlink, seen: watch::Sender
                     continue;
                 }
             };
+            // What happened while nobody listened is not known.
+            let mut defaults = DefaultRoutes::of(TABLE_MAIN);
             loop {
-                match Seen::read(&netlink).await {
+                match Seen::read(&netlink, &mut defaults).await {
                     Ok(now) => drop(seen.send_if_modified(|known| {
                         let differs = known.as_deref() != Some(&now);
                         if differs {
@@ -138,7 +128,7 @@ pub(crate) async fn follow(driver: Driver, netlink: Netlink, seen: watch::Sender
                         continue;
                     }
                 }
-                if !changed(&mut changes).await {
+                if !changed(&mut changes, &mut defaults).await {
                     break;
                 }
             }
@@ -209,9 +199,13 @@ mod tests {
 
     #[test]
     fn only_default_routes_matter_among_routes() {
+        let mut defaults = DefaultRoutes::of(TABLE_MAIN);
         let mut route = default("10.0.0.1", 2, 4, 0);
-        assert!(matters(&Change::Route(route.clone())) && matters(&Change::Lost));
+        assert!(
+            matters(&Change::Route(route.clone()), &mut defaults) && matters(&Change::Lost, &mut defaults)
+        );
+        assert!(matters(&Change::LinkGone(link(9, "eth9")), &mut defaults));
         route.destination = "10.9.0.0/16".parse().unwrap();
-        assert!(!matters(&Change::RouteGone(route)));
+        assert!(!matters(&Change::RouteGone(route), &mut defaults));
     }
 }

@@ -85,7 +85,7 @@ impl Ground {
 
 impl Ways {
     fn listen(&self) -> Option<Changes> {
-        let watch = Watch { links: true, addresses: true, routes: true };
+        let watch = Watch { links: true, addresses: true, routes: true, ..Watch::default() };
         self.netlink
             .changes(watch)
             .inspect_err(

@@ -1,5 +1,6 @@
 //! The decision process (RFC 4271 section 9.1.2): which paths of one prefix are used, best first.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -10,6 +11,7 @@ use super::{Best, Marks, PathSet, PeerFacts, PeerId, Route};
 use crate::config::SpeakerConfig;
 use crate::family::NextHop;
 use crate::routing::Decision;
+use crate::wire::Origin;
 
 /// Preference of a path without LOCAL_PREF.
 pub(crate) const DEFAULT_LOCAL_PREF: u32 = 100;
@@ -33,8 +35,10 @@ impl Selection {
     }
 }
 
-/// A path under comparison: its place in the list, itself, its peer.
-type Candidate<'a> = (usize, &'a Route, &'a PeerFacts);
+/// A path under comparison: its place in the list, itself.
+type Candidate<'a> = (usize, &'a Route);
+/// The last steps as a key, least first; the last two keep paths apart.
+type TieBreak = (Option<Ipv4Addr>, usize, Option<IpAddr>, PeerId, u32);
 type Candidates<'a> = SmallVec<[Candidate<'a>; 8]>;
 
 /// Ranks the paths: the best is 1, then follow those equal to it up to the tie-breaks, as many as are to be used; the others have rank 0.
@@ -47,7 +51,7 @@ pub(super) fn rank(
 ) -> bool {
     // Most prefixes have one path.
     if let [only] = routes {
-        let rank = u8::from(only.refused.is_none() && next_hops.is_usable(only.set.next_hop()));
+        let rank = u8::from(is_candidate(only, next_hops));
         return std::mem::replace(&mut only.rank, rank) != rank;
     }
     let selected = select(routes, peers, selection, next_hops);
@@ -60,6 +64,54 @@ pub(super) fn rank(
     changed
 }
 
+/// After a path in use was taken away: has those behind it move up, if that is all that follows. It is if every path that comes as far as the comparison
+/// of MEDs is in use: what has lost to none of the others loses to none of fewer, and nobody waits for a place. Whether it was all: else they are to be
+/// ranked.
+pub(super) fn close_gap(routes: &mut [Route], gone: &Route, next_hops: &NextHops) -> bool {
+    let Some(in_use) = routes.iter().find(|route| route.used()).map(preference).filter(|_| gone.used())
+    else {
+        return false;
+    };
+    let waits =
+        |route: &Route| !route.used() && is_candidate(route, next_hops) && preference(route) <= in_use;
+    if routes.iter().any(waits) {
+        return false;
+    }
+    for route in routes.iter_mut().filter(|route| route.rank > gone.rank) {
+        route.rank -= 1;
+    }
+    true
+}
+
+fn is_candidate(route: &Route, next_hops: &NextHops) -> bool {
+    route.refused.is_none() && next_hops.is_usable(route.set.next_hop())
+}
+
+/// What is compared first, least first: long-lived stale, LOCAL_PREF turned round, hops of AS_PATH, ORIGIN (RFC 9494 section 4.3, RFC 4271 section 9.1.1 and
+/// 9.1.2.2 a and b).
+fn preference(route: &Route) -> (bool, u32, usize, Origin) {
+    let attributes = route.set.attributes();
+    let local_pref = attributes.local_pref.unwrap_or(DEFAULT_LOCAL_PREF);
+    (route.marks.has(Marks::LEAST), u32::MAX - local_pref, attributes.as_path.hops(), attributes.origin)
+}
+
+/// The paths that are equal in what is compared first.
+fn preferred<'a>(routes: &'a [Route], next_hops: &NextHops) -> Candidates<'a> {
+    let mut left: Candidates<'_> = SmallVec::new();
+    let mut least = None;
+    for (at, route) in routes.iter().enumerate().filter(|(_, route)| is_candidate(route, next_hops)) {
+        let found = preference(route);
+        match least.map_or(Ordering::Less, |least| found.cmp(&least)) {
+            Ordering::Greater => continue,
+            Ordering::Less => left.clear(),
+            Ordering::Equal => {}
+        }
+        least = Some(found);
+        left.push((at, route));
+    }
+    left
+}
+
 /// Indexes of the paths in use, best first.
 fn select(
     routes: &[Route],
@@ -67,32 +119,25 @@ fn select(
     selection: &Selection,
     next_hops: &NextHops,
 ) -> SmallVec<[usize; 8]> {
-    let mut left: Candidates<'_> = routes
-        .iter()
-        .enumerate()
-        .filter(|(_, route)| route.refused.is_none() && next_hops.is_usable(route.set.next_hop()))
-        .filter_map(|(at, route)| Some((at, route, peers.get(&route.peer)?)))
-        .collect();
-    keep_least(&mut left, |path| path.1.marks.has(Marks::LEAST));
-    keep_least(&mut left, |path| u32::MAX - path.1.set.attributes().local_pref.unwrap_or(DEFAULT_LOCAL_PREF));
-    keep_least(&mut left, |path| path.1.set.attributes().as_path.hops());
-    keep_least(&mut left, |path| path.1.set.attributes().origin);
+    let mut left = preferred(routes, next_hops);
     keep_least_med(&mut left, selection.decision);
-    keep_least(&mut left, |(_, route, _)| !route.ebgp);
+    keep_least(&mut left, |(_, route)| !route.ebgp);
     if next_hops.is_tracked() {
-        keep_least(&mut left, |(_, route, _)| next_hops.cost(route.set.next_hop()));
+        keep_least(&mut left, |(_, route)| next_hops.cost(route.set.next_hop()));
     }
     // What is left is equal but for the tie-breaks: the multipath set.
-    left.sort_by_key(tie_break);
-    let Some((_, best, _)) = left.first().copied() else { return SmallVec::new() };
+    let mut left: SmallVec<[(TieBreak, Candidate<'_>); 8]> =
+        left.into_iter().map(|path| (tie_break(path.1, peers), path)).collect();
+    left.sort_unstable_by_key(|(key, _)| *key);
+    let Some((_, (_, best))) = left.first().copied() else { return SmallVec::new() };
     if !selection.decision.relax_multipath {
         let path = &best.set.attributes().as_path;
-        left.retain(|(_, route, _)| route.set.attributes().as_path == *path);
+        left.retain(|(_, (_, route))| route.set.attributes().as_path == *path);
     }
     let most = if best.ebgp { selection.max_external } else { selection.max_internal };
     let mut chosen: SmallVec<[usize; 8]> = SmallVec::new();
     let mut next_hops: SmallVec<[&NextHop; 8]> = SmallVec::new();
-    for (at, route, _) in left {
+    for (_, (at, route)) in left {
         // Two paths to one next hop are one way for packets.
         let next_hop = route.set.next_hop();
         if chosen.len() < most && !next_hops.contains(&next_hop) {
@@ -115,10 +160,13 @@ pub(super) fn compared_by_med(path: &Route, best: Option<&Best>) -> bool {
 
 /// The last steps (RFC 4271 section 9.1.2.2 f and g, RFC 4456 section 9): identifier of the originator, length of the cluster list, address of the peer.
 /// Of several paths from one peer the lowest path identifier is first.
-fn tie_break((_, route, peer): &Candidate<'_>) -> (Ipv4Addr, usize, IpAddr, PeerId, u32) {
+fn tie_break(route: &Route, peers: &BTreeMap<PeerId, PeerFacts>) -> TieBreak {
     let attributes = route.set.attributes();
-    let originator = attributes.originator_id.unwrap_or(peer.router_id);
-    (originator, attributes.cluster_list.len(), peer.address, route.peer, route.set.path_id())
+    // A peer is known for as long as there are paths of it.
+    let peer = peers.get(&route.peer);
+    let originator = attributes.originator_id.or_else(|| peer.map(|peer| peer.router_id));
+    let address = peer.map(|peer| peer.address);
+    (originator, attributes.cluster_list.len(), address, route.peer, route.set.path_id())
 }
 
 /// All paths that may be used, from the best to the worst: each is the best of those after it. What a peer is told that takes several paths.
@@ -128,7 +176,7 @@ pub(super) fn order(
     selection: &Selection,
     next_hops: &NextHops,
 ) -> SmallVec<[usize; 8]> {
-    let usable = |route: &Route| route.refused.is_none() && next_hops.is_usable(route.set.next_hop());
+    let usable = |route: &Route| is_candidate(route, next_hops);
     let mut left: SmallVec<[usize; 8]> =
         (0..).zip(routes).filter(|(_, route)| usable(route)).map(|(at, _)| at).collect();
     let one = Selection { max_external: 1, max_internal: 1, ..*selection };
@@ -162,7 +210,7 @@ fn keep_least_med(left: &mut Candidates<'_>, decision: Decision) {
     if left.len() < 2 {
         return;
     }
-    let neighbour_and_med = |(_, route, _): &Candidate<'_>| {
+    let neighbour_and_med = |(_, route): &Candidate<'_>| {
         let attributes = route.set.attributes();
         let missing = if decision.missing_med_is_worst { u32::MAX } else { 0 };
         let neighbour = attributes.as_path.first().filter(|_| !decision.always_compare_med);
@@ -182,7 +230,7 @@ mod tests {
     use super::super::Refusal;
     use super::*;
     use crate::config::PeerConfig;
-    use crate::wire::{AsPath, Attributes, Origin};
+    use crate::wire::{AsPath, Attributes};
 
     fn address(peer: u32) -> IpAddr {
         IpAddr::V4(Ipv4Addr::from(0x0a00_0000 + peer))

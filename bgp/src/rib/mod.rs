@@ -353,7 +353,7 @@ impl Rib {
             }
         }
         self.journal.note(peer, prefix, path_id);
-        self.decide(prefix, peer, old, false);
+        self.decide(prefix, peer, old, None);
         true
     }
 
@@ -365,12 +365,12 @@ impl Rib {
         let old = Best::of(destination);
         let gone = destination.routes.remove(at);
         self.journal.note(peer, prefix, path_id);
+        let emptied = destination.routes.is_empty();
         if destination.routes.spilled() && destination.routes.len() <= destination.routes.capacity() / 4 {
             destination.routes.shrink_to_fit();
         }
-        let used = gone.used();
         // A path that is not in use may have kept others from it by its MED.
-        let counted = used || best::compared_by_med(&gone, old.as_ref());
+        let counted = gone.used() || best::compared_by_med(&gone, old.as_ref());
         if path_id != 0 {
             self.ids.release(peer, path_id);
         }
@@ -378,14 +378,10 @@ impl Rib {
             *count = count.saturating_sub(1);
         }
         if counted || self.all_paths {
-            self.decide(prefix, peer, old, used);
+            self.decide(prefix, peer, old, Some(&gone));
         }
-        self.drop_if_empty(&prefix);
-    }
-
-    fn drop_if_empty(&mut self, prefix: &IpNet) {
-        if self.tables.get(prefix).is_some_and(|destination| destination.routes.is_empty()) {
-            self.tables.remove(prefix);
+        if emptied {
+            self.tables.remove(&prefix);
         }
     }
 
@@ -443,7 +439,7 @@ impl Rib {
             .map(|(prefix, destination)| (prefix, Best::of(destination)))
             .collect();
         touched.sort_unstable_by_key(|(prefix, _)| *prefix);
-        touched.into_iter().for_each(|(prefix, old)| self.decide(prefix, NOBODY, old, false));
+        touched.into_iter().for_each(|(prefix, old)| self.decide(prefix, NOBODY, old, None));
     }
 
     /// Whether a family has no route selection yet.
@@ -465,7 +461,7 @@ impl Rib {
             |(prefix, _): (IpNet, &Destination)| (Family::of(&prefix) == family).then_some(prefix);
         let mut prefixes: Vec<IpNet> = self.destinations().filter_map(of_family).collect();
         prefixes.sort_unstable();
-        prefixes.into_iter().for_each(|prefix| self.decide(prefix, NOBODY, None, false));
+        prefixes.into_iter().for_each(|prefix| self.decide(prefix, NOBODY, None, None));
     }
 
     /// Judges a peer's paths anew, after its import policy changed: what becomes of each as it was received.
@@ -491,19 +487,21 @@ impl Rib {
             }
         });
         touched.sort_unstable_by_key(|(prefix, _)| *prefix);
-        touched.into_iter().for_each(|(prefix, old)| self.decide(prefix, peer, old, false));
+        touched.into_iter().for_each(|(prefix, old)| self.decide(prefix, peer, old, None));
     }
 
-    /// Runs the decision process for a prefix after the path of `touched` changed; `old` was the best before. `gone`: a path in use was
-    /// taken away.
-    fn decide(&mut self, prefix: IpNet, touched: PeerId, old: Option<Best>, gone: bool) {
+    /// Runs the decision process for a prefix after the path of `touched` changed; `old` was the best before, `gone` a path
+    /// that was taken away.
+    fn decide(&mut self, prefix: IpNet, touched: PeerId, old: Option<Best>, gone: Option<&Route>) {
         if !self.deferred.is_empty() && self.deferred.contains(&Family::of(&prefix)) {
             return;
         }
         let Some(destination) = self.tables.get_mut(&prefix) else { return };
         let in_use = |routes: &[Route]| routes.iter().any(|route| route.peer == touched && route.used());
-        let before = gone || in_use(&destination.routes);
-        let moved = best::rank(&mut destination.routes, &self.peers, &self.selection, &self.next_hops);
+        let before = gone.is_some_and(Route::used) || in_use(&destination.routes);
+        let closed = gone.is_some_and(|gone| best::close_gap(&mut destination.routes, gone, &self.next_hops));
+        let moved =
+            closed || best::rank(&mut destination.routes, &self.peers, &self.selection, &self.next_hops);
         let used = before || moved || in_use(&destination.routes);
         if !(used || self.all_paths) {
             return;

@@ -8,24 +8,44 @@ use crate::wire::{AsPath, Attributes};
 
 #[derive(Clone, Debug)]
 enum Step {
-    Insert { peer: PeerId, path_id: u32, net: u8, preference: u32, med: u32, neighbour: u32, refused: bool },
-    Remove { peer: PeerId, path_id: u32, net: u8 },
-    Gone { peer: PeerId },
-    Judge { peer: PeerId, most: u32 },
+    Insert {
+        peer: PeerId,
+        path_id: u32,
+        net: u8,
+        preference: u32,
+        med: u32,
+        neighbour: u32,
+        hop: u8,
+        refused: bool,
+    },
+    Remove {
+        peer: PeerId,
+        path_id: u32,
+        net: u8,
+    },
+    Gone {
+        peer: PeerId,
+    },
+    Judge {
+        peer: PeerId,
+        most: u32,
+    },
     Take,
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let insert = (1u32..6, 0u32..3, 0u8..3, 0u32..2, 0u32..3, 1u32..3, any::<bool>(), any::<bool>())
-        .prop_map(|(peer, path_id, net, preference, med, neighbour, a, b)| Step::Insert {
+    let insert = (1u32..6, 0u32..3, 0u8..3, 0u32..2, 0u32..3, 1u32..3, 1u8..5, 0u8..4).prop_map(
+        |(peer, path_id, net, preference, med, neighbour, hop, refused)| Step::Insert {
             peer,
             path_id,
             net,
             preference,
             med,
             neighbour,
-            refused: a && b,
-        });
+            hop,
+            refused: refused == 0,
+        },
+    );
     prop_oneof![
         8 => insert,
         4 => (1u32..6, 0u32..3, 0u8..3).prop_map(|(peer, path_id, net)| Step::Remove { peer, path_id, net }),
@@ -59,14 +79,14 @@ impl Bench {
 
     fn step(&mut self, step: &Step) {
         match *step {
-            Step::Insert { peer, path_id, net, preference, med, neighbour, refused } => {
+            Step::Insert { peer, path_id, net, preference, med, neighbour, hop, refused } => {
                 let attributes = Attributes {
                     as_path: AsPath::sequence(&[neighbour, 7]),
                     local_pref: Some(preference),
                     med: Some(med),
                     ..Attributes::default()
                 };
-                let plain = self.sets.intern(attributes, NextHop::new([10, 0, 0, 1].into()));
+                let plain = self.sets.intern(attributes, NextHop::new([10, 0, 0, hop].into()));
                 let set = self.sets.with_path_id(&plain, path_id);
                 let refused = refused.then_some(Refusal::Policy);
                 assert!(self.rib.insert(prefix(net), Route::new(peer, peer < 4, set, refused)));

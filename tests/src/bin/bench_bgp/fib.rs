@@ -2,15 +2,14 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use futures_util::StreamExt as _;
-use futures_util::stream::FuturesUnordered;
+use futures_util::FutureExt as _;
 use tombolo_bgp::{AllowedPrefix, Event, Events, Path, PeerConfig, Speaker, SpeakerConfig};
-use tombolo_netlink::{Error, Netlink, NextHop, Route};
+use tombolo_netlink::{Netlink, NextHop, Route, Write};
 
 use crate::Failure;
 
-/// Requests the kernel has not acknowledged yet.
-const IN_FLIGHT: usize = 256;
+/// Changes that are written together, as the agent does.
+const BATCH: usize = 512;
 /// Events that may wait.
 const EVENTS: usize = 4096;
 
@@ -40,30 +39,27 @@ async fn speak(arguments: &[String]) -> Result<(), Failure> {
     install(events, &Netlink::here()?).await
 }
 
-/// Carries every change to the kernel, as many at a time as [`IN_FLIGHT`].
+/// Carries every change to the kernel, as many together as have come and [`BATCH`] allows.
 async fn install(mut events: Events, netlink: &Netlink) -> Result<(), Failure> {
-    let mut open = FuturesUnordered::new();
-    loop {
-        tokio::select! {
-            Some(done) = open.next(), if !open.is_empty() => {
-                let done: Result<(), Error> = done;
-                done?;
+    let mut writes = Vec::new();
+    while let Some(first) = events.next().await {
+        let mut next = Some(first);
+        while let Some(event) = next {
+            if let Event::Route { prefix, paths } = event {
+                writes.push(change(prefix, &paths));
             }
-            event = events.next(), if open.len() < IN_FLIGHT => match event {
-                Some(Event::Route { prefix, paths }) => open.push(change(netlink, prefix, paths)),
-                Some(_) => {}
-                None => return Ok(()),
-            },
+            next = if writes.len() < BATCH { events.next().now_or_never().flatten() } else { None };
         }
+        for outcome in netlink.write_all(&writes).await {
+            outcome?;
+        }
+        writes.clear();
     }
+    Ok(())
 }
 
-async fn change(netlink: &Netlink, prefix: ipnet::IpNet, paths: Vec<Path>) -> Result<(), Error> {
+fn change(prefix: ipnet::IpNet, paths: &[Path]) -> Write {
     let hops = paths.iter().map(|path| NextHop::via(path.next_hop.address)).collect();
     let route = Route::unicast(prefix, hops);
-    if paths.is_empty() {
-        netlink.delete_route(&route).await.map(drop)
-    } else {
-        netlink.replace_route(&route).await
-    }
+    if paths.is_empty() { Write::DeleteRoute(route) } else { Write::ReplaceRoute(route) }
 }

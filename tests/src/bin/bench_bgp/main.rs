@@ -136,7 +136,8 @@ fn all_runs(scenario: &Scenario, rounds: usize) -> Vec<(Runs, Vec<Vec<Measure>>)
             match once(runs.kind, scaled(runs.kind, scenario.work).0) {
                 Ok(parts) => {
                     for part in &parts {
-                        eprint!("{:.3} s processor, {:.3} s wall; ", part.cpu_secs, part.wall_secs);
+                        let Measure { cpu_secs, wall_secs, rss_per_prefix, .. } = part;
+                        eprint!("{cpu_secs:.3} s processor, {wall_secs:.3} s wall, {rss_per_prefix:.0} B; ");
                     }
                     eprintln!();
                     measures.push(parts);
