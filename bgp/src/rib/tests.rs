@@ -101,6 +101,18 @@ impl Bench {
         }
     }
 
+    /// A prefix whose ranks are not those of a decision from nothing.
+    fn misranked(&self, selection: &Selection) -> Option<IpNet> {
+        let ranks = |routes: &[Route]| routes.iter().map(|route| route.rank).collect::<Vec<_>>();
+        let wrong = |(prefix, destination): (IpNet, &Destination)| {
+            let mut afresh = destination.routes.clone();
+            afresh.iter_mut().for_each(|route| route.rank = 0);
+            best::rank(&mut afresh, &self.rib.peers, selection, &self.rib.next_hops);
+            (ranks(&destination.routes) != ranks(&afresh)).then_some(prefix)
+        };
+        self.rib.destinations().find_map(wrong)
+    }
+
     fn take(&mut self) {
         for change in self.rib.take_batches().into_iter().flatten() {
             let before = self.told.get(&change.prefix);
@@ -135,16 +147,14 @@ proptest! {
         config.decision.relax_multipath = relax_multipath;
         let mut bench = Bench::new(&config);
         bench.rib.tell_all_paths(all_paths);
-        steps.iter().for_each(|step| bench.step(step));
-        bench.take();
         let selection = Selection::new(&config);
+        for step in &steps {
+            bench.step(step);
+            prop_assert_eq!(bench.misranked(&selection), None, "after {:?}", step);
+        }
+        bench.take();
         let mut counts: BTreeMap<(PeerId, Family), usize> = BTreeMap::new();
         for (prefix, destination) in bench.rib.destinations() {
-            let mut afresh = destination.routes.clone();
-            afresh.iter_mut().for_each(|route| route.rank = 0);
-            best::rank(&mut afresh, &bench.rib.peers, &selection, &bench.rib.next_hops);
-            let ranks = |routes: &[Route]| routes.iter().map(|route| route.rank).collect::<Vec<_>>();
-            prop_assert_eq!(ranks(&destination.routes), ranks(&afresh), "{}", prefix);
             let told = bench.told.get(&prefix);
             let best = Best::of(destination);
             prop_assert!(told.is_some() == best.is_some() && told.zip(best.as_ref()).is_none_or(|(a, b)| a.is(b)));
@@ -166,4 +176,36 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_path_that_goes_makes_room_for_one_that_waited() {
+    let mut config = SpeakerConfig::new(1, [1, 1, 1, 1].into());
+    config.max_paths = 2;
+    let mut bench = Bench::new(&config);
+    let insert = |peer, med, neighbour| Step::Insert {
+        peer,
+        path_id: 0,
+        net: 0,
+        preference: 1,
+        med,
+        neighbour,
+        hop: u8::try_from(peer).unwrap(),
+        refused: false,
+    };
+    // The peer of the highest number has the lowest router identifier. The second waits for a place, the first loses to the third by its MED.
+    for (peer, med, neighbour) in [(1, 5, 9), (2, 0, 7), (3, 0, 9), (5, 0, 8)] {
+        bench.step(&insert(peer, med, neighbour));
+    }
+    let used = |bench: &Bench| -> Vec<PeerId> {
+        bench.rib.destination(&prefix(0)).unwrap().used().map(|route| route.peer).collect()
+    };
+    let remove = |peer| Step::Remove { peer, path_id: 0, net: 0 };
+    assert_eq!(used(&bench), [3, 2], "internal ones come after");
+    bench.step(&remove(3));
+    assert_eq!(used(&bench), [2, 1], "its MED counts again");
+    bench.step(&remove(2));
+    assert_eq!(used(&bench), [1]);
+    bench.step(&remove(1));
+    assert_eq!(used(&bench), [5]);
 }
