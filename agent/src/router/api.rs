@@ -56,6 +56,7 @@ impl Backend for Router {
     async fn status(&self) -> Status {
         let mut parts = parts::agent("", &self.roll.ended());
         parts.extend(parts::bgp(&self.bgp.peers().await.unwrap_or_default()));
+        parts.extend(parts::rpki(&self.bgp.rpki_caches().await.unwrap_or_default()));
         let reconcilers = self.driver.board.all().into_iter();
         parts.extend(reconcilers.map(|(table, progress)| parts::reconciler(table, progress)));
         Status {
@@ -90,6 +91,10 @@ impl Backend for Router {
 
     async fn bgp_states(&self, peer: Option<String>) -> Result<Value, String> {
         bgp_api::states(&self.bgp, peer.map(PeerName)).await
+    }
+
+    async fn bgp_rpki(&self) -> Value {
+        json!(self.bgp.rpki_caches().await.unwrap_or_default())
     }
 
     async fn bgp_routes(&self, kind: &str, query: &RouteQuery) -> Result<Value, String> {
