@@ -1,6 +1,7 @@
 //! What a router shows in the local API: sessions, routes, tables, status.
 
 use super::config::RouterConfig;
+use super::reload::Problems;
 use crate::daemon::api::Backend;
 use crate::daemon::bgp_api::{Operation, RouteQuery, RouteTrial};
 use crate::daemon::drive::Driver;
@@ -26,6 +27,8 @@ pub(crate) struct Router {
     catalogue: Catalogue,
     roll: Roll,
     metrics: Metrics,
+    /// What is wrong with the configuration file now.
+    problems: Problems,
     /// Nothing is ever sent: a router sees no flows.
     flows: broadcast::Sender<Arc<Flow>>,
 }
@@ -38,6 +41,7 @@ impl Router {
         bgp: BgpNode,
         catalogue: Catalogue,
         roll: Roll,
+        problems: Problems,
     ) -> Self {
         let name = format!("router {} AS {}", config.router_id, config.asn);
         Self {
@@ -47,6 +51,7 @@ impl Router {
             catalogue,
             roll,
             metrics: Metrics::default(),
+            problems,
             flows: broadcast::Sender::new(1),
         }
     }
@@ -69,7 +74,7 @@ impl Backend for Router {
             uptime_secs: self.driver.clock.now().since_origin().as_secs(),
             ready: parts.iter().all(|part| part.ready),
             parts,
-            problems: Vec::new(),
+            problems: self.problems.borrow().clone(),
         }
     }
 
