@@ -56,7 +56,7 @@ mesh: ## The cluster mesh with a real etcd
 # The table of docs/interop.md is made of what the tests record in target/interop, hence first and last; the matrix mostly waits.
 interop: ## BGP and BFD with real BIRD, FRR, GoBGP, OpenBGPD and ExaBGP; checks docs/interop.md (TOMBOLO_BLESS=1 writes it)
 	rm -rf target/interop
-	$(TEST) --test bgp_interop --test bgp_operations --test bgp_transport --test bgp_policy --test bgp_availability --test bfd_interop
+	$(TEST) --test bgp_interop --test bgp_operations --test bgp_transport --test bgp_policy --test bgp_availability --test bfd_interop --test router
 	$(TEST) --test bgp_matrix -- --test-threads=5
 	$(TEST) --test interop_matrix -- --ignored
 
@@ -79,7 +79,7 @@ bench-bgp-short: ## The same with small tables, one run of each (CI)
 lab: build ## The two-cluster lab: all path variants and faults, then nothing is left behind
 	@scripts/lab $(TOMBOLO) $(LAB) $(ETCD_DOWN_SECS)
 
-peerings: build ## The lab with the other ways to peer: BFD, over IPv6 alone (RFC 8950), unnumbered
+peerings: build ## The lab with the other ways to peer: BFD, over IPv6 alone (RFC 8950), unnumbered; and with a tombolo router as ToR
 	@scripts/peerings $(TOMBOLO) $(LAB)
 
 lab-up: build ## Bring the lab up (TOMBOLO_VARIANT=overlay|overlay-wireguard|direct|direct-wireguard TOMBOLO_PEERING=numbered|bfd|ipv6|unnumbered)

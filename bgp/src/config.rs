@@ -72,6 +72,8 @@ pub struct SpeakerConfig {
     pub listen_backlog: u32,
     /// Most connections of dynamic neighbours that have not become sessions yet; further ones are refused.
     pub half_open_max: usize,
+    /// Peers, also dynamic ones, that the operator shut down in a life before, by name, with the text: they wait for [`PeerAction::Start`](crate::PeerAction).
+    pub shut_down: BTreeMap<String, String>,
     /// The VRF (or interface) that listeners and connections are bound to; peers on an interface are bound to theirs.
     pub device: Option<String>,
 }
@@ -97,6 +99,7 @@ impl SpeakerConfig {
             event_queue: 1024,
             listen_backlog: 1024,
             half_open_max: 256,
+            shut_down: BTreeMap::new(),
             device: None,
         }
     }

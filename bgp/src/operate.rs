@@ -18,7 +18,8 @@ pub enum PeerAction {
     SoftOut,
     /// Both.
     SoftBoth,
-    /// End the session with Cease, administrative shutdown, and keep it down until [`PeerAction::Start`] or the end of the process.
+    /// End the session with Cease, administrative shutdown, and keep it down until [`PeerAction::Start`], also if the peer is removed and added again. It does not outlive the speaker: see
+    /// [`SpeakerConfig::shut_down`](crate::SpeakerConfig::shut_down).
     Shutdown {
         /// For the other operator (RFC 9003), at most 255 bytes are sent; may be empty.
         #[serde(default)]

@@ -123,11 +123,31 @@ fn routes_are_judged_by_a_real_cache_and_again_when_it_changes() {
         &mut speaker,
         &[("198.51.100.0/24", false), ("203.0.113.0/24", true), ("2001:db8:100::/48", false)],
     );
+    let cache_state = |speaker: &mut Daemon| {
+        speaker.tell("caches");
+        speaker.wait_for("caches", |line| {
+            serde_json::from_str::<Value>(line).ok()?.pointer("/caches/0").cloned()
+        })
+    };
+    let first = cache_state(&mut speaker);
+    assert_eq!(
+        (&first["state"], &first["ipv4"], &first["ipv6"], &first["last_error"]),
+        (&"synchronised".into(), &1.into(), &1.into(), &Value::Null),
+        "{first}"
+    );
+    assert!(first["session"].is_u64() && first["age_secs"].is_u64(), "{first}");
     // The cache tells of the change by itself.
     lab.file("roas.json", &cache_file(65002));
     let all = [("198.51.100.0/24", true), ("203.0.113.0/24", true), ("2001:db8:100::/48", true)];
     wait_for_routes(&mut speaker, &all);
+    let serial = |state: &Value| state["serial"].as_u64().unwrap();
+    assert!(serial(&cache_state(&mut speaker)) > serial(&first));
     drop(cache);
+    eventually("the loss is told, and the payloads still count", || {
+        let state = cache_state(&mut speaker);
+        let told = state["state"] != "synchronised" && state["last_error"].is_string();
+        if told && state["ipv6"] == 1 && state["age_secs"].is_u64() { Ok(()) } else { Err(state.to_string()) }
+    });
     wait_for_routes(&mut speaker, &all);
 }
 
@@ -148,7 +168,7 @@ fn a_real_collector_hears_of_sessions_and_routes() {
     );
     let config = lab.file("pmbmpd.conf", &config);
     let _collector = lab.theirs.spawn_quiet("/usr/sbin/pmbmpd", &["-f", &config]);
-    let mut speaker = lab.speaker(&["bmp=10.77.0.2:1790"]);
+    let mut speaker = lab.speaker(&["bmp=10.77.0.2:1790", "announce=10.1.1.0/24"]);
     let expect = |what: &str, wanted: &dyn Fn(&Value) -> bool| {
         eventually(&format!("the collector hears of {what}"), || {
             let told = told(&log);
@@ -174,6 +194,17 @@ fn a_real_collector_hears_of_sessions_and_routes() {
             });
         }
     }
+    // What BIRD is sent, after policy (RFC 8671).
+    expect("a route of ours", &|one| {
+        of(one, "route_monitor")
+            && (&one["ip_prefix"], &one["peer_ip"]) == (&"10.1.1.0/24".into(), &"10.77.0.2".into())
+            && (&one["bgp_nexthop"], &one["as_path"]) == (&"10.77.0.1".into(), &"65001".into())
+            && (&one["is_out"], &one["is_post"]) == (&1.into(), &1.into())
+    });
+    speaker.tell("withdraw 10.1.1.0/24");
+    expect("its withdrawal", &|one| {
+        one["ip_prefix"] == "10.1.1.0/24" && one["log_type"] == "withdraw" && one["is_out"] == 1
+    });
     drop(bird);
     expect("the end of a session", &|one| of(one, "peer_down") && one["peer_ip"] == "10.77.0.2");
     speaker.tell("shutdown maintenance");

@@ -169,6 +169,60 @@ protocol bgp reflector from node {{ local 10.77.0.2 as 65001; neighbor 10.77.0.1
     }
 }
 
+/// Of two clients' paths the better one may not go to a third (RFC 7947 section 2.3.2.1): that hears of the other.
+#[test]
+fn a_client_of_our_route_server_hears_of_the_best_path_it_may_hear_of() {
+    let [ours, theirs] = namespaces();
+    let bird = Bird::start(
+        &theirs,
+        &format!(
+            "{BIRD}
+protocol static one {{ ipv4; route {THEIRS} blackhole; route 192.0.2.0/24 blackhole; }}
+protocol bgp client1 from node {{ local 10.77.0.2 as 65002; neighbor 10.77.0.1 as 65001; ipv4 {{ import none; export where proto = \"one\"; }}; }}
+protocol bgp client2 from node {{ local 10.77.0.3 as 65003; neighbor 10.77.0.11 as 65001; ipv4 {{ import none; export filter {{ if proto = \"one\" then {{ bgp_path.prepend(65003); accept; }} reject; }}; }}; }}
+protocol bgp taker from node {{ local 10.77.0.4 as 65004; neighbor 10.77.0.12 as 65001; ipv4 {{ import all; export none; }}; }}
+"
+        ),
+    );
+    let served = |name: &str, address: &str, asn, local: &str, more: Value| {
+        let mut settings =
+            json!({"route_server_client": true, "export_learned": true, "local_address": local});
+        settings.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        peer(name, address, asn, settings)
+    };
+    let not_of = |name: &str| {
+        json!({"export_policy": {"name": "choice", "statements": [
+            {"name": "hidden", "when": [{"peers": [name]}, {"prefixes": [THEIRS]}], "then": "reject"},
+            // All are one BIRD, which takes nothing whose next hop is itself.
+            {"name": "rest", "actions": [{"nextHop": "self"}], "then": "accept"},
+        ]}})
+    };
+    let taker = |hidden: &str| served("taker", "10.77.0.4", 65004, "10.77.0.12", not_of(hidden));
+    let peers = [
+        served("first", "10.77.0.2", 65002, "10.77.0.1", json!({})),
+        served("second", "10.77.0.3", 65003, "10.77.0.11", json!({})),
+        taker("first"),
+    ];
+    let mut speaker = speaker(&ours, &peers, &[]);
+    let has_path = |bird: &Bird, prefix: &str, path: &str| {
+        let wanted = format!("BGP.as_path: {path}");
+        bird_has(bird, &format!("show route all protocol taker for {prefix}"), |text| {
+            text.lines().any(|line| line.trim() == wanted)
+        });
+    };
+    has_path(&bird, "192.0.2.0/24", "65002");
+    has_path(&bird, THEIRS, "65003 65003");
+    // The path it hears of goes: nothing is left for it, though the best is there.
+    bird.ask("disable client2");
+    bird_has(&bird, &format!("show route protocol taker for {THEIRS}"), |text| !text.contains("unicast"));
+    bird.ask("enable client2");
+    has_path(&bird, THEIRS, "65003 65003");
+    // Another policy, and no session ends for it.
+    speaker.update(&taker("second"));
+    has_path(&bird, THEIRS, "65002");
+    assert_eq!(speaker.peer("taker")["counters"]["sessions"], 1);
+}
+
 #[test]
 fn policies_set_and_match_large_communities_of_frr_and_bird() {
     let [ours, theirs] = namespaces();

@@ -2,6 +2,7 @@
 
 mod explain;
 mod policy;
+mod rpki;
 mod summary;
 
 use super::client::{self, ClientError};
@@ -66,6 +67,8 @@ pub(crate) enum BgpCommand {
     /// Policies: what each peer's routes meet, and what a given route would
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
+    /// RPKI caches: where the exchange with each stands, and what it says
+    Rpki(Reading),
     /// Write the routes received to an MRT file (TABLE_DUMP_V2), as bgpdump reads it
     Dump {
         /// The file; - is standard output
@@ -94,7 +97,7 @@ pub(crate) enum BgpCommand {
         #[command(flatten)]
         reading: Reading,
     },
-    /// End a session and keep it down until `start`, or until the agent starts again
+    /// End a session and keep it down until `start`, also if the agent starts again
     Shutdown {
         /// Name, instance/name or address
         peer: String,
@@ -158,6 +161,7 @@ pub(crate) async fn run(command: BgpCommand) -> Result<ExitCode, ClientError> {
             routes(&reading, "received", Some(&peer), &filter).await
         }
         BgpCommand::Policy(command) => policy::run(command).await,
+        BgpCommand::Rpki(reading) => rpki::print(&reading).await,
         BgpCommand::Dump { file, peer, socket } => dump(&socket, peer.as_deref(), &file).await,
         BgpCommand::Clear { peer, soft, message, reading, .. } => {
             let action = match soft {
@@ -277,6 +281,15 @@ fn route_cells(route: &Value) -> Vec<String> {
         communities.join(" "),
         text(route, "refused"),
     ]
+}
+
+/// Since when, and why, the operator shut a session down; none if he did not.
+fn shut_down(peer: &Value) -> Option<String> {
+    let why = peer.get("shutdown").filter(|why| !why.is_null()).map(cell)?;
+    let since = peer.get("shutdown_since_unix_secs").and_then(Value::as_i64);
+    let since = since.map(|secs| format!(" since {}", tombolo_clustermesh::certificate::date(secs)));
+    let why = if why.is_empty() { String::new() } else { format!(": {why}") };
+    Some(format!("shut down by the operator{}{why}", since.unwrap_or_default()))
 }
 
 /// Time as operators of routers read it: `00:03:21`, `2d03h15m`, `5w2d`.

@@ -161,7 +161,7 @@ mod tests {
     #[test]
     fn all_mistakes_come_at_once_with_their_keys() {
         let bad = file(
-            "cluster: {name: East, id: 900}\ndatapath: {path: magic, vxlan_prot: 1}\nbgp: {import: {allow: [{prefix: 10.0.0.0/8}, {prefix: x}]}}\nidentities: {labels: [app, \"!(\"]}\nlog: {level: 3}\n",
+            "cluster: {name: East, id: 900}\ndatapath: {path: magic, vxlan_prot: 1}\nbgp: {long_lived_secs: 0, import: {allow: [{prefix: 10.0.0.0/8}, {prefix: x}]}}\nidentities: {labels: [app, \"!(\"]}\nlog: {level: 3}\n",
         );
         let problems = load(&[bad.path().to_owned()]).unwrap_err();
         let keys: Vec<_> = problems.iter().map(|problem| problem.place.as_str()).collect();
@@ -172,6 +172,7 @@ mod tests {
             "bgp.import.allow[1].prefix",
             "cluster.id",
             "identities.labels[1]",
+            "bgp.long_lived_secs",
         ] {
             assert!(keys.contains(&key), "{key} missing in {keys:?}");
         }

@@ -230,6 +230,9 @@ pub(crate) struct Bgp {
     pub(crate) import: Import,
     /// What the node's own state does to what it advertises.
     pub(crate) health: tombolo_topology::bgp::health::HealthPolicy,
+    /// Long-lived graceful restart (RFC 9494): how long stale routes of a peer are kept after its restart time, in seconds. For sessions with graceful
+    /// restart whose `BGPPeerPolicy` does not say it; none by default.
+    pub(crate) long_lived_secs: Option<u32>,
     /// The namespace of the Secrets that `authSecretRef` names (Cilium: `bgpControlPlane.secretsNamespace.name`).
     pub(crate) secrets_namespace: String,
     /// Where every message is logged; nowhere by default.
@@ -246,6 +249,7 @@ impl Default for Bgp {
             enabled: false,
             import: Import::default(),
             health: tombolo_topology::bgp::health::HealthPolicy::default(),
+            long_lived_secs: None,
             secrets_namespace: "kube-system".to_owned(),
             message_log: None,
             bmp: Vec::new(),
@@ -291,6 +295,9 @@ pub(crate) struct BmpCollector {
     /// Tell the best paths (RFC 9069).
     #[serde(default = "yes")]
     pub(crate) loc_rib: bool,
+    /// Tell what peers are sent, after export policy (RFC 8671).
+    #[serde(default)]
+    pub(crate) adj_rib_out: bool,
     /// Time between statistics in seconds; 0 for none.
     #[serde(default = "statistics_secs")]
     pub(crate) statistics_secs: u32,

@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use tombolo_base::ids::ClusterId;
 use tombolo_kubernetes::LabelFilter;
 
+/// Longest stale time of RFC 9494: 24 bits.
+const LONG_LIVED_SECS_MAX: u32 = 0x00ff_ffff;
+
 /// One mistake in the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub(crate) struct Problem {
@@ -160,6 +163,13 @@ fn numbers(config: &Config, problems: &mut Vec<Problem>) {
                 "use Cilium's 8472 and 51871 unless they are taken",
             ));
         }
+    }
+    if let Some(secs) = config.bgp.long_lived_secs
+        && !(1..=LONG_LIVED_SECS_MAX).contains(&secs)
+    {
+        let reason = format!("{secs} s: must be between 1 and {LONG_LIVED_SECS_MAX}");
+        let remedy = "give the seconds that stale routes may live, or leave it out for none";
+        problems.push(Problem::key("bgp.long_lived_secs", &reason, remedy));
     }
     if let Some(log) = &config.bgp.message_log
         && (log.file_mib == 0 || log.files == 0)

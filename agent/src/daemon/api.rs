@@ -45,6 +45,8 @@ pub(crate) trait Backend: Send + Sync + 'static {
         &self,
         peer: Option<String>,
     ) -> impl Future<Output = Result<serde_json::Value, String>> + Send;
+    /// The RPKI caches of each BGP instance.
+    fn bgp_rpki(&self) -> impl Future<Output = serde_json::Value> + Send;
     /// BGP routes: `received`, `advertised` or `best`.
     fn bgp_routes(
         &self,
@@ -150,6 +152,7 @@ pub(crate) async fn serve<B: Backend>(listener: UnixListener, backend: Arc<B>, c
         .route("/v1/mesh", get(|State(b): State<Arc<B>>| async move { Json(b.mesh().await) }))
         .route("/v1/bgp/peers", get(|State(b): State<Arc<B>>| async move { Json(b.bgp_peers().await) }))
         .route("/v1/bgp/states", get(bgp_states::<B>))
+        .route("/v1/bgp/rpki", get(|State(b): State<Arc<B>>| async move { Json(b.bgp_rpki().await) }))
         .route("/v1/bgp/routes/{kind}", get(bgp_routes::<B>))
         .route("/v1/bgp/dump", get(bgp_dump::<B>))
         .route("/v1/bgp/policy/test", post(bgp_try_policy::<B>))

@@ -150,6 +150,7 @@ impl Daemon {
         parts.extend(clusters.iter().map(parts::mesh));
         if let Some(bgp) = self.bgp.get() {
             parts.extend(parts::bgp(&bgp.peers().await.unwrap_or_default()));
+            parts.extend(parts::rpki(&bgp.rpki_caches().await.unwrap_or_default()));
         }
         if let Some(store) = self.endpoints.get() {
             parts.push(parts::endpoints(&endpoints_seen(store)));
@@ -392,6 +393,13 @@ impl Backend for Daemon {
         match self.bgp.get() {
             Some(bgp) => bgp_api::states(bgp, peer.map(PeerName)).await,
             None => Ok(json!([])),
+        }
+    }
+
+    async fn bgp_rpki(&self) -> Value {
+        match self.bgp.get() {
+            Some(bgp) => json!(bgp.rpki_caches().await.unwrap_or_default()),
+            None => json!([]),
         }
     }
 

@@ -27,6 +27,9 @@ use tombolo_topology::bgp::plan::{AdvertisedService, Inputs, plan};
 use tombolo_topology::bgp::{AdvertRow, ConditionRow, PeerRow};
 use tombolo_tunnel::KernelRoutes;
 
+/// The operator's shutdowns, in the state directory.
+pub(crate) const SHUTDOWNS: &str = "bgp-shutdowns.json";
+
 /// The pens of the planner's tables.
 pub(crate) struct Pens {
     /// Sessions.
@@ -216,6 +219,7 @@ pub(crate) fn station(config: &crate::config::BmpCollector, system_name: &str) -
         pre_policy: config.pre_policy,
         post_policy: config.post_policy,
         loc_rib: config.loc_rib,
+        adj_rib_out: config.adj_rib_out,
         statistics_every: std::time::Duration::from_secs(config.statistics_secs.into()),
         system_name: system_name.to_owned(),
         ..BmpStation::new(config.address)
@@ -242,6 +246,7 @@ pub(crate) fn settings(
         message_log: config.message_log.as_ref().map(message_log),
         stations: config.bmp.iter().map(|collector| station(collector, system_name)).collect(),
         caches: config.rpki.iter().map(cache).collect(),
+        long_lived_secs: config.long_lived_secs,
         ..Settings::default()
     }
 }

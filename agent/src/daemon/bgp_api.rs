@@ -149,10 +149,11 @@ pub(crate) async fn states(bgp: &BgpNode, peer: Option<PeerName>) -> Result<Valu
 
 /// What came of something done to peers.
 pub(crate) async fn operate(bgp: &BgpNode, operation: Operation) -> Result<Value, String> {
-    if let Some(peer) = &operation.peer {
-        known(&bgp.peers().await.unwrap_or_default(), peer)?;
-    }
+    let peer = operation.peer.clone();
     let done = bgp.operate(operation.peer, operation.action).await.map_err(|error| error.to_string())?;
+    if let (true, Some(peer)) = (done.is_empty(), peer) {
+        known(&bgp.peers().await.unwrap_or_default(), &peer)?;
+    }
     Ok(json!(done))
 }
 
@@ -241,6 +242,7 @@ pub(crate) fn peer_json(peer: &InstancePeer) -> Vec<Value> {
             "family": family.family, "received": family.received, "accepted": family.accepted,
             "advertised": family.advertised, "stale": family.stale, "hold_time_secs": state.hold_time_secs,
             "last_error": state.last_error, "shutdown": state.shutdown,
+            "shutdown_since_unix_secs": peer.shutdown_since_unix_secs,
         })
     };
     state.families.iter().map(row).collect()

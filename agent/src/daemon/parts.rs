@@ -2,11 +2,12 @@
 
 use super::node::Device;
 use super::status::Part;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tombolo_base::prefix::Prefix;
 use tombolo_base::reconcile::Progress;
-use tombolo_bgp_node::InstancePeer;
+use tombolo_bgp_node::{InstanceCache, InstancePeer};
+use tombolo_clustermesh::certificate::date;
 use tombolo_clustermesh::follower::ClusterStatus;
 use tombolo_clustermesh::publisher::PublisherStatus;
 use tombolo_kubernetes::FolderReport;
@@ -297,11 +298,17 @@ pub(crate) fn publisher(status: &PublisherStatus) -> Part {
 
 /// The BGP sessions.
 pub(crate) fn bgp(peers: &[InstancePeer]) -> Vec<Part> {
+    let wide = |secs: u64| i64::try_from(secs).unwrap_or(i64::MAX);
     let part = |peer: &InstancePeer| {
         let state = &peer.state;
         let name = format!("bgp/{}/{}", peer.instance, state.name);
         let text = format!("{:?} with {} AS {}", state.state, state.address, state.peer_asn);
-        if state.state == tombolo_bgp::State::Established {
+        if let Some(why) = &state.shutdown {
+            // As the operator wants it.
+            let since = peer.shutdown_since_unix_secs.map(|at| format!(" since {}", date(wide(at))));
+            let text = format!("shut down by the operator{}: {why}", since.unwrap_or_default());
+            Part { remedy: format!("tombolo bgp start {}", state.name), ..Part::ready(name, text) }
+        } else if state.state == tombolo_bgp::State::Established {
             Part::ready(name, text)
         } else {
             let error = state.last_error.clone().unwrap_or_default();
@@ -310,6 +317,27 @@ pub(crate) fn bgp(peers: &[InstancePeer]) -> Vec<Part> {
         }
     };
     peers.iter().map(part).collect()
+}
+
+/// The RPKI caches of the instances that have none to judge routes by.
+pub(crate) fn rpki(caches: &[InstanceCache]) -> Vec<Part> {
+    let mut instances: BTreeMap<&str, Vec<&InstanceCache>> = BTreeMap::new();
+    for cache in caches {
+        instances.entry(&cache.instance).or_default().push(cache);
+    }
+    instances.retain(|_, caches| !caches.iter().any(|cache| cache.state.is_usable()));
+    let part = |(instance, caches): (&str, Vec<&InstanceCache>)| {
+        let one = |cache: &&InstanceCache| {
+            let error = cache.state.last_error.as_deref().unwrap_or("no answer yet");
+            format!("{} {}: {error}", cache.state.address, cache.state.state.name())
+        };
+        let texts: Vec<String> = caches.iter().map(one).collect();
+        let detail =
+            format!("no RPKI cache is usable, so no route is valid or invalid; {}", texts.join("; "));
+        let remedy = "can the caches of bgp.rpki be reached? see tombolo bgp rpki";
+        Part::failing(format!("bgp/{instance}/rpki"), detail, remedy)
+    };
+    instances.into_iter().map(part).collect()
 }
 
 /// A reconciler.
@@ -399,6 +427,30 @@ mod tests {
             let part = endpoints(&seen);
             assert!(!part.ready && part.detail.contains(text) && !part.remedy.is_empty(), "{part:?}");
         }
+    }
+
+    #[test]
+    fn caches_are_a_failure_only_where_none_of_an_instance_is_usable() {
+        let cache = |instance: &str, age_secs| InstanceCache {
+            instance: instance.into(),
+            state: tombolo_bgp::rpki::CacheState {
+                address: "[2001:db8::1]:323".parse().unwrap(),
+                state: tombolo_bgp::rpki::CachePhase::Waiting,
+                version: 1,
+                session: None,
+                serial: None,
+                ipv4: 0,
+                ipv6: 0,
+                age_secs,
+                expires_secs: None,
+                last_error: Some("connection refused".into()),
+            },
+        };
+        assert!(rpki(&[]).is_empty() && rpki(&[cache("a", None), cache("a", Some(3))]).is_empty());
+        let parts = rpki(&[cache("a", Some(3)), cache("b", None)]);
+        let [part] = parts.as_slice() else { panic!("{parts:?}") };
+        assert_eq!((part.name.as_str(), part.ready), ("bgp/b/rpki", false));
+        assert!(part.detail.ends_with("[2001:db8::1]:323 waiting: connection refused"), "{part:?}");
     }
 
     #[test]

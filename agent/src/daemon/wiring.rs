@@ -400,7 +400,8 @@ impl Rooms<'_> {
             let rows = (&self.desired.bgp_peers, &self.desired.bgp_adverts);
             let run = config.api.socket.parent().unwrap_or_else(|| std::path::Path::new("/run/tombolo"));
             let bfd = tombolo_bgp::bfd::client::Unit::of_this_program(run);
-            let settings = bgp::settings(&config.bgp, &identity.node, driver.seed, bfd);
+            let mut settings = bgp::settings(&config.bgp, &identity.node, driver.seed, bfd);
+            settings.shutdowns = Some(config.state_dir.0.join(bgp::SHUTDOWNS));
             let session = bgp::Session::of_node(settings, node.restarting).over(node.netlink.clone(), kernel);
             let bgp = bgp::start(driver, session, rows, learned, tasks);
             daemon.bgp.set(bgp.clone()).ok();

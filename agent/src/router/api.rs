@@ -1,6 +1,7 @@
 //! What a router shows in the local API: sessions, routes, tables, status.
 
 use super::config::RouterConfig;
+use super::reload::Problems;
 use crate::daemon::api::Backend;
 use crate::daemon::bgp_api::{Operation, RouteQuery, RouteTrial};
 use crate::daemon::drive::Driver;
@@ -28,6 +29,8 @@ pub(crate) struct Router {
     catalogue: Catalogue,
     roll: Roll,
     metrics: Metrics,
+    /// What is wrong with the configuration file now.
+    problems: Problems,
     /// Nothing is ever sent: a router sees no flows.
     flows: broadcast::Sender<Arc<Flow>>,
 }
@@ -40,6 +43,7 @@ impl Router {
         bgp: BgpNode,
         catalogue: Catalogue,
         roll: Roll,
+        problems: Problems,
     ) -> Self {
         let name = format!("router {} AS {}", config.router_id, config.asn);
         Self {
@@ -49,6 +53,7 @@ impl Router {
             catalogue,
             roll,
             metrics: Metrics::default(),
+            problems,
             flows: broadcast::Sender::new(1),
         }
     }
@@ -58,6 +63,7 @@ impl Backend for Router {
     async fn status(&self) -> Status {
         let mut parts = parts::agent("", &self.roll.ended());
         parts.extend(parts::bgp(&self.bgp.peers().await.unwrap_or_default()));
+        parts.extend(parts::rpki(&self.bgp.rpki_caches().await.unwrap_or_default()));
         let reconcilers = self.driver.board.all().into_iter();
         parts.extend(reconcilers.map(|(table, progress)| parts::reconciler(table, progress)));
         Status {
@@ -70,7 +76,7 @@ impl Backend for Router {
             uptime_secs: self.driver.clock.now().since_origin().as_secs(),
             ready: parts.iter().all(|part| part.ready),
             parts,
-            problems: Vec::new(),
+            problems: self.problems.borrow().clone(),
         }
     }
 
@@ -100,6 +106,10 @@ impl Backend for Router {
 
     async fn bgp_states(&self, peer: Option<String>) -> Result<Value, String> {
         bgp_api::states(&self.bgp, peer.map(PeerName)).await
+    }
+
+    async fn bgp_rpki(&self) -> Value {
+        json!(self.bgp.rpki_caches().await.unwrap_or_default())
     }
 
     async fn bgp_routes(&self, kind: &str, query: &RouteQuery) -> Result<Value, String> {

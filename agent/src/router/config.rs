@@ -1,6 +1,6 @@
 //! `router.yaml`: one typed structure; all that is wrong with it is found before anything starts.
 
-use crate::config::{Api, BmpCollector, Log, MessageLog, RpkiCache};
+use crate::config::{Api, BmpCollector, Log, MessageLog, RpkiCache, StateDir};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -34,6 +34,10 @@ pub(crate) struct RouterConfig {
     /// Whether learned routes go into the kernel: a route reflector or server forwards nothing.
     #[serde(default = "yes")]
     pub(crate) install_routes: bool,
+    /// Whether a path counts only while the kernel has a way, other than by BGP, to its next hop. Off: for a reflector that has no part in the routing it
+    /// reflects.
+    #[serde(default = "yes")]
+    pub(crate) track_next_hops: bool,
     /// Routing policies by name: `statements` and `default`. `all` and `none` are there already.
     #[serde(default)]
     pub(crate) policies: BTreeMap<String, Value>,
@@ -61,6 +65,9 @@ pub(crate) struct RouterConfig {
     /// RPKI caches (RFC 8210).
     #[serde(default)]
     pub(crate) rpki: Vec<RpkiCache>,
+    /// Where state is kept: which sessions the operator shut down.
+    #[serde(default)]
+    pub(crate) state_dir: StateDir,
     /// The local API.
     #[serde(default)]
     pub(crate) api: Api,

@@ -9,6 +9,7 @@
 
 mod api;
 mod config;
+mod reload;
 mod routes;
 mod rows;
 
@@ -22,17 +23,18 @@ use crate::daemon::tasks::{Roll, Tasks};
 use crate::daemon::{Signals, api as local_api};
 use anyhow::Context;
 use config::RouterConfig;
-use std::path::Path;
+use reload::{Announced, Reload};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tombolo_base::source::{Source, SourceState};
 use tombolo_base::table::{Row, Table, Writer};
-use tombolo_bgp_node::Settings;
+use tombolo_bgp_node::{Settings, Ways};
 use tombolo_netlink::Netlink;
 use tombolo_topology::bgp::{AdvertRow, PeerRow};
 use tombolo_topology::{LearnedRoute, RouteEntry};
-use tombolo_tunnel::{Disturbances, KernelRoutes, RouteSettings};
+use tombolo_tunnel::{DEFAULT_PROTOCOL, Disturbances, KernelRoutes, RouteSettings};
 
 /// How long the tasks may take to end after a stop was asked for.
 const STOP: std::time::Duration = std::time::Duration::from_secs(10);
@@ -41,6 +43,7 @@ const BEFORE_END_OF_RIB: &[&str] = &[PeerRow::TABLE, AdvertRow::TABLE];
 
 /// A configuration that was read and understood.
 pub(crate) struct Checked {
+    file: PathBuf,
     config: RouterConfig,
     rows: rows::Rows,
 }
@@ -62,7 +65,7 @@ pub(crate) fn load(file: &Path) -> Result<Checked, Vec<String>> {
         problems.into_iter().map(|problem| format!("{}: {problem}", file.display())).collect::<Vec<_>>()
     };
     let rows = rows::rows(&config).map_err(told)?;
-    Ok(Checked { config, rows })
+    Ok(Checked { file: file.to_owned(), config, rows })
 }
 
 /// Runs the router until SIGTERM or SIGINT.
@@ -103,7 +106,7 @@ struct Tables {
 }
 
 async fn start(checked: Checked, cancel: &CancellationToken, roll: Roll) -> anyhow::Result<Tasks> {
-    let Checked { config, rows } = checked;
+    let config = &checked.config;
     let driver = Driver {
         clock: Clock::start(),
         board: Board::default(),
@@ -124,12 +127,9 @@ async fn start(checked: Checked, cancel: &CancellationToken, roll: Roll) -> anyh
 
     let (seen, network) = watch::channel(None);
     tasks.spawn("network", network::follow(driver.clone(), netlink.clone(), seen));
-    peers.1.commit(|txn| {
-        txn.replace_source(&Source::Local, rows.peers);
-        txn.set_source(&Source::Local, SourceState::Initialized);
-    });
-    let plan =
-        plan_adverts(driver.clone(), rows.adverts, config.connected.clone(), network.clone(), adverts.1);
+    let (reload, announced, problems) = Reload::new(&checked, peers.1)?;
+    tasks.spawn("reload", reload.follow(driver.clone()));
+    let plan = plan_adverts(driver.clone(), announced, network.clone(), adverts.1);
     tasks.spawn("planner/adverts", plan);
 
     let run = config.api.socket.parent().unwrap_or_else(|| Path::new("/run/tombolo"));
@@ -140,6 +140,7 @@ async fn start(checked: Checked, cancel: &CancellationToken, roll: Roll) -> anyh
         cluster_id: config.cluster_id,
         jitter_seed: driver.seed,
         bfd: Some(tombolo_bgp::bfd::client::Unit::of_this_program(run)),
+        shutdowns: Some(config.state_dir.0.join(bgp::SHUTDOWNS)),
         message_log: config.message_log.as_ref().map(bgp::message_log),
         stations: config
             .bmp
@@ -147,6 +148,7 @@ async fn start(checked: Checked, cancel: &CancellationToken, roll: Roll) -> anyh
             .map(|collector| bgp::station(collector, &config.router_id.to_string()))
             .collect(),
         caches: config.rpki.iter().map(bgp::cache).collect(),
+        ways: config.track_next_hops.then(|| Ways { netlink: netlink.clone(), protocol: DEFAULT_PROTOCOL }),
         ..Settings::default()
     };
     let session = Session {
@@ -169,7 +171,7 @@ async fn start(checked: Checked, cancel: &CancellationToken, roll: Roll) -> anyh
     catalogue.add(&tables.adverts);
     catalogue.add(&tables.learned);
     catalogue.add(&tables.routes);
-    let backend = api::Router::new(&config, driver, bgp, catalogue, roll);
+    let backend = api::Router::new(config, driver, bgp, catalogue, roll, problems);
     let listener = local_api::listen(&config.api.socket)?;
     tasks.spawn("api", local_api::serve(listener, Arc::new(backend), cancel.clone()));
     Ok(tasks)
@@ -178,18 +180,18 @@ async fn start(checked: Checked, cancel: &CancellationToken, roll: Roll) -> anyh
 /// Announces the networks of the configuration, and the prefixes of interfaces as they come and go.
 async fn plan_adverts(
     driver: Driver,
-    networks: Vec<AdvertRow>,
-    interfaces: Vec<String>,
+    mut announced: watch::Receiver<Announced>,
     mut network: watch::Receiver<Option<Arc<Seen>>>,
     out: Writer<AdvertRow>,
 ) {
     loop {
         let seen = network.borrow_and_update().clone();
         if let Some(seen) = seen {
+            let Announced { networks, interfaces } = announced.borrow_and_update().clone();
             let connected = rows::connected(&seen, &interfaces);
             // A prefix that is written counts as such, whatever interface is in it.
             let rows: std::collections::BTreeMap<_, _> =
-                connected.into_iter().chain(networks.iter().cloned()).map(|row| (row.prefix, row)).collect();
+                connected.into_iter().chain(networks).map(|row| (row.prefix, row)).collect();
             out.commit(|txn| {
                 txn.replace_source(&Source::Local, rows.into_values());
                 txn.set_source(&Source::Local, SourceState::Initialized);
@@ -198,6 +200,7 @@ async fn plan_adverts(
         tokio::select! {
             () = driver.cancel.cancelled() => return,
             changed = network.changed() => if changed.is_err() { return },
+            changed = announced.changed() => if changed.is_err() { return },
         }
     }
 }

@@ -18,7 +18,7 @@ use tombolo_topology::bgp::{
 pub(crate) const INSTANCE: &str = "router";
 
 /// What the configuration asks for.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Rows {
     /// Sessions, and ranges of them.
     pub(crate) peers: Vec<PeerRow>,

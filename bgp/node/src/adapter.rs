@@ -18,7 +18,8 @@ use tombolo_topology::bgp::{AdvertRow, PeerRow};
 use crate::learned;
 use crate::operate::{Operated, PeerName, Tried};
 use crate::settings::{Identity, Settings, announcement, listen_range, peer_config};
-use crate::{InstancePeer, InstanceRoute};
+use crate::shutdowns::Shutdowns;
+use crate::{InstanceCache, InstancePeer, InstanceRoute};
 
 /// Longest wait for withdrawals to reach the peers' connections.
 const FLUSH_MAX: Duration = Duration::from_secs(5);
@@ -45,6 +46,7 @@ pub(crate) enum Request {
 pub(crate) enum Message {
     Do(Request, oneshot::Sender<Result<(), Error>>),
     Peers(oneshot::Sender<Vec<InstancePeer>>),
+    Caches(oneshot::Sender<Vec<InstanceCache>>),
     Routes(RouteView, Option<PeerName>, RouteFilter, oneshot::Sender<Vec<InstanceRoute>>),
     Try(PeerName, Box<PolicyQuestion>, oneshot::Sender<Vec<Tried>>),
     Dump(Option<PeerName>, oneshot::Sender<Vec<u8>>),
@@ -69,6 +71,7 @@ pub(crate) struct Adapter {
     sessions: watch::Sender<u64>,
     instances: BTreeMap<Arc<str>, Instance>,
     adverts: BTreeMap<AdvertKey, AdvertRow>,
+    shutdowns: Shutdowns,
     /// Instances that were started before: the restart was theirs, not that of a later start.
     started: BTreeSet<Arc<str>>,
     complete: bool,
@@ -81,8 +84,10 @@ impl Adapter {
         lost: broadcast::Sender<IpAddr>,
         sessions: watch::Sender<u64>,
     ) -> Self {
+        let shutdowns = Shutdowns::open(settings.shutdowns.clone());
         Self {
             settings,
+            shutdowns,
             lost,
             learned,
             sessions,
@@ -102,6 +107,7 @@ impl Adapter {
                     reply.send(result).is_err()
                 }
                 Message::Peers(reply) => reply.send(self.peers().await).is_err(),
+                Message::Caches(reply) => reply.send(self.caches()).is_err(),
                 Message::Routes(view, peer, filter, reply) => {
                     reply.send(self.routes(view, peer.as_ref(), &filter).await).is_err()
                 }
@@ -156,7 +162,9 @@ impl Adapter {
 
     async fn start(&mut self, name: &Arc<str>, identity: Identity) -> Result<(), Error> {
         let restarting = self.settings.restarting && !self.started.contains(name);
-        let (speaker, events) = Speaker::start(identity.speaker(name, &self.settings, restarting)).await?;
+        let mut config = identity.speaker(name, &self.settings, restarting);
+        config.shut_down = self.shutdowns.texts(name);
+        let (speaker, events) = Speaker::start(config).await?;
         self.started.insert(name.clone());
         let source = Source::Peer(name.clone());
         if self.learned.table().snapshot().source_state(&source).is_none() {
@@ -292,9 +300,22 @@ impl Adapter {
         let mut all = Vec::new();
         for (name, instance) in &self.instances {
             let states = instance.speaker.peers().await.unwrap_or_default();
-            all.extend(states.into_iter().map(|state| InstancePeer { instance: name.clone(), state }));
+            all.extend(states.into_iter().map(|state| InstancePeer {
+                instance: name.clone(),
+                shutdown_since_unix_secs: self.shutdowns.since(name, &state.name),
+                state,
+            }));
         }
         all
+    }
+
+    fn caches(&self) -> Vec<InstanceCache> {
+        let of = |(name, instance): (&Arc<str>, &Instance)| {
+            let name = name.clone();
+            let states = instance.speaker.rpki_caches().into_iter();
+            states.map(move |state| InstanceCache { instance: name.clone(), state }).collect::<Vec<_>>()
+        };
+        self.instances.iter().flat_map(of).collect()
     }
 
     async fn routes(
@@ -312,7 +333,7 @@ impl Adapter {
             return all;
         };
         let mut all = Vec::new();
-        for InstancePeer { instance: name, state } in self.peers().await {
+        for InstancePeer { instance: name, state, .. } in self.peers().await {
             let named = peer.names(&name, &state);
             let Some(instance) = self.instances.get(&name).filter(|_| named) else { continue };
             let filter = RouteFilter { peer: Some(state.name), ..filter.clone() };
@@ -324,7 +345,7 @@ impl Adapter {
 
     async fn try_policy(&self, peer: &PeerName, question: &PolicyQuestion) -> Vec<Tried> {
         let mut all = Vec::new();
-        for InstancePeer { instance: name, state } in self.peers().await {
+        for InstancePeer { instance: name, state, .. } in self.peers().await {
             let named = peer.names(&name, &state);
             let Some(instance) = self.instances.get(&name).filter(|_| named) else { continue };
             let question = PolicyQuestion { peer: state.name.clone(), ..question.clone() };
@@ -350,16 +371,39 @@ impl Adapter {
         all
     }
 
-    async fn operate(&self, peer: Option<&PeerName>, action: &PeerAction) -> Vec<Operated> {
-        let mut all = Vec::new();
-        for InstancePeer { instance: name, state } in self.peers().await {
-            let named = peer.is_none_or(|peer| peer.names(&name, &state));
-            let Some(instance) = self.instances.get(&name).filter(|_| named) else { continue };
-            let result = instance.speaker.operate(&state.name, action.clone()).await;
-            let error = result.err().map(|error| error.to_string());
-            all.push(Operated { instance: name, peer: state.name, error });
+    async fn operate(&mut self, peer: Option<&PeerName>, action: &PeerAction) -> Vec<Operated> {
+        let here = self.peers().await.into_iter();
+        let here = here.filter(|found| peer.is_none_or(|peer| peer.names(&found.instance, &found.state)));
+        let mut meant: BTreeSet<(Arc<str>, String)> =
+            here.map(|InstancePeer { instance, state, .. }| (instance, state.name)).collect();
+        if let (PeerAction::Start, Some(peer)) = (action, peer) {
+            // One that is not there: it is to come up when it is.
+            let held = self.shutdowns.names().filter(|(instance, name)| peer.is_called(instance, name));
+            meant.extend(held.map(|(instance, name)| (instance.clone(), name.to_owned())));
         }
+        let mut all = Vec::new();
+        for (instance, peer) in meant {
+            let error = self.operate_one(&instance, &peer, action).await.err();
+            all.push(Operated { instance, peer, error });
+        }
+        self.sessions.send_modify(|count| *count += 1);
         all
+    }
+
+    async fn operate_one(
+        &mut self,
+        instance: &Arc<str>,
+        peer: &str,
+        action: &PeerAction,
+    ) -> Result<(), String> {
+        if let Some(found) = self.instances.get(instance) {
+            found.speaker.operate(peer, action.clone()).await.map_err(|error| error.to_string())?;
+        }
+        match action {
+            PeerAction::Shutdown { text } => self.shutdowns.add(instance, peer, text),
+            PeerAction::Start => self.shutdowns.remove(instance, peer),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tombolo_base::prefix::Prefix;
 use tombolo_base::source::{Source, SourceState};
 use tombolo_base::table::Writer;
-use tombolo_bgp::{Event, Events, Path, SpeakerHandle, State};
+use tombolo_bgp::{Event, Events, Family, FamilyState, Path, PeerState, SpeakerHandle, State};
 use tombolo_topology::{LearnedNextHop, LearnedRoute};
 
 /// A first list counts as complete after this long even if a peer never came: old kernel routes must not stay for ever.
@@ -26,6 +26,8 @@ pub(crate) async fn follow(
 ) {
     let deadline = Instant::now() + FIRST_LIST_MAX;
     let mut complete = false;
+    let mut lists = Lists::default();
+    let mut changes = sessions.subscribe();
     loop {
         let event = tokio::select! {
             event = events.next() => event,
@@ -35,7 +37,16 @@ pub(crate) async fn follow(
                 writer.set_source(&source, SourceState::Initialized);
                 continue;
             }
+            // A peer that others waited for may have been removed or shut down.
+            Ok(()) = changes.changed(), if !complete => {
+                complete = lists.are_complete(&speaker).await;
+                if complete {
+                    writer.set_source(&source, SourceState::Initialized);
+                }
+                continue;
+            }
         };
+        lists.note(event.as_ref());
         if matches!(event, Some(Event::PeerUp { .. } | Event::PeerDown { .. } | Event::EndOfRib { .. })) {
             sessions.send_modify(|count| *count += 1);
         }
@@ -44,12 +55,6 @@ pub(crate) async fn follow(
             Some(Event::Route { prefix, paths }) => {
                 if let Some(prefix) = Prefix::new(prefix.addr(), prefix.prefix_len()) {
                     store(&writer, &source, prefix, &paths);
-                }
-            }
-            Some(Event::EndOfRib { .. }) if !complete => {
-                complete = all_lists_complete(&speaker).await;
-                if complete {
-                    writer.set_source(&source, SourceState::Initialized);
                 }
             }
             Some(Event::PeerDown { peer, routes_kept: false, .. }) => {
@@ -95,11 +100,29 @@ fn next_hop(path: &Path) -> LearnedNextHop {
     }
 }
 
-/// Whether every peer is up and has sent End-of-RIB for everything agreed on.
-async fn all_lists_complete(speaker: &SpeakerHandle) -> bool {
-    let Ok(peers) = speaker.peers().await else { return false };
-    peers.iter().all(|peer| {
-        peer.state == State::Established
-            && peer.families.iter().all(|family| family.end_of_rib || !family.negotiated)
-    })
+/// The first lists whose end was read here, behind their routes: the speaker itself knows of an end before its routes have come.
+#[derive(Default)]
+struct Lists(BTreeSet<(String, Family)>);
+
+impl Lists {
+    fn note(&mut self, event: Option<&Event>) {
+        match event {
+            Some(Event::EndOfRib { peer, family }) => drop(self.0.insert((peer.clone(), *family))),
+            Some(Event::PeerDown { peer, .. }) => self.0.retain(|(of, _)| of != peer),
+            _ => {}
+        }
+    }
+
+    /// Whether every peer is up and has sent End-of-RIB for everything agreed on. Nothing comes from one that the operator keeps down.
+    async fn are_complete(&self, speaker: &SpeakerHandle) -> bool {
+        let Ok(peers) = speaker.peers().await else { return false };
+        let ended = |peer: &PeerState, family: &FamilyState| {
+            !family.negotiated || self.0.contains(&(peer.name.clone(), family.family))
+        };
+        let spoken = |peer: &PeerState| {
+            let all = peer.families.iter().all(|family| ended(peer, family));
+            peer.shutdown.is_some() || (peer.state == State::Established && all)
+        };
+        !peers.is_empty() && peers.iter().all(spoken)
+    }
 }

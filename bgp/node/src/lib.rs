@@ -27,6 +27,7 @@ mod adapter;
 mod learned;
 mod operate;
 mod settings;
+mod shutdowns;
 #[cfg(test)]
 mod tests;
 mod ways;
@@ -45,6 +46,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tombolo_base::reconcile::Target;
 use tombolo_base::source::Source;
 use tombolo_base::table::{Row, Writer};
+use tombolo_bgp::rpki::CacheState;
 use tombolo_bgp::{Error, PeerAction, PeerState, PolicyQuestion, RouteFilter, RouteRow, RouteView};
 use tombolo_topology::LearnedRoute;
 use tombolo_topology::bgp::{AdvertRow, PeerRow};
@@ -61,6 +63,9 @@ const LOST_QUEUE: usize = 64;
 pub struct InstancePeer {
     /// Name of the instance.
     pub instance: Arc<str>,
+    /// Since when it is shut down by the operator, in seconds since 1970.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shutdown_since_unix_secs: Option<u64>,
     /// The state.
     #[serde(flatten)]
     pub state: PeerState,
@@ -74,6 +79,16 @@ pub struct InstanceRoute {
     /// The route.
     #[serde(flatten)]
     pub route: RouteRow,
+}
+
+/// An RPKI cache with the instance that asks it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct InstanceCache {
+    /// Name of the instance.
+    pub instance: Arc<str>,
+    /// Where it stands with the cache.
+    #[serde(flatten)]
+    pub state: CacheState,
 }
 
 /// This node's BGP. Clones steer the same one; when all are dropped, sessions break off without a word.
@@ -156,6 +171,16 @@ impl BgpNode {
         answer.await.map_err(|_| Error::Stopped)
     }
 
+    /// The RPKI caches of every instance.
+    ///
+    /// # Errors
+    /// The adapter has ended.
+    pub async fn rpki_caches(&self) -> Result<Vec<InstanceCache>, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.messages.send(Message::Caches(reply)).await.map_err(|_| Error::Stopped)?;
+        answer.await.map_err(|_| Error::Stopped)
+    }
+
     /// Routes received, in use or advertised, by instance, prefix and peer; of one peer if it is named, which the filter need not do.
     ///
     /// # Errors
@@ -194,6 +219,8 @@ impl BgpNode {
     }
 
     /// Does something to the peers of a name, or to all; says what came of it for each, nothing if there is none of that name.
+    /// A shutdown lasts until it is taken back, also through lives of this process if [`Settings::shutdowns`] names a file. A start is also for a peer
+    /// that is not there any more.
     ///
     /// # Errors
     /// The adapter has ended.

@@ -16,10 +16,14 @@ impl PeerName {
     /// Whether it stands for a peer of an instance.
     pub fn names(&self, instance: &str, peer: &PeerState) -> bool {
         let address = self.0.split_once('%').map_or(self.0.as_str(), |(address, _)| address);
-        let qualified = self.0.strip_prefix(instance).and_then(|rest| rest.strip_prefix('/'));
-        self.0 == peer.name
-            || qualified == Some(peer.name.as_str())
+        self.is_called(instance, &peer.name)
             || address.parse::<IpAddr>().is_ok_and(|address| address == peer.address)
+    }
+
+    /// Whether it is the name, plain or with its instance, of a peer.
+    pub(crate) fn is_called(&self, instance: &str, name: &str) -> bool {
+        let qualified = self.0.strip_prefix(instance).and_then(|rest| rest.strip_prefix('/'));
+        self.0 == name || qualified == Some(name)
     }
 }
 

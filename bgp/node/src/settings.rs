@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU8;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,12 +35,16 @@ pub struct Settings {
     pub max_paths: usize,
     /// Identifier of the cluster that routes are reflected in (RFC 4456); the router id otherwise.
     pub cluster_id: Option<Ipv4Addr>,
+    /// Stale time of long-lived graceful restart (RFC 9494), in seconds, of peers with graceful restart whose row does not say it; none: it is off.
+    pub long_lived_secs: Option<u32>,
     /// Seed of the timers' jitter; different on each node.
     pub jitter_seed: u64,
     /// The unit that keeps BFD sessions; started when a peer asks for one.
     pub bfd: Option<Unit>,
     /// Where to ask whether next hops can be reached, and to hear of links that go; none: every next hop counts as reachable.
     pub ways: Option<Ways>,
+    /// The file in which the operator's shutdowns outlive this process; none: they end with it.
+    pub shutdowns: Option<PathBuf>,
     /// Where messages are logged, in a folder for each instance.
     pub message_log: Option<MessageLog>,
     /// Collectors of BMP.
@@ -56,9 +61,11 @@ impl Default for Settings {
             listen: vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
             max_paths: 16,
             cluster_id: None,
+            long_lived_secs: None,
             jitter_seed: 0,
             bfd: None,
             ways: None,
+            shutdowns: None,
             message_log: None,
             stations: Vec::new(),
             caches: Vec::new(),
@@ -143,6 +150,12 @@ pub(crate) fn peer_config(row: &PeerRow, settings: &Settings) -> Result<PeerConf
     config.transport.md5 = row.password.as_ref().map(|password| Secret::new(password.expose().to_owned()));
     config.import = settings.import.clone();
     tune(&mut config, &row.tuning)?;
+    // Without graceful restart the capability is void (RFC 9494 section 4.1).
+    let by_default = settings.long_lived_secs.filter(|_| config.graceful_restart.enabled);
+    if let Some(secs) = row.tuning.long_lived_secs.or(by_default) {
+        config.long_lived.enabled = true;
+        config.long_lived.stale_time_secs = config.families.iter().map(|family| (*family, secs)).collect();
+    }
     Ok(config)
 }
 
@@ -169,10 +182,6 @@ fn tune(config: &mut PeerConfig, tuning: &PeerTuning) -> Result<(), Error> {
     if let Some((role, strict)) = tuning.role {
         config.role = Some(speakers_role(role));
         config.strict_role = strict;
-    }
-    if let Some(secs) = tuning.long_lived_secs {
-        config.long_lived.enabled = true;
-        config.long_lived.stale_time_secs = config.families.iter().map(|family| (*family, secs)).collect();
     }
     config.transport.gtsm_hops = tuning.gtsm_hops;
     config.group = tuning.group.as_deref().map(str::to_owned);

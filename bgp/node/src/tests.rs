@@ -214,6 +214,68 @@ async fn a_port_in_use_is_said_plainly() {
     assert!(error.contains("another BGP daemon") && error.contains(&port.to_string()), "{error}");
 }
 
+fn long_lived_restart_has_a_default_where_there_is_graceful_restart(row: &PeerRow) {
+    let node = Settings { long_lived_secs: Some(7200), ..Settings::default() };
+    let kept = |row: &PeerRow, settings: &Settings| {
+        let long_lived = settings::peer_config(row, settings).unwrap().long_lived;
+        long_lived.enabled.then(|| long_lived.stale_time_secs.values().copied().collect::<BTreeSet<u32>>())
+    };
+    assert_eq!(kept(row, &node), Some([3600].into()), "the peer's own");
+    let mut plain = row.clone();
+    plain.tuning.long_lived_secs = None;
+    assert_eq!((kept(&plain, &node), kept(&plain, &Settings::default())), (Some([7200].into()), None));
+    plain.graceful_restart_secs = None;
+    assert_eq!(kept(&plain, &node), None, "it is void without graceful restart");
+}
+
+/// Starts the instance as soon as the life before has let go of its port.
+async fn start_again(bgp: &BgpNode, port: u16) {
+    let started = async {
+        while let Err(error) = bgp.peer_target().update(&peer_row(port)).await {
+            assert!(error.contains("in use"), "{error}");
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(10), started).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_shutdown_outlives_the_process_until_it_is_taken_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = Settings { shutdowns: Some(folder.path().join("shutdowns.json")), ..settings() };
+    let port = free_port();
+    let (_tor, mut events) = tor(port).await;
+    let (_learned, writer) = Table::new();
+    let bgp = BgpNode::start(settings.clone(), writer);
+    bgp.peer_target().update(&peer_row(port)).await.unwrap();
+    until(&mut events, |event| matches!(event, Event::PeerUp { .. })).await;
+    let name = || Some(PeerName("main/tor".to_owned()));
+    let done = bgp.operate(name(), PeerAction::Shutdown { text: "new cable".into() }).await.unwrap();
+    assert_eq!((done.len(), &done[0].error), (1, &None));
+    until(&mut events, |event| matches!(event, Event::PeerDown { .. })).await;
+    // As if the process had been killed.
+    drop(bgp);
+
+    let (_learned, writer) = Table::new();
+    let bgp = BgpNode::start(settings.clone(), writer);
+    start_again(&bgp, port).await;
+    let peer = bgp.peers().await.unwrap().remove(0);
+    assert_eq!(peer.state.shutdown.as_deref(), Some("new cable"));
+    assert!(peer.shutdown_since_unix_secs.is_some());
+    // The other side connects every second; three times as long without a session is the answer.
+    let up = until(&mut events, |event| matches!(event, Event::PeerUp { .. }));
+    assert!(tokio::time::timeout(std::time::Duration::from_secs(3), up).await.is_err());
+    bgp.operate(name(), PeerAction::Start).await.unwrap();
+    until(&mut events, |event| matches!(event, Event::PeerUp { .. })).await;
+    drop(bgp);
+
+    let (_learned, writer) = Table::new();
+    let bgp = BgpNode::start(settings, writer);
+    start_again(&bgp, port).await;
+    let peer = bgp.peers().await.unwrap().remove(0);
+    assert_eq!((peer.state.shutdown, peer.shutdown_since_unix_secs), (None, None));
+}
+
 #[test]
 fn everything_a_row_says_reaches_the_speakers_settings() {
     let mut row = peer_row(179);
@@ -259,6 +321,7 @@ fn everything_a_row_says_reaches_the_speakers_settings() {
     assert_eq!(config.import_policy.as_ref().unwrap().default, tombolo_bgp::policy::Fallback::Accept);
     assert_eq!(config.export_policy.as_ref().unwrap().name, "e");
     assert_eq!(config.group.as_deref(), Some("g"));
+    long_lived_restart_has_a_default_where_there_is_graceful_restart(&row);
     let limit = config.prefix_limits[0];
     assert_eq!((config.prefix_limits.len(), limit.max, limit.warning_percent), (2, 7, 80));
     assert_eq!(limit.action, tombolo_bgp::LimitAction::Restart { after_secs: 9 });

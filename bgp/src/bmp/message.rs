@@ -23,6 +23,8 @@ const LOC_RIB: u8 = 3;
 /// Flags of a peer: its address is IPv6; after policy.
 const V_FLAG: u8 = 0x80;
 const L_FLAG: u8 = 0x40;
+/// Flag of a peer: what it is sent rather than what it sends (RFC 8671 section 4).
+const O_FLAG: u8 = 0x10;
 
 /// Whom a message is about: the per-peer header (RFC 7854 section 4.2), its time apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +51,11 @@ impl PeerHead {
     /// The same peer's routes after policy.
     pub(crate) const fn post_policy(self) -> Self {
         Self { flags: self.flags | L_FLAG, ..self }
+    }
+
+    /// The routes that the peer is sent rather than those that it sends.
+    pub(crate) const fn sent(self) -> Self {
+        Self { flags: self.flags | O_FLAG, ..self }
     }
 
     fn encode(&self, at: Duration, out: &mut Vec<u8>) {

@@ -14,6 +14,8 @@ pub struct BmpStation {
     pub post_policy: bool,
     /// Tell the best path of each prefix (RFC 9069); what this speaker itself originates is not among them.
     pub loc_rib: bool,
+    /// Tell what peers are sent, after export policy (RFC 8671).
+    pub adj_rib_out: bool,
     /// Time between statistics of each peer; zero sends none.
     pub statistics_every: Duration,
     /// Wait after the first failed attempt to connect; doubled each time.
@@ -27,13 +29,14 @@ pub struct BmpStation {
 }
 
 impl BmpStation {
-    /// A station that is told all there is, with the waits of RFC 7854 section 3.2 and statistics once a minute.
+    /// A station that is told all there is but what peers are sent, with the waits of RFC 7854 section 3.2 and statistics once a minute.
     pub fn new(address: SocketAddr) -> Self {
         Self {
             address,
             pre_policy: true,
             post_policy: true,
             loc_rib: true,
+            adj_rib_out: false,
             statistics_every: Duration::from_secs(60),
             retry_first: Duration::from_secs(30),
             retry_longest: Duration::from_secs(720),

@@ -35,6 +35,8 @@ pub(crate) struct StationLink {
     end_of_rib: BTreeSet<PeerId>,
     control: VecDeque<Control>,
     marks: BTreeSet<PathKey>,
+    /// The same of what peers are sent.
+    sent: BTreeSet<PathKey>,
     /// The table at the time of the connection, and how much of it is marked.
     walk: Option<(Arc<[IpNet]>, usize)>,
     overrun: bool,
@@ -71,6 +73,7 @@ impl StationLink {
     pub(crate) fn peer_down(&mut self, peer: PeerId) -> bool {
         self.end_of_rib.remove(&peer);
         self.marks.retain(|(of, ..)| *of != peer);
+        self.sent.retain(|(of, ..)| *of != peer);
         self.up.remove(&peer)
     }
 
@@ -80,6 +83,16 @@ impl StationLink {
             self.overrun |= self.marks.len() >= MARKS_MAX;
             if !self.overrun {
                 self.marks.insert(key);
+            }
+        }
+    }
+
+    /// What a peer is sent changed.
+    pub(crate) fn mark_sent(&mut self, key: PathKey) {
+        if self.up.contains(&key.0) {
+            self.overrun |= self.sent.len() >= MARKS_MAX;
+            if !self.overrun {
+                self.sent.insert(key);
             }
         }
     }
@@ -96,6 +109,11 @@ impl StationLink {
     /// Paths to tell of next.
     pub(crate) fn take_marks(&mut self) -> Vec<PathKey> {
         std::iter::from_fn(|| self.marks.pop_first()).take(STEP).collect()
+    }
+
+    /// Paths that peers are sent to tell of next.
+    pub(crate) fn take_sent(&mut self) -> Vec<PathKey> {
+        std::iter::from_fn(|| self.sent.pop_first()).take(STEP).collect()
     }
 
     /// The next prefixes of the table, to be marked; none when it is told.

@@ -194,7 +194,9 @@ impl Core {
         let jitter = Jitter::new(self.jitter_seed ^ (u64::from(id) << 32));
         let mut fsm = Fsm::new(Arc::clone(&config), self.identity, self.restarting, jitter);
         fsm.set_open_wait(OPEN_WAIT_DYNAMIC);
-        fsm.start(now);
+        if !self.held_down.contains_key(&config.name) {
+            fsm.start(now);
+        }
         self.peers.insert(id, Peer { dynamic: Some(name), ..Peer::new(config, fsm) });
         self.selection.started(now);
         self.bfd_changed = true;
@@ -210,10 +212,13 @@ impl Core {
         self.links.values().filter(open).count()
     }
 
-    /// A dynamic neighbour is forgotten once its connections, its rest after an error, and its stale routes are over.
+    /// A dynamic neighbour is forgotten once its connections, its rest after an error, and its stale routes are over; not one that the operator
+    /// shut down, who is to see it.
     pub(super) fn forget_if_gone(&mut self, now: Instant, id: PeerId) {
-        let gone =
-            |peer: &Peer| peer.dynamic.is_some() && peer.kept.is_empty() && peer.fsm.is_waiting_for_nothing();
+        let gone = |peer: &Peer| {
+            let over = peer.kept.is_empty() && peer.fsm.is_waiting_for_nothing();
+            peer.dynamic.is_some() && over && !self.held_down.contains_key(&peer.config.name)
+        };
         if self.peers.get(&id).is_some_and(gone) {
             self.drop_peer(now, id, &Notification::cease(cease::DECONFIGURED, ""));
         }

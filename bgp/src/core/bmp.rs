@@ -10,10 +10,12 @@ use ipnet::IpNet;
 
 use super::Core;
 use crate::bmp::{self, BmpStation, PeerHead, StationLink, Statistic};
-use crate::family::Family;
+use crate::family::{Family, NextHop};
 use crate::fsm::DownCause;
 use crate::rib::{LOC_RIB, PathKey, PathSet, PeerId};
-use crate::wire::{self, Announcer, Capability, EXTENDED_MESSAGE_MAX, EncodeContext, Open, Route};
+use crate::wire::{
+    self, Announcer, Attributes, Capability, EXTENDED_MESSAGE_MAX, EncodeContext, Open, Route,
+};
 
 /// Unsent bytes on a connection above which nothing more is put on it.
 const OUTSTANDING_MAX: usize = 1024 * 1024;
@@ -44,6 +46,17 @@ pub(super) struct Stations(Vec<Station>);
 type Groups = BTreeMap<(Family, Option<u64>), (Option<Arc<PathSet>>, Vec<Route>)>;
 
 impl Stations {
+    /// The connections that are told what peers are sent.
+    pub(super) fn sent_links(&mut self) -> impl Iterator<Item = &mut StationLink> {
+        let watching = self.0.iter_mut().filter(|station| station.settings.adj_rib_out);
+        watching.filter_map(|station| station.link.as_mut())
+    }
+
+    /// Whether there is one.
+    pub(super) fn watching_sent(&self) -> bool {
+        self.0.iter().any(|station| station.settings.adj_rib_out && station.link.is_some())
+    }
+
     fn links(&mut self) -> impl Iterator<Item = &mut StationLink> {
         self.0.iter_mut().filter_map(|station| station.link.as_mut())
     }
@@ -62,9 +75,13 @@ impl Core {
     /// A collector is connected: it is told who is up, then the table.
     pub(crate) fn station_up(&mut self, id: StationId) {
         let mut table: Vec<IpNet> = self.rib.destinations().map(|(prefix, _)| prefix).collect();
-        table.sort_unstable();
-        let mut link = StationLink::new(table.into());
         let Some(settings) = self.stations.0.get(id).map(|station| station.settings.clone()) else { return };
+        if settings.adj_rib_out {
+            table.extend(self.rib.originated());
+        }
+        table.sort_unstable();
+        table.dedup();
+        let mut link = StationLink::new(table.into());
         let hello = bmp::initiation(&settings.system_description, &settings.system_name);
         link.control(bmp::INITIATION, None, hello);
         if settings.loc_rib {
@@ -150,11 +167,19 @@ impl Core {
             if bytes.is_empty() {
                 self.tell_paths(settings, link.take_marks(), at, &mut bytes);
             }
+            if bytes.is_empty() {
+                self.tell_sent(link.take_sent(), at, &mut bytes);
+            }
             if !bytes.is_empty() {
                 return bytes;
             }
             match link.walk() {
-                Some(prefixes) => prefixes.iter().for_each(|prefix| self.mark_all(prefix, link)),
+                Some(prefixes) => prefixes.iter().for_each(|prefix| {
+                    self.mark_all(prefix, link);
+                    if settings.adj_rib_out {
+                        self.mark_all_sent(prefix, link);
+                    }
+                }),
                 None => {
                     for peer in link.take_end_of_rib() {
                         self.end_table(settings, peer, at, &mut bytes);
@@ -224,10 +249,13 @@ impl Core {
         if settings.post_policy {
             bmp::route_monitoring(&head.post_policy(), at, &ends, out);
         }
+        if settings.adj_rib_out {
+            bmp::route_monitoring(&head.post_policy().sent(), at, &ends, out);
+        }
     }
 
     /// An established peer, and the families in which it sends path identifiers.
-    fn head(&self, id: PeerId) -> Option<(PeerHead, Vec<Family>)> {
+    pub(super) fn head(&self, id: PeerId) -> Option<(PeerHead, Vec<Family>)> {
         let peer = self.peers.get(&id)?;
         let (_, session) = peer.session.as_ref()?;
         let head = PeerHead::peer(peer.config.address, session.peer_asn, session.peer_router_id);
@@ -320,25 +348,31 @@ fn group(keys: &[PathKey], now: impl Fn(&PathKey) -> Option<Arc<PathSet>>) -> Gr
 /// Appends what a collector is told of groups of paths.
 fn say(head: &PeerHead, at: Duration, groups: &Groups, add_path: &[Family], out: &mut Vec<u8>) {
     for ((family, _), (set, routes)) in groups {
-        let context = EncodeContext { add_path: add_path.contains(family), ..EncodeContext::default() };
-        let mut updates = Vec::new();
-        match set {
-            None => wire::withdraw_with(*family, routes, context, &mut updates),
-            Some(set) => {
-                let announce = |context, updates: &mut Vec<u8>| {
-                    Announcer::new(set.attributes(), set.next_hop(), *family, context)
-                        .announce(routes, updates)
-                };
-                let longer = EncodeContext { message_max: EXTENDED_MESSAGE_MAX, ..context };
-                let said = announce(context, &mut updates).or_else(|_| announce(longer, &mut updates));
-                if let Err(bytes) = said {
-                    tracing::warn!(
-                        bytes,
-                        "Attributes are too long for a BMP collector; their routes are left out."
-                    );
-                }
-            }
-        }
+        let said = set.as_ref().map(|set| (set.attributes().as_ref(), set.next_hop()));
+        let updates = encode(*family, said, routes, add_path.contains(family));
         bmp::route_monitoring(head, at, &updates, out);
     }
+}
+
+/// UPDATEs that announce routes with their attributes and next hop, or withdraw them.
+pub(super) fn encode(
+    family: Family,
+    said: Option<(&Attributes, &NextHop)>,
+    routes: &[Route],
+    add_path: bool,
+) -> Vec<u8> {
+    let context = EncodeContext { add_path, ..EncodeContext::default() };
+    let mut updates = Vec::new();
+    let Some((attributes, next_hop)) = said else {
+        wire::withdraw_with(family, routes, context, &mut updates);
+        return updates;
+    };
+    let announce = |context, updates: &mut Vec<u8>| {
+        Announcer::new(attributes, next_hop, family, context).announce(routes, updates)
+    };
+    let longer = EncodeContext { message_max: EXTENDED_MESSAGE_MAX, ..context };
+    if let Err(bytes) = announce(context, &mut updates).or_else(|_| announce(longer, &mut updates)) {
+        tracing::warn!(bytes, "Attributes are too long for a BMP collector; their routes are left out.");
+    }
+    updates
 }

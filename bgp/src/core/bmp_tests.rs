@@ -141,6 +141,38 @@ fn changes_follow_and_a_lost_session_is_one_message() {
 }
 
 #[test]
+fn a_collector_that_wants_it_is_told_what_peers_are_sent() {
+    let mut pair = monitored();
+    let station = BmpStation { adj_rib_out: true, ..BmpStation::new("192.0.2.9:1790".parse().unwrap()) };
+    pair.cores[0].set_stations(&[station]);
+    let announce = |pair: &mut Pair, texts: &[&str]| {
+        for text in texts {
+            pair.cores[0].announce(Scope::All, prefix(text), Announcement::default()).unwrap();
+        }
+        pair.wait(1);
+    };
+    announce(&mut pair, &["10.9.0.0/16", "2001:db8:9::/48"]);
+    pair.cores[0].station_up(0);
+    let post_out = 0x50;
+    let first = sorted(&pump(&mut pair.cores[0]), 0, post_out);
+    assert_eq!(first, (vec!["10.9.0.0/16".to_owned(), "2001:db8:9::/48".to_owned()], vec![], 2));
+    announce(&mut pair, &["10.10.0.0/16"]);
+    pair.cores[0].withdraw(&Scope::All, &prefix("10.9.0.0/16"));
+    pair.wait(1);
+    let told = pump(&mut pair.cores[0]);
+    assert_eq!(
+        sorted(&told, 0, post_out),
+        (vec!["10.10.0.0/16".to_owned()], vec!["10.9.0.0/16".to_owned()], 0)
+    );
+    let path: Vec<_> = told.iter().filter(|one| one.kind == 0 && one.flags == post_out).collect();
+    let as_path = [2, 1, 0, 0, 0xfd, 0xe9];
+    assert!(
+        path.iter().any(|one| one.body.windows(6).any(|part| part == as_path)),
+        "as it was sent: {path:?}"
+    );
+}
+
+#[test]
 fn a_slow_collector_holds_nobody_up_and_begins_anew() {
     let mut pair = monitored();
     pair.cores[0].station_up(0);

@@ -245,6 +245,36 @@ impl View {
         self.next_hop(family, &best.set, self.next_hop_action(&applied)).map(|_| applied)
     }
 
+    /// Whether the peers hear of routes of a family at all.
+    pub(super) fn speaks_of(&self, family: Family) -> bool {
+        self.families.contains(&family)
+    }
+
+    /// Whether the peers hear of the best path that may go to them, rather than of the best one or of none (RFC 7947 section 2.3.2.1).
+    pub(super) const fn chooses(&self) -> bool {
+        self.transparent
+    }
+
+    /// The path that the peers of the group hear of, the one it came from apart, and the statements to be applied to it.
+    pub(super) fn choice(&self, rib: &Rib, prefix: &IpNet) -> Option<(Best, Applied)> {
+        let best = rib.destination(prefix).and_then(Best::of)?;
+        match self.passes(rib, prefix, &best) {
+            Some(applied) => Some((best, applied)),
+            None => self.alternative(rib, prefix),
+        }
+    }
+
+    /// The best path that may go to the peers, where they [choose](Self::chooses) and the best of all may not. All paths are ranked for it.
+    pub(super) fn alternative(&self, rib: &Rib, prefix: &IpNet) -> Option<(Best, Applied)> {
+        if !self.chooses() || !self.speaks_of(Family::of(prefix)) {
+            return None;
+        }
+        rib.paths(prefix).skip(1).find_map(|(_, path)| {
+            let applied = self.passes(rib, prefix, &path)?;
+            Some((path, applied))
+        })
+    }
+
     /// What the export policy does to the next hop.
     fn next_hop_action(&self, applied: &[u16]) -> Option<NextHopAction> {
         self.policy.as_ref().and_then(|export| export.policy.next_hop(applied))

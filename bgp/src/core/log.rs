@@ -6,7 +6,8 @@ use bytes::BytesMut;
 use ipnet::IpNet;
 
 use super::export::{Held, News, Parcel, View, pack};
-use crate::rib::{Batch, PeerId, Rib};
+use crate::family::Family;
+use crate::rib::{Batch, Best, PeerId, Rib};
 use crate::wire::{Frame, MessageType, Update};
 
 /// Bytes a log may hold. A peer that is further behind than that gets the newest state of each prefix instead of every step to it.
@@ -20,6 +21,9 @@ pub(super) struct Log {
     /// Number of the first parcel.
     first: u64,
     parcels: VecDeque<Parcel>,
+    /// Where the group chooses: what it hears of, once it has all of the log, for prefixes whose best path may not go to it; none: of nothing. Those
+    /// that did not change since the group began are not here.
+    alternatives: BTreeMap<IpNet, Option<(PeerId, u64)>>,
     bytes: usize,
 }
 
@@ -52,6 +56,40 @@ impl Log {
         }
     }
 
+    /// What the group hears of after changes, where it hears of another path if the best may not go to it (RFC 7947 section 2.3.2.1). Paths beside the
+    /// best are looked at only then.
+    fn choose<'a>(&mut self, view: &View, batch: &'a Batch, rib: &Rib) -> Vec<Chosen<'a>> {
+        let mut all = Vec::new();
+        let heard = |prefix: &IpNet| view.speaks_of(Family::of(prefix)) && !rib.is_local(prefix);
+        for change in batch.iter().filter(|change| heard(&change.prefix)) {
+            let prefix = change.prefix;
+            let known = self.alternatives.remove(&prefix);
+            let goes =
+                |best: Option<&Best>| best.is_some_and(|best| view.passes(rib, &prefix, best).is_some());
+            let old = match known {
+                Some(alternative) => Held::Anything(alternative.is_some()),
+                None if goes(change.old.as_ref()) => Held::Of(change.old.as_ref()),
+                // They may have heard of another when they came.
+                None => Held::Anything(change.old.is_some()),
+            };
+            if goes(change.new.as_ref()) {
+                if change.of_best() || known.is_some() {
+                    all.push(Chosen { prefix, old, new: change.new.clone() });
+                }
+                continue;
+            }
+            let other = change.new.as_ref().and_then(|_| view.alternative(rib, &prefix));
+            let key = other.as_ref().map(|(path, _)| (path.peer, path.set.serial()));
+            if change.new.is_some() {
+                self.alternatives.insert(prefix, key);
+            }
+            if known != Some(key) {
+                all.push(Chosen { prefix, old, new: other.map(|(path, _)| path) });
+            }
+        }
+        all
+    }
+
     /// Forgets what everybody has.
     pub(super) fn forget_until(&mut self, place: u64) {
         while self.first < place {
@@ -60,6 +98,13 @@ impl Log {
             self.first += 1;
         }
     }
+}
+
+/// What a group that chooses hears of a prefix.
+struct Chosen<'a> {
+    prefix: IpNet,
+    old: Held<'a>,
+    new: Option<Best>,
 }
 
 /// The logs of all groups.
@@ -107,6 +152,16 @@ impl Logs {
     pub(super) fn append(&mut self, batch: &Batch, rib: &Rib) {
         for (view, log) in &mut self.logs {
             let members: Vec<PeerId> = log.members.iter().copied().collect();
+            if view.chooses() {
+                let chosen = log.choose(view, batch, rib);
+                let news = chosen.iter().map(|chosen| News {
+                    prefix: chosen.prefix,
+                    old: chosen.old,
+                    new: chosen.new.as_ref(),
+                });
+                log.push(pack(view, rib, news, &members));
+                continue;
+            }
             let news = batch.iter().filter(|change| change.of_best() && !rib.is_local(&change.prefix)).map(
                 |change| News {
                     prefix: change.prefix,
@@ -121,7 +176,12 @@ impl Logs {
 
 /// The prefixes that a parcel speaks of.
 pub(super) fn prefixes_of(view: &View, parcel: &Parcel) -> Vec<IpNet> {
-    let mut buffer = BytesMut::from(&parcel.bytes()[..]);
+    prefixes_in(view, parcel.bytes())
+}
+
+/// The prefixes that messages for a group speak of.
+pub(super) fn prefixes_in(view: &View, bytes: &[u8]) -> Vec<IpNet> {
+    let mut buffer = BytesMut::from(bytes);
     let mut prefixes = Vec::new();
     // Our own messages: each is whole and can be read.
     while let Ok(Some(frame)) = Frame::next(&mut buffer) {

@@ -8,6 +8,7 @@
 mod admit;
 mod bfd;
 mod bmp;
+mod bmp_out;
 #[cfg(test)]
 mod bmp_tests;
 mod export;
@@ -106,6 +107,8 @@ pub(crate) struct Core {
     /// The BFD sessions that peers ask for may be others than last taken.
     bfd_changed: bool,
     admission: Admission,
+    /// Peers that the operator shut down, by name, with the text for the other one; not all need be there.
+    held_down: BTreeMap<String, String>,
     tap: tap::Tap,
     stations: bmp::Stations,
 }
@@ -134,6 +137,7 @@ impl Core {
             selection: Selection::new(config),
             bfd_changed: false,
             admission: Admission::new(config),
+            held_down: config.shut_down.clone(),
             tap: tap::Tap::default(),
             stations: bmp::Stations::default(),
         };
@@ -242,7 +246,9 @@ impl Core {
         let config = Arc::new(config);
         let jitter = Jitter::new(self.jitter_seed ^ (u64::from(id) << 32));
         let mut fsm = Fsm::new(Arc::clone(&config), self.identity, self.restarting, jitter);
-        fsm.start(now);
+        if !self.held_down.contains_key(&config.name) {
+            fsm.start(now);
+        }
         self.peers.insert(id, Peer::new(config, fsm));
         self.selection.started(now);
         self.bfd_changed = true;
@@ -288,7 +294,7 @@ impl Core {
         self.admission.changed();
         if old.needs_reset(&config) {
             // What the operator stopped stays so.
-            if peer.shut.is_none() {
+            if !self.held_down.contains_key(&peer.config.name) {
                 peer.fsm.reset(now, &Notification::cease(cease::CONFIG_CHANGE, ""));
             }
         } else {

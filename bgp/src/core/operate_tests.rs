@@ -53,6 +53,38 @@ fn a_shutdown_lasts_until_it_is_taken_back_and_says_why() {
 }
 
 #[test]
+fn a_shutdown_of_a_life_before_holds_also_for_a_dynamic_neighbour() {
+    let dynamic = format!("rack-{}", address(1));
+    let held = [("other".to_owned(), "new cable".to_owned()), (dynamic.clone(), String::new())];
+    let config = SpeakerConfig { shut_down: held.into(), ..speaker(0, false) };
+    for with_range in [false, true] {
+        let mut pair = Pair::new();
+        let now = pair.now;
+        pair.cores[0] = Core::new(&config);
+        let (name, text) = if with_range { (dynamic.as_str(), "") } else { ("other", "new cable") };
+        if with_range {
+            let mut range = crate::dynamic::ListenRange::new("rack", IpNet::from(address(1)));
+            range.template = PeerConfig { name: "rack".into(), ..peer_config(0) };
+            pair.cores[0].add_range(range).unwrap();
+        } else {
+            pair.cores[0].add_peer(now, peer_config(0)).unwrap();
+        }
+        pair.wait(600);
+        let seen = state(&pair, 0);
+        assert_eq!((seen.name.as_str(), seen.state), (name, State::Idle));
+        assert_eq!(seen.shutdown.as_deref(), Some(text), "shown, though it was never up");
+        let now = pair.now;
+        pair.cores[0].operate(now, name, &PeerAction::Start).unwrap();
+        pair.wait(600);
+        assert_eq!((state(&pair, 0).state, state(&pair, 0).shutdown), (State::Established, None));
+    }
+    // One that is not there is started for when it comes, once.
+    let (mut core, now) = (Core::new(&config), Instant::now());
+    assert!(core.operate(now, "other", &PeerAction::Start).is_ok());
+    assert!(core.operate(now, "other", &PeerAction::Start).is_err());
+}
+
+#[test]
 fn a_hard_clear_resets_and_a_soft_one_does_not() {
     let mut pair = settled();
     let before = state(&pair, 0);

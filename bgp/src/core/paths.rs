@@ -7,6 +7,7 @@ use ipnet::IpNet;
 
 use super::Core;
 use super::export::{View, too_long};
+use super::peer::Peer;
 use crate::family::Family;
 use crate::policy::Applied;
 use crate::rib::out::{Said, Told};
@@ -43,8 +44,8 @@ impl Core {
             Some(Wanted { path_id, best, applied })
         };
         if !view.sends_path_ids(Family::of(prefix)) {
-            let best = self.rib.destination(prefix).and_then(Best::of);
-            return best.and_then(|best| pass((0, best))).into_iter().collect();
+            let choice = view.choice(&self.rib, prefix).filter(|(best, _)| best.peer != id);
+            return choice.map(|(best, applied)| Wanted { path_id: 0, best, applied }).into_iter().collect();
         }
         let most = peer.config.add_path.send.map_or(1, crate::routing::PathCount::most);
         self.rib.paths(prefix).filter_map(pass).take(most).collect()
@@ -89,6 +90,11 @@ impl Core {
                 runs.get_mut(run).into_iter().for_each(|(_, routes)| routes.push(route));
             }
         }
+        if self.is_sending_watched() {
+            let told = runs.iter().flat_map(|(_, routes)| routes.iter().copied());
+            let told: Vec<Route> = told.chain(withdrawn.iter().copied()).collect();
+            self.note_told(id, told.into_iter().chain(originated.iter().map(|(prefix, _)| (*prefix).into())));
+        }
         self.encode_paths(view, &withdrawn, originated, runs)
     }
 
@@ -122,9 +128,10 @@ impl Core {
         if out.is_empty() { Vec::new() } else { vec![out.into()] }
     }
 
-    /// Whether anybody hears of several paths: then the table tells of all changes.
+    /// Whether anybody hears of several paths, or of another than the best: then the table tells of all changes.
     pub(super) fn note_path_hearers(&mut self) {
-        let any = self.peers.values().any(|peer| peer.out.paths.is_some());
+        let chooses = |peer: &Peer| peer.view.as_ref().is_some_and(|view| view.chooses());
+        let any = self.peers.values().any(|peer| peer.out.paths.is_some() || chooses(peer));
         self.rib.tell_all_paths(any);
     }
 }

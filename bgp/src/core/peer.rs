@@ -39,8 +39,6 @@ pub(super) struct Peer {
     pub(super) bfd: Option<SessionStatus>,
     /// The listen range a dynamic neighbour came from.
     pub(super) dynamic: Option<String>,
-    /// Shut down by the operator, with the text for the other one.
-    pub(super) shut: Option<String>,
     /// The last OPENs, ours and theirs.
     pub(super) opens: (Option<Bytes>, Option<Bytes>),
     /// The state last noted, and since when it is so.
@@ -65,7 +63,6 @@ impl Peer {
             end_of_rib: BTreeSet::new(),
             bfd: None,
             dynamic: None,
-            shut: None,
             opens: (None, None),
             last_state: State::Idle,
             state_since: None,

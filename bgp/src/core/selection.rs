@@ -54,7 +54,8 @@ impl Core {
             return;
         }
         for family in Family::ALL {
-            if self.peers.values().all(|peer| has_spoken(peer, family)) {
+            let silent = |peer: &Peer| self.held_down.contains_key(&peer.config.name);
+            if self.peers.values().all(|peer| silent(peer) || has_spoken(peer, family)) {
                 self.select(family);
             }
         }

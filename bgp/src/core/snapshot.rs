@@ -13,7 +13,7 @@ use super::paths::Wanted;
 use super::peer::Peer;
 use crate::event::{FamilyState, PeerState, RouteRow, RouteView};
 use crate::family::Family;
-use crate::rib::{Best, PeerId, Refusal, Route};
+use crate::rib::{PeerId, Refusal, Route};
 
 impl Core {
     /// The state of every peer, by name.
@@ -35,12 +35,14 @@ impl Core {
                 counted.accepted += usize::from(route.refused.is_none());
                 counted.stale += usize::from(route.is_stale());
             }
-            let Some(best) = Best::of(destination).filter(|_| !self.rib.is_local(&prefix)) else { continue };
-            let hears = |view: &View| view.passes(&self.rib, &prefix, &best).is_some();
-            for (view, _) in self.logs.iter().filter(|(view, _)| hears(view)) {
+            if self.rib.is_local(&prefix) {
+                continue;
+            }
+            for (view, _) in self.logs.iter() {
+                let Some((path, _)) = view.choice(&self.rib, &prefix) else { continue };
                 let passed = tally.passed.entry((view.clone(), family)).or_default();
                 passed.all += 1;
-                *passed.from.entry(best.peer).or_default() += 1;
+                *passed.from.entry(path.peer).or_default() += 1;
             }
         }
         tally
@@ -72,7 +74,7 @@ impl Core {
             export: peer.config.export_rules(),
             offered: peer.fsm.offers(),
             state_secs: peer.state_since.map(|since| now.saturating_duration_since(since).as_secs()),
-            shutdown: peer.shut.clone(),
+            shutdown: self.held_down.get(&peer.config.name).cloned(),
             unsent_bytes: self.unsent(peer),
             outlook: peer.fsm.outlook(now),
             counters: peer.counters,
@@ -173,14 +175,10 @@ impl Core {
             if peer.out.place.is_none() {
                 continue;
             }
-            for (prefix, destination) in self.rib.destinations() {
-                let heard = Best::of(destination).filter(|best| best.peer != *id).and_then(|best| {
-                    let applied = view.passes(&self.rib, &prefix, &best)?;
-                    view.learned(&self.rib, Family::of(&prefix), &best, &applied)
-                });
-                if let Some((next_hop, attributes)) = heard.filter(|_| !self.rib.is_local(&prefix)) {
-                    rows.push(row(prefix, next_hop, Arc::new(attributes)));
-                }
+            let learned = self.rib.destinations().filter(|(prefix, _)| !self.rib.is_local(prefix));
+            for (prefix, _) in learned {
+                let heard = self.held_by(*id, &prefix, 0);
+                rows.extend(heard.map(|(next_hop, attributes)| row(prefix, next_hop, attributes)));
             }
         }
         rows.sort_by(|a, b| (a.prefix, &a.peer, a.path_id).cmp(&(b.prefix, &b.peer, b.path_id)));

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use super::Core;
 use super::export::{Exporter, Held, News, View, pack};
-use super::log::prefixes_of;
+use super::log::{prefixes_in, prefixes_of};
 use super::peer::Peer;
 use crate::family::Family;
 use crate::rib::out::{Said, Walk};
@@ -43,12 +43,7 @@ impl Core {
             for (id, peer) in &mut self.peers {
                 let Some(view) = &peer.view else { continue };
                 // Until now it may have heard of somebody else's route for the prefix.
-                let learned = || {
-                    let best = self.rib.destination(&prefix).and_then(Best::of);
-                    best.is_some_and(|best| {
-                        best.peer != *id && view.passes(&self.rib, &prefix, &best).is_some()
-                    })
-                };
+                let learned = || view.choice(&self.rib, &prefix).is_some_and(|(path, _)| path.peer != *id);
                 let told = if was_local {
                     peer.out.said(&prefix).is_some()
                 } else {
@@ -89,6 +84,11 @@ impl Core {
         if let Some(parcel) = peer.out.place.and_then(|place| log?.parcel(place)) {
             let messages = parcel.toward(id);
             peer.out.passed_log();
+            if self.is_sending_watched() {
+                let told = messages.iter().flat_map(|bytes| prefixes_in(&view, bytes));
+                let told: Vec<IpNet> = told.collect();
+                self.note_told(id, told.into_iter().map(Into::into));
+            }
             return messages;
         }
         if peer.out.has_marks() {
@@ -130,7 +130,7 @@ impl Core {
             }
             let told = peer.out.forget(&prefix) || told;
             let passed_on = peer.out.place.is_some() && !self.rib.is_local(&prefix);
-            let best = self.rib.destination(&prefix).filter(|_| passed_on).and_then(Best::of);
+            let best = passed_on.then(|| view.choice(&self.rib, &prefix)).flatten().map(|(path, _)| path);
             learned.push((prefix, told, best));
         }
         let news = learned.iter().map(|(prefix, told, best)| News {
@@ -139,6 +139,11 @@ impl Core {
             new: best.as_ref(),
         });
         let mut messages = pack(view, &self.rib, news, &[id]).toward(id);
+        if self.is_sending_watched() {
+            let told: Vec<IpNet> = messages.iter().flat_map(|bytes| prefixes_in(view, bytes)).collect();
+            let own: Vec<IpNet> = originated.iter().map(|(prefix, _)| *prefix).collect();
+            self.note_told(id, told.into_iter().chain(own).map(Into::into));
+        }
         let mut bytes = Vec::new();
         view.announcements(originated, &mut bytes);
         if !bytes.is_empty() {

@@ -17,7 +17,7 @@ use crate::event::{Event, PeerState, RouteRow, RouteView};
 use crate::filter::RouteFilter;
 use crate::operate::PeerAction;
 use crate::policy::Evaluation;
-use crate::rpki::RpkiTable;
+use crate::rpki::{CacheReport, CacheState, RpkiCache, RpkiTable};
 use crate::transport;
 
 /// Commands that may wait while the speaker is busy; the next caller waits for room.
@@ -40,9 +40,11 @@ impl Speaker {
         let (commands, command_inbox) = mpsc::channel(COMMAND_QUEUE);
         let (event_outlet, events) = mpsc::channel(config.event_queue.max(1));
         let (tracked, next_hops) = watch::channel(BTreeSet::new());
-        let driver = Driver::new(&config, event_outlet, tracked)?;
+        let report = |cache: &RpkiCache| watch::channel(CacheReport::new(cache.address));
+        let (reports, caches): (Vec<_>, Vec<_>) = config.caches.iter().map(report).unzip();
+        let driver = Driver::new(&config, event_outlet, tracked, reports)?;
         tokio::spawn(driver.run(command_inbox));
-        Ok((SpeakerHandle { commands, next_hops }, Events { events }))
+        Ok((SpeakerHandle { commands, next_hops, caches: caches.into() }, Events { events }))
     }
 }
 
@@ -51,6 +53,7 @@ impl Speaker {
 pub struct SpeakerHandle {
     commands: mpsc::Sender<Command>,
     next_hops: watch::Receiver<BTreeSet<IpAddr>>,
+    caches: Arc<[watch::Receiver<CacheReport>]>,
 }
 
 impl SpeakerHandle {
@@ -247,6 +250,13 @@ impl SpeakerHandle {
     pub async fn operate(&self, name: &str, action: PeerAction) -> Result<(), Error> {
         let name = name.to_owned();
         self.call(move |core, now| core.operate(now, &name, &action)).await?
+    }
+
+    /// Where it stands with each RPKI cache, in the order of the settings. Nothing waits for the speaker.
+    #[must_use]
+    pub fn rpki_caches(&self) -> Vec<CacheState> {
+        let now = Instant::now();
+        self.caches.iter().map(|cache| cache.borrow().at(now)).collect()
     }
 
     /// The state of every peer, by name.

@@ -35,7 +35,7 @@ use crate::error::Error;
 use crate::event::Event;
 use crate::fsm::ConnectionId;
 use crate::rib::PeerId;
-use crate::rpki::RpkiTable;
+use crate::rpki::{CacheReport, RpkiTable};
 use crate::transport::{self, Target};
 use crate::wire::{Frame, Notification};
 
@@ -96,6 +96,7 @@ impl Driver {
         config: &SpeakerConfig,
         events: mpsc::Sender<Event>,
         next_hops: watch::Sender<BTreeSet<IpAddr>>,
+        reports: Vec<watch::Sender<CacheReport>>,
     ) -> Result<Self, Error> {
         let (inputs, inbox) = mpsc::channel(INPUT_QUEUE);
         let (mut listeners, mut keys) = (JoinSet::new(), keys::Keyring::default());
@@ -108,7 +109,7 @@ impl Driver {
             listeners.spawn(accept(listener, inputs.clone()));
         }
         let mut core = Core::new(config);
-        let monitor = monitor::Monitor::start(config, &mut core, &inputs)?;
+        let monitor = monitor::Monitor::start(config, &mut core, &inputs, reports)?;
         Ok(Self {
             core,
             monitor,

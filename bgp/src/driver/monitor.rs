@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -18,7 +18,7 @@ use crate::core::tap::{Passed, TapPeer, messages};
 use crate::core::{Core, StationId, StationOutput};
 use crate::error::Error;
 use crate::mrt::{Happened, SessionEntry, Writer};
-use crate::rpki::RpkiTable;
+use crate::rpki::{CacheReport, RpkiTable};
 
 /// Longest wait for collectors to take the last messages.
 const CLOSE_MAX: Duration = Duration::from_secs(2);
@@ -41,6 +41,7 @@ impl Monitor {
         config: &SpeakerConfig,
         core: &mut Core,
         inputs: &mpsc::Sender<Input>,
+        reports: Vec<watch::Sender<CacheReport>>,
     ) -> Result<Self, Error> {
         let start = |settings: &crate::mrt::MessageLog| {
             Writer::start(settings.clone())
@@ -56,9 +57,9 @@ impl Monitor {
             stations.spawn(bmp::run(id, settings.clone(), inputs.clone(), cancel.clone()));
         }
         let (mut caches, mut payloads) = (JoinSet::new(), Vec::new());
-        for (number, settings) in config.caches.iter().enumerate() {
+        for ((number, settings), report) in config.caches.iter().enumerate().zip(reports) {
             payloads.push(Arc::default());
-            caches.spawn(rpki::run(number, settings.clone(), inputs.clone()));
+            caches.spawn(rpki::run(number, settings.clone(), inputs.clone(), report));
         }
         Ok(Self { log, queues: BTreeMap::new(), stations, cancel, payloads, _caches: caches })
     }

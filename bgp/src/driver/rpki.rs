@@ -5,18 +5,23 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::Input;
-use crate::rpki::{CacheClient, CacheOutput, RpkiCache, RpkiTable};
+use crate::rpki::{CacheClient, CacheOutput, CacheReport, RpkiCache, RpkiTable};
 
 /// Longest an attempt to connect, or to send a query, may take.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// Bytes read at once.
 const READ_SIZE: usize = 64 * 1024;
 
-/// Follows a cache until the speaker ends; what it says goes there as `number`'s.
-pub(super) async fn run(number: usize, settings: RpkiCache, inputs: mpsc::Sender<Input>) {
+/// Follows a cache until the speaker ends; what it says goes there as `number`'s, how that goes to `report`.
+pub(super) async fn run(
+    number: usize,
+    settings: RpkiCache,
+    inputs: mpsc::Sender<Input>,
+    report: watch::Sender<CacheReport>,
+) {
     let mut client = CacheClient::new(Instant::now());
     let mut stream: Option<TcpStream> = None;
     let mut buffer = vec![0; READ_SIZE];
@@ -42,6 +47,7 @@ pub(super) async fn run(number: usize, settings: RpkiCache, inputs: mpsc::Sender
                 }
             },
         }
+        report.send_replace(client.report(settings.address));
         while let Some(output) = client.next_output() {
             match output {
                 CacheOutput::Connect => connect(&settings, &mut client, &mut stream).await,
@@ -58,6 +64,7 @@ pub(super) async fn run(number: usize, settings: RpkiCache, inputs: mpsc::Sender
                     }
                 }
             }
+            report.send_replace(client.report(settings.address));
         }
     }
 }

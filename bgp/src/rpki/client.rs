@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::pdu::{self, Bad, Pdu, code};
-use super::{RpkiTable, Vrp};
+use super::{CachePhase, CacheReport, RpkiTable, Vrp};
 
 /// Intervals until a cache names its own, and for version 0 (RFC 8210 section 6): refresh, retry, expire.
 const INTERVALS: [u32; 3] = [3600, 600, 7200];
@@ -74,6 +74,8 @@ pub(crate) struct CacheClient {
     failures: u32,
     connect_at: Option<Instant>,
     refresh_at: Option<Instant>,
+    /// When the last complete answer was here.
+    complete_at: Option<Instant>,
     expire_at: Option<Instant>,
     silent_at: Option<Instant>,
     outputs: VecDeque<CacheOutput>,
@@ -98,6 +100,7 @@ impl CacheClient {
             failures: 0,
             connect_at: Some(now),
             refresh_at: None,
+            complete_at: None,
             expire_at: None,
             silent_at: None,
             outputs: VecDeque::new(),
@@ -112,6 +115,25 @@ impl CacheClient {
     /// What went wrong last.
     pub(crate) fn last_error(&self) -> Option<&str> {
         self.last_error.as_deref()
+    }
+
+    /// Where it stands with the cache at an address.
+    pub(crate) fn report(&self, address: SocketAddr) -> CacheReport {
+        CacheReport {
+            address,
+            phase: match self.exchange {
+                Exchange::Away => CachePhase::Waiting,
+                Exchange::Connecting => CachePhase::Connecting,
+                Exchange::Asked { .. } => CachePhase::Asking,
+                Exchange::Answer { .. } => CachePhase::Receiving,
+                Exchange::Idle => CachePhase::Synchronised,
+            },
+            version: self.version,
+            state: self.state,
+            payloads: self.table.lens(),
+            complete: self.complete_at.zip(self.expire_at),
+            last_error: self.last_error.clone(),
+        }
     }
 
     /// When [`CacheClient::tick`] must be called again.
@@ -172,7 +194,7 @@ impl CacheClient {
     pub(crate) fn tick(&mut self, now: Instant) {
         let due = |at: &mut Option<Instant>| at.take_if(|at| *at <= now).is_some();
         if due(&mut self.expire_at) {
-            self.state = None;
+            (self.state, self.complete_at) = (None, None);
             self.table = Arc::default();
             self.last_error = Some("the payloads expired: the cache was not heard of in time".to_owned());
             self.outputs.push_back(CacheOutput::Table(Arc::clone(&self.table)));
@@ -294,7 +316,7 @@ impl CacheClient {
             secs([refresh, retry, bounded(2).max(refresh.saturating_add(1)).max(retry.saturating_add(1))]);
         let [refresh, _, expire] = self.intervals;
         (self.refresh_at, self.expire_at, self.silent_at) = (Some(now + refresh), Some(now + expire), None);
-        self.state = Some(state);
+        (self.state, self.complete_at) = (Some(state), Some(now));
         self.failures = 0;
         self.last_error = None;
         self.exchange = Exchange::Idle;

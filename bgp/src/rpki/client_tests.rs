@@ -1,7 +1,7 @@
 use std::time::{Duration, Instant};
 
 use super::client::{CacheClient, CacheOutput};
-use super::{RpkiTable, Vrp};
+use super::{CachePhase, RpkiTable, Vrp};
 
 fn unit(version: u8, kind: u8, session: u16, body: &[u8]) -> Vec<u8> {
     let mut out = vec![version, kind];
@@ -101,6 +101,27 @@ impl Rig {
         assert_eq!(rig.tables, [all]);
         rig
     }
+}
+
+#[test]
+fn a_report_says_how_old_the_payloads_are_and_what_went_wrong() {
+    let address = "192.0.2.1:323".parse().unwrap();
+    let mut rig = Rig::new();
+    let state = |rig: &Rig| rig.client.report(address).at(rig.now);
+    assert_eq!((state(&rig).state, state(&rig).is_usable()), (CachePhase::Asking, false));
+    rig = Rig::filled(1);
+    rig.wait(20);
+    let filled = state(&rig);
+    assert_eq!((filled.session, filled.serial), (Some(7), Some(100)));
+    assert_eq!((filled.ipv4, filled.ipv6, filled.last_error), (1, 1, None));
+    assert_eq!((filled.age_secs, filled.expires_secs), (Some(20), Some(580)));
+    rig.client.lost(rig.now, "closed by the cache");
+    let lost = state(&rig);
+    assert_eq!((lost.state, lost.is_usable()), (CachePhase::Waiting, true));
+    assert_eq!(lost.last_error.as_deref(), Some("closed by the cache"));
+    rig.wait(600);
+    let expired = state(&rig);
+    assert_eq!((expired.is_usable(), expired.ipv4, expired.serial), (false, 0, None));
 }
 
 #[test]

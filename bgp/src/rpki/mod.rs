@@ -4,8 +4,11 @@ mod client;
 #[cfg(test)]
 mod client_tests;
 mod pdu;
+mod report;
 mod validate;
 
 pub use client::RpkiCache;
 pub(crate) use client::{CacheClient, CacheOutput};
+pub(crate) use report::CacheReport;
+pub use report::{CachePhase, CacheState};
 pub use validate::{RpkiTable, Validity, Vrp};

@@ -48,7 +48,8 @@ type Entries = BTreeSet<(u8, u32)>;
 pub struct RpkiTable {
     v4: PrefixMap<Ipv4Net, Entries>,
     v6: PrefixMap<Ipv6Net, Entries>,
-    len: usize,
+    /// Payloads of IPv4 and of IPv6.
+    lens: (usize, usize),
 }
 
 impl RpkiTable {
@@ -57,34 +58,39 @@ impl RpkiTable {
         if !(vrp.prefix.prefix_len()..=vrp.prefix.max_prefix_len()).contains(&vrp.max_len) {
             return false;
         }
-        let entries = match vrp.prefix.trunc() {
-            IpNet::V4(prefix) => self.v4.entry(prefix).or_default(),
-            IpNet::V6(prefix) => self.v6.entry(prefix).or_default(),
+        let (entries, len) = match vrp.prefix.trunc() {
+            IpNet::V4(prefix) => (self.v4.entry(prefix).or_default(), &mut self.lens.0),
+            IpNet::V6(prefix) => (self.v6.entry(prefix).or_default(), &mut self.lens.1),
         };
         let new = entries.insert((vrp.max_len, vrp.asn));
-        self.len += usize::from(new);
+        *len += usize::from(new);
         new
     }
 
     /// Takes a payload out; false if it is not there.
     pub fn remove(&mut self, vrp: &Vrp) -> bool {
         let entry = (vrp.max_len, vrp.asn);
-        let gone = match vrp.prefix.trunc() {
-            IpNet::V4(prefix) => take(&mut self.v4, &prefix, entry),
-            IpNet::V6(prefix) => take(&mut self.v6, &prefix, entry),
+        let (gone, len) = match vrp.prefix.trunc() {
+            IpNet::V4(prefix) => (take(&mut self.v4, &prefix, entry), &mut self.lens.0),
+            IpNet::V6(prefix) => (take(&mut self.v6, &prefix, entry), &mut self.lens.1),
         };
-        self.len -= usize::from(gone);
+        *len -= usize::from(gone);
         gone
     }
 
     /// How many payloads there are.
     pub const fn len(&self) -> usize {
-        self.len
+        self.lens.0 + self.lens.1
+    }
+
+    /// How many are for IPv4, and how many for IPv6.
+    pub const fn lens(&self) -> (usize, usize) {
+        self.lens
     }
 
     /// Whether there are none: then every route is [`Validity::NotFound`].
     pub const fn is_empty(&self) -> bool {
-        self.len == 0
+        self.len() == 0
     }
 
     /// Every payload, by prefix.
@@ -109,7 +115,7 @@ impl RpkiTable {
 
 impl PartialEq for RpkiTable {
     fn eq(&self, other: &Self) -> bool {
-        self.len == other.len && self.iter().eq(other.iter())
+        self.lens == other.lens && self.iter().eq(other.iter())
     }
 }
 
@@ -194,7 +200,9 @@ mod tests {
         let one = vrp("10.0.0.0/8", 16, 1);
         assert!(table.insert(&one) && !table.insert(&one) && table.insert(&vrp("10.0.0.0/8", 16, 2)));
         assert!(!table.insert(&vrp("10.0.0.0/8", 7, 1)) && !table.insert(&vrp("10.0.0.0/8", 33, 1)));
-        assert_eq!((table.len(), table.iter().count()), (2, 2));
+        table.insert(&vrp("2001:db8::/32", 48, 1));
+        assert_eq!((table.len(), table.iter().count(), table.lens()), (3, 3, (2, 1)));
+        assert!(table.remove(&vrp("2001:db8::/32", 48, 1)) && table.lens() == (2, 0));
         assert!(table.remove(&one) && !table.remove(&one));
         assert_eq!(table.validity(&one.prefix, Some(1)), Validity::Invalid);
         assert!(table.remove(&vrp("10.0.0.0/8", 16, 2)) && table.is_empty());

@@ -3,7 +3,7 @@
 //! Arguments are `key=value`: `asn`, `router-id`, `peer=NAME,ADDRESS,ASN,LOCAL` (repeated), `allow=PREFIX` (repeated), `announce=PREFIX`
 //! (repeated), `restarting`, `passive`, `device=INTERFACE`, `bfd=DIRECTORY` (a BFD session with each peer, 100 ms x 3, its unit's files in that
 //! directory), `bmp=ADDRESS:PORT`, `rpki=ADDRESS:PORT`, `log=FOLDER`, `peer-json={...}` and `range-json={...}` (settings that differ from the defaults, as JSON; repeated).
-//! Called as `bgp_speaker bfd ...` it is that unit. Commands come on standard input: `announce PREFIX`, `withdraw PREFIX`, `complete`, `peers`, `received`, `refresh NAME`, `dump FILE`,
+//! Called as `bgp_speaker bfd ...` it is that unit. Commands come on standard input: `announce PREFIX`, `withdraw PREFIX`, `complete`, `peers`, `caches`, `received`, `refresh NAME`, `dump FILE`,
 //! `operate NAME {"action": ...}`, `update {...}` (as `peer-json`), `drain true|false`, `shutdown TEXT`. Events and answers go to standard output, one JSON object a line.
 
 use std::path::Path;
@@ -121,6 +121,7 @@ fn station(address: &str) -> Result<BmpStation, Failure> {
         statistics_every: second,
         retry_first: second,
         retry_longest: second,
+        adj_rib_out: true,
         system_name: "speaker".to_owned(),
         ..BmpStation::new(address.parse()?)
     })
@@ -213,6 +214,7 @@ async fn command(speaker: &SpeakerHandle, line: &str, allowed: &[AllowedPrefix])
         }
         "refresh" => println!("{}", json!({"refreshed": speaker.refresh(rest).await?})),
         "peers" => println!("{}", json!({"peers": speaker.peers().await?})),
+        "caches" => println!("{}", json!({"caches": speaker.rpki_caches()})),
         "received" => println!("{}", json!({"received": speaker.routes(RouteView::Received).await?})),
         "update" => {
             speaker.update_peer(settings_of(rest, allowed)?).await?;

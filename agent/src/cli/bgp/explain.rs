@@ -4,7 +4,7 @@ use super::super::client::{self, ClientError};
 use super::super::commands::{cell, json};
 use super::super::{Format, Reading, output};
 use super::summary::capitalized;
-use super::{text, uptime};
+use super::{shut_down, text, uptime};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -106,11 +106,7 @@ fn heading(peer: &Value) -> Vec<String> {
             ));
         }
     }
-    match peer.get("shutdown") {
-        Some(Value::String(why)) if why.is_empty() => lines.push("  shut down by the operator".to_owned()),
-        Some(why) => lines.push(format!("  shut down by the operator: {}", cell(why))),
-        None => {}
-    }
+    lines.extend(shut_down(peer).map(|text| format!("  {text}")));
     if let Some(error) = peer.get("last_error") {
         lines.push(format!("  last error: {}", cell(error)));
     }

@@ -3,7 +3,7 @@
 use super::super::client::{self, ClientError};
 use super::super::commands::{cell, json};
 use super::super::{Format, Reading, output};
-use super::{text, uptime};
+use super::{shut_down, text, uptime};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -32,6 +32,9 @@ pub(super) async fn print(reading: &Reading) -> Result<ExitCode, ClientError> {
         let headings: Vec<&str> = COLUMNS.into_iter().chain(["DESC"]).collect();
         output::table(&headings, rows);
         println!();
+    }
+    for (peer, why) in peers.iter().filter_map(|peer| Some((peer, shut_down(peer)?))) {
+        println!("{}/{}: {why}", text(peer, "instance"), text(peer, "name"));
     }
     if peers.is_empty() {
         println!("(no BGP peers)");
@@ -93,7 +96,14 @@ mod tests {
         assert_eq!(cells(&peer, &family), line);
         peer["state"] = json!("opensent");
         assert_eq!(cells(&peer, &family)[7], "OpenSent");
+        assert_eq!(shut_down(&peer), None);
         peer["shutdown"] = json!("");
         assert_eq!(cells(&peer, &family)[7], "Idle (Admin)");
+        assert_eq!(shut_down(&peer).unwrap(), "shut down by the operator");
+        (peer["shutdown"], peer["shutdown_since_unix_secs"]) = (json!("new cable"), json!(1_800_000_000));
+        assert_eq!(
+            shut_down(&peer).unwrap(),
+            "shut down by the operator since 2027-01-15T08:00:00Z: new cable"
+        );
     }
 }

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::super::*;
 use super::net::{self, Id, Net, prefix};
-use super::routing::{policy, several};
+use super::routing::{heard, policy, several};
 use crate::event::{RouteRow, RouteView};
 use crate::routing::{AddPaths, PathCount};
 use crate::rpki::Vrp;
@@ -85,6 +85,56 @@ impl Happening {
     }
 }
 
+/// Of two paths the better one may not go to 3 (RFC 7947 section 2.3.2.1): it hears of the other, whatever comes and goes.
+#[test]
+fn a_route_server_hides_no_path_from_a_client_that_may_not_hear_of_the_best() {
+    let mut net = Net::new();
+    [1, 2, 3, 4].into_iter().for_each(|id| net.add(id));
+    let served = |config: &mut PeerConfig| (config.export_learned, config.route_server_client) = (true, true);
+    let not_of_1 = |config: &mut PeerConfig| {
+        served(config);
+        let rules = r#"{"name": "not-of-1", "when": [{"peers": ["n1"]}], "then": "reject"}, {"name": "rest", "then": "accept"}"#;
+        config.export_policy = policy(rules);
+    };
+    let serves = |config: &mut PeerConfig| config.enforce_first_as = false;
+    net.join_apart(2, 1, served, serves);
+    net.join_apart(2, 3, not_of_1, serves);
+    net.join_apart(2, 4, served, serves);
+    net.wait(5);
+    let say = |net: &mut Net, id, med| {
+        let announcement = Announcement { med: Some(med), ..Announcement::default() };
+        net.core(id).announce(Scope::All, prefix("10.1.0.0/16"), announcement).unwrap();
+        net.run();
+    };
+    say(&mut net, 1, 1);
+    assert_eq!(heard(&mut net, 3, 2), Vec::<String>::new());
+    assert_eq!(heard(&mut net, 4, 2), ["10.1.0.0/16 via 10.0.0.1 path 65001 med 1"]);
+    // The best stays that of 1, which has the lower identifier.
+    say(&mut net, 4, 7);
+    let second = ["10.1.0.0/16 via 10.0.0.4 path 65004 med 7"];
+    assert_eq!(heard(&mut net, 3, 2), second);
+    assert_eq!(heard(&mut net, 1, 2), Vec::<String>::new(), "the best is its own");
+    let state = net.core(2).routes(RouteView::Advertised);
+    assert_eq!(state.iter().filter(|row| row.peer == "n3").count(), 1);
+    net.sent.clear();
+    say(&mut net, 1, 2);
+    assert_eq!(heard(&mut net, 3, 2), second);
+    assert!(
+        !net.sent.iter().any(|(from, to, _)| (*from, *to) == (2, 3)),
+        "nothing new for it: {:?}",
+        net.sent
+    );
+    say(&mut net, 4, 8);
+    assert_eq!(heard(&mut net, 3, 2), ["10.1.0.0/16 via 10.0.0.4 path 65004 med 8"]);
+    net.core(1).withdraw(&Scope::All, &prefix("10.1.0.0/16"));
+    net.run();
+    assert_eq!(heard(&mut net, 3, 2), ["10.1.0.0/16 via 10.0.0.4 path 65004 med 8"]);
+    say(&mut net, 1, 3);
+    net.core(4).withdraw(&Scope::All, &prefix("10.1.0.0/16"));
+    net.run();
+    assert_eq!(heard(&mut net, 3, 2), Vec::<String>::new());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -92,6 +142,7 @@ proptest! {
     #[test]
     fn what_peers_hold_is_what_a_recomputation_says(
         happenings in prop::collection::vec((happening(), any::<bool>()), 1..40),
+        served in any::<bool>(),
     ) {
         let mut net = Net::new();
         [1, 3].into_iter().for_each(|id| net.add(id));
@@ -101,13 +152,18 @@ proptest! {
             let mut config = net::peer(2, id);
             config.reflector_client = id == 5;
             config.export_learned = id != 3;
+            // Such a peer hears of the best path that its policy lets through.
+            config.route_server_client = served && id == 1;
             if id == 3 {
                 several(&mut config);
             } else if id == 5 {
                 config.add_path = AddPaths { receive: true, send: Some(PathCount::All) };
             }
             configs.insert(id, config.clone());
-            let takes_several = |settings: &mut PeerConfig| settings.add_path.receive = true;
+            let takes_several = |settings: &mut PeerConfig| {
+                settings.add_path.receive = true;
+                settings.enforce_first_as = !(served && id == 1);
+            };
             net.join_apart(2, id, |settings| *settings = config.clone(), takes_several);
         }
         net.wait(5);

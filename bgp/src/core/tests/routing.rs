@@ -15,7 +15,7 @@ pub(super) fn policy(statements: &str) -> Option<Arc<Policy>> {
 }
 
 /// All that a speaker has from a peer, as it came or as it was refused.
-fn heard(net: &mut Net, id: Id, from: Id) -> Vec<String> {
+pub(super) fn heard(net: &mut Net, id: Id, from: Id) -> Vec<String> {
     let rows = net.core(id).routes(RouteView::Received);
     rows.iter().filter(|row| row.peer == format!("n{from}")).map(text).collect()
 }
