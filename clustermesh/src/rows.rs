@@ -146,6 +146,8 @@ impl Sorted {
             Record::Ip(entry) => self.ips.push((entry, keep)),
             Record::Service(service) => self.services.push((*service, keep)),
             Record::Assignment(name, value) => self.assignments.push((name, value, keep)),
+            // No table has rows of them, and no follower asks for these kinds.
+            Record::EndpointSlice(_) | Record::ServiceExport(_) => {}
         }
     }
 }
