@@ -12,6 +12,7 @@
     reason = "all of this file is test code, helpers included"
 )]
 
+mod follow;
 mod golden;
 mod mutation;
 mod reject;
