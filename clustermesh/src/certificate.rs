@@ -85,7 +85,7 @@ pub fn unix_now() -> i64 {
 /// A moment as RFC 3339 has it, in UTC.
 #[must_use]
 pub fn date(unix_secs: i64) -> String {
-    rfc3339::text(u64::try_from(unix_secs).unwrap_or(0))
+    rfc3339::text(unix_secs)
 }
 
 fn bad(file: &Path, reason: impl Into<String>, remedy: &str) -> MeshError {

@@ -1,18 +1,22 @@
 //! Between wire records and the rows of the tables.
 
+mod slices;
+
 use crate::follower::{Change, MeshSink};
 pub use crate::wire::Assignment;
 use crate::wire::node::Address;
-use crate::wire::{IpEntry, Node, Record, Service};
+use crate::wire::slice::{self, SERVICE_LABEL};
+use crate::wire::{EndpointSlice, IpEntry, Node, Record, Service};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use tombolo_base::ids::{ClusterId, ClusterName, MaxClusters};
 use tombolo_base::source::{Source, SourceState};
 use tombolo_base::table::Writer;
 use tombolo_service::rows::{
-    LbAssignment, Protocol, RemotePort, RemoteService, ServiceName, ServiceRow, SliceRow,
+    LbAssignment, Protocol, RemotePort, RemoteService, ServiceName, ServiceRow, SliceEndpoint, SlicePort,
+    SliceRow,
 };
 use tombolo_topology::{AddressKind, IdentityRow, NodeAddress, NodeRow, PrefixRow, WireguardKey};
 
@@ -27,6 +31,8 @@ pub struct TableSink {
     pub prefixes: Arc<Writer<PrefixRow>>,
     /// Shared services of remote clusters.
     pub services: Arc<Writer<RemoteService>>,
+    /// The endpoint slices that services are made of, where a cluster publishes slices only.
+    pub slices: RemoteSlices,
     /// LoadBalancer addresses that the own cluster's elected agent assigned.
     pub assignments: Arc<Writer<LbAssignment>>,
     /// The own cluster: its source is announced to `assignments`, remote ones to `services`.
@@ -34,6 +40,10 @@ pub struct TableSink {
     /// The size of the mesh.
     pub max: MaxClusters,
 }
+
+/// Endpoint slices of remote clusters, which become rows service by service; empty at first. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct RemoteSlices(Arc<Mutex<slices::SliceBook>>);
 
 impl MeshSink for TableSink {
     fn apply(&self, cluster: &ClusterName, changes: Vec<Change>) {
@@ -89,6 +99,18 @@ impl MeshSink for TableSink {
                 }
             });
         }
+        if !sorted.slices.is_empty() {
+            let mut book = self.slices.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let touched = book.take(cluster, sorted.slices);
+            self.services.commit(|table| {
+                for name in touched {
+                    match book.row(cluster, &name) {
+                        Some(row) => drop(table.upsert(row)),
+                        None => drop(table.remove(&(name, source.clone()))),
+                    }
+                }
+            });
+        }
         if !sorted.assignments.is_empty() {
             self.assignments.commit(|table| {
                 for (name, assignment, keep) in sorted.assignments {
@@ -118,6 +140,7 @@ impl MeshSink for TableSink {
         let source = Source::Cluster(cluster.clone());
         self.nodes.drain_source(&source);
         self.services.drain_source(&source);
+        self.slices.0.lock().unwrap_or_else(PoisonError::into_inner).forget(cluster);
         self.prefixes.drain_source(&source);
         self.identities.drain_source(&source);
         self.assignments.drain_source(&source);
@@ -131,6 +154,7 @@ struct Sorted {
     identities: Vec<(tombolo_base::ids::IdentityId, tombolo_base::labels::Labels, bool)>,
     ips: Vec<(IpEntry, bool)>,
     services: Vec<(Service, bool)>,
+    slices: Vec<(EndpointSlice, bool)>,
     assignments: Vec<(ServiceName, Assignment, bool)>,
 }
 
@@ -146,6 +170,9 @@ impl Sorted {
             Record::Ip(entry) => self.ips.push((entry, keep)),
             Record::Service(service) => self.services.push((*service, keep)),
             Record::Assignment(name, value) => self.assignments.push((name, value, keep)),
+            Record::EndpointSlice(slice) => self.slices.push((*slice, keep)),
+            // No table has rows of exports, and no follower asks for them.
+            Record::ServiceExport(_) => {}
         }
     }
 }
@@ -280,6 +307,37 @@ pub fn service_entry<'a>(
     entry.include_external = service.global;
     entry.shared = service.global && service.shared;
     entry
+}
+
+/// The entry of an EndpointSlice of a global service of this cluster, with the conditions of every endpoint.
+#[must_use]
+pub fn slice_entry(
+    cluster: &ClusterName,
+    id: ClusterId,
+    service: &ServiceRow,
+    row: &SliceRow,
+) -> EndpointSlice {
+    // All addresses of a slice are of one family; without any it does not matter.
+    let ipv4 = row.endpoints.iter().flat_map(|e| &e.addresses).next().is_none_or(std::net::IpAddr::is_ipv4);
+    let mut slice =
+        EndpointSlice::new(cluster.as_str(), u32::from(id.get()), &row.name.namespace, &row.name.name, ipv4);
+    slice.labels.insert(SERVICE_LABEL.into(), service.name.name.clone());
+    let endpoint = |e: &SliceEndpoint| slice::Endpoint {
+        addresses: e.addresses.clone(),
+        ready: Some(e.ready || service.publish_not_ready),
+        serving: Some(e.serving),
+        terminating: Some(e.terminating),
+        node: e.node.clone(),
+        ..slice::Endpoint::default()
+    };
+    slice.endpoints = row.endpoints.iter().map(endpoint).collect();
+    let port = |port: &SlicePort| slice::Port {
+        name: Some(port.name.clone()),
+        protocol: Some(port.protocol.to_string().into()),
+        port: Some(port.port),
+    };
+    slice.ports = row.ports.iter().map(port).collect();
+    slice
 }
 
 impl Assignment {

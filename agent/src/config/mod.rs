@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use tombolo_base::ids::{ClusterId, ClusterName, MaxClusters};
 use tombolo_base::prefix::Prefix;
 use tombolo_clustermesh::etcd::EtcdConfig;
+use tombolo_clustermesh::wire::ExportMode;
 
 /// `agent.yaml`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -118,6 +119,31 @@ pub(crate) struct Clustermesh {
     pub(crate) folder: PathBuf,
     /// Accept `http://` endpoints in these files.
     pub(crate) allow_plaintext: bool,
+    /// How backends of global services are published.
+    pub(crate) backends: Backends,
+}
+
+/// The forms of a global service's backends, in Cilium's words.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Backends {
+    /// As services: what every peer reads.
+    #[default]
+    Services,
+    /// Also as endpoint slices, for peers that prefer them (from 1.20 on).
+    ServicesAndEndpointslices,
+    /// As endpoint slices only: peers up to 1.19 see no backends.
+    EndpointslicesOnly,
+}
+
+impl From<Backends> for ExportMode {
+    fn from(backends: Backends) -> Self {
+        match backends {
+            Backends::Services => Self::Services,
+            Backends::ServicesAndEndpointslices => Self::ServicesAndSlices,
+            Backends::EndpointslicesOnly => Self::SlicesOnly,
+        }
+    }
 }
 
 /// How pods of other nodes are reached.

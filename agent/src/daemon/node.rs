@@ -286,6 +286,7 @@ pub(crate) fn start_publisher(
     let etcd = config.etcd.as_ref().ok_or_else(|| anyhow!("etcd is missing in the configuration"))?;
     let settings = PublisherConfig {
         max: identity.max_clusters,
+        backends: config.clustermesh.backends.into(),
         ..PublisherConfig::new(
             identity.cluster.clone(),
             identity.cluster_id,

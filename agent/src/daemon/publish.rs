@@ -10,7 +10,7 @@ use tombolo_base::source::{Source, SourceState};
 use tombolo_base::table::{Snapshot, Table};
 use tombolo_clustermesh::publisher::{Desired, PublisherHandle};
 use tombolo_clustermesh::rows::{self, Assignment};
-use tombolo_clustermesh::wire::key;
+use tombolo_clustermesh::wire::{ExportMode, key};
 use tombolo_kubernetes::{NamespaceRow, Tables};
 use tombolo_service::{LbAssignment, ServiceName, ServiceRow, SliceRow, pools};
 use tombolo_topology::{NodeRow, PrefixRow, WireguardKey};
@@ -72,6 +72,8 @@ pub(crate) struct ClusterInputs {
     pub(crate) name: ClusterName,
     /// This cluster's id.
     pub(crate) id: ClusterId,
+    /// How backends are published.
+    pub(crate) backends: ExportMode,
     /// Kubernetes objects.
     pub(crate) tables: Tables,
     /// Addresses as this node learned them, also from an earlier life.
@@ -99,7 +101,7 @@ pub(crate) async fn cluster(
     publisher: PublisherHandle,
     problems: Texts,
 ) {
-    let ClusterInputs { name, id, tables, addresses } = inputs;
+    let ClusterInputs { name, id, backends, tables, addresses } = inputs;
     let (mut services, mut slices) = (tables.services.changes(), tables.slices.changes());
     let (mut offered, mut namespaces) = (tables.pools.changes(), tables.namespaces.changes());
     let mut leader = publisher.leader();
@@ -142,8 +144,14 @@ pub(crate) async fn cluster(
         let decided = pools::assign(&pools, &all, &known);
         *problems.lock().unwrap_or_else(PoisonError::into_inner) = decided.problems;
         let namespaces = tables.namespaces.snapshot();
-        let exported = exported(&all, &slices, &namespaces)
-            .map(|row| Desired::service(&rows::service_entry(&name, id, row, slices.by_index(&row.name))));
+        let exported = exported(&all, &slices, &namespaces).flat_map(|row| {
+            let of_it = || slices.by_index(&row.name);
+            let service =
+                backends.services().then(|| Desired::service(&rows::service_entry(&name, id, row, of_it())));
+            let slices = of_it().filter(|_| backends.slices());
+            let slices = slices.map(|slice| Desired::slice(&rows::slice_entry(&name, id, row, slice)));
+            service.into_iter().chain(slices).collect::<Vec<_>>()
+        });
         let assigned = decided.rows.iter().map(|row| Desired::assignment(&row.name, &Assignment::of(row)));
         publisher.set_cluster(exported.chain(assigned).filter_map(written));
         present = Some(decided.rows.into_iter().map(|row| (row.name, row.addresses)).collect());

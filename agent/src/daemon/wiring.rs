@@ -21,7 +21,7 @@ use tombolo_base::reconcile::Target;
 use tombolo_base::source::{Source, SourceState};
 use tombolo_base::table::{Row, Table, Writer};
 use tombolo_clustermesh::publisher::PublisherHandle;
-use tombolo_clustermesh::rows::TableSink;
+use tombolo_clustermesh::rows::{RemoteSlices, TableSink};
 use tombolo_kubernetes::{LabelFilter, Tables, Writers};
 use tombolo_topology::plan::{self, NodeIndexes};
 use tombolo_topology::{EndpointRow, IdentityRow, LearnedRoute, PrefixRow};
@@ -123,6 +123,7 @@ impl Rooms<'_> {
             identities: sources.identities.clone(),
             prefixes: sources.prefixes.clone(),
             services: sources.remote_services.clone(),
+            slices: RemoteSlices::default(),
             assignments: sources.addresses.clone(),
             own: self.ground.identity.cluster.clone(),
             max: self.ground.identity.max_clusters,
@@ -314,6 +315,7 @@ impl Rooms<'_> {
         let inputs = publish::ClusterInputs {
             name: identity.cluster.clone(),
             id: identity.cluster_id,
+            backends: config.clustermesh.backends.into(),
             tables: self.intent.kube.clone(),
             addresses: self.intent.addresses.clone(),
         };

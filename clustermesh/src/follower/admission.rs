@@ -2,7 +2,8 @@
 
 use super::core::{Follower, Link};
 use super::event::{Header, Output};
-use crate::wire::{ClusterConfig, ConfigError, Layout, Remote, key};
+use super::store::Store;
+use crate::wire::{ClusterConfig, ConfigError, Kind, Layout, ReaderForms, Remote, ServicePreference, key};
 use tombolo_base::clock::Moment;
 use tombolo_base::source::SourceState;
 
@@ -60,8 +61,22 @@ impl Follower {
             .map_err(|other| ConfigError::Taken { id: published.id, other: other.to_string() })?;
         self.remote =
             Some(Remote { name: self.config.cluster.clone(), id, max: self.config.max, own: false });
+        self.choose_backends(published.capabilities.reader(ServicePreference::default()), out);
         self.published = Some(published);
         Ok(())
+    }
+
+    /// Backends are published as services or as endpoint slices. Only the form that this cluster has is read, for of the
+    /// other one no canary may come; what was known in it goes.
+    fn choose_backends(&mut self, forms: ReaderForms, out: &mut Vec<Output>) {
+        for kind in [Kind::Services, Kind::EndpointSlices] {
+            if forms.reads(kind) {
+                self.stores.entry(kind).or_insert_with(|| Store::new(kind));
+            } else {
+                self.drain_kind(kind, out);
+                self.stores.remove(&kind);
+            }
+        }
     }
 
     pub(super) fn layout(&self) -> Layout {

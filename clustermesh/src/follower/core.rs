@@ -238,13 +238,18 @@ impl Follower {
     }
 
     pub(super) fn drain_entries(&mut self, out: &mut Vec<Output>) {
-        for kind in [Kind::Nodes, Kind::Services, Kind::Assignments, Kind::Ips, Kind::Identities] {
-            let mut changes = Vec::new();
-            if let Some(store) = self.stores.get_mut(&kind) {
-                store.drain(&mut changes);
-            }
-            self.emit(changes, out);
+        use Kind::{Assignments, EndpointSlices, Identities, Ips, Nodes, Services};
+        for kind in [Nodes, Services, EndpointSlices, Assignments, Ips, Identities] {
+            self.drain_kind(kind, out);
         }
+    }
+
+    pub(super) fn drain_kind(&mut self, kind: Kind, out: &mut Vec<Output>) {
+        let mut changes = Vec::new();
+        if let Some(store) = self.stores.get_mut(&kind) {
+            store.drain(&mut changes);
+        }
+        self.emit(changes, out);
     }
 
     fn emit(&mut self, changes: Vec<Change>, out: &mut Vec<Output>) {

@@ -79,8 +79,8 @@ impl Dump {
                 let ip = DumpedIp { id: entry.identity.0, host: entry.host_ip, key: entry.encryption_key };
                 self.ips.entry(entry.prefix.short()).or_insert(ip);
             }
-            // Of the own cluster only, which is not dumped.
-            Record::Assignment(..) => {}
+            // Of the own cluster only, which is not dumped; slices and exports have no place in the dump's form.
+            Record::Assignment(..) | Record::EndpointSlice(_) | Record::ServiceExport(_) => {}
         }
         Ok(())
     }

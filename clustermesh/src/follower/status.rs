@@ -121,7 +121,7 @@ impl Follower {
         let ready = self.link == Link::Running && self.state == SourceState::Initialized;
         let published = self.published.as_ref();
         let exports = published.and_then(|config| config.capabilities.service_exports_enabled);
-        let mode = published.map(|config| config.capabilities.endpoint_slices_export_mode.clone());
+        let mode = published.map(|config| config.capabilities.export_mode.word().to_owned());
         let stale = (!ready).then(|| self.confirmed.map(|at| now.since(at).as_secs())).flatten();
         ClusterStatus {
             name: self.config.cluster.to_string(),

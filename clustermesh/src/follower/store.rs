@@ -50,7 +50,9 @@ pub(crate) struct Store {
 const fn most_entries(kind: Kind) -> usize {
     match kind {
         Kind::Ips => 2_000_000,
-        Kind::Nodes | Kind::Services | Kind::Identities | Kind::Assignments => 65_536,
+        // A service of 10,000 backends has a hundred.
+        Kind::EndpointSlices => 262_144,
+        Kind::ServiceExports | Kind::Nodes | Kind::Services | Kind::Identities | Kind::Assignments => 65_536,
     }
 }
 

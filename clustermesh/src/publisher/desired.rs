@@ -3,7 +3,7 @@
 use crate::error::MeshError;
 use crate::etcd::MAX_VALUE_BYTES;
 use crate::rows::Assignment;
-use crate::wire::{ClusterConfig, IpEntry, Kind, Layout, Node, Service, key};
+use crate::wire::{ClusterConfig, EndpointSlice, IpEntry, Kind, Layout, Node, Service, key};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use tombolo_service::rows::ServiceName;
@@ -55,6 +55,16 @@ impl Desired {
     pub fn service(service: &Service) -> Result<Self, MeshError> {
         let prefix = Kind::Services.prefix(Layout::State, &service.cluster);
         Self::new(format!("{prefix}{}/{}", service.namespace, service.name), service.encode(), true)
+    }
+
+    /// Some endpoints of a global service of this cluster.
+    ///
+    /// # Errors
+    /// When it is too large.
+    pub fn slice(slice: &EndpointSlice) -> Result<Self, MeshError> {
+        let name = format!("{}/{}", slice.namespace, slice.name);
+        let key = Kind::EndpointSlices.key(Layout::State, &slice.cluster, &name);
+        Self::new(key, Ok(slice.encode()), true)
     }
 
     /// Addresses of a LoadBalancer service; outlives every agent.

@@ -5,7 +5,7 @@ use super::election::ended;
 use super::scope::list_at;
 use crate::error::MeshError;
 use crate::etcd::{request, request_error};
-use crate::wire::{KINDS, Layout, key};
+use crate::wire::{Kind, Layout, key};
 use etcd_client::{Client, EventType, WatchOptions, WatchStream};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ impl Gate {
     pub(super) async fn open(context: &Context, client: &Client) -> Result<Self, MeshError> {
         let cluster = context.config.cluster.as_str();
         let (canaries, _) = list_at(client, &key::synced_prefix(cluster)).await?;
-        let stands = |kind: &crate::wire::Kind| {
+        let stands = |kind: Kind| {
             let canary = kind.canary(Layout::State, cluster);
             canaries.iter().any(|kv| kv.key() == canary.as_bytes())
         };
@@ -38,7 +38,7 @@ impl Gate {
             published: markers.iter().filter_map(|kv| node(kv.key())).collect(),
             stream: request(|| format!("watching {}", key::PUBLISHED), call).await?,
             opens: Instant::now() + context.config.canary_wait,
-            complete: KINDS.iter().all(stands),
+            complete: context.config.forms().canaries().all(stands),
         })
     }
 

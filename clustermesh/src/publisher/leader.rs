@@ -10,7 +10,7 @@ use super::{Context, sweep};
 use crate::error::MeshError;
 use crate::etcd::request;
 use crate::rfc3339;
-use crate::wire::{Capabilities, ClusterConfig, KINDS, Kind, Layout, key};
+use crate::wire::{ClusterConfig, Kind, Layout, key};
 use etcd_client::{Client, PutOptions};
 use std::convert::Infallible;
 use tokio::time::{MissedTickBehavior, interval};
@@ -31,6 +31,8 @@ async fn try_lead(context: &Context, client: &Client, won: &Won) -> Result<Infal
         Area::Key(key::cluster_config(cluster)),
         Area::Whole(key::synced_prefix(cluster)),
         Area::Whole(Kind::Services.prefix(Layout::State, cluster)),
+        // Also when they are not announced: what an earlier setting left there goes.
+        Area::Whole(Kind::EndpointSlices.prefix(Layout::State, cluster)),
         Area::Whole(key::ASSIGNMENTS.to_owned()),
     ];
     let mut writer =
@@ -68,8 +70,9 @@ async fn try_lead(context: &Context, client: &Client, won: &Won) -> Result<Infal
                 sweep::sweep(context, client, won.lease).await?;
                 swept = true;
             }
-            let canary = |kind: &Kind| Desired::text(kind.canary(Layout::State, cluster), &since);
-            desired.extend(KINDS.iter().map(canary).map(|canary| (canary.key.clone(), canary)));
+            let canary = |kind: Kind| Desired::text(kind.canary(Layout::State, cluster), &since);
+            let canaries = context.config.forms().canaries().map(canary);
+            desired.extend(canaries.map(|canary| (canary.key.clone(), canary)));
         }
         writer.reconcile(&desired, known).await?;
         context.update(|status| {
@@ -105,12 +108,9 @@ async fn try_lead(context: &Context, client: &Client, won: &Won) -> Result<Infal
 
 /// What this cluster says about itself: it waits for nobody's exports and announces no capability it lacks.
 fn own_config(context: &Context) -> ClusterConfig {
+    let config = &context.config;
     ClusterConfig {
-        id: u32::from(context.config.cluster_id.get()),
-        capabilities: Capabilities {
-            synced_canaries: true,
-            max_connected_clusters: context.config.max.max(),
-            ..Capabilities::default()
-        },
+        id: u32::from(config.cluster_id.get()),
+        capabilities: config.forms().capabilities(config.max),
     }
 }

@@ -25,7 +25,7 @@ pub use kv::KeyValues;
 use crate::certificate::{Expiry, unix_now};
 use crate::error::MeshError;
 use crate::etcd::{EtcdConfig, request};
-use crate::wire::key;
+use crate::wire::{ExportMode, ProducerForms, key};
 use identity::{Allocation, Shared};
 use kv::ClientSlot;
 use rand::Rng;
@@ -48,6 +48,9 @@ pub struct PublisherConfig {
     pub cluster_id: ClusterId,
     /// The size of the mesh.
     pub max: MaxClusters,
+    /// How the backends of global services are written; each form is written by the caller, with
+    /// [`PublisherHandle::set_cluster`].
+    pub backends: ExportMode,
     /// This node.
     pub node: Arc<str>,
     /// The own etcd.
@@ -82,6 +85,7 @@ impl PublisherConfig {
             cluster,
             cluster_id,
             max: MaxClusters::default(),
+            backends: ExportMode::default(),
             node,
             etcd,
             state_dir,
@@ -92,6 +96,11 @@ impl PublisherConfig {
             audit: Duration::from_secs(300),
             identity_gc: Duration::from_secs(15 * 60),
         }
+    }
+
+    /// What is announced and which canaries are written.
+    fn forms(&self) -> ProducerForms {
+        ProducerForms { backends: self.backends, ..ProducerForms::default() }
     }
 
     fn keep_alive(&self) -> Duration {

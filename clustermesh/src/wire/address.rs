@@ -1,9 +1,10 @@
 //! Addresses, masks and CIDRs as Go writes them in JSON.
 
-use super::json::{JsonError, Value};
+use super::json::{JsonError, Object, Value};
 use super::reject::{Reason, Reject};
 use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
+use base64::alphabet;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD};
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 use std::net::IpAddr;
@@ -15,7 +16,7 @@ pub(crate) fn parse_ip(text: &str) -> Option<IpAddr> {
 }
 
 /// An address field; `None` when absent or `""`.
-pub(crate) fn ip_field(value: &Value, name: &str) -> Result<Option<IpAddr>, JsonError> {
+pub(crate) fn ip_field(value: &Object<'_, '_>, name: &str) -> Result<Option<IpAddr>, JsonError> {
     match value.text(name)? {
         "" => Ok(None),
         text => parse_ip(text).map(Some).ok_or_else(|| JsonError::field(name, "expected an IP address")),
@@ -39,8 +40,10 @@ pub(crate) fn check_ownable(prefix: &Prefix) -> Result<(), Reject> {
     Err(Reject::new(Reason::Address, format!("{prefix} is {wrong}, which no cluster can own")))
 }
 
-/// The length of a raw mask; `None` for masks with holes or of a wrong size.
+/// The length of a raw mask; `None` for masks with holes or of a wrong size. As in Go, an IPv4 mask may be the end of
+/// an IPv6 one.
 fn mask_len(mask: &[u8], ipv4: bool) -> Option<u8> {
+    let mask = if ipv4 { mask.strip_prefix(&[0xff; 12]).unwrap_or(mask) } else { mask };
     if mask.len() != if ipv4 { 4 } else { 16 } {
         return None;
     }
@@ -66,27 +69,45 @@ pub(crate) fn mask_text(len: u8, ipv4: bool) -> String {
     STANDARD.encode(bytes)
 }
 
+/// Go's decoder of base64 does not look at the bits past the last byte.
+const GO_BASE64: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true),
+);
+
+/// Bytes as Go reads them: padded standard base64, in which line ends do not count, or an array of numbers.
+fn bytes(value: &Value<'_>, name: &str) -> Result<Vec<u8>, JsonError> {
+    let bad = || JsonError::field(name, "expected base64 or null");
+    match value {
+        Value::String(text) => {
+            let text: Vec<u8> = text.bytes().filter(|byte| !matches!(byte, b'\r' | b'\n')).collect();
+            GO_BASE64.decode(text).map_err(|_| bad())
+        }
+        Value::Array(elements) => elements
+            .iter()
+            .map(|element| u8::try_from(element.whole(name, u32::from(u8::MAX))?).map_err(|_| bad()))
+            .collect(),
+        _ => Err(bad()),
+    }
+}
+
 /// A mask field: `None` when `null` or absent.
-pub(crate) fn mask_field(value: &Value, name: &str, ipv4: bool) -> Result<Option<u8>, Reject> {
-    let text = match value.get(name) {
-        None => return Ok(None),
-        Some(Value::String(text)) => text,
-        Some(_) => return Err(JsonError::field(name, "expected base64 or null").into()),
-    };
-    let bytes = STANDARD.decode(text).map_err(|_| JsonError::field(name, "expected base64"))?;
-    mask_len(&bytes, ipv4)
+pub(crate) fn mask_field(value: &Object<'_, '_>, name: &str, ipv4: bool) -> Result<Option<u8>, Reject> {
+    let Some(value) = value.last(name) else { return Ok(None) };
+    mask_len(&bytes(value, name)?, ipv4)
         .map(Some)
-        .ok_or_else(|| Reject::new(Reason::Address, format!("mask {text:?} has holes or a wrong size")))
+        .ok_or_else(|| Reject::new(Reason::Address, format!("field {name} has holes or a wrong size")))
 }
 
 /// A CIDR written as `{"IP":..,"Mask":..}` or, by newer producers, as `"10.1.0.0/24"`.
-pub(crate) fn cidr(value: &Value, name: &str) -> Result<Prefix, Reject> {
+pub(crate) fn cidr(value: &Value<'_>, name: &str) -> Result<Prefix, Reject> {
     let bad = || Reject::from(JsonError::field(name, "expected a CIDR as object or text"));
     let prefix = match value {
         Value::String(text) if text.contains('/') => text.parse::<Prefix>().map_err(|_| bad())?,
         Value::Object(_) => {
-            let address = ip_field(value, "IP")?.ok_or_else(bad)?;
-            let len = mask_field(value, "Mask", address.is_ipv4())?.ok_or_else(bad)?;
+            let value = value.object(name)?;
+            let address = ip_field(&value, "IP")?.ok_or_else(bad)?;
+            let len = mask_field(&value, "Mask", address.is_ipv4())?.ok_or_else(bad)?;
             Prefix::new(address, len).ok_or_else(bad)?
         }
         _ => return Err(bad()),
@@ -125,6 +146,8 @@ mod tests {
         }
         assert_eq!(mask_len(&[255, 0, 255, 0], true), None);
         assert_eq!(mask_len(&[255, 253, 0, 0], true), None);
+        let six = [[255; 12].as_slice(), &[255, 255, 255, 0]].concat();
+        assert_eq!((mask_len(&six, true), mask_len(&six, false)), (Some(24), Some(120)));
         assert_eq!(mask_len(&[255, 255, 255, 0], false), None);
     }
 
@@ -134,5 +157,20 @@ mod tests {
             assert!(check_ownable(&bad.parse().unwrap()).is_err(), "{bad}");
         }
         assert!(check_ownable(&"10.0.0.0/8".parse().unwrap()).is_ok());
+    }
+    #[test]
+    fn masks_in_every_form_that_go_reads() {
+        let mask = |text: &str| {
+            let value = super::super::json::parse(text.as_bytes()).unwrap();
+            mask_field(&value.object("test").unwrap(), "Mask", true)
+        };
+        assert_eq!(mask(r#"{"Mask":"////AA=="}"#), Ok(Some(24)));
+        assert_eq!(mask(r#"{"Mask":"////AB=="}"#), Ok(Some(24)), "bits past the last byte");
+        assert_eq!(mask(r#"{"Mask":"////\r\nAA=="}"#), Ok(Some(24)), "line ends");
+        assert_eq!(mask(r#"{"Mask":[255,255,0,0]}"#), Ok(Some(16)), "an array of numbers");
+        assert_eq!(mask(r#"{"Mask":"AAAAAA==","mask":null}"#), Ok(None), "null empties");
+        for bad in [r#""////AA""#, r#""////AA=""#, r#""_____w==""#, r#""""#, "[256]", "7", "[null]"] {
+            assert!(mask(&format!("{{\"Mask\":{bad}}}")).is_err(), "{bad}");
+        }
     }
 }

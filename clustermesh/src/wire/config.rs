@@ -1,5 +1,6 @@
 //! `cilium/cluster-config/<name>`: a cluster's number and what it can do.
 
+use super::capability::{Capabilities, ExportMode};
 use super::json::{self, JsonError};
 use super::key::Layout;
 use serde::Serialize;
@@ -15,36 +16,10 @@ pub struct ClusterConfig {
     pub capabilities: Capabilities,
 }
 
-/// The capabilities within a cluster's configuration.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Capabilities {
-    /// Readers must wait for the canary of a prefix before they take its list as complete.
-    #[serde(skip_serializing_if = "is_false")]
-    pub synced_canaries: bool,
-    /// The entries lie in the cache layout.
-    #[serde(skip_serializing_if = "is_false")]
-    pub cached: bool,
-    /// 255 or 511; 0 when not said.
-    #[serde(skip_serializing_if = "is_zero")]
-    pub max_connected_clusters: u32,
-    /// Present from 1.17 on: whether MCS exports are published.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub service_exports_enabled: Option<bool>,
-    /// Present from 1.20 on; empty when services only.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub endpoint_slices_export_mode: String,
-}
-
 // serde passes references.
 #[allow(clippy::trivially_copy_pass_by_ref)]
 const fn is_zero(number: &u32) -> bool {
     *number == 0
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref)]
-const fn is_false(flag: &bool) -> bool {
-    !*flag
 }
 
 /// Why a remote cluster's configuration cannot be used. Each message says what to change.
@@ -98,21 +73,21 @@ impl ClusterConfig {
     /// Reads the value of a cluster-config key.
     ///
     /// # Errors
-    /// [`ConfigError::Malformed`].
+    /// [`ConfigError::Malformed`], [`ConfigError::Mode`].
     pub fn decode(value: &[u8]) -> Result<Self, ConfigError> {
-        let root = json::parse(value)?;
-        root.members("cluster config")?;
-        let none = json::Value::Null;
-        let capabilities = root.get("capabilities").unwrap_or(&none);
-        capabilities.members("capabilities")?;
+        let value = json::parse(value)?;
+        let root = value.object("cluster config")?;
+        let capabilities = root.structure("capabilities")?;
+        let mode = capabilities.text("endpointSlicesExportMode")?;
         Ok(Self {
             id: root.number("id", u32::MAX)?,
             capabilities: Capabilities {
-                synced_canaries: capabilities.flag("syncedCanaries")?.unwrap_or(false),
-                cached: capabilities.flag("cached")?.unwrap_or(false),
+                synced_canaries: capabilities.flag("syncedCanaries")?,
+                cached: capabilities.flag("cached")?,
                 max_connected_clusters: capabilities.number("maxConnectedClusters", u32::MAX)?,
-                service_exports_enabled: capabilities.flag("serviceExportsEnabled")?,
-                endpoint_slices_export_mode: capabilities.text("endpointSlicesExportMode")?.to_owned(),
+                service_exports_enabled: capabilities.optional_flag("serviceExportsEnabled")?,
+                export_mode: ExportMode::parse(mode)
+                    .ok_or_else(|| ConfigError::Mode(mode.chars().take(80).collect()))?,
             },
         })
     }
@@ -142,10 +117,7 @@ impl ClusterConfig {
         if max == MaxClusters::C511 && theirs != max.max() {
             return Err(ConfigError::MaxDiffers { theirs, ours: max.max() });
         }
-        match self.capabilities.endpoint_slices_export_mode.as_str() {
-            "" | "services-and-endpointslices" | "endpointslices-only" => Ok(id),
-            other => Err(ConfigError::Mode(other.chars().take(80).collect())),
-        }
+        Ok(id)
     }
 
     /// Where the entries lie.
@@ -181,18 +153,69 @@ mod tests {
         let check = |text: &str, max| ClusterConfig::decode(text.as_bytes())?.check(own(), max);
         let small = MaxClusters::C255;
         assert_eq!(check(r#"{"capabilities":{}}"#, small), Err(ConfigError::NoId(255)));
+        assert_eq!(check("null", small), Err(ConfigError::NoId(255)));
+        assert_eq!(check(r#"{"id":0}"#, small), Err(ConfigError::NoId(255)));
         assert_eq!(check(r#"{"id":256}"#, small), Err(ConfigError::IdTooLarge { id: 256, max: 255 }));
-        assert_eq!(check(r#"{"id":9}"#, small), Err(ConfigError::OwnId(9)));
-        assert!(check(r#"{"id":5,"capabilities":{"maxConnectedClusters":511}}"#, small).is_ok());
         assert_eq!(
-            check(r#"{"id":1,"capabilities":{"maxConnectedClusters":255}}"#, MaxClusters::C511),
-            Err(ConfigError::MaxDiffers { theirs: 255, ours: 511 })
+            check(r#"{"id":512}"#, MaxClusters::C511),
+            Err(ConfigError::IdTooLarge { id: 512, max: 511 })
         );
-        assert!(matches!(
+        assert_eq!(check(r#"{"id":9}"#, small), Err(ConfigError::OwnId(9)));
+        for (text, theirs) in [
+            (r#"{"id":1,"capabilities":{"maxConnectedClusters":255}}"#, 255),
+            (r#"{"id":1,"capabilities":{"maxConnectedClusters":512}}"#, 512),
+            (r#"{"id":1}"#, 0),
+        ] {
+            assert_eq!(check(text, MaxClusters::C511), Err(ConfigError::MaxDiffers { theirs, ours: 511 }));
+        }
+        assert_eq!(
             check(r#"{"id":1,"capabilities":{"endpointSlicesExportMode":"bogus"}}"#, small),
-            Err(ConfigError::Mode(_))
-        ));
-        assert!(matches!(check(r#"{"id":"1"}"#, small), Err(ConfigError::Malformed(_))));
-        assert!(matches!(check("[]", small), Err(ConfigError::Malformed(_))));
+            Err(ConfigError::Mode("bogus".to_owned()))
+        );
+        for bad in [
+            r#"{"id":"1"}"#,
+            r#"{"id":1.0}"#,
+            r#"{"id":-1}"#,
+            r#"{"id":4294967296}"#,
+            "[]",
+            "",
+            "{",
+            r#"{"id":1}x"#,
+            r#"{"id":1,"capabilities":7}"#,
+            r#"{"id":1,"capabilities":{"cached":1}}"#,
+            r#"{"id":1,"capabilities":{"serviceExportsEnabled":"no"}}"#,
+            r#"{"id":1,"capabilities":{"endpointSlicesExportMode":true}}"#,
+        ] {
+            assert!(matches!(check(bad, small), Err(ConfigError::Malformed(_))), "{bad}");
+        }
+    }
+
+    #[test]
+    fn configs_that_must_be_accepted() {
+        let check = |text: &str, max| ClusterConfig::decode(text.as_bytes())?.check(own(), max);
+        for (text, max, id) in [
+            (r#"{"id":1}"#, MaxClusters::C255, 1),
+            (r#"{"ID":255,"Capabilities":null,"new":[{}]}"#, MaxClusters::C255, 255),
+            // At 255 the remote's figure is not compared; at 511 it is.
+            (r#"{"id":5,"capabilities":{"maxConnectedClusters":511}}"#, MaxClusters::C255, 5),
+            (r#"{"id":511,"capabilities":{"maxConnectedClusters":511,"later":1}}"#, MaxClusters::C511, 511),
+        ] {
+            assert_eq!(check(text, max).map(|id| id.get()), Ok(id), "{text}");
+        }
+    }
+
+    #[test]
+    fn duplicates_and_nulls_are_taken_as_go_takes_them() {
+        let read = |text: &str| ClusterConfig::decode(text.as_bytes()).unwrap();
+        let merged = read(
+            r#"{"id":1,"capabilities":{"cached":true},"CAPABILITIES":{"syncedCanaries":true},"id":null}"#,
+        );
+        assert!(merged.id == 1 && merged.capabilities.cached && merged.capabilities.synced_canaries);
+        assert!(read(r#"{"capabilities":{"cached":true},"capabilities":null}"#).capabilities.cached);
+        // A pointer is emptied by null, a plain flag is not.
+        let text = r#"{"capabilities":{"serviceExportsEnabled":true,"serviceExportsEnabled":null,"cached":true,"cached":null}}"#;
+        let capabilities = read(text).capabilities;
+        assert_eq!((capabilities.service_exports_enabled, capabilities.cached), (None, true));
+        assert!(ClusterConfig::decode(br#"{"id":"x","id":1}"#).is_err(), "every occurrence has to fit");
     }
 }

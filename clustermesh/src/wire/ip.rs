@@ -2,7 +2,7 @@
 
 use super::Remote;
 use super::address;
-use super::json::{self, Value};
+use super::json::{self, Object};
 use super::reject::{Reason, Reject};
 use serde::ser::{Serialize, SerializeStruct, Serializer};
 use std::net::IpAddr;
@@ -83,8 +83,8 @@ impl IpEntry {
     /// # Errors
     /// [`Reject`] with the counted reason.
     pub fn decode(remote: &Remote, key_name: &str, value: &[u8]) -> Result<Option<Self>, Reject> {
-        let root = json::parse(value)?;
-        root.members("ip")?;
+        let value = json::parse(value)?;
+        let root = value.object("ip")?;
         let Some(ip) = address::ip_field(&root, "IP")? else { return Ok(None) };
         let mask = address::mask_field(&root, "Mask", ip.is_ipv4())?;
         let name = mask.map_or_else(|| ip.to_string(), |len| format!("{ip}/{len}"));
@@ -104,7 +104,7 @@ impl IpEntry {
             masked: mask.is_some(),
             host_ip: host_ip.filter(|address| !address.is_unspecified()),
             identity: remote.check_ip_identity(root.number("ID", u32::MAX)?)?,
-            encryption_key: u8::try_from(root.number("Key", 255)?).unwrap_or(0),
+            encryption_key: root.byte("Key")?,
             namespace: root.text("K8sNamespace")?.into(),
             pod: root.text("K8sPodName")?.into(),
             service_account: root.text("K8sServiceAccount")?.into(),
@@ -121,21 +121,22 @@ impl IpEntry {
     }
 }
 
-fn named_ports(root: &Value) -> Result<Vec<NamedPort>, Reject> {
-    let Some(list) = root.get("NamedPorts") else { return Ok(Vec::new()) };
-    let list = list.elements("NamedPorts")?;
+fn named_ports(root: &Object<'_, '_>) -> Result<Vec<NamedPort>, Reject> {
+    let list = root.list("NamedPorts")?;
     if list.len() > MAX_NAMED_PORTS {
         return Err(Reject::new(Reason::TooMany, format!("more than {MAX_NAMED_PORTS} named ports")));
     }
-    let port = |element: &Value| -> Result<NamedPort, Reject> {
-        element.members("NamedPorts")?;
-        Ok(NamedPort {
-            name: element.text("Name")?.into(),
-            port: u16::try_from(element.number("Port", 65_535)?).unwrap_or(0),
-            protocol: element.text("Protocol")?.into(),
-        })
-    };
-    list.iter().map(port).collect()
+    let mut ports = Vec::with_capacity(list.len());
+    for element in list {
+        let port = element.object("NamedPorts")?;
+        ports.push(NamedPort {
+            name: port.text("Name")?.into(),
+            port: port.port("Port")?,
+            protocol: port.text("Protocol")?.into(),
+        });
+    }
+    ports.sort_by(|left, right| left.name.cmp(&right.name));
+    Ok(ports)
 }
 
 impl Serialize for IpEntry {

@@ -19,11 +19,15 @@ pub enum Kind {
     Identities,
     /// Address to identity and node.
     Ips,
+    /// EndpointSlices of global services, from Cilium 1.20 on.
+    EndpointSlices,
+    /// Services exported by the Multi-Cluster Services API, from Cilium 1.17 on.
+    ServiceExports,
     /// Key and value pairs of our own below `tombolo/lb/`; read from the own cluster's etcd only.
     Assignments,
 }
 
-/// The kinds every cluster publishes.
+/// The kinds every cluster publishes; the others are announced by [`super::Capabilities`].
 pub const KINDS: [Kind; 4] = [Kind::Identities, Kind::Nodes, Kind::Ips, Kind::Services];
 
 /// Where a cluster's etcd holds its entries.
@@ -54,6 +58,8 @@ impl Kind {
         match (self, layout) {
             (Self::Nodes, _) => format!("cilium/{word}/nodes/v1/{cluster}/"),
             (Self::Services, _) => format!("cilium/{word}/services/v1/{cluster}/"),
+            (Self::EndpointSlices, _) => format!("cilium/{word}/endpointslices/v1/{cluster}/"),
+            (Self::ServiceExports, _) => format!("cilium/{word}/serviceexports/v1/{cluster}/"),
             (Self::Identities, Layout::State) => "cilium/state/identities/v1/id/".to_owned(),
             (Self::Identities, Layout::Cache) => format!("cilium/cache/identities/v1/{cluster}/id/"),
             (Self::Ips, Layout::State) => "cilium/state/ip/v1/default/".to_owned(),
@@ -62,19 +68,28 @@ impl Kind {
         }
     }
 
-    /// The canary of this kind: once it is there, a list is complete.
+    /// The canary of this kind: once it is there, a list is complete. It names the store without the cluster, and
+    /// without the last element of the prefixes of identities and addresses.
     #[must_use]
     pub fn canary(self, layout: Layout, cluster: &str) -> String {
-        let word = layout.word();
-        match self {
-            Self::Nodes => format!("{}cilium/{word}/nodes/v1", synced_prefix(cluster)),
+        let store = match self {
+            Self::Nodes => "nodes",
             // Assignments are written by the same agent, before this canary.
-            Self::Services | Self::Assignments => {
-                format!("{}cilium/{word}/services/v1", synced_prefix(cluster))
-            }
-            Self::Identities => format!("{}cilium/{word}/identities/v1", synced_prefix(cluster)),
-            Self::Ips => format!("{}cilium/{word}/ip/v1", synced_prefix(cluster)),
-        }
+            Self::Services | Self::Assignments => "services",
+            Self::EndpointSlices => "endpointslices",
+            Self::ServiceExports => "serviceexports",
+            Self::Identities => "identities",
+            Self::Ips => "ip",
+        };
+        format!("{}cilium/{}/{store}/v1", synced_prefix(cluster), layout.word())
+    }
+
+    /// The whole key of the entry `name` of `cluster`.
+    #[must_use]
+    pub fn key(self, layout: Layout, cluster: &str, name: &str) -> String {
+        let mut key = self.prefix(layout, cluster);
+        key.push_str(name);
+        key
     }
 }
 
@@ -85,6 +100,8 @@ impl fmt::Display for Kind {
             Self::Services => "services",
             Self::Identities => "identities",
             Self::Ips => "ips",
+            Self::EndpointSlices => "endpointslices",
+            Self::ServiceExports => "serviceexports",
             Self::Assignments => "assignments",
         })
     }
@@ -141,28 +158,76 @@ pub fn range_end(prefix: &str) -> Vec<u8> {
 mod tests {
     use super::*;
 
+    /// The table of section 1.0 of the wire's description: kind, prefix and canary in the state and in the cache layout.
+    const TABLE: [(Kind, [&str; 4]); 6] = [
+        (
+            Kind::Nodes,
+            [
+                "cilium/state/nodes/v1/c1/",
+                "cilium/synced/c1/cilium/state/nodes/v1",
+                "cilium/cache/nodes/v1/c1/",
+                "cilium/synced/c1/cilium/cache/nodes/v1",
+            ],
+        ),
+        (
+            Kind::Identities,
+            [
+                "cilium/state/identities/v1/id/",
+                "cilium/synced/c1/cilium/state/identities/v1",
+                "cilium/cache/identities/v1/c1/id/",
+                "cilium/synced/c1/cilium/cache/identities/v1",
+            ],
+        ),
+        (
+            Kind::Ips,
+            [
+                "cilium/state/ip/v1/default/",
+                "cilium/synced/c1/cilium/state/ip/v1",
+                "cilium/cache/ip/v1/c1/",
+                "cilium/synced/c1/cilium/cache/ip/v1",
+            ],
+        ),
+        (
+            Kind::Services,
+            [
+                "cilium/state/services/v1/c1/",
+                "cilium/synced/c1/cilium/state/services/v1",
+                "cilium/cache/services/v1/c1/",
+                "cilium/synced/c1/cilium/cache/services/v1",
+            ],
+        ),
+        (
+            Kind::ServiceExports,
+            [
+                "cilium/state/serviceexports/v1/c1/",
+                "cilium/synced/c1/cilium/state/serviceexports/v1",
+                "cilium/cache/serviceexports/v1/c1/",
+                "cilium/synced/c1/cilium/cache/serviceexports/v1",
+            ],
+        ),
+        (
+            Kind::EndpointSlices,
+            [
+                "cilium/state/endpointslices/v1/c1/",
+                "cilium/synced/c1/cilium/state/endpointslices/v1",
+                "cilium/cache/endpointslices/v1/c1/",
+                "cilium/synced/c1/cilium/cache/endpointslices/v1",
+            ],
+        ),
+    ];
+
     #[test]
     fn prefixes_and_canaries_of_both_layouts() {
-        let texts = |layout| KINDS.map(|kind| (kind.prefix(layout, "c1"), kind.canary(layout, "c1")));
-        let pair = |a: &str, b: &str| (a.to_owned(), b.to_owned());
-        assert_eq!(
-            texts(Layout::State),
-            [
-                pair("cilium/state/identities/v1/id/", "cilium/synced/c1/cilium/state/identities/v1"),
-                pair("cilium/state/nodes/v1/c1/", "cilium/synced/c1/cilium/state/nodes/v1"),
-                pair("cilium/state/ip/v1/default/", "cilium/synced/c1/cilium/state/ip/v1"),
-                pair("cilium/state/services/v1/c1/", "cilium/synced/c1/cilium/state/services/v1"),
-            ]
-        );
-        assert_eq!(
-            texts(Layout::Cache),
-            [
-                pair("cilium/cache/identities/v1/c1/id/", "cilium/synced/c1/cilium/cache/identities/v1"),
-                pair("cilium/cache/nodes/v1/c1/", "cilium/synced/c1/cilium/cache/nodes/v1"),
-                pair("cilium/cache/ip/v1/c1/", "cilium/synced/c1/cilium/cache/ip/v1"),
-                pair("cilium/cache/services/v1/c1/", "cilium/synced/c1/cilium/cache/services/v1"),
-            ]
-        );
+        for (kind, texts) in TABLE {
+            let both = |layout| [kind.prefix(layout, "c1"), kind.canary(layout, "c1")];
+            assert_eq!([both(Layout::State), both(Layout::Cache)].concat(), texts, "{kind}");
+            assert_eq!(kind.key(Layout::Cache, "c1", "x/y"), format!("{}x/y", texts[2]));
+            // What a list of a cluster's prefix shows is never another cluster's.
+            assert!(!kind.prefix(Layout::Cache, "c10").starts_with(texts[2]));
+        }
+        assert_eq!(cluster_config("c1"), "cilium/cluster-config/c1");
+        assert_eq!(HEARTBEAT, "cilium/.heartbeat");
+        assert!(KINDS.iter().all(|kind| TABLE.iter().any(|(known, _)| known == kind)));
     }
 
     #[test]

@@ -4,25 +4,32 @@
 
 mod address;
 mod assignment;
+mod capability;
 pub mod config;
+pub mod export;
 pub mod ip;
 pub mod json;
 pub mod key;
 pub mod node;
+mod proto;
 mod reject;
 pub mod service;
-#[cfg(test)]
-mod tests;
+pub mod slice;
+mod zstd;
 
 pub use assignment::Assignment;
-pub use config::{Capabilities, ClusterConfig, ConfigError};
+pub use capability::{Capabilities, ExportMode, ProducerForms, ReaderForms, Release, ServicePreference};
+pub use config::{ClusterConfig, ConfigError};
+pub use export::ServiceExport;
 pub use ip::IpEntry;
 pub use key::{KINDS, Kind, Layout};
 pub use node::Node;
 pub use reject::{Counted, Reason, Reject, Rejections};
 pub use service::Service;
+pub use slice::EndpointSlice;
 
-use json::{JsonError, Value};
+use json::{Member, Object};
+use serde::{Serialize, Serializer};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tombolo_base::ids::{ClusterId, ClusterName, IdentityId, MaxClusters};
@@ -58,6 +65,10 @@ pub enum Record {
     Ip(IpEntry),
     /// A shared service.
     Service(Box<Service>),
+    /// Some endpoints of a global service.
+    EndpointSlice(Box<EndpointSlice>),
+    /// A service exported by the Multi-Cluster Services API.
+    ServiceExport(Box<ServiceExport>),
     /// Addresses of a service of the own cluster.
     Assignment(ServiceName, Assignment),
 }
@@ -85,6 +96,14 @@ impl Record {
                 let service = Service::decode(remote, name, value)?;
                 Ok(service.shared.then(|| Self::Service(Box::new(service))))
             }
+            Kind::EndpointSlices => {
+                let slice = EndpointSlice::decode(remote, name, value)?;
+                Ok(Some(Self::EndpointSlice(Box::new(slice))))
+            }
+            Kind::ServiceExports => {
+                let export = ServiceExport::decode(remote, name, value)?;
+                Ok(Some(Self::ServiceExport(Box::new(export))))
+            }
             Kind::Identities => {
                 let (id, labels) = decode_identity(remote, name, value)?;
                 Ok(Some(Self::Identity(id, labels)))
@@ -106,7 +125,23 @@ impl Record {
             Self::Identity(_, labels) => Ok(labels.to_string().into_bytes()),
             Self::Ip(entry) => entry.encode(),
             Self::Service(service) => service.encode(),
+            Self::EndpointSlice(slice) => Ok(slice.encode()),
+            Self::ServiceExport(export) => export.encode(),
             Self::Assignment(_, assignment) => assignment.encode(),
+        }
+    }
+
+    /// The name of its key below the prefix of its kind.
+    #[must_use]
+    pub fn key_name(&self) -> String {
+        match self {
+            Self::Node(node) => node.name.to_string(),
+            Self::Identity(id, _) => id.0.to_string(),
+            Self::Ip(entry) => entry.key_name(),
+            Self::Service(service) => format!("{}/{}", service.namespace, service.name),
+            Self::EndpointSlice(slice) => format!("{}/{}", slice.namespace, slice.name),
+            Self::ServiceExport(export) => format!("{}/{}", export.namespace, export.name),
+            Self::Assignment(service, _) => service.to_string(),
         }
     }
 
@@ -118,6 +153,8 @@ impl Record {
             Self::Identity(..) => Kind::Identities,
             Self::Ip(_) => Kind::Ips,
             Self::Service(_) => Kind::Services,
+            Self::EndpointSlice(_) => Kind::EndpointSlices,
+            Self::ServiceExport(_) => Kind::ServiceExports,
             Self::Assignment(..) => Kind::Assignments,
         }
     }
@@ -130,12 +167,14 @@ impl Record {
 /// [`Reject`] with the counted reason.
 pub fn decode_identity(remote: &Remote, name: &str, value: &[u8]) -> Result<(IdentityId, Labels), Reject> {
     let decimal = name.bytes().all(|byte| byte.is_ascii_digit()) && !name.starts_with('0');
-    let id = name.parse::<u32>().ok().filter(|_| decimal).ok_or_else(|| {
-        Reject::new(
-            Reason::KeyName,
-            format!("{:?} is no plain decimal number", name.get(..40).unwrap_or(name)),
-        )
-    })?;
+    let shown = name.get(..40).unwrap_or(name);
+    let id = name
+        .parse::<u64>()
+        .ok()
+        .filter(|_| decimal)
+        .ok_or_else(|| Reject::new(Reason::KeyName, format!("{shown:?} is no plain decimal number")))?;
+    let id = u32::try_from(id)
+        .map_err(|_| Reject::new(Reason::IdentityRange, format!("{shown} has more than 32 bits")))?;
     remote.check_identity(id)?;
     let text =
         std::str::from_utf8(value).map_err(|_| Reject::new(Reason::Labels, "the label text is not UTF-8"))?;
@@ -153,10 +192,15 @@ pub fn decode_identity(remote: &Remote, name: &str, value: &[u8]) -> Result<(Ide
 }
 
 impl Remote {
-    fn check_cluster(&self, name: &str, id: u32) -> Result<(), Reject> {
-        if name != self.name.as_str() {
-            return Err(Reject::new(Reason::ClusterName, format!("the entry names cluster {name:?}")));
+    fn check_name(&self, name: &str) -> Result<(), Reject> {
+        if name == self.name.as_str() {
+            return Ok(());
         }
+        Err(Reject::new(Reason::ClusterName, format!("the entry names cluster {name:?}")))
+    }
+
+    fn check_cluster(&self, name: &str, id: u32) -> Result<(), Reject> {
+        self.check_name(name)?;
         if id != u32::from(self.id.get()) {
             let detail = format!("the entry has cluster id {id}, the cluster's configuration {}", self.id);
             return Err(Reject::new(Reason::ClusterId, detail));
@@ -182,16 +226,33 @@ impl Remote {
     }
 }
 
+/// The names within an object must be those of its key, `<namespace>/<name>`.
+fn check_names(key_name: &str, namespace: &str, name: &str) -> Result<(), Reject> {
+    let sound = !namespace.is_empty() && !name.is_empty() && !namespace.contains('/') && !name.contains('/');
+    if sound && key_name.split_once('/') == Some((namespace, name)) {
+        return Ok(());
+    }
+    Err(Reject::new(Reason::KeyMismatch, format!("the entry is for {namespace:?}/{name:?}")))
+}
+
+/// Strings by name, as Kubernetes' labels and annotations.
+pub type StringMap = BTreeMap<Arc<str>, Arc<str>>;
+
 /// An object of strings; `null` members read as `""`, as in Go.
-fn string_map(root: &Value, field: &str) -> Result<BTreeMap<Arc<str>, Arc<str>>, Reject> {
-    let members = root.get(field).map_or(Ok(&[][..]), |value| value.members(field))?;
-    if members.len() > MAX_MAP_ENTRIES {
+fn string_map(root: &Object<'_, '_>, field: &str) -> Result<StringMap, Reject> {
+    let map = root.map(field)?;
+    if map.members().len() > MAX_MAP_ENTRIES {
         return Err(Reject::new(Reason::TooMany, format!("more than {MAX_MAP_ENTRIES} {field}")));
     }
-    let text = |(key, value): &(String, Value)| match value {
-        Value::String(text) => Ok((Arc::from(key.as_str()), Arc::from(text.as_str()))),
-        Value::Null => Ok((Arc::from(key.as_str()), Arc::from(""))),
-        _ => Err(Reject::from(JsonError::field(field, "expected strings"))),
-    };
-    members.iter().map(text).collect()
+    let text = |(key, value): &Member<'_>| Ok((Arc::from(key.as_ref()), Arc::from(value.string(field)?)));
+    map.members().iter().map(text).collect()
+}
+
+/// Go writes `null` for a map that was never filled.
+fn filled(map: &StringMap) -> Option<&StringMap> {
+    if map.is_empty() { None } else { Some(map) }
+}
+
+fn or_null<S: Serializer>(map: &StringMap, serializer: S) -> Result<S::Ok, S::Error> {
+    filled(map).serialize(serializer)
 }

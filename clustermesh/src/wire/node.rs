@@ -1,9 +1,9 @@
 //! `.../nodes/v1/<cluster>/<node>`: a node's addresses, pod CIDRs and keys.
 
 use super::address::{self, GoCidr};
-use super::json::{self, JsonError, Value};
+use super::json::{self, JsonError, Object, Value};
 use super::reject::{Reason, Reject};
-use super::{Remote, string_map};
+use super::{Remote, filled, string_map};
 use serde::Serialize;
 use serde::ser::{SerializeSeq, SerializeStruct, Serializer};
 use std::collections::BTreeMap;
@@ -87,8 +87,8 @@ impl Node {
     /// # Errors
     /// [`Reject`] with the counted reason.
     pub fn decode(remote: &Remote, key_name: &str, value: &[u8]) -> Result<Self, Reject> {
-        let root = json::parse(value)?;
-        root.members("node")?;
+        let value = json::parse(value)?;
+        let root = value.object("node")?;
         let (name, cluster) = (root.text("Name")?, root.text("Cluster")?);
         remote.check_cluster(cluster, root.number("ClusterID", u32::MAX)?)?;
         if name != key_name {
@@ -102,7 +102,7 @@ impl Node {
         node.ingress =
             [address::ip_field(&root, "IPv4IngressIP")?, address::ip_field(&root, "IPv6IngressIP")?];
         node.source = root.text("Source")?.into();
-        node.encryption_key = u8::try_from(root.number("EncryptionKey", 255)?).unwrap_or(0);
+        node.encryption_key = root.byte("EncryptionKey")?;
         node.labels = string_map(&root, "Labels")?;
         node.annotations = string_map(&root, "Annotations")?;
         node.wireguard_key = root.text("WireguardPubKey")?.into();
@@ -119,12 +119,11 @@ impl Node {
     }
 }
 
-fn addresses(root: &Value) -> Result<Vec<Address>, Reject> {
-    let Some(list) = root.get("IPAddresses") else { return Ok(Vec::new()) };
+fn addresses(root: &Object<'_, '_>) -> Result<Vec<Address>, Reject> {
     let mut addresses = Vec::new();
-    for element in list.elements("IPAddresses")? {
-        element.members("IPAddresses")?;
-        let Some(ip) = address::ip_field(element, "IP")? else { continue };
+    for element in root.list("IPAddresses")? {
+        let element = element.object("IPAddresses")?;
+        let Some(ip) = address::ip_field(&element, "IP")? else { continue };
         address::check_ownable(&Prefix::host(ip))?;
         addresses.push(Address { kind: element.text("Type")?.into(), ip });
         if addresses.len() > MAX_ADDRESSES {
@@ -134,17 +133,16 @@ fn addresses(root: &Value) -> Result<Vec<Address>, Reject> {
     Ok(addresses)
 }
 
-fn pod_cidrs(root: &Value, first: &str, rest: &str, ipv4: bool) -> Result<Vec<Prefix>, Reject> {
+fn pod_cidrs(root: &Object<'_, '_>, first: &str, rest: &str, ipv4: bool) -> Result<Vec<Prefix>, Reject> {
     let mut cidrs = Vec::new();
-    if let Some(value) = root.get(first).filter(|value| **value != Value::String(String::new())) {
+    let empty = |value: &Value<'_>| matches!(value, Value::String(text) if text.is_empty());
+    if let Some(value) = root.last(first).filter(|value| !empty(value)) {
         cidrs.push(address::cidr(value, first)?);
     }
-    if let Some(list) = root.get(rest) {
-        for value in list.elements(rest)?.iter().filter(|value| **value != Value::Null) {
-            cidrs.push(address::cidr(value, rest)?);
-            if cidrs.len() > MAX_POD_CIDRS {
-                return Err(Reject::new(Reason::TooMany, format!("more than {MAX_POD_CIDRS} pod CIDRs")));
-            }
+    for value in root.list(rest)?.iter().filter(|value| **value != Value::Null) {
+        cidrs.push(address::cidr(value, rest)?);
+        if cidrs.len() > MAX_POD_CIDRS {
+            return Err(Reject::new(Reason::TooMany, format!("more than {MAX_POD_CIDRS} pod CIDRs")));
         }
     }
     match cidrs.iter().find(|cidr| cidr.is_ipv4() != ipv4) {
@@ -170,10 +168,6 @@ impl Serialize for Cidrs<'_> {
 
 fn text(address: Option<IpAddr>) -> String {
     address.map_or_else(String::new, |address| address.to_string())
-}
-
-fn filled<T>(map: &BTreeMap<T, T>) -> Option<&BTreeMap<T, T>> {
-    if map.is_empty() { None } else { Some(map) }
 }
 
 impl Serialize for Node {

@@ -11,9 +11,9 @@ use std::fmt;
 pub enum Reason {
     /// The key's name is empty, too long, or has `.`/`..`/empty elements.
     KeyName,
-    /// The value is no JSON, or a field has the wrong type.
+    /// The value is no JSON (no zstd, no protobuf), or a field has the wrong type.
     Malformed,
-    /// The value is past the bound.
+    /// The value is past the bound, as it stands or decompressed.
     TooBig,
     /// The entry names another cluster than the one it was read from.
     ClusterName,

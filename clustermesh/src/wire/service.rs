@@ -1,10 +1,10 @@
 //! `.../services/v1/<cluster>/<namespace>/<name>`: a global service and its backends.
 
 use super::address;
-use super::json::{self, JsonError, Value};
+use super::json::{self, JsonError, Member, Object, Value};
 use super::reject::{Reason, Reject};
-use super::{Remote, string_map};
-use serde::Serialize;
+use super::{Remote, check_names, or_null, string_map};
+use serde::{Serialize, Serializer};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -13,6 +13,9 @@ use std::sync::Arc;
 pub const MAX_BACKENDS: usize = 20_000;
 /// Most ports of one address.
 pub const MAX_PORTS: usize = 1024;
+
+/// Most zones that one backend may be meant for; Kubernetes allows 8.
+pub const MAX_ZONES: usize = 64;
 
 /// Protocol and port.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -34,7 +37,7 @@ pub struct BackendZone {
     /// The backend's zone.
     pub zone: Arc<str>,
     /// Zones that should use it.
-    #[serde(rename = "forZones")]
+    #[serde(rename = "forZones", serialize_with = "zones_or_null")]
     pub for_zones: Vec<ForZone>,
 }
 
@@ -55,18 +58,22 @@ pub struct Service {
     /// Name.
     pub name: Arc<str>,
     /// Cluster addresses there; for information.
+    #[serde(serialize_with = "by_text")]
     pub frontends: PortMap,
     /// Endpoint addresses and target ports by port name.
+    #[serde(serialize_with = "by_text")]
     pub backends: PortMap,
     /// Host names of headless backends.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", serialize_with = "by_text")]
     pub hostnames: BTreeMap<IpAddr, Arc<str>>,
     /// Zones of backends.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", serialize_with = "by_text")]
     pub zones: BTreeMap<IpAddr, BackendZone>,
     /// Labels.
+    #[serde(serialize_with = "or_null")]
     pub labels: BTreeMap<Arc<str>, Arc<str>>,
     /// Selector.
+    #[serde(serialize_with = "or_null")]
     pub selector: BTreeMap<Arc<str>, Arc<str>>,
     /// Producers set it.
     #[serde(rename = "includeExternal")]
@@ -103,24 +110,21 @@ impl Service {
     /// # Errors
     /// [`Reject`] with the counted reason.
     pub fn decode(remote: &Remote, key_name: &str, value: &[u8]) -> Result<Self, Reject> {
-        let root = json::parse(value)?;
-        root.members("service")?;
+        let value = json::parse(value)?;
+        let root = value.object("service")?;
         remote.check_cluster(root.text("cluster")?, root.number("clusterID", u32::MAX)?)?;
         let (namespace, name) = (root.text("namespace")?, root.text("name")?);
-        let named = !namespace.is_empty() && !name.is_empty() && !namespace.contains('/');
-        if !named || format!("{namespace}/{name}") != key_name {
-            let detail = format!("the entry is for {namespace:?}/{name:?}");
-            return Err(Reject::new(Reason::KeyMismatch, detail));
-        }
+        check_names(key_name, namespace, name)?;
         let mut service = Self::new(remote.name.as_str(), u32::from(remote.id.get()), namespace, name);
         service.frontends = port_map(&root, "frontends")?;
         service.backends = port_map(&root, "backends")?;
-        service.hostnames = hostnames(&root)?;
-        service.zones = zones(&root)?;
+        service.hostnames =
+            by_address(&root, "hostnames", |_, name| Ok(Arc::from(name.string("hostnames")?)))?;
+        service.zones = by_address(&root, "zones", |_, value| zone(value))?;
         service.labels = string_map(&root, "labels")?;
         service.selector = string_map(&root, "selector")?;
-        service.include_external = root.flag("includeExternal")?.unwrap_or(false);
-        service.shared = root.flag("shared")?.unwrap_or(false);
+        service.include_external = root.flag("includeExternal")?;
+        service.shared = root.flag("shared")?;
         Ok(service)
     }
 
@@ -137,57 +141,66 @@ fn ip_key(text: &str, field: &str) -> Result<IpAddr, Reject> {
     address::parse_ip(text).ok_or_else(|| JsonError::field(field, "expected IP addresses as names").into())
 }
 
-fn map<'a>(root: &'a Value, field: &str) -> Result<&'a [(String, Value)], Reject> {
-    let members = root.get(field).map_or(Ok(&[][..]), |value| value.members(field))?;
-    if members.len() > MAX_BACKENDS {
-        return Err(Reject::new(Reason::TooMany, format!("more than {MAX_BACKENDS} {field}")));
-    }
-    Ok(members)
+/// Go orders the members of a map by their text.
+fn by_text<S: Serializer, T: Serialize>(map: &BTreeMap<IpAddr, T>, serializer: S) -> Result<S::Ok, S::Error> {
+    let ordered: BTreeMap<String, &T> = map.iter().map(|(ip, value)| (ip.to_string(), value)).collect();
+    ordered.serialize(serializer)
 }
 
-fn port_map(root: &Value, field: &str) -> Result<PortMap, Reject> {
-    let mut result = PortMap::new();
-    for (text, ports) in map(root, field)? {
+/// Go writes `null` for no zones.
+fn zones_or_null<S: Serializer>(zones: &[ForZone], serializer: S) -> Result<S::Ok, S::Error> {
+    if zones.is_empty() { serializer.serialize_none() } else { serializer.collect_seq(zones) }
+}
+
+/// The members of a map by address, bounded.
+fn by_address<T>(
+    root: &Object<'_, '_>,
+    field: &str,
+    read: impl Fn(IpAddr, &Value<'_>) -> Result<T, Reject>,
+) -> Result<BTreeMap<IpAddr, T>, Reject> {
+    let map = root.map(field)?;
+    if map.members().len() > MAX_BACKENDS {
+        return Err(Reject::new(Reason::TooMany, format!("more than {MAX_BACKENDS} {field}")));
+    }
+    let entry = |(text, value): &Member<'_>| {
         let ip = ip_key(text, field)?;
+        Ok((ip, read(ip, value)?))
+    };
+    map.members().iter().map(entry).collect()
+}
+
+fn port_map(root: &Object<'_, '_>, field: &str) -> Result<PortMap, Reject> {
+    by_address(root, field, |ip, ports| {
         address::check_ownable(&tombolo_base::prefix::Prefix::host(ip))?;
-        let members = ports.members(field)?;
-        if members.len() > MAX_PORTS {
+        let ports = ports.object(field)?;
+        if ports.members().len() > MAX_PORTS {
             return Err(Reject::new(Reason::TooMany, format!("more than {MAX_PORTS} ports of {ip}")));
         }
         let mut named = BTreeMap::new();
-        for (name, l4) in members.iter().filter(|(_, l4)| *l4 != Value::Null) {
-            l4.members(field)?;
-            let port = u16::try_from(l4.number("Port", 65_535)?).unwrap_or(0);
-            named.insert(Arc::from(name.as_str()), L4 { protocol: l4.text("Protocol")?.into(), port });
-        }
-        result.insert(ip, named);
-    }
-    Ok(result)
-}
-
-fn hostnames(root: &Value) -> Result<BTreeMap<IpAddr, Arc<str>>, Reject> {
-    let mut result = BTreeMap::new();
-    for (text, name) in map(root, "hostnames")? {
-        let Value::String(name) = name else {
-            return Err(JsonError::field("hostnames", "expected strings").into());
-        };
-        result.insert(ip_key(text, "hostnames")?, Arc::from(name.as_str()));
-    }
-    Ok(result)
-}
-
-fn zones(root: &Value) -> Result<BTreeMap<IpAddr, BackendZone>, Reject> {
-    let mut result = BTreeMap::new();
-    for (text, zone) in map(root, "zones")? {
-        zone.members("zones")?;
-        let mut for_zones = Vec::new();
-        if let Some(list) = zone.get("forZones") {
-            for element in list.elements("forZones")?.iter().take(MAX_PORTS) {
-                element.members("forZones")?;
-                for_zones.push(ForZone { name: element.text("name")?.into() });
+        for (name, l4) in ports.members() {
+            if *l4 == Value::Null {
+                named.remove(name.as_ref());
+                continue;
             }
+            let l4 = l4.object(field)?;
+            named.insert(
+                Arc::from(name.as_ref()),
+                L4 { protocol: l4.text("Protocol")?.into(), port: l4.port("Port")? },
+            );
         }
-        result.insert(ip_key(text, "zones")?, BackendZone { zone: zone.text("zone")?.into(), for_zones });
+        Ok(named)
+    })
+}
+
+fn zone(zone: &Value<'_>) -> Result<BackendZone, Reject> {
+    let zone = zone.object("zones")?;
+    let list = zone.list("forZones")?;
+    if list.len() > MAX_ZONES {
+        return Err(Reject::new(Reason::TooMany, format!("more than {MAX_ZONES} zones of one backend")));
     }
-    Ok(result)
+    let mut for_zones = Vec::with_capacity(list.len());
+    for element in list {
+        for_zones.push(ForZone { name: element.object("forZones")?.text("name")?.into() });
+    }
+    Ok(BackendZone { zone: zone.text("zone")?.into(), for_zones })
 }

@@ -43,11 +43,8 @@ impl Recorder {
 
 fn name(record: &Record) -> (Kind, String) {
     let name = match record {
-        Record::Node(node) => node.name.to_string(),
-        Record::Identity(id, _) => id.0.to_string(),
         Record::Ip(entry) => entry.prefix.to_string(),
-        Record::Service(service) => format!("{}/{}", service.namespace, service.name),
-        Record::Assignment(name, _) => name.to_string(),
+        other => other.key_name(),
     };
     (record.kind(), name)
 }

@@ -1,0 +1,250 @@
+//! What a cluster announces, as the follower takes it: a cluster that publishes slices only has backends all the same.
+
+use super::*;
+use std::sync::Arc;
+use std::time::Duration;
+use tombolo_base::clock::Moment;
+use tombolo_base::source::{Source, SourceState};
+use tombolo_base::table::Table;
+use tombolo_clustermesh::follower::{
+    Change, Follower, FollowerConfig, Header, IdBook, Input, MeshSink, Output, Scope, Timers,
+};
+use tombolo_clustermesh::publisher::Desired;
+use tombolo_clustermesh::rows::{RemoteSlices, TableSink};
+use tombolo_clustermesh::wire::key;
+use tombolo_clustermesh::wire::{Capabilities, ClusterConfig, ExportMode, Layout, ProducerForms};
+use tombolo_service::rows::{
+    Affinity, Protocol, RemoteService, ServiceName, ServiceRow, ServiceType, SliceEndpoint, SlicePort,
+    SliceRow, TrafficPolicy,
+};
+
+const HEADER: Header = Header { etcd: 7, revision: 3 };
+
+fn now() -> Moment {
+    Moment::from_origin(Duration::from_secs(1))
+}
+
+/// An etcd with canaries of what is announced, and the golden records of these kinds.
+struct Etcd {
+    forms: ProducerForms,
+    entries: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Etcd {
+    fn new(backends: ExportMode, layout: Layout) -> Self {
+        let forms = ProducerForms { backends, layout, ..ProducerForms::default() };
+        // Not the one of services, which somebody who publishes slices only need not write.
+        let canaries = forms.canaries().filter(|kind| backends.services() || *kind != Kind::Services);
+        let mut entries: Vec<_> =
+            canaries.map(|kind| (kind.canary(layout, "c1").into_bytes(), b"now".to_vec())).collect();
+        for kept in kept("golden") {
+            let Some(kind) = kept.kind.filter(|kind| forms.writes(*kind)) else { continue };
+            entries.push((kind.key(layout, "c1", &kept.name).into_bytes(), kept.value));
+        }
+        Self { forms, entries }
+    }
+
+    fn config(&self) -> Vec<u8> {
+        let capabilities: Capabilities = self.forms.capabilities(MaxClusters::C255);
+        ClusterConfig { id: 1, capabilities }.encode().unwrap()
+    }
+
+    fn answer(&self, output: Output) -> Option<Input> {
+        match output {
+            Output::Connect => Some(Input::Connected),
+            Output::GetConfig(name) => {
+                assert_eq!(name, key::cluster_config("c1"));
+                Some(Input::Config(HEADER, Some(self.config())))
+            }
+            Output::List { ticket, scope, prefix, .. } => {
+                let below = self.entries.iter().filter(|(name, _)| name.starts_with(prefix.as_bytes()));
+                let entries = below.cloned().collect();
+                Some(Input::Page { ticket, scope, header: HEADER, entries, more: false })
+            }
+            _ => None,
+        }
+    }
+}
+
+fn follower() -> Follower {
+    let config = FollowerConfig {
+        cluster: ClusterName::new("c1").unwrap(),
+        own_name: ClusterName::new("own").unwrap(),
+        own_id: ClusterId::new(9, MaxClusters::C255).ok(),
+        max: MaxClusters::C255,
+        ids: IdBook::default(),
+        seed: 1,
+        timers: Timers::default(),
+    };
+    Follower::new(config, now())
+}
+
+/// A sink, and the table of remote services that it writes.
+fn sink() -> (TableSink, Table<RemoteService>) {
+    let (table, services) = Table::<RemoteService>::new();
+    let sink = TableSink {
+        nodes: Arc::new(Table::new().1),
+        identities: Arc::new(Table::new().1),
+        prefixes: Arc::new(Table::new().1),
+        services: Arc::new(services),
+        slices: RemoteSlices::default(),
+        assignments: Arc::new(Table::new().1),
+        own: ClusterName::new("own").unwrap(),
+        max: MaxClusters::C255,
+    };
+    (sink, table)
+}
+
+/// Answers everything until nothing is asked; what changed, and the last state.
+fn run(follower: &mut Follower, etcd: &Etcd, first: Input) -> (Vec<Change>, Option<SourceState>, Vec<Scope>) {
+    let (mut inputs, mut changes, mut state, mut listed) = (vec![first], Vec::new(), None, Vec::new());
+    while let Some(input) = inputs.pop() {
+        let mut outputs = Vec::new();
+        follower.handle(now(), input, &mut outputs);
+        for output in outputs {
+            match output {
+                Output::Change(change) => changes.push(change),
+                Output::State(new) => state = Some(new),
+                output => {
+                    if let Output::List { scope, .. } = &output {
+                        listed.push(*scope);
+                    }
+                    inputs.extend(etcd.answer(output));
+                }
+            }
+        }
+    }
+    (changes, state, listed)
+}
+
+fn names(changes: &[Change], wanted: Kind) -> Vec<String> {
+    let named = |change: &Change| match change {
+        Change::Upsert(record) if record.kind() == wanted => Some(record.key_name()),
+        _ => None,
+    };
+    changes.iter().filter_map(named).collect()
+}
+
+#[test]
+fn each_mode_is_read_in_the_form_it_has() {
+    for layout in [Layout::State, Layout::Cache] {
+        for (mode, read, absent) in [
+            (ExportMode::Services, Kind::Services, Kind::EndpointSlices),
+            (ExportMode::ServicesAndSlices, Kind::Services, Kind::EndpointSlices),
+            (ExportMode::SlicesOnly, Kind::EndpointSlices, Kind::Services),
+        ] {
+            let etcd = Etcd::new(mode, layout);
+            let (changes, state, listed) = run(&mut follower(), &etcd, Input::Tick);
+            assert_eq!(state, Some(SourceState::Initialized), "{mode:?}");
+            assert!(!names(&changes, read).is_empty() && names(&changes, absent).is_empty(), "{mode:?}");
+            assert!(listed.contains(&Scope::Entries(read)) && !listed.contains(&Scope::Entries(absent)));
+            for kind in [Kind::Nodes, Kind::Identities, Kind::Ips] {
+                assert!(!names(&changes, kind).is_empty(), "{kind}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_cluster_that_turns_to_slices_keeps_its_backends_in_the_table() {
+    let (sink, table) = sink();
+    let cluster = ClusterName::new("c1").unwrap();
+    let row = || {
+        let name = ServiceName { namespace: "shop".into(), name: "web".into() };
+        table.snapshot().get(&(name, Source::Cluster(cluster.clone()))).cloned()
+    };
+    let mut follower = follower();
+    let (changes, ..) =
+        run(&mut follower, &Etcd::new(ExportMode::ServicesAndSlices, Layout::State), Input::Tick);
+    sink.apply(&cluster, changes);
+    assert_eq!(row().unwrap().backends.len(), 1, "the golden service has one backend");
+    let only = Etcd::new(ExportMode::SlicesOnly, Layout::State);
+    let (changes, state, _) = run(&mut follower, &only, Input::Reconfigured);
+    assert_eq!(state, Some(SourceState::Initialized));
+    sink.apply(&cluster, changes);
+    let backends = row().unwrap().backends;
+    // Of the slices of both families: what is ready, or serving while it terminates.
+    for ip in ["10.1.0.7", "10.1.0.8", "10.1.0.9", "10.1.0.10", "fd00:10:1::7"] {
+        assert!(backends.contains_key(&ip.parse().unwrap()), "{ip} of {backends:?}");
+    }
+    let mut out = Vec::new();
+    follower.drain(&mut out);
+    let gone = out.into_iter().filter_map(|output| match output {
+        Output::Change(change) => Some(change),
+        _ => None,
+    });
+    sink.apply(&cluster, gone.collect());
+    assert!(row().is_none());
+}
+
+/// A global service without addresses of its own.
+fn global(name: ServiceName) -> ServiceRow {
+    ServiceRow {
+        source: Source::Manifests,
+        name,
+        kind: ServiceType::ClusterIP,
+        cluster_ips: Vec::new(),
+        headless: true,
+        ports: Vec::new(),
+        external_traffic_policy: TrafficPolicy::Cluster,
+        internal_traffic_policy: TrafficPolicy::Cluster,
+        load_balancer_class: None,
+        families_ipv4: Vec::new(),
+        external_ips: Vec::new(),
+        requested_addresses: Vec::new(),
+        publish_not_ready: false,
+        global: true,
+        shared: true,
+        affinity: Affinity::None,
+        labels: std::collections::BTreeMap::new(),
+        selector: std::collections::BTreeMap::new(),
+    }
+}
+
+/// What we publish of an EndpointSlice is what a reader of slices, and one of services, take for its backends.
+#[test]
+fn our_slices_and_our_services_mean_the_same_backends() {
+    let name = |name: &str| ServiceName { namespace: "shop".into(), name: name.into() };
+    let service = global(name("web"));
+    let endpoint = |ip: &str, ready, serving, terminating| SliceEndpoint {
+        addresses: vec![ip.parse().unwrap()],
+        ready,
+        serving,
+        terminating,
+        node: Some("n1".into()),
+    };
+    let port = SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 };
+    let row = |slice: &str, endpoints| SliceRow {
+        source: Source::Manifests,
+        name: name(slice),
+        service: name("web"),
+        ports: vec![port.clone()],
+        endpoints,
+    };
+    let rows = [
+        row(
+            "web-4",
+            vec![endpoint("10.1.0.7", true, true, false), endpoint("10.1.0.8", false, false, false)],
+        ),
+        row("web-6", vec![endpoint("fd00::7", false, true, true), endpoint("fd00::8", false, false, true)]),
+    ];
+    let (cluster, id) = (ClusterName::new("c1").unwrap(), ClusterId::new(1, MaxClusters::C255).unwrap());
+    let records = rows.iter().map(|row| {
+        let slice = tombolo_clustermesh::rows::slice_entry(&cluster, id, &service, row);
+        let written = Desired::slice(&slice).unwrap();
+        assert_eq!(written.key, format!("cilium/state/endpointslices/v1/c1/shop/{}", row.name.name));
+        let read = decode(Kind::EndpointSlices, &row.name.to_string(), &written.value).unwrap().unwrap();
+        assert_eq!(read, Record::EndpointSlice(Box::new(slice)));
+        read
+    });
+    let entry = tombolo_clustermesh::rows::service_entry(&cluster, id, &service, &rows);
+    let table = |records: Vec<Record>| {
+        let (sink, table) = sink();
+        sink.apply(&cluster, records.into_iter().map(Change::Upsert).collect());
+        table.snapshot().iter().next().cloned().unwrap()
+    };
+    let of_slices = table(records.collect());
+    assert_eq!(of_slices, table(vec![Record::Service(Box::new(entry))]));
+    let ips: Vec<String> = of_slices.backends.keys().map(ToString::to_string).collect();
+    assert_eq!(ips, ["10.1.0.7", "fd00::7"]);
+}
