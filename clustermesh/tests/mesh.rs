@@ -22,7 +22,7 @@ use tombolo_base::ids::{ClusterId, ClusterName, IdentityId, MaxClusters};
 use tombolo_base::labels::Labels;
 use tombolo_base::source::SourceState;
 use tombolo_clustermesh::MeshError;
-use tombolo_clustermesh::follower::{self, ClusterStatus, MeshConfig, MeshHandle, Timers};
+use tombolo_clustermesh::follower::{self, ClusterStatus, Limits, MeshConfig, MeshHandle, Timers};
 use tombolo_clustermesh::publisher::{self, Desired, PublisherConfig, PublisherHandle};
 use tombolo_clustermesh::rows::Assignment;
 use tombolo_clustermesh::wire::{IpEntry, Kind, Node, Service, node, service};
@@ -140,9 +140,11 @@ impl Reader {
             timers: Timers {
                 backoff_min: Duration::from_millis(200),
                 backoff_max: Duration::from_secs(2),
+                spread: Duration::from_millis(200),
                 config_retry: Duration::from_millis(500),
                 ..Timers::default()
             },
+            limits: Limits::default(),
         };
         change(&mut config);
         std::fs::create_dir_all(&config.folder).unwrap();

@@ -22,10 +22,7 @@ impl Follower {
                 self.link = Link::Configuring(since, Some(now.after(self.config.timers.config_retry)));
             }
             (Link::Configuring(..), Some(value)) => match self.accept_config(&value, out) {
-                Ok(()) => {
-                    self.link = Link::Running;
-                    self.start_reading(out);
-                }
+                Ok(()) => self.read_on(out),
                 Err(error) => {
                     let name = key::cluster_config(self.config.cluster.as_str());
                     self.disconnect(now, &format!("{name}: {error}"), out);
@@ -50,6 +47,7 @@ impl Follower {
         if self.remote.as_ref().is_some_and(|remote| remote.id != id) {
             tracing::warn!(cluster = %self.config.cluster, %id, "the cluster has a new id: what was known under the old one is removed");
             self.drain_entries(out);
+            self.bookmarks.forget();
             self.remote = None;
             self.config.ids.release(&self.config.cluster);
             self.set_state(SourceState::Pending, out);
@@ -60,6 +58,9 @@ impl Follower {
             .map_err(|other| ConfigError::Taken { id: published.id, other: other.to_string() })?;
         self.remote =
             Some(Remote { name: self.config.cluster.clone(), id, max: self.config.max, own: false });
+        if self.published.as_ref().is_some_and(|before| before.layout() != published.layout()) {
+            self.bookmarks.forget();
+        }
         self.published = Some(published);
         Ok(())
     }
