@@ -7,7 +7,7 @@ TOMBOLO := target/debug/tombolo
 ETCD_DOWN_SECS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: peerings help demo test setup build check fmt clippy unit fuzz-bgp fuzz-mesh programs namespaces mesh interop bench-bfd bench-bfd-short bench-bgp bench-bgp-short lab lab-up lab-test lab-down
+.PHONY: peerings help demo test setup build check fmt clippy unit fuzz-bgp fuzz-mesh programs namespaces mesh soak interop bench-bfd bench-bfd-short bench-bgp bench-bgp-short lab lab-up lab-test lab-down
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -55,6 +55,9 @@ namespaces: ## netlink, CNI, tunnels and the lab runner in network namespaces
 
 mesh: ## The cluster mesh with a real etcd
 	$(TEST) --test mesh --test identities --test partner --test troubleshoot
+
+soak: ## Ten million steps of the followers' simulation (TOMBOLO_SEED=n for others)
+	TOMBOLO_SIM_STEPS=10000000 cargo test --locked --workspace --lib -- --nocapture after_any_faults
 
 # The table of docs/interop.md is made of what the tests record in target/interop, hence first and last; the matrix mostly waits.
 interop: ## BGP and BFD with real BIRD, FRR, GoBGP, OpenBGPD and ExaBGP; checks docs/interop.md (TOMBOLO_BLESS=1 writes it)

@@ -148,7 +148,9 @@ impl EtcdConfig {
         let mut options = ConnectOptions::new()
             .with_connect_timeout(Duration::from_secs(5))
             .with_keep_alive(Duration::from_secs(15), Duration::from_secs(25))
-            .with_keep_alive_while_idle(false);
+            .with_keep_alive_while_idle(false)
+            // A member that is cut off from the majority ends watches instead of staying silent.
+            .with_require_leader(true);
         let certificates = self.certificates().await?;
         if let Some(files) = &certificates {
             let identity = Identity::from_pem(&files.cert, &files.key);
@@ -227,12 +229,22 @@ impl From<&MeshError> for Failure {
     }
 }
 
+/// What to try when a majority of an etcd's members is missing.
+pub(crate) const NO_LEADER: &str = "; a majority of that etcd's members is down or cut off: bring them back, what is known stays in use until then";
+/// What etcd says then.
+const NO_LEADER_TEXTS: [&str; 3] =
+    ["etcdserver: no leader", "etcdserver: leader changed", "due to no leader"];
+
 /// Tells failures apart by what etcd says; the client library does not.
 pub(crate) fn kind_of(text: &str) -> FailureKind {
     if text.contains("permission denied") {
         FailureKind::Denied
     } else if text.contains("has been compacted") {
         FailureKind::Compacted
+    } else if text.contains("message length too large") {
+        FailureKind::TooLarge
+    } else if NO_LEADER_TEXTS.iter().any(|known| text.contains(known)) {
+        FailureKind::NoLeader
     } else {
         FailureKind::Other
     }
@@ -263,6 +275,8 @@ fn explain(error: &Error) -> (FailureKind, String) {
     let lower = text.to_lowercase();
     let remedy = if kind == FailureKind::Denied {
         "; give the certificate's user a role that covers this range"
+    } else if kind == FailureKind::NoLeader {
+        NO_LEADER
     } else if lower.contains("refused") {
         "; check that etcd runs and listens there"
     } else if lower.contains("certificate") && lower.contains("expired") {
@@ -320,5 +334,8 @@ mod tests {
         let text = "etcdserver: mvcc: required revision has been compacted";
         assert_eq!(kind_of(text), FailureKind::Compacted);
         assert_eq!(kind_of("etcdserver: mvcc: required revision is a future revision"), FailureKind::Other);
+        for text in ["etcdserver: no leader", "etcdserver: request timed out, possibly due to no leader"] {
+            assert_eq!(kind_of(text), FailureKind::NoLeader);
+        }
     }
 }

@@ -142,6 +142,7 @@ async fn two_agents_of_one_name_are_told_of_each_other() {
     one.handle.status().wait_for(|status| status.published).await.unwrap();
     let mut client = etcd.client(&pki, "root").await;
     let key = "cilium/state/nodes/v1/a/n1";
+    let before = client.get(key, None).await.unwrap().kvs()[0].value().to_vec();
     for times in 1..=3_u64 {
         client.put(key, "the other's", None).await.unwrap();
         let mut status = one.handle.status();
@@ -149,6 +150,12 @@ async fn two_agents_of_one_name_are_told_of_each_other() {
             status.contested.iter().any(|(name, contest)| name == key && contest.times == times)
         };
         status.wait_for(seen).await.unwrap();
+        // What is written before it is mended is not seen.
+        let mended = async || {
+            let mut client = etcd.client(&pki, "root").await;
+            client.get(key, None).await.unwrap().kvs()[0].value() == before
+        };
+        until("our value", mended).await;
     }
     let now = tombolo_clustermesh::certificate::unix_now();
     let warnings = one.handle.status().borrow().warnings(now);

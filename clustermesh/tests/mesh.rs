@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tombolo_base::ids::{IdentityId, MaxClusters};
 use tombolo_base::source::SourceState;
 use tombolo_clustermesh::MeshError;
-use tombolo_clustermesh::follower::{self, ClusterStatus, MeshConfig, MeshHandle, Timers};
+use tombolo_clustermesh::follower::{self, ClusterStatus, Limits, MeshConfig, MeshHandle, Timers};
 use tombolo_clustermesh::publisher::PublisherConfig;
 use tombolo_clustermesh::wire::Kind;
 
@@ -46,9 +46,11 @@ impl Reader {
             timers: Timers {
                 backoff_min: Duration::from_millis(200),
                 backoff_max: Duration::from_secs(2),
+                spread: Duration::from_millis(200),
                 config_retry: Duration::from_millis(500),
                 ..Timers::default()
             },
+            limits: Limits::default(),
         };
         change(&mut config);
         std::fs::create_dir_all(&config.folder).unwrap();

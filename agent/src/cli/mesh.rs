@@ -17,7 +17,7 @@ use tombolo_base::ids::{ClusterId, ClusterName, MaxClusters};
 use tombolo_base::source::SourceState;
 use tombolo_clustermesh::MeshError;
 use tombolo_clustermesh::etcd::EtcdConfig;
-use tombolo_clustermesh::follower::{self, Change, Dump, MeshConfig, MeshHandle, MeshSink, Timers};
+use tombolo_clustermesh::follower::{self, Change, Dump, Limits, MeshConfig, MeshHandle, MeshSink, Timers};
 use tombolo_clustermesh::partner::{Invitation, invite, uninvite, user_of};
 use tombolo_clustermesh::troubleshoot::{Step, Viewpoint, Walk, walk};
 
@@ -153,6 +153,7 @@ async fn read(from: Viewpoint, wait: Duration) -> Dump {
         allow_plaintext: from.allow_plaintext,
         own: None,
         timers: Timers::default(),
+        limits: Limits::default(),
     };
     let (sink, cancel) = (Arc::new(Waiter::default()), CancellationToken::new());
     let (mesh, task) = follower::start(config, sink.clone(), cancel.clone()).await;

@@ -8,9 +8,11 @@ pub(crate) use load::load;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 use tombolo_base::ids::{ClusterId, ClusterName, MaxClusters};
 use tombolo_base::prefix::Prefix;
 use tombolo_clustermesh::etcd::EtcdConfig;
+use tombolo_clustermesh::follower::Limits;
 use tombolo_clustermesh::wire::ExportMode;
 
 /// `agent.yaml`.
@@ -112,7 +114,7 @@ pub(crate) struct Identities {
 }
 
 /// `clustermesh`.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Clustermesh {
     /// A folder with one file per remote cluster, named after it, in Cilium's format. Empty = no mesh.
@@ -121,6 +123,38 @@ pub(crate) struct Clustermesh {
     pub(crate) allow_plaintext: bool,
     /// How backends of global services are published.
     pub(crate) backends: Backends,
+    /// How long a cluster's services are used after they were confirmed last, in seconds; 0 = for ever.
+    pub(crate) services_stale_secs: u32,
+    /// Most entries that are taken of one cluster.
+    pub(crate) max_entries: u32,
+    /// Most MiB of keys and values that are taken of one cluster.
+    pub(crate) max_mib: u32,
+}
+
+impl Default for Clustermesh {
+    fn default() -> Self {
+        Self {
+            folder: PathBuf::new(),
+            allow_plaintext: false,
+            backends: Backends::default(),
+            services_stale_secs: 900,
+            max_entries: 1_000_000,
+            max_mib: 512,
+        }
+    }
+}
+
+impl Clustermesh {
+    /// What one remote cluster may cost.
+    pub(crate) fn limits(&self) -> Limits {
+        let secs = u64::from(self.services_stale_secs);
+        let number = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
+        Limits {
+            max_entries: number(self.max_entries),
+            max_bytes: number(self.max_mib).saturating_mul(1 << 20),
+            services_stale: (secs > 0).then(|| Duration::from_secs(secs)),
+        }
+    }
 }
 
 /// The forms of a global service's backends, in Cilium's words.

@@ -152,6 +152,16 @@ fn numbers(config: &Config, problems: &mut Vec<Problem>) {
             ));
         }
     }
+    let mesh = &config.clustermesh;
+    for (value, name) in [(mesh.max_entries, "max_entries"), (mesh.max_mib, "max_mib")] {
+        if value == 0 {
+            problems.push(Problem::key(
+                &format!("clustermesh.{name}"),
+                "0: nothing of any cluster would be taken",
+                "leave it out, or give a bound above what the largest cluster has",
+            ));
+        }
+    }
     for (port, key) in [
         (config.datapath.vxlan_port, "datapath.vxlan_port"),
         (config.datapath.wireguard_port, "datapath.wireguard_port"),

@@ -266,6 +266,7 @@ pub(crate) async fn start_mesh(
         allow_plaintext: config.clustermesh.allow_plaintext,
         own: config.etcd.as_ref().map(Etcd::client),
         timers: Timers::default(),
+        limits: config.clustermesh.limits(),
     };
     let (handle, task) = follower::start(mesh, sink, cancel).await;
     tasks.spawn("mesh", async move {

@@ -23,10 +23,7 @@ impl Follower {
                 self.link = Link::Configuring(since, Some(now.after(self.config.timers.config_retry)));
             }
             (Link::Configuring(..), Some(value)) => match self.accept_config(&value, out) {
-                Ok(()) => {
-                    self.link = Link::Running;
-                    self.start_reading(out);
-                }
+                Ok(()) => self.read_on(out),
                 Err(error) => {
                     let name = key::cluster_config(self.config.cluster.as_str());
                     self.disconnect(now, &format!("{name}: {error}"), out);
@@ -51,6 +48,7 @@ impl Follower {
         if self.remote.as_ref().is_some_and(|remote| remote.id != id) {
             tracing::warn!(cluster = %self.config.cluster, %id, "the cluster has a new id: what was known under the old one is removed");
             self.drain_entries(out);
+            self.bookmarks.forget();
             self.remote = None;
             self.config.ids.release(&self.config.cluster);
             self.set_state(SourceState::Pending, out);
@@ -62,6 +60,9 @@ impl Follower {
         self.remote =
             Some(Remote { name: self.config.cluster.clone(), id, max: self.config.max, own: false });
         self.choose_backends(published.capabilities.reader(ServicePreference::default()), out);
+        if self.published.as_ref().is_some_and(|before| before.layout() != published.layout()) {
+            self.bookmarks.forget();
+        }
         self.published = Some(published);
         Ok(())
     }
@@ -70,12 +71,18 @@ impl Follower {
     /// other one no canary may come; what was known in it goes.
     fn choose_backends(&mut self, forms: ReaderForms, out: &mut Vec<Output>) {
         for kind in [Kind::Services, Kind::EndpointSlices] {
+            if forms.reads(kind) == self.stores.contains_key(&kind) {
+                continue;
+            }
             if forms.reads(kind) {
-                self.stores.entry(kind).or_insert_with(|| Store::new(kind));
+                self.stores.insert(kind, Store::new(kind));
             } else {
                 self.drain_kind(kind, out);
                 self.stores.remove(&kind);
+                self.withheld.remove(&kind);
             }
+            // What is to be read now was not followed before.
+            self.bookmarks.forget();
         }
     }
 

@@ -92,7 +92,8 @@ impl Driver {
         snapshot: Option<PathBuf>,
         origin: Instant,
     ) -> Self {
-        let (answers, inbox) = mpsc::channel(64);
+        // A task whose answer does not fit waits with it, and etcd waits for the task.
+        let (answers, inbox) = mpsc::channel(8);
         Self {
             cluster,
             core,
@@ -172,7 +173,7 @@ impl Driver {
         }
         status.certificate_expires_unix_secs = self.expiry.as_ref().map(|expiry| expiry.not_after_unix_secs);
         status.certificate_left = self.expiry.as_ref().map(|expiry| expiry.short(unix_now()));
-        status.warnings = self.warnings();
+        status.warnings.extend(self.warnings());
         status
     }
 
@@ -211,8 +212,9 @@ impl Driver {
                 Output::Disconnect => self.disconnect(),
                 Output::Connect => self.connect(),
                 Output::GetConfig(key) => self.get_config(key),
-                Output::List { ticket, scope, from, prefix, revision } => {
-                    self.list(ticket, scope, from, prefix, revision);
+                Output::Prove(revision) => self.prove(revision),
+                Output::List { ticket, scope, from, prefix, revision, limit } => {
+                    self.list(requests::Page { ticket, scope, from, prefix, revision, limit });
                 }
                 Output::Watch { ticket, scope, prefix, revision } => {
                     self.watch(ticket, scope, prefix, revision);
@@ -301,16 +303,22 @@ impl Driver {
         }
     }
 
-    fn list(&mut self, ticket: Ticket, scope: Scope, from: Vec<u8>, prefix: String, revision: i64) {
+    fn prove(&mut self, revision: i64) {
         if let Some(client) = self.client.clone() {
-            self.spawn(Some((scope, ticket)), requests::list(client, ticket, scope, from, prefix, revision));
+            self.spawn(None, requests::prove(client, revision));
+        }
+    }
+
+    fn list(&mut self, page: requests::Page) {
+        if let Some(client) = self.client.clone() {
+            self.spawn(Some((page.scope, page.ticket)), requests::list(client, page));
         }
     }
 
     fn watch(&mut self, ticket: Ticket, scope: Scope, prefix: String, revision: i64) {
         let Some(client) = self.client.clone() else { return };
         let (answers, epoch) = (self.answers.clone(), self.epoch);
-        let (forward, mut events) = mpsc::channel(16);
+        let (forward, mut events) = mpsc::channel(2);
         self.spawn(Some((scope, ticket)), async move {
             let relay = async {
                 while let Some(input) = events.recv().await {
@@ -357,7 +365,7 @@ impl Driver {
             }
         };
         let mut out = Vec::new();
-        self.core.restore(saved.id, saved.iter(), &mut out);
+        self.core.restore(self.now(), saved.id, saved.iter(), &mut out);
         self.written = self.core.revision();
         self.carry_out(out);
     }

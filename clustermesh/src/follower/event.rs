@@ -26,17 +26,23 @@ pub struct Header {
     pub etcd: u64,
     /// Its revision.
     pub revision: i64,
+    /// Its raft term. A new data directory starts again from the first one, with the same id if its flags are the same.
+    pub term: u64,
 }
 
 /// How a request or stream failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FailureKind {
-    /// No connection, broken connection, timeout, no leader.
+    /// No connection, broken connection, timeout.
     Transport,
+    /// The members of that etcd have no leader: it can neither confirm nor change anything.
+    NoLeader,
     /// The user may not read that range: asking again at once is useless.
     Denied,
     /// The revision is gone: list again.
     Compacted,
+    /// The answer is larger than what is taken at once: ask for less.
+    TooLarge,
     /// Anything else.
     Other,
 }
@@ -87,10 +93,27 @@ pub enum Input {
         /// Whether keys follow.
         more: bool,
     },
+    /// The answer to [`Output::Prove`]: the revision at which the key was written last, and its value.
+    Proof(Header, Option<(i64, Vec<u8>)>),
+    /// [`Output::Prove`] failed.
+    ProofFailed(Failure),
     /// [`Output::List`] failed.
     ListFailed(Ticket, Scope, Failure),
     /// A watch response; no events when the watch was created or made progress.
-    Events(Ticket, Scope, Header, Vec<KeyEvent>),
+    Events {
+        /// The ticket of the list before the watch.
+        ticket: Ticket,
+        /// What is watched.
+        scope: Scope,
+        /// The response's header.
+        header: Header,
+        /// The revision up to which the watch has told everything: that of the last event, or that of a progress
+        /// notification. 0 when the response says nothing about it; the header's revision does not, since a watch that
+        /// catches up tells the past in parts.
+        seen: i64,
+        /// In order.
+        events: Vec<KeyEvent>,
+    },
     /// A watch ended.
     WatchEnded(Ticket, Scope, Failure),
 }
@@ -104,6 +127,8 @@ pub enum Output {
     Disconnect,
     /// Get the single key of the cluster's configuration.
     GetConfig(String),
+    /// Get the single key of the heartbeat as it was at that revision.
+    Prove(i64),
     /// Read one page of a prefix.
     List {
         /// To be given back with the answer; a list with a new ticket replaces the scope's earlier list and watch.
@@ -116,6 +141,8 @@ pub enum Output {
         prefix: String,
         /// 0 for the newest revision (first page).
         revision: i64,
+        /// Most keys of the page.
+        limit: i64,
     },
     /// Watch a prefix from a revision on.
     Watch {
@@ -179,10 +206,14 @@ impl Applied {
 pub struct Timers {
     /// Longest wait for a connection's first answer.
     pub connect: Duration,
-    /// First wait before reconnecting; doubled each time, with jitter.
+    /// First wait before reconnecting; doubled each time, with jitter, until a connection has passed a check.
     pub backoff_min: Duration,
-    /// Longest wait before reconnecting.
+    /// Longest wait before reconnecting, without the spread.
     pub backoff_max: Duration,
+    /// Added to every wait, uniform in `0..spread`: readers that lost the same etcd at one moment come back one by one.
+    pub spread: Duration,
+    /// Longest time, uniform from a quarter of it on, after which what a resumed watch cannot vouch for is listed again.
+    pub audit: Duration,
     /// How long the cluster configuration may be missing before the connection is made anew.
     pub config_wait: Duration,
     /// How often the configuration is asked for while it is missing, and looked at again (times 30) later.
@@ -203,6 +234,8 @@ impl Default for Timers {
             connect: Duration::from_secs(20),
             backoff_min: Duration::from_secs(1),
             backoff_max: Duration::from_secs(30),
+            spread: Duration::from_secs(3),
+            audit: Duration::from_secs(240),
             config_wait: Duration::from_secs(180),
             config_retry: Duration::from_secs(2),
             heartbeat_max_age: Duration::from_secs(120),

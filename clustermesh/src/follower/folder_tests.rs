@@ -48,6 +48,7 @@ impl Rig {
             allow_plaintext: false,
             own: None,
             timers: Timers::default(),
+            limits: Limits::default(),
         };
         let (sink, cancel) = (Sink::default(), CancellationToken::new());
         let (mesh, task) = start(config, Arc::new(sink.clone()), cancel.clone()).await;

@@ -9,10 +9,19 @@ mod event;
 mod folder;
 #[cfg(test)]
 mod folder_tests;
+#[cfg(test)]
+mod hostile_tests;
 mod ids;
+mod limits;
+mod link;
+mod reading;
 mod requests;
+mod resume;
+#[cfg(test)]
+pub(crate) mod sim;
 pub(crate) mod snapshot;
 mod snapshots;
+mod stale;
 mod status;
 mod store;
 #[cfg(test)]
@@ -26,6 +35,7 @@ pub use event::{
 };
 pub(crate) use folder::scan;
 pub use ids::IdBook;
+pub use limits::Limits;
 pub use status::{ClusterStatus, ConfigStatus, FailureStatus, MAX_REFUSED, Refused};
 
 use crate::etcd::EtcdConfig;
@@ -59,6 +69,8 @@ pub struct MeshConfig {
     pub own: Option<EtcdConfig>,
     /// Durations.
     pub timers: Timers,
+    /// What each cluster may cost.
+    pub limits: Limits,
 }
 
 struct Running {
@@ -192,6 +204,7 @@ impl Mesh {
                 ids: self.ids.clone(),
                 seed: rand::random(),
                 timers: self.config.timers,
+                limits: self.config.limits,
             },
             tombolo_base::clock::Moment::from_origin(self.origin.elapsed()),
         );

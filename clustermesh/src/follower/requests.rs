@@ -3,10 +3,14 @@
 use super::event::{Failure, FailureKind, Header, Input, KeyEvent, Scope, Ticket};
 use crate::certificate::Certificates;
 use crate::error::MeshError;
-use crate::etcd::{EtcdConfig, MAX_RESPONSE_BYTES, PAGE, kind_of, request, request_error};
+use crate::etcd::{EtcdConfig, NO_LEADER, kind_of, request, request_error};
 use crate::wire::key;
 use etcd_client::{Client, EventType, GetOptions, ResponseHeader, WatchOptions, WatchResponse};
 use tokio::sync::mpsc;
+
+/// Largest page or watch response that is taken, in bytes. Pages that are larger are asked for in smaller parts, a watch
+/// that brings more ends in a list: a cluster with huge values costs time, and this much memory for each kind at most.
+const MAX_ANSWER_BYTES: usize = 64 << 20;
 
 /// A client whose connection was proved by one answer, and the certificates it uses.
 pub(super) async fn open(etcd: &EtcdConfig) -> Result<(Client, Option<Certificates>), MeshError> {
@@ -20,12 +24,15 @@ pub(super) async fn open(etcd: &EtcdConfig) -> Result<(Client, Option<Certificat
 
 /// Unary responses always have a header; without one the guard cannot work, so it counts as a failure.
 fn header(header: Option<&ResponseHeader>, what: &str) -> Result<Header, MeshError> {
-    header.map(|header| Header { etcd: header.cluster_id(), revision: header.revision() }).ok_or_else(|| {
-        MeshError::Request {
-            what: what.to_owned(),
-            why: "the response has no header; check what runs behind the endpoint".to_owned(),
-            kind: FailureKind::Other,
-        }
+    let of = |header: &ResponseHeader| Header {
+        etcd: header.cluster_id(),
+        revision: header.revision(),
+        term: header.raft_term(),
+    };
+    header.map(of).ok_or_else(|| MeshError::Request {
+        what: what.to_owned(),
+        why: "the response has no header; check what runs behind the endpoint".to_owned(),
+        kind: FailureKind::Other,
     })
 }
 
@@ -41,20 +48,38 @@ pub(super) async fn get(client: Client, name: String) -> Input {
     answer.await.unwrap_or_else(|error| Input::ConfigFailed(Failure::from(&error)))
 }
 
+/// Gets the heartbeat as it was at a revision.
+pub(super) async fn prove(client: Client, revision: i64) -> Input {
+    let what = format!("reading {} at revision {revision}", key::HEARTBEAT);
+    let answer = async {
+        let options = GetOptions::new().with_revision(revision);
+        let mut response =
+            request(|| what.clone(), client.kv_client().get(key::HEARTBEAT, Some(options))).await?;
+        let header = header(response.header(), &what)?;
+        let found = response.take_kvs().into_iter().next();
+        Ok::<_, MeshError>(Input::Proof(header, found.map(|kv| (kv.mod_revision(), kv.into_key_value().1))))
+    };
+    answer.await.unwrap_or_else(|error| Input::ProofFailed(Failure::from(&error)))
+}
+
+/// A page to be read.
+pub(super) struct Page {
+    pub(super) ticket: Ticket,
+    pub(super) scope: Scope,
+    pub(super) from: Vec<u8>,
+    pub(super) prefix: String,
+    pub(super) revision: i64,
+    pub(super) limit: i64,
+}
+
 /// Reads one page of a prefix.
-pub(super) async fn list(
-    client: Client,
-    ticket: Ticket,
-    scope: Scope,
-    from: Vec<u8>,
-    prefix: String,
-    revision: i64,
-) -> Input {
+pub(super) async fn list(client: Client, page: Page) -> Input {
+    let Page { ticket, scope, from, prefix, revision, limit } = page;
     let what = format!("listing {prefix}");
     let answer = async {
         let options =
-            GetOptions::new().with_range(key::range_end(&prefix)).with_limit(PAGE).with_revision(revision);
-        let mut kv = client.kv_client().max_decoding_message_size(MAX_RESPONSE_BYTES);
+            GetOptions::new().with_range(key::range_end(&prefix)).with_limit(limit).with_revision(revision);
+        let mut kv = client.kv_client().max_decoding_message_size(MAX_ANSWER_BYTES);
         let mut response = request(|| what.clone(), kv.get(from, Some(options))).await?;
         let header = header(response.header(), &what)?;
         let more = response.more();
@@ -74,8 +99,12 @@ pub(super) async fn watch(
     events: mpsc::Sender<Input>,
 ) -> Failure {
     let what = format!("watching {prefix}");
-    let options = WatchOptions::new().with_range(key::range_end(&prefix)).with_start_revision(revision);
-    let mut watch = client.watch_client().max_decoding_message_size(MAX_RESPONSE_BYTES);
+    // Progress notifications move the position of a quiet prefix on, so that it is not compacted away.
+    let options = WatchOptions::new()
+        .with_range(key::range_end(&prefix))
+        .with_start_revision(revision)
+        .with_progress_notify();
+    let mut watch = client.watch_client().max_decoding_message_size(MAX_ANSWER_BYTES);
     let mut stream = match request(|| what.clone(), watch.watch(prefix, Some(options))).await {
         Ok(stream) => stream,
         Err(error) => return Failure::from(&error),
@@ -93,12 +122,26 @@ pub(super) async fn watch(
             return cancelled(&what, &response);
         }
         let input = match header(response.header(), &what) {
-            Ok(header) => Input::Events(ticket, scope, header, response.events().iter().map(event).collect()),
+            Ok(header) => {
+                let seen = seen(&response, header);
+                let events = response.events().iter().map(event).collect();
+                Input::Events { ticket, scope, header, seen, events }
+            }
             Err(error) => return Failure::from(&error),
         };
         if events.send(input).await.is_err() {
             return Failure { kind: FailureKind::Other, text: "the follower has ended".to_owned() };
         }
+    }
+}
+
+/// Up to which revision the watch has told everything with this response; 0 when it does not say.
+fn seen(response: &WatchResponse, header: Header) -> i64 {
+    let last = response.events().last().and_then(|event| event.kv());
+    match last {
+        Some(kv) => kv.mod_revision(),
+        None if response.created() => 0,
+        None => header.revision,
     }
 }
 
@@ -117,7 +160,8 @@ fn cancelled(what: &str, response: &WatchResponse) -> Failure {
     let remedy = match kind {
         FailureKind::Denied => "; give the certificate's user a role that covers this range",
         FailureKind::Compacted => "; the list starts over",
-        FailureKind::Transport | FailureKind::Other => "",
+        FailureKind::NoLeader => NO_LEADER,
+        FailureKind::Transport | FailureKind::TooLarge | FailureKind::Other => "",
     };
     let reason = if reason.is_empty() { "no reason given" } else { reason };
     Failure { kind, text: format!("{what}: cancelled by etcd: {reason}{remedy}") }

@@ -55,8 +55,13 @@ pub struct ClusterStatus {
     pub certificate_left: Option<String>,
     /// Whether it is reached without TLS.
     pub plaintext: bool,
-    /// What works now and will not for long: certificates that end, files that a restart could not use.
+    /// What works now and will not for long, and what is not used: certificates that end, files that a restart could not
+    /// use, entries that were not confirmed for too long.
     pub warnings: Vec<String>,
+    /// Entries by kind that are known and not used, because they were not confirmed for too long.
+    pub withheld: BTreeMap<Kind, usize>,
+    /// Bytes of the known entries' names and values, as read.
+    pub bytes: usize,
 }
 
 /// Refused entries of one kind that are told one by one; the rest is counted.
@@ -117,7 +122,8 @@ impl Follower {
     /// The state for people; endpoints and certificates are the driver's to fill in.
     #[must_use]
     pub fn status(&self, now: Moment) -> ClusterStatus {
-        let connected = self.etcd.is_some() && matches!(self.link, Link::Running | Link::Configuring(..));
+        let connected =
+            self.etcd.is_some() && matches!(self.link, Link::Running | Link::Proving | Link::Configuring(..));
         let ready = self.link == Link::Running && self.state == SourceState::Initialized;
         let published = self.published.as_ref();
         let exports = published.and_then(|config| config.capabilities.service_exports_enabled);
@@ -138,7 +144,7 @@ impl Follower {
                 .collect(),
             synced: self.stores.keys().map(|k| (*k, self.synced.get(k) == Some(&true))).collect(),
             config: ConfigStatus {
-                retrieved: self.link == Link::Running,
+                retrieved: matches!(self.link, Link::Running | Link::Proving),
                 cluster_id: self.remote.as_ref().map(|remote| u32::from(remote.id.get())),
                 kvstoremesh: published.is_some_and(|config| config.capabilities.cached),
                 sync_canaries: published.is_some_and(|config| config.capabilities.synced_canaries),
@@ -163,7 +169,13 @@ impl Follower {
             certificate_expires_unix_secs: None,
             certificate_left: None,
             plaintext: false,
-            warnings: Vec::new(),
+            warnings: self.withheld_text().into_iter().collect(),
+            withheld: self
+                .withheld
+                .iter()
+                .map(|kind| (*kind, self.stores.get(kind).map_or(0, Store::len)))
+                .collect(),
+            bytes: self.usage.bytes,
         }
     }
 }

@@ -1,6 +1,8 @@
 //! What is known of one kind of entries of one cluster.
 
 use super::event::Change;
+use super::limits::{Limits, Usage};
+use super::resume::Position;
 use super::status::Refused;
 use crate::wire::{Kind, Reason, Record, Reject, Rejections, Remote};
 use std::collections::BTreeMap;
@@ -11,10 +13,12 @@ use std::sync::Arc;
 pub(crate) enum Phase {
     /// Waits for its canary.
     Waiting,
-    /// Pages come in; pinned to the revision once the first one did.
-    Listing(i64),
-    /// Listed; follows from that revision on.
-    Watching(i64),
+    /// The first page is asked for; nothing before that revision can be its answer.
+    Asked(i64),
+    /// Pages come in, pinned to the first one's revision, in a term that cannot fall.
+    Listing(i64, u64),
+    /// Listed; follows from that position on.
+    Watching(Position),
     /// Must not be read; asked for again later.
     Denied,
 }
@@ -23,7 +27,9 @@ pub(crate) enum Phase {
 struct Entry {
     record: Record,
     /// The list in which the key was seen last.
-    seen: u64,
+    seen: u32,
+    /// Bytes of name and value.
+    bytes: u32,
 }
 
 /// A key whose value, as it stands, is refused.
@@ -32,11 +38,20 @@ struct Bad {
     /// What stands before the name.
     prefix: Arc<str>,
     reject: Reject,
-    seen: u64,
+    seen: u32,
 }
 
 /// Refused keys that are remembered; more are counted when they come, no more.
 const MAX_BAD: usize = 1024;
+
+/// What taking an entry in needs of its cluster, and what comes of it.
+pub(crate) struct Intake<'a> {
+    pub(crate) remote: &'a Remote,
+    pub(crate) limits: &'a Limits,
+    pub(crate) usage: &'a mut Usage,
+    pub(crate) rejections: &'a mut Rejections,
+    pub(crate) changes: Vec<Change>,
+}
 
 /// Key name to last good value. Survives connections; what a later list lacks is deleted then, not before.
 #[derive(Clone, Debug)]
@@ -44,21 +59,14 @@ pub(crate) struct Store {
     kind: Kind,
     entries: BTreeMap<Arc<str>, Entry>,
     bad: BTreeMap<Arc<str>, Bad>,
-    generation: u64,
-}
-
-const fn most_entries(kind: Kind) -> usize {
-    match kind {
-        Kind::Ips => 2_000_000,
-        // A service of 10,000 backends has a hundred.
-        Kind::EndpointSlices => 262_144,
-        Kind::ServiceExports | Kind::Nodes | Kind::Services | Kind::Identities | Kind::Assignments => 65_536,
-    }
+    generation: u32,
+    /// Something was refused since the last list began that a later list may have room for.
+    wanting: bool,
 }
 
 impl Store {
     pub(crate) const fn new(kind: Kind) -> Self {
-        Self { kind, entries: BTreeMap::new(), bad: BTreeMap::new(), generation: 0 }
+        Self { kind, entries: BTreeMap::new(), bad: BTreeMap::new(), generation: 0, wanting: false }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -70,56 +78,57 @@ impl Store {
         self.entries.iter().map(|(name, entry)| (name.as_ref(), &entry.record))
     }
 
+    /// Whether a list would take in what was refused for reasons that other entries cause.
+    pub(crate) const fn is_wanting(&self) -> bool {
+        self.wanting
+    }
+
     /// A list starts: what it does not show is stale.
     pub(crate) const fn begin_list(&mut self) {
-        self.generation += 1;
+        self.generation = self.generation.wrapping_add(1);
+        self.wanting = false;
     }
 
     /// Takes the value of `prefix` + `name` in. A refused one costs this entry only, and by the wire's rules (2.6) the
     /// value before it stays.
-    pub(crate) fn put(
-        &mut self,
-        remote: &Remote,
-        (prefix, name): (&str, &str),
-        value: &[u8],
-        rejections: &mut Rejections,
-        changes: &mut Vec<Change>,
-    ) {
-        match Record::decode(remote, self.kind, name, value).and_then(|record| self.admit(name, record)) {
+    pub(crate) fn put(&mut self, (prefix, name): (&str, &str), value: &[u8], intake: &mut Intake<'_>) {
+        let bytes = name.len().saturating_add(value.len());
+        let record = Record::decode(intake.remote, self.kind, name, value)
+            .and_then(|record| self.admit(name, bytes, record, intake));
+        match record {
             Ok(record) => {
                 self.bad.remove(name);
                 match record {
-                    Some(record) => self.insert(name, record, changes),
-                    None => self.delete(name, changes),
+                    Some(record) => self.insert(name, bytes, record, intake),
+                    None => self.delete(name, intake.usage, &mut intake.changes),
                 }
             }
             Err(reject) => {
                 // But an address that was given to an identity that cannot be right (11.7) must not keep the old one.
                 if self.kind == Kind::Ips && reject.reason == Reason::IdentityRange {
-                    self.delete(name, changes);
+                    self.delete(name, intake.usage, &mut intake.changes);
                 }
-                // What our own elected agent wrote is not given up for a value that it will correct.
-                let known = self.entries.get_mut(name).filter(|_| self.kind == Kind::Assignments);
-                if let Some(entry) = known {
-                    entry.seen = self.generation;
-                }
-                self.refuse(remote, prefix, name, reject, rejections);
+                self.refuse(prefix, name, reject, intake);
             }
         }
     }
 
-    fn refuse(
-        &mut self,
-        remote: &Remote,
-        prefix: &str,
-        name: &str,
-        reject: Reject,
-        rejections: &mut Rejections,
-    ) {
+    fn refuse(&mut self, prefix: &str, name: &str, reject: Reject, intake: &mut Intake<'_>) {
+        self.wanting |= matches!(reject.reason, Reason::TooMany | Reason::Alias);
+        if let Some(entry) = self.entries.get_mut(name)
+            // What our own elected agent wrote is not given up for a value that it will correct. What there is no room
+            // for is there, and the value before it is the best that is known.
+            && (self.kind == Kind::Assignments || reject.reason == Reason::TooMany)
+        {
+            entry.seen = self.generation;
+        }
         let (key, kept) = (format!("{prefix}{name}"), self.entries.contains_key(name));
         let remedy = reject.reason.remedy();
-        tracing::warn!(cluster = %remote.name, kind = %self.kind, key = %key.escape_debug(), %reject, kept, remedy, "entry refused");
-        rejections.count(&key, &reject);
+        // Millions of refused keys must not fill the log: each reason is told once in a power of two.
+        if intake.rejections.of(reject.reason).saturating_add(1).is_power_of_two() {
+            tracing::warn!(cluster = %intake.remote.name, kind = %self.kind, key = %key.escape_debug(), %reject, kept, remedy, "entry refused");
+        }
+        intake.rejections.count(&key, &reject);
         if self.bad.len() < MAX_BAD || self.bad.contains_key(name) {
             self.bad.insert(name.into(), Bad { prefix: prefix.into(), reject, seen: self.generation });
         }
@@ -141,11 +150,15 @@ impl Store {
         })
     }
 
-    fn admit(&mut self, name: &str, record: Option<Record>) -> Result<Option<Record>, Reject> {
-        let full = self.entries.len() >= most_entries(self.kind) && !self.entries.contains_key(name);
-        if full && record.is_some() {
-            let detail = format!("more than {} {}", most_entries(self.kind), self.kind);
-            return Err(Reject::new(Reason::TooMany, detail));
+    fn admit(
+        &mut self,
+        name: &str,
+        bytes: usize,
+        record: Option<Record>,
+        intake: &mut Intake<'_>,
+    ) -> Result<Option<Record>, Reject> {
+        if record.is_some() {
+            self.make_room(name, bytes, intake)?;
         }
         if let Some(Record::Ip(entry)) = &record
             && let Some(twin) = entry.alias_name()
@@ -155,47 +168,82 @@ impl Store {
                     return Err(Reject::new(Reason::Alias, format!("{twin} means the same address")));
                 }
                 // Left over from before this list: the row is the same, so it is replaced and not deleted.
-                Some(_) => drop(self.entries.remove(twin.as_str())),
+                Some(known) => {
+                    intake.usage.remove(size(known.bytes));
+                    self.entries.remove(twin.as_str());
+                }
                 None => {}
             }
         }
         Ok(record)
     }
 
-    fn insert(&mut self, name: &str, record: Record, changes: &mut Vec<Change>) {
+    /// Whether the cluster may have one more entry of that size.
+    fn make_room(&self, name: &str, bytes: usize, intake: &Intake<'_>) -> Result<(), Reject> {
+        let (limits, known) = (intake.limits, self.entries.get(name));
+        let of_kind = Limits::max_of(self.kind);
+        if known.is_none() && self.entries.len() >= of_kind {
+            return Err(Reject::new(Reason::TooMany, format!("more than {of_kind} {}", self.kind)));
+        }
+        let mut usage = *intake.usage;
+        usage.add(bytes, known.map(|entry| size(entry.bytes)));
+        if usage.entries > limits.max_entries {
+            return Err(Reject::new(Reason::TooMany, format!("more than {} entries", limits.max_entries)));
+        }
+        // What shrinks is taken in any case.
+        if usage.bytes > limits.max_bytes && usage.bytes > intake.usage.bytes {
+            return Err(Reject::new(Reason::TooMany, format!("more than {} bytes", limits.max_bytes)));
+        }
+        Ok(())
+    }
+
+    fn insert(&mut self, name: &str, bytes: usize, record: Record, intake: &mut Intake<'_>) {
+        let (seen, cost) = (self.generation, u32::try_from(bytes).unwrap_or(u32::MAX));
         if let Some(entry) = self.entries.get_mut(name) {
-            entry.seen = self.generation;
+            intake.usage.add(bytes, Some(size(entry.bytes)));
+            (entry.seen, entry.bytes) = (seen, cost);
             if entry.record != record {
                 entry.record = record.clone();
-                changes.push(Change::Upsert(record));
+                intake.changes.push(Change::Upsert(record));
             }
             return;
         }
-        changes.push(Change::Upsert(record.clone()));
-        self.entries.insert(name.into(), Entry { record, seen: self.generation });
+        intake.usage.add(bytes, None);
+        intake.changes.push(Change::Upsert(record.clone()));
+        self.entries.insert(name.into(), Entry { record, seen, bytes: cost });
     }
 
     /// Forgets a key; an unknown one is no news.
-    pub(crate) fn delete(&mut self, name: &str, changes: &mut Vec<Change>) {
+    pub(crate) fn delete(&mut self, name: &str, usage: &mut Usage, changes: &mut Vec<Change>) {
         self.bad.remove(name);
         if let Some(entry) = self.entries.remove(name) {
+            usage.remove(size(entry.bytes));
             changes.push(Change::Delete(entry.record));
         }
     }
 
     /// A list is complete: what it did not show is gone.
-    pub(crate) fn sweep(&mut self, changes: &mut Vec<Change>) {
+    pub(crate) fn sweep(&mut self, usage: &mut Usage, changes: &mut Vec<Change>) {
         let generation = self.generation;
         self.bad.retain(|_, bad| bad.seen == generation);
-        let gone = self.entries.extract_if(.., |_, entry| entry.seen != generation);
-        changes.extend(gone.map(|(_, entry)| Change::Delete(entry.record)));
+        for (_, entry) in self.entries.extract_if(.., |_, entry| entry.seen != generation) {
+            usage.remove(size(entry.bytes));
+            changes.push(Change::Delete(entry.record));
+        }
     }
 
     /// Forgets everything.
-    pub(crate) fn drain(&mut self, changes: &mut Vec<Change>) {
+    pub(crate) fn drain(&mut self, usage: &mut Usage, changes: &mut Vec<Change>) {
         self.bad.clear();
-        changes.extend(std::mem::take(&mut self.entries).into_values().map(|e| Change::Delete(e.record)));
+        for entry in std::mem::take(&mut self.entries).into_values() {
+            usage.remove(size(entry.bytes));
+            changes.push(Change::Delete(entry.record));
+        }
     }
+}
+
+fn size(bytes: u32) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]
@@ -206,6 +254,8 @@ mod tests {
     struct Rig {
         store: Store,
         remote: Remote,
+        limits: Limits,
+        usage: Usage,
         rejections: Rejections,
     }
 
@@ -214,20 +264,21 @@ mod tests {
             let id = ClusterId::new(1, MaxClusters::C255).unwrap();
             let name = ClusterName::new("c1").unwrap();
             let remote = Remote { name, id, max: MaxClusters::C255, own: true };
-            Self { store: Store::new(kind), remote, rejections: Rejections::default() }
+            let (store, limits) = (Store::new(kind), Limits::default());
+            Self { store, remote, limits, usage: Usage::default(), rejections: Rejections::default() }
         }
 
         /// How many upserts and deletes a value causes.
         fn put(&mut self, name: &str, value: &str) -> (usize, usize) {
-            let mut changes = Vec::new();
-            self.store.put(
-                &self.remote,
-                ("some/", name),
-                value.as_bytes(),
-                &mut self.rejections,
-                &mut changes,
-            );
-            count(&changes)
+            let mut intake = Intake {
+                remote: &self.remote,
+                limits: &self.limits,
+                usage: &mut self.usage,
+                rejections: &mut self.rejections,
+                changes: Vec::new(),
+            };
+            self.store.put(("some/", name), value.as_bytes(), &mut intake);
+            count(&intake.changes)
         }
 
         fn refused(&self) -> Vec<String> {
@@ -254,7 +305,7 @@ mod tests {
             "{told:?}"
         );
         let mut changes = Vec::new();
-        rig.store.sweep(&mut changes);
+        rig.store.sweep(&mut rig.usage, &mut changes);
         assert_eq!((count(&changes), rig.store.len(), rig.rejections.total()), ((0, 0), 1, 3));
         assert_eq!(rig.put("shop/web", r#"{"addresses":["203.0.113.2"]}"#), (1, 0));
         assert!(rig.refused().is_empty(), "what was mended is told no more");
@@ -277,7 +328,32 @@ mod tests {
         assert!(rig.refused()[0].contains("identity-range") && rig.refused()[0].contains("not used"));
         // It goes from the list of faults with its key, or when a later list lacks it.
         rig.store.begin_list();
-        rig.store.sweep(&mut Vec::new());
+        rig.store.sweep(&mut rig.usage, &mut Vec::new());
         assert_eq!((rig.store.refused_now(), rig.rejections.total()), (0, 3));
+    }
+
+    #[test]
+    fn what_is_past_the_budget_is_refused_and_what_is_known_stays() {
+        let mut rig = Rig::new(Kind::Ips);
+        let value = |octet: u32, pod: &str| {
+            format!(r#"{{"IP":"10.1.0.{octet}","HostIP":"192.0.2.1","ID":66001,"K8sPodName":"{pod}"}}"#)
+        };
+        rig.limits.max_entries = 2;
+        for octet in 1..=3 {
+            let taken = rig.put(&format!("10.1.0.{octet}"), &value(octet, "a"));
+            assert_eq!(taken, (usize::from(octet < 3), 0));
+        }
+        assert!(rig.refused()[0].contains("too-many: more than 2 entries"), "{:?}", rig.refused());
+        assert!(rig.store.is_wanting());
+        rig.limits.max_bytes = rig.usage.bytes;
+        // One that grows past the bound keeps its value, also over a list; one that shrinks is taken.
+        rig.store.begin_list();
+        assert_eq!(rig.put("10.1.0.1", &value(1, "longer")), (0, 0));
+        assert_eq!(rig.put("10.1.0.2", &value(2, "")), (1, 0));
+        let mut changes = Vec::new();
+        rig.store.sweep(&mut rig.usage, &mut changes);
+        assert_eq!((count(&changes), rig.store.len(), rig.usage.entries), ((0, 0), 2, 2));
+        rig.store.drain(&mut rig.usage, &mut changes);
+        assert_eq!((rig.usage, changes.len()), (Usage::default(), 2));
     }
 }

@@ -1,490 +1,274 @@
-//! A seeded model of an etcd with every fault, driving the core: when all is quiet, what is known equals the truth.
+//! Single faults, told one by one: what the core does and what an operator is told.
 
+use super::sim::{Fault, Site, World, identity, ip, service};
 use super::*;
-use crate::wire::{Kind, Record, key};
-use std::collections::BTreeMap;
+use crate::wire::{Kind, Reason, key};
 use std::time::Duration;
 use tombolo_base::clock::Moment;
-use tombolo_base::ids::IdentityId;
 use tombolo_base::source::SourceState;
 
-const CONFIG: &str = r#"{"id":1,"capabilities":{"syncedCanaries":true,"maxConnectedClusters":255}}"#;
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % end
-    }
-
-    fn once_in(&mut self, times: u64) -> bool {
-        self.below(times) == 0
-    }
-}
-
-/// Keys with values, every change kept until it is compacted.
-struct Model {
-    id: u64,
-    revision: i64,
-    compacted: i64,
-    keys: BTreeMap<Vec<u8>, Vec<u8>>,
-    log: Vec<(i64, KeyEvent)>,
-    /// Contents by revision, for pages pinned to one.
-    past: BTreeMap<i64, BTreeMap<Vec<u8>, Vec<u8>>>,
-}
-
-impl Model {
-    fn new(id: u64) -> Self {
-        let mut model = Self {
-            id,
-            revision: 1,
-            compacted: 0,
-            keys: BTreeMap::new(),
-            log: Vec::new(),
-            past: BTreeMap::new(),
-        };
-        model.past.insert(1, BTreeMap::new());
-        model
-    }
-
-    fn header(&self) -> Header {
-        Header { etcd: self.id, revision: self.revision }
-    }
-
-    fn put(&mut self, name: &str, value: &str) {
-        self.revision += 1;
-        let (name, value) = (name.as_bytes().to_vec(), value.as_bytes().to_vec());
-        self.keys.insert(name.clone(), value.clone());
-        self.log.push((self.revision, KeyEvent::Put(name, value)));
-        self.past.insert(self.revision, self.keys.clone());
-    }
-
-    fn delete(&mut self, name: &[u8]) {
-        self.revision += 1;
-        self.keys.remove(name);
-        self.log.push((self.revision, KeyEvent::Delete(name.to_vec())));
-        self.past.insert(self.revision, self.keys.clone());
-    }
-
-    fn compact(&mut self) {
-        self.compacted = self.revision;
-        let compacted = self.compacted;
-        self.log.retain(|(revision, _)| *revision > compacted);
-        self.past.retain(|revision, _| *revision >= compacted);
-    }
-
-    fn canaries(&mut self) {
-        for kind in crate::wire::KINDS {
-            self.put(&kind.canary(crate::wire::Layout::State, "c1"), "now");
-        }
-    }
-}
-
-fn ip_value(octet: u64, identity: u64) -> (String, String) {
-    let name = format!("cilium/state/ip/v1/default/10.1.0.{octet}");
-    (name, format!(r#"{{"IP":"10.1.0.{octet}","Mask":null,"HostIP":"192.0.2.1","ID":{identity},"Key":0}}"#))
-}
-
-fn identity_value(number: u64, app: u64) -> (String, String) {
-    let name = format!("cilium/state/identities/v1/id/{}", 65_792 + number);
-    (name, format!("k8s:app=a{app};k8s:io.cilium.k8s.policy.cluster=c1;"))
-}
-
-struct Watching {
-    ticket: Ticket,
-    prefix: String,
-    next: i64,
-    created: bool,
-}
-
-/// The driver's part, with delays and losses.
-struct World {
-    random: Random,
-    now: Moment,
-    etcd: Model,
-    up: bool,
-    core: Follower,
-    waiting: Vec<Input>,
-    lists: Vec<(Ticket, Scope, Vec<u8>, String, i64)>,
-    watches: BTreeMap<Scope, Watching>,
-    connected: bool,
-    known: BTreeMap<String, Record>,
-    state: SourceState,
-    deleted_while_incomplete: usize,
-}
-
-impl World {
-    fn new(seed: u64) -> Self {
-        let name = |text| ClusterName::new(text).unwrap();
-        let config = FollowerConfig {
-            cluster: name("c1"),
-            own_name: name("own"),
-            own_id: Some(ClusterId::new(9, MaxClusters::C255).unwrap()),
-            max: MaxClusters::C255,
-            ids: IdBook::default(),
-            seed,
-            timers: Timers::default(),
-        };
-        Self {
-            random: Random(seed | 1),
-            now: Moment::ZERO,
-            etcd: Model::new(100),
-            up: true,
-            core: Follower::new(config, Moment::ZERO),
-            waiting: Vec::new(),
-            lists: Vec::new(),
-            watches: BTreeMap::new(),
-            connected: false,
-            known: BTreeMap::new(),
-            state: SourceState::Pending,
-            deleted_while_incomplete: 0,
-        }
-    }
-
-    fn feed(&mut self, input: Input) {
-        let mut out = Vec::new();
-        self.core.handle(self.now, input, &mut out);
-        for output in out {
-            match output {
-                Output::Connect => {
-                    let text = "refused".to_owned();
-                    let failed = Input::Disconnected(Failure { kind: FailureKind::Transport, text });
-                    self.connected = self.up;
-                    self.waiting.push(if self.up { Input::Connected } else { failed });
-                }
-                Output::Disconnect => self.lose(),
-                Output::GetConfig(name) => {
-                    let value = self.etcd.keys.get(name.as_bytes()).cloned();
-                    self.waiting.push(Input::Config(self.etcd.header(), value));
-                }
-                Output::List { ticket, scope, from, prefix, revision } => {
-                    self.lists.push((ticket, scope, from, prefix, revision));
-                }
-                Output::Watch { ticket, scope, prefix, revision } => {
-                    let watching = Watching { ticket, prefix, next: revision, created: false };
-                    self.watches.insert(scope, watching);
-                }
-                Output::Change(Change::Upsert(record)) => {
-                    self.known.insert(name(&record), record);
-                }
-                Output::Change(Change::Delete(record)) => {
-                    self.known.remove(&name(&record));
-                }
-                Output::State(state) => self.state = state,
-                Output::Gone => self.connected = false,
-            }
-        }
-    }
-
-    /// Answers of the connection do not arrive any more.
-    fn lose(&mut self) {
-        self.connected = false;
-        self.waiting.clear();
-        self.lists.clear();
-        self.watches.clear();
-    }
-
-    fn broken(&mut self) {
-        if self.connected {
-            let text = "broken".to_owned();
-            self.lose();
-            self.feed(Input::Disconnected(Failure { kind: FailureKind::Transport, text }));
-        }
-    }
-
-    /// One step of the world: something changes, something is delivered, or something breaks.
-    fn step(&mut self, faults: bool) {
-        self.now = self.now.after(Duration::from_millis(self.random.below(400)));
-        match self.random.below(12) {
-            0..=3 if faults => self.change(),
-            4 if faults && self.random.once_in(6) => self.fault(),
-            5..=6 => self.answer_list(),
-            7..=8 => self.deliver_events(),
-            _ if !self.waiting.is_empty() => {
-                let input = self.waiting.remove(0);
-                self.feed(input);
-            }
-            _ => {}
-        }
-        if self.now >= self.core.next_deadline() {
-            self.feed(Input::Tick);
-        }
-    }
-
-    fn change(&mut self) {
-        let octet = 1 + self.random.below(40);
-        let (number, app) = (self.random.below(20), self.random.below(5));
-        let (ip, ip_text) = ip_value(octet, 65_792 + number);
-        let (identity, labels) = identity_value(number, app);
-        match self.random.below(6) {
-            0 | 1 => self.etcd.put(&ip, &ip_text),
-            2 => self.etcd.put(&identity, &labels),
-            3 => self.etcd.delete(ip.as_bytes()),
-            4 => self.etcd.delete(identity.as_bytes()),
-            _ => self.etcd.put(key::HEARTBEAT, "now"),
-        }
-    }
-
-    fn fault(&mut self) {
-        match self.random.below(6) {
-            0 => self.broken(),
-            1 => self.etcd.compact(),
-            2 => {
-                self.up = false;
-                self.broken();
-            }
-            3 => self.up = true,
-            4 => self.wipe(),
-            // A load balancer switches to another etcd with the same content but other revisions.
-            _ => {
-                let mut other = Model::new(self.etcd.id + 1);
-                other.revision = 1 + i64::try_from(self.random.below(5_000)).unwrap();
-                other.past.insert(other.revision, BTreeMap::new());
-                for (name, value) in self.etcd.keys.clone() {
-                    other.put(std::str::from_utf8(&name).unwrap(), std::str::from_utf8(&value).unwrap());
-                }
-                other.compact();
-                self.etcd = other;
-                self.watches.clear();
-                self.broken();
-            }
-        }
-    }
-
-    /// Emptied and filled again, canaries last; the id stays, as it does for an etcd with the same flags.
-    fn wipe(&mut self) {
-        let content = std::mem::take(&mut self.etcd.keys);
-        self.etcd = Model::new(self.etcd.id);
-        self.broken();
-        let before = self.known.len();
-        for (name, value) in content.iter().filter(|(name, _)| !name.starts_with(b"cilium/synced/")) {
-            self.etcd.put(std::str::from_utf8(name).unwrap(), std::str::from_utf8(value).unwrap());
-            if self.random.once_in(4) {
-                self.quiet_step();
-            }
-        }
-        for _ in 0..self.random.below(30) {
-            self.quiet_step();
-        }
-        self.deleted_while_incomplete += before.saturating_sub(self.known.len());
-        self.etcd.canaries();
-    }
-
-    fn quiet_step(&mut self) {
-        self.step(false);
-    }
-
-    fn answer_list(&mut self) {
-        if self.lists.is_empty() || !self.up {
-            return;
-        }
-        let at = usize::try_from(self.random.below(u64::try_from(self.lists.len()).unwrap())).unwrap();
-        let (ticket, scope, from, prefix, revision) = self.lists.remove(at);
-        let content = if revision == 0 { Some(&self.etcd.keys) } else { self.etcd.past.get(&revision) };
-        let Some(content) = content else {
-            let kind =
-                if revision > self.etcd.revision { FailureKind::Other } else { FailureKind::Compacted };
-            self.feed(Input::ListFailed(ticket, scope, Failure { kind, text: "gone".to_owned() }));
-            return;
-        };
-        let inside = |name: &&Vec<u8>| name.starts_with(prefix.as_bytes());
-        let mut found = content.range(from..).filter(|(name, _)| inside(name));
-        // Pages of three, so that every list has several.
-        let entries: Vec<_> = found.by_ref().take(3).map(|(n, v)| (n.clone(), v.clone())).collect();
-        let more = found.next().is_some();
-        let header = self.etcd.header();
-        self.waiting.push(Input::Page { ticket, scope, header, entries, more });
-    }
-
-    fn deliver_events(&mut self) {
-        let scopes: Vec<Scope> = self.watches.keys().copied().collect();
-        if scopes.is_empty() || !self.up {
-            return;
-        }
-        let at = usize::try_from(self.random.below(u64::try_from(scopes.len()).unwrap())).unwrap();
-        let scope = scopes[at];
-        let Some(watching) = self.watches.get_mut(&scope) else { return };
-        let ticket = watching.ticket;
-        let header = self.etcd.header();
-        if watching.next <= self.etcd.compacted {
-            self.watches.remove(&scope);
-            let failure = Failure { kind: FailureKind::Compacted, text: "compacted".to_owned() };
-            self.waiting.push(Input::WatchEnded(ticket, scope, failure));
-            return;
-        }
-        let due = |(revision, event): &&(i64, KeyEvent)| {
-            let (KeyEvent::Put(name, _) | KeyEvent::Delete(name)) = event;
-            *revision >= watching.next && name.starts_with(watching.prefix.as_bytes())
-        };
-        let events: Vec<KeyEvent> =
-            self.etcd.log.iter().filter(due).map(|(_, event)| event.clone()).collect();
-        if events.is_empty() && watching.created {
-            return;
-        }
-        watching.created = true;
-        watching.next = watching.next.max(header.revision + 1);
-        self.waiting.push(Input::Events(ticket, scope, header, events));
-    }
-
-    fn truth(&self) -> BTreeMap<String, Record> {
-        let remote = crate::wire::Remote {
-            name: ClusterName::new("c1").unwrap(),
-            id: ClusterId::new(1, MaxClusters::C255).unwrap(),
-            max: MaxClusters::C255,
-            own: false,
-        };
-        let mut truth = BTreeMap::new();
-        for (key, value) in &self.etcd.keys {
-            for kind in crate::wire::KINDS {
-                let prefix = kind.prefix(crate::wire::Layout::State, "c1");
-                let Some(rest) = key.strip_prefix(prefix.as_bytes()) else { continue };
-                let found = Record::decode(&remote, kind, std::str::from_utf8(rest).unwrap(), value);
-                let record = found.unwrap().unwrap();
-                truth.insert(name(&record), record);
-            }
-        }
-        truth
-    }
-}
-
-fn name(record: &Record) -> String {
-    match record {
-        Record::Ip(entry) => entry.key_name(),
-        Record::Identity(IdentityId(number), _) => number.to_string(),
-        other => format!("{other:?}"),
-    }
-}
-
-/// Steps until ready and current, with heartbeats and no faults.
-fn settle(world: &mut World) {
-    world.up = true;
-    for round in 0..200_000 {
-        if round % 100 == 0 {
-            world.etcd.put(key::HEARTBEAT, "now");
-        }
-        world.quiet_step();
-        let idle = world.waiting.is_empty() && world.lists.is_empty();
-        if idle && world.state == SourceState::Initialized && world.known == world.truth() {
-            return;
-        }
-    }
-    panic!("not settled: {:?}", world.core.status(world.now));
-}
-
-#[test]
-fn after_any_faults_what_is_known_is_the_truth() {
-    for seed in 1..=60 {
-        let mut world = World::new(seed * 7919);
-        world.etcd.put(&key::cluster_config("c1"), CONFIG);
-        for number in 0..10 {
-            let (name, value) = identity_value(number, number);
-            world.etcd.put(&name, &value);
-        }
-        world.etcd.canaries();
-        for _ in 0..6 {
-            for _ in 0..400 {
-                world.step(true);
-            }
-            settle(&mut world);
-        }
-        assert_eq!(world.known, world.truth(), "seed {seed}");
-        assert_eq!(world.deleted_while_incomplete, 0, "seed {seed}: deleted before the canaries");
-    }
-}
-
+/// One cluster `c1`, read and quiet, with an address, an identity and a service.
 fn ready() -> World {
-    let mut world = World::new(42);
-    world.etcd.put(&key::cluster_config("c1"), CONFIG);
-    let (name, value) = ip_value(1, 65_792);
-    world.etcd.put(&name, &value);
-    world.etcd.canaries();
-    settle(&mut world);
+    ready_with(Limits::default())
+}
+
+fn ready_with(limits: Limits) -> World {
+    let mut world = World::new(42, 1, limits);
+    want(&mut world, ip(1, 2, 0));
+    want(&mut world, identity("c1", 1, 0, 1));
+    want(&mut world, service("c1", 1, 0, 2));
+    world.settle();
     world
 }
 
+fn want(world: &mut World, (key, value): (String, String)) {
+    world.sites[0].want.insert(key, value);
+}
+
+fn site(world: &mut World) -> &mut Site {
+    &mut world.sites[0]
+}
+
+fn status(world: &World) -> ClusterStatus {
+    world.sites[0].core.status(world.now)
+}
+
+fn applied(world: &World) -> Applied {
+    status(world).applied[&Kind::Ips]
+}
+
+/// Lets time pass without answers until the status says so.
+fn tick_until(world: &mut World, done: impl Fn(&ClusterStatus) -> bool) -> Duration {
+    let start = world.now;
+    while !done(&status(world)) {
+        let next = world.sites[0].core.next_deadline();
+        assert!(next.since(start) < Duration::from_secs(7200), "{:?}", status(world));
+        world.now = next;
+        let now = world.now;
+        site(world).feed(now, Input::Tick);
+    }
+    world.now.since(start)
+}
+
+fn run(world: &mut World, steps: usize) {
+    for _ in 0..steps {
+        world.step(false);
+    }
+}
+
 #[test]
-fn a_denied_range_is_not_asked_for_in_a_loop() {
+fn a_denied_range_is_stale_and_not_asked_for_in_a_loop() {
     let mut world = ready();
     let scope = Scope::Entries(Kind::Ips);
-    let ticket = world.watches[&scope].ticket;
-    let failure = Failure { kind: FailureKind::Denied, text: "permission denied; give it a role".to_owned() };
-    world.feed(Input::WatchEnded(ticket, scope, failure));
-    assert!(world.lists.is_empty(), "no new list at once");
-    assert!(world.core.status(world.now).status.contains("role"));
-    assert_eq!(world.known.len(), 1);
+    site(&mut world).denied.insert(scope);
+    let lists = site(&mut world).listed;
+    site(&mut world).end_watches(FailureKind::Denied, |other| other == scope);
+    run(&mut world, 200);
+    assert!(status(&world).status.contains("Denied"), "{:?}", status(&world));
+    assert!(
+        !status(&world).ready && !status(&world).synced[&Kind::Ips] && status(&world).synced[&Kind::Nodes]
+    );
+    assert_eq!((site(&mut world).state, site(&mut world).known.len()), (SourceState::Stale, 3));
+    assert_eq!((site(&mut world).listed, status(&world).reconnections), (lists, 0), "no list at once");
+    world.settle();
+    assert!(status(&world).ready && status(&world).reconnections == 0);
 }
 
 #[test]
 fn a_silent_heartbeat_ends_the_connection_and_keeps_everything() {
     let mut world = ready();
-    let before = world.core.status(world.now).reconnections;
-    let start = world.now;
-    while world.core.status(world.now).reconnections == before {
-        world.now = world.core.next_deadline();
-        world.feed(Input::Tick);
-    }
-    let waited = world.now.since(start).as_secs();
-    assert!((120..180).contains(&waited), "two minutes and three checks, not {waited} s");
-    let status = world.core.status(world.now);
-    assert!(status.reconnections > before && !status.ready, "{status:?}");
-    assert!(status.last_failure.is_some_and(|failure| failure.text.contains("heartbeat")));
-    assert_eq!((world.known.len(), world.state), (1, SourceState::Stale));
+    let waited = tick_until(&mut world, |status| status.reconnections > 0).as_secs();
+    assert!((110..180).contains(&waited), "two minutes and three checks, not {waited} s");
+    let seen = status(&world);
+    assert!(!seen.ready && seen.last_failure.is_some_and(|failure| failure.text.contains("heartbeat")));
+    assert_eq!((site(&mut world).known.len(), site(&mut world).state), (3, SourceState::Stale));
 }
 
 #[test]
-fn a_resync_counts_what_changed_meanwhile_and_no_more() {
+fn a_lost_connection_is_taken_up_where_it_broke_and_lists_nothing() {
     let mut world = ready();
-    let applied = |world: &World| world.core.status(world.now).applied[&Kind::Ips];
-    assert_eq!(applied(&world), Applied { upserts: 1, deletes: 0 });
-    world.broken();
-    world.now = world.now.after(Duration::from_secs(7));
-    assert!(world.core.status(world.now).stale_secs.is_some_and(|secs| secs >= 7));
-    settle(&mut world);
-    assert_eq!(
-        (applied(&world), world.state),
-        (Applied { upserts: 1, deletes: 0 }, SourceState::Initialized)
-    );
-    assert_eq!(world.core.status(world.now).stale_secs, None);
-    world.broken();
-    let (gone, _) = ip_value(1, 65_792);
-    let (name, value) = ip_value(2, 65_793);
-    world.etcd.delete(gone.as_bytes());
-    world.etcd.put(&name, &value);
-    settle(&mut world);
-    assert_eq!(applied(&world), Applied { upserts: 2, deletes: 1 });
+    // A heartbeat is the witness.
+    world.now = world.now.after(Duration::from_secs(61));
+    run(&mut world, 400);
+    let before = (applied(&world), site(&mut world).listed);
+    let (gone, _) = ip(1, 2, 0);
+    site(&mut world).want.remove(&gone);
+    want(&mut world, ip(1, 3, 1));
+    world.cause(0, Fault::Cut);
+    assert_eq!(site(&mut world).state, SourceState::Stale);
+    world.settle();
+    assert_eq!(site(&mut world).listed, before.1, "no list was asked for");
+    assert_eq!(site(&mut world).resumed, 4, "one watch of each kind");
+    let after = applied(&world);
+    assert_eq!((after.upserts - before.0.upserts, after.deletes - before.0.deletes), (1, 1));
+    assert_eq!(status(&world).stale_secs, None);
+}
+
+#[test]
+fn another_history_with_the_same_id_is_read_anew() {
+    for fault in [Fault::Wipe, Fault::Restore] {
+        let mut world = ready();
+        world.cause(0, Fault::Backup);
+        world.now = world.now.after(Duration::from_secs(61));
+        run(&mut world, 400);
+        world.cause(0, fault);
+        // Its revisions overtake the old ones before anybody asks.
+        for number in 0..200 {
+            site(&mut world).etcd.put("other/key", &number.to_string());
+        }
+        world.settle();
+        assert_eq!(site(&mut world).resumed, 0, "{fault:?}");
+        assert_eq!(
+            applied(&world),
+            Applied { upserts: 1, deletes: 0 },
+            "{fault:?}: a diff, and nothing differs"
+        );
+    }
+}
+
+#[test]
+fn what_was_learned_after_the_last_heartbeat_is_listed_again_later() {
+    let mut world = ready();
+    world.now = world.now.after(Duration::from_secs(61));
+    run(&mut world, 400);
+    world.cause(0, Fault::Backup);
+    // Younger than the heartbeat, and lost with the etcd.
+    want(&mut world, ip(1, 4, 1));
+    world.settle();
+    world.cause(0, Fault::Restore);
+    let (lost, _) = ip(1, 4, 1);
+    site(&mut world).want.remove(&lost);
+    world.settle();
+    assert_eq!(site(&mut world).resumed, 4);
+    assert!(site(&mut world).known.keys().all(|(_, name)| name != "10.1.0.4"));
 }
 
 #[test]
 fn a_late_page_of_an_earlier_list_counts_no_more() {
     let mut world = ready();
-    let scope = Scope::Entries(Kind::Ips);
-    let old = world.watches[&scope].ticket;
+    let (scope, now) = (Scope::Entries(Kind::Ips), world.now);
+    let old = world.sites[0].core.tickets[&scope];
     let failure = Failure { kind: FailureKind::Compacted, text: "compacted".to_owned() };
-    world.feed(Input::WatchEnded(old, scope, failure));
-    let header = world.etcd.header();
-    world.feed(Input::Page { ticket: old, scope, header, entries: Vec::new(), more: false });
-    assert_eq!(world.known.len(), 1, "an empty late page would have deleted everything");
-    settle(&mut world);
+    site(&mut world).feed(now, Input::WatchEnded(old, scope, failure));
+    let header = site(&mut world).etcd.header();
+    site(&mut world).feed(now, Input::Page { ticket: old, scope, header, entries: Vec::new(), more: false });
+    assert_eq!(site(&mut world).known.len(), 3, "an empty late page would have deleted everything");
+    world.settle();
+}
+
+/// Requests are connected anew in silence, watches are not: a list may be answered by another life of the same etcd.
+#[test]
+fn a_list_that_another_life_of_etcd_answers_deletes_nothing() {
+    let scope = Scope::Entries(Kind::Ips);
+    let newer = |world: &World, term| Header {
+        revision: world.sites[0].etcd.revision + 5,
+        term,
+        ..world.sites[0].etcd.header()
+    };
+    let older = |world: &World, term| Header { revision: 1, term, ..world.sites[0].etcd.header() };
+    // First page from before what was seen; second page from before the first; second page of an earlier term.
+    for case in 0..3 {
+        let mut world = ready();
+        let now = world.now;
+        let failure = Failure { kind: FailureKind::Compacted, text: "compacted".to_owned() };
+        let ticket = world.sites[0].core.tickets[&scope];
+        site(&mut world).feed(now, Input::WatchEnded(ticket, scope, failure));
+        let ticket = world.sites[0].core.tickets[&scope];
+        let header = if case == 0 { older(&world, 5) } else { newer(&world, 5) };
+        let entries = vec![(key::range_end("cilium/state/ip/v1/default"), Vec::new())];
+        site(&mut world).feed(now, Input::Page { ticket, scope, header, entries, more: case > 0 });
+        if case > 0 {
+            let header = if case == 1 { older(&world, 5) } else { newer(&world, 4) };
+            let page = Input::Page { ticket, scope, header, entries: Vec::new(), more: false };
+            site(&mut world).feed(now, page);
+        }
+        assert_eq!(status(&world).reconnections, 1, "case {case}");
+        assert!(status(&world).status.contains("went back in time"), "{}", status(&world).status);
+        assert_eq!(site(&mut world).known.len(), 3);
+    }
+}
+
+#[test]
+fn services_that_nobody_confirms_are_not_used_and_come_back() {
+    let mut world = ready();
+    world.cause(0, Fault::Outage);
+    let waited = tick_until(&mut world, |status| !status.withheld.is_empty());
+    let minutes = Duration::from_secs(15 * 60);
+    assert!(waited <= minutes && waited + Duration::from_secs(61) >= minutes, "{waited:?} since the loss");
+    let seen = status(&world);
+    assert_eq!(seen.withheld, [(Kind::Services, 1)].into());
+    assert!(seen.warnings[0].contains("1 services") && seen.warnings[0].contains("services_stale_secs"));
+    assert_eq!(seen.counts[&Kind::Services], 1, "it stays known");
+    let kinds: Vec<Kind> = site(&mut world).known.keys().map(|(kind, _)| *kind).collect();
+    assert_eq!(kinds, [Kind::Identities, Kind::Ips], "what traffic that works needs stays in use");
+    world.settle();
+    assert!(status(&world).withheld.is_empty() && site(&mut world).known.len() == 3);
+    let mut world = ready_with(Limits { services_stale: None, ..Limits::default() });
+    world.cause(0, Fault::Outage);
+    let end = world.now.after(Duration::from_secs(3600));
+    while world.now < end {
+        world.now = world.sites[0].core.next_deadline();
+        let now = world.now;
+        site(&mut world).feed(now, Input::Tick);
+    }
+    assert!(status(&world).withheld.is_empty());
+}
+
+#[test]
+fn a_thousand_readers_come_back_one_by_one() {
+    let mut cores: Vec<World> = (0..1000).map(|seed| World::new(seed, 1, Limits::default())).collect();
+    let broken = || Input::Disconnected(Failure { kind: FailureKind::Transport, text: "broken".to_owned() });
+    let start = Moment::ZERO;
+    for attempt in 0..7 {
+        let mut waits = Vec::new();
+        for world in &mut cores {
+            world.now = world.sites[0].core.next_deadline();
+            let now = world.now;
+            site(world).feed(now, Input::Tick);
+            site(world).feed(now, broken());
+            waits.push(world.sites[0].core.next_deadline().since(now).as_millis());
+        }
+        waits.sort_unstable();
+        let spread = waits[950] - waits[50];
+        assert!(spread >= 2_000, "attempt {attempt}: 90 % come back within {spread} ms");
+        let most = waits.windows(2).filter(|pair| pair[0] == pair[1]).count();
+        assert!(most < 600, "attempt {attempt}: {most} of them at a moment that another has, too");
+        assert!(waits[999] <= 33_000, "attempt {attempt}: bounded, not {} ms", waits[999]);
+    }
+    assert!(cores[0].now.since(start) < Duration::from_secs(200));
+}
+
+#[test]
+fn pages_that_are_too_large_are_asked_for_in_smaller_parts() {
+    let mut world = ready();
+    let scope = Scope::Entries(Kind::Services);
+    let now = world.now;
+    let large = || Failure { kind: FailureKind::TooLarge, text: "message length too large".to_owned() };
+    let ticket = world.sites[0].core.tickets[&scope];
+    let mut out = Vec::new();
+    world.sites[0].core.handle(now, Input::WatchEnded(ticket, scope, large()), &mut out);
+    let mut limits = Vec::new();
+    for _ in 0..3 {
+        let Some(Output::List { ticket, limit, .. }) = out.pop() else { panic!("{out:?}") };
+        limits.push(limit);
+        world.sites[0].core.handle(now, Input::ListFailed(ticket, scope, large()), &mut out);
+    }
+    assert_eq!(limits, [256, 16, 1]);
+    assert!(out.contains(&Output::Disconnect), "one value alone is too large: {out:?}");
+    assert_eq!(world.sites[0].core.stores[&Kind::Services].len(), 1);
 }
 
 #[test]
 fn a_new_id_drains_and_a_taken_id_is_refused() {
     let mut world = ready();
-    world.etcd.put(&key::cluster_config("c1"), &CONFIG.replace("\"id\":1", "\"id\":2"));
-    world.broken();
-    for _ in 0..2_000 {
-        world.quiet_step();
-    }
-    assert!(
-        world.known.is_empty(),
-        "what was known under the old id is gone; the entries do not fit the new one"
-    );
-    let status = world.core.status(world.now);
-    assert_eq!(status.config.cluster_id, Some(2));
-    assert!(status.rejected.of(crate::wire::Reason::IdentityRange) > 0, "{status:?}");
+    site(&mut world).id = 2;
+    site(&mut world).excuse_all();
+    world.cause(0, Fault::Cut);
+    run(&mut world, 4_000);
+    let seen = status(&world);
+    assert_eq!(seen.config.cluster_id, Some(2));
+    assert!(site(&mut world).known.is_empty(), "the old entries do not fit the new id");
+    assert!(seen.rejected.of(Reason::IdentityRange) > 0, "{seen:?}");
     let book = IdBook::default();
     let name = |text| ClusterName::new(text).unwrap();
     let id = ClusterId::new(3, MaxClusters::C255).unwrap();
@@ -498,14 +282,15 @@ fn a_new_id_drains_and_a_taken_id_is_refused() {
 fn removal_drains_everything_and_restored_entries_are_stale() {
     let mut world = ready();
     let mut out = Vec::new();
-    world.core.drain(&mut out);
+    world.sites[0].core.drain(&mut out);
     let deletes = out.iter().filter(|output| matches!(output, Output::Change(Change::Delete(_)))).count();
-    assert_eq!((deletes, out.last()), (1, Some(&Output::Gone)));
-    let mut again = World::new(7);
-    let (name, value) = ip_value(9, 65_800);
+    assert_eq!((deletes, out.last()), (3, Some(&Output::Gone)));
+    let mut again = World::new(7, 1, Limits::default());
+    let (name, value) = ip(1, 8, 3);
     let entry = (Kind::Ips, name.rsplit('/').next().unwrap(), value.as_bytes());
     let mut out = Vec::new();
-    again.core.restore(ClusterId::new(1, MaxClusters::C255).unwrap(), [entry], &mut out);
+    let id = ClusterId::new(1, MaxClusters::C255).unwrap();
+    again.sites[0].core.restore(Moment::ZERO, id, [entry], &mut out);
     assert!(
         matches!(&out[..], [Output::Change(Change::Upsert(_)), Output::State(SourceState::Stale)]),
         "{out:?}"

@@ -7,7 +7,7 @@ use tombolo_base::clock::Moment;
 use tombolo_base::source::{Source, SourceState};
 use tombolo_base::table::Table;
 use tombolo_clustermesh::follower::{
-    Change, Follower, FollowerConfig, Header, IdBook, Input, MeshSink, Output, Scope, Timers,
+    Change, Follower, FollowerConfig, Header, IdBook, Input, Limits, MeshSink, Output, Scope, Timers,
 };
 use tombolo_clustermesh::publisher::Desired;
 use tombolo_clustermesh::rows::{RemoteSlices, TableSink};
@@ -18,7 +18,7 @@ use tombolo_service::rows::{
     SliceRow, TrafficPolicy,
 };
 
-const HEADER: Header = Header { etcd: 7, revision: 3 };
+const HEADER: Header = Header { etcd: 7, revision: 3, term: 2 };
 
 fn now() -> Moment {
     Moment::from_origin(Duration::from_secs(1))
@@ -75,6 +75,7 @@ fn follower() -> Follower {
         ids: IdBook::default(),
         seed: 1,
         timers: Timers::default(),
+        limits: Limits::default(),
     };
     Follower::new(config, now())
 }

@@ -244,6 +244,13 @@ impl Masters {
         Ok(standing.filter(|kv| kv.value() == labels.to_string().as_bytes()).map(|_| id))
     }
 
+    /// The number that a node's reference names, whether its master stands or not.
+    async fn referenced(&self, client: &Client, labels: &Labels) -> Result<Option<IdentityId>, MeshError> {
+        let prefix = format!("{}{labels}/", key::IDENTITY_VALUES);
+        let number = |kv: &KeyValue| kv.value_str().ok().and_then(|text| text.parse().ok()).map(IdentityId);
+        Ok(list(client, &prefix).await?.iter().find_map(number))
+    }
+
     async fn create(
         &self,
         context: &Context,
@@ -253,8 +260,12 @@ impl Masters {
         lock: &Lock,
     ) -> Result<IdentityId, MeshError> {
         let (first, last) = self.range();
-        // Its old number, should etcd have lost it.
+        // Its old number, should etcd have lost the master: as remembered here, or as a reference that stands says.
         let remembered = self.known().number(labels);
+        let remembered = match remembered {
+            Some(id) => Some(id),
+            None => self.referenced(client, labels).await?.filter(|id| (first..=last).contains(&id.0)),
+        };
         if let Some(id) = remembered
             && let Some(found) = self.claim(context, client, writer, labels, lock, id).await?
         {
