@@ -7,9 +7,7 @@ use crate::etcd::{EtcdConfig, request};
 use crate::follower::FailureKind;
 use crate::wire::key;
 use etcd_client::{Client, Compare, CompareOp, Permission, Txn, TxnOp, UserAddOptions};
-use rcgen::{
-    CertificateParams, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair, KeyUsagePurpose, date_time_ymd,
-};
+use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair, KeyUsagePurpose};
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt;
@@ -82,6 +80,13 @@ fn permissions(cluster: &ClusterName) -> [Permission; 4] {
 /// # Errors
 /// What could not be done and what to try. Files are written only when the proof has succeeded.
 pub async fn invite(invitation: &Invitation) -> Result<Invited, MeshError> {
+    let theirs = EtcdConfig { endpoints: invitation.endpoints.clone(), ..invitation.etcd.clone() };
+    if let Some(flaw) = theirs.check(false).first() {
+        return Err(MeshError::File {
+            file: format!("the file for {}", invitation.partner),
+            reason: flaw.to_string(),
+        });
+    }
     let (client, _) = invitation.etcd.client().await?;
     let user = user_of(&invitation.partner);
     grant(&client, &invitation.cluster, &user).await.map_err(|error| invitation.etcd.blame(error))?;
@@ -182,8 +187,12 @@ async fn issue(invitation: &Invitation, user: &str) -> Result<Issued, MeshError>
     params.use_authority_key_identifier_extension = true;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-    params.not_before = day(now.saturating_sub(BACKDATED_SECS));
-    params.not_after = day(not_after);
+    let life = day(now.saturating_sub(BACKDATED_SECS)).zip(day(not_after));
+    (params.not_before, params.not_after) = life.ok_or_else(|| MeshError::Certificate {
+        file: invitation.out.clone(),
+        reason: format!("no certificate can begin {now} s after 1970"),
+        remedy: "correct this machine's clock".to_owned(),
+    })?;
     let remedy = "is it the key of that CA?";
     let key = KeyPair::generate().map_err(wrong(&invitation.ca_key, remedy))?;
     let cert = params.signed_by(&key, &issuer).map_err(wrong(&invitation.ca_key, remedy))?;
@@ -191,9 +200,8 @@ async fn issue(invitation: &Invitation, user: &str) -> Result<Issued, MeshError>
 }
 
 /// Midnight of the day of a moment, in the certificate library's form.
-fn day(unix_secs: i64) -> OffsetDateTime {
-    OffsetDateTime::from_unix_timestamp(unix_secs / 86_400 * 86_400)
-        .unwrap_or_else(|_| date_time_ymd(2049, 12, 31))
+fn day(unix_secs: i64) -> Option<OffsetDateTime> {
+    OffsetDateTime::from_unix_timestamp(unix_secs / 86_400 * 86_400).ok()
 }
 
 /// Names of the files, as Cilium's secret has them.
@@ -215,7 +223,7 @@ fn client_file(endpoints: &[String], names: &Names, there: impl Fn(&str) -> Stri
     let mut text = "endpoints:\n".to_owned();
     for endpoint in endpoints {
         // Writing to a String cannot fail.
-        _ = writeln!(text, "- {endpoint}");
+        _ = writeln!(text, "- {}", serde_json::Value::from(endpoint.as_str()));
     }
     let files = [("trusted-ca-file", &names.ca), ("cert-file", &names.cert), ("key-file", &names.key)];
     for (key, name) in files {
@@ -250,7 +258,8 @@ async fn prove(invitation: &Invitation, folder: &Path, names: &Names, user: &str
         }
     })?;
     for name in ["tombolo/", "cilium/cache/"] {
-        if client.kv_client().get(name, None).await.is_ok() {
+        let read = request(|| format!("reading {name} as {user}"), kv.get(name, None)).await;
+        if !is_denied(read)? {
             return Err(refused(name, user, "can be read with the new certificate"));
         }
     }
@@ -258,11 +267,21 @@ async fn prove(invitation: &Invitation, folder: &Path, names: &Names, user: &str
         // Never carried out: no key has revision -1. Whether it would be allowed is asked first.
         let never = Compare::create_revision(name.as_str(), CompareOp::Equal, -1);
         let txn = Txn::new().when([never]).and_then([TxnOp::put(name.as_str(), "", None)]);
-        if client.kv_client().txn(txn).await.is_ok() {
+        let write = request(|| format!("writing {name} as {user}"), kv.txn(txn)).await;
+        if !is_denied(write)? {
             return Err(refused(&name, user, "can be written with the new certificate"));
         }
     }
     Ok(())
+}
+
+/// Whether etcd refused a request for want of rights. An answer that did not come proves nothing.
+fn is_denied<T>(answer: Result<T, MeshError>) -> Result<bool, MeshError> {
+    match answer {
+        Ok(_) => Ok(false),
+        Err(MeshError::Request { kind: FailureKind::Denied, .. }) => Ok(true),
+        Err(other) => Err(other),
+    }
 }
 
 fn refused(name: &str, user: &str, what: &str) -> MeshError {

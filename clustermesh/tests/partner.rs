@@ -95,6 +95,10 @@ async fn a_wrong_key_or_an_etcd_without_authentication_gives_nothing_away() {
     wrong.ca_key = PathBuf::from("/nowhere/ca.key");
     let told = invite(&wrong).await.unwrap_err().to_string();
     assert!(told.contains("/nowhere/ca.key"), "{told}");
+    let mut plain = invitation(&etcd, &pki, &out);
+    plain.endpoints = vec!["http://192.0.2.1:2379".to_owned()];
+    let told = invite(&plain).await.unwrap_err().to_string();
+    assert!(told.contains("endpoints[0]") && told.contains("plaintext"), "{told}");
     // With the rights of an agent no user can be made.
     let mut agent = invitation(&etcd, &pki, &out);
     agent.etcd = etcd.config(&pki, "nobody");
