@@ -223,18 +223,13 @@ impl Masters {
         made
     }
 
-    /// Looks the set up by value: only keys whose text before the last slash is the whole set count.
+    /// The number of a set whose master stands.
     async fn find(&self, client: &Client, labels: &Labels) -> Result<Option<IdentityId>, MeshError> {
-        let prefix = format!("{}{labels}/", key::IDENTITY_VALUES);
-        for kv in list(client, &prefix).await? {
-            let node = kv.key().strip_prefix(prefix.as_bytes()).unwrap_or_default();
-            let number = String::from_utf8_lossy(kv.value()).parse::<u32>().ok();
-            if let Some(number) = number.filter(|_| !node.contains(&b'/') && !node.is_empty()) {
-                let master = get(client, &master_key(IdentityId(number))).await?;
-                if let Some(kv) = master.filter(|kv| kv.value() == labels.to_string().as_bytes()) {
-                    self.learn(&kv);
-                    return Ok(self.known().number(labels));
-                }
+        for id in referenced(client, labels).await? {
+            let master = get(client, &master_key(id)).await?;
+            if let Some(kv) = master.filter(|kv| kv.value() == labels.to_string().as_bytes()) {
+                self.learn(&kv);
+                return Ok(self.known().number(labels));
             }
         }
         // A master without references: its last user went, the number is still good.
@@ -242,13 +237,6 @@ impl Masters {
         let Some(id) = remembered else { return Ok(None) };
         let standing = get(client, &master_key(id)).await?;
         Ok(standing.filter(|kv| kv.value() == labels.to_string().as_bytes()).map(|_| id))
-    }
-
-    /// The number that a node's reference names, whether its master stands or not.
-    async fn referenced(&self, client: &Client, labels: &Labels) -> Result<Option<IdentityId>, MeshError> {
-        let prefix = format!("{}{labels}/", key::IDENTITY_VALUES);
-        let number = |kv: &KeyValue| kv.value_str().ok().and_then(|text| text.parse().ok()).map(IdentityId);
-        Ok(list(client, &prefix).await?.iter().find_map(number))
     }
 
     async fn create(
@@ -264,7 +252,7 @@ impl Masters {
         let remembered = self.known().number(labels);
         let remembered = match remembered {
             Some(id) => Some(id),
-            None => self.referenced(client, labels).await?.filter(|id| (first..=last).contains(&id.0)),
+            None => referenced(client, labels).await?.into_iter().find(|id| (first..=last).contains(&id.0)),
         };
         if let Some(id) = remembered
             && let Some(found) = self.claim(context, client, writer, labels, lock, id).await?
@@ -325,6 +313,18 @@ impl Masters {
         self.known().learn(id, labels);
         Ok(Some(id))
     }
+}
+
+/// The numbers that nodes' references to a set name, whether their masters stand or not. Only keys whose text before the last
+/// slash is the whole set count.
+async fn referenced(client: &Client, labels: &Labels) -> Result<Vec<IdentityId>, MeshError> {
+    let prefix = format!("{}{labels}/", key::IDENTITY_VALUES);
+    let number = |kv: &KeyValue| {
+        let node = kv.key().strip_prefix(prefix.as_bytes())?;
+        let whole = !node.is_empty() && !node.contains(&b'/');
+        kv.value_str().ok().filter(|_| whole)?.parse().ok().map(IdentityId)
+    };
+    Ok(list(client, &prefix).await?.iter().filter_map(number).collect())
 }
 
 /// The number in a master's key.
