@@ -3,6 +3,7 @@
 use crate::certificate::{self, Certificates, date, one_line, unix_now};
 use crate::error::MeshError;
 use crate::etcd::{EtcdConfig, request};
+use crate::rfc3339;
 use crate::wire::{ClusterConfig, KINDS, Kind, Layout, key};
 use etcd_client::{Client, GetOptions, KeyValue};
 use rustls::pki_types::pem::PemObject;
@@ -13,8 +14,6 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tombolo_base::ids::{ClusterId, ClusterName, MaxClusters};
@@ -265,7 +264,7 @@ async fn ask(walk: &mut Walk, from: &Viewpoint, cluster: &ClusterName, etcd: &Et
     else {
         return;
     };
-    walk.take("heartbeat", key::HEARTBEAT, age(heartbeat.as_ref(), OffsetDateTime::now_utc()));
+    walk.take("heartbeat", key::HEARTBEAT, age(heartbeat.as_ref(), unix_now()));
     let name = key::cluster_config(cluster.as_str());
     let config = match get(&client, &name).await.map_err(told) {
         Ok(Some(kv)) => judge(&kv, from),
@@ -317,7 +316,7 @@ fn judge(kv: &KeyValue, from: &Viewpoint) -> Result<(ClusterConfig, String), Str
 }
 
 /// The age of a heartbeat by its writer's clock.
-fn age(heartbeat: Option<&KeyValue>, now: OffsetDateTime) -> Result<((), String), String> {
+fn age(heartbeat: Option<&KeyValue>, now: i64) -> Result<((), String), String> {
     let Some(kv) = heartbeat else {
         return Err(
             "is not there; its writer (our elected agent, Cilium's clustermesh-apiserver) does not run"
@@ -325,14 +324,14 @@ fn age(heartbeat: Option<&KeyValue>, now: OffsetDateTime) -> Result<((), String)
         );
     };
     let text = String::from_utf8_lossy(kv.value());
-    let Ok(written) = OffsetDateTime::parse(&text, &Rfc3339) else {
+    let Some(written) = rfc3339::parse(&text) else {
         // What it says is nobody's business: agents look at when it changes.
         return Ok((
             (),
             format!("is there, and says no time: {:?}", text.chars().take(80).collect::<String>()),
         ));
     };
-    let secs = (now - written).whole_seconds();
+    let secs = now.saturating_sub(written);
     if secs > HEARTBEAT_SECS {
         return Err(format!(
             "was written {secs} s ago, by its writer's clock: it has stopped, or the clocks differ"
