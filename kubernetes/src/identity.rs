@@ -51,7 +51,9 @@ struct Pattern {
 impl Pattern {
     fn parse(text: &str) -> Result<Self, String> {
         let (refuses, rest) = text.strip_prefix('!').map_or((false, text), |rest| (true, rest));
-        let key = match rest.split_once(':') {
+        // What stands before a colon is a source only if it could be one: `(?:a|b)` has a colon, too.
+        let word = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+        let key = match rest.split_once(':').filter(|(source, _)| word(source)) {
             None => rest,
             Some(("k8s" | "any" | "", key)) => key,
             Some((source, _)) => return Err(format!("pods have no labels of source {source:?}")),
@@ -191,6 +193,7 @@ mod tests {
              k8s:io.cilium.k8s.policy.serviceaccount=runner;k8s:io.kubernetes.pod.namespace=shop;"
         );
     }
+
     #[test]
     fn patterns_are_weighed_by_the_length_of_their_matches() {
         let counts = |patterns: &[&str], key: &str| LabelFilter::new(patterns).unwrap().makes_identity(key);
@@ -202,6 +205,7 @@ mod tests {
             (&["!app"], "app.kubernetes.io/name", true),
             (&["!team|squad"], "squad", false),
             (&["!team|squad"], "a-squad", true),
+            (&["!(?:team|squad)$"], "team", false),
             (&["app$"], "app", true),
             (&["k8s:app$"], "tier", false),
             (&["app$"], "app.kubernetes.io/name", true),
@@ -211,6 +215,7 @@ mod tests {
         ] {
             assert_eq!(counts(patterns, key), expected, "{patterns:?} {key}");
         }
+        assert_eq!(LabelFilter::default().patterns.len(), DEFAULTS.len(), "each default is a pattern");
         let wrong = LabelFilter::new(&["fine", "!(", "container:x", ""]).unwrap_err();
         assert_eq!(wrong.iter().map(|(place, _)| *place).collect::<Vec<_>>(), [1, 2, 3]);
         assert!(wrong[0].1.contains("unclosed group"), "{wrong:?}");
