@@ -57,7 +57,7 @@ mesh: ## The cluster mesh with a real etcd
 	$(TEST) --test mesh --test identities --test partner --test troubleshoot
 
 soak: ## Ten million steps of the followers' simulation (TOMBOLO_SEED=n for others)
-	TOMBOLO_SIM_STEPS=10000000 cargo test --locked --workspace --lib -- --nocapture after_any_faults
+	TOMBOLO_SIM_STEPS=10000000 $(TEST) --lib -- --nocapture after_any_faults
 
 # The table of docs/interop.md is made of what the tests record in target/interop, hence first and last; the matrix mostly waits.
 interop: ## BGP and BFD with real BIRD, FRR, GoBGP, OpenBGPD and ExaBGP; checks docs/interop.md (TOMBOLO_BLESS=1 writes it)

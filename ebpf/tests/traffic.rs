@@ -49,7 +49,7 @@ fn converse(client: &Space, server: &Space, listen: (&str, u16), dial: (&str, u1
         // Sockets of the conversation before may still be closing.
         let bind = || Ok::<_, std::io::Error>((TcpListener::bind(listen)?, UdpSocket::bind(listen)?));
         let busy = |_: &u32| bind().is_err_and(|error| error.kind() == std::io::ErrorKind::AddrInUse);
-        (0..300).take_while(busy).for_each(|_| std::thread::sleep(std::time::Duration::from_millis(10)));
+        (0..3000).take_while(busy).for_each(|_| std::thread::sleep(std::time::Duration::from_millis(10)));
         bind().unwrap()
     });
     udp.set_read_timeout(second).unwrap();

@@ -306,7 +306,8 @@ pub(crate) fn bgp(peers: &[InstancePeer]) -> Vec<Part> {
         if let Some(why) = &state.shutdown {
             // As the operator wants it.
             let since = peer.shutdown_since_unix_secs.map(|at| format!(" since {}", date(wide(at))));
-            let text = format!("shut down by the operator{}: {why}", since.unwrap_or_default());
+            let why = if why.is_empty() { String::new() } else { format!(": {why}") };
+            let text = format!("shut down by the operator{}{why}", since.unwrap_or_default());
             Part { remedy: format!("tombolo bgp start {}", state.name), ..Part::ready(name, text) }
         } else if state.state == tombolo_bgp::State::Established {
             Part::ready(name, text)
