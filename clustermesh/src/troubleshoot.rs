@@ -4,7 +4,7 @@ use crate::certificate::{self, Certificates, date, one_line, unix_now};
 use crate::error::MeshError;
 use crate::etcd::{EtcdConfig, request};
 use crate::rfc3339;
-use crate::wire::{ClusterConfig, KINDS, Kind, Layout, key};
+use crate::wire::{ClusterConfig, KINDS, Kind, Layout, ServicePreference, key};
 use etcd_client::{Client, GetOptions, KeyValue};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -272,7 +272,7 @@ async fn ask(walk: &mut Walk, from: &Viewpoint, cluster: &ClusterName, etcd: &Et
         Err(reason) => Err(reason),
     };
     let Some(config) = walk.take("configuration", name, config) else { return };
-    for kind in KINDS {
+    for kind in read_of(&config) {
         let prefix = kind.prefix(config.layout(), cluster.as_str());
         let found = first(&client, &prefix).await.map_err(told);
         let found = found.map(|kv| {
@@ -291,6 +291,12 @@ async fn ask(walk: &mut Walk, from: &Viewpoint, cluster: &ClusterName, etcd: &Et
             walk.take("canaries", canary, found);
         }
     }
+}
+
+/// The kinds that agents read of a cluster: of the form of backends that it lacks no canary may ever come.
+fn read_of(config: &ClusterConfig) -> impl Iterator<Item = Kind> + use<> {
+    let forms = config.capabilities.reader(ServicePreference::default());
+    KINDS.into_iter().chain([Kind::EndpointSlices]).filter(move |kind| forms.reads(*kind))
 }
 
 fn missing(kind: Kind, layout: Layout) -> String {
@@ -360,6 +366,18 @@ async fn first(client: &Client, prefix: &str) -> Result<Option<KeyValue>, MeshEr
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_agents_read_is_looked_for() {
+        let kinds = |mode: &str| {
+            let text = format!(r#"{{"id":1,"capabilities":{{"endpointSlicesExportMode":"{mode}"}}}}"#);
+            read_of(&ClusterConfig::decode(text.as_bytes()).unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(kinds(""), KINDS);
+        assert_eq!(kinds("services-and-endpointslices"), KINDS);
+        let slices = kinds("endpointslices-only");
+        assert!(slices.contains(&Kind::EndpointSlices) && !slices.contains(&Kind::Services), "{slices:?}");
+    }
 
     #[test]
     fn endpoints_are_taken_apart() {
