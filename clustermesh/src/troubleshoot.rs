@@ -52,7 +52,7 @@ pub struct Walk {
 pub struct Step {
     /// `file`, `certificates`, `name`, `tcp`, `tls`, `etcd`, `heartbeat`, `configuration`, `canaries`.
     pub step: String,
-    /// What it was taken at: a file, an endpoint, a key.
+    /// What it was taken at: a folder, a file, an endpoint, a key.
     pub at: String,
     /// Whether it succeeded.
     pub ok: bool,
@@ -92,25 +92,24 @@ pub async fn walk(from: &Viewpoint, only: Option<&str>) -> Result<Vec<Walk>, Mes
     let scan = crate::follower::scan(&from.folder, &from.own, from.allow_plaintext)
         .await
         .map_err(|reason| MeshError::File { file: from.folder.display().to_string(), reason })?;
+    let folder = || from.folder.display().to_string();
     let wanted = |name: &str| only.is_none_or(|only| only == name);
     let mut walks = Vec::new();
     for (name, reason) in scan.broken.into_iter().filter(|(name, _)| wanted(name)) {
-        let at = from.folder.join(&name).display().to_string();
         let mut walk = Walk { cluster: name, steps: Vec::new() };
-        walk.take::<()>("file", at, Err(reason));
+        walk.take::<()>("file", folder(), Err(reason));
         walks.push(walk);
     }
     for (cluster, (etcd, _)) in scan.remotes.into_iter().filter(|(name, _)| wanted(name.as_str())) {
         let mut walk = Walk { cluster: cluster.to_string(), steps: Vec::new() };
-        let at = from.folder.join(cluster.as_str()).display().to_string();
-        walk.take("file", at, Ok(((), etcd.endpoints.join(" "))));
+        walk.take("file", folder(), Ok(((), etcd.endpoints.join(" "))));
         walk_to(&mut walk, from, &cluster, etcd).await;
         walks.push(walk);
     }
     if let Some(only) = only.filter(|_| walks.is_empty()) {
         let mut walk = Walk { cluster: only.to_owned(), steps: Vec::new() };
         let reason = format!("there is no file for it; write {only}.yaml there, an etcd client file");
-        walk.take::<()>("file", from.folder.display().to_string(), Err(reason));
+        walk.take::<()>("file", folder(), Err(reason));
         walks.push(walk);
     }
     walks.sort_by(|left, right| left.cluster.cmp(&right.cluster));
