@@ -182,6 +182,14 @@ pub(crate) fn not_after(der: &[u8]) -> Option<i64> {
     Some(certificate.validity().not_after.timestamp())
 }
 
+/// Whether the first certificate of a PEM text is that of a public key (SubjectPublicKeyInfo, DER).
+pub(crate) fn has_key(pem: &str, public: &[u8]) -> bool {
+    let first = CertificateDer::pem_slice_iter(pem.as_bytes()).next().and_then(Result::ok);
+    first.is_some_and(|der| {
+        x509_parser::parse_x509_certificate(&der).is_ok_and(|(_, found)| found.public_key().raw == public)
+    })
+}
+
 /// The certificates of a PEM file, at least one.
 fn pem(file: &Named<'_>, remedy: &str) -> Result<Vec<CertificateDer<'static>>, MeshError> {
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&file.1).collect();

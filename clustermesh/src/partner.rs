@@ -1,13 +1,15 @@
 //! Lets another cluster read this one: an etcd user with the least rights, its certificate, and the file its agents need; and
 //! takes that back.
 
-use crate::certificate::{date, unix_now};
+use crate::certificate::{self, date, unix_now};
 use crate::error::MeshError;
 use crate::etcd::{EtcdConfig, request};
 use crate::follower::FailureKind;
 use crate::wire::key;
 use etcd_client::{Client, Compare, CompareOp, Permission, Txn, TxnOp, UserAddOptions};
-use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    CertificateParams, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData,
+};
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt;
@@ -87,10 +89,10 @@ pub async fn invite(invitation: &Invitation) -> Result<Invited, MeshError> {
             reason: flaw.to_string(),
         });
     }
-    let (client, _) = invitation.etcd.client().await?;
     let user = user_of(&invitation.partner);
-    grant(&client, &invitation.cluster, &user).await.map_err(|error| invitation.etcd.blame(error))?;
     let issued = issue(invitation, &user).await?;
+    let (client, _) = invitation.etcd.client().await?;
+    grant(&client, &invitation.cluster, &user).await.map_err(|error| invitation.etcd.blame(error))?;
     // Written where nobody looks for them, proved, and only then given their names.
     let staged = tempfile::tempdir_in(parent(&invitation.out)?)
         .map_err(|source| written("folder for the partner", &invitation.out, source))?;
@@ -178,6 +180,14 @@ async fn issue(invitation: &Invitation, user: &str) -> Result<Issued, MeshError>
     };
     let key = KeyPair::from_pem(&ca_key)
         .map_err(wrong(&invitation.ca_key, "name the PEM file of the CA's private key"))?;
+    // Told here: a server that refuses the certificate may do so without a word.
+    if !certificate::has_key(&ca, &key.subject_public_key_info()) {
+        return Err(MeshError::Certificate {
+            file: invitation.ca_key.clone(),
+            reason: format!("is not the key of {}", ca_file.display()),
+            remedy: "name the key of the CA that etcd trusts clients by (--trusted-ca-file), and its certificate in etcd.ca".to_owned(),
+        });
+    }
     let issuer = Issuer::from_ca_cert_pem(&ca, key).map_err(wrong(&ca_file, "name the CA's certificate"))?;
     let now = unix_now();
     let not_after = now.saturating_add(i64::from(invitation.days.min(MAX_DAYS)) * 86_400);
@@ -246,17 +256,9 @@ async fn prove(invitation: &Invitation, folder: &Path, names: &Names, user: &str
     let mut kv = client.kv_client();
     let read = kv.get(config.as_str(), None);
     let read = request(|| format!("reading {config} as {user}"), read);
-    read.await.map_err(|error| {
-        // The staged files are gone when this is read.
-        let MeshError::Certificate { reason, .. } = etcd.blame(error) else {
-            return refused(&config, user, "cannot be read with the new certificate");
-        };
-        MeshError::Certificate {
-            file: invitation.ca_key.clone(),
-            reason,
-            remedy: "is it the key of the CA that etcd trusts clients by (--trusted-ca-file)?".to_owned(),
-        }
-    })?;
+    if is_denied(read.await)? {
+        return Err(refused(&config, user, "cannot be read with the new certificate"));
+    }
     for name in ["tombolo/", "cilium/cache/"] {
         let read = request(|| format!("reading {name} as {user}"), kv.get(name, None)).await;
         if !is_denied(read)? {

@@ -91,7 +91,7 @@ async fn a_wrong_key_or_an_etcd_without_authentication_gives_nothing_away() {
     let mut wrong = invitation(&etcd, &pki, &out);
     wrong.ca_key = stranger.path("ca.key");
     let told = invite(&wrong).await.unwrap_err().to_string();
-    assert!(told.contains("ca.key") && told.contains("is it the key of the CA"), "{told}");
+    assert!(told.contains("ca.key") && told.contains("is not the key of"), "{told}");
     wrong.ca_key = PathBuf::from("/nowhere/ca.key");
     let told = invite(&wrong).await.unwrap_err().to_string();
     assert!(told.contains("/nowhere/ca.key"), "{told}");
