@@ -33,6 +33,7 @@ use tombolo_observe::filter::Filter;
 use tombolo_observe::flow::Flow;
 use tombolo_observe::metrics::{ClusterLabels, Metrics, ReasonLabels, RefusedLabels, TableLabels};
 use tombolo_observe::names;
+use tombolo_topology::conflict::ConflictCounts;
 
 /// Texts that a part leaves for `tombolo status`.
 pub(crate) type Texts = Arc<Mutex<Vec<String>>>;
@@ -75,6 +76,8 @@ pub(crate) struct Daemon {
     pub(crate) publisher: OnceLock<PublisherHandle>,
     /// The tables.
     pub(crate) rows: OnceLock<Rows>,
+    /// How many conflicts between clusters were found.
+    pub(crate) conflict_counts: OnceLock<Arc<ConflictCounts>>,
     /// LoadBalancer services without address.
     pub(crate) lb_problems: Texts,
     /// Policies that cannot be enforced.
@@ -117,6 +120,7 @@ impl Daemon {
             bgp: OnceLock::new(),
             publisher: OnceLock::new(),
             rows: OnceLock::new(),
+            conflict_counts: OnceLock::new(),
             lb_problems: Texts::default(),
             policy_problems: Texts::default(),
             flows: Flows::new(),

@@ -141,8 +141,8 @@ impl Rooms<'_> {
         hops: RememberedHops,
         sources: &IntentWriters,
     ) -> BgpPens {
-        let datapath::Remembered { nodes, backends, frontends, interfaces } = remembered;
-        self.topology_planner(nodes, hops, plans.topology);
+        let datapath::Remembered { nodes, claims, backends, frontends, interfaces } = remembered;
+        self.topology_planner((nodes, claims), hops, plans.topology);
         let node = self.ground.identity.node.clone();
         let mut services = tombolo_service::plan::Planner::new(node, self.ground.driver.clock.now());
         services.restore(backends, frontends);
@@ -163,11 +163,18 @@ impl Rooms<'_> {
         (plans.bgp, plans.bgp_status)
     }
 
-    fn topology_planner(&mut self, remembered: RememberedNodes, hops: RememberedHops, out: plan::Outputs) {
+    fn topology_planner(
+        &mut self,
+        (nodes, claims): (RememberedNodes, RememberedClaims),
+        hops: RememberedHops,
+        out: plan::Outputs,
+    ) {
         let mut indexes = NodeIndexes::default();
-        indexes.restore(remembered);
+        indexes.restore(nodes);
         let mut planner = plan::Planner::new(self.ground.node.plan.clone(), indexes);
         planner.restore_hops(hops);
+        planner.restore_claims(claims);
+        self.ground.daemon.conflict_counts.set(planner.conflict_counts()).ok();
         self.spawn(
             "planner/topology",
             planners::topology(
@@ -416,6 +423,7 @@ impl Rooms<'_> {
 
 type BgpPens = (bgp::Pens, Writer<tombolo_topology::bgp::NodeConfigRow>);
 type RememberedNodes = Vec<(std::net::IpAddr, tombolo_topology::NodeIndex)>;
+type RememberedClaims = Vec<(tombolo_base::prefix::Prefix, std::net::IpAddr)>;
 type RememberedHops = std::collections::BTreeMap<
     tombolo_base::prefix::Prefix,
     std::collections::BTreeSet<tombolo_topology::LearnedNextHop>,

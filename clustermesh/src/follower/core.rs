@@ -3,6 +3,7 @@
 //! It never takes away what it knows because something failed. Entries go only when a complete list (after the canary
 //! of that connection) or a delete event says so, when the cluster's number changes, or when the cluster is removed.
 
+use super::conflict::Conflicts;
 use super::event::{Applied, Change, Input, Output, Scope, Ticket, Timers};
 use super::ids::IdBook;
 use super::limits::{Limits, Usage};
@@ -92,6 +93,7 @@ pub struct Follower {
     pub(super) confirmed_kinds: BTreeMap<Kind, Moment>,
     /// Kinds whose entries are known and not used.
     pub(super) withheld: BTreeSet<Kind>,
+    pub(super) conflicts: Conflicts,
 }
 
 impl Follower {
@@ -137,6 +139,7 @@ impl Follower {
             pages: BTreeMap::new(),
             confirmed_kinds: BTreeMap::new(),
             withheld: BTreeSet::new(),
+            conflicts: Conflicts::default(),
             config,
         }
     }
@@ -226,6 +229,7 @@ impl Follower {
             Input::Tick => {
                 self.tick(now, out);
                 self.withhold(now, out);
+                self.note_foreign(now);
             }
             Input::Connected => self.connected(now, out),
             Input::Disconnected(failure) => self.disconnect(now, &failure.text, out),

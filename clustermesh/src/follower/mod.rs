@@ -2,6 +2,7 @@
 //! so that one bad cluster costs nobody else.
 
 mod admission;
+mod conflict;
 mod core;
 mod driver;
 mod dump;
@@ -27,6 +28,7 @@ mod store;
 #[cfg(test)]
 mod tests;
 
+pub use self::conflict::{ClusterConflict, ClusterConflictKind};
 pub use self::core::{Follower, FollowerConfig};
 pub use driver::MeshSink;
 pub use dump::{Dump, DumpStatus, DumpedCluster, DumpedIp};
@@ -36,7 +38,7 @@ pub use event::{
 pub(crate) use folder::scan;
 pub use ids::IdBook;
 pub use limits::Limits;
-pub use status::{ClusterStatus, ConfigStatus, FailureStatus, MAX_REFUSED, Refused};
+pub use status::{ClusterStatus, ConfigStatus, FailureStatus, KindUsage, MAX_REFUSED, Refused};
 
 use crate::etcd::EtcdConfig;
 use driver::{Command, Driver};
