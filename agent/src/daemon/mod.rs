@@ -21,6 +21,8 @@ pub(crate) mod drive;
 mod endpoints;
 mod flows;
 mod interfaces;
+mod mesh_metrics;
+mod mesh_view;
 pub(crate) mod network;
 mod node;
 pub(crate) mod parts;

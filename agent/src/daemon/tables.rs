@@ -10,7 +10,8 @@ use tombolo_policy::{EndpointPolicy, PolicyRow};
 use tombolo_service::{BackendRow, FrontendRow, LbAssignment, RemoteService};
 use tombolo_topology::bgp::{AdvertRow, ConditionRow, NodeConfigRow, PeerRow};
 use tombolo_topology::{
-    ConflictRow, EndpointRow, IdentityRow, LearnedRoute, NodePath, PrefixEntry, PrefixRow, RouteEntry, WireguardPeer,
+    ConflictRow, EndpointRow, IdentityRow, LearnedRoute, NodePath, PrefixEntry, PrefixRow, RouteEntry,
+    WireguardPeer,
 };
 
 /// A table and its writer shared by several sources.

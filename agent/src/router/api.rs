@@ -92,6 +92,14 @@ impl Backend for Router {
         json!([])
     }
 
+    async fn mesh_conflicts(&self) -> Value {
+        json!([])
+    }
+
+    async fn mesh_nodes(&self) -> Value {
+        json!([])
+    }
+
     async fn mesh_dump(&self) -> Dump {
         Dump::default()
     }
