@@ -1,4 +1,4 @@
-//! `tombolo mesh nodes` and `tombolo mesh conflicts`.
+//! `tombolo mesh nodes`, `conflicts` and `lag`.
 
 use super::client::{self, ClientError};
 use super::commands::{cell, json};
@@ -89,6 +89,67 @@ pub(super) async fn conflicts(reading: &Reading) -> Result<ExitCode, ClientError
     });
     output::table(&["KIND", "KEY", "CHOSEN", "SINCE", "FOUND", "TRY"], rows.collect::<Vec<_>>());
     Ok(code)
+}
+
+/// Microseconds for people.
+fn micros(value: Option<&Value>) -> String {
+    match value.and_then(Value::as_u64) {
+        None => "-".to_owned(),
+        Some(us) if us < 1_000 => format!("{us}us"),
+        Some(us) if us < 10_000_000 => format!("{}.{}ms", us / 1_000, us % 1_000 / 100),
+        Some(us) => span(us / 1_000_000),
+    }
+}
+
+/// How long changes take: from the etcd there to the follower, to the rows, to the datapath's map.
+pub(super) async fn lag(reading: &Reading) -> Result<ExitCode, ClientError> {
+    let all: Value = client::get(&reading.socket, "/v1/mesh/lag").await?;
+    if reading.output == Format::Json {
+        json(&all)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let columns = [
+        "CLUSTER",
+        "BEATS",
+        "P50",
+        "P99",
+        "MAX",
+        "ASSUMED",
+        "ROWS P50",
+        "ROWS P99",
+        "LAST EVENT",
+        "HEARTBEAT",
+    ];
+    let clusters = all.get("clusters").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let rows = clusters.iter().map(|cluster| {
+        let at = |path: &str| cluster.pointer(path);
+        vec![
+            text(cluster, "name"),
+            at("/lag/lag/count").map_or_else(|| "-".to_owned(), cell),
+            micros(at("/lag/lag/p50-us")),
+            micros(at("/lag/lag/p99-us")),
+            micros(at("/lag/lag/max-us")),
+            micros(at("/lag/base-us")),
+            micros(at("/commit/p50-us")),
+            micros(at("/commit/p99-us")),
+            age(cluster, "last-event-age-secs"),
+            age(cluster, "heartbeat-age-secs"),
+        ]
+    });
+    output::table(&columns, rows.collect::<Vec<_>>());
+    let map = |key: &str| micros(all.pointer(&format!("/map/{key}")));
+    println!(
+        "from rows to the datapath's map: p50 {}, p99 {}, longest {}",
+        map("p50-us"),
+        map("p99-us"),
+        map("max-us")
+    );
+    if clusters.iter().any(|cluster| cluster.get("lag").is_none_or(Value::is_null)) {
+        println!(
+            "note: a cluster without figures writes no beats (Cilium's do not), or is read through a mirror"
+        );
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 #[cfg(test)]

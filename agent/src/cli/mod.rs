@@ -122,6 +122,8 @@ pub(crate) enum MeshCommand {
     Nodes(Reading),
     /// What two clusters claim at once: who has it, since when, what to do
     Conflicts(Reading),
+    /// How long a change takes from each cluster's etcd to this agent, and inside it
+    Lag(Reading),
     /// Walk the way to the remote clusters step by step: file, certificates, name, TCP, TLS, rights, heartbeat, configuration, canaries
     Troubleshoot(TroubleshootArgs),
     /// What was accepted from the remote clusters and what was refused, as JSON

@@ -11,6 +11,7 @@ use super::node::NodeSetup;
 use super::parts::{self, Hooks};
 use super::path_kind;
 use super::show::{Catalogue, Shown};
+use super::stages::MapTimer;
 use super::status::{Part, Status};
 use super::tables::{Desired, Intent};
 use super::tasks::Roll;
@@ -77,6 +78,8 @@ pub(crate) struct Daemon {
     pub(crate) publisher: OnceLock<PublisherHandle>,
     /// The tables.
     pub(crate) rows: OnceLock<Rows>,
+    /// From rows to the datapath's map.
+    pub(crate) map_timer: MapTimer,
     /// How many conflicts between clusters were found.
     pub(crate) conflict_counts: OnceLock<Arc<ConflictCounts>>,
     /// LoadBalancer services without address.
@@ -121,6 +124,7 @@ impl Daemon {
             bgp: OnceLock::new(),
             publisher: OnceLock::new(),
             rows: OnceLock::new(),
+            map_timer: MapTimer::default(),
             conflict_counts: OnceLock::new(),
             lb_problems: Texts::default(),
             policy_problems: Texts::default(),
@@ -380,6 +384,16 @@ impl Backend for Daemon {
         json!(mesh_view::nodes(&tables, &clusters))
     }
 
+    async fn mesh_lag(&self) -> Value {
+        let own = self.identity.cluster.as_str();
+        let clusters = self.clusters().await;
+        let remote = clusters.iter().filter(|cluster| cluster.name != own);
+        json!({
+            "clusters": remote.map(mesh_view::lag).collect::<Value>(),
+            "map": self.map_timer.quantiles(),
+        })
+    }
+
     async fn mesh_dump(&self) -> Dump {
         match self.mesh.get() {
             Some(mesh) => mesh.dump().await,
@@ -475,6 +489,7 @@ impl Backend for Daemon {
             conflicts: &self.conflicts(&clusters),
             found: self.conflict_counts.get().map(Arc::as_ref),
             services: services.unwrap_or_default(),
+            map: self.map_timer.quantiles(),
         };
         mesh_metrics::fill(&self.metrics.mesh, &seen);
         if let Some(bgp) = self.bgp.get() {

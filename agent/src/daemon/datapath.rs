@@ -2,6 +2,7 @@
 
 use super::drive::Applied;
 use super::interfaces::InterfaceRow;
+use super::stages::MapTimer;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -111,6 +112,8 @@ pub(crate) struct Prefixes {
     pub(crate) owners: Owners,
     /// What the datapath holds of nodes: a prefix never names a row that is not there.
     pub(crate) paths: Applied<NodePath>,
+    /// Measures the way from the rows.
+    pub(crate) timer: MapTimer,
 }
 
 impl Target<PrefixEntry> for Prefixes {
@@ -125,7 +128,9 @@ impl Target<PrefixEntry> for Prefixes {
             remote_cluster: row.remote_cluster,
             skip_tunnel: row.node_address,
         };
-        told(self.datapath.upsert_prefix(row.prefix.net(), &entry))
+        told(self.datapath.upsert_prefix(row.prefix.net(), &entry))?;
+        self.timer.written(row.prefix);
+        Ok(())
     }
 
     async fn delete(&mut self, row: &PrefixEntry) -> Result<(), String> {

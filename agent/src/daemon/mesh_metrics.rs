@@ -2,12 +2,14 @@
 
 use super::mesh_view::{Conflict, counted};
 use std::collections::BTreeSet;
+use std::time::Duration;
 use tombolo_base::table::Snapshot;
 use tombolo_clustermesh::certificate::unix_now;
-use tombolo_clustermesh::follower::ClusterStatus;
+use tombolo_clustermesh::follower::{ClusterStatus, Quantiles};
 use tombolo_clustermesh::wire::Kind;
 use tombolo_observe::metrics::{
-    ClusterLabels, ConflictLabels, KindLabels, MeshMetrics, RefusedLabels, SyncLabels,
+    ClusterLabels, ConflictLabels, KindLabels, MeshMetrics, QuantileLabels, RefusedLabels, StageLabels,
+    SyncLabels,
 };
 use tombolo_service::RemoteService;
 use tombolo_topology::ConflictKind;
@@ -25,6 +27,8 @@ pub(crate) struct Seen<'a> {
     pub(crate) found: Option<&'a ConflictCounts>,
     /// What remote clusters share.
     pub(crate) services: Snapshot<RemoteService>,
+    /// From the rows to the datapath's map.
+    pub(crate) map: Quantiles,
 }
 
 fn wide<T: TryInto<i64>>(value: T) -> i64 {
@@ -47,6 +51,26 @@ pub(crate) fn fill(metrics: &MeshMetrics, seen: &Seen<'_>) {
         metrics.conflicts_found.get_or_create(&labels).set(wide(found));
     }
     seen.clusters.iter().for_each(|cluster| one(metrics, cluster));
+    stage(metrics, "", "map", &seen.map);
+}
+
+/// Quantiles in seconds, with the label that Prometheus' summaries have.
+fn quantiles(times: &Quantiles) -> impl Iterator<Item = (&'static str, f64)> {
+    let found = [("0.5", times.p50_us), ("0.99", times.p99_us), ("1", times.max_us)];
+    let any = times.count > 0;
+    let seconds = |micros: u64| Duration::from_micros(micros).as_secs_f64();
+    found.into_iter().filter(move |_| any).map(move |(quantile, micros)| (quantile, seconds(micros)))
+}
+
+fn stage(metrics: &MeshMetrics, cluster: &str, stage: &str, times: &Quantiles) {
+    for (quantile, seconds) in quantiles(times) {
+        let labels = StageLabels {
+            target_cluster: cluster.to_owned(),
+            stage: stage.to_owned(),
+            quantile: quantile.to_owned(),
+        };
+        metrics.stages.get_or_create(&labels).set(seconds);
+    }
 }
 
 fn one(metrics: &MeshMetrics, cluster: &ClusterStatus) {
@@ -73,6 +97,11 @@ fn one(metrics: &MeshMetrics, cluster: &ClusterStatus) {
     if let Some(age) = cluster.last_event_age_secs {
         metrics.event_age.get_or_create(&labels).set(wide(age));
     }
+    for (quantile, seconds) in cluster.lag.iter().flat_map(|lag| quantiles(&lag.lag)) {
+        let labels = QuantileLabels { target_cluster: name(), quantile: quantile.to_owned() };
+        metrics.lag.get_or_create(&labels).set(seconds);
+    }
+    stage(metrics, &cluster.name, "commit", &cluster.commit);
     for (reason, counted) in cluster.rejected.iter() {
         let labels = RefusedLabels { reason: reason.to_string(), target_cluster: name() };
         metrics.refused_updates.get_or_create(&labels).set(wide(counted.count));
@@ -90,5 +119,93 @@ fn one(metrics: &MeshMetrics, cluster: &ClusterStatus) {
         let labels =
             SyncLabels { scope: kind.to_string(), source_cluster: name(), action: "read".to_owned() };
         metrics.synced.get_or_create(&labels).set(i64::from(*synced));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+    use tombolo_clustermesh::follower::{FailureStatus, KindUsage, LagStatus};
+    use tombolo_clustermesh::wire::{Reason, Reject, Rejections};
+    use tombolo_observe::metrics::Metrics;
+
+    const TIMES: Quantiles = Quantiles { count: 3, p50_us: 2_000, p99_us: 9_000, max_us: 10_000 };
+
+    /// A cluster of which everything is known.
+    fn status() -> ClusterStatus {
+        let mut rejected = Rejections::default();
+        rejected.count("some/key", &Reject { reason: Reason::Malformed, detail: "{".to_owned() });
+        let usage = KindUsage { keys: 7, bytes: 700 };
+        ClusterStatus {
+            name: "west".to_owned(),
+            ready: true,
+            counts: BTreeMap::from([(Kind::Nodes, 2), (Kind::Services, 3), (Kind::Ips, 7)]),
+            synced: BTreeMap::from([(Kind::Ips, true)]),
+            last_failure: Some(FailureStatus { text: "x".to_owned(), age_secs: 5 }),
+            heartbeat_age_secs: Some(3),
+            last_event_age_secs: Some(4),
+            certificate_expires_unix_secs: Some(4_000_000_000),
+            usage: BTreeMap::from([(Kind::Ips, usage)]),
+            withheld: BTreeMap::from([(Kind::Services, 3)]),
+            rejected,
+            lag: Some(LagStatus { lag: TIMES, last_us: 1, base_us: 1 }),
+            commit: TIMES,
+            ..ClusterStatus::default()
+        }
+    }
+
+    fn scrape(metrics: &Metrics, clusters: &[ClusterStatus]) -> String {
+        let seen = Seen {
+            own: "east",
+            clusters,
+            conflicts: &[],
+            found: None,
+            services: Snapshot::default(),
+            map: TIMES,
+        };
+        fill(&metrics.mesh, &seen);
+        metrics.render().unwrap()
+    }
+
+    /// Names of the mesh's metrics in a text, each a word that begins as they do.
+    fn names(text: &str) -> BTreeSet<String> {
+        let word = |letter: char| !(letter.is_ascii_alphanumeric() || letter == '_');
+        let ours = |word: &&str| {
+            ["cilium_clustermesh_", "cilium_kvstore_initial", "tombolo_clustermesh_"]
+                .iter()
+                .any(|prefix| word.starts_with(prefix))
+        };
+        text.split(word).filter(ours).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn what_is_scraped_is_what_the_documentation_lists() {
+        let text = scrape(&Metrics::default(), &[status()]);
+        let samples: String =
+            text.lines().filter(|line| !line.starts_with('#')).collect::<Vec<_>>().join("\n");
+        let documented = include_str!("../../../docs/clustermesh.md");
+        let start = documented.find("## Metrics").unwrap();
+        let section = documented[start + 3..].split("\n## ").next().unwrap();
+        assert_eq!(names(&samples), names(section));
+        for line in [
+            "cilium_clustermesh_remote_clusters 1",
+            "cilium_clustermesh_global_services 0",
+            "cilium_clustermesh_remote_cluster_endpoints{target_cluster=\"west\"} 7",
+            "tombolo_clustermesh_keys{target_cluster=\"west\",kind=\"ips\"} 7",
+            "tombolo_clustermesh_lag_seconds{target_cluster=\"west\",quantile=\"0.99\"} 0.009",
+            "tombolo_clustermesh_stage_seconds{target_cluster=\"\",stage=\"map\",quantile=\"0.5\"} 0.002",
+            "tombolo_clustermesh_conflicts{kind=\"pod-cidr\"} 0",
+        ] {
+            assert!(samples.lines().any(|sample| sample == line), "{line}\n{samples}");
+        }
+    }
+
+    #[test]
+    fn a_cluster_that_was_removed_is_in_no_metric() {
+        let metrics = Metrics::default();
+        assert!(scrape(&metrics, &[status()]).contains("west"));
+        let text = scrape(&metrics, &[]);
+        assert!(!text.contains("west") && text.contains("cilium_clustermesh_remote_clusters 0"), "{text}");
     }
 }

@@ -212,6 +212,18 @@ fn with_key(mut node: NodeShown, encrypt: bool) -> NodeShown {
     node
 }
 
+/// How long a cluster's changes take.
+pub(crate) fn lag(status: &ClusterStatus) -> Value {
+    json!({
+        "name": status.name,
+        "lag": status.lag,
+        "commit": status.commit,
+        "last-event-age-secs": status.last_event_age_secs,
+        "heartbeat-age-secs": status.heartbeat_age_secs,
+        "stale-secs": status.stale_secs,
+    })
+}
+
 /// A cluster's state under Cilium's names, ours beside them.
 pub(crate) fn cluster(status: &ClusterStatus) -> Value {
     let mut value = serde_json::to_value(status).unwrap_or(Value::Null);

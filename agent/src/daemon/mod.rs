@@ -30,6 +30,7 @@ mod planners;
 mod policy;
 mod publish;
 pub(crate) mod show;
+mod stages;
 pub(crate) mod status;
 mod tables;
 pub(crate) mod tasks;

@@ -9,6 +9,7 @@
 
 use super::backend::{Daemon, FLOWS, Rows};
 use super::drive::{Applied, Driver};
+use super::stages::Timed;
 use super::tables::{Desired, DesiredWriters, Held, Intent, IntentWriters, catalogue};
 use super::tasks::Tasks;
 use super::{
@@ -118,7 +119,7 @@ impl Rooms<'_> {
 
     /// Remote clusters and the own cluster's other nodes, into the intent tables.
     async fn mesh(&mut self, kube: &Writers, sources: &IntentWriters) {
-        let sink = Arc::new(TableSink {
+        let rows = TableSink {
             nodes: kube.nodes.clone(),
             identities: sources.identities.clone(),
             prefixes: sources.prefixes.clone(),
@@ -127,7 +128,8 @@ impl Rooms<'_> {
             assignments: sources.addresses.clone(),
             own: self.ground.identity.cluster.clone(),
             max: self.ground.identity.max_clusters,
-        });
+        };
+        let sink = Arc::new(Timed { rows, timer: self.ground.daemon.map_timer.clone() });
         let Ground { config, identity, driver, tasks, .. } = &mut self.ground;
         let mesh = node::start_mesh(config, identity, sink, driver.cancel.clone(), tasks).await;
         self.ground.daemon.mesh.set(mesh).ok();
@@ -279,6 +281,7 @@ impl Rooms<'_> {
             max_clusters: self.ground.identity.max_clusters,
             owners,
             paths: self.held.paths.clone(),
+            timer: self.ground.daemon.map_timer.clone(),
         }
     }
 

@@ -100,6 +100,10 @@ impl Backend for Router {
         json!([])
     }
 
+    async fn mesh_lag(&self) -> Value {
+        json!({ "clusters": [], "map": null })
+    }
+
     async fn mesh_dump(&self) -> Dump {
         Dump::default()
     }

@@ -49,19 +49,19 @@ impl Follower {
     fn accept_config(&mut self, now: Moment, value: &[u8], out: &mut Vec<Output>) -> Result<(), ConfigError> {
         let published = ClusterConfig::decode(value)?;
         let id = published.check(self.config.own_id, self.config.max)?;
+        // First: a cluster that takes a number which is not free keeps what is known of it.
+        self.config
+            .ids
+            .reserve(&self.config.cluster, id)
+            .map_err(|other| ConfigError::Taken { id: published.id, other: other.to_string() })?;
         if let Some(before) = self.remote.as_ref().map(|remote| remote.id).filter(|before| *before != id) {
             self.conflicts.id_changed(now, u32::from(before.get()), u32::from(id.get()));
             tracing::warn!(cluster = %self.config.cluster, %id, "the cluster has a new id: what was known under the old one is removed");
             self.drain_entries(out);
             self.bookmarks.forget();
             self.remote = None;
-            self.config.ids.release(&self.config.cluster);
             self.set_state(SourceState::Pending, out);
         }
-        self.config
-            .ids
-            .reserve(&self.config.cluster, id)
-            .map_err(|other| ConfigError::Taken { id: published.id, other: other.to_string() })?;
         self.remote =
             Some(Remote { name: self.config.cluster.clone(), id, max: self.config.max, own: false });
         self.choose_backends(published.capabilities.reader(ServicePreference::default()), out);

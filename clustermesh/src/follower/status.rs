@@ -3,7 +3,9 @@
 use super::conflict::ClusterConflict;
 use super::core::{Follower, Link};
 use super::event::Applied;
+use super::lag::LagStatus;
 use super::store::Store;
+use super::times::Quantiles;
 use crate::wire::{Kind, Reason, Rejections};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -65,6 +67,10 @@ pub struct ClusterStatus {
     pub bytes: usize,
     /// The same and the number of keys, by kind, as it is known now.
     pub usage: BTreeMap<Kind, KindUsage>,
+    /// How long a change takes from the cluster's etcd to its follower here; absent where nothing tells.
+    pub lag: Option<LagStatus>,
+    /// How long what arrived takes until its rows are written.
+    pub commit: Quantiles,
     /// What is wrong between this cluster and others.
     pub conflicts: Vec<ClusterConflict>,
 }
@@ -192,6 +198,8 @@ impl Follower {
                 .collect(),
             bytes: self.usage.bytes,
             usage: self.stores.iter().map(|(kind, store)| (*kind, store.usage())).collect(),
+            lag: self.lag.status(),
+            commit: Quantiles::default(),
             conflicts: self.conflicts_now(now),
         }
     }
