@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::load;
 use super::mend::Mend;
 use super::scene::{Etcd, RESYNC_PATIENCE, SETTLE, Scene};
-use crate::checks::check::CheckResult;
+use crate::checks::check::{CheckResult, Failure};
 use crate::checks::context::Context;
 
 /// How long peers may take to be in sync after a wipe: they wait for everything to be published again.
@@ -41,12 +41,22 @@ pub(super) async fn stopped(context: &Context, cluster: &str) -> CheckResult {
 }
 
 pub(super) async fn wiped(context: &Context, cluster: &str) -> CheckResult {
+    wiped_then(context, cluster, async || Ok(())).await
+}
+
+/// The same, with what else its operator has to do for an etcd without data.
+pub(super) async fn wiped_then(
+    context: &Context,
+    cluster: &str,
+    restore: impl AsyncFn() -> Result<(), Failure>,
+) -> CheckResult {
     let scene = Scene::set(context, cluster).await?;
     let mut loads = scene.loads().await?;
     let mend = Mend::by(context, "start-cmd", &scene.victim.etcd);
     context.access.verb("stop-cmd", &scene.victim.etcd).await?;
     context.access.verb("wipe", &scene.victim.etcd).await?;
     mend.now().await?;
+    restore().await?;
     let took = scene.resync(REPUBLISH_PATIENCE, Etcd::Another).await?;
     load::all_settled(&mut loads, SETTLE).await?;
     let reports = load::stop_all(loads).await?;

@@ -1,12 +1,12 @@
 //! What becomes of the data of an etcd: killed in the middle, restored from a backup, compacted, full.
 
-use super::super::etcd::REPUBLISH_PATIENCE;
+use super::super::etcd::{REPUBLISH_PATIENCE, wiped_then};
 use super::super::keys::{ETCDCTL, etcdctl};
 use super::super::load;
 use super::super::mend::Mend;
 use super::super::scene::{Etcd, RESYNC_PATIENCE, SETTLE, Scene};
-use super::kept;
 use super::network::Cut;
+use super::{join, kept};
 use crate::checks::access::Place;
 use crate::checks::check::{CheckResult, Failure, Family};
 use crate::checks::context::Context;
@@ -34,6 +34,11 @@ pub(super) async fn killed(context: &Context, cluster: &str) -> CheckResult {
         kept(&scene),
         load::sum(&reports),
     ])
+}
+
+/// With the data go the users that `tombolo mesh connect` made: who was let in so is let in again.
+pub(super) async fn emptied(context: &Context, cluster: &str) -> CheckResult {
+    wiped_then(context, cluster, || join::again(context, cluster)).await
 }
 
 /// The last change is not in the backup. Who publishes writes it again; nothing that peers know goes in between.

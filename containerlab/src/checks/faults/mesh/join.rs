@@ -50,6 +50,17 @@ pub(super) async fn all_in(context: &Context) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Makes the users again that others were let in with, in an etcd that has lost them.
+pub(super) async fn again(context: &Context, cluster: &str) -> Result<(), Failure> {
+    let (own, others) = others(context, cluster)?;
+    for other in others {
+        if other.clustermesh.join(cluster).exists() {
+            poll::until(PATIENCE, || connect(context, own, other)).await?;
+        }
+    }
+    Ok(())
+}
+
 /// `reader` is to read `cluster`: made there, and copied to where the reader's agents look.
 async fn connect(context: &Context, cluster: &Cluster, reader: &Cluster) -> Result<(), Failure> {
     let place = Place::node(&cluster.etcd);

@@ -85,7 +85,7 @@ impl MeshFault {
         match self {
             Self::EtcdKilled(whom) => data::killed(context, whom).await,
             Self::EtcdStopped(whom) => super::etcd::stopped(context, whom).await,
-            Self::EtcdEmptied(whom) => super::etcd::wiped(context, whom).await,
+            Self::EtcdEmptied(whom) => data::emptied(context, whom).await,
             Self::EtcdRestored(whom) => data::restored(context, whom).await,
             Self::EtcdCompacted(whom) => data::compacted(context, whom).await,
             Self::EtcdOutOfQuota(whom) => data::out_of_quota(context, whom).await,
