@@ -267,6 +267,8 @@ pub(crate) async fn start_mesh(
         own: config.etcd.as_ref().map(Etcd::client),
         timers: Timers::default(),
         limits: config.clustermesh.limits(),
+        mirror: false,
+        relay: None,
     };
     let (handle, task) = follower::start(mesh, sink, cancel).await;
     tasks.spawn("mesh", async move {

@@ -2,14 +2,14 @@
 
 use super::core::Follower;
 use super::dump::Dump;
-use super::event::{Change, Failure, FailureKind, Input, Output, Scope, Ticket};
+use super::event::{Change, Failure, FailureKind, Input, News, Output, Scope, Ticket};
 use super::requests;
 use super::snapshot;
 use super::status::ClusterStatus;
 use crate::certificate::{Expiry, unix_now};
 use crate::etcd::EtcdConfig;
 use etcd_client::Client;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,8 +26,12 @@ pub trait MeshSink: Send + Sync + 'static {
     fn apply(&self, cluster: &ClusterName, changes: Vec<Change>);
     /// How complete the cluster's entries are now.
     fn state(&self, cluster: &ClusterName, state: SourceState);
-    /// The cluster was removed; its entries were deleted before.
+    /// The cluster was removed; its entries were deleted before, unless it was followed for a mirror.
     fn gone(&self, cluster: &ClusterName);
+    /// For a mirror: what its readers have to know besides the entries.
+    fn news(&self, _cluster: &ClusterName, _news: News) {}
+    /// The folder was listed: the names of all its entries, whatever is in them.
+    fn listed(&self, _names: &BTreeSet<String>) {}
 }
 
 /// What a follower's task can be asked.
@@ -208,6 +212,7 @@ impl Driver {
             match output {
                 Output::Change(_) => {}
                 Output::State(state) => self.sink.state(&self.cluster, state),
+                Output::News(news) => self.sink.news(&self.cluster, news),
                 Output::Gone => self.sink.gone(&self.cluster),
                 Output::Disconnect => self.disconnect(),
                 Output::Connect => self.connect(),

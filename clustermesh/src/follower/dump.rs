@@ -80,7 +80,8 @@ impl Dump {
                 self.ips.entry(entry.prefix.short()).or_insert(ip);
             }
             // Of the own cluster only, which is not dumped; slices and exports have no place in the dump's form.
-            Record::Assignment(..) | Record::EndpointSlice(_) | Record::ServiceExport(_) => {}
+            Record::Assignment(..) | Record::EndpointSlice(_) | Record::ServiceExport(_) | Record::Raw(_) => {
+            }
         }
         Ok(())
     }

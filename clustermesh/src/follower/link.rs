@@ -162,6 +162,7 @@ impl Follower {
             // What was listed in part and never whole has its limit, too.
             self.confirmed_kinds.entry(kind).or_insert(now);
         }
+        self.upstream.lose();
         self.phases.clear();
         self.repetitions.clear();
         self.retries.clear();

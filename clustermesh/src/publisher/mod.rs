@@ -5,16 +5,16 @@
 //! everybody, and its canaries come only when all known nodes have published, so that readers never see a half.
 
 mod contest;
-mod desired;
-mod election;
+pub(crate) mod desired;
+pub(crate) mod election;
 mod gate;
 mod identity;
 mod kv;
 mod leader;
-mod lease;
+pub(crate) mod lease;
 mod node;
 mod pace;
-mod scope;
+pub(crate) mod scope;
 mod sweep;
 
 pub use contest::{Contest, Contested};
@@ -393,7 +393,12 @@ async fn session(context: &Context, client: &etcd_client::Client, allocation: &m
 
 /// Stands for election and, once elected, writes what belongs to the cluster.
 async fn stand(context: &Context, client: &etcd_client::Client) -> MeshError {
-    let won = match election::campaign(context, client).await {
+    let seat = election::Seat {
+        key: key::ELECTION,
+        candidate: context.config.node.clone(),
+        ttl: context.config.election_ttl,
+    };
+    let won = match election::campaign(&seat, client).await {
         Ok(won) => won,
         Err(error) => return error,
     };

@@ -1,0 +1,4 @@
+//! Relay.
+mod mirror;
+#[cfg(test)]
+mod mirror_tests;
