@@ -67,7 +67,7 @@ impl LeasePool {
         fence: (String, i64),
     ) -> Result<Self, MeshError> {
         // What cannot be read costs one writing of the keys on other leases.
-        let saved = get(client, &announced).await?.map_or_else(Vec::new, |kv| ids(kv.value()));
+        let saved = self::announced(client, &announced).await?;
         let mut pool = Self {
             client: client.clone(),
             name: announced.clone(),
@@ -219,6 +219,11 @@ impl LeasePool {
         }
         Ok(!lost.is_empty())
     }
+}
+
+/// The leases that a key names.
+pub(crate) async fn announced(client: &Client, name: &str) -> Result<Vec<i64>, MeshError> {
+    Ok(get(client, name).await?.map_or_else(Vec::new, |kv| ids(kv.value())))
 }
 
 /// Lease ids out of JSON, as far as it is some.

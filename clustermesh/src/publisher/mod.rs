@@ -412,19 +412,5 @@ async fn stand(context: &Context, client: &etcd_client::Client) -> MeshError {
 /// Ends the connection when the certificate files were renewed. One that stands is not given up for files that cannot be
 /// used.
 async fn renewed(context: &Context) -> MeshError {
-    let etcd = &context.config.etcd;
-    let before = etcd.fingerprint().await;
-    loop {
-        tokio::time::sleep(Duration::from_secs(60)).await;
-        let renewal = match etcd.fingerprint().await == before {
-            true => None,
-            false => match etcd.certificates().await {
-                Ok(_) => {
-                    return election::ended("using the old certificate; its files were renewed".to_owned());
-                }
-                Err(error) => Some(format!("changed certificate files are not used: {error}")),
-            },
-        };
-        context.update(|status| status.renewal = renewal);
-    }
+    context.config.etcd.renewed(|renewal| context.update(|status| status.renewal = renewal)).await
 }

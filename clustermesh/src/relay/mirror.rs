@@ -87,6 +87,8 @@ pub(super) struct Progress {
     pub(super) queued: usize,
     /// Whether all of it stands, and its canaries.
     pub(super) announced: bool,
+    /// Whether that was so once under the cluster's present number.
+    pub(super) established: bool,
 }
 
 /// One cluster's mirror.
@@ -103,6 +105,8 @@ pub(super) struct Mirror {
     withdraw: BTreeSet<Kind>,
     /// Somebody writes: what changes is noted.
     carried: bool,
+    /// It was exact once: since then it only follows.
+    established: bool,
 }
 
 impl Mirror {
@@ -116,6 +120,7 @@ impl Mirror {
             unsettled: false,
             withdraw: BTreeSet::new(),
             carried: false,
+            established: false,
         }
     }
 
@@ -150,6 +155,7 @@ impl Mirror {
             News::Config(id, value) => match relay::mirrored(&value) {
                 Ok(mirrored) => {
                     let renumbered = self.id.replace(id).is_some_and(|before| before != id);
+                    self.established &= !renumbered;
                     for kind in ORDER {
                         self.published(kind, mirrored.config.capabilities.publishes(kind), renumbered);
                     }
@@ -214,8 +220,13 @@ impl Mirror {
         Progress {
             entries: self.parts.values().map(|part| part.wanted.len()).sum(),
             queued: self.round.len() + self.parts.values().map(|part| part.dirty.len()).sum::<usize>(),
-            announced: self.config.is_some() && self.parts.values().all(|part| part.announced),
+            announced: self.announced(),
+            established: self.established,
         }
+    }
+
+    fn announced(&self) -> bool {
+        self.config.is_some() && self.parts.values().all(|part| part.announced)
     }
 
     /// The next writes. When it is empty and [`Self::has_work`] says so, call it again.
@@ -231,6 +242,7 @@ impl Mirror {
             self.next_round(standing);
             if std::mem::take(&mut self.unsettled) {
                 self.settle(standing, &mut step);
+                self.established |= self.announced();
             }
         }
         self.carry(standing, &mut step);
