@@ -23,7 +23,6 @@ use tombolo_clustermesh::certificate::unix_now;
 use tombolo_clustermesh::follower::{ClusterStatus, Dump, MeshHandle};
 use tombolo_clustermesh::publisher::PublisherHandle;
 use tombolo_clustermesh::troubleshoot::{Viewpoint, Walk, walk};
-use tombolo_clustermesh::wire::Kind;
 use tombolo_cni::protocol::{CniError, Code};
 use tombolo_cni::{EndpointSpec, EndpointStore, Reply};
 use tombolo_ebpf::{Datapath, Direction};
@@ -313,23 +312,6 @@ fn endpoints_seen(store: &EndpointStore<Gate>) -> parts::Endpoints {
     }
 }
 
-fn mesh_json(cluster: &ClusterStatus) -> Value {
-    let mut value = serde_json::to_value(cluster).unwrap_or(Value::Null);
-    if let Some(map) = value.as_object_mut() {
-        // The names that Cilium's own status uses.
-        for (key, kind) in [
-            ("num-nodes", Kind::Nodes),
-            ("num-endpoints", Kind::Ips),
-            ("num-identities", Kind::Identities),
-            ("num-shared-services", Kind::Services),
-        ] {
-            map.insert(key.to_owned(), json!(cluster.counts.get(&kind).copied().unwrap_or(0)));
-        }
-        map.insert("num-failures".to_owned(), json!(cluster.reconnections));
-    }
-    value
-}
-
 impl Backend for Daemon {
     async fn status(&self) -> Status {
         let clusters = self.clusters().await;
@@ -358,7 +340,7 @@ impl Backend for Daemon {
 
     async fn mesh(&self) -> Value {
         let own = self.identity.cluster.as_str();
-        self.clusters().await.iter().filter(|cluster| cluster.name != own).map(mesh_json).collect()
+        self.clusters().await.iter().filter(|cluster| cluster.name != own).map(parts::mesh_json).collect()
     }
 
     async fn mesh_dump(&self) -> Dump {

@@ -268,7 +268,7 @@ pub(crate) async fn start_mesh(
         timers: Timers::default(),
         limits: config.clustermesh.limits(),
         mirror: false,
-        relay: None,
+        relay: config.etcd.as_ref().filter(|_| config.clustermesh.relay).map(Etcd::client),
     };
     let (handle, task) = follower::start(mesh, sink, cancel).await;
     tasks.spawn("mesh", async move {

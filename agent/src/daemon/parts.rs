@@ -2,6 +2,7 @@
 
 use super::node::Device;
 use super::status::Part;
+use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tombolo_base::prefix::Prefix;
@@ -10,6 +11,7 @@ use tombolo_bgp_node::{InstanceCache, InstancePeer};
 use tombolo_clustermesh::certificate::date;
 use tombolo_clustermesh::follower::ClusterStatus;
 use tombolo_clustermesh::publisher::PublisherStatus;
+use tombolo_clustermesh::wire::Kind;
 use tombolo_kubernetes::FolderReport;
 use tombolo_netlink::Link;
 use tombolo_service::pools::LbPool;
@@ -282,6 +284,24 @@ pub(crate) fn mesh(cluster: &ClusterStatus) -> Part {
     } else {
         Part::failing(name, detail, "tombolo mesh troubleshoot")
     }
+}
+
+/// A remote cluster as programs read it.
+pub(crate) fn mesh_json(cluster: &ClusterStatus) -> Value {
+    let mut value = serde_json::to_value(cluster).unwrap_or(Value::Null);
+    if let Some(map) = value.as_object_mut() {
+        // The names that Cilium's own status uses.
+        for (key, kind) in [
+            ("num-nodes", Kind::Nodes),
+            ("num-endpoints", Kind::Ips),
+            ("num-identities", Kind::Identities),
+            ("num-shared-services", Kind::Services),
+        ] {
+            map.insert(key.to_owned(), json!(cluster.counts.get(&kind).copied().unwrap_or(0)));
+        }
+        map.insert("num-failures".to_owned(), json!(cluster.reconnections));
+    }
+    value
 }
 
 /// The own cluster's etcd.
