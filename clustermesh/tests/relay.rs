@@ -578,6 +578,55 @@ async fn agents_go_from_direct_to_relay_and_back_without_a_gap() {
     let set = Reader::start(world.remotes(), |config| config.relay = Some(own)).await;
     set.ready("a").await;
     assert!(set.status("a").await.config.kvstoremesh);
-    // A mirror of a mirror: another cluster's relay reads this one.
+    relay.stop().await;
+}
+
+/// A relay may read what another one wrote, and says what that one cannot confirm.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mirror_of_a_mirror_is_the_same() {
+    let mut world = World::new().await;
+    let first = world.relay("r1").await;
+    first.complete("a").await;
+    let third = Etcd::start(&world.pki, "b").await;
+    let second = Relay::start(&third, &world.pki, "r1", &world.through("second")).await;
+    second.complete("a").await;
+    let at_third = third.client(&world.pki, "root").await;
+    assert_exact(&at_third, &world.entries).await;
+    assert_eq!(below(&at_third, "cilium/cache/").await, below(&world.at_b().await, "cilium/cache/").await);
+    world.a.stop();
+    until("the second relay to be told", async || !second.of("a").await.remote.ready).await;
+    until("its readers to be told", async || {
+        let report = below(&at_third, "tombolo/relay/a/status").await.into_values().next().unwrap();
+        report.contains("\"ready\":false") && report.contains("the relay r1 does not confirm it")
+    })
+    .await;
+    assert_exact(&at_third, &world.entries).await;
+    tokio::join!(first.stop(), second.stop());
+}
+
+/// An own etcd that takes less than the cluster's: what is too large costs itself, and is told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_own_etcd_refuses_costs_itself_only() {
+    let mut world = World::new().await;
+    let small = Etcd::start_with(&world.pki, "b", &["--max-request-bytes", "20000"]).await;
+    let large = format!(
+        r#"{{"Name":"n9","Cluster":"a","ClusterID":1,"Annotations":{{"x":"{}"}}}}"#,
+        "y".repeat(30_000)
+    );
+    put(&world.at_a().await, [("cilium/state/nodes/v1/a/n9".to_owned(), large)]).await;
+    let relay = Relay::start(&small, &world.pki, "r1", &world.remotes()).await;
+    relay.complete("a").await;
+    let at_small = small.client(&world.pki, "root").await;
+    assert_exact(&at_small, &world.entries).await;
+    let warnings = relay.of("a").await.mirror.warnings;
+    assert!(warnings.len() == 1 && warnings[0].contains("cilium/cache/nodes/v1/a/n9"), "{warnings:?}");
+    // Others go on.
+    world.entries.extend([ip("10.1.8.8", "late")]);
+    put(&world.at_a().await, [ip("10.1.8.8", "late")]).await;
+    until("a change", async || {
+        below(&at_small, "cilium/cache/ip/").await.contains_key("cilium/cache/ip/v1/a/10.1.8.8")
+    })
+    .await;
+    assert_exact(&at_small, &world.entries).await;
     relay.stop().await;
 }

@@ -91,9 +91,6 @@ async fn write(slot: &Slot, writer: &mut ScopeWriter, singly: bool) -> Result<bo
         let now = rfc3339::now();
         slot.mirror().step(&Standing { actual: writer.actual(), owns: &owns, now: &now })
     };
-    if step.is_empty() {
-        return Ok(singly && slot.mirror().has_work());
-    }
     if singly {
         for one in step.puts {
             put_one(slot, writer, one).await?;
@@ -109,7 +106,9 @@ async fn write(slot: &Slot, writer: &mut ScopeWriter, singly: bool) -> Result<bo
         }
     }
     writer.delete_all(step.deletes).await?;
-    Ok(singly)
+    let mut mirror = slot.mirror();
+    mirror.written();
+    Ok(singly && mirror.has_work())
 }
 
 async fn put_one(slot: &Slot, writer: &mut ScopeWriter, one: Desired) -> Result<(), MeshError> {

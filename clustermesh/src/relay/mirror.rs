@@ -105,6 +105,8 @@ pub(super) struct Mirror {
     withdraw: BTreeSet<Kind>,
     /// Somebody writes: what changes is noted.
     carried: bool,
+    /// What the last step gave is still being written.
+    writing: bool,
     /// It was exact once: since then it only follows.
     established: bool,
 }
@@ -120,6 +122,7 @@ impl Mirror {
             unsettled: false,
             withdraw: BTreeSet::new(),
             carried: false,
+            writing: false,
             established: false,
         }
     }
@@ -191,7 +194,7 @@ impl Mirror {
     /// A writer begins, or what it knew of etcd was not right any more: everything is compared.
     pub(super) fn begin(&mut self) {
         self.round.clear();
-        (self.carried, self.unsettled) = (true, true);
+        (self.carried, self.unsettled, self.writing) = (true, true, false);
         for part in self.parts.values_mut() {
             part.dirty = part.wanted.keys().cloned().collect();
             part.sweep = part.complete;
@@ -220,7 +223,7 @@ impl Mirror {
         Progress {
             entries: self.parts.values().map(|part| part.wanted.len()).sum(),
             queued: self.round.len() + self.parts.values().map(|part| part.dirty.len()).sum::<usize>(),
-            announced: self.announced(),
+            announced: self.announced() && !self.writing,
             established: self.established,
         }
     }
@@ -229,24 +232,31 @@ impl Mirror {
         self.config.is_some() && self.parts.values().all(|part| part.announced)
     }
 
-    /// The next writes. When it is empty and [`Self::has_work`] says so, call it again.
+    /// The next writes; [`Self::written`] follows. When it is empty and [`Self::has_work`] says so, call it again.
     pub(super) fn step(&mut self, standing: &Standing<'_>) -> Step {
         let mut step = Step::default();
         for kind in std::mem::take(&mut self.withdraw) {
             step.delete(standing, &kind.canary(Layout::Cache, self.cluster.as_str()));
         }
         if !step.is_empty() {
+            self.writing = true;
             return step;
         }
         if self.round.is_empty() {
             self.next_round(standing);
             if std::mem::take(&mut self.unsettled) {
                 self.settle(standing, &mut step);
-                self.established |= self.announced();
             }
         }
         self.carry(standing, &mut step);
+        self.writing = true;
         step
+    }
+
+    /// The last step was carried out.
+    pub(super) fn written(&mut self) {
+        self.writing = false;
+        self.established |= self.announced();
     }
 
     /// The round before is over; the next one takes what is dirty now.

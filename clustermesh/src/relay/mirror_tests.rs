@@ -147,7 +147,9 @@ impl World {
             }
             self.actual.remove(&key);
         }
-        if !whole {
+        if whole {
+            self.mirror.written();
+        } else {
             self.mirror.end();
             self.lease += i64::try_from(self.below(2)).unwrap();
             self.begin();
