@@ -152,7 +152,7 @@ impl Follower {
         }
         let kinds: Vec<Kind> = self.stores.keys().copied().collect();
         for kind in kinds {
-            let whole = self.canaries.get(&kind) == Some(&true);
+            let whole = self.canaries.get(&kind) == Some(&true) && !self.upstream.is_unswept(kind);
             if let Some(Phase::Watching(position)) = self.phases.get(&Scope::Entries(kind)).copied()
                 && whole
             {

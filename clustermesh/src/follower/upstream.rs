@@ -47,6 +47,11 @@ impl Upstream {
         self.lost.is_some()
     }
 
+    /// Whether what a list lacked was kept, so that only another list tells what is gone.
+    pub(super) fn is_unswept(&self, kind: Kind) -> bool {
+        self.unswept.contains(&kind)
+    }
+
     /// A list of that kind ended. Whether what it lacked may go.
     pub(super) fn may_sweep(&mut self, kind: Kind) -> bool {
         if self.is_lost() {

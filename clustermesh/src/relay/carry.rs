@@ -34,8 +34,11 @@ impl Hand {
     }
 
     async fn try_carry(&self, slot: &Slot) -> Result<Infallible, MeshError> {
+        // All clusters begin at once when a relay is elected.
+        let turn = self.turns.acquire().await.ok();
         let mut writer = self.writer(slot).await?;
         writer.resync().await?;
+        drop(turn);
         let mut watch = writer.watch().await?;
         slot.mirror().begin();
         let mut keep_alive = interval(self.context.config.keep_alive());

@@ -19,6 +19,8 @@ use tombolo_base::ids::ClusterName;
 
 /// How often the age of what is not confirmed is told anew.
 const AGES: Duration = Duration::from_secs(15);
+/// After as many of these all reports are written again: somebody may have deleted one.
+const AUDIT: u32 = 20;
 /// How long changes of states are gathered: all clusters change theirs when the relay starts.
 const SETTLE: Duration = Duration::from_millis(250);
 /// Reports in one transaction.
@@ -41,7 +43,7 @@ async fn try_report(context: &Context, client: &Client, won: &Won) -> Result<Inf
     for timer in [&mut keep_alive, &mut heartbeat, &mut ages] {
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
     }
-    let mut told = BTreeMap::new();
+    let (mut told, mut ticks) = (BTreeMap::new(), 0_u32);
     loop {
         tokio::select! {
             _ = keep_alive.tick() => {
@@ -55,7 +57,12 @@ async fn try_report(context: &Context, client: &Client, won: &Won) -> Result<Inf
                 write(client, won, vec![(key::HEARTBEAT.to_owned(), rfc3339::now().into_bytes())], lease).await?;
                 continue;
             }
-            _ = ages.tick() => {}
+            _ = ages.tick() => {
+                ticks = (ticks + 1) % AUDIT;
+                if ticks == 0 {
+                    told.clear();
+                }
+            }
             () = context.book.states.notified() => sleep(SETTLE).await,
         }
         let reports = reports(context).await;
