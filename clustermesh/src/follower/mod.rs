@@ -27,6 +27,8 @@ mod store;
 #[cfg(test)]
 mod tests;
 mod upstream;
+#[cfg(test)]
+mod upstream_tests;
 
 pub use self::core::{Follower, FollowerConfig};
 pub use driver::MeshSink;
