@@ -31,7 +31,7 @@ impl Pki {
         std::fs::write(folder.path().join("ca.key"), key.serialize_pem()).unwrap();
         std::fs::write(folder.path().join("ca.crt"), certificate.pem()).unwrap();
         let pki = Self { folder, ca: Issuer::new(params, key) };
-        pki.issue("server", &["localhost", "127.0.0.1"]);
+        pki.issue("server", &["localhost", "127.0.0.1", "a.mesh.invalid"]);
         for user in ["root", "admin-a", "admin-b", "remote", "local-a", "nobody"] {
             pki.issue(user, &[]);
         }
@@ -206,6 +206,7 @@ impl Etcd {
             trusted_ca_file: Some(pki.path("ca.crt")),
             cert_file: Some(pki.path(&format!("{user}.crt"))),
             key_file: Some(pki.path(&format!("{user}.key"))),
+            host_aliases: Vec::new(),
         }
     }
 
