@@ -171,8 +171,8 @@ impl Sorted {
             Record::Service(service) => self.services.push((*service, keep)),
             Record::Assignment(name, value) => self.assignments.push((name, value, keep)),
             Record::EndpointSlice(slice) => self.slices.push((*slice, keep)),
-            // No table has rows of exports, and no follower asks for them.
-            Record::ServiceExport(_) => {}
+            // No table has rows of exports, and no follower asks for them; raw entries are the relay's.
+            Record::ServiceExport(_) | Record::Raw(_) => {}
         }
     }
 }

@@ -51,6 +51,8 @@ impl Reader {
                 ..Timers::default()
             },
             limits: Limits::default(),
+            mirror: false,
+            relay: None,
         };
         change(&mut config);
         std::fs::create_dir_all(&config.folder).unwrap();

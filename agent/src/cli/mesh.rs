@@ -162,6 +162,8 @@ async fn read(from: Viewpoint, wait: Duration) -> Dump {
         own: None,
         timers: Timers::default(),
         limits: Limits::default(),
+        mirror: false,
+        relay: None,
     };
     let (sink, cancel) = (Arc::new(Waiter::default()), CancellationToken::new());
     let (mesh, task) = follower::start(config, sink.clone(), cancel.clone()).await;

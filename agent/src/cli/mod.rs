@@ -7,6 +7,7 @@ mod commands;
 mod mesh;
 mod mesh_view;
 mod output;
+mod relay;
 
 use crate::config::DEFAULT_SOCKET;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -18,6 +19,7 @@ use tombolo_clustermesh::partner::MAX_DAYS;
 
 pub(crate) use bgp::BgpCommand;
 pub(crate) use commands::{Query, block_on, run};
+pub(crate) use relay::{RelayArgs, RelayCommand};
 
 /// Makes several Kubernetes clusters one network: cluster mesh, BGP, eBPF, WireGuard.
 #[derive(Debug, Parser)]
@@ -63,6 +65,8 @@ pub(crate) enum Command {
         #[arg(long)]
         config: PathBuf,
     },
+    /// Mirror the other clusters into this cluster's etcd, so that its nodes read one etcd instead of all of them
+    Relay(RelayArgs),
     /// The CNI plugin; called by a container runtime through the CNI environment
     Cni,
     /// The userspace WireGuard tunnel, a unit of its own that survives the agent
@@ -219,7 +223,7 @@ pub(crate) struct ReaderArgs {
 /// `tombolo config`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigCommand {
-    /// Check an agent.yaml, a manifest, a remote cluster's file or a topology file; all mistakes at once
+    /// Check an agent.yaml, router.yaml or relay.yaml, a manifest, a remote cluster's file or a topology file; all mistakes at once
     Check {
         /// The files
         #[arg(required = true)]

@@ -122,6 +122,8 @@ pub(crate) struct Clustermesh {
     pub(crate) folder: PathBuf,
     /// Accept `http://` endpoints in these files.
     pub(crate) allow_plaintext: bool,
+    /// Read all clusters from the own etcd, where a relay mirrors them; the files only name them then.
+    pub(crate) relay: bool,
     /// How backends of global services are published.
     pub(crate) backends: Backends,
     /// How long a cluster's services are used after they were confirmed last, in seconds; 0 = for ever.
@@ -137,6 +139,7 @@ impl Default for Clustermesh {
         Self {
             folder: PathBuf::new(),
             allow_plaintext: false,
+            relay: false,
             backends: Backends::default(),
             services_stale_secs: 900,
             max_entries: 1_000_000,

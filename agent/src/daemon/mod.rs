@@ -22,7 +22,7 @@ mod endpoints;
 mod flows;
 mod interfaces;
 mod mesh_metrics;
-mod mesh_view;
+pub(crate) mod mesh_view;
 pub(crate) mod network;
 mod node;
 pub(crate) mod parts;

@@ -266,6 +266,8 @@ pub(crate) async fn start_mesh(
         own: config.etcd.as_ref().map(Etcd::client),
         timers: Timers::default(),
         limits: config.clustermesh.limits(),
+        mirror: false,
+        relay: config.etcd.as_ref().filter(|_| config.clustermesh.relay).map(Etcd::client),
     };
     let (handle, task) = follower::start(mesh, sink, cancel).await;
     tasks.spawn("mesh", async move {

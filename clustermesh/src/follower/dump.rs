@@ -82,7 +82,7 @@ impl Dump {
                 self.ips.entry(entry.prefix.short()).or_insert(ip);
             }
             // Slices are told as the services they make; the others have no place in the dump's form.
-            Record::Assignment(..) | Record::EndpointSlice(_) | Record::ServiceExport(_) => {}
+            Record::Assignment(..) | Record::EndpointSlice(_) | Record::ServiceExport(_) | Record::Raw(_) => {}
         }
         Ok(())
     }

@@ -76,6 +76,7 @@ fn follower() -> Follower {
         seed: 1,
         timers: Timers::default(),
         limits: Limits::default(),
+        mirror: false,
     };
     Follower::new(config, now())
 }

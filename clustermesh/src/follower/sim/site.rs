@@ -86,6 +86,7 @@ impl Site {
             seed,
             timers: Timers::default(),
             limits,
+            mirror: false,
         };
         Self {
             name: name.to_owned(),
@@ -172,6 +173,7 @@ impl Site {
                 Output::Change(change) => self.apply(change),
                 Output::State(state) => self.state = state,
                 Output::Gone => self.connected = false,
+                Output::News(news) => panic!("{}: no mirror asked for {news:?}", self.name),
             }
         }
     }
@@ -217,6 +219,7 @@ impl Site {
                 "{}: {record:?}",
                 self.name
             ),
+            Record::Raw(raw) => panic!("{}: no mirror asked for {raw:?}", self.name),
             Record::Assignment(..) => panic!("{}: no foreign cluster assigns our addresses", self.name),
         }
     }
