@@ -24,6 +24,7 @@ use tombolo_clustermesh::troubleshoot::{Step, Viewpoint, Walk, walk};
 pub(super) async fn run(command: MeshCommand) -> Result<ExitCode, ClientError> {
     match command {
         MeshCommand::Status(reading) => status(&reading).await,
+        MeshCommand::Services(args) => super::mesh_services::run(args).await,
         MeshCommand::Troubleshoot(args) => troubleshoot(args).await,
         MeshCommand::Dump(args) => dump(*args).await,
         MeshCommand::Connect(args) => connect(*args).await,

@@ -5,6 +5,7 @@ mod bgp;
 mod client;
 mod commands;
 mod mesh;
+mod mesh_services;
 mod output;
 
 use crate::config::DEFAULT_SOCKET;
@@ -117,6 +118,8 @@ pub(crate) enum Command {
 pub(crate) enum MeshCommand {
     /// The remote clusters and how far each is read
     Status(Reading),
+    /// The global services: which clusters export each, what is used of it, and why the rest is not
+    Services(ServicesArgs),
     /// Walk the way to the remote clusters step by step: file, certificates, name, TCP, TLS, rights, heartbeat, configuration, canaries
     Troubleshoot(TroubleshootArgs),
     /// What was accepted from the remote clusters and what was refused, as JSON
@@ -163,6 +166,15 @@ pub(crate) struct ConnectArgs {
     /// The folder where the partner's nodes will keep the files: needed by Cilium, which wants whole paths
     #[arg(long, value_name = "DIR")]
     pub(crate) folder_there: Option<PathBuf>,
+}
+
+/// `tombolo mesh services`.
+#[derive(Debug, Args)]
+pub(crate) struct ServicesArgs {
+    /// A name, or namespace/name: its backends are listed too; without it all services
+    pub(crate) service: Option<String>,
+    #[command(flatten)]
+    pub(crate) reading: Reading,
 }
 
 /// `tombolo mesh troubleshoot`.
