@@ -103,7 +103,10 @@ impl Datapath {
         let key = frontend.key();
         let old = self.tables.services.get(key)?;
         let size = u32::try_from(entry.maglev.len()).unwrap_or(u32::MAX);
-        let reuse = old.filter(|row| row.maglev_size == size && size > 0).map(|row| row.maglev_offset);
+        // A stretch of a larger array of an earlier life may lie behind the end of this one.
+        let fits = |row: &abi::Service| row.maglev_offset.saturating_add(size) <= self.tables.maglev.len();
+        let reuse = old.filter(|row| row.maglev_size == size && size > 0 && fits(row));
+        let reuse = reuse.map(|row| row.maglev_offset);
         let offset = match reuse {
             Some(offset) => offset,
             None => self.take_slots(frontend, size)?,

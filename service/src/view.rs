@@ -248,3 +248,7 @@ fn twice(inputs: &Inputs, name: &ServiceName, remote: &RemoteService) -> Option<
         remote.source
     ))
 }
+
+#[cfg(test)]
+#[path = "view_tests.rs"]
+mod tests;

@@ -184,6 +184,7 @@ async fn open_datapath(config: &Config) -> anyhow::Result<Arc<Datapath>> {
         prefixes: maps.prefixes.min(65_536),
         services: maps.services,
         backends: maps.backends,
+        maglev_slots: maps.maglev_slots,
         conntrack_half: maps.conntrack / 2,
         conntrack: maps.conntrack / 2,
         nat: maps.nat,
