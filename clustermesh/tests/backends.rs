@@ -12,15 +12,17 @@ mod rig;
 
 use rig::agent::{id, name};
 use rig::{Etcd, Pki, until};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tombolo_base::clock::Moment;
 use tombolo_base::ids::MaxClusters;
 use tombolo_base::source::{Source, SourceState};
 use tombolo_base::table::{Changes, Table, Writer};
 use tombolo_clustermesh::follower::{self, Limits, MeshConfig, Timers};
-use tombolo_clustermesh::publisher::{self, Desired, PublisherConfig};
+use tombolo_clustermesh::publisher::{self, Desired, PublisherConfig, PublisherHandle};
 use tombolo_clustermesh::rows::{RemoteSlices, TableSink, service_entry, slice_entry};
 use tombolo_clustermesh::wire::ExportMode;
 use tombolo_service::plan::{InputChanges, Outputs, Planner};
@@ -141,100 +143,106 @@ impl Node {
     }
 }
 
+/// The elected agent of cluster a, which publishes its backends in one form.
+struct Publisher {
+    handle: PublisherHandle,
+    task: JoinHandle<()>,
+    mode: ExportMode,
+}
+
+impl Publisher {
+    async fn start(
+        etcd: &Etcd,
+        pki: &Pki,
+        state: &Path,
+        mode: ExportMode,
+        cancel: &CancellationToken,
+    ) -> Self {
+        let etcd = etcd.config(pki, "admin-a");
+        let mut config = PublisherConfig::new(name("a"), id(1), "n1".into(), etcd, state.join("n1"));
+        config.backends = mode;
+        let (handle, task) = publisher::start(config, cancel.clone());
+        handle.set_nodes([Arc::from("n1")]);
+        handle.set_node([Desired::node(&tombolo_clustermesh::wire::Node::new("a", 1, "n1")).unwrap()]);
+        handle.leader().wait_for(|leads| *leads).await.unwrap();
+        Self { handle, task, mode }
+    }
+
+    fn publish(&self, states: &str) {
+        let (rows, row) = (slices("10.1.0.", "fd00:1::", states), service());
+        let entries: Vec<Desired> = if self.mode.slices() {
+            let entry = |slice| Desired::slice(&slice_entry(&name("a"), id(1), &row, slice)).unwrap();
+            rows.iter().map(entry).collect()
+        } else {
+            vec![Desired::service(&service_entry(&name("a"), id(1), &row, &rows)).unwrap()]
+        };
+        assert!(self.handle.set_cluster(entries));
+    }
+}
+
+/// A follower of cluster b, and the table that it writes. What is not confirmed for 3 s is not used.
+async fn follow(folder: &Path, cancel: &CancellationToken) -> (Table<RemoteService>, JoinHandle<()>) {
+    let (table, writer) = Table::new();
+    let sink = TableSink {
+        nodes: Arc::new(Table::new().1),
+        identities: Arc::new(Table::new().1),
+        prefixes: Arc::new(Table::new().1),
+        services: Arc::new(writer),
+        slices: RemoteSlices::default(),
+        assignments: Arc::new(Table::new().1),
+        own: name("b"),
+        max: MaxClusters::C255,
+    };
+    let config = MeshConfig {
+        cluster: name("b"),
+        cluster_id: Some(id(2)),
+        max: MaxClusters::C255,
+        folder: folder.to_owned(),
+        snapshots: None,
+        allow_plaintext: false,
+        own: None,
+        timers: Timers {
+            backoff_min: Duration::from_millis(200),
+            backoff_max: Duration::from_secs(1),
+            spread: Duration::from_millis(100),
+            config_retry: Duration::from_millis(500),
+            ..Timers::default()
+        },
+        limits: Limits { services_stale: Some(Duration::from_secs(3)), ..Limits::default() },
+    };
+    let (_, task) = follower::start(config, Arc::new(sink), cancel.clone()).await;
+    (table, task)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_another_cluster_says_of_its_backends_decides_here() {
     for mode in [ExportMode::SlicesOnly, ExportMode::Services] {
-        let (pki, folder) = (Pki::new(), tempfile::tempdir().unwrap());
+        let (pki, folder, cancel) = (Pki::new(), tempfile::tempdir().unwrap(), CancellationToken::new());
         let mut etcd = Etcd::start(&pki, "a").await;
-        let mut config = PublisherConfig::new(
-            name("a"),
-            id(1),
-            "n1".into(),
-            etcd.config(&pki, "admin-a"),
-            folder.path().join("n1"),
-        );
-        config.backends = mode;
-        let cancel = CancellationToken::new();
-        let (publisher, publishing) = publisher::start(config, cancel.clone());
-        publisher.set_nodes([Arc::from("n1")]);
-        publisher.set_node([Desired::node(&tombolo_clustermesh::wire::Node::new("a", 1, "n1")).unwrap()]);
-        publisher.leader().wait_for(|leads| *leads).await.unwrap();
-        let publish = |states: &str| {
-            let (rows, row) = (slices("10.1.0.", "fd00:1::", states), service());
-            let entries: Vec<Desired> = if mode.slices() {
-                let entry = |slice| Desired::slice(&slice_entry(&name("a"), id(1), &row, slice)).unwrap();
-                rows.iter().map(entry).collect()
-            } else {
-                vec![Desired::service(&service_entry(&name("a"), id(1), &row, &rows)).unwrap()]
-            };
-            assert!(publisher.set_cluster(entries));
-        };
-        publish("rrrr");
-
+        let other = Publisher::start(&etcd, &pki, folder.path(), mode, &cancel).await;
+        other.publish("rrrr");
         let remotes = folder.path().join("remotes");
         std::fs::create_dir_all(&remotes).unwrap();
         etcd.write_file(&pki, "remote", &remotes.join("a.yaml"));
-        let (table, writer) = Table::new();
-        let sink = TableSink {
-            nodes: Arc::new(Table::new().1),
-            identities: Arc::new(Table::new().1),
-            prefixes: Arc::new(Table::new().1),
-            services: Arc::new(writer),
-            slices: RemoteSlices::default(),
-            assignments: Arc::new(Table::new().1),
-            own: name("b"),
-            max: MaxClusters::C255,
-        };
-        let mesh = MeshConfig {
-            cluster: name("b"),
-            cluster_id: Some(id(2)),
-            max: MaxClusters::C255,
-            folder: remotes,
-            snapshots: None,
-            allow_plaintext: false,
-            own: None,
-            timers: Timers {
-                backoff_min: Duration::from_millis(200),
-                backoff_max: Duration::from_secs(1),
-                spread: Duration::from_millis(100),
-                config_retry: Duration::from_millis(500),
-                ..Timers::default()
-            },
-            limits: Limits { services_stale: Some(Duration::from_secs(3)), ..Limits::default() },
-        };
-        let (_mesh, following) = follower::start(mesh, Arc::new(sink), cancel.clone()).await;
+        let (table, following) = follow(&remotes, &cancel).await;
         let mut node = Node::new(&table);
         // First a, and b as far as a falls below 60 %.
-        let spread = Spread {
-            tiers: Spread::parse_tiers("a;local").unwrap(),
-            overflow: Some(60),
-            ..Spread::default()
-        };
+        let tiers = Spread::parse_tiers("a;local").unwrap();
+        let spread = Spread { tiers, overflow: Some(60), ..Spread::default() };
         node.services.1.upsert(ServiceRow { spread, ..service() });
         for slice in slices("10.2.0.", "fd00:2::", "r") {
             node.slices.1.upsert(slice);
         }
         node.sees("10.1.0.1:25 10.1.0.2:25 10.1.0.3:25 10.1.0.4:25").await;
         if mode.slices() {
-            // Half of a is well where 60 % are asked for: it takes five sixths, b the rest.
-            publish("rrnn");
-            node.sees("10.1.0.1:40 10.1.0.2:40 10.2.0.1:15").await;
-            let known = node.states();
-            assert_eq!(known.len(), 5, "those that are not ready keep their flows: {known:?}");
-            // What terminates is not missing, takes nothing new, and keeps its number and flows.
-            let numbers: Vec<u32> = node.out.backends.table().snapshot().iter().map(|row| row.id).collect();
-            publish("rrss");
-            node.sees("10.1.0.1:50 10.1.0.2:50").await;
-            let after: Vec<u32> = node.out.backends.table().snapshot().iter().map(|row| row.id).collect();
-            assert_eq!(after, numbers);
-            assert_eq!(node.states().iter().filter(|(_, state)| *state == BackendState::Serving).count(), 2);
+            conditions(&other, &mut node).await;
         } else {
-            // A service says only who is there: who is ready.
-            publish("rrsn");
+            // A service says only who is there: who is ready, or if nobody is, who serves.
+            other.publish("rrsn");
             node.sees("10.1.0.1:50 10.1.0.2:50").await;
-            publish("sn");
+            other.publish("sn");
             node.sees("10.1.0.1:100").await;
-            publish("rr");
+            other.publish("rr");
             node.sees("10.1.0.1:50 10.1.0.2:50").await;
         }
         // The other cluster's etcd is gone for longer than its services are trusted.
@@ -243,7 +251,24 @@ async fn what_another_cluster_says_of_its_backends_decides_here() {
         etcd.restart(&pki).await;
         node.sees("10.1.0.1:50 10.1.0.2:50").await;
         cancel.cancel();
-        publishing.await.unwrap();
+        other.task.await.unwrap();
         following.await.unwrap();
     }
+}
+
+/// What slices say of each endpoint.
+async fn conditions(other: &Publisher, node: &mut Node) {
+    let numbers =
+        |node: &Node| node.out.backends.table().snapshot().iter().map(|row| row.id).collect::<Vec<_>>();
+    // Half of a is well where 60 % are asked for: it takes five sixths, b the rest.
+    other.publish("rrnn");
+    node.sees("10.1.0.1:40 10.1.0.2:40 10.2.0.1:15").await;
+    let known = node.states();
+    assert_eq!(known.len(), 5, "those that are not ready keep their flows: {known:?}");
+    // What terminates is not missing, takes nothing new, and keeps its number and flows.
+    let before = numbers(node);
+    other.publish("rrss");
+    node.sees("10.1.0.1:50 10.1.0.2:50").await;
+    assert_eq!(numbers(node), before);
+    assert_eq!(node.states().iter().filter(|(_, state)| *state == BackendState::Serving).count(), 2);
 }

@@ -256,7 +256,7 @@ fn tiers(
     // All tiers together are short of what is asked: what there is takes it all, in the same proportion.
     let taken = WHOLE - left;
     for (tier, load) in tiers.iter_mut().zip(loads) {
-        let load = if taken == 0 { 0 } else { load * WHOLE / taken };
+        let load = (load * WHOLE).checked_div(taken).unwrap_or(0);
         tier.load = u16::try_from(load).unwrap_or(u16::MAX);
     }
     tiers

@@ -21,14 +21,17 @@ fn at(millis: u64) -> Moment {
     Moment::from_origin(Duration::from_millis(millis))
 }
 
+/// When each target was probed.
+type Asked = BTreeMap<Target, Vec<u64>>;
+
 /// Runs for a time; answers each probe at once. Probes by target, and verdicts with their time.
 fn run(
     prober: &mut Prober,
     from: u64,
     to: u64,
     mut answer: impl FnMut(&Target, u64) -> Result<(), String>,
-) -> (BTreeMap<Target, Vec<u64>>, Vec<(u64, Verdict)>) {
-    let (mut asked, mut verdicts): (BTreeMap<Target, Vec<u64>>, _) = (BTreeMap::new(), Vec::new());
+) -> (Asked, Vec<(u64, Verdict)>) {
+    let (mut asked, mut verdicts): (Asked, _) = (BTreeMap::new(), Vec::new());
     let mut now = from;
     while now < to {
         while let Some(ask) = prober.next(at(now)) {
