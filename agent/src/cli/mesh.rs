@@ -28,6 +28,7 @@ pub(super) async fn run(command: MeshCommand) -> Result<ExitCode, ClientError> {
         MeshCommand::Nodes(reading) => mesh_view::nodes(&reading).await,
         MeshCommand::Conflicts(reading) => mesh_view::conflicts(&reading).await,
         MeshCommand::Lag(reading) => mesh_view::lag(&reading).await,
+        MeshCommand::Services(args) => super::mesh_services::run(args).await,
         MeshCommand::Troubleshoot(args) => troubleshoot(args).await,
         MeshCommand::Dump(args) => dump(*args).await,
         MeshCommand::Connect(args) => connect(*args).await,

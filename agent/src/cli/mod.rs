@@ -6,6 +6,7 @@ mod client;
 mod commands;
 mod mesh;
 mod mesh_view;
+mod mesh_services;
 mod output;
 mod relay;
 
@@ -128,6 +129,8 @@ pub(crate) enum MeshCommand {
     Conflicts(Reading),
     /// How long a change takes from each cluster's etcd to this agent, and inside it
     Lag(Reading),
+    /// The global services: which clusters export each, what is used of it, and why the rest is not
+    Services(ServicesArgs),
     /// Walk the way to the remote clusters step by step: file, certificates, name, TCP, TLS, rights, heartbeat, configuration, canaries
     Troubleshoot(TroubleshootArgs),
     /// What was accepted from the remote clusters and what was refused, as JSON
@@ -174,6 +177,15 @@ pub(crate) struct ConnectArgs {
     /// The folder where the partner's nodes will keep the files: needed by Cilium, which wants whole paths
     #[arg(long, value_name = "DIR")]
     pub(crate) folder_there: Option<PathBuf>,
+}
+
+/// `tombolo mesh services`.
+#[derive(Debug, Args)]
+pub(crate) struct ServicesArgs {
+    /// A name, or namespace/name: its backends are listed too; without it all services
+    pub(crate) service: Option<String>,
+    #[command(flatten)]
+    pub(crate) reading: Reading,
 }
 
 /// `tombolo mesh troubleshoot`.

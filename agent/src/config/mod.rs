@@ -269,6 +269,8 @@ pub(crate) struct Maps {
     pub(crate) services: u32,
     /// Service backends.
     pub(crate) backends: u32,
+    /// Slots of the frontends' Maglev tables, four bytes each.
+    pub(crate) maglev_slots: u32,
 }
 
 impl Default for Maps {
@@ -280,6 +282,7 @@ impl Default for Maps {
             prefixes: 512_000,
             services: 65_536,
             backends: 65_536,
+            maglev_slots: 1_048_576,
         }
     }
 }

@@ -229,6 +229,19 @@ pub(crate) fn load_balancers(
     Part::failing("load-balancer", format!("{detail}; none: {}", some(&without)), remedy)
 }
 
+/// Probes of other clusters' backends, if a service asks for them. Backends that fail are the other cluster's matter: new
+/// flows go elsewhere, and this node is ready.
+pub(crate) fn probes((probed, failing): (usize, usize)) -> Option<Part> {
+    let part = || {
+        Part::ready(
+            "probes",
+            format!("{probed} backends of other clusters are probed, {failing} do not answer"),
+        )
+    };
+    let remedy = || "tombolo show failed-probes".to_owned();
+    (probed > 0).then(|| if failing > 0 { Part { remedy: remedy(), ..part() } } else { part() })
+}
+
 /// What the endpoint store says of itself.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Endpoints {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tombolo_base::table::{Row, Table, Writer};
 use tombolo_kubernetes::Tables;
 use tombolo_policy::{EndpointPolicy, PolicyRow};
-use tombolo_service::{BackendRow, FrontendRow, LbAssignment, RemoteService};
+use tombolo_service::{BackendRow, FailedProbe, FrontendRow, LbAssignment, RemoteService};
 use tombolo_topology::bgp::{AdvertRow, ConditionRow, NodeConfigRow, PeerRow};
 use tombolo_topology::{
     ConflictRow, EndpointRow, IdentityRow, LearnedRoute, NodePath, PrefixEntry, PrefixRow, RouteEntry,
@@ -33,6 +33,8 @@ pub(crate) struct Intent {
     pub(crate) remote_services: Table<RemoteService>,
     /// LoadBalancer addresses.
     pub(crate) addresses: Table<LbAssignment>,
+    /// Which backends answer this node's probes.
+    pub(crate) probes: Table<FailedProbe>,
     /// What BGP peers taught.
     pub(crate) learned: Table<LearnedRoute>,
     /// This node's pods.
@@ -49,6 +51,8 @@ pub(crate) struct IntentWriters {
     pub(crate) remote_services: Arc<Writer<RemoteService>>,
     /// Of the LoadBalancer addresses: the mesh, which follows the own cluster's etcd too.
     pub(crate) addresses: Arc<Writer<LbAssignment>>,
+    /// Of the probes: the prober.
+    pub(crate) probes: Arc<Writer<FailedProbe>>,
     /// Of the learned routes: BGP.
     pub(crate) learned: Arc<Writer<LearnedRoute>>,
     /// Of the pods: the endpoint store.
@@ -62,6 +66,7 @@ impl Intent {
         let (prefixes, prefix_writer) = shared();
         let (remote_services, remote_writer) = shared();
         let (addresses, address_writer) = shared();
+        let (probes, probe_writer) = shared();
         let (learned, learned_writer) = shared();
         let (endpoints, endpoint_writer) = Table::new();
         let writers = IntentWriters {
@@ -69,10 +74,11 @@ impl Intent {
             prefixes: prefix_writer,
             remote_services: remote_writer,
             addresses: address_writer,
+            probes: probe_writer,
             learned: learned_writer,
             endpoints: endpoint_writer,
         };
-        (Self { kube, identities, prefixes, remote_services, addresses, learned, endpoints }, writers)
+        (Self { kube, identities, prefixes, remote_services, addresses, probes, learned, endpoints }, writers)
     }
 
     fn list(&self, catalogue: &mut Catalogue) {
@@ -94,6 +100,7 @@ impl Intent {
         catalogue.add(&self.prefixes);
         catalogue.add(&self.remote_services);
         catalogue.add(&self.addresses);
+        catalogue.add(&self.probes);
         catalogue.add(&self.learned);
         catalogue.add(&self.endpoints);
     }
