@@ -32,6 +32,8 @@ struct Reader {
 impl Reader {
     async fn start(folder: &Path) -> Self {
         let config = MeshConfig {
+            mirror: false,
+            relay: None,
             cluster: name("b"),
             cluster_id: Some(id(2)),
             max: MaxClusters::C255,

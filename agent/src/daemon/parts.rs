@@ -11,7 +11,6 @@ use tombolo_bgp_node::{InstanceCache, InstancePeer};
 use tombolo_clustermesh::certificate::date;
 use tombolo_clustermesh::follower::ClusterStatus;
 use tombolo_clustermesh::publisher::PublisherStatus;
-use tombolo_clustermesh::wire::Kind;
 use tombolo_kubernetes::FolderReport;
 use tombolo_netlink::Link;
 use tombolo_service::pools::LbPool;

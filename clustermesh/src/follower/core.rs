@@ -182,10 +182,11 @@ impl Follower {
             rejections: &mut self.rejections,
             changes: Vec::new(),
         };
+        let mirror = self.config.mirror;
         for (kind, name, value) in entries {
             // Whether a cluster publishes slices is known when its configuration is read: until then those of the earlier life count.
             if !own && kind == Kind::EndpointSlices {
-                self.stores.entry(kind).or_insert_with(|| Store::new(kind));
+                self.stores.entry(kind).or_insert_with(|| Store::new(kind, mirror));
             }
             if let Some(store) = self.stores.get_mut(&kind) {
                 store.put(("snapshot of ", name), &value, &mut intake);
