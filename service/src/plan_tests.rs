@@ -30,6 +30,7 @@ fn service() -> ServiceRow {
         affinity: Affinity::None,
         labels: BTreeMap::new(),
         selector: BTreeMap::new(),
+        details: Default::default(),
     }
 }
 
@@ -40,6 +41,7 @@ fn endpoint(ip: &str, node: &str, ready: bool) -> SliceEndpoint {
         serving: true,
         terminating: !ready,
         node: Some(node.into()),
+        hostname: None,
     }
 }
 

@@ -26,6 +26,7 @@ fn service(text: &str, families: &[bool]) -> ServiceRow {
         affinity: Affinity::None,
         labels: BTreeMap::from([("app".into(), text.into())]),
         selector: BTreeMap::new(),
+        details: Default::default(),
     }
 }
 

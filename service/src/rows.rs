@@ -1,5 +1,6 @@
 //! The rows that service owns.
 
+use crate::details::ServiceDetails;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -161,6 +162,8 @@ pub struct ServiceRow {
     pub labels: BTreeMap<Arc<str>, Arc<str>>,
     /// Selector.
     pub selector: BTreeMap<Arc<str>, Arc<str>>,
+    /// What only names and other clusters are told.
+    pub details: ServiceDetails,
 }
 
 impl Row for ServiceRow {
@@ -216,6 +219,8 @@ pub struct SliceEndpoint {
     pub terminating: bool,
     /// The node it runs on.
     pub node: Option<Arc<str>>,
+    /// `hostname`: its name below a headless service's.
+    pub hostname: Option<Arc<str>>,
 }
 
 /// Intent: an EndpointSlice of this cluster.

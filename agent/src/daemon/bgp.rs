@@ -379,6 +379,7 @@ mod tests {
             affinity: Affinity::None,
             labels: BTreeMap::new(),
             selector: BTreeMap::new(),
+            details: Default::default(),
         }
     }
 
@@ -395,6 +396,7 @@ mod tests {
                 serving: true,
                 terminating,
                 node: Some(node.into()),
+                hostname: None,
             }],
         }
     }

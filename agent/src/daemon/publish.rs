@@ -184,6 +184,7 @@ mod tests {
             affinity: Affinity::None,
             labels: BTreeMap::new(),
             selector: BTreeMap::new(),
+            details: Default::default(),
         }
     }
 

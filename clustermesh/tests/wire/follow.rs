@@ -199,6 +199,7 @@ fn global(name: ServiceName) -> ServiceRow {
         affinity: Affinity::None,
         labels: std::collections::BTreeMap::new(),
         selector: std::collections::BTreeMap::new(),
+        details: Default::default(),
     }
 }
 
@@ -213,6 +214,7 @@ fn our_slices_and_our_services_mean_the_same_backends() {
         serving,
         terminating,
         node: Some("n1".into()),
+        hostname: None,
     };
     let port = SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 };
     let row = |slice: &str, endpoints| SliceRow {
