@@ -4,6 +4,7 @@
 pub mod details;
 pub mod maglev;
 pub mod mcs;
+pub mod names;
 pub mod numbers;
 pub mod plan;
 pub mod pools;

@@ -26,6 +26,15 @@ const BASE32_HEX: &[u8; 32] = b"0123456789abcdefghijklmnopqrstuv";
 /// How many of them name a derived service.
 const DERIVED_CHARS: usize = 10;
 
+/// Whether a name may be that of a derived service.
+#[must_use]
+pub fn is_derived(name: &ServiceName) -> bool {
+    let hash = name.name.strip_prefix("derived-");
+    hash.is_some_and(|hash| {
+        hash.len() == DERIVED_CHARS && hash.bytes().all(|byte| BASE32_HEX.contains(&byte))
+    })
+}
+
 /// The service that carries the import of `name`: the name that every implementation of the MCS API derives, so that
 /// clusters find each other's backends under it.
 #[must_use]

@@ -48,6 +48,8 @@ fn found(exports: &[Constituent]) -> (Resolved, Vec<(String, Reason)>) {
 fn derived_names_are_those_of_every_implementation() {
     // sha256("demo/web") in base32hex begins so.
     assert_eq!(derived_name(&named("demo", "web")), named("demo", "derived-scaifns3gd"));
+    assert!(is_derived(&derived_name(&named("a", "b"))));
+    assert!(!is_derived(&named("a", "derived-web")) && !is_derived(&named("a", "b")));
 }
 
 #[test]
