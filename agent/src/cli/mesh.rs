@@ -154,6 +154,7 @@ async fn read(from: Viewpoint, wait: Duration) -> Dump {
         own: None,
         timers: Timers::default(),
         limits: Limits::default(),
+        exports: true,
     };
     let (sink, cancel) = (Arc::new(Waiter::default()), CancellationToken::new());
     let (mesh, task) = follower::start(config, sink.clone(), cancel.clone()).await;

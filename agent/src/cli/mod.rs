@@ -4,6 +4,7 @@ mod bfd;
 mod bgp;
 mod client;
 mod commands;
+pub(crate) mod dns;
 mod mesh;
 mod output;
 
@@ -62,6 +63,8 @@ pub(crate) enum Command {
         #[arg(long)]
         config: PathBuf,
     },
+    /// DNS of services, a unit of its own that survives the agent
+    Dns(dns::DnsArgs),
     /// The CNI plugin; called by a container runtime through the CNI environment
     Cni,
     /// The userspace WireGuard tunnel, a unit of its own that survives the agent

@@ -75,6 +75,10 @@ pub(crate) struct Daemon {
     pub(crate) publisher: OnceLock<PublisherHandle>,
     /// The tables.
     pub(crate) rows: OnceLock<Rows>,
+    /// How the DNS unit is, where the agent keeps one.
+    pub(crate) dns: OnceLock<watch::Receiver<Part>>,
+    /// What the stream of names is made of.
+    pub(crate) names: OnceLock<super::follow_names::Sources>,
     /// LoadBalancer services without address.
     pub(crate) lb_problems: Texts,
     /// Policies that cannot be enforced.
@@ -117,6 +121,8 @@ impl Daemon {
             bgp: OnceLock::new(),
             publisher: OnceLock::new(),
             rows: OnceLock::new(),
+            dns: OnceLock::new(),
+            names: OnceLock::new(),
             lb_problems: Texts::default(),
             policy_problems: Texts::default(),
             flows: Flows::new(),
@@ -155,6 +161,7 @@ impl Daemon {
         if let Some(store) = self.endpoints.get() {
             parts.push(parts::endpoints(&endpoints_seen(store)));
         }
+        parts.extend(self.dns.get().map(|part| part.borrow().clone()));
         if let Some(rows) = self.rows.get() {
             parts.push(self.load_balancer_part(rows));
             let reading = self.roll.running().contains(&FLOWS);
@@ -444,6 +451,10 @@ impl Backend for Daemon {
                 Reply { status: 503, body: serde_json::to_vec(&error).unwrap_or_default() }
             }
         }
+    }
+
+    fn names(&self) -> Option<tokio::sync::mpsc::Receiver<Vec<u8>>> {
+        self.names.get().map(super::follow_names::Sources::stream)
     }
 
     async fn metrics(&self) -> String {

@@ -267,6 +267,7 @@ pub(crate) async fn start_mesh(
         own: config.etcd.as_ref().map(Etcd::client),
         timers: Timers::default(),
         limits: config.clustermesh.limits(),
+        exports: config.clustermesh.service_exports,
     };
     let (handle, task) = follower::start(mesh, sink, cancel).await;
     tasks.spawn("mesh", async move {
@@ -288,6 +289,7 @@ pub(crate) fn start_publisher(
     let settings = PublisherConfig {
         max: identity.max_clusters,
         backends: config.clustermesh.backends.into(),
+        exports: config.clustermesh.service_exports,
         ..PublisherConfig::new(
             identity.cluster.clone(),
             identity.cluster_id,

@@ -59,7 +59,7 @@ impl Follower {
             .map_err(|other| ConfigError::Taken { id: published.id, other: other.to_string() })?;
         self.remote =
             Some(Remote { name: self.config.cluster.clone(), id, max: self.config.max, own: false });
-        self.choose_backends(published.capabilities.reader(ServicePreference::default()), out);
+        self.choose_kinds(published.capabilities.reader(ServicePreference::default()), out);
         if self.published.as_ref().is_some_and(|before| before.layout() != published.layout()) {
             self.bookmarks.forget();
         }
@@ -67,14 +67,15 @@ impl Follower {
         Ok(())
     }
 
-    /// Backends are published as services or as endpoint slices. Only the form that this cluster has is read, for of the
-    /// other one no canary may come; what was known in it goes.
-    fn choose_backends(&mut self, forms: ReaderForms, out: &mut Vec<Output>) {
-        for kind in [Kind::Services, Kind::EndpointSlices] {
-            if forms.reads(kind) == self.stores.contains_key(&kind) {
+    /// Backends are published as services or as endpoint slices, and exports not by all. Only what this cluster has is
+    /// read, for of the rest no canary may come; what was known of it goes.
+    fn choose_kinds(&mut self, forms: ReaderForms, out: &mut Vec<Output>) {
+        for kind in [Kind::Services, Kind::EndpointSlices, Kind::ServiceExports] {
+            let read = forms.reads(kind) && (kind != Kind::ServiceExports || self.config.exports);
+            if read == self.stores.contains_key(&kind) {
                 continue;
             }
-            if forms.reads(kind) {
+            if read {
                 self.stores.insert(kind, Store::new(kind));
             } else {
                 self.drain_kind(kind, out);

@@ -34,6 +34,8 @@ pub struct FollowerConfig {
     pub timers: Timers,
     /// Bounds.
     pub limits: Limits,
+    /// Whether exports of the Multi-Cluster Services API are read, where there are some.
+    pub exports: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +104,8 @@ impl Follower {
         // The own cluster's services are known from the manifests.
         let kinds = KINDS.into_iter().filter(|kind| !own || *kind != Kind::Services);
         let kinds = kinds.chain(own.then_some(Kind::Assignments));
+        // Of a remote cluster only if it announces them; until then what an earlier life knew has its place.
+        let kinds = kinds.chain(config.exports.then_some(Kind::ServiceExports));
         let remote = config.own_id.filter(|_| own);
         let remote = remote.map(|id| Remote { name: config.own_name.clone(), id, max: config.max, own });
         Self {
@@ -273,8 +277,8 @@ impl Follower {
     }
 
     pub(super) fn drain_entries(&mut self, out: &mut Vec<Output>) {
-        use Kind::{Assignments, EndpointSlices, Identities, Ips, Nodes, Services};
-        for kind in [Nodes, Services, EndpointSlices, Assignments, Ips, Identities] {
+        use Kind::{Assignments, EndpointSlices, Identities, Ips, Nodes, ServiceExports, Services};
+        for kind in [Nodes, ServiceExports, Services, EndpointSlices, Assignments, Ips, Identities] {
             self.drain_kind(kind, out);
         }
         self.withheld.clear();

@@ -71,6 +71,8 @@ pub struct MeshConfig {
     pub timers: Timers,
     /// What each cluster may cost.
     pub limits: Limits,
+    /// Whether exports of the Multi-Cluster Services API are read.
+    pub exports: bool,
 }
 
 struct Running {
@@ -205,6 +207,7 @@ impl Mesh {
                 seed: rand::random(),
                 timers: self.config.timers,
                 limits: self.config.limits,
+                exports: self.config.exports,
             },
             tombolo_base::clock::Moment::from_origin(self.origin.elapsed()),
         );

@@ -76,6 +76,7 @@ fn follower() -> Follower {
         seed: 1,
         timers: Timers::default(),
         limits: Limits::default(),
+        exports: true,
     };
     Follower::new(config, now())
 }
@@ -89,6 +90,7 @@ fn sink() -> (TableSink, Table<RemoteService>) {
         prefixes: Arc::new(Table::new().1),
         services: Arc::new(services),
         slices: RemoteSlices::default(),
+        exports: Arc::new(Table::new().1),
         assignments: Arc::new(Table::new().1),
         own: ClusterName::new("own").unwrap(),
         max: MaxClusters::C255,

@@ -86,6 +86,7 @@ impl Site {
             seed,
             timers: Timers::default(),
             limits,
+            exports: false,
         };
         Self {
             name: name.to_owned(),
