@@ -533,7 +533,7 @@ async fn keys_that_somebody_else_changes_or_deletes_are_written_again_at_once() 
         let options = etcd_client::GetOptions::new().with_prefix();
         let mut all = client.get("cilium/", Some(options.clone())).await.unwrap().take_kvs();
         all.extend(client.get("tombolo/lb/", Some(options)).await.unwrap().take_kvs());
-        let heartbeat = |kv: &etcd_client::KeyValue| kv.key() == b"cilium/.heartbeat";
+        let heartbeat = |kv: &etcd_client::KeyValue| kv.key().starts_with(b"cilium/.heartbeat");
         let of = |kv: etcd_client::KeyValue| (kv.key_str().unwrap().to_owned(), kv.value().to_vec());
         all.into_iter().filter(|kv| !heartbeat(kv)).map(of).collect::<Vec<_>>()
     };
@@ -553,4 +553,26 @@ async fn keys_that_somebody_else_changes_or_deletes_are_written_again_at_once() 
     client.put("cilium/state/services/v1/a/shop/intruder", "{}", None).await.unwrap();
     until("the intruder to go", async || values(&mut client).await == before).await;
     one.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_lag_is_measured_by_the_beats_of_the_elected_agent_with_a_readers_rights() {
+    let (pki, folder) = (Pki::new(), tempfile::tempdir().unwrap());
+    let etcd = Etcd::start(&pki, "a").await;
+    let one = Agent::start(&etcd, &pki, 1, folder.path(), |config| config.beat = Duration::from_millis(100));
+    one.publish(&["n1"]).await;
+    etcd.write_file(&pki, "remote", &remotes(folder.path()).join("a.yaml"));
+    let reader = Reader::start(folder.path(), "b", 2, |_| {}).await;
+    reader.ready("a").await;
+    until("twenty beats", async || reader.status("a").await.lag.is_some_and(|lag| lag.lag.count >= 20)).await;
+    let status = reader.status("a").await;
+    let lag = status.lag.unwrap();
+    assert!(lag.base_us > 0 && lag.base_us <= lag.lag.p50_us, "{lag:?}");
+    assert!(lag.lag.p50_us <= lag.lag.p99_us && lag.lag.p99_us <= lag.lag.max_us, "{lag:?}");
+    println!("{lag:?}, rows written after {:?}", status.commit);
+    assert!(status.commit.count >= 20);
+    // A beat is the heartbeat's neighbour and goes with its writer.
+    let beats = raw(&etcd, &pki, "cilium/.heartbeat").await;
+    assert!(beats.iter().all(|(_, lease, _)| *lease != 0) && beats.len() == 2, "{beats:?}");
+    tokio::join!(one.stop(), reader.stop());
 }

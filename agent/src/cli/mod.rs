@@ -6,6 +6,7 @@ mod client;
 mod commands;
 pub(crate) mod dns;
 mod mesh;
+mod mesh_view;
 mod output;
 
 use crate::config::DEFAULT_SOCKET;
@@ -120,6 +121,12 @@ pub(crate) enum Command {
 pub(crate) enum MeshCommand {
     /// The remote clusters and how far each is read
     Status(Reading),
+    /// The nodes of every cluster: addresses, pod CIDRs, path, keys, and why one is not used
+    Nodes(Reading),
+    /// What two clusters claim at once: who has it, since when, what to do
+    Conflicts(Reading),
+    /// How long a change takes from each cluster's etcd to this agent, and inside it
+    Lag(Reading),
     /// Walk the way to the remote clusters step by step: file, certificates, name, TCP, TLS, rights, heartbeat, configuration, canaries
     Troubleshoot(TroubleshootArgs),
     /// What was accepted from the remote clusters and what was refused, as JSON

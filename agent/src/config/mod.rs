@@ -102,6 +102,7 @@ impl Etcd {
             trusted_ca_file: file(&self.ca),
             cert_file: file(&self.cert),
             key_file: file(&self.key),
+            host_aliases: Vec::new(),
         }
     }
 }

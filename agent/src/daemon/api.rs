@@ -34,6 +34,12 @@ pub(crate) trait Backend: Send + Sync + 'static {
     fn table(&self, name: &str) -> Option<Shown>;
     /// The remote clusters.
     fn mesh(&self) -> impl Future<Output = serde_json::Value> + Send;
+    /// What several clusters claim.
+    fn mesh_conflicts(&self) -> impl Future<Output = serde_json::Value> + Send;
+    /// The nodes of every cluster.
+    fn mesh_nodes(&self) -> impl Future<Output = serde_json::Value> + Send;
+    /// How long changes take from the clusters to here.
+    fn mesh_lag(&self) -> impl Future<Output = serde_json::Value> + Send;
     /// What was accepted from them.
     fn mesh_dump(&self) -> impl Future<Output = Dump> + Send;
     /// The way to them, step by step, or to one of them.
@@ -153,6 +159,12 @@ pub(crate) async fn serve<B: Backend>(listener: UnixListener, backend: Arc<B>, c
         .route("/v1/tables/{name}", get(table::<B>))
         .route("/v1/mesh/dump", get(|State(b): State<Arc<B>>| async move { Json(b.mesh_dump().await) }))
         .route("/v1/mesh/troubleshoot", get(mesh_walks::<B>))
+        .route(
+            "/v1/mesh/conflicts",
+            get(|State(b): State<Arc<B>>| async move { Json(b.mesh_conflicts().await) }),
+        )
+        .route("/v1/mesh/lag", get(|State(b): State<Arc<B>>| async move { Json(b.mesh_lag().await) }))
+        .route("/v1/mesh/nodes", get(|State(b): State<Arc<B>>| async move { Json(b.mesh_nodes().await) }))
         .route("/v1/mesh", get(|State(b): State<Arc<B>>| async move { Json(b.mesh().await) }))
         .route("/v1/bgp/peers", get(|State(b): State<Arc<B>>| async move { Json(b.bgp_peers().await) }))
         .route("/v1/bgp/states", get(bgp_states::<B>))

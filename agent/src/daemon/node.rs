@@ -11,9 +11,8 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use tombolo_base::source::Source;
 use tombolo_base::table::Table;
-use tombolo_clustermesh::follower::{self, MeshConfig, MeshHandle, Timers};
+use tombolo_clustermesh::follower::{self, MeshConfig, MeshHandle, MeshSink, Timers};
 use tombolo_clustermesh::publisher::{self, PublisherConfig, PublisherHandle};
-use tombolo_clustermesh::rows::TableSink;
 use tombolo_ebpf::{Datapath, LocalAddress, NodeConfig};
 use tombolo_netlink::Netlink;
 use tombolo_topology::NodeRow;
@@ -253,7 +252,7 @@ async fn wireguard(
 pub(crate) async fn start_mesh(
     config: &Config,
     identity: &Identity,
-    sink: Arc<TableSink>,
+    sink: Arc<dyn MeshSink>,
     cancel: CancellationToken,
     tasks: &mut Tasks,
 ) -> MeshHandle {

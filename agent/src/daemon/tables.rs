@@ -12,7 +12,8 @@ use tombolo_service::names::NameRow;
 use tombolo_service::{BackendRow, FrontendRow, LbAssignment, RemoteService};
 use tombolo_topology::bgp::{AdvertRow, ConditionRow, NodeConfigRow, PeerRow};
 use tombolo_topology::{
-    EndpointRow, IdentityRow, LearnedRoute, NodePath, PrefixEntry, PrefixRow, RouteEntry, WireguardPeer,
+    ConflictRow, EndpointRow, IdentityRow, LearnedRoute, NodePath, PrefixEntry, PrefixRow, RouteEntry,
+    WireguardPeer,
 };
 
 /// A table and its writer shared by several sources.
@@ -123,6 +124,8 @@ pub(crate) struct Desired {
     pub(crate) routes: Table<RouteEntry>,
     /// WireGuard peers.
     pub(crate) peers: Table<WireguardPeer>,
+    /// What several clusters claim.
+    pub(crate) conflicts: Table<ConflictRow>,
     /// Services' addresses.
     pub(crate) frontends: Table<FrontendRow>,
     /// Services' members.
@@ -173,6 +176,7 @@ impl Desired {
     /// Empty tables.
     pub(crate) fn new() -> (Self, DesiredWriters) {
         let (paths, entries, routes, peers) = (Table::new(), Table::new(), Table::new(), Table::new());
+        let conflicts = Table::new();
         let (frontends, backends) = (Table::new(), Table::new());
         let (service_exports, service_imports, names) = (Table::new(), Table::new(), Table::new());
         let (policies, endpoint_policies, interfaces) = (Table::new(), Table::new(), Table::new());
@@ -184,6 +188,7 @@ impl Desired {
                 entries: entries.1,
                 routes: routes.1,
                 peers: peers.1,
+                conflicts: conflicts.1,
             },
             services: tombolo_service::plan::Outputs { frontends: frontends.1, backends: backends.1 },
             mcs: (service_exports.1, service_imports.1),
@@ -202,6 +207,7 @@ impl Desired {
             entries: entries.0,
             routes: routes.0,
             peers: peers.0,
+            conflicts: conflicts.0,
             frontends: frontends.0,
             backends: backends.0,
             service_exports: service_exports.0,
@@ -223,6 +229,7 @@ impl Desired {
         catalogue.add(&self.entries);
         catalogue.add(&self.routes);
         catalogue.add(&self.peers);
+        catalogue.add(&self.conflicts);
         catalogue.add(&self.frontends);
         catalogue.add(&self.backends);
         catalogue.add(&self.service_exports);

@@ -9,6 +9,7 @@
 
 use super::backend::{Daemon, FLOWS, Rows};
 use super::drive::{Applied, Driver};
+use super::stages::Timed;
 use super::status::Part;
 use super::tables::{Desired, DesiredWriters, Held, Intent, IntentWriters, catalogue};
 use super::tasks::Tasks;
@@ -122,7 +123,7 @@ impl Rooms<'_> {
 
     /// Remote clusters and the own cluster's other nodes, into the intent tables.
     async fn mesh(&mut self, kube: &Writers, sources: &IntentWriters) {
-        let sink = Arc::new(TableSink {
+        let rows = TableSink {
             nodes: kube.nodes.clone(),
             identities: sources.identities.clone(),
             prefixes: sources.prefixes.clone(),
@@ -132,7 +133,8 @@ impl Rooms<'_> {
             assignments: sources.addresses.clone(),
             own: self.ground.identity.cluster.clone(),
             max: self.ground.identity.max_clusters,
-        });
+        };
+        let sink = Arc::new(Timed { rows, timer: self.ground.daemon.map_timer.clone() });
         let Ground { config, identity, driver, tasks, .. } = &mut self.ground;
         let mesh = node::start_mesh(config, identity, sink, driver.cancel.clone(), tasks).await;
         self.ground.daemon.mesh.set(mesh).ok();
@@ -147,8 +149,8 @@ impl Rooms<'_> {
         kube: &Writers,
         sources: &IntentWriters,
     ) -> BgpPens {
-        let datapath::Remembered { nodes, backends, frontends, interfaces } = remembered;
-        self.topology_planner(nodes, hops, plans.topology);
+        let datapath::Remembered { nodes, claims, backends, frontends, interfaces } = remembered;
+        self.topology_planner((nodes, claims), hops, plans.topology);
         let node = self.ground.identity.node.clone();
         let mut services = tombolo_service::plan::Planner::new(node, self.ground.driver.clock.now());
         services.restore(backends, frontends);
@@ -171,11 +173,18 @@ impl Rooms<'_> {
         (plans.bgp, plans.bgp_status)
     }
 
-    fn topology_planner(&mut self, remembered: RememberedNodes, hops: RememberedHops, out: plan::Outputs) {
+    fn topology_planner(
+        &mut self,
+        (nodes, claims): (RememberedNodes, RememberedClaims),
+        hops: RememberedHops,
+        out: plan::Outputs,
+    ) {
         let mut indexes = NodeIndexes::default();
-        indexes.restore(remembered);
+        indexes.restore(nodes);
         let mut planner = plan::Planner::new(self.ground.node.plan.clone(), indexes);
         planner.restore_hops(hops);
+        planner.restore_claims(claims);
+        self.ground.daemon.conflict_counts.set(planner.conflict_counts()).ok();
         self.spawn(
             "planner/topology",
             planners::topology(
@@ -322,6 +331,7 @@ impl Rooms<'_> {
             max_clusters: self.ground.identity.max_clusters,
             owners,
             paths: self.held.paths.clone(),
+            timer: self.ground.daemon.map_timer.clone(),
         }
     }
 
@@ -474,6 +484,7 @@ impl Rooms<'_> {
 
 type BgpPens = (bgp::Pens, Writer<tombolo_topology::bgp::NodeConfigRow>);
 type RememberedNodes = Vec<(std::net::IpAddr, tombolo_topology::NodeIndex)>;
+type RememberedClaims = Vec<(tombolo_base::prefix::Prefix, std::net::IpAddr)>;
 type RememberedHops = std::collections::BTreeMap<
     tombolo_base::prefix::Prefix,
     std::collections::BTreeSet<tombolo_topology::LearnedNextHop>,

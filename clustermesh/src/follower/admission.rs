@@ -22,9 +22,13 @@ impl Follower {
             (Link::Configuring(since, _), None) => {
                 self.link = Link::Configuring(since, Some(now.after(self.config.timers.config_retry)));
             }
-            (Link::Configuring(..), Some(value)) => match self.accept_config(&value, out) {
-                Ok(()) => self.read_on(out),
+            (Link::Configuring(..), Some(value)) => match self.accept_config(now, &value, out) {
+                Ok(()) => {
+                    self.conflicts.config_accepted();
+                    self.read_on(out);
+                }
                 Err(error) => {
+                    self.conflicts.config_refused(now, &error);
                     let name = key::cluster_config(self.config.cluster.as_str());
                     self.disconnect(now, &format!("{name}: {error}"), out);
                 }
@@ -42,21 +46,22 @@ impl Follower {
         }
     }
 
-    fn accept_config(&mut self, value: &[u8], out: &mut Vec<Output>) -> Result<(), ConfigError> {
+    fn accept_config(&mut self, now: Moment, value: &[u8], out: &mut Vec<Output>) -> Result<(), ConfigError> {
         let published = ClusterConfig::decode(value)?;
         let id = published.check(self.config.own_id, self.config.max)?;
-        if self.remote.as_ref().is_some_and(|remote| remote.id != id) {
-            tracing::warn!(cluster = %self.config.cluster, %id, "the cluster has a new id: what was known under the old one is removed");
-            self.drain_entries(out);
-            self.bookmarks.forget();
-            self.remote = None;
-            self.config.ids.release(&self.config.cluster);
-            self.set_state(SourceState::Pending, out);
-        }
+        // First: a cluster that takes a number which is not free keeps what is known of it.
         self.config
             .ids
             .reserve(&self.config.cluster, id)
             .map_err(|other| ConfigError::Taken { id: published.id, other: other.to_string() })?;
+        if let Some(before) = self.remote.as_ref().map(|remote| remote.id).filter(|before| *before != id) {
+            self.conflicts.id_changed(now, u32::from(before.get()), u32::from(id.get()));
+            tracing::warn!(cluster = %self.config.cluster, %id, "the cluster has a new id: what was known under the old one is removed");
+            self.drain_entries(out);
+            self.bookmarks.forget();
+            self.remote = None;
+            self.set_state(SourceState::Pending, out);
+        }
         self.remote =
             Some(Remote { name: self.config.cluster.clone(), id, max: self.config.max, own: false });
         self.choose_kinds(published.capabilities.reader(ServicePreference::default()), out);

@@ -3,12 +3,15 @@
 //! It never takes away what it knows because something failed. Entries go only when a complete list (after the canary
 //! of that connection) or a delete event says so, when the cluster's number changes, or when the cluster is removed.
 
+use super::conflict::Conflicts;
 use super::event::{Applied, Change, Input, Output, Scope, Ticket, Timers};
 use super::ids::IdBook;
+use super::lag::LagMeter;
 use super::limits::{Limits, Usage};
 use super::resume::{Bookmarks, Repetition};
 use super::store::{Intake, Phase, Store};
 use crate::wire::{ClusterConfig, KINDS, Kind, Record, Rejections, Remote};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tombolo_base::clock::Moment;
@@ -92,8 +95,12 @@ pub struct Follower {
     pub(super) pages: BTreeMap<Scope, i64>,
     /// When each kind was known to be current last.
     pub(super) confirmed_kinds: BTreeMap<Kind, Moment>,
+    /// How long before that, for kinds that were not confirmed in this life.
+    pub(super) restored_ages: BTreeMap<Kind, Duration>,
     /// Kinds whose entries are known and not used.
     pub(super) withheld: BTreeSet<Kind>,
+    pub(super) conflicts: Conflicts,
+    pub(super) lag: LagMeter,
 }
 
 impl Follower {
@@ -140,18 +147,25 @@ impl Follower {
             usage: Usage::default(),
             pages: BTreeMap::new(),
             confirmed_kinds: BTreeMap::new(),
+            restored_ages: BTreeMap::new(),
             withheld: BTreeSet::new(),
+            conflicts: Conflicts::default(),
+            lag: LagMeter::default(),
             config,
         }
     }
 
     /// Takes over entries of an earlier life as *stale*: usable, to be confirmed or deleted by the first complete list.
     /// Each is checked like one read from etcd. Nothing is taken if the number now belongs to another cluster.
+    ///
+    /// `age` says how long ago each kind was confirmed: services are used for what is left of their time, and a minute at least, so that
+    /// a cluster that lives can confirm them.
     pub fn restore<'a>(
         &mut self,
         now: Moment,
         id: ClusterId,
-        entries: impl IntoIterator<Item = (Kind, &'a str, &'a [u8])>,
+        entries: impl IntoIterator<Item = (Kind, &'a str, Cow<'a, [u8]>)>,
+        age: impl Fn(Kind) -> Duration,
         out: &mut Vec<Output>,
     ) {
         let own = self.is_own();
@@ -167,8 +181,12 @@ impl Follower {
             changes: Vec::new(),
         };
         for (kind, name, value) in entries {
+            // Whether a cluster publishes slices is known when its configuration is read: until then those of the earlier life count.
+            if !own && kind == Kind::EndpointSlices {
+                self.stores.entry(kind).or_insert_with(|| Store::new(kind));
+            }
             if let Some(store) = self.stores.get_mut(&kind) {
-                store.put(("snapshot of ", name), value, &mut intake);
+                store.put(("snapshot of ", name), &value, &mut intake);
             }
         }
         let changes = intake.changes;
@@ -177,6 +195,7 @@ impl Follower {
         // What was known before the restart is no change.
         self.applied.clear();
         self.confirmed_kinds = self.stores.keys().map(|kind| (*kind, now)).collect();
+        self.restored_ages = self.stores.keys().map(|kind| (*kind, age(*kind))).collect();
         self.set_state(SourceState::Stale, out);
     }
 
@@ -230,6 +249,7 @@ impl Follower {
             Input::Tick => {
                 self.tick(now, out);
                 self.withhold(now, out);
+                self.note_foreign(now);
             }
             Input::Connected => self.connected(now, out),
             Input::Disconnected(failure) => self.disconnect(now, &failure.text, out),
@@ -239,6 +259,7 @@ impl Follower {
                 self.lose(now, out);
                 self.connect(now, out);
             }
+            Input::Replaced => self.replaced(now, out),
             Input::Config(header, value) => self.take_config(now, header, value, out),
             Input::ConfigFailed(failure) => self.disconnect(now, &failure.text, out),
             Input::Proof(header, found) => self.take_proof(now, header, found, out),

@@ -76,6 +76,8 @@ pub enum Input {
     Disconnected(Failure),
     /// Endpoints or certificates changed: connect anew, keep what is known.
     Reconfigured,
+    /// A new connection was made beside the one that stands and takes its place: requests and watches of the old one end unanswered.
+    Replaced,
     /// The answer to [`Output::GetConfig`].
     Config(Header, Option<Vec<u8>>),
     /// [`Output::GetConfig`] failed.
@@ -226,6 +228,8 @@ pub struct Timers {
     pub check_failing: Duration,
     /// Wait before a denied range is asked for again.
     pub denied_retry: Duration,
+    /// How often certificate files are looked at for a renewal.
+    pub certificates: Duration,
 }
 
 impl Default for Timers {
@@ -242,6 +246,7 @@ impl Default for Timers {
             check: Duration::from_secs(20),
             check_failing: Duration::from_secs(5),
             denied_retry: Duration::from_secs(60),
+            certificates: Duration::from_secs(60),
         }
     }
 }

@@ -2,6 +2,8 @@
 //! so that one bad cluster costs nobody else.
 
 mod admission;
+mod confirmed;
+mod conflict;
 mod core;
 mod driver;
 mod dump;
@@ -12,6 +14,7 @@ mod folder_tests;
 #[cfg(test)]
 mod hostile_tests;
 mod ids;
+mod lag;
 mod limits;
 mod link;
 mod reading;
@@ -26,7 +29,9 @@ mod status;
 mod store;
 #[cfg(test)]
 mod tests;
+mod times;
 
+pub use self::conflict::{ClusterConflict, ClusterConflictKind};
 pub use self::core::{Follower, FollowerConfig};
 pub use driver::MeshSink;
 pub use dump::{Dump, DumpStatus, DumpedCluster, DumpedIp};
@@ -35,8 +40,10 @@ pub use event::{
 };
 pub(crate) use folder::scan;
 pub use ids::IdBook;
+pub use lag::LagStatus;
 pub use limits::Limits;
-pub use status::{ClusterStatus, ConfigStatus, FailureStatus, MAX_REFUSED, Refused};
+pub use status::{ClusterStatus, ConfigStatus, FailureStatus, KindUsage, MAX_REFUSED, Refused};
+pub use times::{Histogram, Quantiles};
 
 use crate::etcd::EtcdConfig;
 use driver::{Command, Driver};

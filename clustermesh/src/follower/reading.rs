@@ -141,6 +141,7 @@ impl Follower {
     /// The entries of a kind are confirmed.
     fn is_synced(&mut self, now: Moment, kind: Kind, out: &mut Vec<Output>) {
         self.synced.insert(kind, true);
+        self.restored_ages.remove(&kind);
         self.release(kind, out);
         if self.synced.values().all(|synced| *synced) {
             self.confirmed = Some(now);
@@ -188,6 +189,12 @@ impl Follower {
             return self.start_list(scope, out);
         };
         for event in events {
+            // Only as an event: what a list shows was written at any time before.
+            if let KeyEvent::Put(key, value) = &event
+                && key == key::BEAT.as_bytes()
+            {
+                self.lag.beat(now, value);
+            }
             match event {
                 KeyEvent::Put(key, value) => self.put(now, scope, &prefix, &key, &value, out),
                 KeyEvent::Delete(key) => self.delete(now, scope, &prefix, &key, out),

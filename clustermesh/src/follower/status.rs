@@ -1,8 +1,11 @@
 //! The state of one remote cluster for `tombolo mesh status`.
 
+use super::conflict::ClusterConflict;
 use super::core::{Follower, Link};
 use super::event::Applied;
+use super::lag::LagStatus;
 use super::store::Store;
+use super::times::Quantiles;
 use crate::wire::{Kind, Reason, Rejections};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -61,6 +64,24 @@ pub struct ClusterStatus {
     /// Entries by kind that are known and not used, because they were not confirmed for too long.
     pub withheld: BTreeMap<Kind, usize>,
     /// Bytes of the known entries' names and values, as read.
+    pub bytes: usize,
+    /// The same and the number of keys, by kind, as it is known now.
+    pub usage: BTreeMap<Kind, KindUsage>,
+    /// How long a change takes from the cluster's etcd to its follower here; absent where nothing tells.
+    pub lag: Option<LagStatus>,
+    /// How long what arrived takes until its rows are written.
+    pub commit: Quantiles,
+    /// What is wrong between this cluster and others.
+    pub conflicts: Vec<ClusterConflict>,
+}
+
+/// What the entries of one kind cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct KindUsage {
+    /// Keys.
+    pub keys: usize,
+    /// Bytes of names and values.
     pub bytes: usize,
 }
 
@@ -176,6 +197,10 @@ impl Follower {
                 .map(|kind| (*kind, self.stores.get(kind).map_or(0, Store::len)))
                 .collect(),
             bytes: self.usage.bytes,
+            usage: self.stores.iter().map(|(kind, store)| (*kind, store.usage())).collect(),
+            lag: self.lag.status(),
+            commit: Quantiles::default(),
+            conflicts: self.conflicts_now(now),
         }
     }
 }

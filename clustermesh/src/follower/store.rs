@@ -3,7 +3,7 @@
 use super::event::Change;
 use super::limits::{Limits, Usage};
 use super::resume::Position;
-use super::status::Refused;
+use super::status::{KindUsage, Refused};
 use crate::wire::{Kind, Reason, Record, Reject, Rejections, Remote};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -73,6 +73,14 @@ impl Store {
         self.entries.len()
     }
 
+    /// What the entries cost.
+    pub(crate) fn usage(&self) -> KindUsage {
+        KindUsage {
+            keys: self.entries.len(),
+            bytes: self.entries.values().map(|entry| size(entry.bytes)).sum(),
+        }
+    }
+
     /// Key name and record of everything known.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Record)> {
         self.entries.iter().map(|(name, entry)| (name.as_ref(), &entry.record))
@@ -137,6 +145,11 @@ impl Store {
     /// Keys whose present value is refused.
     pub(crate) fn refused_now(&self) -> usize {
         self.bad.len()
+    }
+
+    /// Keys that are refused for that reason now.
+    pub(crate) fn refused_for(&self, reason: Reason) -> usize {
+        self.bad.values().filter(|bad| bad.reject.reason == reason).count()
     }
 
     /// The first `most` of them.

@@ -1,5 +1,6 @@
 //! What the elected agent does: configuration, heartbeat, global services, sweep, canaries.
 
+use super::beat::Beat;
 use super::desired::{Desired, DesiredSet};
 use super::election::{Won, ended};
 use super::gate::Gate;
@@ -41,6 +42,7 @@ async fn try_lead(context: &Context, client: &Client, won: &Won) -> Result<Infal
     writer.resync().await?;
     let mut watch = writer.watch().await?;
     context.set_leader(true);
+    let _beat = Beat::start(client, heartbeat_lease, context.config.beat);
     let mut heartbeat = interval(context.config.heartbeat);
     let mut keep_alive = interval(context.config.keep_alive());
     let mut audit = interval(context.config.audit);

@@ -4,6 +4,7 @@
 //! A lost connection removes nothing: leases live 15 minutes, a restart resumes them. A wiped etcd is filled again by
 //! everybody, and its canaries come only when all known nodes have published, so that readers never see a half.
 
+mod beat;
 mod contest;
 mod desired;
 mod election;
@@ -65,6 +66,8 @@ pub struct PublisherConfig {
     pub election_ttl: Duration,
     /// Interval of heartbeats.
     pub heartbeat: Duration,
+    /// Interval of the beats that readers measure their lag by.
+    pub beat: Duration,
     /// Longest wait for all nodes' markers before canaries are written.
     pub canary_wait: Duration,
     /// Interval of comparing everything with etcd.
@@ -95,6 +98,7 @@ impl PublisherConfig {
             lease_ttl: Duration::from_secs(15 * 60),
             election_ttl: Duration::from_secs(15),
             heartbeat: Duration::from_secs(60),
+            beat: Duration::from_secs(5),
             canary_wait: Duration::from_secs(60),
             audit: Duration::from_secs(300),
             identity_gc: Duration::from_secs(15 * 60),

@@ -4,6 +4,9 @@ use std::fmt;
 
 /// Liveness of the producer; read as a prefix, written leased once a minute.
 pub const HEARTBEAT: &str = "cilium/.heartbeat";
+/// The time in nanoseconds since 1970, written by an elected agent of ours every few seconds. It lies in the range of the heartbeat, which every
+/// reader watches and may read.
+pub const BEAT: &str = "cilium/.heartbeat/tombolo";
 /// Longest key name below a prefix that is looked at (bytes).
 pub const MAX_NAME_BYTES: usize = 16 * 1024;
 

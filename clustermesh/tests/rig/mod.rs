@@ -21,17 +21,29 @@ pub(crate) struct Pki {
 }
 
 impl Pki {
-    pub(crate) fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+    fn authority(name: &str) -> (CertificateParams, KeyPair, rcgen::Certificate) {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.distinguished_name.push(DnType::CommonName, "mesh test CA");
+        params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
         let certificate = params.self_signed(&key).unwrap();
+        (params, key, certificate)
+    }
+
+    /// Issues by a new CA from now on, and gives its certificate; who trusts it is the caller's.
+    pub(crate) fn renew_ca(&mut self) -> String {
+        let (params, key, certificate) = Self::authority("mesh test CA, the second");
+        self.ca = Issuer::new(params, key);
+        certificate.pem()
+    }
+
+    pub(crate) fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let (params, key, certificate) = Self::authority("mesh test CA");
         std::fs::write(folder.path().join("ca.key"), key.serialize_pem()).unwrap();
         std::fs::write(folder.path().join("ca.crt"), certificate.pem()).unwrap();
         let pki = Self { folder, ca: Issuer::new(params, key) };
-        pki.issue("server", &["localhost", "127.0.0.1"]);
+        pki.issue("server", &["localhost", "127.0.0.1", "a.mesh.invalid"]);
         for user in ["root", "admin-a", "admin-b", "remote", "local-a", "nobody"] {
             pki.issue(user, &[]);
         }
@@ -198,6 +210,7 @@ impl Etcd {
             trusted_ca_file: Some(pki.path("ca.crt")),
             cert_file: Some(pki.path(&format!("{user}.crt"))),
             key_file: Some(pki.path(&format!("{user}.key"))),
+            host_aliases: Vec::new(),
         }
     }
 

@@ -250,6 +250,16 @@ impl Site {
         }
     }
 
+    /// A second connection was made, and the first one is closed for it.
+    pub(crate) fn renewed(&mut self, now: Moment) {
+        if self.connected && self.up {
+            self.lose();
+            self.connected = true;
+            self.connected_in = self.life;
+            self.feed(now, Input::Replaced);
+        }
+    }
+
     /// A watch is ended by etcd.
     pub(crate) fn end_watches(&mut self, kind: FailureKind, only: impl Fn(Scope) -> bool) {
         let scopes: Vec<Scope> = self.watches.keys().copied().filter(|scope| only(*scope)).collect();
