@@ -41,7 +41,16 @@ enum Step {
     Silence,
     Done(Vec<u8>),
     /// Somebody else has to be asked.
-    Ask(Box<Request>, Reply, Option<Name>),
+    Ask(Box<Open>),
+}
+
+/// A question that is not answered yet.
+struct Open {
+    request: Box<Request>,
+    /// As far as it is known.
+    reply: Reply,
+    /// The name that an alias has led to; `None` for the question's own.
+    alias: Option<Name>,
 }
 
 impl Server {
@@ -67,9 +76,7 @@ impl Server {
         match self.step(packet, transport) {
             Step::Silence => None,
             Step::Done(answer) => Some(answer),
-            Step::Ask(request, reply, alias) => {
-                Some(self.ask(packet, transport, &request, reply, alias).await)
-            }
+            Step::Ask(open) => Some(self.ask(packet, transport, *open).await),
         }
     }
 
@@ -89,7 +96,7 @@ impl Server {
         let mut reply = Reply { recursion: !self.forwarder.is_empty(), ..Reply::default() };
         let ask = self.local(request.query.name().clone(), &request, &mut reply);
         match ask {
-            Some(alias) if !self.forwarder.is_empty() => Step::Ask(request, reply, alias),
+            Some(alias) if !self.forwarder.is_empty() => Step::Ask(Box::new(Open { request, reply, alias })),
             Some(alias) => {
                 // An alias whose target nobody can be asked about is an answer all the same.
                 if alias.is_none() {
@@ -155,19 +162,13 @@ impl Server {
         }
     }
 
-    async fn ask(
-        &self,
-        packet: &[u8],
-        transport: Transport,
-        request: &Request,
-        mut reply: Reply,
-        alias: Option<Name>,
-    ) -> Vec<u8> {
+    async fn ask(&self, packet: &[u8], transport: Transport, open: Open) -> Vec<u8> {
+        let Open { request, mut reply, alias } = open;
         let start = Instant::now();
         let answer = match (self.forwarder.enter(), &alias) {
             (None, _) => None,
             (Some(_room), None) => self.forwarder.ask(packet, transport).await,
-            (Some(_room), Some(target)) => self.target(target, request).await,
+            (Some(_room), Some(target)) => self.target(target, &request).await,
         };
         match (answer, alias) {
             (None, _) => {
@@ -224,11 +225,11 @@ pub async fn udp(server: Arc<Server>, socket: UdpSocket, cancel: CancellationTok
         let answer = match server.step(packet, Transport::Udp) {
             Step::Silence => continue,
             Step::Done(answer) => answer,
-            Step::Ask(request, reply, alias) => {
+            Step::Ask(open) => {
                 // Without room the answer comes at once, so tasks are bounded as questions are.
                 let (server, socket, packet) = (server.clone(), socket.clone(), packet.to_vec());
                 tokio::spawn(async move {
-                    let answer = server.ask(&packet, Transport::Udp, &request, reply, alias).await;
+                    let answer = server.ask(&packet, Transport::Udp, *open).await;
                     socket.send_to(&answer, peer).await.ok();
                 });
                 continue;
