@@ -8,19 +8,21 @@ pub use exports::{export_entry, remote_export};
 use crate::follower::{Change, MeshSink};
 pub use crate::wire::Assignment;
 use crate::wire::node::Address;
+use crate::wire::service::{BackendZone, ForZone};
 use crate::wire::slice::{self, SERVICE_LABEL};
 use crate::wire::{EndpointSlice, IpEntry, Node, Record, Service, ServiceExport};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use tombolo_base::ids::{ClusterId, ClusterName, MaxClusters};
 use tombolo_base::source::{Source, SourceState};
 use tombolo_base::table::Writer;
 use tombolo_service::mcs::RemoteExport;
 use tombolo_service::rows::{
-    LbAssignment, Protocol, RemotePort, RemoteService, ServiceName, ServiceRow, SliceEndpoint, SlicePort,
-    SliceRow,
+    BackendState, LbAssignment, Protocol, RemoteBackend, RemotePort, RemoteService, ServiceName, ServiceRow,
+    SliceEndpoint, SlicePort, SliceRow,
 };
 use tombolo_topology::{AddressKind, IdentityRow, NodeAddress, NodeRow, PrefixRow, WireguardKey};
 
@@ -193,6 +195,8 @@ impl Sorted {
             Record::Assignment(name, value) => self.assignments.push((name, value, keep)),
             Record::EndpointSlice(slice) => self.slices.push((*slice, keep)),
             Record::ServiceExport(export) => self.exports.push((*export, keep)),
+            // Raw entries are the relay's.
+            Record::Raw(_) => {}
         }
     }
 }
@@ -247,10 +251,50 @@ fn remote_service(source: &Source, service: &Service) -> RemoteService {
         };
         named.iter().filter_map(port).collect()
     };
+    let mut shared = Shared::default();
+    let backend = |(ip, named): (&IpAddr, &BTreeMap<Arc<str>, crate::wire::service::L4>)| {
+        let zone = service.zones.get(ip);
+        let hints = zone.map_or(&[][..], |zone| &zone.for_zones);
+        let backend = RemoteBackend {
+            ports: shared.ports(ports(named)),
+            state: BackendState::Ready,
+            zone: zone.filter(|zone| !zone.zone.is_empty()).map(|zone| shared.text(&zone.zone)),
+            for_zones: hints.iter().map(|hint| shared.text(&hint.name)).collect(),
+            hostname: service.hostnames.get(ip).filter(|name| !name.is_empty()).cloned(),
+            node: None,
+        };
+        (*ip, backend)
+    };
     RemoteService {
         source: source.clone(),
         name: ServiceName { namespace: service.namespace.clone(), name: service.name.clone() },
-        backends: service.backends.iter().map(|(ip, named)| (*ip, ports(named))).collect(),
+        backends: service.backends.iter().map(backend).collect(),
+    }
+}
+
+/// What many backends of one service have in common stands in memory once.
+#[derive(Default)]
+struct Shared {
+    ports: BTreeSet<Arc<BTreeSet<RemotePort>>>,
+    texts: BTreeSet<Arc<str>>,
+}
+
+impl Shared {
+    fn ports(&mut self, ports: BTreeSet<RemotePort>) -> Arc<BTreeSet<RemotePort>> {
+        if let Some(known) = self.ports.get(&ports) {
+            return known.clone();
+        }
+        let fresh = Arc::new(ports);
+        self.ports.insert(fresh.clone());
+        fresh
+    }
+
+    fn text(&mut self, text: &Arc<str>) -> Arc<str> {
+        if let Some(known) = self.texts.get(text) {
+            return known.clone();
+        }
+        self.texts.insert(text.clone());
+        text.clone()
     }
 }
 
@@ -294,7 +338,8 @@ pub const fn exported(service: &ServiceRow, namespace_is_global: bool) -> bool {
     service.global && service.shared && namespace_is_global
 }
 
-/// The entry of a global service of this cluster: backends that are ready, or serving while they terminate.
+/// The entry of a global service of this cluster. The form has no conditions, so being there means ready: the ready
+/// backends, or where there are none, those that still serve. Like Cilium's exporter, with `publishNotReadyAddresses` all.
 ///
 /// What is not shared is not to be exported (see [`exported`]); this says so in the entry as well, for readers look at
 /// `shared` and not at the key alone.
@@ -305,21 +350,21 @@ pub fn service_entry<'a>(
     service: &ServiceRow,
     slices: impl IntoIterator<Item = &'a SliceRow>,
 ) -> Service {
-    let l4 =
-        |protocol: Protocol, port| crate::wire::service::L4 { protocol: protocol.to_string().into(), port };
     let (namespace, name) = (&service.name.namespace, &service.name.name);
     let mut entry = Service::new(cluster.as_str(), u32::from(id.get()), namespace, name);
     for ip in &service.cluster_ips {
         let ports = service.ports.iter().map(|port| (port.name.clone(), l4(port.protocol, port.port)));
         entry.frontends.insert(*ip, ports.collect());
     }
-    for slice in slices {
-        for endpoint in slice.endpoints.iter().filter(|e| e.ready || e.serving || service.publish_not_ready) {
-            for ip in &endpoint.addresses {
-                let ports: &mut BTreeMap<_, _> = entry.backends.entry(*ip).or_default();
-                ports
-                    .extend(slice.ports.iter().map(|port| (port.name.clone(), l4(port.protocol, port.port))));
+    let slices: Vec<&SliceRow> = slices.into_iter().collect();
+    for wanted in [BackendState::Ready, BackendState::Serving] {
+        for slice in &slices {
+            for endpoint in slice.endpoints.iter().filter(|e| exported_state(service, e) == Some(wanted)) {
+                add_backend(&mut entry, slice, endpoint);
             }
+        }
+        if !entry.backends.is_empty() {
+            break;
         }
     }
     entry.labels = service.labels.clone();
@@ -327,6 +372,30 @@ pub fn service_entry<'a>(
     entry.include_external = service.global;
     entry.shared = service.global && service.shared;
     entry
+}
+
+fn l4(protocol: Protocol, port: u16) -> crate::wire::service::L4 {
+    crate::wire::service::L4 { protocol: protocol.to_string().into(), port }
+}
+
+fn exported_state(service: &ServiceRow, endpoint: &SliceEndpoint) -> Option<BackendState> {
+    BackendState::of(endpoint.ready || service.publish_not_ready, endpoint.serving, endpoint.terminating)
+}
+
+fn add_backend(entry: &mut Service, slice: &SliceRow, endpoint: &SliceEndpoint) {
+    let ports = || slice.ports.iter().map(|port| (port.name.clone(), l4(port.protocol, port.port)));
+    for ip in &endpoint.addresses {
+        entry.backends.entry(*ip).or_default().extend(ports());
+        if let Some(name) = &endpoint.hostname {
+            entry.hostnames.insert(*ip, name.clone());
+        }
+        if endpoint.zone.is_some() || !endpoint.for_zones.is_empty() {
+            let hint = |name: &Arc<str>| ForZone { name: name.clone() };
+            let zone = endpoint.zone.clone().unwrap_or_else(|| "".into());
+            let for_zones = endpoint.for_zones.iter().map(hint).collect();
+            entry.zones.insert(*ip, BackendZone { zone, for_zones });
+        }
+    }
 }
 
 /// The entry of an EndpointSlice of a global service of this cluster, with the conditions of every endpoint.
@@ -348,6 +417,8 @@ pub fn slice_entry(
         serving: Some(e.serving),
         terminating: Some(e.terminating),
         node: e.node.clone(),
+        zone: e.zone.clone(),
+        for_zones: (!e.for_zones.is_empty()).then(|| e.for_zones.clone()),
         ..slice::Endpoint::default()
     };
     slice.endpoints = row.endpoints.iter().map(endpoint).collect();

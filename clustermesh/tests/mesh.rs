@@ -52,6 +52,8 @@ impl Reader {
             },
             limits: Limits::default(),
             exports: true,
+            mirror: false,
+            relay: None,
         };
         change(&mut config);
         std::fs::create_dir_all(&config.folder).unwrap();

@@ -423,6 +423,8 @@ struct Retired {
     half: Vec<(abi::Tuple, abi::Ct)>,
     established: Vec<(abi::Tuple, abi::Ct)>,
     nat: Vec<(abi::Tuple, abi::Nat)>,
+    /// Slots in use: the frontends' rows point at them, and the next life reads members back from them.
+    maglev: Vec<(u32, u32)>,
 }
 
 impl Retired {
@@ -433,6 +435,9 @@ impl Retired {
         }
         for (key, value) in self.nat {
             tables.nat.upsert(key, value)?;
+        }
+        for (index, backend) in self.maglev.into_iter().filter(|(index, _)| *index < tables.maglev.len()) {
+            tables.maglev.set(index, backend)?;
         }
         for (key, value) in self.established {
             if let Err(error) = tables.ct.upsert(key, value) {
@@ -463,11 +468,30 @@ fn retire_changed_maps(directory: &Path, sizes: &MapSizes) -> Result<Retired, Da
             "tb_ct_half" => retired.half = entries(&path)?,
             "tb_ct" => retired.established = entries(&path)?,
             "tb_nat" => retired.nat = entries(&path)?,
+            "tb_maglev" => retired.maglev = slots(&path)?,
             _ => {}
         }
         fs::remove_file(&path).map_err(|source| DatapathError::BpfFs { operation: "unpin", path, source })?;
     }
     Ok(retired)
+}
+
+fn slots(path: &Path) -> Result<Vec<(u32, u32)>, DatapathError> {
+    let failed = |error: aya::maps::MapError| DatapathError::BpfFs {
+        operation: "read pinned map",
+        path: path.to_owned(),
+        source: std::io::Error::other(error.to_string()),
+    };
+    let map = aya::maps::Map::Array(MapData::from_pin(path).map_err(failed)?);
+    let map = aya::maps::Array::<_, u32>::try_from(map).map_err(failed)?;
+    let mut used = Vec::new();
+    for index in 0..map.len() {
+        let backend = map.get(&index, 0).map_err(failed)?;
+        if backend != 0 {
+            used.push((index, backend));
+        }
+    }
+    Ok(used)
 }
 
 fn entries<K, V>(path: &Path) -> Result<Vec<(K, V)>, DatapathError>

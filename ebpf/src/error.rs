@@ -55,9 +55,7 @@ pub enum DatapathError {
         source: io::Error,
     },
     /// The flat Maglev array has no gap of the size asked for.
-    #[error(
-        "service {service}: no room for {slots} Maglev slots; raise datapath.maglev_slots or use smaller tables"
-    )]
+    #[error("service {service}: no room for {slots} Maglev slots; raise datapath.maps.maglev_slots")]
     MaglevFull {
         /// The frontend.
         service: String,

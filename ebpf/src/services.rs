@@ -72,6 +72,29 @@ impl Datapath {
     /// # Errors
     /// No room for the slots, a map that is full, or a row without a reverse translation number.
     pub fn set_service(&self, frontend: &Frontend, entry: &ServiceEntry) -> Result<(), DatapathError> {
+        self.write_service(frontend, entry, None).map(drop)
+    }
+
+    /// As [`Self::set_service`], for a service that was last written as `before`: slots are compared with that instead of
+    /// being read back, which costs a call of the kernel each. Says how many were written.
+    ///
+    /// # Errors
+    /// As [`Self::set_service`].
+    pub fn change_service(
+        &self,
+        frontend: &Frontend,
+        before: &ServiceEntry,
+        entry: &ServiceEntry,
+    ) -> Result<usize, DatapathError> {
+        self.write_service(frontend, entry, Some(before))
+    }
+
+    fn write_service(
+        &self,
+        frontend: &Frontend,
+        entry: &ServiceEntry,
+        before: Option<&ServiceEntry>,
+    ) -> Result<usize, DatapathError> {
         let wildcard = frontend.port == 0 && frontend.protocol == 0;
         if entry.rev_nat == 0 && !wildcard {
             let what = format!("service {}:{}", frontend.ip, frontend.port);
@@ -80,12 +103,16 @@ impl Datapath {
         let key = frontend.key();
         let old = self.tables.services.get(key)?;
         let size = u32::try_from(entry.maglev.len()).unwrap_or(u32::MAX);
-        let reuse = old.filter(|row| row.maglev_size == size && size > 0).map(|row| row.maglev_offset);
+        // A stretch of a larger array of an earlier life may lie behind the end of this one.
+        let fits = |row: &abi::Service| row.maglev_offset.saturating_add(size) <= self.tables.maglev.len();
+        let reuse = old.filter(|row| row.maglev_size == size && size > 0 && fits(row));
+        let reuse = reuse.map(|row| row.maglev_offset);
         let offset = match reuse {
             Some(offset) => offset,
             None => self.take_slots(frontend, size)?,
         };
-        self.write_slots(offset, &entry.maglev, reuse.is_some())?;
+        let before = before.filter(|before| before.maglev.len() == entry.maglev.len());
+        let written = self.write_slots(offset, &entry.maglev, reuse.map(|_| before))?;
         if !wildcard {
             let rev = abi::RevNat { addr: key.addr, port: key.port, ..abi::RevNat::default() };
             if self.tables.rev_nat.get(entry.rev_nat)? != Some(rev) {
@@ -106,7 +133,7 @@ impl Datapath {
         if let Some(old) = old.filter(|old| reuse.is_none() && old.maglev_size > 0) {
             lock(&self.maglev).free(old.maglev_offset);
         }
-        Ok(())
+        Ok(written)
     }
 
     fn take_slots(&self, frontend: &Frontend, size: u32) -> Result<u32, DatapathError> {
@@ -119,13 +146,26 @@ impl Datapath {
         })
     }
 
-    fn write_slots(&self, offset: u32, slots: &[u32], compare: bool) -> Result<(), DatapathError> {
-        for (index, backend) in (offset..).zip(slots) {
-            if !compare || self.tables.maglev.get(index)? != *backend {
+    /// Writes slots: all into a new stretch (`None`), else those that differ from what is known or else read.
+    fn write_slots(
+        &self,
+        offset: u32,
+        slots: &[u32],
+        present: Option<Option<&ServiceEntry>>,
+    ) -> Result<usize, DatapathError> {
+        let mut written = 0;
+        for (position, (index, backend)) in (offset..).zip(slots).enumerate() {
+            let same = match present {
+                None => false,
+                Some(Some(before)) => before.maglev.get(position) == Some(backend),
+                Some(None) => self.tables.maglev.get(index)? == *backend,
+            };
+            if !same {
                 self.tables.maglev.set(index, *backend)?;
+                written += 1;
             }
         }
-        Ok(())
+        Ok(written)
     }
 
     /// Deletes a service. The reverse translation stays for flows that live on until [`Self::delete_rev_nat`].

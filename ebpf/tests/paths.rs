@@ -155,8 +155,19 @@ fn other_map_sizes_keep_the_flows() {
     let mut node = Node::new();
     ping_through(&mut node);
     let before = node.datapath.conntrack().unwrap().len();
-    let larger = MapSizes { conntrack: 2048, conntrack_half: 512, nat: 2048, rules: 64, ..small_sizes() };
+    node.service(CLUSTER_IP[0], 80, Scope::Internal, 10, &[(1, REMOTE[0], 8080), (2, REMOTE[0], 8081)]);
+    let services = node.datapath.services().unwrap();
+    let maglev_slots = small_sizes().maglev_slots * 2;
+    let larger = MapSizes {
+        conntrack: 2048,
+        conntrack_half: 512,
+        nat: 2048,
+        rules: 64,
+        maglev_slots,
+        ..small_sizes()
+    };
     let second = node.reopen(Attach::Auto, larger);
+    assert_eq!(second.services().unwrap(), services, "members are read back from the slots");
     assert_eq!(second.conntrack().unwrap().len(), before);
     let capacity = |map: &str| second.usage().unwrap().into_iter().find(|u| u.map == map).unwrap().capacity;
     assert_eq!((capacity("tb_ct"), capacity("tb_rules")), (2048, 64));

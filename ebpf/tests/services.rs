@@ -78,6 +78,60 @@ fn a_flow_keeps_its_backend_and_new_ones_spread_as_maglev_says() {
     assert!((2000..2064).map(to).all(|port| port == 1002), "the backend is gone");
 }
 
+/// A node whose service has two clusters' backends, one there and four here, and its table for weights, as the agent
+/// writes it: what is looked up for a packet is one slot, as without weights.
+fn weighted(f: usize) -> (Node, Frontend, impl Fn(&[u32]) -> ServiceEntry) {
+    let node = Node::new();
+    for id in 1..=5 {
+        let backend = Backend { ip: ip(REMOTE[f]), port: 1000 + id as u16, protocol: 17 };
+        node.datapath.upsert_backend(id, &backend).unwrap();
+    }
+    let table = move |weights: &[u32]| {
+        let identities: Vec<_> = (1001..=1005).map(|port| (ip(REMOTE[f]), port, 17)).collect();
+        let slots = tombolo_service::maglev::table(&identities, weights);
+        let maglev = slots.iter().map(|slot| u32::from(*slot) + 1).collect();
+        ServiceEntry { rev_nat: 10, maglev, local_only: false }
+    };
+    (node, Frontend { ip: ip(CLUSTER_IP[f]), port: 80, protocol: 17, scope: Scope::Internal }, table)
+}
+
+/// The backend port that a flow from a client's port meets.
+fn met(node: &Node, f: usize, port: u16) -> u16 {
+    let ran = node.run("from_endpoint", node.a, &udp((POD_A[f], port), (CLUSTER_IP[f], 80), 9));
+    ran.seen().destination.1
+}
+
+#[test]
+fn new_flows_spread_as_the_weights_say() {
+    for f in FAMILIES {
+        let (node, frontend, table) = weighted(f);
+        let weights = [80, 5, 5, 5, 5];
+        node.datapath.set_service(&frontend, &table(&weights)).unwrap();
+        // Hash and table are fixed, so this is the same in every run; the tolerance is for whoever changes them.
+        let chosen: Vec<u16> = (2000..6000).map(|port| met(&node, f, port)).collect();
+        for (port, weight) in (1001..).zip(weights) {
+            let share = chosen.iter().filter(|chosen| **chosen == port).count() as f64 * 100.0 / 4000.0;
+            let wanted = f64::from(weight);
+            assert!((share - wanted).abs() < 1.0 + wanted * 0.05, "{port}: {share} % of {wanted}");
+        }
+    }
+}
+
+#[test]
+fn other_weights_leave_flows_where_they_are() {
+    for f in FAMILIES {
+        let (node, frontend, table) = weighted(f);
+        let (before, after) = (table(&[80, 5, 5, 5, 5]), table(&[1, 5, 5, 5, 5]));
+        node.datapath.set_service(&frontend, &before).unwrap();
+        let chosen: Vec<u16> = (2000..2064).map(|port| met(&node, f, port)).collect();
+        node.datapath.change_service(&frontend, &before, &after).unwrap();
+        assert_eq!(node.datapath.services().unwrap()[&frontend], after);
+        assert_eq!((2000..2064).map(|port| met(&node, f, port)).collect::<Vec<_>>(), chosen);
+        let drained = (6000..6400).map(|port| met(&node, f, port)).filter(|port| *port == 1001).count();
+        assert!(drained < 40, "{drained} of 400 new flows go to the one of weight 1 in 21");
+    }
+}
+
 #[test]
 fn a_port_used_again_gets_a_backend_that_the_service_has_now() {
     let node = Node::new();
@@ -334,6 +388,15 @@ fn services_are_written_as_differences_and_read_back() {
         node.datapath.set_service(&frontend, &entry(&slots)).unwrap();
         assert_eq!(node.datapath.services().unwrap()[&frontend], entry(&slots));
     }
+    // Against what is known only differences are written, without a look at the map; against nothing the map is read.
+    let (old, mut new) = (entry(&vec![1; 251]), entry(&vec![1; 251]));
+    node.datapath.set_service(&frontend, &old).unwrap();
+    assert_eq!(node.datapath.change_service(&frontend, &old, &old).unwrap(), 0);
+    (new.maglev[7], new.maglev[250]) = (2, 3);
+    assert_eq!(node.datapath.change_service(&frontend, &old, &new).unwrap(), 2);
+    assert_eq!(node.datapath.services().unwrap()[&frontend], new);
+    assert_eq!(node.datapath.change_service(&frontend, &old, &entry(&vec![2; 509])).unwrap(), 509);
+    node.datapath.set_service(&frontend, &entry(&[])).unwrap();
     let slots_used = |node: &Node| {
         node.datapath.usage().unwrap().into_iter().find(|u| u.map == "tb_maglev").unwrap().entries
     };

@@ -11,7 +11,7 @@ mod secret;
 mod service;
 
 use crate::crd;
-use crate::document::typed;
+use crate::document::{MAX_UNKNOWN_KEYS, typed};
 use crate::object::{Object, ObjectId};
 use crate::problem::{Issue, shorten};
 use k8s_openapi::api::core::v1 as core_v1;
@@ -37,7 +37,9 @@ pub struct ClusterIdentity {
     pub id: ClusterId,
 }
 
-type Convert = fn(&ObjectId, Value, &ClusterIdentity) -> Result<(Object, Vec<String>), Issue>;
+/// An object, and what looks wrong with it.
+type Converted = (Object, Vec<Issue>);
+type Convert = fn(&ObjectId, Value, &ClusterIdentity) -> Result<Converted, Issue>;
 
 /// A kind that becomes rows.
 pub(crate) struct KnownKind {
@@ -49,16 +51,30 @@ pub(crate) struct KnownKind {
 fn via<T: DeserializeOwned + Serialize>(
     value: Value,
     convert: impl FnOnce(T) -> Result<Object, Issue>,
-) -> Result<(Object, Vec<String>), Issue> {
+) -> Result<Converted, Issue> {
+    via_doubtful(value, |object| convert(object).map(|object| (object, Vec::new())))
+}
+
+/// As [`via`], for conversions that leave parts out and say so.
+fn via_doubtful<T: DeserializeOwned + Serialize>(
+    value: Value,
+    convert: impl FnOnce(T) -> Result<Converted, Issue>,
+) -> Result<Converted, Issue> {
     let (object, unknown) = typed::<T>(value)?;
-    convert(object).map(|object| (object, unknown))
+    let unknown = unknown.into_iter().take(MAX_UNKNOWN_KEYS);
+    let mut doubts: Vec<Issue> = unknown
+        .map(|path| Issue::new(path, "unknown key, ignored", "check its spelling and indentation"))
+        .collect();
+    let (object, more) = convert(object)?;
+    doubts.extend(more);
+    Ok((object, doubts))
 }
 
 /// As [`via`], but an unknown key is a mistake: in a kind of ours it asks for something that would not happen.
 fn strict<T: DeserializeOwned + Serialize>(
     value: Value,
     convert: impl FnOnce(T) -> Result<Object, Issue>,
-) -> Result<(Object, Vec<String>), Issue> {
+) -> Result<Converted, Issue> {
     let (object, unknown) = typed::<T>(value)?;
     match unknown.into_iter().find(|path| path.starts_with("spec")) {
         Some(path) => Err(Issue::new(path, "there is no such field", "see docs/bgp.md for those there are")),
@@ -70,7 +86,7 @@ const KNOWN: [(&str, KnownKind); 16] = [
     ("v1", known("Namespace", false, |id, v, _| via(v, |o| core::namespace(id, o)))),
     ("v1", known("Node", false, |id, v, c| via(v, |o: core_v1::Node| core::node(id, o, c)))),
     ("v1", known("Pod", true, |id, v, _| via(v, |o| core::pod(id, o)))),
-    ("v1", known("Service", true, |id, v, _| via(v, |o| service::service(id, o)))),
+    ("v1", known("Service", true, |id, v, _| via_doubtful(v, |o| service::service(id, o)))),
     ("v1", known("Secret", true, |id, v, _| Ok((secret::secret(id, &v)?, Vec::new())))),
     (
         "discovery.k8s.io/v1",

@@ -16,7 +16,7 @@ use std::sync::Arc;
 /// Documents of one file that are read; more are refused.
 pub(crate) const MAX_DOCUMENTS: usize = 10_000;
 /// Warnings about unknown keys reported for one document.
-const MAX_UNKNOWN_KEYS: usize = 8;
+pub(crate) const MAX_UNKNOWN_KEYS: usize = 8;
 
 /// What a file holds.
 #[derive(Debug, Default)]
@@ -207,10 +207,8 @@ impl Reader<'_> {
             return self.refuse(document, prefix, id.to_string(), issue);
         }
         match (known.convert)(&id, value, self.cluster) {
-            Ok((object, unknown)) => {
-                for path in unknown.into_iter().take(MAX_UNKNOWN_KEYS) {
-                    let issue =
-                        Issue::new(path, "unknown key, ignored", "check its spelling and indentation");
+            Ok((object, doubts)) => {
+                for issue in doubts {
                     let line = self.line(document, prefix, &issue.path);
                     self.problem(line, id.to_string(), issue, Severity::Warning);
                 }
@@ -309,6 +307,9 @@ fn is_empty(value: &Value) -> bool {
 #[cfg(test)]
 #[path = "bgp_tests.rs"]
 mod bgp_tests;
+#[cfg(test)]
+#[path = "service_tests.rs"]
+mod service_tests;
 #[cfg(test)]
 #[path = "document_tests.rs"]
 mod tests;

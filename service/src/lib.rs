@@ -1,17 +1,26 @@
 //! Services, pure: frontends, backends, affinity between clusters, Maglev, in; load-balancing rows out.
 #![forbid(unsafe_code)]
 
+pub mod choice;
 pub mod details;
 pub mod maglev;
+pub mod maglev;
 pub mod mcs;
+mod members;
 pub mod names;
 pub mod numbers;
 pub mod plan;
 pub mod pools;
+pub mod probe;
 pub mod rows;
+pub mod spread;
+pub mod view;
 
 pub use details::ServiceDetails;
+pub use probe::FailedProbe;
 pub use rows::{
-    Affinity, BackendRow, FrontendKey, FrontendRow, LbAssignment, Protocol, RemotePort, RemoteService, Scope,
-    ServiceName, ServicePort, ServiceRow, ServiceType, SliceEndpoint, SlicePort, SliceRow, TrafficPolicy,
+    Affinity, BackendRow, BackendState, Distribution, FrontendKey, FrontendRow, LbAssignment, Protocol,
+    RemoteBackend, RemotePort, RemoteService, Scope, ServiceName, ServicePort, ServiceRow, ServiceType,
+    SliceEndpoint, SlicePort, SliceRow, TrafficPolicy,
 };
+pub use spread::Spread;

@@ -17,23 +17,48 @@ pub fn table_size(backends: usize) -> u16 {
     SIZES.into_iter().find(|size| usize::from(*size) >= wanted).unwrap_or(16381)
 }
 
-/// Positions into `backends`, one per slot; empty for fewer than two backends. At most 65,535 backends take part.
+/// The table size for weights: the lightest backend gets about twenty slots, so that its share is met within a few
+/// percent; never fewer than [`table_size`] gives.
 #[must_use]
-pub fn table(backends: &[Identity]) -> Arc<[u16]> {
+pub fn weighted_size(weights: &[u32]) -> u16 {
+    let all: u64 = weights.iter().map(|weight| u64::from((*weight).max(1))).sum();
+    let least = u64::from(weights.iter().copied().min().unwrap_or(1).max(1));
+    let wanted = all.saturating_mul(20) / least;
+    let by_weight = SIZES.into_iter().find(|size| u64::from(*size) >= wanted).unwrap_or(16381);
+    by_weight.max(table_size(weights.len()))
+}
+
+/// Positions into `backends`, one per slot; empty for fewer than two backends. At most 65,535 backends take part.
+///
+/// A backend takes slots in proportion to its weight; without `weights` all are alike. A packet looks up one slot
+/// whatever the weights are.
+#[must_use]
+pub fn table(backends: &[Identity], weights: &[u32]) -> Arc<[u16]> {
     let count = u16::try_from(backends.len()).unwrap_or(u16::MAX);
     if count < 2 {
         return Arc::from([]);
     }
-    let size = u64::from(table_size(usize::from(count)));
-    let mut permutations: Vec<_> =
-        (0..count).zip(backends).map(|(n, id)| Permutation::new(n, id, size)).collect();
-    let mut slots: Vec<Option<u16>> = vec![None; usize::try_from(size).unwrap_or(0)];
+    let size = if weights.is_empty() { table_size(usize::from(count)) } else { weighted_size(weights) };
+    let heaviest = u64::from(weights.iter().copied().max().unwrap_or(1).max(1));
+    let weights = weights.iter().copied().map(|weight| u64::from(weight.max(1)));
+    let weights = weights.chain(std::iter::repeat(heaviest));
+    let mut permutations: Vec<_> = (0..count)
+        .zip(backends)
+        .zip(weights)
+        .map(|((n, id), weight)| (Permutation::new(n, id, u64::from(size)), weight, 0))
+        .collect();
+    let mut slots: Vec<Option<u16>> = vec![None; usize::from(size)];
     let mut free = slots.len();
-    // Each backend in turn takes its next free preferred slot; every permutation visits every slot, so this ends.
+    // Each backend in turn takes its next free preferred slot; every permutation visits every slot, so this ends. One
+    // of half the greatest weight has its turn in every second round: with equal weights in every one.
     while free > 0 {
-        for permutation in &mut permutations {
-            if free > 0 && permutation.take_next(&mut slots) {
-                free -= 1;
+        for (permutation, weight, saved) in &mut permutations {
+            *saved += *weight;
+            if *saved >= heaviest {
+                *saved -= heaviest;
+                if free > 0 && permutation.take_next(&mut slots) {
+                    free -= 1;
+                }
             }
         }
     }
@@ -95,7 +120,7 @@ mod tests {
 
     #[test]
     fn golden_table() {
-        let table = table(&backends(3));
+        let table = table(&backends(3), &[]);
         assert_eq!(table.len(), 509);
         // Written down once: another hash would move every flow of every running mesh.
         let head: Vec<u16> = table.iter().take(16).copied().collect();
@@ -107,13 +132,13 @@ mod tests {
     #[test]
     fn shares_are_even_and_a_removal_moves_little() {
         let all = backends(20);
-        let before = table(&all);
+        let before = table(&all, &[]);
         for n in 0..20u16 {
             let share = before.iter().filter(|slot| **slot == n).count();
             assert!((before.len() / 20 - 2..=before.len() / 20 + 2).contains(&share), "{n}: {share}");
         }
         let fewer: Vec<_> = all.iter().copied().filter(|id| id.0 != IpAddr::from([10, 1, 1, 7])).collect();
-        let after = table(&fewer);
+        let after = table(&fewer, &[]);
         assert_eq!(before.len(), after.len());
         let moved = before.iter().zip(after.iter()).filter(|(old, new)| {
             let old = all[usize::from(**old)];
@@ -129,6 +154,62 @@ mod tests {
             (table_size(1), table_size(3), table_size(163), table_size(60_000)),
             (251, 509, 16381, 16381)
         );
-        assert!(table(&backends(1)).is_empty());
+        assert!(table(&backends(1), &[]).is_empty());
+    }
+
+    fn slots_of(table: &[u16], n: usize) -> usize {
+        table.iter().filter(|slot| usize::from(**slot) == n).count()
+    }
+
+    #[test]
+    fn equal_weights_are_no_weights() {
+        for n in [2, 3, 20] {
+            let all = backends(n);
+            let weights = vec![7; usize::from(n)];
+            assert_eq!(table(&all, &weights), table(&all, &[]));
+        }
+    }
+
+    #[test]
+    fn shares_follow_the_weights() {
+        for weights in
+            [vec![80, 20], vec![1, 99], vec![40, 40, 10, 10], vec![1, 1000], vec![3, 0, 5], vec![1; 30]]
+        {
+            let all = backends(u8::try_from(weights.len()).unwrap());
+            let table = table(&all, &weights);
+            let sum: u32 = weights.iter().map(|weight| (*weight).max(1)).sum();
+            for (n, weight) in weights.iter().enumerate() {
+                let wanted = table.len() as f64 * f64::from((*weight).max(1)) / f64::from(sum);
+                let got = slots_of(&table, n) as f64;
+                assert!((got - wanted).abs() <= 1.0 + wanted * 0.02, "{weights:?} {n}: {got} for {wanted}");
+            }
+        }
+    }
+
+    /// Slots that change hands although neither their old nor their new backend had to change.
+    #[test]
+    fn with_weights_too_a_removal_or_another_weight_moves_little() {
+        let all = backends(12);
+        let weights: Vec<u32> = (0..12).map(|n| if n < 4 { 60 } else { 15 }).collect();
+        let before = table(&all, &weights);
+        for gone in [1_u16, 7] {
+            let left = |n: &usize| *n != usize::from(gone);
+            let fewer: Vec<_> = (0..12).filter(left).map(|n| all[n]).collect();
+            let lighter: Vec<_> = (0..12).filter(left).map(|n| weights[n]).collect();
+            let after = table(&fewer, &lighter);
+            assert_eq!(before.len(), after.len());
+            let moved = before
+                .iter()
+                .zip(after.iter())
+                .filter(|(old, new)| **old != gone && all[usize::from(**old)] != fewer[usize::from(**new)]);
+            let moved = moved.count();
+            assert!(moved * 100 <= before.len() * 8, "{gone}: {moved} of {}", before.len());
+        }
+        // 60 to 50 of 360: 10/360 of the slots must move.
+        let mut other = weights.clone();
+        other[0] = 50;
+        let after = table(&all, &other);
+        let moved = before.iter().zip(after.iter()).filter(|(old, new)| old != new).count();
+        assert!(moved * 100 <= before.len() * 12, "{moved} of {}", before.len());
     }
 }

@@ -5,8 +5,8 @@
 
 use crate::mcs::{ImportRow, ImportType};
 use crate::rows::{
-    Affinity, Protocol, RemotePort, RemoteService, ServiceName, ServiceRow, ServiceType, SliceEndpoint,
-    SliceRow,
+    Affinity, BackendState, Protocol, RemotePort, RemoteService, ServiceName, ServiceRow, ServiceType,
+    SliceEndpoint, SliceRow,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -304,14 +304,19 @@ impl Planner {
 }
 
 /// A backend of another cluster that is ready.
-struct RemoteBackend<'a> {
+struct ReadyBackend<'a> {
     address: IpAddr,
     hostname: Option<&'a Arc<str>>,
     ports: &'a BTreeSet<RemotePort>,
 }
 
-fn remote_backends(row: &RemoteService) -> impl Iterator<Item = RemoteBackend<'_>> {
-    row.backends.iter().map(|(ip, ports)| RemoteBackend { address: *ip, hostname: None, ports })
+fn remote_backends(row: &RemoteService) -> impl Iterator<Item = ReadyBackend<'_>> {
+    let ready = row.backends.iter().filter(|(_, backend)| backend.state == BackendState::Ready);
+    ready.map(|(ip, backend)| ReadyBackend {
+        address: *ip,
+        hostname: backend.hostname.as_ref(),
+        ports: &backend.ports,
+    })
 }
 
 fn port(name: &Arc<str>, protocol: Protocol, port: u16) -> NamePort {

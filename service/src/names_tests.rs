@@ -1,6 +1,6 @@
 use super::*;
 use crate::mcs::{Condition, ExportSpec, ExportedPort, derived_name};
-use crate::rows::{ServicePort, SlicePort, TrafficPolicy};
+use crate::rows::{RemoteBackend, ServicePort, SlicePort, TrafficPolicy};
 use proptest::prelude::*;
 use tombolo_base::table::{Changes, Table};
 
@@ -26,6 +26,8 @@ fn service(name: &str, source: Source) -> ServiceRow {
         global: false,
         shared: false,
         affinity: Affinity::None,
+        spread: Default::default(),
+        distribution: Default::default(),
         labels: BTreeMap::new(),
         selector: BTreeMap::new(),
         details: Default::default(),
@@ -40,6 +42,7 @@ fn slice(service: &str, ready: bool) -> SliceRow {
         terminating: false,
         node: None,
         hostname: hostname.map(Into::into),
+        ..SliceEndpoint::default()
     };
     SliceRow {
         source: Source::Manifests,
@@ -53,7 +56,12 @@ fn slice(service: &str, ready: bool) -> SliceRow {
 fn shared(name: ServiceName, ip: &str) -> RemoteService {
     let port = RemotePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 };
     let source = Source::Cluster(ClusterName::new("west").unwrap());
-    RemoteService { source, name, backends: [(ip.parse().unwrap(), [port].into())].into() }
+    let backend = RemoteBackend {
+        ports: Arc::new([port].into()),
+        hostname: Some("db-7".into()),
+        ..RemoteBackend::default()
+    };
+    RemoteService { source, name, backends: [(ip.parse().unwrap(), backend)].into() }
 }
 
 fn import(name: &str, kind: ImportType) -> ImportRow {
@@ -166,9 +174,9 @@ fn a_global_headless_service_and_a_headless_import_have_the_others_endpoints() {
     world.slices.1.upsert(slice("db", false));
     world.remote.1.upsert(shared(named_service("db"), "10.2.1.5"));
     run.step();
-    assert_eq!(hosts(run.answer(NameZone::Cluster, "db")), ["web-0.east=10.1.1.5", "10-2-1-5.west=10.2.1.5"]);
+    assert_eq!(hosts(run.answer(NameZone::Cluster, "db")), ["web-0.east=10.1.1.5", "db-7.west=10.2.1.5"]);
     for (affinity, wanted) in
-        [(Affinity::Local, "web-0.east=10.1.1.5"), (Affinity::Remote, "10-2-1-5.west=10.2.1.5")]
+        [(Affinity::Local, "web-0.east=10.1.1.5"), (Affinity::Remote, "db-7.west=10.2.1.5")]
     {
         world.services.1.upsert(ServiceRow { affinity, ..global.clone() });
         run.step();
@@ -181,7 +189,7 @@ fn a_global_headless_service_and_a_headless_import_have_the_others_endpoints() {
     world.services.1.upsert(carrier);
     world.remote.1.upsert(shared(derived.clone(), "10.2.1.7"));
     run.step();
-    assert_eq!(hosts(run.answer(NameZone::ClusterSet, "set")), ["10-2-1-7.west=10.2.1.7"]);
+    assert_eq!(hosts(run.answer(NameZone::ClusterSet, "set")), ["db-7.west=10.2.1.7"]);
     assert_eq!(run.answer(NameZone::Cluster, &derived.name), None);
     world.imports.1.upsert(import("set", ImportType::ClusterSetIP));
     run.step();

@@ -3,12 +3,16 @@
 //! One service is computed from its Service, its EndpointSlices, what other clusters share under its name and its
 //! LoadBalancer addresses. Backends are shared between frontends and counted.
 
+use crate::choice::{Candidate, Choice, Member, Rules, Site, TierUse, Why, choose};
 use crate::maglev;
+use crate::members;
 use crate::numbers::Numbers;
+use crate::probe::FailedProbe;
 use crate::rows::{
-    Affinity, BackendRow, FrontendKey, FrontendRow, LbAssignment, Protocol, RemoteService, Scope,
+    BackendRow, BackendState, FrontendKey, FrontendRow, LbAssignment, Protocol, RemoteService, Scope,
     ServiceName, ServicePort, ServiceRow, ServiceType, SliceRow, TrafficPolicy,
 };
+use crate::spread;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -20,20 +24,41 @@ use tombolo_base::table::{Batch, Row, Snapshot, Writer};
 /// What makes a backend: address, port, protocol.
 pub type BackendKey = (IpAddr, u16, Protocol);
 
-/// A backend that a service may choose.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Candidate {
-    key: BackendKey,
-    local_node: bool,
-    cluster: Option<Arc<str>>,
-}
-
 /// A frontend before its backends have numbers.
 #[derive(Clone, Debug, PartialEq)]
 struct Wanted {
     key: FrontendKey,
-    backends: BTreeSet<Candidate>,
     local_only: bool,
+    /// Which of the service's pools it chooses from.
+    pool: usize,
+}
+
+/// The backends of one port and family, and what is chosen of them. Frontends that choose alike share one.
+#[derive(Clone, Debug, PartialEq)]
+struct Pool {
+    port: ServicePort,
+    ipv4: bool,
+    local_only: bool,
+    candidates: Vec<Candidate>,
+    choice: Choice,
+}
+
+/// What a service was planned to be.
+#[derive(Clone, Debug, Default)]
+struct Planned {
+    frontends: BTreeSet<FrontendKey>,
+    /// All its known backends by key.
+    backends: Vec<Candidate>,
+}
+
+/// A choice in numbers, as the frontends' rows have it.
+#[derive(Clone)]
+struct Numbered {
+    backends: Vec<u32>,
+    weights: Arc<[u32]>,
+    spare: Arc<[(u32, Why)]>,
+    tiers: Arc<[TierUse]>,
+    maglev: Arc<[u16]>,
 }
 
 /// The tables the plan reads, as they were when it last ran.
@@ -47,6 +72,8 @@ pub struct Inputs {
     pub remote: Snapshot<RemoteService>,
     /// LoadBalancer addresses.
     pub addresses: Snapshot<LbAssignment>,
+    /// Backends that do not answer this node's probes.
+    pub probes: Snapshot<FailedProbe>,
 }
 
 /// What changed in the inputs.
@@ -60,13 +87,22 @@ pub struct InputChanges {
     pub remote: Option<Batch<RemoteService>>,
     /// LoadBalancer addresses.
     pub addresses: Option<Batch<LbAssignment>>,
+    /// Backends that do not answer this node's probes.
+    pub probes: Option<Batch<FailedProbe>>,
+    /// The zone of this node, `Some(None)` if it has none.
+    pub zone: Option<Option<Arc<str>>>,
 }
 
 impl InputChanges {
     /// Whether there is nothing to do.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
-        self.services.is_none() && self.slices.is_none() && self.remote.is_none() && self.addresses.is_none()
+        self.services.is_none()
+            && self.slices.is_none()
+            && self.remote.is_none()
+            && self.addresses.is_none()
+            && self.probes.is_none()
+            && self.zone.is_none()
     }
 }
 
@@ -80,7 +116,7 @@ pub struct Outputs {
 
 /// Plans frontends and backends of one node.
 pub struct Planner {
-    node: Arc<str>,
+    site: Site,
     inputs: Inputs,
     gate: Gate,
     gate_was_open: bool,
@@ -88,7 +124,8 @@ pub struct Planner {
     backend_numbers: Numbers<BackendKey>,
     /// What an earlier life's datapath held; members stay until the gate opens.
     before: BTreeMap<FrontendKey, BTreeSet<BackendKey>>,
-    by_service: BTreeMap<ServiceName, BTreeMap<FrontendKey, BTreeSet<BackendKey>>>,
+    by_service: BTreeMap<ServiceName, Planned>,
+    /// How many services know a backend.
     uses: BTreeMap<BackendKey, u32>,
     /// Backends of frontends that an earlier life's datapath holds: some of those may not be planned yet, so their
     /// backends keep number and row until the gate opens.
@@ -100,7 +137,7 @@ impl Planner {
     #[must_use]
     pub fn new(node: Arc<str>, start: Moment) -> Self {
         Self {
-            node,
+            site: Site { node, ..Site::default() },
             inputs: Inputs::default(),
             gate: Gate::new(start),
             gate_was_open: false,
@@ -111,6 +148,37 @@ impl Planner {
             uses: BTreeMap::new(),
             held: BTreeSet::new(),
         }
+    }
+
+    /// The cluster it plans for: who is meant by its name in tiers and weights.
+    #[must_use]
+    pub fn in_cluster(mut self, name: &str) -> Self {
+        self.site.cluster = name.into();
+        self
+    }
+
+    /// One that only looks at rows as they are; see [`crate::view`].
+    pub(crate) fn viewing(inputs: Inputs, node: &str, cluster: &str, zone: Option<&str>) -> Self {
+        let mut planner = Self::new(node.into(), Moment::ZERO).in_cluster(cluster);
+        planner.site.zone = zone.map(Into::into);
+        planner.inputs = inputs;
+        planner
+    }
+
+    /// What pods choose from, by port and family: candidates and choice. Also of ports without an address.
+    pub(crate) fn pools(&self, name: &ServiceName) -> Vec<(ServicePort, bool, Vec<Candidate>, Choice)> {
+        let Some(service) = self.inputs.services.get(name).filter(|row| !row.headless) else {
+            return Vec::new();
+        };
+        let local_only = service.internal_traffic_policy == TrafficPolicy::Local;
+        let mut pools = Vec::new();
+        for port in &service.ports {
+            for ipv4 in [true, false] {
+                self.pool(service, port, ipv4, local_only, &mut pools);
+            }
+        }
+        let pools = pools.into_iter().filter(|pool| !pool.candidates.is_empty());
+        pools.map(|pool| (pool.port, pool.ipv4, pool.candidates, pool.choice)).collect()
     }
 
     /// Takes over the numbers and members that the datapath holds from an earlier life.
@@ -137,6 +205,44 @@ impl Planner {
 
     /// Takes in what changed and writes the rows of the services it touches.
     pub fn step(&mut self, changes: InputChanges, now: Moment, out: &Outputs) {
+        let mut affected = self.take(changes);
+        let (services, remote) = (&self.inputs.services, &self.inputs.remote);
+        let others = self.inputs.slices.sources().chain(self.inputs.addresses.sources());
+        self.gate.observe(services.sources().chain(others).chain(remote.sources()));
+        let opened = self.gate.is_open(now) && !self.gate_was_open;
+        if opened {
+            // Members that only the earlier life knew may go now: every service is looked at once.
+            self.gate_was_open = true;
+            self.before.clear();
+            affected.extend(self.by_service.keys().cloned());
+        }
+        for name in &affected {
+            self.plan_service(name, out);
+        }
+        if opened {
+            let kept: Vec<u32> = std::mem::take(&mut self.held)
+                .into_iter()
+                .filter(|key| !self.uses.contains_key(key))
+                .filter_map(|key| self.backend_numbers.release(&key))
+                .collect();
+            out.backends.commit(|txn| kept.iter().for_each(|id| drop(txn.remove(id))));
+            self.backend_numbers.retain(|key| self.uses.contains_key(key));
+            let planned: BTreeSet<_> = self
+                .by_service
+                .values()
+                .flat_map(|planned| &planned.frontends)
+                .copied()
+                .map(number_key)
+                .collect();
+            self.frontend_numbers.retain(|key| planned.contains(key));
+        }
+        let state = if self.gate_was_open { SourceState::Initialized } else { SourceState::Pending };
+        out.frontends.set_source(&Source::Planner, state);
+        out.backends.set_source(&Source::Planner, state);
+    }
+
+    /// Takes in what changed; the services it touches.
+    fn take(&mut self, changes: InputChanges) -> BTreeSet<ServiceName> {
         let mut affected = BTreeSet::new();
         if let Some(batch) = changes.services {
             for key in &batch.keys {
@@ -170,93 +276,181 @@ impl Planner {
             affected.extend(batch.keys);
             self.inputs.addresses = batch.snapshot;
         }
-        let (services, remote) = (&self.inputs.services, &self.inputs.remote);
-        let others = self.inputs.slices.sources().chain(self.inputs.addresses.sources());
-        self.gate.observe(services.sources().chain(others).chain(remote.sources()));
-        let opened = self.gate.is_open(now) && !self.gate_was_open;
-        if opened {
-            // Members that only the earlier life knew may go now: every service is looked at once.
-            self.gate_was_open = true;
-            self.before.clear();
+        if let Some(batch) = changes.probes {
+            affected.extend(batch.keys.into_iter().map(|(name, _)| name));
+            self.inputs.probes = batch.snapshot;
+        }
+        if let Some(zone) = changes.zone.filter(|zone| *zone != self.site.zone) {
+            self.site.zone = zone;
             affected.extend(self.by_service.keys().cloned());
         }
-        for name in &affected {
-            self.plan_service(name, out);
-        }
-        if opened {
-            let kept: Vec<u32> = std::mem::take(&mut self.held)
-                .into_iter()
-                .filter(|key| !self.uses.contains_key(key))
-                .filter_map(|key| self.backend_numbers.release(&key))
-                .collect();
-            out.backends.commit(|txn| kept.iter().for_each(|id| drop(txn.remove(id))));
-            self.backend_numbers.retain(|key| self.uses.contains_key(key));
-            let planned: BTreeSet<_> =
-                self.by_service.values().flat_map(BTreeMap::keys).copied().map(number_key).collect();
-            self.frontend_numbers.retain(|key| planned.contains(key));
-        }
-        let state = if self.gate_was_open { SourceState::Initialized } else { SourceState::Pending };
-        out.frontends.set_source(&Source::Planner, state);
-        out.backends.set_source(&Source::Planner, state);
+        affected
     }
 
     fn plan_service(&mut self, name: &ServiceName, out: &Outputs) {
-        let wanted = self.wanted(name);
+        let (wanted, pools) = self.wanted(name);
         let old = self.by_service.remove(name).unwrap_or_default();
-        let mut new = BTreeMap::new();
-        for frontend in &wanted {
-            let mut members: BTreeSet<BackendKey> = frontend.backends.iter().map(|c| c.key).collect();
-            if let Some(before) = self.before.get(&frontend.key) {
-                members.extend(
-                    before
-                        .iter()
-                        .filter(|key| !self.gate_was_open && self.backend_numbers.get(key).is_some()),
-                );
-            }
-            new.insert(frontend.key, members);
-        }
-        // New uses first, so that a backend that only moves between frontends keeps its number.
-        for key in new.values().flatten() {
-            *self.uses.entry(*key).or_insert(0) += 1;
-        }
-        out.backends.commit(|txn| {
-            let wanted = wanted.iter().flat_map(|frontend| frontend.backends.iter().cloned());
-            let known: BTreeMap<_, _> = wanted.map(|candidate| (candidate.key, candidate)).collect();
-            for key in new.values().flatten() {
-                // A member that only the earlier life knew: where it runs is not known, nor needed.
-                let restored = || Candidate { key: *key, local_node: false, cluster: None };
-                let candidate = known.get(key).cloned().unwrap_or_else(restored);
-                if let Some(id) = self.backend_numbers.of(key) {
-                    txn.upsert(backend_row(&candidate, id));
-                }
-            }
-        });
+        let new = Planned {
+            frontends: wanted.iter().map(|frontend| frontend.key).collect(),
+            backends: self.known(&wanted, &pools),
+        };
+        let gone = self.write_backends(&old.backends, &new.backends, out);
+        let rows = self.frontend_rows(name, &wanted, &pools, out);
         // Another service may have taken over an external address before this one let go of it.
-        let taken: BTreeSet<FrontendKey> =
-            old.keys().filter(|key| !new.contains_key(key) && self.is_planned(key)).copied().collect();
+        let taken: BTreeSet<FrontendKey> = old
+            .frontends
+            .iter()
+            .filter(|key| !new.frontends.contains(key) && self.is_planned(key))
+            .copied()
+            .collect();
         out.frontends.commit(|txn| {
-            for frontend in &wanted {
-                let members = new.get(&frontend.key).cloned().unwrap_or_default();
-                if let Some(row) = self.frontend_row(name, frontend, &members) {
-                    txn.upsert(row);
-                }
+            for row in rows {
+                txn.upsert(row);
             }
-            for key in old.keys().filter(|key| !new.contains_key(key) && !taken.contains(key)) {
+            for key in old.frontends.difference(&new.frontends).filter(|key| !taken.contains(key)) {
                 txn.remove(key);
-                if !new.keys().any(|other| number_key(*other) == number_key(*key)) {
+                if !new.frontends.iter().any(|other| number_key(*other) == number_key(*key)) {
                     self.frontend_numbers.release(&number_key(*key));
                 }
             }
         });
         out.backends.commit(|txn| {
-            for key in old.values().flatten() {
-                if let Some(id) = self.unuse(key) {
+            for key in gone {
+                if let Some(id) = self.unuse(&key) {
                     txn.remove(&id);
                 }
             }
         });
-        if !new.is_empty() {
+        if !new.frontends.is_empty() {
             self.by_service.insert(name.clone(), new);
+        }
+    }
+
+    /// All backends that the frontends know, by key, no key twice.
+    fn known(&self, wanted: &[Wanted], pools: &[Pool]) -> Vec<Candidate> {
+        let mut all: Vec<Candidate> = pools.iter().flat_map(|pool| pool.candidates.iter().cloned()).collect();
+        // A member that only the earlier life knew: where it runs is not known, nor needed.
+        let restored = wanted.iter().flat_map(|frontend| self.restored(&frontend.key));
+        let kept: Vec<Candidate> = restored
+            .map(|key| Candidate {
+                key,
+                cluster: None,
+                state: BackendState::Ready,
+                local_node: false,
+                zone: None,
+                for_zones: Vec::new(),
+                for_nodes: Vec::new(),
+                failing: false,
+            })
+            .collect();
+        all.extend(kept);
+        // Stable: what is known comes before what is only remembered.
+        all.sort_by_key(|candidate| candidate.key);
+        all.dedup_by_key(|candidate| candidate.key);
+        all
+    }
+
+    /// Members of an earlier life's frontend, until the gate opens.
+    fn restored(&self, key: &FrontendKey) -> impl Iterator<Item = BackendKey> {
+        let before = self.before.get(key).filter(|_| !self.gate_was_open);
+        before.into_iter().flatten().filter(|key| self.backend_numbers.get(key).is_some()).copied()
+    }
+
+    /// Writes the rows of backends that came or changed. Those that went are given back: their rows go after the
+    /// frontends let go of them, and one that only moves between services keeps its number.
+    fn write_backends(&mut self, old: &[Candidate], new: &[Candidate], out: &Outputs) -> Vec<BackendKey> {
+        let mut before = old.iter().peekable();
+        let mut gone = Vec::new();
+        out.backends.commit(|txn| {
+            for candidate in new {
+                while let Some(other) = before.next_if(|other| other.key < candidate.key) {
+                    gone.push(other.key);
+                }
+                let known = before.next_if(|other| other.key == candidate.key);
+                if known.is_none() {
+                    *self.uses.entry(candidate.key).or_insert(0) += 1;
+                }
+                if known != Some(candidate)
+                    && let Some(id) = self.backend_numbers.of(&candidate.key)
+                {
+                    txn.upsert(backend_row(candidate, id));
+                }
+            }
+        });
+        gone.extend(before.map(|candidate| candidate.key));
+        gone
+    }
+
+    /// The rows of a service's frontends.
+    fn frontend_rows(
+        &mut self,
+        service: &ServiceName,
+        wanted: &[Wanted],
+        pools: &[Pool],
+        out: &Outputs,
+    ) -> Vec<FrontendRow> {
+        let present = out.frontends.table().snapshot();
+        let mut numbered: BTreeMap<usize, Numbered> = BTreeMap::new();
+        let mut rows = Vec::with_capacity(wanted.len());
+        for frontend in wanted {
+            let Some(pool) = pools.get(frontend.pool) else { continue };
+            let restored: BTreeSet<BackendKey> = self.restored(&frontend.key).collect();
+            let old = present.get(&frontend.key);
+            let chosen = match numbered.get(&frontend.pool).filter(|_| restored.is_empty()) {
+                Some(numbered) => numbered.clone(),
+                None if restored.is_empty() => {
+                    let fresh = self.number(&pool.choice, old);
+                    numbered.insert(frontend.pool, fresh.clone());
+                    fresh
+                }
+                None => self.number(&with_restored(&pool.choice, &restored), old),
+            };
+            let Some(id) = self.frontend_numbers.of(&number_key(frontend.key)) else { continue };
+            let Ok(id) = u16::try_from(id) else { continue };
+            rows.push(FrontendRow {
+                source: Source::Planner,
+                key: frontend.key,
+                id,
+                service: service.clone(),
+                backends: chosen.backends,
+                weights: chosen.weights,
+                tiers: chosen.tiers,
+                spare: chosen.spare,
+                maglev: chosen.maglev,
+                local_only: frontend.local_only,
+            });
+        }
+        rows
+    }
+
+    /// A choice in numbers. Ordered by address: every node of the cluster builds the same Maglev table.
+    fn number(&mut self, choice: &Choice, old: Option<&FrontendRow>) -> Numbered {
+        let members: Vec<(&Member, u32)> = choice
+            .members
+            .iter()
+            .filter_map(|member| Some((member, self.backend_numbers.of(&member.key)?)))
+            .collect();
+        let alike = members.windows(2).all(|pair| matches!(pair, [(a, _), (b, _)] if a.weight == b.weight));
+        let weights: Vec<u32> =
+            if alike { Vec::new() } else { members.iter().map(|(member, _)| member.weight).collect() };
+        let backends: Vec<u32> = members.iter().map(|(_, id)| *id).collect();
+        // Numbers are kept, so equal ones mean the same backends: the table is only made where it differs.
+        let same = old.filter(|row| row.backends == backends && *row.weights == *weights);
+        let maglev = same.map_or_else(
+            || {
+                let identity = |member: &Member| (member.key.0, member.key.1, member.key.2.number());
+                let identities: Vec<_> = members.iter().map(|(member, _)| identity(member)).collect();
+                maglev::table(&identities, &weights)
+            },
+            |row| row.maglev.clone(),
+        );
+        let spare = choice.spare.iter().filter_map(|(key, why)| Some((self.backend_numbers.get(key)?, *why)));
+        Numbered {
+            backends,
+            weights: weights.into(),
+            spare: spare.collect(),
+            tiers: choice.tiers.as_slice().into(),
+            maglev,
         }
     }
 
@@ -264,7 +458,7 @@ impl Planner {
     fn is_planned(&self, key: &FrontendKey) -> bool {
         let assigned = self.inputs.addresses.by_index(&key.address).map(|row| row.name.clone());
         let mut names = with_address(&self.inputs.services, &key.address).into_iter().chain(assigned);
-        names.any(|name| self.by_service.get(&name).is_some_and(|frontends| frontends.contains_key(key)))
+        names.any(|name| self.by_service.get(&name).is_some_and(|planned| planned.frontends.contains(key)))
     }
 
     /// Counts one use less; the number to give up if it was the last.
@@ -278,52 +472,64 @@ impl Planner {
         if self.held.contains(key) { None } else { self.backend_numbers.release(key) }
     }
 
-    fn frontend_row(
-        &mut self,
-        service: &ServiceName,
-        wanted: &Wanted,
-        members: &BTreeSet<BackendKey>,
-    ) -> Option<FrontendRow> {
-        // Ordered by address: every node of the cluster builds the same Maglev table.
-        let identities: Vec<_> =
-            members.iter().map(|(ip, port, protocol)| (*ip, *port, protocol.number())).collect();
-        Some(FrontendRow {
-            source: Source::Planner,
-            key: wanted.key,
-            id: u16::try_from(self.frontend_numbers.of(&number_key(wanted.key))?).ok()?,
-            service: service.clone(),
-            backends: members.iter().filter_map(|key| self.backend_numbers.of(key)).collect(),
-            maglev: maglev::table(&identities),
-            local_only: wanted.local_only,
-        })
-    }
-
-    /// The frontends of one service, from scratch.
-    fn wanted(&self, name: &ServiceName) -> Vec<Wanted> {
-        let Some(service) = self.inputs.services.get(name) else { return Vec::new() };
+    /// The frontends of one service and the pools they choose from, from scratch.
+    fn wanted(&self, name: &ServiceName) -> (Vec<Wanted>, Vec<Pool>) {
+        let mut pools = Vec::new();
+        let Some(service) = self.inputs.services.get(name) else { return (Vec::new(), pools) };
         if service.kind == ServiceType::ExternalName || service.headless {
-            return Vec::new();
+            return (Vec::new(), pools);
         }
         let assigned = self.inputs.addresses.get(name).filter(|_| service.kind == ServiceType::LoadBalancer);
         let mut wanted = Vec::new();
         for port in &service.ports {
+            let mut add = |address: IpAddr, scope, local_only| {
+                let key = FrontendKey { address, port: port.port, protocol: port.protocol, scope };
+                let pool = self.pool(service, port, address.is_ipv4(), local_only, &mut pools);
+                wanted.push(Wanted { key, local_only, pool });
+            };
             for address in &service.cluster_ips {
-                let local_only = service.internal_traffic_policy == TrafficPolicy::Local;
-                wanted.push(self.frontend(service, port, *address, Scope::Internal, local_only));
+                add(*address, Scope::Internal, service.internal_traffic_policy == TrafficPolicy::Local);
             }
-            for address in assigned.into_iter().flat_map(|row| &row.addresses) {
-                let local_only = service.external_traffic_policy == TrafficPolicy::Local;
-                wanted.push(self.frontend(service, port, *address, Scope::External, local_only));
+            let external = service.external_ips.iter().filter(|ip| self.has_external(service, port, ip));
+            for address in assigned.into_iter().flat_map(|row| &row.addresses).chain(external) {
+                add(*address, Scope::External, service.external_traffic_policy == TrafficPolicy::Local);
                 // Kubernetes: from inside the cluster the external policy does not narrow the choice.
-                wanted.push(self.frontend(service, port, *address, Scope::Internal, false));
-            }
-            for address in service.external_ips.iter().filter(|ip| self.has_external(service, port, ip)) {
-                let local_only = service.external_traffic_policy == TrafficPolicy::Local;
-                wanted.push(self.frontend(service, port, *address, Scope::External, local_only));
-                wanted.push(self.frontend(service, port, *address, Scope::Internal, false));
+                add(*address, Scope::Internal, false);
             }
         }
-        wanted
+        (wanted, pools)
+    }
+
+    /// The number of a pool, made at first sight.
+    fn pool(
+        &self,
+        service: &ServiceRow,
+        port: &ServicePort,
+        ipv4: bool,
+        local_only: bool,
+        pools: &mut Vec<Pool>,
+    ) -> usize {
+        let same = |pool: &Pool| (&pool.port, pool.ipv4, pool.local_only) == (port, ipv4, local_only);
+        if let Some(found) = pools.iter().position(same) {
+            return found;
+        }
+        let mut candidates = members::candidates(&self.inputs, service, port, ipv4, &self.site);
+        if local_only {
+            candidates.retain(|candidate| candidate.local_node);
+        }
+        let tiers = spread::tiers(service);
+        let here = vec![BTreeSet::from([spread::Place::Rest])];
+        let none = BTreeMap::new();
+        // On this node alone there is nothing to choose between clusters or zones.
+        let rules = Rules {
+            tiers: if local_only { &here } else { &tiers },
+            weights: if local_only { &none } else { &service.spread.weights },
+            overflow: service.spread.overflow,
+            distribution: (!local_only).then_some(service.distribution),
+        };
+        let choice = choose(&candidates, &rules, &self.site);
+        pools.push(Pool { port: port.clone(), ipv4, local_only, candidates, choice });
+        pools.len() - 1
     }
 
     /// Whether an address of `externalIPs` is the service's at this port. Anybody may write any address there: one that
@@ -336,79 +542,17 @@ impl Planner {
         }) && !self.inputs.addresses.by_index(address).any(|row| row.name != service.name)
             && !service.cluster_ips.contains(address)
     }
+}
 
-    fn frontend(
-        &self,
-        service: &ServiceRow,
-        port: &ServicePort,
-        address: IpAddr,
-        scope: Scope,
-        local_only: bool,
-    ) -> Wanted {
-        let ipv4 = address.is_ipv4();
-        let local = self.local_backends(service, port, ipv4, local_only);
-        let remote = if service.global && !local_only {
-            self.remote_backends(service, port, ipv4)
-        } else {
-            BTreeSet::new()
-        };
-        let backends = match service.affinity {
-            Affinity::Local if !local.is_empty() => local,
-            Affinity::Remote if !remote.is_empty() => remote,
-            _ => local.into_iter().chain(remote).collect(),
-        };
-        let key = FrontendKey { address, port: port.port, protocol: port.protocol, scope };
-        Wanted { key, backends, local_only }
-    }
-
-    /// This cluster's backends: the ready ones; if there is none, those that still serve (KEP-1669).
-    fn local_backends(
-        &self,
-        service: &ServiceRow,
-        port: &ServicePort,
-        ipv4: bool,
-        local_only: bool,
-    ) -> BTreeSet<Candidate> {
-        let mut ready = BTreeSet::new();
-        let mut serving = BTreeSet::new();
-        for slice in self.inputs.slices.by_index(&service.name) {
-            let matching = slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol);
-            for (slice_port, endpoint) in matching.flat_map(|p| slice.endpoints.iter().map(move |e| (p, e))) {
-                let local_node = endpoint.node.as_ref() == Some(&self.node);
-                if local_only && !local_node {
-                    continue;
-                }
-                for address in endpoint.addresses.iter().filter(|address| address.is_ipv4() == ipv4) {
-                    let key = (*address, slice_port.port, port.protocol);
-                    let candidate = Candidate { key, local_node, cluster: None };
-                    if endpoint.ready || service.publish_not_ready {
-                        ready.insert(candidate);
-                    } else if endpoint.serving {
-                        serving.insert(candidate);
-                    }
-                }
-            }
-        }
-        if ready.is_empty() { serving } else { ready }
-    }
-
-    /// Other clusters' backends, matched by port name and protocol.
-    fn remote_backends(&self, service: &ServiceRow, port: &ServicePort, ipv4: bool) -> BTreeSet<Candidate> {
-        let rows = self.inputs.remote.by_index(&service.name);
-        let backends = rows.flat_map(|row| row.backends.iter().map(|(ip, ports)| (row.source(), *ip, ports)));
-        let matching = backends.filter(|(_, ip, _)| ip.is_ipv4() == ipv4).flat_map(|(source, ip, ports)| {
-            let of_port = ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol);
-            of_port.map(move |p| Candidate {
-                key: (ip, p.port, p.protocol),
-                local_node: false,
-                cluster: match source {
-                    Source::Cluster(name) => Some(name.as_str().into()),
-                    _ => None,
-                },
-            })
-        });
-        matching.collect()
-    }
+/// A choice with members of an earlier life, which have not been said yet or are not chosen now.
+fn with_restored(choice: &Choice, restored: &BTreeSet<BackendKey>) -> Choice {
+    let heaviest = choice.members.iter().map(|member| member.weight).max().unwrap_or(1);
+    let chosen: BTreeSet<BackendKey> = choice.members.iter().map(|member| member.key).collect();
+    let added = restored.difference(&chosen).map(|key| Member { key: *key, weight: heaviest });
+    let mut members: Vec<Member> = choice.members.iter().copied().chain(added).collect();
+    members.sort_by_key(|member| member.key);
+    let spare = choice.spare.iter().filter(|(key, _)| !restored.contains(key)).copied().collect();
+    Choice { members, spare, tiers: choice.tiers.clone() }
 }
 
 /// Both scopes of an address and port share one number: an answer is translated back whoever asked.
@@ -426,6 +570,9 @@ fn backend_row(candidate: &Candidate, id: u32) -> BackendRow {
         protocol,
         local: candidate.local_node,
         cluster: candidate.cluster.clone(),
+        state: candidate.state,
+        zone: candidate.zone.clone(),
+        failing: candidate.failing,
     }
 }
 
@@ -442,4 +589,4 @@ fn sharing(services: &Snapshot<ServiceRow>, name: &ServiceName) -> Vec<ServiceNa
 
 #[cfg(test)]
 #[path = "plan_tests.rs"]
-mod tests;
+pub(crate) mod tests;

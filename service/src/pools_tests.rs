@@ -1,5 +1,6 @@
 use super::*;
-use crate::rows::{Affinity, TrafficPolicy};
+use crate::rows::{Affinity, Distribution, TrafficPolicy};
+use crate::spread::Spread;
 use proptest::prelude::*;
 
 fn name(text: &str) -> ServiceName {
@@ -24,6 +25,8 @@ fn service(text: &str, families: &[bool]) -> ServiceRow {
         global: false,
         shared: false,
         affinity: Affinity::None,
+        spread: Spread::default(),
+        distribution: Distribution::Any,
         labels: BTreeMap::from([("app".into(), text.into())]),
         selector: BTreeMap::new(),
         details: Default::default(),

@@ -1,6 +1,8 @@
 //! The rows that service owns.
 
+use crate::choice::{TierUse, Why};
 use crate::details::ServiceDetails;
+use crate::spread::Spread;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -112,6 +114,54 @@ pub enum Affinity {
     Remote,
 }
 
+/// `spec.trafficDistribution`: which backends are preferred by where they run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub enum Distribution {
+    /// What the hints of the slices say; all alike without hints.
+    #[default]
+    Any,
+    /// `PreferSameZone`, formerly `PreferClose`.
+    SameZone,
+    /// `PreferSameNode`: this node's, else this zone's.
+    SameNode,
+}
+
+/// What is known of a backend's readiness.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BackendState {
+    /// Takes new flows.
+    #[default]
+    Ready,
+    /// Serves what it has: terminating, as a rule. Takes new flows only where nobody is ready (KEP-1669).
+    Serving,
+    /// Takes none.
+    NotReady,
+}
+
+impl BackendState {
+    /// Of an EndpointSlice's conditions; `None` for an endpoint that is as good as gone.
+    #[must_use]
+    pub const fn of(ready: bool, serving: bool, terminating: bool) -> Option<Self> {
+        match (ready, serving, terminating) {
+            (true, ..) => Some(Self::Ready),
+            (_, true, _) => Some(Self::Serving),
+            (.., false) => Some(Self::NotReady),
+            (.., true) => None,
+        }
+    }
+}
+
+impl fmt::Display for BackendState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ready => "ready",
+            Self::Serving => "serving",
+            Self::NotReady => "not-ready",
+        })
+    }
+}
+
 /// A port of a service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ServicePort {
@@ -158,6 +208,10 @@ pub struct ServiceRow {
     pub shared: bool,
     /// `service.cilium.io/affinity`.
     pub affinity: Affinity,
+    /// The annotations `service.tombolo.io/…`: how traffic is spread over clusters.
+    pub spread: Spread,
+    /// `spec.trafficDistribution`.
+    pub distribution: Distribution,
     /// Labels.
     pub labels: BTreeMap<Arc<str>, Arc<str>>,
     /// Selector.
@@ -180,7 +234,18 @@ impl Row for ServiceRow {
         self.cluster_ips.iter().chain(&self.external_ips).copied().collect()
     }
     fn columns() -> &'static [&'static str] {
-        &["NAMESPACE", "NAME", "TYPE", "CLUSTER-IPS", "PORTS", "GLOBAL", "AFFINITY"]
+        &[
+            "NAMESPACE",
+            "NAME",
+            "TYPE",
+            "CLUSTER-IPS",
+            "PORTS",
+            "GLOBAL",
+            "AFFINITY",
+            "TIERS",
+            "WEIGHTS",
+            "OVERFLOW",
+        ]
     }
     fn cells(&self) -> Vec<String> {
         vec![
@@ -191,6 +256,9 @@ impl Row for ServiceRow {
             list(self.ports.iter().map(|port| format!("{}/{}", port.port, port.protocol))),
             self.global.to_string(),
             format!("{:?}", self.affinity).to_lowercase(),
+            self.spread.tiers_text(),
+            self.spread.weights_text(),
+            self.spread.overflow.map_or_else(|| "-".to_owned(), |percent| format!("{percent}%")),
         ]
     }
 }
@@ -207,7 +275,7 @@ pub struct SlicePort {
 }
 
 /// An endpoint of an EndpointSlice.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct SliceEndpoint {
     /// Addresses of the slice's family.
     pub addresses: Vec<IpAddr>,
@@ -219,7 +287,13 @@ pub struct SliceEndpoint {
     pub terminating: bool,
     /// The node it runs on.
     pub node: Option<Arc<str>>,
-    /// `hostname`: its name below a headless service's.
+    /// Its zone.
+    pub zone: Option<Arc<str>>,
+    /// `hints.forZones`: zones that should use it.
+    pub for_zones: Vec<Arc<str>>,
+    /// `hints.forNodes`: nodes that should use it.
+    pub for_nodes: Vec<Arc<str>>,
+    /// Its name within a headless service.
     pub hostname: Option<Arc<str>>,
 }
 
@@ -278,6 +352,23 @@ pub struct RemotePort {
     pub port: u16,
 }
 
+/// A backend in another cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct RemoteBackend {
+    /// Its ports; backends of one service share them.
+    pub ports: Arc<BTreeSet<RemotePort>>,
+    /// How ready it is. What a cluster publishes as services, not as slices, is ready by being there.
+    pub state: BackendState,
+    /// Its zone.
+    pub zone: Option<Arc<str>>,
+    /// Zones that should use it.
+    pub for_zones: Vec<Arc<str>>,
+    /// Its name within a headless service.
+    pub hostname: Option<Arc<str>>,
+    /// The node of its cluster it runs on, where slices say so.
+    pub node: Option<Arc<str>>,
+}
+
 /// Intent: a global service as another cluster shares it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RemoteService {
@@ -286,7 +377,7 @@ pub struct RemoteService {
     /// Namespace and name.
     pub name: ServiceName,
     /// Its backends there.
-    pub backends: BTreeMap<IpAddr, BTreeSet<RemotePort>>,
+    pub backends: BTreeMap<IpAddr, RemoteBackend>,
 }
 
 impl Row for RemoteService {
@@ -388,8 +479,14 @@ pub struct FrontendRow {
     pub id: u16,
     /// The service.
     pub service: ServiceName,
-    /// Backend ids in Maglev order; empty drops (158).
+    /// Ids of the backends that take new flows, in Maglev order; empty drops (158).
     pub backends: Vec<u32>,
+    /// Their shares, beside each other; empty when all are alike.
+    pub weights: Arc<[u32]>,
+    /// The tiers of clusters, first choice first: what each has, and how much of the traffic it gets.
+    pub tiers: Arc<[TierUse]>,
+    /// Known backends that take no new flows, and why. They keep the flows they have.
+    pub spare: Arc<[(u32, Why)]>,
     /// The Maglev table: positions into `backends`. Empty when there is at most one backend.
     pub maglev: Arc<[u16]>,
     /// Whether only backends of this node are used and the client's address is kept.
@@ -410,7 +507,7 @@ impl Row for FrontendRow {
         vec![self.service.clone()]
     }
     fn columns() -> &'static [&'static str] {
-        &["ADDRESS", "PORT", "PROTOCOL", "SCOPE", "ID", "SERVICE", "BACKENDS"]
+        &["ADDRESS", "PORT", "PROTOCOL", "SCOPE", "ID", "SERVICE", "BACKENDS", "TIERS", "NOT-CHOSEN"]
     }
     fn cells(&self) -> Vec<String> {
         vec![
@@ -420,8 +517,30 @@ impl Row for FrontendRow {
             format!("{:?}", self.key.scope).to_lowercase(),
             self.id.to_string(),
             self.service.to_string(),
-            list(&self.backends),
+            list(self.shares().map(|(id, percent)| match percent {
+                Some(percent) => format!("{id}:{percent:.1}%"),
+                None => id.to_string(),
+            })),
+            list(self.tiers.iter()),
+            list(self.spare.iter().map(|(id, why)| format!("{id}:{why}"))),
         ]
+    }
+}
+
+impl FrontendRow {
+    /// The backend of each slot, as packets find it.
+    pub fn slots(&self) -> impl Iterator<Item = u32> {
+        let single = self.backends.iter().copied().filter(|_| self.maglev.is_empty());
+        let slots = self.maglev.iter().filter_map(|slot| self.backends.get(usize::from(*slot)).copied());
+        single.chain(slots)
+    }
+
+    /// The ids, and the percentage of new flows of each where they are not alike.
+    pub fn shares(&self) -> impl Iterator<Item = (u32, Option<f64>)> {
+        let all: f64 = self.weights.iter().map(|weight| f64::from(*weight)).sum();
+        self.backends.iter().enumerate().map(move |(position, id)| {
+            (*id, self.weights.get(position).map(|weight| f64::from(*weight) * 100.0 / all))
+        })
     }
 }
 
@@ -442,6 +561,12 @@ pub struct BackendRow {
     pub local: bool,
     /// The cluster it runs in; `None` for this one.
     pub cluster: Option<Arc<str>>,
+    /// How ready it is.
+    pub state: BackendState,
+    /// Its zone.
+    pub zone: Option<Arc<str>>,
+    /// Whether it does not answer this node's probes.
+    pub failing: bool,
 }
 
 impl Row for BackendRow {
@@ -455,7 +580,7 @@ impl Row for BackendRow {
         &self.source
     }
     fn columns() -> &'static [&'static str] {
-        &["ID", "ADDRESS", "PORT", "PROTOCOL", "LOCAL", "CLUSTER"]
+        &["ID", "ADDRESS", "PORT", "PROTOCOL", "LOCAL", "CLUSTER", "ZONE", "STATE", "PROBE"]
     }
     fn cells(&self) -> Vec<String> {
         vec![
@@ -465,6 +590,9 @@ impl Row for BackendRow {
             self.protocol.to_string(),
             self.local.to_string(),
             self.cluster.as_deref().unwrap_or("-").to_owned(),
+            self.zone.as_deref().unwrap_or("-").to_owned(),
+            self.state.to_string(),
+            if self.failing { "FAILED" } else { "-" }.to_owned(),
         ]
     }
 }

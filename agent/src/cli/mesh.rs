@@ -28,6 +28,7 @@ pub(super) async fn run(command: MeshCommand) -> Result<ExitCode, ClientError> {
         MeshCommand::Nodes(reading) => mesh_view::nodes(&reading).await,
         MeshCommand::Conflicts(reading) => mesh_view::conflicts(&reading).await,
         MeshCommand::Lag(reading) => mesh_view::lag(&reading).await,
+        MeshCommand::Services(args) => super::mesh_services::run(args).await,
         MeshCommand::Troubleshoot(args) => troubleshoot(args).await,
         MeshCommand::Dump(args) => dump(*args).await,
         MeshCommand::Connect(args) => connect(*args).await,
@@ -163,6 +164,8 @@ async fn read(from: Viewpoint, wait: Duration) -> Dump {
         timers: Timers::default(),
         limits: Limits::default(),
         exports: true,
+        mirror: false,
+        relay: None,
     };
     let (sink, cancel) = (Arc::new(Waiter::default()), CancellationToken::new());
     let (mesh, task) = follower::start(config, sink.clone(), cancel.clone()).await;

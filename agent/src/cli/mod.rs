@@ -6,8 +6,10 @@ mod client;
 mod commands;
 pub(crate) mod dns;
 mod mesh;
+mod mesh_services;
 mod mesh_view;
 mod output;
+mod relay;
 
 use crate::config::DEFAULT_SOCKET;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -19,6 +21,7 @@ use tombolo_clustermesh::partner::MAX_DAYS;
 
 pub(crate) use bgp::BgpCommand;
 pub(crate) use commands::{Query, block_on, run};
+pub(crate) use relay::{RelayArgs, RelayCommand};
 
 /// Makes several Kubernetes clusters one network: cluster mesh, BGP, eBPF, WireGuard.
 #[derive(Debug, Parser)]
@@ -66,6 +69,8 @@ pub(crate) enum Command {
     },
     /// DNS of services, a unit of its own that survives the agent
     Dns(dns::DnsArgs),
+    /// Mirror the other clusters into this cluster's etcd, so that its nodes read one etcd instead of all of them
+    Relay(RelayArgs),
     /// The CNI plugin; called by a container runtime through the CNI environment
     Cni,
     /// The userspace WireGuard tunnel, a unit of its own that survives the agent
@@ -127,6 +132,8 @@ pub(crate) enum MeshCommand {
     Conflicts(Reading),
     /// How long a change takes from each cluster's etcd to this agent, and inside it
     Lag(Reading),
+    /// The global services: which clusters export each, what is used of it, and why the rest is not
+    Services(ServicesArgs),
     /// Walk the way to the remote clusters step by step: file, certificates, name, TCP, TLS, rights, heartbeat, configuration, canaries
     Troubleshoot(TroubleshootArgs),
     /// What was accepted from the remote clusters and what was refused, as JSON
@@ -173,6 +180,15 @@ pub(crate) struct ConnectArgs {
     /// The folder where the partner's nodes will keep the files: needed by Cilium, which wants whole paths
     #[arg(long, value_name = "DIR")]
     pub(crate) folder_there: Option<PathBuf>,
+}
+
+/// `tombolo mesh services`.
+#[derive(Debug, Args)]
+pub(crate) struct ServicesArgs {
+    /// A name, or namespace/name: its backends are listed too; without it all services
+    pub(crate) service: Option<String>,
+    #[command(flatten)]
+    pub(crate) reading: Reading,
 }
 
 /// `tombolo mesh troubleshoot`.
@@ -222,7 +238,7 @@ pub(crate) struct ReaderArgs {
 /// `tombolo config`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigCommand {
-    /// Check an agent.yaml, a manifest, a remote cluster's file or a topology file; all mistakes at once
+    /// Check an agent.yaml, router.yaml or relay.yaml, a manifest, a remote cluster's file or a topology file; all mistakes at once
     Check {
         /// The files
         #[arg(required = true)]

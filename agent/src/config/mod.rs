@@ -124,6 +124,8 @@ pub(crate) struct Clustermesh {
     pub(crate) folder: PathBuf,
     /// Accept `http://` endpoints in these files.
     pub(crate) allow_plaintext: bool,
+    /// Read all clusters from the own etcd, where a relay mirrors them; the files only name them then.
+    pub(crate) relay: bool,
     /// How backends of global services are published.
     pub(crate) backends: Backends,
     /// Whether services are exported and imported by the Multi-Cluster Services API.
@@ -143,6 +145,7 @@ impl Default for Clustermesh {
         Self {
             folder: PathBuf::new(),
             allow_plaintext: false,
+            relay: false,
             backends: Backends::default(),
             service_exports: true,
             clusterset_cidrs: Vec::new(),
@@ -274,6 +277,8 @@ pub(crate) struct Maps {
     pub(crate) services: u32,
     /// Service backends.
     pub(crate) backends: u32,
+    /// Slots of the frontends' Maglev tables, four bytes each.
+    pub(crate) maglev_slots: u32,
 }
 
 impl Default for Maps {
@@ -285,6 +290,7 @@ impl Default for Maps {
             prefixes: 512_000,
             services: 65_536,
             backends: 65_536,
+            maglev_slots: 1_048_576,
         }
     }
 }

@@ -44,6 +44,8 @@ pub(crate) trait Backend: Send + Sync + 'static {
     fn mesh_dump(&self) -> impl Future<Output = Dump> + Send;
     /// The way to them, step by step, or to one of them.
     fn mesh_walks(&self, only: Option<String>) -> impl Future<Output = Result<Vec<Walk>, String>> + Send;
+    /// The global services, or those of a name.
+    fn mesh_services(&self, only: Option<String>) -> impl Future<Output = serde_json::Value> + Send;
     /// BGP sessions.
     fn bgp_peers(&self) -> impl Future<Output = serde_json::Value> + Send;
     /// All about the BGP peers of a name, or about all.
@@ -115,6 +117,13 @@ pub(crate) struct ClusterQuery {
     pub(crate) cluster: Option<String>,
 }
 
+/// `?service=`.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct ServiceQuery {
+    /// A service's name, or namespace/name; none is all.
+    pub(crate) service: Option<String>,
+}
+
 /// The socket could not be opened.
 #[derive(Debug, thiserror::Error)]
 #[error(
@@ -165,6 +174,7 @@ pub(crate) async fn serve<B: Backend>(listener: UnixListener, backend: Arc<B>, c
         )
         .route("/v1/mesh/lag", get(|State(b): State<Arc<B>>| async move { Json(b.mesh_lag().await) }))
         .route("/v1/mesh/nodes", get(|State(b): State<Arc<B>>| async move { Json(b.mesh_nodes().await) }))
+        .route("/v1/mesh/services", get(mesh_services::<B>))
         .route("/v1/mesh", get(|State(b): State<Arc<B>>| async move { Json(b.mesh().await) }))
         .route("/v1/bgp/peers", get(|State(b): State<Arc<B>>| async move { Json(b.bgp_peers().await) }))
         .route("/v1/bgp/states", get(bgp_states::<B>))
@@ -228,6 +238,13 @@ async fn mesh_walks<B: Backend>(
         Ok(walks) => Json(walks).into_response(),
         Err(text) => not_found(text),
     }
+}
+
+async fn mesh_services<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Query(query): Query<ServiceQuery>,
+) -> Response {
+    Json(backend.mesh_services(query.service).await).into_response()
 }
 
 async fn bgp_states<B: Backend>(State(backend): State<Arc<B>>, Query(query): Query<PeerQuery>) -> Response {

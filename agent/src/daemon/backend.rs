@@ -6,6 +6,7 @@ use super::drive::Driver;
 use super::endpoints::Gate;
 use super::flows::Flows;
 use super::mesh_metrics;
+use super::mesh_services;
 use super::mesh_view::{self, Conflict, NodeTables};
 use super::node::NodeSetup;
 use super::parts::{self, Hooks};
@@ -88,6 +89,8 @@ pub(crate) struct Daemon {
     pub(crate) conflict_counts: OnceLock<Arc<ConflictCounts>>,
     /// LoadBalancer services without address.
     pub(crate) lb_problems: Texts,
+    /// Backends that are probed, and those that fail.
+    pub(crate) probes: super::probe::Counts,
     /// Policies that cannot be enforced.
     pub(crate) policy_problems: Texts,
     /// Flows.
@@ -133,6 +136,7 @@ impl Daemon {
             map_timer: MapTimer::default(),
             conflict_counts: OnceLock::new(),
             lb_problems: Texts::default(),
+            probes: super::probe::Counts::default(),
             policy_problems: Texts::default(),
             flows: Flows::new(),
             metrics: Arc::new(Metrics::default()),
@@ -176,6 +180,7 @@ impl Daemon {
         parts.extend(self.dns.get().map(|part| part.borrow().clone()));
         if let Some(rows) = self.rows.get() {
             parts.push(self.load_balancer_part(rows));
+            parts.extend(parts::probes(*self.probes.lock().unwrap_or_else(PoisonError::into_inner)));
             let reading = self.roll.running().contains(&FLOWS);
             let lost = self.datapath.lost_events().map_err(|error| error.to_string());
             parts.push(parts::flows(self.metrics.flows.get(), lost, reading));
@@ -420,6 +425,14 @@ impl Backend for Daemon {
             allow_plaintext: self.clustermesh.allow_plaintext,
         };
         walk(&from, only.as_deref()).await.map_err(|error| error.to_string())
+    }
+
+    async fn mesh_services(&self, only: Option<String>) -> Value {
+        let (Some(rows), Some(node)) = (self.rows.get(), self.node.get()) else {
+            return json!({"services": [], "withheld": {}});
+        };
+        let clusters = self.clusters().await;
+        json!(mesh_services::services(&rows.intent, &node.own.key(), &clusters, only.as_deref()))
     }
 
     async fn bgp_peers(&self) -> Value {

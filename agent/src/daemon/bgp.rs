@@ -356,7 +356,8 @@ async fn lose(driver: Driver, mut lost: broadcast::Receiver<IpAddr>, kernel: Ker
 mod tests {
     use super::*;
     use tombolo_service::{
-        Affinity, Protocol, ServiceName, ServicePort, ServiceType, SliceEndpoint, SlicePort,
+        Affinity, Distribution, Protocol, ServiceName, ServicePort, ServiceType, SliceEndpoint, SlicePort,
+        Spread,
     };
 
     fn service(publish_not_ready: bool) -> ServiceRow {
@@ -377,6 +378,8 @@ mod tests {
             global: false,
             shared: false,
             affinity: Affinity::None,
+            spread: Spread::default(),
+            distribution: Distribution::Any,
             labels: BTreeMap::new(),
             selector: BTreeMap::new(),
             details: Default::default(),
@@ -396,7 +399,7 @@ mod tests {
                 serving: true,
                 terminating,
                 node: Some(node.into()),
-                hostname: None,
+                ..SliceEndpoint::default()
             }],
         }
     }

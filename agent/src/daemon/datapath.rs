@@ -186,6 +186,8 @@ pub(crate) struct Frontends {
     datapath: Arc<Datapath>,
     /// What the datapath holds of backends: a frontend never names one that is not there.
     backends: Applied<BackendRow>,
+    /// Rows as they were written last: what differs from them is all that is written.
+    written: BTreeMap<FrontendKey, FrontendRow>,
     /// Frontends by external address: other packets to such an address are dropped, never routed back.
     external: BTreeMap<IpAddr, BTreeSet<FrontendKey>>,
     /// The node's own addresses: as `externalIPs` they serve some ports, and the host has the rest.
@@ -199,7 +201,7 @@ impl Frontends {
         backends: Applied<BackendRow>,
         own: BTreeSet<IpAddr>,
     ) -> Self {
-        Self { datapath, backends, external: BTreeMap::new(), own }
+        Self { datapath, backends, written: BTreeMap::new(), external: BTreeMap::new(), own }
     }
 
     const fn rest_of(ip: IpAddr) -> ebpf::Frontend {
@@ -220,32 +222,43 @@ fn frontend(key: &FrontendKey) -> ebpf::Frontend {
     ebpf::Frontend { ip: key.address, port: key.port, protocol: key.protocol.number(), scope }
 }
 
-fn maglev(row: &FrontendRow) -> Vec<u32> {
-    if row.maglev.is_empty() {
-        return row.backends.clone();
+/// As the datapath takes it.
+fn service(row: &FrontendRow) -> ebpf::ServiceEntry {
+    ebpf::ServiceEntry {
+        rev_nat: u32::from(row.id),
+        maglev: row.slots().collect(),
+        local_only: row.local_only,
     }
-    row.maglev.iter().filter_map(|slot| row.backends.get(usize::from(*slot)).copied()).collect()
 }
 
 impl Target<FrontendRow> for Frontends {
     async fn update(&mut self, row: &FrontendRow) -> Result<(), String> {
-        if let Some(missing) = row.backends.iter().find(|id| self.backends.get(id).is_none()) {
+        // Until it is written whole it is not known what the maps hold.
+        let old = self.written.remove(&row.key);
+        // The same row again: somebody wants it compared with the maps themselves.
+        let old = old.filter(|old| old != row);
+        let named: BTreeSet<u32> = old.iter().flat_map(|old| &old.backends).copied().collect();
+        let fresh = row.backends.iter().filter(|id| !named.contains(id));
+        if let Some(missing) = fresh.copied().find(|id| !self.backends.contains(id)) {
+            self.written.extend(old.map(|old| (old.key, old)));
             return Err(format!("backend {missing} is not in the datapath yet"));
         }
-        let entry = ebpf::ServiceEntry {
-            rev_nat: u32::from(row.id),
-            maglev: maglev(row),
-            local_only: row.local_only,
-        };
-        told(self.datapath.set_service(&frontend(&row.key), &entry))?;
+        let (key, entry) = (frontend(&row.key), service(row));
+        match old {
+            Some(old) => drop(told(self.datapath.change_service(&key, &service(&old), &entry))?),
+            None => told(self.datapath.set_service(&key, &entry))?,
+        }
+        self.written.insert(row.key, row.clone());
         if row.key.scope == Scope::External && !self.own.contains(&row.key.address) {
             self.external.entry(row.key.address).or_default().insert(row.key);
-            told(self.datapath.set_service(&Self::rest_of(row.key.address), &Self::rest_entry()))?;
+            let rest = Self::rest_of(row.key.address);
+            told(self.datapath.set_service(&rest, &Self::rest_entry()))?;
         }
         Ok(())
     }
 
     async fn delete(&mut self, row: &FrontendRow) -> Result<(), String> {
+        self.written.remove(&row.key);
         told(self.datapath.delete_service(&frontend(&row.key)))?;
         if row.key.scope == Scope::External
             && let Some(keys) = self.external.get_mut(&row.key.address)

@@ -102,6 +102,11 @@ impl<R: Row> Applied<R> {
         self.rows.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
     }
 
+    /// Whether the target holds a row under `key`.
+    pub(crate) fn contains(&self, key: &R::Key) -> bool {
+        self.rows.lock().unwrap_or_else(PoisonError::into_inner).contains_key(key)
+    }
+
     /// Whether the target holds a row for which `check` is true.
     pub(crate) fn any(&self, check: impl Fn(&R) -> bool) -> bool {
         self.rows.lock().unwrap_or_else(PoisonError::into_inner).values().any(check)

@@ -25,13 +25,15 @@ mod follow_names;
 mod interfaces;
 mod mcs;
 mod mesh_metrics;
-mod mesh_view;
+mod mesh_services;
+pub(crate) mod mesh_view;
 mod names;
 pub(crate) mod network;
 mod node;
 pub(crate) mod parts;
 mod planners;
 mod policy;
+mod probe;
 mod publish;
 pub(crate) mod show;
 mod stages;
@@ -189,6 +191,7 @@ async fn open_datapath(config: &Config) -> anyhow::Result<Arc<Datapath>> {
         prefixes: maps.prefixes.min(65_536),
         services: maps.services,
         backends: maps.backends,
+        maglev_slots: maps.maglev_slots,
         conntrack_half: maps.conntrack / 2,
         conntrack: maps.conntrack / 2,
         nat: maps.nat,

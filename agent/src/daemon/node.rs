@@ -267,6 +267,8 @@ pub(crate) async fn start_mesh(
         timers: Timers::default(),
         limits: config.clustermesh.limits(),
         exports: config.clustermesh.service_exports,
+        mirror: false,
+        relay: config.etcd.as_ref().filter(|_| config.clustermesh.relay).map(Etcd::client),
     };
     let (handle, task) = follower::start(mesh, sink, cancel).await;
     tasks.spawn("mesh", async move {

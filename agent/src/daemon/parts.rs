@@ -11,6 +11,7 @@ use tombolo_bgp_node::{InstanceCache, InstancePeer};
 use tombolo_clustermesh::certificate::date;
 use tombolo_clustermesh::follower::ClusterStatus;
 use tombolo_clustermesh::publisher::PublisherStatus;
+use tombolo_clustermesh::wire::Kind;
 use tombolo_kubernetes::FolderReport;
 use tombolo_netlink::Link;
 use tombolo_service::pools::LbPool;
@@ -226,6 +227,19 @@ pub(crate) fn load_balancers(
     }
     let remedy = "wait for the elected agent, whose status (part etcd says `elected`) has the reason";
     Part::failing("load-balancer", format!("{detail}; none: {}", some(&without)), remedy)
+}
+
+/// Probes of other clusters' backends, if a service asks for them. Backends that fail are the other cluster's matter: new
+/// flows go elsewhere, and this node is ready.
+pub(crate) fn probes((probed, failing): (usize, usize)) -> Option<Part> {
+    let part = || {
+        Part::ready(
+            "probes",
+            format!("{probed} backends of other clusters are probed, {failing} do not answer"),
+        )
+    };
+    let remedy = || "tombolo show failed-probes".to_owned();
+    (probed > 0).then(|| if failing > 0 { Part { remedy: remedy(), ..part() } } else { part() })
 }
 
 /// What the endpoint store says of itself.

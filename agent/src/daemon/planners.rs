@@ -6,9 +6,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use tombolo_base::prefix::Prefix;
 use tombolo_base::source::Source;
-use tombolo_base::table::{Table, Writer};
+use tombolo_base::table::{Batch, Row, Table, Writer};
 use tombolo_clustermesh::certificate::unix_now;
-use tombolo_service::{LbAssignment, RemoteService, ServiceRow, SliceRow};
+use tombolo_service::{FailedProbe, LbAssignment, RemoteService, ServiceRow, SliceRow};
 use tombolo_topology::{EndpointRow, EndpointState, IdentityRow, LearnedRoute, NodeRow, PrefixRow, plan};
 
 /// Runs the topology planner until cancelled.
@@ -48,7 +48,16 @@ pub(crate) struct ServiceInputs {
     pub(crate) remote: Table<RemoteService>,
     /// LoadBalancer addresses.
     pub(crate) addresses: Table<LbAssignment>,
+    /// What probes found.
+    pub(crate) probes: Table<FailedProbe>,
+    /// All nodes, of which only this one is looked at: its label says which zone it is in.
+    pub(crate) nodes: Table<NodeRow>,
+    /// This node.
+    pub(crate) own: <NodeRow as Row>::Key,
 }
+
+/// The label of a node's zone.
+pub(crate) const ZONE: &str = "topology.kubernetes.io/zone";
 
 /// Runs the service planner until cancelled.
 pub(crate) async fn services(
@@ -59,6 +68,11 @@ pub(crate) async fn services(
 ) {
     let (mut services, mut slices) = (inputs.services.changes(), inputs.slices.changes());
     let (mut remote, mut addresses) = (inputs.remote.changes(), inputs.addresses.changes());
+    let (mut probes, mut nodes) = (inputs.probes.changes(), inputs.nodes.changes());
+    let zone = |batch: Option<Batch<NodeRow>>| {
+        let own = batch.filter(|batch| batch.keys.contains(&inputs.own))?;
+        Some(own.snapshot.get(&inputs.own).and_then(|row| row.labels.get(ZONE).cloned()))
+    };
     loop {
         let mut changes = tombolo_service::plan::InputChanges::default();
         tokio::select! {
@@ -67,12 +81,16 @@ pub(crate) async fn services(
             batch = slices.next() => changes.slices = Some(batch),
             batch = remote.next() => changes.remote = Some(batch),
             batch = addresses.next() => changes.addresses = Some(batch),
+            batch = probes.next() => changes.probes = Some(batch),
+            batch = nodes.next() => changes.zone = zone(Some(batch)),
             () = driver.clock.sleep_until(planner.next_deadline()) => {}
         }
         changes.services = changes.services.or_else(|| services.drain());
         changes.slices = changes.slices.or_else(|| slices.drain());
         changes.remote = changes.remote.or_else(|| remote.drain());
         changes.addresses = changes.addresses.or_else(|| addresses.drain());
+        changes.probes = changes.probes.or_else(|| probes.drain());
+        changes.zone = changes.zone.or_else(|| zone(nodes.drain()));
         planner.step(changes, driver.clock.now(), &out);
     }
 }

@@ -187,7 +187,7 @@ pub(crate) async fn cluster(
 mod tests {
     use super::*;
     use tombolo_base::table::Row;
-    use tombolo_service::{Affinity, ServiceType, TrafficPolicy};
+    use tombolo_service::{Affinity, Distribution, ServiceType, Spread, TrafficPolicy};
 
     fn service(name: &str, namespace: &str, global: bool, shared: bool) -> ServiceRow {
         ServiceRow {
@@ -207,6 +207,8 @@ mod tests {
             global,
             shared,
             affinity: Affinity::None,
+            spread: Spread::default(),
+            distribution: Distribution::Any,
             labels: BTreeMap::new(),
             selector: BTreeMap::new(),
             details: Default::default(),

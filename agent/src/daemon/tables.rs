@@ -9,7 +9,7 @@ use tombolo_kubernetes::Tables;
 use tombolo_policy::{EndpointPolicy, PolicyRow};
 use tombolo_service::mcs::{ExportStatus, ImportRow, RemoteExport};
 use tombolo_service::names::NameRow;
-use tombolo_service::{BackendRow, FrontendRow, LbAssignment, RemoteService};
+use tombolo_service::{BackendRow, FailedProbe, FrontendRow, LbAssignment, RemoteService};
 use tombolo_topology::bgp::{AdvertRow, ConditionRow, NodeConfigRow, PeerRow};
 use tombolo_topology::{
     ConflictRow, EndpointRow, IdentityRow, LearnedRoute, NodePath, PrefixEntry, PrefixRow, RouteEntry,
@@ -37,6 +37,8 @@ pub(crate) struct Intent {
     pub(crate) exports: Table<RemoteExport>,
     /// LoadBalancer addresses and clusterset IPs.
     pub(crate) addresses: Table<LbAssignment>,
+    /// Which backends answer this node's probes.
+    pub(crate) probes: Table<FailedProbe>,
     /// What BGP peers taught.
     pub(crate) learned: Table<LearnedRoute>,
     /// This node's pods.
@@ -55,6 +57,8 @@ pub(crate) struct IntentWriters {
     pub(crate) exports: Arc<Writer<RemoteExport>>,
     /// Of the LoadBalancer addresses: the mesh, which follows the own cluster's etcd too.
     pub(crate) addresses: Arc<Writer<LbAssignment>>,
+    /// Of the probes: the prober.
+    pub(crate) probes: Arc<Writer<FailedProbe>>,
     /// Of the learned routes: BGP.
     pub(crate) learned: Arc<Writer<LearnedRoute>>,
     /// Of the pods: the endpoint store.
@@ -69,6 +73,7 @@ impl Intent {
         let (remote_services, remote_writer) = shared();
         let (exports, export_writer) = shared();
         let (addresses, address_writer) = shared();
+        let (probes, probe_writer) = shared();
         let (learned, learned_writer) = shared();
         let (endpoints, endpoint_writer) = Table::new();
         let writers = IntentWriters {
@@ -77,11 +82,22 @@ impl Intent {
             remote_services: remote_writer,
             exports: export_writer,
             addresses: address_writer,
+            probes: probe_writer,
             learned: learned_writer,
             endpoints: endpoint_writer,
         };
         (
-            Self { kube, identities, prefixes, remote_services, exports, addresses, learned, endpoints },
+            Self {
+                kube,
+                identities,
+                prefixes,
+                remote_services,
+                exports,
+                addresses,
+                probes,
+                learned,
+                endpoints,
+            },
             writers,
         )
     }
@@ -108,6 +124,7 @@ impl Intent {
         catalogue.add(&self.remote_services);
         catalogue.add(&self.exports);
         catalogue.add(&self.addresses);
+        catalogue.add(&self.probes);
         catalogue.add(&self.learned);
         catalogue.add(&self.endpoints);
     }

@@ -15,7 +15,7 @@ use super::tables::{Desired, DesiredWriters, Held, Intent, IntentWriters, catalo
 use super::tasks::Tasks;
 use super::{
     bgp, bgp_status, datapath, dns, endpoints, flows, follow_names, interfaces, mcs, names, network, node,
-    planners, policy, publish, watch,
+    planners, policy, probe, publish, watch,
 };
 use crate::config::{Config, Encryption, Identity};
 use anyhow::{Context, anyhow};
@@ -26,6 +26,7 @@ use tombolo_base::table::{Row, Table, Writer};
 use tombolo_clustermesh::publisher::PublisherHandle;
 use tombolo_clustermesh::rows::{RemoteSlices, TableSink};
 use tombolo_kubernetes::{LabelFilter, Tables, Writers};
+use tombolo_service::FailedProbe;
 use tombolo_service::mcs::{ClusterSetRange, ExportStatus, ImportRow, Outputs, Planner};
 use tombolo_service::names::NameRow;
 use tombolo_topology::plan::{self, NodeIndexes};
@@ -152,11 +153,13 @@ impl Rooms<'_> {
         let datapath::Remembered { nodes, claims, backends, frontends, interfaces } = remembered;
         self.topology_planner((nodes, claims), hops, plans.topology);
         let node = self.ground.identity.node.clone();
-        let mut services = tombolo_service::plan::Planner::new(node, self.ground.driver.clock.now());
+        let mut services = tombolo_service::plan::Planner::new(node, self.ground.driver.clock.now())
+            .in_cluster(self.ground.identity.cluster.as_str());
         services.restore(backends, frontends);
         self.mcs_planner(plans.mcs, kube);
         self.names_planner(plans.names);
         self.service_planner(services, plans.services);
+        self.prober(sources.probes.clone());
         self.policy_planner(plans.policies);
         self.spawn(
             "planner/interfaces",
@@ -208,6 +211,9 @@ impl Rooms<'_> {
             slices: self.intent.kube.slices.clone(),
             remote: self.intent.remote_services.clone(),
             addresses: self.intent.addresses.clone(),
+            probes: self.intent.probes.clone(),
+            nodes: self.intent.kube.nodes.clone(),
+            own: self.ground.node.own.key(),
         };
         self.spawn("planner/services", planners::services(self.driver(), planner, inputs, out));
     }
@@ -252,6 +258,18 @@ impl Rooms<'_> {
 
     fn clusterset_range(&self) -> ClusterSetRange {
         ClusterSetRange(self.ground.config.clustermesh.clusterset_cidrs.clone())
+    }
+
+    /// Backends of other clusters, for services that have them probed.
+    fn prober(&mut self, out: Arc<Writer<FailedProbe>>) {
+        let inputs = probe::Inputs {
+            services: self.intent.kube.services.clone(),
+            remote: self.intent.remote_services.clone(),
+            nodes: self.intent.kube.nodes.clone(),
+            cluster: self.ground.identity.cluster.clone(),
+        };
+        let counts = self.ground.daemon.probes.clone();
+        self.spawn("probes", probe::run(self.driver(), inputs, out, counts));
     }
 
     fn policy_planner(&mut self, out: policy::Pens) {

@@ -108,6 +108,10 @@ impl Backend for Router {
         Dump::default()
     }
 
+    async fn mesh_services(&self, _: Option<String>) -> Value {
+        json!({"services": [], "withheld": {}})
+    }
+
     async fn mesh_walks(&self, _: Option<String>) -> Result<Vec<Walk>, String> {
         Err("a router is in no mesh; ask an agent".to_owned())
     }

@@ -1,9 +1,9 @@
 //! Whether a remote cluster may be followed: its configuration, checked, and its number, reserved.
 
 use super::core::{Follower, Link};
-use super::event::{Header, Output};
+use super::event::{Header, News, Output};
 use super::store::Store;
-use crate::wire::{ClusterConfig, ConfigError, Kind, Layout, ReaderForms, Remote, ServicePreference, key};
+use crate::wire::{Capabilities, ClusterConfig, ConfigError, Kind, Layout, Remote, ServicePreference, key};
 use tombolo_base::clock::Moment;
 use tombolo_base::source::SourceState;
 
@@ -64,7 +64,10 @@ impl Follower {
         }
         self.remote =
             Some(Remote { name: self.config.cluster.clone(), id, max: self.config.max, own: false });
-        self.choose_kinds(published.capabilities.reader(ServicePreference::default()), out);
+        self.choose_kinds(&published.capabilities, out);
+        if self.config.mirror {
+            out.push(Output::News(News::Config(id, value.into())));
+        }
         if self.published.as_ref().is_some_and(|before| before.layout() != published.layout()) {
             self.bookmarks.forget();
         }
@@ -74,14 +77,22 @@ impl Follower {
 
     /// Backends are published as services or as endpoint slices, and exports not by all. Only what this cluster has is
     /// read, for of the rest no canary may come; what was known of it goes.
-    fn choose_kinds(&mut self, forms: ReaderForms, out: &mut Vec<Output>) {
-        for kind in [Kind::Services, Kind::EndpointSlices, Kind::ServiceExports] {
-            let read = forms.reads(kind) && (kind != Kind::ServiceExports || self.config.exports);
-            if read == self.stores.contains_key(&kind) {
+    fn choose_kinds(&mut self, said: &Capabilities, out: &mut Vec<Output>) {
+        let forms = said.reader(ServicePreference::default());
+        let (mirror, exports) = (self.config.mirror, self.config.exports);
+        let optional = [Kind::Services, Kind::EndpointSlices, Kind::ServiceExports];
+        let reads = |kind| match kind {
+            // A mirror has readers of all tastes.
+            _ if mirror => said.publishes(kind),
+            Kind::ServiceExports => exports && forms.reads(kind),
+            _ => forms.reads(kind),
+        };
+        for kind in optional {
+            if reads(kind) == self.stores.contains_key(&kind) {
                 continue;
             }
-            if read {
-                self.stores.insert(kind, Store::new(kind));
+            if reads(kind) {
+                self.stores.insert(kind, Store::new(kind, mirror));
             } else {
                 self.drain_kind(kind, out);
                 self.stores.remove(&kind);

@@ -10,6 +10,7 @@ use super::lag::LagMeter;
 use super::limits::{Limits, Usage};
 use super::resume::{Bookmarks, Repetition};
 use super::store::{Intake, Phase, Store};
+use super::upstream::Upstream;
 use crate::wire::{ClusterConfig, KINDS, Kind, Record, Rejections, Remote};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,6 +40,9 @@ pub struct FollowerConfig {
     pub limits: Limits,
     /// Whether exports of the Multi-Cluster Services API are read, where there are some.
     pub exports: bool,
+    /// Read everything the cluster publishes, as it stands, to write it elsewhere: records are [`Record::Raw`], and what is
+    /// known is not taken away when the cluster is removed.
+    pub mirror: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +105,7 @@ pub struct Follower {
     pub(super) withheld: BTreeSet<Kind>,
     pub(super) conflicts: Conflicts,
     pub(super) lag: LagMeter,
+    pub(super) upstream: Upstream,
 }
 
 impl Follower {
@@ -119,7 +124,7 @@ impl Follower {
             link: Link::Idle(now),
             remote,
             published: None,
-            stores: kinds.map(|kind| (kind, Store::new(kind))).collect(),
+            stores: kinds.map(|kind| (kind, Store::new(kind, config.mirror))).collect(),
             phases: BTreeMap::new(),
             retries: BTreeMap::new(),
             canaries: BTreeMap::new(),
@@ -151,6 +156,7 @@ impl Follower {
             withheld: BTreeSet::new(),
             conflicts: Conflicts::default(),
             lag: LagMeter::default(),
+            upstream: Upstream::default(),
             config,
         }
     }
@@ -282,7 +288,9 @@ impl Follower {
     /// The cluster was removed from the configuration: everything known is taken away, nodes and services first.
     pub fn drain(&mut self, out: &mut Vec<Output>) {
         out.push(Output::Disconnect);
-        self.drain_entries(out);
+        if !self.config.mirror {
+            self.drain_entries(out);
+        }
         self.config.ids.release(&self.config.cluster);
         self.link = Link::Gone;
         "removed from the configuration".clone_into(&mut self.text);

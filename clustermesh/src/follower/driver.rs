@@ -3,7 +3,7 @@
 use super::confirmed::{self, Confirmed, Stamp};
 use super::core::Follower;
 use super::dump::Dump;
-use super::event::{Change, Failure, FailureKind, Input, Output, Scope, Ticket};
+use super::event::{Change, Failure, FailureKind, Input, News, Output, Scope, Ticket};
 use super::requests;
 use super::snapshot;
 use super::status::ClusterStatus;
@@ -13,7 +13,7 @@ use crate::error::MeshError;
 use crate::etcd::EtcdConfig;
 use crate::wire::Kind;
 use etcd_client::Client;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,8 +30,12 @@ pub trait MeshSink: Send + Sync + 'static {
     fn apply(&self, cluster: &ClusterName, changes: Vec<Change>);
     /// How complete the cluster's entries are now.
     fn state(&self, cluster: &ClusterName, state: SourceState);
-    /// The cluster was removed; its entries were deleted before.
+    /// The cluster was removed; its entries were deleted before, unless it was followed for a mirror.
     fn gone(&self, cluster: &ClusterName);
+    /// For a mirror: what its readers have to know besides the entries.
+    fn news(&self, _cluster: &ClusterName, _news: News) {}
+    /// The folder was listed: the names of all its entries, whatever is in them.
+    fn listed(&self, _names: &BTreeSet<String>) {}
 }
 
 /// What a follower's task can be asked.
@@ -249,6 +253,7 @@ impl Driver {
             match output {
                 Output::Change(_) => {}
                 Output::State(state) => self.sink.state(&self.cluster, state),
+                Output::News(news) => self.sink.news(&self.cluster, news),
                 Output::Gone => self.sink.gone(&self.cluster),
                 Output::Disconnect => self.disconnect(),
                 Output::Connect => self.connect(),

@@ -87,7 +87,7 @@ impl Dump {
                 self.exports.entry(format!("{cluster}/{name}")).or_insert(json(record)?);
             }
             // Of the own cluster only, which is not dumped; slices are told as the services they make.
-            Record::Assignment(..) | Record::EndpointSlice(_) => {}
+            Record::Assignment(..) | Record::EndpointSlice(_) | Record::Raw(_) => {}
         }
         Ok(())
     }

@@ -2,7 +2,9 @@
 
 use crate::wire::{Kind, Record};
 use serde::Serialize;
+use std::sync::Arc;
 use std::time::Duration;
+use tombolo_base::ids::ClusterId;
 use tombolo_base::source::SourceState;
 
 /// What is read from a remote etcd, each with a list and a watch of its own.
@@ -12,6 +14,8 @@ pub enum Scope {
     Heartbeat,
     /// The canaries of the cluster.
     Canaries,
+    /// What the relay says that mirrors the cluster; read where entries lie in the cache layout.
+    Relay,
     /// The entries of one kind.
     Entries(Kind),
 }
@@ -161,8 +165,19 @@ pub enum Output {
     Change(Change),
     /// How complete the cluster's rows are now.
     State(SourceState),
+    /// For a mirror: what its readers have to know besides the entries.
+    News(News),
     /// The cluster was removed; all its rows are gone.
     Gone,
+}
+
+/// What a mirror is told besides the entries, in order with them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum News {
+    /// The cluster's configuration was accepted: its number, and the value as it stands.
+    Config(ClusterId, Arc<[u8]>),
+    /// All entries of that kind are known; what was not told is not there.
+    Complete(Kind),
 }
 
 /// A change of what is known about a cluster.

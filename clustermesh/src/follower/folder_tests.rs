@@ -50,6 +50,8 @@ impl Rig {
             timers: Timers::default(),
             limits: Limits::default(),
             exports: true,
+            mirror: false,
+            relay: None,
         };
         let (sink, cancel) = (Sink::default(), CancellationToken::new());
         let (mesh, task) = start(config, Arc::new(sink.clone()), cancel.clone()).await;

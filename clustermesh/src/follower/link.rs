@@ -167,7 +167,7 @@ impl Follower {
         }
         let kinds: Vec<Kind> = self.stores.keys().copied().collect();
         for kind in kinds {
-            let whole = self.canaries.get(&kind) == Some(&true);
+            let whole = self.canaries.get(&kind) == Some(&true) && !self.upstream.is_unswept(kind);
             if let Some(Phase::Watching(position)) = self.phases.get(&Scope::Entries(kind)).copied()
                 && whole
             {
@@ -177,6 +177,7 @@ impl Follower {
             // What was listed in part and never whole has its limit, too.
             self.confirmed_kinds.entry(kind).or_insert(now);
         }
+        self.upstream.lose();
         self.phases.clear();
         self.repetitions.clear();
         self.retries.clear();

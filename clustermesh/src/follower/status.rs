@@ -73,6 +73,8 @@ pub struct ClusterStatus {
     pub commit: Quantiles,
     /// What is wrong between this cluster and others.
     pub conflicts: Vec<ClusterConflict>,
+    /// The relay that the cluster is read through; absent if it is read directly, or through another program's mirror.
+    pub relay: Option<UpstreamStatus>,
 }
 
 /// What the entries of one kind cost.
@@ -83,6 +85,20 @@ pub struct KindUsage {
     pub keys: usize,
     /// Bytes of names and values.
     pub bytes: usize,
+}
+
+/// What the relay says of a cluster that it mirrors.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct UpstreamStatus {
+    /// The elected relay's name; absent if there is none.
+    pub relay: Option<String>,
+    /// Whether its connection to the cluster stands.
+    pub connected: bool,
+    /// Whether it confirms the mirror.
+    pub ready: bool,
+    /// One sentence.
+    pub status: String,
 }
 
 /// Refused entries of one kind that are told one by one; the rest is counted.
@@ -154,7 +170,7 @@ impl Follower {
             name: self.config.cluster.to_string(),
             ready,
             connected,
-            status: self.text.clone(),
+            status: self.told(ready),
             endpoints: Vec::new(),
             etcd_id: self.etcd.map(|id| format!("{id:x}")),
             counts: self.stores.iter().map(|(kind, store)| (*kind, store.len())).collect(),
@@ -201,6 +217,18 @@ impl Follower {
             lag: self.lag.status(),
             commit: Quantiles::default(),
             conflicts: self.conflicts_now(now),
+            relay: self.upstream.status(),
+        }
+    }
+
+    /// What it does or what is wrong.
+    fn told(&self, ready: bool) -> String {
+        match self.upstream.text().filter(|_| self.link == Link::Running) {
+            Some(lost) => lost.to_owned(),
+            None if ready && self.upstream.status().is_some_and(|relay| relay.ready) => {
+                format!("{}, through a relay", self.text)
+            }
+            None => self.text.clone(),
         }
     }
 }

@@ -37,8 +37,7 @@ async fn try_lead(context: &Context, client: &Client, won: &Won) -> Result<Infal
         Area::Whole(Kind::ServiceExports.prefix(Layout::State, cluster)),
         Area::Whole(key::ASSIGNMENTS.to_owned()),
     ];
-    let mut writer =
-        ScopeWriter::new(client.clone(), pool, areas, Some((key::ELECTION.to_owned(), won.lease)));
+    let mut writer = ScopeWriter::new(client.clone(), pool, areas, Some(won.fence()));
     writer.resync().await?;
     let mut watch = writer.watch().await?;
     context.set_leader(true);

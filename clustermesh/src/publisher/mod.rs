@@ -6,16 +6,16 @@
 
 mod beat;
 mod contest;
-mod desired;
-mod election;
+pub(crate) mod desired;
+pub(crate) mod election;
 mod gate;
 mod identity;
 mod kv;
 mod leader;
-mod lease;
+pub(crate) mod lease;
 mod node;
 mod pace;
-mod scope;
+pub(crate) mod scope;
 mod sweep;
 
 pub use contest::{Contest, Contested};
@@ -401,7 +401,12 @@ async fn session(context: &Context, client: &etcd_client::Client, allocation: &m
 
 /// Stands for election and, once elected, writes what belongs to the cluster.
 async fn stand(context: &Context, client: &etcd_client::Client) -> MeshError {
-    let won = match election::campaign(context, client).await {
+    let seat = election::Seat {
+        key: key::ELECTION,
+        candidate: context.config.node.clone(),
+        ttl: context.config.election_ttl,
+    };
+    let won = match election::campaign(&seat, client).await {
         Ok(won) => won,
         Err(error) => return error,
     };
@@ -415,19 +420,5 @@ async fn stand(context: &Context, client: &etcd_client::Client) -> MeshError {
 /// Ends the connection when the certificate files were renewed. One that stands is not given up for files that cannot be
 /// used.
 async fn renewed(context: &Context) -> MeshError {
-    let etcd = &context.config.etcd;
-    let before = etcd.fingerprint().await;
-    loop {
-        tokio::time::sleep(Duration::from_secs(60)).await;
-        let renewal = match etcd.fingerprint().await == before {
-            true => None,
-            false => match etcd.certificates().await {
-                Ok(_) => {
-                    return election::ended("using the old certificate; its files were renewed".to_owned());
-                }
-                Err(error) => Some(format!("changed certificate files are not used: {error}")),
-            },
-        };
-        context.update(|status| status.renewal = renewal);
-    }
+    context.config.etcd.renewed(|renewal| context.update(|status| status.renewal = renewal)).await
 }

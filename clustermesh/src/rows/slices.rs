@@ -1,15 +1,15 @@
 //! Endpoint slices of other clusters, joined to the services they belong to.
 
 use crate::wire::EndpointSlice;
-use crate::wire::slice::Endpoint;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use tombolo_base::ids::ClusterName;
 use tombolo_base::source::Source;
-use tombolo_service::rows::{Protocol, RemotePort, RemoteService, ServiceName};
+use tombolo_service::rows::{BackendState, Protocol, RemoteBackend, RemotePort, RemoteService, ServiceName};
 
-type Backends = BTreeMap<IpAddr, BTreeSet<RemotePort>>;
+type Backends = BTreeMap<IpAddr, RemoteBackend>;
 
 /// The slices of all clusters that publish their backends as slices. A service's row is made of all its slices; one
 /// slice that changes costs its own service only.
@@ -46,8 +46,11 @@ impl SliceBook {
     pub(super) fn row(&self, cluster: &ClusterName, name: &ServiceName) -> Option<RemoteService> {
         let slices = self.0.get(cluster)?.slices.get(name)?;
         let mut backends = Backends::new();
-        for (ip, ports) in slices.values().flatten() {
-            backends.entry(*ip).or_default().extend(ports.iter().cloned());
+        for (ip, backend) in slices.values().flatten() {
+            match backends.entry(*ip) {
+                Entry::Vacant(place) => drop(place.insert(backend.clone())),
+                Entry::Occupied(mut place) => join(place.get_mut(), backend),
+            }
         }
         Some(RemoteService { source: Source::Cluster(cluster.clone()), name: name.clone(), backends })
     }
@@ -79,7 +82,16 @@ impl Cluster {
     }
 }
 
-/// Endpoints that may be chosen: ready, or serving while they terminate; unknown counts as ready.
+/// An address in two slices: while Kubernetes moves an endpoint, or for ports that differ. Ready is who is it in one.
+fn join(known: &mut RemoteBackend, other: &RemoteBackend) {
+    if known.ports != other.ports {
+        Arc::make_mut(&mut known.ports).extend(other.ports.iter().cloned());
+    }
+    known.state = known.state.min(other.state);
+}
+
+/// The endpoints with their conditions, unknown counting as Kubernetes says; one that terminates and does not serve any
+/// more is as good as gone.
 fn backends(slice: &EndpointSlice) -> Backends {
     let port = |port: &crate::wire::slice::Port| {
         let name = port.name.clone().unwrap_or_else(|| "".into());
@@ -89,19 +101,30 @@ fn backends(slice: &EndpointSlice) -> Backends {
             port: port.port?,
         })
     };
-    let ports: BTreeSet<RemotePort> = slice.ports.iter().filter_map(port).collect();
-    let usable = |endpoint: &&Endpoint| {
+    let ports: Arc<BTreeSet<RemotePort>> = Arc::new(slice.ports.iter().filter_map(port).collect());
+    let mut all = Backends::new();
+    for endpoint in &slice.endpoints {
         let ready = endpoint.ready.unwrap_or(true);
-        ready || endpoint.serving.unwrap_or(ready)
-    };
-    let usable = slice.endpoints.iter().filter(usable);
-    usable.flat_map(|endpoint| endpoint.addresses.iter().map(|ip| (*ip, ports.clone()))).collect()
+        let serving = endpoint.serving.unwrap_or(ready);
+        let state = BackendState::of(ready, serving, endpoint.terminating.unwrap_or(false));
+        let Some(state) = state else { continue };
+        let backend = RemoteBackend {
+            ports: ports.clone(),
+            state,
+            zone: endpoint.zone.clone().filter(|zone| !zone.is_empty()),
+            for_zones: endpoint.for_zones.clone().unwrap_or_default(),
+            hostname: None,
+            node: endpoint.node.clone().filter(|node| !node.is_empty()),
+        };
+        all.extend(endpoint.addresses.iter().map(|ip| (*ip, backend.clone())));
+    }
+    all
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::slice::{Port, SERVICE_LABEL};
+    use crate::wire::slice::{Endpoint, Port, SERVICE_LABEL};
 
     fn cluster() -> ClusterName {
         ClusterName::new("c1").unwrap()
@@ -153,11 +176,32 @@ mod tests {
         slice.endpoints[1].ready = Some(false);
         (slice.endpoints[2].ready, slice.endpoints[2].serving) = (Some(false), Some(true));
         (slice.endpoints[3].ready, slice.endpoints[3].serving) = (Some(false), Some(false));
+        slice.endpoints[3].terminating = Some(true);
+        slice.endpoints[0].zone = Some("a".into());
+        slice.endpoints[0].for_zones = Some(vec!["b".into()]);
         let mut book = SliceBook::default();
-        book.take(&cluster(), [(slice, true)]);
-        assert_eq!(ips(&book, "web").unwrap(), ["10.1.0.1", "10.1.0.3"]);
+        // Another slice says that the second one is ready: it is being moved.
+        book.take(&cluster(), [(slice.clone(), true)]);
+        let states = |book: &SliceBook| {
+            let row = book.row(&cluster(), &name("web")).unwrap();
+            row.backends.values().map(|backend| backend.state).collect::<Vec<_>>()
+        };
+        use BackendState::{NotReady, Ready, Serving};
+        assert_eq!(states(&book), [Ready, NotReady, Serving], "the last one ends and does not serve");
         let row = book.row(&cluster(), &name("web")).unwrap();
         let tcp = RemotePort { name: "".into(), protocol: Protocol::Tcp, port: 80 };
-        assert!(row.backends.values().all(|ports| *ports == BTreeSet::from([tcp.clone()])));
+        assert!(row.backends.values().all(|backend| *backend.ports == BTreeSet::from([tcp.clone()])));
+        let first = &row.backends[&"10.1.0.1".parse().unwrap()];
+        assert_eq!((first.zone.as_deref(), &*first.for_zones[0]), (Some("a"), "b"));
+        let mut other = self::slice("b", "web", &["10.1.0.2"]);
+        other.ports[0].name = Some("http".into());
+        book.take(&cluster(), [(other, true)]);
+        assert_eq!(states(&book), [Ready, Ready, Serving]);
+        let row = book.row(&cluster(), &name("web")).unwrap();
+        assert_eq!(
+            row.backends[&"10.1.0.2".parse().unwrap()].ports.len(),
+            2,
+            "both names of one port number"
+        );
     }
 }

@@ -87,6 +87,8 @@ pub(crate) struct Etcd {
     certificate: PathBuf,
     key: PathBuf,
     cluster: String,
+    /// Arguments besides the usual ones.
+    arguments: Vec<String>,
 }
 
 fn free_port() -> u16 {
@@ -96,6 +98,10 @@ fn free_port() -> u16 {
 impl Etcd {
     /// A started etcd of cluster `a` or `b` with the users and roles of a Cilium mesh.
     pub(crate) async fn start(pki: &Pki, cluster: &str) -> Self {
+        Self::start_with(pki, cluster, &[]).await
+    }
+
+    pub(crate) async fn start_with(pki: &Pki, cluster: &str, arguments: &[&str]) -> Self {
         let mut etcd = Self {
             process: None,
             folder: tempfile::tempdir().unwrap(),
@@ -105,6 +111,7 @@ impl Etcd {
             certificate: pki.path("server.crt"),
             key: pki.path("server.key"),
             cluster: cluster.to_owned(),
+            arguments: arguments.iter().map(|text| (*text).to_owned()).collect(),
         };
         etcd.spawn();
         etcd.grant(pki).await;
@@ -128,6 +135,7 @@ impl Etcd {
             .arg(&self.certificate)
             .arg("--key-file")
             .arg(&self.key)
+            .args(&self.arguments)
             .env_clear()
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())

@@ -14,9 +14,10 @@ use tombolo_clustermesh::rows::{RemoteSlices, TableSink};
 use tombolo_clustermesh::wire::key;
 use tombolo_clustermesh::wire::{Capabilities, ClusterConfig, ExportMode, Layout, ProducerForms};
 use tombolo_service::rows::{
-    Affinity, Protocol, RemoteService, ServiceName, ServiceRow, ServiceType, SliceEndpoint, SlicePort,
-    SliceRow, TrafficPolicy,
+    Affinity, BackendState, Distribution, Protocol, RemoteService, ServiceName, ServiceRow, ServiceType,
+    SliceEndpoint, SlicePort, SliceRow, TrafficPolicy,
 };
+use tombolo_service::spread::Spread;
 
 const HEADER: Header = Header { etcd: 7, revision: 3, term: 2 };
 
@@ -77,6 +78,7 @@ fn follower() -> Follower {
         timers: Timers::default(),
         limits: Limits::default(),
         exports: true,
+        mirror: false,
     };
     Follower::new(config, now())
 }
@@ -166,7 +168,7 @@ fn a_cluster_that_turns_to_slices_keeps_its_backends_in_the_table() {
     assert_eq!(state, Some(SourceState::Initialized));
     sink.apply(&cluster, changes);
     let backends = row().unwrap().backends;
-    // Of the slices of both families: what is ready, or serving while it terminates.
+    // Of the slices of both families: what is ready, or still serves.
     for ip in ["10.1.0.7", "10.1.0.8", "10.1.0.9", "10.1.0.10", "fd00:10:1::7"] {
         assert!(backends.contains_key(&ip.parse().unwrap()), "{ip} of {backends:?}");
     }
@@ -199,15 +201,17 @@ fn global(name: ServiceName) -> ServiceRow {
         global: true,
         shared: true,
         affinity: Affinity::None,
+        spread: Spread::default(),
+        distribution: Distribution::Any,
         labels: std::collections::BTreeMap::new(),
         selector: std::collections::BTreeMap::new(),
         details: Default::default(),
     }
 }
 
-/// What we publish of an EndpointSlice is what a reader of slices, and one of services, take for its backends.
+/// What we publish of an EndpointSlice, as a reader of slices and one of services take it.
 #[test]
-fn our_slices_and_our_services_mean_the_same_backends() {
+fn our_slices_carry_conditions_and_our_services_what_is_ready() {
     let name = |name: &str| ServiceName { namespace: "shop".into(), name: name.into() };
     let service = global(name("web"));
     let endpoint = |ip: &str, ready, serving, terminating| SliceEndpoint {
@@ -216,7 +220,10 @@ fn our_slices_and_our_services_mean_the_same_backends() {
         serving,
         terminating,
         node: Some("n1".into()),
-        hostname: None,
+        zone: Some("a".into()),
+        for_zones: vec!["a".into(), "b".into()],
+        hostname: Some("web-0".into()),
+        ..SliceEndpoint::default()
     };
     let port = SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 };
     let row = |slice: &str, endpoints| SliceRow {
@@ -248,8 +255,21 @@ fn our_slices_and_our_services_mean_the_same_backends() {
         sink.apply(&cluster, records.into_iter().map(Change::Upsert).collect());
         table.snapshot().iter().next().cloned().unwrap()
     };
-    let of_slices = table(records.collect());
-    assert_eq!(of_slices, table(vec![Record::Service(Box::new(entry))]));
-    let ips: Vec<String> = of_slices.backends.keys().map(ToString::to_string).collect();
-    assert_eq!(ips, ["10.1.0.7", "fd00::7"]);
+    let (of_slices, of_service) = (table(records.collect()), table(vec![Record::Service(Box::new(entry))]));
+    let states: Vec<_> = of_slices.backends.iter().map(|(ip, b)| format!("{ip} {}", b.state)).collect();
+    assert_eq!(states, ["10.1.0.7 ready", "10.1.0.8 not-ready", "fd00::7 serving"], "::8 is as good as gone");
+    let ips: Vec<String> = of_service.backends.keys().map(ToString::to_string).collect();
+    assert_eq!(ips, ["10.1.0.7"], "being in a service means ready");
+    // Ports, zones and hints are the same in both; names are for services only, nodes for slices only.
+    let (a, b) = (
+        &of_slices.backends[&rows[0].endpoints[0].addresses[0]],
+        of_service.backends.values().next().unwrap(),
+    );
+    assert_eq!((&a.ports, &a.zone, &a.for_zones), (&b.ports, &b.zone, &b.for_zones));
+    assert_eq!((a.zone.as_deref(), a.for_zones.len()), (Some("a"), 2));
+    assert_eq!((a.node.as_deref(), b.hostname.as_deref()), (Some("n1"), Some("web-0")));
+    // Where nobody is ready those that serve are published, so that the service goes on.
+    let left = tombolo_clustermesh::rows::service_entry(&cluster, id, &service, &rows[1..]);
+    assert_eq!(left.backends.keys().map(ToString::to_string).collect::<Vec<_>>(), ["fd00::7"]);
+    assert_eq!(of_slices.backends.values().filter(|b| b.state == BackendState::Ready).count(), 1);
 }

@@ -1,16 +1,16 @@
 //! Service and EndpointSlice.
 
-use super::{address, labels, number, port, word};
+use super::{Converted, address, labels, number, port, word};
 use crate::object::{Object, ObjectId};
-use crate::problem::Issue;
+use crate::problem::{Issue, shorten};
 use k8s_openapi::api::core::v1::{Service, ServiceSpec};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use tombolo_base::source::Source;
 use tombolo_service::{
-    Affinity, Protocol, ServiceDetails, ServiceName, ServicePort, ServiceRow, ServiceType, SliceEndpoint,
-    SlicePort, SliceRow, TrafficPolicy,
+    Affinity, Distribution, Protocol, ServiceDetails, ServiceName, ServicePort, ServiceRow, ServiceType,
+    SliceEndpoint, SlicePort, SliceRow, Spread, TrafficPolicy,
 };
 
 const TYPES: [(&str, ServiceType); 4] = [
@@ -28,6 +28,12 @@ const AFFINITIES: [(&str, Affinity); 4] = [
     ("", Affinity::None),
     ("local", Affinity::Local),
     ("remote", Affinity::Remote),
+];
+const DISTRIBUTIONS: [(&str, Distribution); 4] = [
+    ("", Distribution::Any),
+    ("PreferClose", Distribution::SameZone),
+    ("PreferSameZone", Distribution::SameZone),
+    ("PreferSameNode", Distribution::SameNode),
 ];
 const BOOLEANS: [(&str, bool); 2] = [("true", true), ("false", false)];
 
@@ -129,21 +135,114 @@ fn ports(spec: &ServiceSpec) -> Result<Vec<ServicePort>, Issue> {
     Ok(ports)
 }
 
-pub(super) fn service(id: &ObjectId, object: Service) -> Result<Object, Issue> {
+/// A service's annotations. One that cannot be read is told and left out: the service goes on without it.
+struct Annotations<'a> {
+    written: &'a BTreeMap<String, String>,
+    doubts: Vec<Issue>,
+}
+
+impl Annotations<'_> {
+    fn doubt(&mut self, path: String, text: &str, why: &str, remedy: &str) {
+        let reason = format!("{:?} is not used: {}", shorten(text), shorten(why));
+        self.doubts.push(Issue::new(path, reason, remedy));
+    }
+
+    /// One of several words, in whatever case.
+    fn word<T: Copy>(&mut self, names: [&str; 2], allowed: &[(&str, T)], default: T) -> T {
+        let Some((path, text)) = annotation(self.written, names) else { return default };
+        match word(path.clone(), &text.trim().to_ascii_lowercase(), allowed) {
+            Ok(value) => value,
+            Err(issue) => {
+                self.doubt(path, text, "it is none of the words there are", &issue.remedy);
+                default
+            }
+        }
+    }
+
+    /// What `read` makes of one of ours.
+    fn read<T: Default>(&mut self, name: &str, remedy: &str, read: fn(&str) -> Result<T, String>) -> T {
+        let path = format!("service.tombolo.io/{name}");
+        let Some(text) = self.written.get(&path) else { return T::default() };
+        read(text).unwrap_or_else(|why| {
+            self.doubt(format!("metadata.annotations.{path}"), text, &why, remedy);
+            T::default()
+        })
+    }
+
+    fn spread(&mut self, global: bool, affinity: Affinity) -> Spread {
+        let spread = Spread {
+            tiers: self.read(
+                "tiers",
+                "write clusters apart by commas and tiers by semicolons, as east,west;*",
+                Spread::parse_tiers,
+            ),
+            weights: self.read(
+                "weights",
+                "write clusters with weights, as east=80,*=20",
+                Spread::parse_weights,
+            ),
+            overflow: self.read("overflow", "write a percentage, as 50%", |text| {
+                Spread::parse_overflow(text).map(Some)
+            }),
+            probe: self.read(
+                "probe",
+                "write tcp or http:/path, then period=10s timeout=2s if you like",
+                |text| Spread::parse_probe(text).map(Some),
+            ),
+        };
+        let ours: Vec<String> =
+            self.written.keys().filter(|key| key.starts_with("service.tombolo.io/")).cloned().collect();
+        for name in ours {
+            let path = format!("metadata.annotations.{name}");
+            if !["tiers", "weights", "overflow", "probe"]
+                .iter()
+                .any(|known| name.ends_with(&format!("/{known}")))
+            {
+                let remedy = "there are tiers, weights, overflow and probe";
+                self.doubts.push(Issue::new(path, "there is no such annotation, it is ignored", remedy));
+            } else if !global {
+                let remedy = "write service.cilium.io/global: \"true\" beside it";
+                self.doubts.push(Issue::new(path, "it means nothing, for the service is not global", remedy));
+            }
+        }
+        if !spread.tiers.is_empty() && affinity != Affinity::None {
+            let path = "metadata.annotations.service.cilium.io/affinity";
+            self.doubts.push(Issue::new(
+                path,
+                "it is not used, for the service has tiers",
+                "write one of the two",
+            ));
+        }
+        spread
+    }
+}
+
+/// `trafficDistribution`; a word that is not known here counts as none, as Kubernetes says.
+fn distribution(spec: &ServiceSpec, doubts: &mut Vec<Issue>) -> Distribution {
+    let Some(text) = spec.traffic_distribution.as_deref() else { return Distribution::Any };
+    word("spec.trafficDistribution", text, &DISTRIBUTIONS).unwrap_or_else(|issue| {
+        doubts.push(issue);
+        Distribution::Any
+    })
+}
+
+pub(super) fn service(id: &ObjectId, object: Service) -> Result<Converted, Issue> {
     let spec = object.spec.unwrap_or_default();
     let annotations = object.metadata.annotations.unwrap_or_default();
     let (cluster_ips, headless) = cluster_ips(&spec)?;
-    let flag = |names, default| {
-        annotation(&annotations, names).map_or(Ok(default), |(path, text)| word(path, text, &BOOLEANS))
-    };
-    let global = flag(["service.cilium.io/global", "io.cilium/global-service"], false)?;
-    let shared = flag(["service.cilium.io/shared", "io.cilium/shared-service"], true)? && global;
-    let affinity = annotation(&annotations, ["service.cilium.io/affinity", "io.cilium/service-affinity"])
-        .map_or(Ok(Affinity::None), |(path, text)| word(path, text, &AFFINITIES))?;
+    let mut notes = Annotations { written: &annotations, doubts: Vec::new() };
+    let global = notes.word(["service.cilium.io/global", "io.cilium/global-service"], &BOOLEANS, false);
+    let shared =
+        notes.word(["service.cilium.io/shared", "io.cilium/shared-service"], &BOOLEANS, true) && global;
+    let affinity =
+        notes.word(["service.cilium.io/affinity", "io.cilium/service-affinity"], &AFFINITIES, Affinity::None);
+    let spread = notes.spread(global, affinity);
+    let mut doubts = notes.doubts;
+    let distribution = distribution(&spec, &mut doubts);
     let policy = |path, text: &Option<String>| {
         text.as_deref().map_or(Ok(TrafficPolicy::Cluster), |text| word(path, text, &POLICIES))
     };
-    Ok(Object::Service(Box::new(ServiceRow {
+    let row = ServiceRow {
         source: Source::Manifests,
         name: ServiceName { namespace: id.namespace.clone(), name: id.name.clone() },
         kind: word("spec.type", spec.type_.as_deref().unwrap_or("ClusterIP"), &TYPES)?,
@@ -160,10 +259,13 @@ pub(super) fn service(id: &ObjectId, object: Service) -> Result<Object, Issue> {
         global,
         shared,
         affinity,
+        spread,
+        distribution,
         labels: labels(object.metadata.labels),
         details: details(&spec)?,
         selector: labels(spec.selector),
-    })))
+    };
+    Ok((Object::Service(Box::new(row)), doubts))
 }
 
 /// What names and other clusters are told of it.
@@ -213,12 +315,16 @@ fn endpoint(position: usize, entry: Endpoint, ipv4: bool) -> Result<SliceEndpoin
     }
     let conditions = entry.conditions.unwrap_or_default();
     let ready = conditions.ready.unwrap_or(true);
+    let hints = entry.hints.unwrap_or_default();
     Ok(SliceEndpoint {
         addresses,
         ready,
         serving: conditions.serving.unwrap_or(ready),
         terminating: conditions.terminating.unwrap_or(false),
         node: entry.node_name.map(Into::into),
+        zone: entry.zone.filter(|zone| !zone.is_empty()).map(Into::into),
+        for_zones: hints.for_zones.into_iter().flatten().map(|hint| hint.name.into()).collect(),
+        for_nodes: hints.for_nodes.into_iter().flatten().map(|hint| hint.name.into()).collect(),
         hostname: entry.hostname.filter(|name| !name.is_empty()).map(Into::into),
     })
 }

@@ -117,6 +117,8 @@ fn request(name: &ServiceName, families_ipv4: Vec<bool>, requested_addresses: Ve
         global: false,
         shared: false,
         affinity: Affinity::None,
+        spread: Default::default(),
+        distribution: Default::default(),
         labels: BTreeMap::new(),
         selector: BTreeMap::new(),
         details: ServiceDetails::default(),

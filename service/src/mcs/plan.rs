@@ -10,8 +10,10 @@ use super::rows::{
 };
 use crate::details::ServiceDetails;
 use crate::rows::{
-    Affinity, LbAssignment, ServiceName, ServicePort, ServiceRow, ServiceType, SliceRow, TrafficPolicy,
+    Affinity, Distribution, LbAssignment, ServiceName, ServicePort, ServiceRow, ServiceType, SliceRow,
+    TrafficPolicy,
 };
+use crate::spread::Spread;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -486,6 +488,12 @@ fn derived_service(import: &ImportRow, exported: Option<&ServiceRow>) -> Service
         global: true,
         shared: true,
         affinity,
+        spread: Spread::default(),
+        distribution: match spec.traffic_distribution.as_deref() {
+            Some("PreferClose" | "PreferSameZone") => Distribution::SameZone,
+            Some("PreferSameNode") => Distribution::SameNode,
+            _ => Distribution::Any,
+        },
         labels,
         selector: exported.map(|service| service.selector.clone()).unwrap_or_default(),
         details: ServiceDetails {

@@ -282,6 +282,8 @@ fn service(name: ServiceName) -> ServiceRow {
         global: false,
         shared: false,
         affinity: Affinity::None,
+        spread: Default::default(),
+        distribution: Default::default(),
         labels: BTreeMap::new(),
         selector: BTreeMap::new(),
         details: Default::default(),

@@ -161,7 +161,9 @@ impl Planner {
 
     /// Sources whose first list is complete are no founders any more: what they say from now on comes later than what is there.
     fn found(&mut self) {
-        let Some(founding) = &mut self.founding else { return };
+        let Some(founding) = self.founding.as_mut().filter(|founding| !founding.is_empty()) else {
+            return self.restored.clear();
+        };
         let Inputs { nodes, prefixes, .. } = &self.inputs;
         let told = least(nodes.sources().chain(prefixes.sources()));
         founding.retain(|source| told.get(source).is_some_and(|state| *state != SourceState::Initialized));

@@ -87,6 +87,7 @@ impl Site {
             timers: Timers::default(),
             limits,
             exports: false,
+            mirror: false,
         };
         Self {
             name: name.to_owned(),
@@ -173,6 +174,7 @@ impl Site {
                 Output::Change(change) => self.apply(change),
                 Output::State(state) => self.state = state,
                 Output::Gone => self.connected = false,
+                Output::News(news) => panic!("{}: no mirror asked for {news:?}", self.name),
             }
         }
     }
@@ -218,6 +220,7 @@ impl Site {
                 "{}: {record:?}",
                 self.name
             ),
+            Record::Raw(raw) => panic!("{}: no mirror asked for {raw:?}", self.name),
             Record::Assignment(..) => panic!("{}: no foreign cluster assigns our addresses", self.name),
         }
     }
