@@ -4,7 +4,6 @@
 pub mod choice;
 pub mod details;
 pub mod maglev;
-pub mod maglev;
 pub mod mcs;
 mod members;
 pub mod names;
