@@ -25,6 +25,7 @@ fn main() -> ExitCode {
         Command::Cni => tombolo_cni::plugin::run(),
         Command::Wireguard { arguments } => tombolo_tunnel::userspace::run(arguments.into_iter()),
         Command::Bfd { arguments } => tombolo_bgp::bfd::unit::run(arguments.into_iter()),
+        Command::Dns(dns) => cli::dns::run(&dns, logs),
         Command::Agent { config } => agent(&config),
         Command::Router { config } => router(&config),
         Command::Relay(RelayArgs { config: Some(config), .. }) => relay(&config),

@@ -301,7 +301,10 @@ async fn ask(walk: &mut Walk, from: &Viewpoint, cluster: &ClusterName, etcd: &Et
 /// The kinds that agents read of a cluster: of the form of backends that it lacks no canary may ever come.
 fn read_of(config: &ClusterConfig) -> impl Iterator<Item = Kind> + use<> {
     let forms = config.capabilities.reader(ServicePreference::default());
-    KINDS.into_iter().chain([Kind::EndpointSlices]).filter(move |kind| forms.reads(*kind))
+    KINDS
+        .into_iter()
+        .chain([Kind::EndpointSlices, Kind::ServiceExports])
+        .filter(move |kind| forms.reads(*kind))
 }
 
 fn missing(kind: Kind, layout: Layout) -> String {

@@ -50,6 +50,7 @@ impl Reader {
                 ..Timers::default()
             },
             limits: Limits::default(),
+            exports: true,
         };
         let (seen, cancel) = (Recorder::default(), CancellationToken::new());
         let (mesh, task) = follower::start(config, Arc::new(seen.clone()), cancel.clone()).await;

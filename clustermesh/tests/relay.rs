@@ -103,6 +103,7 @@ impl Reader {
             own: None,
             timers: timers(),
             limits: Limits::default(),
+            exports: true,
             mirror: false,
             relay: None,
         };

@@ -163,6 +163,7 @@ async fn read(from: Viewpoint, wait: Duration) -> Dump {
         own: None,
         timers: Timers::default(),
         limits: Limits::default(),
+        exports: true,
         mirror: false,
         relay: None,
     };

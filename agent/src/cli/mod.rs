@@ -4,9 +4,10 @@ mod bfd;
 mod bgp;
 mod client;
 mod commands;
+pub(crate) mod dns;
 mod mesh;
-mod mesh_view;
 mod mesh_services;
+mod mesh_view;
 mod output;
 mod relay;
 
@@ -66,6 +67,8 @@ pub(crate) enum Command {
         #[arg(long)]
         config: PathBuf,
     },
+    /// DNS of services, a unit of its own that survives the agent
+    Dns(dns::DnsArgs),
     /// Mirror the other clusters into this cluster's etcd, so that its nodes read one etcd instead of all of them
     Relay(RelayArgs),
     /// The CNI plugin; called by a container runtime through the CNI environment

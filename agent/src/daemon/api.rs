@@ -79,6 +79,10 @@ pub(crate) trait Backend: Send + Sync + 'static {
         filter: &Filter,
         last: usize,
     ) -> (Vec<Arc<Flow>>, tokio::sync::broadcast::Receiver<Arc<Flow>>);
+    /// The names of services as lines, everything first; `None` where there are none (yet).
+    fn names(&self) -> Option<tokio::sync::mpsc::Receiver<Vec<u8>>> {
+        None
+    }
     /// A call of the CNI plugin.
     fn cni(&self, command: &str, body: &[u8]) -> impl Future<Output = Reply> + Send;
     /// Metrics in Prometheus' text form.
@@ -181,6 +185,7 @@ pub(crate) async fn serve<B: Backend>(listener: UnixListener, backend: Arc<B>, c
         .route("/v1/bgp/operate", post(bgp_operate::<B>))
         .route("/v1/flows", get(flows::<B>))
         .route("/v1/metrics", get(|State(b): State<Arc<B>>| async move { b.metrics().await }))
+        .route(tombolo_dns::line::PATH, get(names::<B>))
         .route("/v1/cni/{command}", post(cni::<B>))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .with_state(backend);
@@ -283,6 +288,17 @@ async fn cni<B: Backend>(
     let reply = backend.cni(&command, &body).await;
     let status = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     (status, [(header::CONTENT_TYPE, "application/json")], reply.body).into_response()
+}
+
+/// JSON lines until the caller goes away.
+async fn names<B: Backend>(State(backend): State<Arc<B>>) -> Response {
+    let Some(lines) = backend.names() else {
+        return (StatusCode::SERVICE_UNAVAILABLE, "names are not known yet; ask again").into_response();
+    };
+    let lines = tokio_stream::wrappers::ReceiverStream::new(lines);
+    let bytes =
+        tokio_stream::StreamExt::map(lines, |text| Ok::<_, std::convert::Infallible>(Bytes::from(text)));
+    Body::from_stream(bytes).into_response()
 }
 
 fn line(flow: &Flow) -> Bytes {

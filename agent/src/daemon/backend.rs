@@ -6,8 +6,8 @@ use super::drive::Driver;
 use super::endpoints::Gate;
 use super::flows::Flows;
 use super::mesh_metrics;
-use super::mesh_view::{self, Conflict, NodeTables};
 use super::mesh_services;
+use super::mesh_view::{self, Conflict, NodeTables};
 use super::node::NodeSetup;
 use super::parts::{self, Hooks};
 use super::path_kind;
@@ -79,6 +79,10 @@ pub(crate) struct Daemon {
     pub(crate) publisher: OnceLock<PublisherHandle>,
     /// The tables.
     pub(crate) rows: OnceLock<Rows>,
+    /// How the DNS unit is, where the agent keeps one.
+    pub(crate) dns: OnceLock<watch::Receiver<Part>>,
+    /// What the stream of names is made of.
+    pub(crate) names: OnceLock<super::follow_names::Sources>,
     /// From rows to the datapath's map.
     pub(crate) map_timer: MapTimer,
     /// How many conflicts between clusters were found.
@@ -127,6 +131,8 @@ impl Daemon {
             bgp: OnceLock::new(),
             publisher: OnceLock::new(),
             rows: OnceLock::new(),
+            dns: OnceLock::new(),
+            names: OnceLock::new(),
             map_timer: MapTimer::default(),
             conflict_counts: OnceLock::new(),
             lb_problems: Texts::default(),
@@ -171,6 +177,7 @@ impl Daemon {
         if let Some(store) = self.endpoints.get() {
             parts.push(parts::endpoints(&endpoints_seen(store)));
         }
+        parts.extend(self.dns.get().map(|part| part.borrow().clone()));
         if let Some(rows) = self.rows.get() {
             parts.push(self.load_balancer_part(rows));
             parts.extend(parts::probes(*self.probes.lock().unwrap_or_else(PoisonError::into_inner)));
@@ -490,6 +497,10 @@ impl Backend for Daemon {
                 Reply { status: 503, body: serde_json::to_vec(&error).unwrap_or_default() }
             }
         }
+    }
+
+    fn names(&self) -> Option<tokio::sync::mpsc::Receiver<Vec<u8>>> {
+        self.names.get().map(super::follow_names::Sources::stream)
     }
 
     async fn metrics(&self) -> String {

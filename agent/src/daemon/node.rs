@@ -266,6 +266,7 @@ pub(crate) async fn start_mesh(
         own: config.etcd.as_ref().map(Etcd::client),
         timers: Timers::default(),
         limits: config.clustermesh.limits(),
+        exports: config.clustermesh.service_exports,
         mirror: false,
         relay: config.etcd.as_ref().filter(|_| config.clustermesh.relay).map(Etcd::client),
     };
@@ -289,6 +290,7 @@ pub(crate) fn start_publisher(
     let settings = PublisherConfig {
         max: identity.max_clusters,
         backends: config.clustermesh.backends.into(),
+        exports: config.clustermesh.service_exports,
         ..PublisherConfig::new(
             identity.cluster.clone(),
             identity.cluster_id,

@@ -2,8 +2,8 @@
 //! `tombolo status` and `tombolo mesh` can ask it too.
 
 use crate::daemon::api::ClusterQuery;
-use crate::daemon::{mesh_view, parts};
 use crate::daemon::status::{Part, Status};
+use crate::daemon::{mesh_view, parts};
 use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};

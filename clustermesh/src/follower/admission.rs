@@ -75,16 +75,16 @@ impl Follower {
         Ok(())
     }
 
-    /// Backends are published as services or as endpoint slices. Only the form that this cluster has is read, for of the
-    /// other one no canary may come; what was known in it goes.
+    /// Backends are published as services or as endpoint slices, and exports not by all. Only what this cluster has is
+    /// read, for of the rest no canary may come; what was known of it goes.
     fn choose_kinds(&mut self, said: &Capabilities, out: &mut Vec<Output>) {
         let forms = said.reader(ServicePreference::default());
-        let (optional, mirror) =
-            ([Kind::Services, Kind::EndpointSlices, Kind::ServiceExports], self.config.mirror);
+        let (mirror, exports) = (self.config.mirror, self.config.exports);
+        let optional = [Kind::Services, Kind::EndpointSlices, Kind::ServiceExports];
         let reads = |kind| match kind {
             // A mirror has readers of all tastes.
             _ if mirror => said.publishes(kind),
-            Kind::ServiceExports => false,
+            Kind::ServiceExports => exports && forms.reads(kind),
             _ => forms.reads(kind),
         };
         for kind in optional {

@@ -38,6 +38,8 @@ pub struct FollowerConfig {
     pub timers: Timers,
     /// Bounds.
     pub limits: Limits,
+    /// Whether exports of the Multi-Cluster Services API are read, where there are some.
+    pub exports: bool,
     /// Read everything the cluster publishes, as it stands, to write it elsewhere: records are [`Record::Raw`], and what is
     /// known is not taken away when the cluster is removed.
     pub mirror: bool,
@@ -114,6 +116,8 @@ impl Follower {
         // The own cluster's services are known from the manifests.
         let kinds = KINDS.into_iter().filter(|kind| !own || *kind != Kind::Services);
         let kinds = kinds.chain(own.then_some(Kind::Assignments));
+        // Of a remote cluster only if it announces them; until then what an earlier life knew has its place.
+        let kinds = kinds.chain(config.exports.then_some(Kind::ServiceExports));
         let remote = config.own_id.filter(|_| own);
         let remote = remote.map(|id| Remote { name: config.own_name.clone(), id, max: config.max, own });
         Self {
@@ -304,7 +308,7 @@ impl Follower {
 
     pub(super) fn drain_entries(&mut self, out: &mut Vec<Output>) {
         use Kind::{Assignments, EndpointSlices, Identities, Ips, Nodes, ServiceExports, Services};
-        for kind in [Nodes, Services, EndpointSlices, ServiceExports, Assignments, Ips, Identities] {
+        for kind in [Nodes, ServiceExports, Services, EndpointSlices, Assignments, Ips, Identities] {
             self.drain_kind(kind, out);
         }
         self.withheld.clear();

@@ -19,6 +19,8 @@ pub struct Dump {
     pub nodes: BTreeMap<String, Value>,
     /// Global services by `cluster/namespace/name`, in wire form.
     pub services: BTreeMap<String, Value>,
+    /// Exports of the Multi-Cluster Services API by `cluster/namespace/name`, in wire form.
+    pub exports: BTreeMap<String, Value>,
     /// Labels of identities, as text, by number.
     pub identities: BTreeMap<u32, String>,
     /// Addresses by prefix, single ones without a mask.
@@ -81,8 +83,11 @@ impl Dump {
                 let ip = DumpedIp { id: entry.identity.0, host: entry.host_ip, key: entry.encryption_key };
                 self.ips.entry(entry.prefix.short()).or_insert(ip);
             }
-            // Slices are told as the services they make; the others have no place in the dump's form.
-            Record::Assignment(..) | Record::EndpointSlice(_) | Record::ServiceExport(_) | Record::Raw(_) => {}
+            Record::ServiceExport(_) => {
+                self.exports.entry(format!("{cluster}/{name}")).or_insert(json(record)?);
+            }
+            // Of the own cluster only, which is not dumped; slices are told as the services they make.
+            Record::Assignment(..) | Record::EndpointSlice(_) | Record::Raw(_) => {}
         }
         Ok(())
     }
@@ -134,6 +139,7 @@ impl Dump {
         }
         take(&mut self.nodes, other.nodes);
         take(&mut self.services, other.services);
+        take(&mut self.exports, other.exports);
         take(&mut self.identities, other.identities);
         take(&mut self.ips, other.ips);
         for (reason, keys) in other.rejected {

@@ -49,6 +49,7 @@ impl Rig {
             own: None,
             timers: Timers::default(),
             limits: Limits::default(),
+            exports: true,
             mirror: false,
             relay: None,
         };

@@ -83,6 +83,8 @@ pub struct MeshConfig {
     pub timers: Timers,
     /// What each cluster may cost.
     pub limits: Limits,
+    /// Whether exports of the Multi-Cluster Services API are read.
+    pub exports: bool,
     /// Read everything the clusters publish, as it stands, to write it elsewhere.
     pub mirror: bool,
     /// The etcd that a relay mirrors the clusters in: all are read from there, and the files only name them. With `mirror`:
@@ -222,6 +224,7 @@ impl Mesh {
                 seed: rand::random(),
                 timers: self.config.timers,
                 limits: self.config.limits,
+                exports: self.config.exports,
                 mirror: self.config.mirror,
             },
             tombolo_base::clock::Moment::from_origin(self.origin.elapsed()),

@@ -301,7 +301,10 @@ impl Follower {
     fn canary(&mut self, key: &[u8], out: &mut Vec<Output>) {
         let layout = self.layout();
         let cluster = self.config.cluster.as_str();
-        let named = |kind: &Kind| kind.canary(layout, cluster).as_bytes() == key;
+        // In the own cluster exports stand before the services' canary, and an elected agent of before exports knows no other.
+        let own = self.is_own();
+        let awaited = |kind: Kind| if own && kind == Kind::ServiceExports { Kind::Services } else { kind };
+        let named = |kind: &Kind| awaited(*kind).canary(layout, cluster).as_bytes() == key;
         let kinds: Vec<Kind> = self.stores.keys().copied().filter(named).collect();
         for kind in kinds {
             if self.canaries.insert(kind, true) != Some(true) {

@@ -50,6 +50,7 @@ impl Rig {
             seed: 1,
             timers: Timers::default(),
             limits: Limits::default(),
+            exports: true,
             mirror: false,
         };
         let mut rig = Self {

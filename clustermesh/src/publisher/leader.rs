@@ -34,6 +34,7 @@ async fn try_lead(context: &Context, client: &Client, won: &Won) -> Result<Infal
         Area::Whole(Kind::Services.prefix(Layout::State, cluster)),
         // Also when they are not announced: what an earlier setting left there goes.
         Area::Whole(Kind::EndpointSlices.prefix(Layout::State, cluster)),
+        Area::Whole(Kind::ServiceExports.prefix(Layout::State, cluster)),
         Area::Whole(key::ASSIGNMENTS.to_owned()),
     ];
     let mut writer = ScopeWriter::new(client.clone(), pool, areas, Some(won.fence()));

@@ -52,6 +52,8 @@ pub struct PublisherConfig {
     /// How the backends of global services are written; each form is written by the caller, with
     /// [`PublisherHandle::set_cluster`].
     pub backends: ExportMode,
+    /// Whether exports of the Multi-Cluster Services API are announced; they too are written by the caller.
+    pub exports: bool,
     /// This node.
     pub node: Arc<str>,
     /// The own etcd.
@@ -89,6 +91,7 @@ impl PublisherConfig {
             cluster_id,
             max: MaxClusters::default(),
             backends: ExportMode::default(),
+            exports: false,
             node,
             etcd,
             state_dir,
@@ -104,7 +107,8 @@ impl PublisherConfig {
 
     /// What is announced and which canaries are written.
     fn forms(&self) -> ProducerForms {
-        ProducerForms { backends: self.backends, ..ProducerForms::default() }
+        let service_exports = self.exports.then_some(true);
+        ProducerForms { backends: self.backends, service_exports, ..ProducerForms::default() }
     }
 
     fn keep_alive(&self) -> Duration {

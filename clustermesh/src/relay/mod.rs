@@ -145,6 +145,7 @@ pub async fn start(config: RelayConfig, cancel: CancellationToken) -> (RelayHand
         timers: config.timers,
         // Agents judge by the relay's reports how long they use what is not confirmed.
         limits: Limits { services_stale: None, ..config.limits },
+        exports: false,
         mirror: true,
         relay: Some(config.etcd.clone()),
     };

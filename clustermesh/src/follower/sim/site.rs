@@ -86,6 +86,7 @@ impl Site {
             seed,
             timers: Timers::default(),
             limits,
+            exports: false,
             mirror: false,
         };
         Self {
