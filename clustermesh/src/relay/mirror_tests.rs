@@ -290,3 +290,35 @@ fn what_an_earlier_relay_wrote_stays_until_the_cluster_was_read() {
     }
     assert!(!world.etcd.contains_key(&kept) && world.mirror.progress().announced);
 }
+
+/// Rounds of several steps: when a canary comes, all entries of before stand and no leftover does.
+#[test]
+fn a_canary_is_the_last_word() {
+    let mut world = World::new(5);
+    let prefix = Kind::Ips.prefix(Layout::Cache, "c1");
+    for n in 0..1500 {
+        world.put(format!("{prefix}left{n}"), "x");
+    }
+    world.reconfigure(PLAIN, 1);
+    world.begin();
+    for n in 0..1500 {
+        world.truth.insert((Kind::Ips, format!("n{n}")), "v".to_owned());
+        world.mirror.take(vec![Change::Upsert(raw(Kind::Ips, &format!("n{n}"), "v"))]);
+    }
+    for kind in ORDER {
+        world.mirror.news(News::Complete(kind));
+        world.complete.insert(kind);
+    }
+    let canary = Kind::Ips.canary(Layout::Cache, "c1");
+    let mut steps = 0;
+    while world.step() {
+        steps += 1;
+        if world.etcd.contains_key(&canary) {
+            let found = world.etcd.keys().filter_map(|key| key.strip_prefix(&prefix));
+            let left: Vec<&str> = found.clone().filter(|name| name.starts_with("left")).collect();
+            assert_eq!((left.len(), found.count()), (0, 1500));
+        }
+    }
+    assert!(steps > 6 && world.etcd.contains_key(&canary), "{steps} steps");
+    world.exact();
+}
