@@ -476,7 +476,7 @@ fn take(world: &mut World, run: &Run, op: &Op) {
         Op::Slice(n, false) => drop(world.slices.1.remove(&slice(&nth(n)).name)),
         Op::Namespace(n, 0) => drop(world.namespaces.remove(["shop", "home"][usize::from(n)])),
         Op::Namespace(n, state) => {
-            drop(world.namespaces.insert(["shop", "home"][usize::from(n)].into(), state == 1))
+            world.namespaces.insert(["shop", "home"][usize::from(n)].into(), state == 1);
         }
         Op::Request(n, true) => {
             let ips = vec![IpAddr::from([198, 51, 100, n])];
