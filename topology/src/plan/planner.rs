@@ -139,8 +139,7 @@ impl Planner {
     fn write(&mut self, affected: &Affected, out: &Outputs) {
         let local = node_view(&self.inputs.nodes, &self.config.cluster, &self.config.node);
         // Prefix entries name node rows: rows come first, and go last.
-        let gone: Vec<_> =
-            affected.nodes.iter().filter(|key| !self.plan_node(key, local.as_ref(), out)).collect();
+        let gone = self.plan_nodes(&affected.nodes, local.as_ref(), out);
         out.entries.commit(|txn| {
             for prefix in &affected.prefixes {
                 let Inputs { prefixes, nodes, .. } = &self.inputs;
@@ -168,34 +167,38 @@ impl Planner {
         });
     }
 
-    /// Plans one node; false if it is gone.
-    fn plan_node(
+    /// Plans nodes; those that are gone.
+    fn plan_nodes<'a>(
         &mut self,
-        (cluster, name): &(ClusterName, Arc<str>),
+        nodes: &'a BTreeSet<(ClusterName, Arc<str>)>,
         local: Option<&NodeView>,
         out: &Outputs,
-    ) -> bool {
-        let view = node_view(&self.inputs.nodes, cluster, name);
-        let wanted = view.as_ref().and_then(|view| view.wireguard_peer(local, &self.config));
+    ) -> Vec<&'a (ClusterName, Arc<str>)> {
+        let views: Vec<_> =
+            nodes.iter().map(|key| (key, node_view(&self.inputs.nodes, &key.0, &key.1))).collect();
         out.peers.commit(|txn| {
-            let of_node = |peer: &&WireguardPeer| peer.cluster == *cluster && peer.node == *name;
-            let old: Vec<_> = txn.current().iter().filter(of_node).map(Row::key).collect();
-            for key in old.iter().filter(|key| wanted.as_ref().is_none_or(|peer| peer.key != **key)) {
-                txn.remove(key);
-            }
-            if let Some(peer) = wanted {
-                txn.upsert(peer);
+            for (node, view) in &views {
+                let wanted = view.as_ref().and_then(|view| view.wireguard_peer(local, &self.config));
+                let old: Vec<_> = txn.current().by_index(node).map(Row::key).collect();
+                for key in old.iter().filter(|key| wanted.as_ref().is_none_or(|peer| peer.key != **key)) {
+                    txn.remove(key);
+                }
+                if let Some(peer) = wanted {
+                    txn.upsert(peer);
+                }
             }
         });
-        let Some(view) = view else { return false };
-        let index = self.indexes.of(&view, &self.config);
-        let path = view.path(local, index, &self.config);
-        if path.path == PathKind::Local || path.underlay.is_some() {
-            out.paths.upsert(path);
-        } else {
-            out.paths.remove(&index);
-        }
-        true
+        out.paths.commit(|txn| {
+            for view in views.iter().filter_map(|(_, view)| view.as_ref()) {
+                let path = view.path(local, self.indexes.of(view, &self.config), &self.config);
+                if path.path == PathKind::Local || path.underlay.is_some() {
+                    txn.upsert(path);
+                } else {
+                    txn.remove(&path.index);
+                }
+            }
+        });
+        views.into_iter().filter(|(_, view)| view.is_none()).map(|(key, _)| key).collect()
     }
 }
 
