@@ -150,10 +150,10 @@ impl MeshSink for TableSink {
 /// Changes by table, in order; `true` writes, `false` removes.
 #[derive(Default)]
 struct Sorted {
-    nodes: Vec<(Node, bool)>,
+    nodes: Vec<(Arc<Node>, bool)>,
     identities: Vec<(tombolo_base::ids::IdentityId, tombolo_base::labels::Labels, bool)>,
     ips: Vec<(IpEntry, bool)>,
-    services: Vec<(Service, bool)>,
+    services: Vec<(Arc<Service>, bool)>,
     slices: Vec<(EndpointSlice, bool)>,
     assignments: Vec<(ServiceName, Assignment, bool)>,
 }
@@ -165,12 +165,12 @@ impl Sorted {
             Change::Delete(record) => (record, false),
         };
         match record {
-            Record::Node(node) => self.nodes.push((*node, keep)),
+            Record::Node(node) => self.nodes.push((node, keep)),
             Record::Identity(id, labels) => self.identities.push((id, labels, keep)),
             Record::Ip(entry) => self.ips.push((entry, keep)),
-            Record::Service(service) => self.services.push((*service, keep)),
+            Record::Service(service) => self.services.push((service, keep)),
             Record::Assignment(name, value) => self.assignments.push((name, value, keep)),
-            Record::EndpointSlice(slice) => self.slices.push((*slice, keep)),
+            Record::EndpointSlice(slice) => self.slices.push((Arc::unwrap_or_clone(slice), keep)),
             // No table has rows of exports, and no follower asks for them.
             Record::ServiceExport(_) => {}
         }

@@ -156,7 +156,7 @@ impl Compiler {
             .iter()
             .flat_map(|id| {
                 let now =
-                    inputs.identities.range((*id, Source::Manifests)..).take_while(move |row| row.id == *id);
+                    inputs.identities.from_key(&(*id, Source::Manifests)).take_while(move |row| row.id == *id);
                 now.map(|row| &row.labels).chain(self.identities.get(id))
             })
             .collect();
@@ -203,7 +203,7 @@ impl Compiler {
         match change {
             Change::Rows { identities, .. } => {
                 for id in identities {
-                    let first = inputs.identities.range((*id, Source::Manifests)..).next();
+                    let first = inputs.identities.from_key(&(*id, Source::Manifests)).next();
                     match first.filter(|row| row.id == *id) {
                         Some(row) => self.identities.insert(*id, row.labels.clone()),
                         None => self.identities.remove(id),

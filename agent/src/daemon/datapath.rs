@@ -8,13 +8,13 @@ use std::sync::Arc;
 use tombolo_base::ids::{ClusterId, ClusterName, MaxClusters};
 use tombolo_base::prefix::Prefix;
 use tombolo_base::reconcile::Target;
+use tombolo_base::rows::Rows;
 use tombolo_base::source::Source;
 use tombolo_ebpf::{self as ebpf, Datapath, DatapathError, LocalAddress, RuleAction, RuleMatch};
 use tombolo_policy::{Direction, PolicyRow, VerdictEntry};
 use tombolo_service::{BackendRow, FrontendKey, FrontendRow, Scope};
 use tombolo_topology::{NodeIndex, NodePath, NodeRow, PathKind, PrefixEntry};
 
-type Rows<R> = imbl::OrdMap<<R as tombolo_base::table::Row>::Key, R>;
 type Held = BTreeSet<Source>;
 
 fn text(error: &DatapathError) -> String {

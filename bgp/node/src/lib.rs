@@ -44,8 +44,9 @@ use std::sync::Arc;
 use serde::Serialize;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tombolo_base::reconcile::Target;
+use tombolo_base::rows::Rows;
 use tombolo_base::source::Source;
-use tombolo_base::table::{Row, Writer};
+use tombolo_base::table::Writer;
 use tombolo_bgp::rpki::CacheState;
 use tombolo_bgp::{Error, PeerAction, PeerState, PolicyQuestion, RouteFilter, RouteRow, RouteView};
 use tombolo_topology::LearnedRoute;
@@ -240,7 +241,6 @@ pub struct PeerTarget(BgpNode);
 #[derive(Clone, Debug)]
 pub struct AdvertTarget(BgpNode);
 
-type Rows<R> = imbl::OrdMap<<R as Row>::Key, R>;
 
 fn tell(node: &BgpNode, request: Request) -> impl Future<Output = Result<(), String>> + Send + use<> {
     let node = node.clone();
@@ -261,7 +261,7 @@ impl Target<PeerRow> for PeerTarget {
         keep: &Rows<PeerRow>,
         held: &BTreeSet<Source>,
     ) -> impl Future<Output = Result<(), String>> + Send {
-        tell(&self.0, Request::PrunePeers { keep: keep.keys().cloned().collect(), held: held.clone() })
+        tell(&self.0, Request::PrunePeers { keep: keep.keys().collect(), held: held.clone() })
     }
 
     /// The speaker lives in this process: nobody else changes what it holds.
@@ -284,7 +284,7 @@ impl Target<AdvertRow> for AdvertTarget {
         keep: &Rows<AdvertRow>,
         held: &BTreeSet<Source>,
     ) -> impl Future<Output = Result<(), String>> + Send {
-        tell(&self.0, Request::PruneAdverts { keep: keep.keys().cloned().collect(), held: held.clone() })
+        tell(&self.0, Request::PruneAdverts { keep: keep.keys().collect(), held: held.clone() })
     }
 
     /// The speaker lives in this process: nobody else changes what it holds.

@@ -235,7 +235,7 @@ fn our_slices_and_our_services_mean_the_same_backends() {
         let written = Desired::slice(&slice).unwrap();
         assert_eq!(written.key, format!("cilium/state/endpointslices/v1/c1/shop/{}", row.name.name));
         let read = decode(Kind::EndpointSlices, &row.name.to_string(), &written.value).unwrap().unwrap();
-        assert_eq!(read, Record::EndpointSlice(Box::new(slice)));
+        assert_eq!(read, Record::EndpointSlice(std::sync::Arc::new(slice)));
         read
     });
     let entry = tombolo_clustermesh::rows::service_entry(&cluster, id, &service, &rows);
@@ -245,7 +245,7 @@ fn our_slices_and_our_services_mean_the_same_backends() {
         table.snapshot().iter().next().cloned().unwrap()
     };
     let of_slices = table(records.collect());
-    assert_eq!(of_slices, table(vec![Record::Service(Box::new(entry))]));
+    assert_eq!(of_slices, table(vec![Record::Service(std::sync::Arc::new(entry))]));
     let ips: Vec<String> = of_slices.backends.keys().map(ToString::to_string).collect();
     assert_eq!(ips, ["10.1.0.7", "fd00::7"]);
 }

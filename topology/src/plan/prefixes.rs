@@ -30,7 +30,7 @@ pub fn prefix_entry(
     config: &PlanConfig,
 ) -> Option<PrefixEntry> {
     let mut rows: Vec<_> =
-        prefixes.range((prefix, Source::Manifests)..).take_while(|row| row.prefix == prefix).collect();
+        prefixes.from_key(&(prefix, Source::Manifests)).take_while(|row| row.prefix == prefix).collect();
     rows.sort_by_key(|row| rank(&row.source, config));
     rows.into_iter()
         .find_map(|row| claimed(row, nodes, indexes, config))

@@ -55,7 +55,7 @@ pub fn route_entry(
         return None;
     }
     let row =
-        learned.range((prefix, Source::Manifests)..).find(|_| true).filter(|row| row.prefix == prefix)?;
+        learned.from_key(&(prefix, Source::Manifests)).next().filter(|row| row.prefix == prefix)?;
     Some(RouteEntry {
         source: row.source.clone(),
         prefix,
