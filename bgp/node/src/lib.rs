@@ -46,7 +46,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tombolo_base::reconcile::Target;
 use tombolo_base::rows::Rows;
 use tombolo_base::source::Source;
-use tombolo_base::table::Writer;
+use tombolo_base::table::{Row, Writer};
 use tombolo_bgp::rpki::CacheState;
 use tombolo_bgp::{Error, PeerAction, PeerState, PolicyQuestion, RouteFilter, RouteRow, RouteView};
 use tombolo_topology::LearnedRoute;

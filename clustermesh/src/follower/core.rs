@@ -9,6 +9,7 @@ use super::limits::{Limits, Usage};
 use super::resume::{Bookmarks, Repetition};
 use super::store::{Intake, Phase, Store};
 use crate::wire::{ClusterConfig, KINDS, Kind, Record, Rejections, Remote};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tombolo_base::clock::Moment;
@@ -211,7 +212,9 @@ impl Follower {
 
     /// What a snapshot needs: the cluster's number and every entry; `None` before the number is known.
     #[must_use]
-    pub fn known(&self) -> Option<(ClusterId, impl Iterator<Item = (Kind, &str, &Record)>)> {
+    pub fn known(
+        &self,
+    ) -> Option<(ClusterId, impl Iterator<Item = (Kind, Cow<'_, str>, Cow<'_, Record>)>)> {
         let remote = self.remote.as_ref()?;
         let entries = self.stores.iter().flat_map(|(kind, store)| store.iter().map(|(n, r)| (*kind, n, r)));
         Some((remote.id, entries))

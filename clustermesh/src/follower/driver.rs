@@ -1,5 +1,6 @@
 //! The etcd side of one follower: carries out what the core wants and brings back what etcd says.
 
+use super::connections::{Connection, Connections};
 use super::core::Follower;
 use super::dump::Dump;
 use super::event::{Change, Failure, FailureKind, Input, Output, Scope, Ticket};
@@ -55,7 +56,7 @@ struct Answer {
 }
 
 enum Content {
-    Client(Box<Client>, Option<Expiry>, [u8; 32]),
+    Connected(Arc<Connection>, [u8; 32]),
     Input(Input),
 }
 
@@ -69,7 +70,8 @@ pub(crate) struct Driver {
     snapshot: Option<PathBuf>,
     origin: Instant,
     epoch: u64,
-    client: Option<Client>,
+    connection: Option<Arc<Connection>>,
+    connections: Connections,
     tasks: JoinSet<()>,
     running: BTreeMap<Scope, (Ticket, AbortHandle)>,
     answers: mpsc::Sender<Answer>,
@@ -90,7 +92,7 @@ impl Driver {
         etcd: Option<EtcdConfig>,
         sink: Arc<dyn MeshSink>,
         snapshot: Option<PathBuf>,
-        origin: Instant,
+        (origin, connections): (Instant, Connections),
     ) -> Self {
         // A task whose answer does not fit waits with it, and etcd waits for the task.
         let (answers, inbox) = mpsc::channel(8);
@@ -102,7 +104,8 @@ impl Driver {
             snapshot,
             origin,
             epoch: 0,
-            client: None,
+            connection: None,
+            connections,
             tasks: JoinSet::new(),
             running: BTreeMap::new(),
             answers,
@@ -230,7 +233,9 @@ impl Driver {
         self.epoch += 1;
         self.tasks.abort_all();
         self.running.clear();
-        self.client = None;
+        if let Some(connection) = self.connection.take() {
+            connection.retire();
+        }
     }
 
     fn spawn(&mut self, scope: Option<(Scope, Ticket)>, task: impl Future<Output = Input> + Send + 'static) {
@@ -263,10 +268,10 @@ impl Driver {
             return;
         }
         match answer.content {
-            Content::Client(client, expiry, certificates) => {
-                self.client = Some(*client);
+            Content::Connected(connection, certificates) => {
                 self.renewal = None;
-                self.expiry = expiry;
+                self.expiry.clone_from(&connection.expiry);
+                self.connection = Some(connection);
                 self.certificates = certificates;
                 self.feed(Input::Connected);
             }
@@ -276,6 +281,7 @@ impl Driver {
 
     fn connect(&mut self) {
         let (etcd, answers, epoch) = (self.etcd.clone(), self.answers.clone(), self.epoch);
+        let connections = self.connections.clone();
         self.tasks.spawn(async move {
             let content = match &etcd {
                 None => {
@@ -285,10 +291,8 @@ impl Driver {
                 Some(etcd) => {
                     // Taken first: a renewal while connecting must not look like the files in use.
                     let fingerprint = etcd.fingerprint().await;
-                    match requests::open(etcd).await {
-                        Ok((client, files)) => {
-                            Content::Client(Box::new(client), files.map(|files| files.expiry), fingerprint)
-                        }
+                    match connections.open(etcd, fingerprint).await {
+                        Ok(connection) => Content::Connected(connection, fingerprint),
                         Err(error) => Content::Input(Input::Disconnected(Failure::from(&error))),
                     }
                 }
@@ -297,26 +301,30 @@ impl Driver {
         });
     }
 
+    fn client(&self) -> Option<Client> {
+        self.connection.as_ref().map(|connection| connection.client.clone())
+    }
+
     fn get_config(&mut self, key: String) {
-        if let Some(client) = self.client.clone() {
+        if let Some(client) = self.client() {
             self.spawn(None, requests::get(client, key));
         }
     }
 
     fn prove(&mut self, revision: i64) {
-        if let Some(client) = self.client.clone() {
+        if let Some(client) = self.client() {
             self.spawn(None, requests::prove(client, revision));
         }
     }
 
     fn list(&mut self, page: requests::Page) {
-        if let Some(client) = self.client.clone() {
+        if let Some(client) = self.client() {
             self.spawn(Some((page.scope, page.ticket)), requests::list(client, page));
         }
     }
 
     fn watch(&mut self, ticket: Ticket, scope: Scope, prefix: String, revision: i64) {
-        let Some(client) = self.client.clone() else { return };
+        let Some(client) = self.client() else { return };
         let (answers, epoch) = (self.answers.clone(), self.epoch);
         let (forward, mut events) = mpsc::channel(2);
         self.spawn(Some((scope, ticket)), async move {
@@ -335,7 +343,7 @@ impl Driver {
     /// connection is made anew at once. Nothing that is known is dropped, and a connection that stands is not given up
     /// for files that cannot be used.
     async fn check_certificates(&mut self) {
-        if let (Some(etcd), Some(_)) = (&self.etcd, &self.client) {
+        if let (Some(etcd), Some(_)) = (&self.etcd, &self.connection) {
             let files = etcd.fingerprint().await;
             let usable = if files == self.certificates { Ok(None) } else { etcd.certificates().await };
             match usable {

@@ -109,8 +109,8 @@ impl Follower {
     pub(crate) fn dump(&self) -> Dump {
         let (mut dump, cluster) = (Dump::default(), self.config.cluster.as_str());
         for (name, record) in self.stores.values().flat_map(Store::iter) {
-            if let Err(error) = dump.add(cluster, name, record) {
-                tracing::error!(%cluster, name, %error, "not in the dump: cannot be written as JSON");
+            if let Err(error) = dump.add(cluster, &name, &record) {
+                tracing::error!(%cluster, %name, %error, "not in the dump: cannot be written as JSON");
             }
         }
         for refused in self.stores.values().flat_map(|store| store.refused(usize::MAX)) {

@@ -2,9 +2,11 @@
 //! so that one bad cluster costs nobody else.
 
 mod admission;
+mod connections;
 mod core;
 mod driver;
 mod dump;
+mod entries;
 mod event;
 mod folder;
 #[cfg(test)]
@@ -39,6 +41,7 @@ pub use limits::Limits;
 pub use status::{ClusterStatus, ConfigStatus, FailureStatus, MAX_REFUSED, Refused};
 
 use crate::etcd::EtcdConfig;
+use connections::Connections;
 use driver::{Command, Driver};
 use folder::{Folder, Reading, Scan};
 use std::collections::{BTreeMap, BTreeSet};
@@ -115,6 +118,7 @@ struct Mesh {
     sink: Arc<dyn MeshSink>,
     ids: IdBook,
     origin: Instant,
+    connections: Connections,
     running: BTreeMap<ClusterName, Running>,
     broken: BTreeMap<String, String>,
     /// Clusters whose file was broken from the start: not followed, and not pruned before their file is mended or gone.
@@ -141,6 +145,7 @@ pub async fn start(
         sink,
         ids: IdBook::default(),
         origin: Instant::now(),
+        connections: Connections::default(),
         running: BTreeMap::new(),
         broken: BTreeMap::new(),
         spared: BTreeSet::new(),
@@ -211,7 +216,7 @@ impl Mesh {
         let snapshot = self.snapshot(&cluster);
         let sink = self.sink.clone();
         sink.state(&cluster, tombolo_base::source::SourceState::Pending);
-        let driver = Driver::new(cluster.clone(), core, etcd, sink, snapshot, self.origin);
+        let driver = Driver::new(cluster, core, etcd, sink, snapshot, (self.origin, self.connections.clone()));
         let task = tokio::spawn(driver.run(inbox, self.cancel.clone()));
         self.running.insert(cluster, Running { commands, task, digest });
     }

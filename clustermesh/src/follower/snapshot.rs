@@ -3,6 +3,7 @@
 use crate::error::MeshError;
 use crate::wire::{Kind, Record};
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
@@ -24,13 +25,13 @@ impl Saved {
     pub(crate) fn new<'a>(
         cluster: &ClusterName,
         id: ClusterId,
-        records: impl Iterator<Item = (Kind, &'a str, &'a Record)>,
+        records: impl Iterator<Item = (Kind, Cow<'a, str>, Cow<'a, Record>)>,
     ) -> Self {
         let mut entries: BTreeMap<Kind, BTreeMap<String, String>> = BTreeMap::new();
         for (kind, name, record) in records {
             // What cannot be written as text is read from etcd again.
             if let Some(text) = record.encode().ok().and_then(|value| String::from_utf8(value).ok()) {
-                entries.entry(kind).or_default().insert(name.to_owned(), text);
+                entries.entry(kind).or_default().insert(name.into_owned(), text);
             }
         }
         Self { version: VERSION, cluster: cluster.to_string(), id, entries }

@@ -1,10 +1,12 @@
 //! What is known of one kind of entries of one cluster.
 
+use super::entries::Entries;
 use super::event::Change;
 use super::limits::{Limits, Usage};
 use super::resume::Position;
 use super::status::Refused;
 use crate::wire::{Kind, Reason, Record, Reject, Rejections, Remote};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -21,15 +23,6 @@ pub(crate) enum Phase {
     Watching(Position),
     /// Must not be read; asked for again later.
     Denied,
-}
-
-#[derive(Clone, Debug)]
-struct Entry {
-    record: Record,
-    /// The list in which the key was seen last.
-    seen: u32,
-    /// Bytes of name and value.
-    bytes: u32,
 }
 
 /// A key whose value, as it stands, is refused.
@@ -57,7 +50,7 @@ pub(crate) struct Intake<'a> {
 #[derive(Clone, Debug)]
 pub(crate) struct Store {
     kind: Kind,
-    entries: BTreeMap<Arc<str>, Entry>,
+    entries: Entries,
     bad: BTreeMap<Arc<str>, Bad>,
     generation: u32,
     /// Something was refused since the last list began that a later list may have room for.
@@ -65,17 +58,18 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    pub(crate) const fn new(kind: Kind) -> Self {
-        Self { kind, entries: BTreeMap::new(), bad: BTreeMap::new(), generation: 0, wanting: false }
+    pub(crate) fn new(kind: Kind) -> Self {
+        let entries = Entries::new(kind == Kind::Ips);
+        Self { kind, entries, bad: BTreeMap::new(), generation: 0, wanting: false }
     }
 
-    pub(crate) fn len(&self) -> usize {
+    pub(crate) const fn len(&self) -> usize {
         self.entries.len()
     }
 
     /// Key name and record of everything known.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Record)> {
-        self.entries.iter().map(|(name, entry)| (name.as_ref(), &entry.record))
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, Record>)> {
+        self.entries.iter()
     }
 
     /// Whether a list would take in what was refused for reasons that other entries cause.
@@ -115,14 +109,14 @@ impl Store {
 
     fn refuse(&mut self, prefix: &str, name: &str, reject: Reject, intake: &mut Intake<'_>) {
         self.wanting |= matches!(reject.reason, Reason::TooMany | Reason::Alias);
-        if let Some(entry) = self.entries.get_mut(name)
-            // What our own elected agent wrote is not given up for a value that it will correct. What there is no room
-            // for is there, and the value before it is the best that is known.
-            && (self.kind == Kind::Assignments || reject.reason == Reason::TooMany)
+        // What our own elected agent wrote is not given up for a value that it will correct. What there is no room
+        // for is there, and the value before it is the best that is known.
+        if (self.kind == Kind::Assignments || reject.reason == Reason::TooMany)
+            && let Some(entry) = self.entries.get_mut(name)
         {
             entry.seen = self.generation;
         }
-        let (key, kept) = (format!("{prefix}{name}"), self.entries.contains_key(name));
+        let (key, kept) = (format!("{prefix}{name}"), self.entries.get(name).is_some());
         let remedy = reject.reason.remedy();
         // Millions of refused keys must not fill the log: each reason is told once in a power of two.
         if intake.rejections.of(reject.reason).saturating_add(1).is_power_of_two() {
@@ -146,7 +140,7 @@ impl Store {
             reason: bad.reject.reason,
             detail: bad.reject.detail.clone(),
             remedy: bad.reject.reason.remedy(),
-            kept: self.entries.contains_key(name),
+            kept: self.entries.get(name).is_some(),
         })
     }
 
@@ -161,19 +155,14 @@ impl Store {
             self.make_room(name, bytes, intake)?;
         }
         if let Some(Record::Ip(entry)) = &record
-            && let Some(twin) = entry.alias_name()
+            && let Some((known, twin)) = entry.alias_name().and_then(|twin| Some((self.entries.get(&twin)?, twin)))
         {
-            match self.entries.get(twin.as_str()) {
-                Some(known) if known.seen == self.generation => {
-                    return Err(Reject::new(Reason::Alias, format!("{twin} means the same address")));
-                }
-                // Left over from before this list: the row is the same, so it is replaced and not deleted.
-                Some(known) => {
-                    intake.usage.remove(size(known.bytes));
-                    self.entries.remove(twin.as_str());
-                }
-                None => {}
+            if known.seen == self.generation {
+                return Err(Reject::new(Reason::Alias, format!("{twin} means the same address")));
             }
+            // Left over from before this list: the row is the same, so it is replaced and not deleted.
+            intake.usage.remove(size(known.bytes));
+            self.entries.remove(&twin);
         }
         Ok(record)
     }
@@ -202,15 +191,14 @@ impl Store {
         if let Some(entry) = self.entries.get_mut(name) {
             intake.usage.add(bytes, Some(size(entry.bytes)));
             (entry.seen, entry.bytes) = (seen, cost);
-            if entry.record != record {
-                entry.record = record.clone();
+            if entry.change(&record) {
                 intake.changes.push(Change::Upsert(record));
             }
             return;
         }
         intake.usage.add(bytes, None);
-        intake.changes.push(Change::Upsert(record.clone()));
-        self.entries.insert(name.into(), Entry { record, seen, bytes: cost });
+        self.entries.insert(name, &record, seen, cost);
+        intake.changes.push(Change::Upsert(record));
     }
 
     /// Forgets a key; an unknown one is no news.
@@ -218,7 +206,7 @@ impl Store {
         self.bad.remove(name);
         if let Some(entry) = self.entries.remove(name) {
             usage.remove(size(entry.bytes));
-            changes.push(Change::Delete(entry.record));
+            changes.push(Change::Delete(entry.record().into_owned()));
         }
     }
 
@@ -226,18 +214,18 @@ impl Store {
     pub(crate) fn sweep(&mut self, usage: &mut Usage, changes: &mut Vec<Change>) {
         let generation = self.generation;
         self.bad.retain(|_, bad| bad.seen == generation);
-        for (_, entry) in self.entries.extract_if(.., |_, entry| entry.seen != generation) {
+        for entry in self.entries.take_unseen(generation) {
             usage.remove(size(entry.bytes));
-            changes.push(Change::Delete(entry.record));
+            changes.push(Change::Delete(entry.record().into_owned()));
         }
     }
 
     /// Forgets everything.
     pub(crate) fn drain(&mut self, usage: &mut Usage, changes: &mut Vec<Change>) {
         self.bad.clear();
-        for entry in std::mem::take(&mut self.entries).into_values() {
+        for entry in self.entries.take_all() {
             usage.remove(size(entry.bytes));
-            changes.push(Change::Delete(entry.record));
+            changes.push(Change::Delete(entry.record().into_owned()));
         }
     }
 }

@@ -11,6 +11,7 @@ pub mod ip;
 pub mod json;
 pub mod key;
 pub mod node;
+mod plain;
 mod proto;
 mod reject;
 pub mod service;

@@ -16,7 +16,6 @@ mod routes;
 
 pub use nodes::{NodeIndexes, NodeView, node_view};
 pub use planner::{Inputs, Outputs, Planner};
-pub use prefixes::prefix_entry;
 pub use routes::route_entry;
 
 use crate::rows::PathKind;

@@ -1,7 +1,8 @@
 //! The incremental pass: what a batch of changes touches, and the rows that follow.
 
 use super::hops::RestoredHops;
-use super::{NodeIndexes, NodeView, PlanConfig, node_view, prefix_entry, route_entry};
+use super::prefixes::Claims;
+use super::{NodeIndexes, NodeView, PlanConfig, node_view, route_entry};
 use crate::rows::{
     LearnedNextHop, LearnedRoute, NodeIndex, NodePath, NodeRow, PathKind, PrefixEntry, PrefixRow, RouteEntry,
     WireguardPeer,
@@ -140,10 +141,11 @@ impl Planner {
         let local = node_view(&self.inputs.nodes, &self.config.cluster, &self.config.node);
         // Prefix entries name node rows: rows come first, and go last.
         let gone = self.plan_nodes(&affected.nodes, local.as_ref(), out);
+        let Inputs { prefixes, nodes, .. } = &self.inputs;
+        let mut claims = Claims::new(prefixes, nodes, &self.indexes, &self.config);
         out.entries.commit(|txn| {
             for prefix in &affected.prefixes {
-                let Inputs { prefixes, nodes, .. } = &self.inputs;
-                match prefix_entry(*prefix, prefixes, nodes, &self.indexes, &self.config) {
+                match claims.entry(*prefix) {
                     Some(entry) => drop(txn.upsert(entry)),
                     None => drop(txn.remove(prefix)),
                 }
