@@ -8,6 +8,7 @@ use rand::seq::SliceRandom;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tokio::task::JoinSet;
 
 /// Largest response that is taken (bytes); pages of 256 large values pass gRPC's default of 4 MiB.
 pub const MAX_RESPONSE_BYTES: usize = 512 << 20;
@@ -18,6 +19,8 @@ pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 /// Keys per page of a list.
 pub const PAGE: i64 = 256;
 const MAX_ENDPOINTS: usize = 64;
+/// How long a member may take to answer before the next one is asked as well.
+const NEXT_MEMBER: Duration = Duration::from_millis(500);
 
 /// An etcd client file in the form of etcd's own client (`endpoints`, `trusted-ca-file`, `cert-file`, `key-file`).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -159,9 +162,7 @@ impl EtcdConfig {
         }
         let mut endpoints = self.endpoints.clone();
         endpoints.shuffle(&mut rand::rng());
-        let client = Client::connect(&endpoints, Some(options)).await.map_err(|error| {
-            self.blame(request_error(format!("connecting to {}", endpoints.join(" ")), &error))
-        })?;
+        let client = connect_any(endpoints, &options).await.map_err(|error| self.blame(error))?;
         Ok((client, certificates))
     }
 
@@ -193,6 +194,57 @@ impl EtcdConfig {
         let files = [&self.trusted_ca_file, &self.cert_file, &self.key_file];
         certificate::fingerprint(files.map(Option::as_ref)).await
     }
+}
+
+/// A client of one member: the first that answers and has a leader, else the first that answers. The members are asked one after
+/// the other, the next one when the last has not answered for a moment; so one that is dead or cut off costs that moment. (A
+/// client of all at once would send each request to another, and one dead member would fail every third of three.)
+async fn connect_any(endpoints: Vec<String>, options: &ConnectOptions) -> Result<Client, MeshError> {
+    if let [only] = endpoints.as_slice() {
+        // The first request says how it is.
+        let client = Client::connect(&[only], Some(options.clone())).await;
+        return client.map_err(|error| request_error(format!("connecting to {only}"), &error));
+    }
+    let mut waiting = endpoints.into_iter();
+    let mut asked = JoinSet::new();
+    let (mut leaderless, mut failed) = (None, None);
+    loop {
+        if let Some(endpoint) = waiting.next() {
+            asked.spawn(ask(endpoint, options.clone()));
+        }
+        let more = waiting.len() > 0;
+        let answer = tokio::select! {
+            answer = asked.join_next() => answer,
+            () = tokio::time::sleep(NEXT_MEMBER), if more => continue,
+        };
+        match answer {
+            Some(Ok(Ok((client, true)))) => return Ok(client),
+            Some(Ok(Ok((client, false)))) => leaderless = leaderless.or(Some(client)),
+            Some(Ok(Err(error))) => failed = failed.or(Some(error)),
+            // A task that was ended says nothing of its member.
+            Some(Err(_)) => {}
+            None if more => {}
+            None => {
+                return leaderless.map(Ok).unwrap_or_else(|| {
+                    Err(failed.unwrap_or_else(|| MeshError::Request {
+                        what: "connecting".to_owned(),
+                        why: "there is no endpoint".to_owned(),
+                        kind: FailureKind::Other,
+                    }))
+                });
+            }
+        }
+    }
+}
+
+/// Connects to one member and asks whether it has a leader.
+async fn ask(endpoint: String, options: ConnectOptions) -> Result<(Client, bool), MeshError> {
+    let what = || format!("connecting to {endpoint}");
+    let client = Client::connect(&[&endpoint], Some(options)).await;
+    let client = client.map_err(|error| request_error(what(), &error))?;
+    let mut maintenance = client.maintenance_client();
+    let status = request(what, maintenance.status()).await?;
+    Ok((client, status.leader() != 0))
 }
 
 /// Bounds the time of a request and turns its error into text with a remedy.

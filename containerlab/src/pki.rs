@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
@@ -62,6 +63,27 @@ pub fn issue_all(certificates: &Certificates, pki_dir: &Path) -> Result<Vec<Stri
         }
     }
     Ok(issued)
+}
+
+/// Issues one certificate anew that is good until `not_after` only, over the one that is there: in place, since nodes have
+/// the files themselves bound.
+///
+/// # Errors
+/// As [`issue_all`].
+pub fn reissue_until(
+    ca: &str,
+    name: &str,
+    certificate: &Certificate,
+    pki_dir: &Path,
+    not_after: SystemTime,
+) -> Result<(), PkiError> {
+    let ca = Authority::load_or_create(ca, pki_dir)?;
+    let key = KeyPair::generate().map_err(failed(&format!("generating the key of {name}")))?;
+    let mut params = leaf_params(certificate).map_err(failed(&format!("the names of {name}")))?;
+    params.not_after = not_after.into();
+    let cert = params.signed_by(&key, &ca.issuer).map_err(failed(&format!("signing {name}")))?;
+    write_over(&pki_dir.join(format!("{name}.key")), key.serialize_pem().as_bytes())?;
+    write_over(&pki_dir.join(format!("{name}.crt")), cert.pem().as_bytes())
 }
 
 struct Authority {
@@ -172,6 +194,15 @@ fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), PkiError> {
         fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary).map_err(fail)?;
     file.write_all(content).map_err(fail)?;
     fs::rename(&temporary, path).map_err(fail)
+}
+
+/// Writes over a file that is there: nodes have the file itself bound, not its folder.
+fn write_over(path: &Path, content: &[u8]) -> Result<(), PkiError> {
+    fs::write(path, content).map_err(|source| PkiError::File {
+        operation: "writing",
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -57,12 +57,25 @@ pub enum SettingsError {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
+    /// What `tombolo lab test` checks.
+    pub checks: Checks,
     /// Image name (with or without tag or digest) to how it runs on the host.
     pub images: BTreeMap<String, Image>,
     /// The clusters of the lab.
     pub clusters: Vec<Cluster>,
     /// Certificates of the lab's own CA.
     pub certificates: Certificates,
+}
+
+/// Which checks a lab is made for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Checks {
+    /// All of them: traffic, routers, the wire, faults.
+    #[default]
+    All,
+    /// What can happen to the etcds of a mesh, while connections run between its clusters.
+    Mesh,
 }
 
 /// How an image runs as programs of the host.
@@ -134,16 +147,27 @@ pub struct Cluster {
     pub id: u32,
     /// Folders of manifests, relative to the topology file; copied to `LAB_DIR/NAME/manifests` at `up`, the later over the earlier.
     pub manifests: Vec<PathBuf>,
+    /// Folders of etcd client files of other clusters, copied to `LAB_DIR/NAME/clustermesh` in the same way.
+    #[serde(default)]
+    pub clustermesh: Vec<PathBuf>,
     /// Nodes whose pods the node init runs (short node names).
     pub nodes: Vec<String>,
     /// The node that runs the cluster's etcd.
     pub etcd: String,
+    /// All nodes that run a member of it; empty: that one alone.
+    #[serde(default)]
+    pub members: Vec<String>,
 }
 
 impl Cluster {
     /// Where the running lab keeps this cluster's manifests: agent, kubelet and controllers all use this folder.
     pub fn live_manifests(&self, lab_dir: &Path) -> PathBuf {
         lab_dir.join(&self.name).join("manifests")
+    }
+
+    /// Where the running lab keeps the etcd client files of other clusters, for labs whose agents read them there.
+    pub fn live_clustermesh(&self, lab_dir: &Path) -> PathBuf {
+        lab_dir.join(&self.name).join("clustermesh")
     }
 }
 

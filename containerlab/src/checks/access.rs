@@ -186,7 +186,13 @@ impl Access {
         finish(run(command, COMMAND_TIMEOUT * 2).await, &format!("lab {verb} {node}"), look)
     }
 
-    /// The same verb as a command of the standard library, for where nothing can be awaited.
+    /// `argv` at `place` as a command of the standard library, for where nothing can be awaited.
+    #[must_use]
+    pub fn exec_command_now(&self, place: &Place, argv: &[&str]) -> std::process::Command {
+        self.exec_command(place, argv).into_std()
+    }
+
+    /// A verb as a command of the standard library, for where nothing can be awaited.
     #[must_use]
     pub fn verb_command(&self, verb: &str, node: &str) -> std::process::Command {
         let mut command = std::process::Command::new(&self.program);

@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 use super::ask::{Ask, By, Origin, Peer, PodRef, Protocol, Target};
 use super::check::{Check, Family, Phase, Task, Variant};
 use super::etcd::EtcdRoles;
-use super::faults::Fault;
+use super::faults::{Fault, MeshFault};
 use super::inventory::{Cluster, Inventory, PodFacts};
 use super::mtu::{MtuCheck, OutsideMtu};
 use super::routers::RouterCheck;
+use crate::settings::Checks;
 
 /// Ports of every echo server of the lab.
 pub const HTTP_PORT: u16 = 8080;
@@ -28,6 +29,10 @@ const BALANCE: u32 = 48;
 #[must_use]
 pub fn checks(inventory: &Inventory, variant: Variant) -> Vec<Check> {
     let mut list = List::default();
+    if inventory.checks == Checks::Mesh {
+        mesh(inventory, &mut list);
+        return list.0;
+    }
     for cluster in inventory.clusters.values() {
         for family in Family::BOTH {
             match Scene::of(inventory, cluster, family) {
@@ -90,6 +95,35 @@ fn faults(inventory: &Inventory, list: &mut List) {
         if let Some(node) = cluster.nodes.keys().next_back() {
             add(format!("fault/node-powered-off/{node}"), Fault::NodePoweredOff { node: node.clone() });
         }
+    }
+}
+
+/// What can happen to the etcds of a mesh. The last cluster by `lab.yaml`'s ids is the one that comes and goes.
+fn mesh(inventory: &Inventory, list: &mut List) {
+    let mut clusters: Vec<&Cluster> = inventory.clusters.values().collect();
+    clusters.sort_by_key(|cluster| cluster.id);
+    let [first, second, .., last] = clusters.as_slice() else {
+        return list.missing("mesh", "three clusters");
+    };
+    let (first, second, guest) = (first.name.clone(), second.name.clone(), last.name.clone());
+    let faults = [
+        MeshFault::Joins(guest.clone()),
+        MeshFault::EtcdKilled(first.clone()),
+        MeshFault::EtcdStopped(second.clone()),
+        MeshFault::EtcdEmptied(first.clone()),
+        MeshFault::EtcdRestored(second.clone()),
+        MeshFault::EtcdCompacted(first.clone()),
+        MeshFault::EtcdOutOfQuota(second.clone()),
+        MeshFault::EtcdPartitioned(first.clone()),
+        MeshFault::EtcdSlowDisk(first.clone()),
+        MeshFault::MembersLost(guest.clone()),
+        MeshFault::CertificateExpires(second.clone()),
+        MeshFault::ClockJumps(second),
+        MeshFault::AgentsKilled(first),
+        MeshFault::Leaves(guest),
+    ];
+    for fault in faults {
+        list.add(Phase::Faults, fault.name(), Task::Fault(Fault::Mesh(fault)));
     }
 }
 
@@ -397,7 +431,23 @@ mod tests {
             ]),
             client: Some("client".into()),
             link_mtu: Some(1500),
+            ..Inventory::default()
         }
+    }
+
+    #[test]
+    fn a_lab_of_the_mesh_has_its_own_checks() {
+        let mut lab = Inventory { checks: Checks::Mesh, ..lab() };
+        let names = |lab: &Inventory| -> Vec<String> {
+            checks(lab, Variant::Overlay).into_iter().map(|check| check.name).collect()
+        };
+        assert_eq!(names(&lab), ["missing/mesh: three clusters"]);
+        let north = Cluster { id: 3, ..cluster("north") };
+        lab.clusters.insert("north".to_owned(), north);
+        let all = names(&lab);
+        assert_eq!(all.first().map(String::as_str), Some("mesh/joins/north"), "the last by id, not by name");
+        assert_eq!(all.last().map(String::as_str), Some("mesh/leaves/north"));
+        assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), 14);
     }
 
     #[test]

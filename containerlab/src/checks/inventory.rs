@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::check::Family;
 use super::sessions::Sessions;
 use crate::file;
-use crate::settings::Settings;
+use crate::settings::{Certificates, Checks, Settings};
 
 /// Most files read of one manifest folder.
 const MAX_FILES: usize = 20_000;
@@ -28,6 +28,14 @@ pub struct Inventory {
     pub client: Option<String>,
     /// The smallest MTU of all links, in bytes; `None` if a link leaves it to the runner.
     pub link_mtu: Option<u32>,
+    /// Which checks the lab is made for.
+    pub checks: Checks,
+    /// The lab's directory.
+    pub lab_dir: PathBuf,
+    /// The certificates of the lab's CA.
+    pub certificates: Certificates,
+    /// A node of the kernel's own that forwards between all (label `tombolo.io/role: core`).
+    pub core: Option<String>,
 }
 
 /// One cluster.
@@ -39,8 +47,12 @@ pub struct Cluster {
     pub id: u32,
     /// Folder of its running manifests.
     pub manifests: PathBuf,
+    /// Folder of the running etcd client files of other clusters.
+    pub clustermesh: PathBuf,
     /// Node of its etcd.
     pub etcd: String,
+    /// Nodes of all members of its etcd.
+    pub members: Vec<String>,
     /// Nodes by name.
     pub nodes: BTreeMap<String, ClusterNode>,
     /// Pods by `NAMESPACE/NAME`.
@@ -206,7 +218,12 @@ impl Inventory {
         let (topology, _) = file::load(topology_file, &env)
             .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))?;
         let settings = Settings::beside(topology_file, &env).map_err(|error| error.to_string())?;
-        let mut inventory = Self::default();
+        let mut inventory = Self {
+            checks: settings.checks,
+            lab_dir: topology.lab_dir.clone(),
+            certificates: settings.certificates.clone(),
+            ..Self::default()
+        };
         for node in topology.nodes.values() {
             match node.labels.get("tombolo.io/role").map(String::as_str) {
                 Some("tor" | "spine") => {
@@ -216,6 +233,7 @@ impl Inventory {
                     inventory.routers.insert(node.name.clone(), Router { daemon, cluster });
                 }
                 Some("client") => inventory.client = Some(node.name.clone()),
+                Some("core") => inventory.core = Some(node.name.clone()),
                 _ => {}
             }
         }
@@ -227,6 +245,9 @@ impl Inventory {
             read.name.clone_from(&cluster.name);
             read.id = cluster.id;
             read.etcd.clone_from(&cluster.etcd);
+            read.clustermesh = cluster.live_clustermesh(&topology.lab_dir);
+            read.members =
+                if cluster.members.is_empty() { vec![cluster.etcd.clone()] } else { cluster.members.clone() };
             inventory.clusters.insert(cluster.name.clone(), read);
         }
         Ok(inventory)

@@ -374,15 +374,21 @@ impl Lab {
             crate::pki::issue_all(&self.settings.certificates, &self.layout.pki())?;
         }
         for cluster in &self.settings.clusters {
-            let target = cluster.live_manifests(dir);
-            for folder in &cluster.manifests {
-                let source = self.topology.file.with_file_name("").join(folder);
-                copy_tree(&source, &target).map_err(LabError::io(format!(
-                    "copy the manifests of cluster {} from {} to {}",
-                    cluster.name,
-                    source.display(),
-                    target.display()
-                )))?;
+            let copies = [
+                ("manifests", cluster.live_manifests(dir), &cluster.manifests),
+                ("etcd client files", cluster.live_clustermesh(dir), &cluster.clustermesh),
+            ];
+            for (what, target, folders) in copies {
+                std::fs::create_dir_all(&target).map_err(made(&target))?;
+                for folder in folders {
+                    let source = self.topology.file.with_file_name("").join(folder);
+                    copy_tree(&source, &target).map_err(LabError::io(format!(
+                        "copy the {what} of cluster {} from {} to {}",
+                        cluster.name,
+                        source.display(),
+                        target.display()
+                    )))?;
+                }
             }
         }
         Ok(())

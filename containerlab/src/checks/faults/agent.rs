@@ -222,7 +222,17 @@ impl Cast<'_> {
 }
 
 fn plan(name: String, place: Place, protocol: &'static str, target: IpAddr, port: u16) -> LoadPlan {
-    LoadPlan { name, place, protocol, target, port, rate: TCP_RATE, timeout_ms: 4000, crosses: false }
+    LoadPlan {
+        name,
+        place,
+        protocol,
+        target,
+        port,
+        connections: 4,
+        rate: TCP_RATE,
+        timeout_ms: 4000,
+        crosses: false,
+    }
 }
 
 #[cfg(test)]

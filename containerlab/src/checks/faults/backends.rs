@@ -32,6 +32,7 @@ pub(super) async fn deleted(context: &Context, cluster: &str) -> CheckResult {
             protocol: "http",
             target: cluster_ip(context, cluster, "demo/web", family)?,
             port: 80,
+            connections: 4,
             rate: 20,
             timeout_ms: 1000,
             crosses: false,

@@ -18,8 +18,16 @@ const PUBLISHED: &str = "cilium/";
 /// The key of the probe.
 const PROBE: &str = "tombolo/lab/probe";
 /// etcdctl as root, as on the etcd nodes of the lab.
-const ETCDCTL: &str = "ETCDCTL_API=3 exec etcdctl --endpoints https://127.0.0.1:2379 --cacert /etc/etcd/pki/ca.crt \
+pub(super) const ETCDCTL: &str = "ETCDCTL_API=3 exec etcdctl --endpoints https://127.0.0.1:2379 --cacert /etc/etcd/pki/ca.crt \
                        --cert /etc/etcd/pki/root.crt --key /etc/etcd/pki/root.key";
+
+/// What etcdctl answers as root on a node that runs a member.
+///
+/// # Errors
+/// When it fails.
+pub(super) async fn etcdctl(context: &Context, node: &str, request: &str) -> Result<String, Failure> {
+    context.access.text(&Place::node(node), &["sh", "-c", &format!("{ETCDCTL} {request}")]).await
+}
 
 /// Notes every change of the keys of a cluster's etcd.
 pub(super) struct KeyWatch {
@@ -57,7 +65,7 @@ impl KeyWatch {
         let gone = |lines: &[String]| events(lines).filter(|event| *event == Event::Delete(PROBE)).count();
         let before = gone(&self.watch.said().lines);
         for verb in [format!("put {PROBE} x"), format!("del {PROBE}")] {
-            context.access.text(&self.place, &["sh", "-c", &format!("{ETCDCTL} {verb}")]).await?;
+            etcdctl(context, &self.place.node, &verb).await?;
         }
         self.watch.wait_for(patience, |lines| gone(lines) > before).await
     }

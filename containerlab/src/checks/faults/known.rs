@@ -74,6 +74,32 @@ pub(super) async fn remote(context: &Context, node: &str, cluster: &str) -> Resu
     Ok(remote)
 }
 
+/// Whether a node reads another cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum RemoteState {
+    /// Connected and in sync.
+    Ready,
+    /// Known, and why it is not ready.
+    NotReady(String),
+    /// Its agent has no such cluster.
+    Unknown,
+}
+
+impl RemoteState {
+    /// How the agent of `node` sees a cluster that it may not know.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub(super) async fn of(context: &Context, node: &str, cluster: &str) -> Result<Self, Failure> {
+        let all: Vec<Remote> = context.access.json(&Place::node(node), &MESH, COMMAND_TIMEOUT).await?;
+        Ok(match all.into_iter().find(|remote| remote.name == cluster) {
+            None => Self::Unknown,
+            Some(remote) if remote.ready => Self::Ready,
+            Some(remote) => Self::NotReady(remote.status),
+        })
+    }
+}
+
 /// What one node knows of a cluster.
 #[derive(Debug, Clone)]
 struct View {
@@ -95,9 +121,33 @@ impl Known {
     /// When one cannot be asked, or knows nothing: then nothing could be lost.
     pub(super) async fn read(context: &Context, of: &Cluster) -> Result<Self, Failure> {
         let others = context.inventory.clusters.values().filter(|cluster| cluster.name != of.name);
-        let nodes = others.flat_map(|cluster| cluster.nodes.keys());
+        Self::read_at(context, of, others).await
+    }
+
+    /// Asks every node of some clusters.
+    ///
+    /// # Errors
+    /// As [`Known::read`].
+    pub(super) async fn read_at<'a>(
+        context: &Context,
+        of: &Cluster,
+        clusters: impl Iterator<Item = &'a Cluster>,
+    ) -> Result<Self, Failure> {
+        let nodes = clusters.flat_map(|cluster| cluster.nodes.keys());
         let views = try_join_all(nodes.map(|node| view(context, node, of))).await?;
         Ok(Self { of: of.name.clone(), views: views.into_iter().collect() })
+    }
+
+    /// How many rows a node has of a cluster, in all tables.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub(super) async fn rows_of(context: &Context, node: &str, cluster: &str) -> Result<usize, Failure> {
+        let mut all = 0;
+        for table in TABLES {
+            all += held(context, node, table, cluster).await?.len();
+        }
+        Ok(all)
     }
 
     /// The nodes asked.
@@ -173,17 +223,23 @@ impl Known {
     }
 }
 
+/// The rows of one table at a node that came from a cluster.
+async fn held(context: &Context, node: &str, table: &str, of: &str) -> Result<BTreeSet<String>, Failure> {
+    let argv = ["tombolo", "show", table, "-o", "json"];
+    let all: Value = context.access.json(&Place::node(node), &argv, COMMAND_TIMEOUT).await?;
+    let source = format!("cluster:{of}");
+    let ours = |row: &&Value| row.get("source").and_then(Value::as_str) == Some(source.as_str());
+    Ok(rows(&all).iter().filter(ours).map(Value::to_string).collect())
+}
+
 async fn view(context: &Context, node: &str, of: &Cluster) -> Result<(String, View), Failure> {
     let place = Place::node(node);
-    let source = format!("cluster:{}", of.name);
     let mut known = BTreeMap::new();
     for table in TABLES {
-        let argv = ["tombolo", "show", table, "-o", "json"];
-        let all: Value = context.access.json(&place, &argv, COMMAND_TIMEOUT).await?;
-        let ours = |row: &&Value| row.get("source").and_then(Value::as_str) == Some(source.as_str());
-        let held: BTreeSet<String> = rows(&all).iter().filter(ours).map(Value::to_string).collect();
+        let held = held(context, node, table, &of.name).await?;
         if held.is_empty() {
             let what = format!("{node} knows {table} of cluster {}", of.name);
+            let argv = ["tombolo", "show", table, "-o", "json"];
             return Err(Failure::new(what, "none", context.access.shown(&place, &argv)));
         }
         known.insert(table, held);

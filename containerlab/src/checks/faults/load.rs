@@ -34,6 +34,8 @@ pub(super) struct LoadPlan {
     pub target: IpAddr,
     /// Target port.
     pub port: u16,
+    /// Connections; of `connect` and `http` the requests at once.
+    pub connections: u32,
     /// Requests a second.
     pub rate: u32,
     /// Time for each request in milliseconds.
@@ -66,6 +68,7 @@ impl Load {
     pub(super) async fn start(context: &Context, plan: LoadPlan) -> Result<Self, Failure> {
         let (target, port) = (plan.target.to_string(), plan.port.to_string());
         let (rate, timeout) = (plan.rate.to_string(), plan.timeout_ms.to_string());
+        let connections = plan.connections.to_string();
         let token = context.token(&plan.name, plan.crosses);
         let argv = [
             "tombolo",
@@ -77,7 +80,7 @@ impl Load {
             "--rate",
             &rate,
             "--connections",
-            "4",
+            &connections,
             "--timeout-ms",
             &timeout,
             "--token",

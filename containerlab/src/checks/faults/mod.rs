@@ -9,8 +9,12 @@ mod keys;
 mod known;
 mod load;
 mod mend;
+mod mesh;
 mod power;
+mod scene;
 mod segments;
+
+pub(super) use mesh::MeshFault;
 
 use super::check::{CheckResult, Failure, Family};
 use super::context::Context;
@@ -50,6 +54,8 @@ pub enum Fault {
         /// The node.
         node: String,
     },
+    /// Something happens to the etcds of a mesh.
+    Mesh(MeshFault),
 }
 
 impl Fault {
@@ -65,6 +71,7 @@ impl Fault {
             Self::EtcdStopped { cluster } => etcd::stopped(context, cluster).await,
             Self::EtcdWiped { cluster } => etcd::wiped(context, cluster).await,
             Self::NodePoweredOff { node } => power::off(context, node).await,
+            Self::Mesh(fault) => fault.run(context).await,
         };
         // The lab must be whole again before the next fault, whatever this one found.
         let mended = ready::wait(&context.access, context.access.topology(), Some(context.variant)).await;
