@@ -307,6 +307,16 @@ impl<R: Row> Reconciler<R> {
                 self.finish_prune(held, outcomes.next().unwrap_or_else(silent), now);
             }
         }
+        if self.is_settled() && self.unsure.is_empty() {
+            // Both are equal now: one copy is enough.
+            self.applied = self.desired.rows().clone();
+        }
+    }
+
+    /// What the target holds, as far as is known.
+    #[must_use]
+    pub const fn applied(&self) -> &Rows<R> {
+        &self.applied
     }
 
     fn finish_row(&mut self, change: Change<R>, outcome: Result<(), String>, disturbed: bool, now: Moment) {

@@ -57,6 +57,7 @@ pub(crate) struct Etcd {
     pki: Pki,
     port: u16,
     peer_port: u16,
+    metrics_port: u16,
 }
 
 fn free_port() -> Result<u16, Failure> {
@@ -68,7 +69,7 @@ impl Etcd {
     pub(crate) async fn start() -> Result<Self, Failure> {
         let data = tempfile::Builder::new().prefix("bench-mesh-").tempdir_in(MEMORY)?;
         let pki = Pki::new()?;
-        let mut etcd = Self { process: None, data, pki, port: free_port()?, peer_port: free_port()? };
+        let mut etcd = Self { process: None, data, pki, port: free_port()?, peer_port: free_port()?, metrics_port: free_port()? };
         etcd.run().await?;
         Ok(etcd)
     }
@@ -82,7 +83,7 @@ impl Etcd {
         command
             .args(["--name", "bench", "--logger", "zap", "--log-level", "error", "--client-cert-auth"])
             .args(["--quota-backend-bytes", "8589934592", "--max-txn-ops", "1024", "--max-request-bytes", "8388608"])
-            .args(["--snapshot-count", "10000"])
+            .args(["--snapshot-count", "10000", "--listen-metrics-urls", &format!("http://127.0.0.1:{}", self.metrics_port)])
             .arg("--data-dir")
             .arg(self.data.path().join("data"))
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
@@ -109,6 +110,11 @@ impl Etcd {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         Ok(())
+    }
+
+    /// Where its counters are.
+    pub(crate) const fn metrics_port(&self) -> u16 {
+        self.metrics_port
     }
 
     /// Kills it; its data stays.

@@ -35,6 +35,9 @@ impl Size {
     }
 }
 
+/// Before the moment in the names of pods that say when they were written.
+pub(crate) const TIMED: &str = "at-";
+
 /// The name of a cluster, from number 1 on.
 pub(crate) fn name(cluster: u32) -> String {
     format!("c{cluster:03}")
@@ -139,6 +142,15 @@ impl Cluster {
         let namespace = format!("team-{:02}", identity % 10);
         let (ip, host) = (self.pod(node, pod), self.host(node));
         let entry = IpEntry::pod(ip, self.identity_number(identity), host, &namespace, &pod_name);
+        Ok((self.key(Kind::Ips, &entry.key_name()), entry.encode()?))
+    }
+
+    /// The address of a pod whose name says when it was written.
+    pub(crate) fn timed_endpoint(&self, endpoint: u32, micros: u64) -> Result<Entry, Failure> {
+        let (node, pod) = (endpoint % self.size.nodes, endpoint / self.size.nodes + 2);
+        let identity = self.identity_number(endpoint % self.size.identities);
+        let name = format!("{TIMED}{micros}");
+        let entry = IpEntry::pod(self.pod(node, pod), identity, self.host(node), "timed", &name);
         Ok((self.key(Kind::Ips, &entry.key_name()), entry.encode()?))
     }
 
