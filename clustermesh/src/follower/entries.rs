@@ -86,7 +86,7 @@ impl Ip {
 
 /// What an entry is sought by.
 #[derive(Clone, Copy, Debug)]
-enum Sought<'a> {
+pub(super) enum Sought<'a> {
     Ip(Prefix, bool),
     Name(&'a str),
 }
@@ -95,6 +95,14 @@ impl<'a> Sought<'a> {
     fn of(name: &'a str, ips: bool) -> Self {
         let exact = ips.then(|| ip::parse_name(name)).flatten();
         exact.map_or(Self::Name(name), |(prefix, masked)| Self::Ip(prefix, masked))
+    }
+
+    /// The other key that would mean the same address, if it is one.
+    pub(super) fn alias(self) -> Option<Sought<'static>> {
+        match self {
+            Self::Ip(prefix, masked) if prefix.is_host() => Some(Sought::Ip(prefix, !masked)),
+            Self::Ip(..) | Self::Name(_) => None,
+        }
     }
 
     fn order(self, entry: &Entry) -> Ordering {
@@ -167,18 +175,20 @@ impl Entries {
         self.tree.len()
     }
 
-    pub(super) fn get(&self, name: &str) -> Option<&Entry> {
-        let sought = Sought::of(name, self.ips);
+    /// The place of a key.
+    pub(super) fn sought<'a>(&self, name: &'a str) -> Sought<'a> {
+        Sought::of(name, self.ips)
+    }
+
+    pub(super) fn get(&self, sought: Sought<'_>) -> Option<&Entry> {
         self.tree.get(|entry| sought.order(entry))
     }
 
-    pub(super) fn get_mut(&mut self, name: &str) -> Option<&mut Entry> {
-        let sought = Sought::of(name, self.ips);
+    pub(super) fn get_mut(&mut self, sought: Sought<'_>) -> Option<&mut Entry> {
         self.tree.get_mut(|entry| sought.order(entry))
     }
 
-    pub(super) fn insert(&mut self, name: &str, record: &Record, seen: u32, bytes: u32) {
-        let sought = Sought::of(name, self.ips);
+    pub(super) fn insert(&mut self, (name, sought): (&str, Sought<'_>), record: &Record, seen: u32, bytes: u32) {
         let what = match (record, sought) {
             (Record::Ip(entry), Sought::Ip(..)) => What::Ip(Ip::new(entry)),
             _ => What::Other(name.into(), record.clone()),
@@ -186,8 +196,7 @@ impl Entries {
         self.tree.insert(Entry { what, seen, bytes }, |entry| sought.order(entry));
     }
 
-    pub(super) fn remove(&mut self, name: &str) -> Option<Entry> {
-        let sought = Sought::of(name, self.ips);
+    pub(super) fn remove(&mut self, sought: Sought<'_>) -> Option<Entry> {
         self.tree.remove(|entry| sought.order(entry))
     }
 

@@ -1,6 +1,6 @@
 //! What is known of one kind of entries of one cluster.
 
-use super::entries::Entries;
+use super::entries::{Entries, Sought};
 use super::event::Change;
 use super::limits::{Limits, Usage};
 use super::resume::Position;
@@ -87,13 +87,14 @@ impl Store {
     /// value before it stays.
     pub(crate) fn put(&mut self, (prefix, name): (&str, &str), value: &[u8], intake: &mut Intake<'_>) {
         let bytes = name.len().saturating_add(value.len());
+        let sought = self.entries.sought(name);
         let record = Record::decode(intake.remote, self.kind, name, value)
-            .and_then(|record| self.admit(name, bytes, record, intake));
+            .and_then(|record| self.admit(sought, bytes, record, intake));
         match record {
             Ok(record) => {
                 self.bad.remove(name);
                 match record {
-                    Some(record) => self.insert(name, bytes, record, intake),
+                    Some(record) => self.insert((name, sought), bytes, record, intake),
                     None => self.delete(name, intake.usage, &mut intake.changes),
                 }
             }
@@ -112,11 +113,11 @@ impl Store {
         // What our own elected agent wrote is not given up for a value that it will correct. What there is no room
         // for is there, and the value before it is the best that is known.
         if (self.kind == Kind::Assignments || reject.reason == Reason::TooMany)
-            && let Some(entry) = self.entries.get_mut(name)
+            && let Some(entry) = self.entries.get_mut(self.entries.sought(name))
         {
             entry.seen = self.generation;
         }
-        let (key, kept) = (format!("{prefix}{name}"), self.entries.get(name).is_some());
+        let (key, kept) = (format!("{prefix}{name}"), self.entries.get(self.entries.sought(name)).is_some());
         let remedy = reject.reason.remedy();
         // Millions of refused keys must not fill the log: each reason is told once in a power of two.
         if intake.rejections.of(reject.reason).saturating_add(1).is_power_of_two() {
@@ -140,36 +141,38 @@ impl Store {
             reason: bad.reject.reason,
             detail: bad.reject.detail.clone(),
             remedy: bad.reject.reason.remedy(),
-            kept: self.entries.get(name).is_some(),
+            kept: self.entries.get(self.entries.sought(name)).is_some(),
         })
     }
 
     fn admit(
         &mut self,
-        name: &str,
+        sought: Sought<'_>,
         bytes: usize,
         record: Option<Record>,
         intake: &mut Intake<'_>,
     ) -> Result<Option<Record>, Reject> {
         if record.is_some() {
-            self.make_room(name, bytes, intake)?;
+            self.make_room(sought, bytes, intake)?;
         }
         if let Some(Record::Ip(entry)) = &record
-            && let Some((known, twin)) = entry.alias_name().and_then(|twin| Some((self.entries.get(&twin)?, twin)))
+            && let Some(twin) = sought.alias()
+            && let Some(known) = self.entries.get(twin)
         {
             if known.seen == self.generation {
+                let twin = entry.alias_name().unwrap_or_default();
                 return Err(Reject::new(Reason::Alias, format!("{twin} means the same address")));
             }
             // Left over from before this list: the row is the same, so it is replaced and not deleted.
             intake.usage.remove(size(known.bytes));
-            self.entries.remove(&twin);
+            self.entries.remove(twin);
         }
         Ok(record)
     }
 
     /// Whether the cluster may have one more entry of that size.
-    fn make_room(&self, name: &str, bytes: usize, intake: &Intake<'_>) -> Result<(), Reject> {
-        let (limits, known) = (intake.limits, self.entries.get(name));
+    fn make_room(&self, sought: Sought<'_>, bytes: usize, intake: &Intake<'_>) -> Result<(), Reject> {
+        let (limits, known) = (intake.limits, self.entries.get(sought));
         let of_kind = Limits::max_of(self.kind);
         if known.is_none() && self.entries.len() >= of_kind {
             return Err(Reject::new(Reason::TooMany, format!("more than {of_kind} {}", self.kind)));
@@ -186,9 +189,15 @@ impl Store {
         Ok(())
     }
 
-    fn insert(&mut self, name: &str, bytes: usize, record: Record, intake: &mut Intake<'_>) {
+    fn insert(
+        &mut self,
+        (name, sought): (&str, Sought<'_>),
+        bytes: usize,
+        record: Record,
+        intake: &mut Intake<'_>,
+    ) {
         let (seen, cost) = (self.generation, u32::try_from(bytes).unwrap_or(u32::MAX));
-        if let Some(entry) = self.entries.get_mut(name) {
+        if let Some(entry) = self.entries.get_mut(sought) {
             intake.usage.add(bytes, Some(size(entry.bytes)));
             (entry.seen, entry.bytes) = (seen, cost);
             if entry.change(&record) {
@@ -197,14 +206,14 @@ impl Store {
             return;
         }
         intake.usage.add(bytes, None);
-        self.entries.insert(name, &record, seen, cost);
+        self.entries.insert((name, sought), &record, seen, cost);
         intake.changes.push(Change::Upsert(record));
     }
 
     /// Forgets a key; an unknown one is no news.
     pub(crate) fn delete(&mut self, name: &str, usage: &mut Usage, changes: &mut Vec<Change>) {
         self.bad.remove(name);
-        if let Some(entry) = self.entries.remove(name) {
+        if let Some(entry) = self.entries.remove(self.entries.sought(name)) {
             usage.remove(size(entry.bytes));
             changes.push(Change::Delete(entry.record().into_owned()));
         }
