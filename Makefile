@@ -7,7 +7,7 @@ TOMBOLO := target/debug/tombolo
 ETCD_DOWN_SECS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: peerings help demo test setup build check fmt clippy unit fuzz-bgp fuzz-mesh fuzz-dns bench-dns programs namespaces mesh soak interop bench-bfd bench-bfd-short bench-bgp bench-bgp-short lab mesh-lab lab-up lab-test lab-down
+.PHONY: peerings help demo test setup build check fmt clippy unit fuzz-bgp fuzz-mesh fuzz-dns bench-dns programs namespaces mesh soak interop bench-bfd bench-bfd-short bench-bgp bench-bgp-short bench-mesh bench-mesh-short lab mesh-lab lab-up lab-test lab-down
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -15,7 +15,7 @@ help: ## List the targets
 demo: setup build ## Bring the two-cluster lab up, check everything, leave it up
 	@scripts/demo $(TOMBOLO) $(LAB) $(ETCD_DOWN_SECS)
 
-test: setup build unit programs namespaces mesh interop bench-bfd-short bench-bgp-short lab mesh-lab peerings ## The whole test suite, unit to real peers
+test: setup build unit programs namespaces mesh interop bench-bfd-short bench-bgp-short bench-mesh-short lab mesh-lab peerings ## The whole test suite, unit to real peers
 
 setup: ## Install what is missing (Debian packages)
 	@scripts/setup
@@ -87,6 +87,14 @@ bench-bgp: ## Whole tables through the speaker, beside BIRD, FRR, GoBGP and Open
 bench-bgp-short: ## The same with small tables, one run of each (CI)
 	cargo build --locked --workspace --example router --bin bench_bgp
 	target/debug/bench_bgp short
+
+bench-mesh: ## The mesh of Cilium's scale test and a million endpoints, beside a bare etcd client; writes target/bench/mesh.json
+	cargo build --locked --release -p tombolo-tests --bin bench_mesh
+	target/release/bench_mesh
+
+bench-mesh-short: ## The same with a small mesh, one run of each (CI)
+	cargo build --locked --workspace --bin bench_mesh
+	target/debug/bench_mesh short
 
 lab: build ## The two-cluster lab: all path variants and faults, then nothing is left behind
 	@scripts/lab $(TOMBOLO) $(LAB) $(ETCD_DOWN_SECS)

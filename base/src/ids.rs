@@ -1,9 +1,9 @@
 //! Cluster names, cluster ids and numeric identities, with the ranges Cilium's Cluster Mesh prescribes.
 
+use crate::name::Name;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
 
 /// What is wrong with a name or number.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -30,9 +30,9 @@ pub enum IdError {
 }
 
 /// A cluster's name, unique in the mesh (1 to 32 characters of `[a-z0-9-]`, alphanumeric at both ends).
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct ClusterName(Arc<str>);
+pub struct ClusterName(Name);
 
 impl ClusterName {
     /// Checks the name against Cilium's rules.
@@ -46,7 +46,7 @@ impl ClusterName {
         let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
         let edges = name.bytes().next().is_some_and(inner) && name.bytes().last().is_some_and(inner);
         if name.len() <= 32 && edges && name.bytes().all(|byte| inner(byte) || byte == b'-') {
-            Ok(Self(name.into()))
+            Ok(Self(Name::new(name)))
         } else {
             Err(IdError::ClusterName(name.chars().take(64).collect()))
         }
@@ -55,13 +55,13 @@ impl ClusterName {
     /// The name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        &self.0
+        self.0.as_str()
     }
 }
 
 impl fmt::Display for ClusterName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        fmt::Display::fmt(&self.0, f)
     }
 }
 
@@ -81,7 +81,7 @@ impl TryFrom<String> for ClusterName {
 
 impl From<ClusterName> for String {
     fn from(name: ClusterName) -> Self {
-        name.0.as_ref().to_owned()
+        name.as_str().to_owned()
     }
 }
 

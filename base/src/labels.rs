@@ -1,5 +1,6 @@
 //! Label sets that make an identity, in Cilium's text form `source:key=value;`.
 
+use crate::text::shared;
 use serde::{Serialize, Serializer};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -41,23 +42,27 @@ pub struct Label {
 
 /// A set of labels, unique and ordered by key; cheap to clone.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Labels(Arc<BTreeMap<Arc<str>, Label>>);
+pub struct Labels(Arc<[(Arc<str>, Label)]>);
 
 impl Labels {
     /// Labels of source `k8s` from key and value pairs.
     pub fn k8s<K: AsRef<str>, V: AsRef<str>>(pairs: impl IntoIterator<Item = (K, V)>) -> Self {
-        let source: Arc<str> = "k8s".into();
+        let source = shared("k8s");
         let entry = |(key, value): (K, V)| {
-            (Arc::from(key.as_ref()), Label { source: source.clone(), value: value.as_ref().into() })
+            (shared(key.as_ref()), Label { source: source.clone(), value: shared(value.as_ref()) })
         };
-        Self(Arc::new(pairs.into_iter().map(entry).collect()))
+        Self::of(pairs.into_iter().map(entry).collect())
+    }
+
+    fn of(labels: BTreeMap<Arc<str>, Label>) -> Self {
+        Self(labels.into_iter().collect())
     }
 
     /// The labels of a reserved identity, `reserved:<name>`.
     #[must_use]
     pub fn reserved(name: &str) -> Self {
         let label = Label { source: "reserved".into(), value: "".into() };
-        Self(Arc::new(BTreeMap::from([(name.into(), label)])))
+        Self::of(BTreeMap::from([(name.into(), label)]))
     }
 
     /// Reads `source:key=value;source:key=value;` (the last `;` and the order are optional).
@@ -76,24 +81,25 @@ impl Labels {
             if key.is_empty() {
                 return Err(form());
             }
-            let label = Label { source: source.into(), value: value.into() };
-            if labels.insert(Arc::from(key), label.clone()).is_some_and(|old| old != label) {
+            let label = Label { source: shared(source), value: shared(value) };
+            if labels.insert(shared(key), label.clone()).is_some_and(|old| old != label) {
                 return Err(LabelError::Duplicate(key.chars().take(100).collect()));
             }
         }
-        Ok(Self(Arc::new(labels)))
+        Ok(Self::of(labels))
     }
 
     /// The value of `key`, whatever its source.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&str> {
-        self.0.get(key).map(|label| label.value.as_ref())
+        self.label(key).map(|label| label.value.as_ref())
     }
 
     /// The whole label of `key`.
     #[must_use]
     pub fn label(&self, key: &str) -> Option<&Label> {
-        self.0.get(key)
+        let at = self.0.binary_search_by(|(other, _)| other.as_ref().cmp(key)).ok()?;
+        self.0.get(at).map(|(_, label)| label)
     }
 
     /// The value of the cluster label.

@@ -6,9 +6,9 @@
 //! driver's.
 
 use crate::clock::Moment;
+use crate::rows::Rows;
 use crate::source::{Source, SourceState};
 use crate::table::{Batch, Row, Snapshot};
-use imbl::OrdMap;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::time::Duration;
@@ -43,7 +43,7 @@ pub enum Action<R: Row> {
     /// Remove everything of ours that is not in `keep`, except what may belong to a source in `held`.
     Prune {
         /// The rows that are wanted.
-        keep: OrdMap<R::Key, R>,
+        keep: Rows<R>,
         /// Sources that have not confirmed their rows in this life: what may be theirs stays.
         held: BTreeSet<Source>,
     },
@@ -85,14 +85,14 @@ pub trait Target<R: Row>: Send {
     /// Removes what is ours and not in `keep`, except what may belong to a source in `held`.
     fn prune(
         &mut self,
-        keep: &OrdMap<R::Key, R>,
+        keep: &Rows<R>,
         held: &BTreeSet<Source>,
     ) -> impl Future<Output = Result<(), String>> + Send;
     /// Of the rows that are wanted, those that the target does not hold as they are, for [`Reconciler::recheck`];
     /// `None` if it cannot tell: then all are written again ([`Reconciler::resync`]).
     fn audit(
         &mut self,
-        _wanted: &OrdMap<R::Key, R>,
+        _wanted: &Rows<R>,
     ) -> impl Future<Output = Result<Option<BTreeSet<R::Key>>, String>> + Send {
         std::future::ready(Ok(None))
     }
@@ -126,7 +126,7 @@ pub struct Progress {
 #[derive(Debug)]
 pub struct Reconciler<R: Row> {
     desired: Snapshot<R>,
-    applied: OrdMap<R::Key, R>,
+    applied: Rows<R>,
     /// Keys whose last update or delete failed (part of it may have arrived), or that the target may have lost:
     /// `applied` does not tell what the target holds.
     unsure: BTreeSet<R::Key>,
@@ -159,7 +159,7 @@ impl<R: Row> Reconciler<R> {
     pub fn new(seed: u64) -> Self {
         Self {
             desired: Snapshot::default(),
-            applied: OrdMap::new(),
+            applied: Rows::new(),
             unsure: BTreeSet::new(),
             confirmed: BTreeSet::new(),
             ready: BTreeSet::new(),
@@ -211,7 +211,7 @@ impl<R: Row> Reconciler<R> {
 
     /// What is wanted now, for [`Target::audit`].
     #[must_use]
-    pub const fn wanted(&self) -> &OrdMap<R::Key, R> {
+    pub const fn wanted(&self) -> &Rows<R> {
         self.desired.rows()
     }
 
@@ -307,6 +307,16 @@ impl<R: Row> Reconciler<R> {
                 self.finish_prune(held, outcomes.next().unwrap_or_else(silent), now);
             }
         }
+        if self.is_settled() && self.unsure.is_empty() {
+            // Both are equal now: one copy is enough.
+            self.applied = self.desired.rows().clone();
+        }
+    }
+
+    /// What the target holds, as far as is known.
+    #[must_use]
+    pub const fn applied(&self) -> &Rows<R> {
+        &self.applied
     }
 
     fn finish_row(&mut self, change: Change<R>, outcome: Result<(), String>, disturbed: bool, now: Moment) {
@@ -314,7 +324,7 @@ impl<R: Row> Reconciler<R> {
         match (change, outcome) {
             (Change::Update(row), Ok(())) => {
                 self.done(&key, disturbed);
-                self.applied.insert(key, row);
+                self.applied.insert(row);
             }
             (Change::Delete(_), Ok(())) => {
                 self.done(&key, disturbed);
@@ -323,7 +333,9 @@ impl<R: Row> Reconciler<R> {
             (Change::Update(row), Err(error)) => {
                 // Whatever half of it arrived: the row counts as possibly present, so that a delete will remove it.
                 self.unsure.insert(key.clone());
-                self.applied.entry(key.clone()).or_insert(row);
+                if !self.applied.contains_key(&key) {
+                    self.applied.insert(row);
+                }
                 self.fail(key, error, now);
             }
             (Change::Delete(_), Err(error)) => {

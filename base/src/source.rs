@@ -1,12 +1,12 @@
 //! Who said a row: the unit of initialisation, staleness and pruning.
 
 use crate::ids::ClusterName;
+use crate::name::Name;
 use serde::{Serialize, Serializer};
 use std::fmt;
-use std::sync::Arc;
 
 /// The origin of a row.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Source {
     /// Kubernetes objects: an API server, or a folder of the same manifests.
     Manifests,
@@ -17,7 +17,7 @@ pub enum Source {
     /// A remote cluster, read from its etcd.
     Cluster(ClusterName),
     /// A BGP peer, by its configured name.
-    Peer(Arc<str>),
+    Peer(Name),
     /// Computed from several sources by a planner.
     Planner,
 }

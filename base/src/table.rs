@@ -1,15 +1,17 @@
 //! Tables: ordered, persistent maps with a revision, secondary indexes, per-source initialisation and change streams.
 //!
-//! A snapshot is a cheap clone of persistent maps. Each reader of changes keeps the *set* of keys that changed since
+//! A snapshot is a cheap clone of persistent trees. Each reader of changes keeps the *set* of keys that changed since
 //! it last looked, so a slow reader costs at most one key per row and never blocks the writer; what a key became is
 //! read from the snapshot delivered with the batch.
 
+use crate::rows::Rows;
 use crate::source::{Source, SourceState};
+use crate::tree::Tree;
 use event_listener::{Event, EventListener};
 use futures_core::Stream;
-use imbl::{OrdMap, OrdSet};
 use serde::Serialize;
-use std::collections::BTreeSet;
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::future::Future;
 use std::pin::Pin;
@@ -27,6 +29,10 @@ pub trait Row: Clone + PartialEq + Debug + Serialize + Send + Sync + 'static {
 
     /// The key of this row.
     fn key(&self) -> Self::Key;
+    /// How its key compares with another. Worth writing where making a key costs something.
+    fn cmp_key(&self, key: &Self::Key) -> Ordering {
+        self.key().cmp(key)
+    }
     /// Who said it.
     fn source(&self) -> &Source;
     /// Under which secondary keys it is found.
@@ -46,10 +52,12 @@ pub enum NoIndex {}
 /// The content of a table at one revision.
 #[derive(Debug)]
 pub struct Snapshot<R: Row> {
-    rows: OrdMap<R::Key, R>,
-    index: OrdMap<R::Index, OrdSet<R::Key>>,
-    by_source: OrdMap<Source, OrdSet<R::Key>>,
-    sources: OrdMap<Source, SourceState>,
+    rows: Rows<R>,
+    index: Tree<(R::Index, R::Key)>,
+    /// Keys by source, but those of clusters: theirs may be millions, and are never asked for one source at a time but
+    /// to forget it.
+    by_source: Tree<(Source, R::Key)>,
+    sources: Arc<BTreeMap<Source, SourceState>>,
     revision: u64,
 }
 
@@ -68,13 +76,17 @@ impl<R: Row> Clone for Snapshot<R> {
 impl<R: Row> Default for Snapshot<R> {
     fn default() -> Self {
         Self {
-            rows: OrdMap::new(),
-            index: OrdMap::new(),
-            by_source: OrdMap::new(),
-            sources: OrdMap::new(),
+            rows: Rows::default(),
+            index: Tree::default(),
+            by_source: Tree::default(),
+            sources: Arc::default(),
             revision: 0,
         }
     }
+}
+
+const fn is_listed(source: &Source) -> bool {
+    !matches!(source, Source::Cluster(_))
 }
 
 impl<R: Row> Snapshot<R> {
@@ -86,7 +98,7 @@ impl<R: Row> Snapshot<R> {
 
     /// All rows by key; cheap to clone.
     #[must_use]
-    pub const fn rows(&self) -> &OrdMap<R::Key, R> {
+    pub const fn rows(&self) -> &Rows<R> {
         &self.rows
     }
 
@@ -97,28 +109,35 @@ impl<R: Row> Snapshot<R> {
 
     /// The rows found under a secondary key.
     pub fn by_index<'a>(&'a self, index: &R::Index) -> impl Iterator<Item = &'a R> + use<'a, R> {
-        self.index.get(index).into_iter().flatten().filter_map(|key| self.rows.get(key))
+        let index = index.clone();
+        let from = self.index.iter_from(|(other, _)| other.cmp(&index).then(Ordering::Greater));
+        let found = from.take_while(move |(other, _)| *other == index);
+        found.filter_map(|(_, key)| self.rows.get(key))
     }
 
-    /// The rows of one source.
+    /// The rows of one source. Those of a cluster are found by looking at all rows.
     pub fn by_source(&self, source: &Source) -> impl Iterator<Item = &R> {
-        self.by_source.get(source).into_iter().flatten().filter_map(|key| self.rows.get(key))
+        let listed = is_listed(source);
+        let from = self.by_source.iter_from(|(other, _)| other.cmp(source).then(Ordering::Greater));
+        let found = from.take_while(move |(other, _)| listed && other == source);
+        let walk = (!listed).then(|| self.rows.values().filter(move |row| row.source() == source));
+        found.filter_map(|(_, key)| self.rows.get(key)).chain(walk.into_iter().flatten())
     }
 
-    /// Rows whose key lies in `range`.
-    pub fn range<B: std::ops::RangeBounds<R::Key>>(&self, range: B) -> impl Iterator<Item = &R> {
-        self.rows.range(range).map(|(_, row)| row)
+    /// Rows from `key` on.
+    pub fn from_key<'a>(&'a self, key: &R::Key) -> impl Iterator<Item = &'a R> + use<'a, R> {
+        self.rows.values_from(key)
     }
 
     /// Number of rows.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub const fn len(&self) -> usize {
         self.rows.len()
     }
 
     /// Whether there is no row.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub const fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
 
@@ -155,44 +174,67 @@ impl<R: Row> Snapshot<R> {
         !self.sources.is_empty() && self.sources.values().all(|state| *state != SourceState::Pending)
     }
 
-    fn insert(&mut self, row: R) -> bool {
-        let key = row.key();
-        if self.rows.get(&key).is_some_and(|old| *old == row) {
-            return false;
+    fn insert(&mut self, row: R, key: &R::Key) -> bool {
+        match self.rows.get(key) {
+            Some(old) if *old == row => return false,
+            Some(old) if (old.source(), old.indexes()) == (row.source(), row.indexes()) => {}
+            old => {
+                if let Some(old) = old.cloned() {
+                    self.detach(&old, key);
+                }
+                for index in row.indexes() {
+                    attach(&mut self.index, index, key);
+                }
+                if is_listed(row.source()) {
+                    attach(&mut self.by_source, row.source().clone(), key);
+                }
+            }
         }
-        self.take(&key);
-        for index in row.indexes() {
-            self.index.entry(index).or_default().insert(key.clone());
-        }
-        self.by_source.entry(row.source().clone()).or_default().insert(key.clone());
-        self.rows.insert(key, row);
+        self.rows.insert(row);
         true
     }
 
     fn take(&mut self, key: &R::Key) -> Option<R> {
         let row = self.rows.remove(key)?;
-        for index in row.indexes() {
-            detach(&mut self.index, &index, key);
-        }
-        detach(&mut self.by_source, row.source(), key);
+        self.detach(&row, key);
         Some(row)
+    }
+
+    fn detach(&mut self, row: &R, key: &R::Key) {
+        for index in row.indexes() {
+            self.index.remove(|entry| entry.0.cmp(&index).then_with(|| entry.1.cmp(key)));
+        }
+        self.by_source.remove(|entry| entry.0.cmp(row.source()).then_with(|| entry.1.cmp(key)));
     }
 }
 
-fn detach<I: Ord + Clone, K: Ord + Clone>(map: &mut OrdMap<I, OrdSet<K>>, index: &I, key: &K) {
-    if let Some(keys) = map.get_mut(index) {
-        keys.remove(key);
-        if keys.is_empty() {
-            map.remove(index);
-        }
-    }
+fn attach<I: Ord + Clone, K: Ord + Clone>(tree: &mut Tree<(I, K)>, index: I, key: &K) {
+    let entry = (index.clone(), key.clone());
+    tree.insert(entry, |other| other.0.cmp(&index).then_with(|| other.1.cmp(key)));
 }
 
 /// What a reader has not seen yet.
 #[derive(Debug)]
 struct Dirty<K> {
-    keys: BTreeSet<K>,
+    /// In the order of the changes; the first of them are sorted and unique.
+    keys: Vec<K>,
+    unique: usize,
     sources: bool,
+}
+
+/// Keys that may be noted before repeated ones are dropped.
+const NOTED_MIN: usize = 4096;
+
+impl<K: Ord + Clone> Dirty<K> {
+    /// Notes keys; a reader that never looks costs twice the keys there are at most, each put in order a few times.
+    fn note(&mut self, keys: &[K]) {
+        self.keys.extend_from_slice(keys);
+        if self.keys.len() > NOTED_MIN.max(2 * self.unique) {
+            self.keys.sort_unstable();
+            self.keys.dedup();
+            self.unique = self.keys.len();
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -246,8 +288,8 @@ impl<R: Row> Table<R> {
     #[must_use]
     pub fn changes(&self) -> Changes<R> {
         let snapshot = lock(&self.0.snapshot);
-        let dirty =
-            Dirty { keys: snapshot.rows.keys().cloned().collect(), sources: !snapshot.sources.is_empty() };
+        let keys: Vec<_> = snapshot.rows.keys().collect();
+        let dirty = Dirty { unique: keys.len(), keys, sources: !snapshot.sources.is_empty() };
         let subscriber = Arc::new(Subscriber { dirty: Mutex::new(dirty), event: Event::new() });
         let mut subscribers = lock(&self.0.subscribers);
         subscribers.retain(|weak| weak.strong_count() > 0);
@@ -259,7 +301,7 @@ impl<R: Row> Table<R> {
 
     fn commit<T>(&self, change: impl FnOnce(&mut Transaction<'_, R>) -> T) -> T {
         let mut snapshot = lock(&self.0.snapshot);
-        let mut txn = Transaction { snapshot: &mut snapshot, changed: BTreeSet::new(), sources: false };
+        let mut txn = Transaction { snapshot: &mut snapshot, changed: Vec::new(), sources: false };
         let out = change(&mut txn);
         let (changed, sources) = (txn.changed, txn.sources);
         if !changed.is_empty() || sources {
@@ -267,7 +309,7 @@ impl<R: Row> Table<R> {
             // Still under the snapshot's lock: a reader never sees a revision before its keys are marked.
             for subscriber in lock(&self.0.subscribers).iter().filter_map(Weak::upgrade) {
                 let mut dirty = lock(&subscriber.dirty);
-                dirty.keys.extend(changed.iter().cloned());
+                dirty.note(&changed);
                 dirty.sources |= sources;
                 drop(dirty);
                 subscriber.event.notify(usize::MAX);
@@ -280,7 +322,7 @@ impl<R: Row> Table<R> {
 /// Several changes that become visible as one revision.
 pub struct Transaction<'a, R: Row> {
     snapshot: &'a mut Snapshot<R>,
-    changed: BTreeSet<R::Key>,
+    changed: Vec<R::Key>,
     sources: bool,
 }
 
@@ -288,9 +330,9 @@ impl<R: Row> Transaction<'_, R> {
     /// Writes a row; an equal one changes nothing. True if it changed.
     pub fn upsert(&mut self, row: R) -> bool {
         let key = row.key();
-        let changed = self.snapshot.insert(row);
+        let changed = self.snapshot.insert(row, &key);
         if changed {
-            self.changed.insert(key);
+            self.changed.push(key);
         }
         changed
     }
@@ -298,7 +340,7 @@ impl<R: Row> Transaction<'_, R> {
     /// Removes a row and hands it back.
     pub fn remove(&mut self, key: &R::Key) -> Option<R> {
         let old = self.snapshot.take(key)?;
-        self.changed.insert(key.clone());
+        self.changed.push(key.clone());
         Some(old)
     }
 
@@ -310,18 +352,27 @@ impl<R: Row> Transaction<'_, R> {
 
     /// Sets how far a source's first list has come.
     pub fn set_source(&mut self, source: &Source, state: SourceState) {
-        self.sources |= self.snapshot.sources.insert(source.clone(), state) != Some(state);
+        if self.snapshot.sources.get(source) != Some(&state) {
+            Arc::make_mut(&mut self.snapshot.sources).insert(source.clone(), state);
+            self.sources = true;
+        }
     }
 
     /// Forgets a source and all its rows.
     pub fn drain_source(&mut self, source: &Source) {
         self.retain_source(source, &BTreeSet::new());
-        self.sources |= self.snapshot.sources.remove(source).is_some();
+        if self.snapshot.sources.contains_key(source) {
+            Arc::make_mut(&mut self.snapshot.sources).remove(source);
+            self.sources = true;
+        }
     }
 
     /// Forgets how far a source has come; its rows stay.
     pub fn forget_source(&mut self, source: &Source) {
-        self.sources |= self.snapshot.sources.remove(source).is_some();
+        if self.snapshot.sources.contains_key(source) {
+            Arc::make_mut(&mut self.snapshot.sources).remove(source);
+            self.sources = true;
+        }
     }
 
     /// Makes `rows` the whole content of `source`: others of that source go, equal ones stay untouched.
@@ -335,9 +386,10 @@ impl<R: Row> Transaction<'_, R> {
     }
 
     fn retain_source(&mut self, source: &Source, keep: &BTreeSet<R::Key>) {
-        let keys = self.snapshot.by_source.get(source).cloned().unwrap_or_default();
-        for key in keys.iter().filter(|key| !keep.contains(key)) {
-            self.remove(key);
+        let keys: Vec<_> =
+            self.snapshot.by_source(source).map(Row::key).filter(|key| !keep.contains(key)).collect();
+        for key in keys {
+            self.remove(&key);
         }
     }
 }
@@ -411,7 +463,9 @@ impl<R: Row> Changes<R> {
         if dirty.keys.is_empty() && !dirty.sources {
             return None;
         }
-        let keys = std::mem::take(&mut dirty.keys);
+        // Made of what is in order already it costs little.
+        let keys = std::mem::take(&mut dirty.keys).into_iter().collect();
+        dirty.unique = 0;
         let sources_changed = std::mem::take(&mut dirty.sources);
         Some(Batch { keys, sources_changed, snapshot: snapshot.clone() })
     }

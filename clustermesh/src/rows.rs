@@ -172,10 +172,10 @@ impl MeshSink for TableSink {
 /// Changes by table, in order; `true` writes, `false` removes.
 #[derive(Default)]
 struct Sorted {
-    nodes: Vec<(Node, bool)>,
+    nodes: Vec<(Arc<Node>, bool)>,
     identities: Vec<(tombolo_base::ids::IdentityId, tombolo_base::labels::Labels, bool)>,
     ips: Vec<(IpEntry, bool)>,
-    services: Vec<(Service, bool)>,
+    services: Vec<(Arc<Service>, bool)>,
     slices: Vec<(EndpointSlice, bool)>,
     exports: Vec<(ServiceExport, bool)>,
     assignments: Vec<(ServiceName, Assignment, bool)>,
@@ -188,13 +188,13 @@ impl Sorted {
             Change::Delete(record) => (record, false),
         };
         match record {
-            Record::Node(node) => self.nodes.push((*node, keep)),
+            Record::Node(node) => self.nodes.push((node, keep)),
             Record::Identity(id, labels) => self.identities.push((id, labels, keep)),
             Record::Ip(entry) => self.ips.push((entry, keep)),
-            Record::Service(service) => self.services.push((*service, keep)),
+            Record::Service(service) => self.services.push((service, keep)),
             Record::Assignment(name, value) => self.assignments.push((name, value, keep)),
-            Record::EndpointSlice(slice) => self.slices.push((*slice, keep)),
-            Record::ServiceExport(export) => self.exports.push((*export, keep)),
+            Record::EndpointSlice(slice) => self.slices.push((Arc::unwrap_or_clone(slice), keep)),
+            Record::ServiceExport(export) => self.exports.push((Arc::unwrap_or_clone(export), keep)),
             // Raw entries are the relay's.
             Record::Raw(_) => {}
         }

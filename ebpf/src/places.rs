@@ -7,6 +7,16 @@ use crate::rows::{Interface, LocalAddress, NodeEntry, NodePath, PrefixEntry, is_
 use ipnet::IpNet;
 use std::net::IpAddr;
 
+const fn plain(row: abi::Prefix) -> PrefixEntry {
+    PrefixEntry {
+        identity: row.identity,
+        node: row.node,
+        encrypt: row.flags & abi::PFX_ENCRYPT != 0,
+        remote_cluster: row.flags & abi::PFX_REMOTE_CLUSTER != 0,
+        skip_tunnel: row.flags & abi::PFX_SKIP_TUNNEL != 0,
+    }
+}
+
 impl Datapath {
     /// Writes a pod's row, keyed by the host end's ifindex.
     ///
@@ -119,18 +129,25 @@ impl Datapath {
         }
     }
 
+    /// What is said of a prefix itself, not of those around it.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn prefix(&self, prefix: IpNet) -> Result<Option<PrefixEntry>, DatapathError> {
+        let addr = Addr::from(prefix.network());
+        if is_host_prefix(prefix) {
+            return Ok(self.tables.hosts.get(addr)?.map(plain));
+        }
+        let all = self.tables.prefixes.dump()?.into_iter();
+        let found = all.filter_map(|(length, addr, row)| Some((trie_prefix(length, addr)?, row)));
+        Ok(found.filter(|(other, _)| *other == prefix).map(|(_, row)| plain(row)).next())
+    }
+
     /// All prefixes.
     ///
     /// # Errors
     /// The map cannot be read.
     pub fn prefixes(&self) -> Result<Vec<(IpNet, PrefixEntry)>, DatapathError> {
-        let plain = |row: abi::Prefix| PrefixEntry {
-            identity: row.identity,
-            node: row.node,
-            encrypt: row.flags & abi::PFX_ENCRYPT != 0,
-            remote_cluster: row.flags & abi::PFX_REMOTE_CLUSTER != 0,
-            skip_tunnel: row.flags & abi::PFX_SKIP_TUNNEL != 0,
-        };
         let hosts = self.tables.hosts.dump()?.into_iter();
         let mut all: Vec<(IpNet, PrefixEntry)> =
             hosts.map(|(addr, row)| (IpNet::from(addr.ip()), plain(row))).collect();

@@ -192,7 +192,7 @@ impl Enricher {
     fn peer(&self, end: &FlowEnd, names: &Names) -> Peer {
         let mut peer =
             Peer { ip: end.ip.to_string(), port: end.port, identity: end.identity, ..Peer::default() };
-        let row = names.prefixes.range((Prefix::host(end.ip), Source::Manifests)..).next();
+        let row = names.prefixes.from_key(&(Prefix::host(end.ip), Source::Manifests)).next();
         if let Some(endpoint) = names.endpoints.by_index(&end.ip).next() {
             peer.namespace = Some(endpoint.namespace.to_string());
             peer.pod = Some(endpoint.pod.to_string());
@@ -225,7 +225,7 @@ fn labels(id: IdentityId, names: &Names) -> Vec<String> {
     if let Some(name) = id.reserved_name() {
         return vec![format!("reserved:{name}")];
     }
-    let row = names.identities.range((id, Source::Manifests)..).next().filter(|row| row.id == id);
+    let row = names.identities.from_key(&(id, Source::Manifests)).next().filter(|row| row.id == id);
     row.map(|row| row.labels.to_list()).unwrap_or_default()
 }
 

@@ -155,8 +155,10 @@ impl Compiler {
         let labels: Vec<_> = identities
             .iter()
             .flat_map(|id| {
-                let now =
-                    inputs.identities.range((*id, Source::Manifests)..).take_while(move |row| row.id == *id);
+                let now = inputs
+                    .identities
+                    .from_key(&(*id, Source::Manifests))
+                    .take_while(move |row| row.id == *id);
                 now.map(|row| &row.labels).chain(self.identities.get(id))
             })
             .collect();
@@ -203,7 +205,7 @@ impl Compiler {
         match change {
             Change::Rows { identities, .. } => {
                 for id in identities {
-                    let first = inputs.identities.range((*id, Source::Manifests)..).next();
+                    let first = inputs.identities.from_key(&(*id, Source::Manifests)).next();
                     match first.filter(|row| row.id == *id) {
                         Some(row) => self.identities.insert(*id, row.labels.clone()),
                         None => self.identities.remove(id),

@@ -6,3 +6,4 @@ pub mod matrix;
 pub mod netns;
 pub mod routers;
 pub mod speaker;
+pub mod usage;

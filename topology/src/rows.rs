@@ -1,6 +1,7 @@
 //! The rows that topology owns.
 
 use serde::{Serialize, Serializer};
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -130,7 +131,11 @@ impl Row for NodeRow {
     type Index = NodeLookup;
     const TABLE: &'static str = "nodes";
     fn key(&self) -> Self::Key {
-        (self.source.clone(), self.cluster.clone(), self.name.clone())
+        (self.source, self.cluster, self.name.clone())
+    }
+    fn cmp_key(&self, key: &Self::Key) -> Ordering {
+        let numbers = self.source.cmp(&key.0).then_with(|| self.cluster.cmp(&key.1));
+        numbers.then_with(|| self.name.cmp(&key.2))
     }
     fn source(&self) -> &Source {
         &self.source
@@ -175,7 +180,10 @@ impl Row for IdentityRow {
     type Index = Labels;
     const TABLE: &'static str = "identities";
     fn key(&self) -> Self::Key {
-        (self.id, self.source.clone())
+        (self.id, self.source)
+    }
+    fn cmp_key(&self, key: &Self::Key) -> Ordering {
+        self.id.cmp(&key.0).then_with(|| self.source.cmp(&key.1))
     }
     fn source(&self) -> &Source {
         &self.source
@@ -285,7 +293,10 @@ impl Row for PrefixRow {
     type Index = IpAddr;
     const TABLE: &'static str = "prefixes";
     fn key(&self) -> Self::Key {
-        (self.prefix, self.source.clone())
+        (self.prefix, self.source)
+    }
+    fn cmp_key(&self, key: &Self::Key) -> Ordering {
+        self.prefix.cmp(&key.0).then_with(|| self.source.cmp(&key.1))
     }
     fn source(&self) -> &Source {
         &self.source
@@ -458,16 +469,16 @@ pub struct PrefixEntry {
 
 impl Row for PrefixEntry {
     type Key = Prefix;
-    type Index = NodeIndex;
+    type Index = NoIndex;
     const TABLE: &'static str = "prefix-entries";
     fn key(&self) -> Prefix {
         self.prefix
     }
+    fn cmp_key(&self, key: &Prefix) -> Ordering {
+        self.prefix.cmp(key)
+    }
     fn source(&self) -> &Source {
         &self.source
-    }
-    fn indexes(&self) -> Vec<NodeIndex> {
-        vec![self.node]
     }
     fn columns() -> &'static [&'static str] {
         &["PREFIX", "IDENTITY", "NODE-INDEX", "NODE-ADDRESS", "REMOTE", "SOURCE"]
@@ -568,7 +579,7 @@ impl Row for WireguardPeer {
     fn source(&self) -> &Source {
         &self.source
     }
-    fn indexes(&self) -> Vec<Self::Index> {
+    fn indexes(&self) -> Vec<(ClusterName, Arc<str>)> {
         vec![(self.cluster.clone(), self.node.clone())]
     }
     fn columns() -> &'static [&'static str] {

@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use imbl::OrdMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use tokio::sync::Mutex;
 use tombolo_base::prefix::Prefix;
 use tombolo_base::reconcile::{Change, Target};
+use tombolo_base::rows::Rows;
 use tombolo_base::source::Source;
 use tombolo_netlink::{Error, Netlink, NextHop, Route, RouteFilter, RouteKind, TABLE_MAIN, Write};
 use tombolo_topology::{LearnedNextHop, RouteEntry, RouteOrigin};
@@ -209,7 +209,7 @@ impl KernelRoutes {
     }
 
     /// The rows whose route is missing or another in the kernel.
-    async fn missing(&self, wanted: &OrdMap<Prefix, RouteEntry>) -> Result<BTreeSet<Prefix>, Error> {
+    async fn missing(&self, wanted: &Rows<RouteEntry>) -> Result<BTreeSet<Prefix>, Error> {
         let mut ours = self.ours().await?;
         ours.retain(|route| route.metric == self.settings.metric);
         let mut groups = self.groups.lock().await;
@@ -217,7 +217,7 @@ impl KernelRoutes {
         let there: BTreeMap<Prefix, Route> =
             ours.into_iter().map(|route| (Prefix::from(route.destination), route)).collect();
         let (mut missing, mut indexes) = (BTreeSet::new(), Indexes::new());
-        for (prefix, row) in wanted {
+        for (prefix, row) in wanted.values().map(|row| (&row.prefix, row)) {
             if is_grouped(row) {
                 if !groups.is_same(&self.netlink, row).await {
                     missing.insert(*prefix);
@@ -238,11 +238,7 @@ impl KernelRoutes {
 
     /// Deletes our routes that are not wanted, except those that may belong to a source whose first list is missing: a
     /// route with a gateway may be a BGP peer's, one without any other source's.
-    async fn prune_routes(
-        &self,
-        keep: &OrdMap<Prefix, RouteEntry>,
-        held: &BTreeSet<Source>,
-    ) -> Result<(), Error> {
+    async fn prune_routes(&self, keep: &Rows<RouteEntry>, held: &BTreeSet<Source>) -> Result<(), Error> {
         let peers_held = held.iter().any(|source| matches!(source, Source::Peer(_)));
         let others_held = held.iter().any(|source| !matches!(source, Source::Peer(_)));
         let mut unwanted = Vec::new();
@@ -297,11 +293,7 @@ impl Target<RouteEntry> for KernelRoutes {
         self.carry_all(changes).await
     }
 
-    async fn prune(
-        &mut self,
-        keep: &OrdMap<Prefix, RouteEntry>,
-        held: &BTreeSet<Source>,
-    ) -> Result<(), String> {
+    async fn prune(&mut self, keep: &Rows<RouteEntry>, held: &BTreeSet<Source>) -> Result<(), String> {
         self.prune_routes(keep, held).await.map_err(|error| error.to_string())?;
         // What an earlier life's routes named and nothing names any more.
         let ours = self.ours().await.map_err(|error| error.to_string())?;
@@ -310,10 +302,7 @@ impl Target<RouteEntry> for KernelRoutes {
         groups.collect(&self.netlink).await.map_err(|error| error.to_string())
     }
 
-    async fn audit(
-        &mut self,
-        wanted: &OrdMap<Prefix, RouteEntry>,
-    ) -> Result<Option<BTreeSet<Prefix>>, String> {
+    async fn audit(&mut self, wanted: &Rows<RouteEntry>) -> Result<Option<BTreeSet<Prefix>>, String> {
         self.missing(wanted).await.map(Some).map_err(|error| error.to_string())
     }
 }

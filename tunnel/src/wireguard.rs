@@ -8,9 +8,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, UNIX_EPOCH};
 
-use imbl::OrdMap;
 use tombolo_base::prefix::Prefix;
 use tombolo_base::reconcile::Target;
+use tombolo_base::rows::Rows;
 use tombolo_base::source::Source;
 use tombolo_netlink::{LinkSettings, Netlink};
 use tombolo_topology::{WireguardKey, WireguardPeer};
@@ -224,7 +224,7 @@ impl Wireguard {
 
     async fn prune_peers(
         &self,
-        keep: &OrdMap<WireguardKey, WireguardPeer>,
+        keep: &Rows<WireguardPeer>,
         held: &BTreeSet<Source>,
     ) -> Result<(), WireguardError> {
         // The device does not tell whose a peer is: while any source's first list is missing, all strangers stay.
@@ -258,17 +258,13 @@ impl Target<WireguardPeer> for Wireguard {
         self.remove_peer(row.key).await.map_err(|error| error.to_string())
     }
 
-    async fn prune(
-        &mut self,
-        keep: &OrdMap<WireguardKey, WireguardPeer>,
-        held: &BTreeSet<Source>,
-    ) -> Result<(), String> {
+    async fn prune(&mut self, keep: &Rows<WireguardPeer>, held: &BTreeSet<Source>) -> Result<(), String> {
         self.prune_peers(keep, held).await.map_err(|error| error.to_string())
     }
 
     async fn audit(
         &mut self,
-        wanted: &OrdMap<WireguardKey, WireguardPeer>,
+        wanted: &Rows<WireguardPeer>,
     ) -> Result<Option<BTreeSet<WireguardKey>>, String> {
         let state = self.state().await.map_err(|error| error.to_string())?;
         Ok(Some(wanted.values().filter(|peer| !state.has(peer)).map(|peer| peer.key).collect()))

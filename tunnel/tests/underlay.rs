@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use tombolo_base::clock::Moment;
 use tombolo_base::ids::ClusterName;
 use tombolo_base::reconcile::{Change, Reconciler, Target};
+use tombolo_base::rows::Rows;
 use tombolo_base::source::{Source, SourceState};
 use tombolo_base::table::{Row, Table};
 use tombolo_netlink::{
@@ -357,7 +358,7 @@ async fn next_hops_share_by_weight_and_another_share_is_another_route() {
             let row = weighed(weights);
             target.update(&row).await.unwrap();
             assert_eq!(target.next_hops().await.unwrap()[&row.prefix], row.next_hops, "{weights:?}");
-            let wanted = |row: &RouteEntry| [(row.prefix, row.clone())].into_iter().collect();
+            let wanted = |row: &RouteEntry| [row.clone()].into_iter().collect();
             assert_eq!(target.audit(&wanted(&row)).await.unwrap(), Some(BTreeSet::new()));
             let other = weighed([2, 1]);
             assert_eq!(target.audit(&wanted(&other)).await.unwrap(), Some(BTreeSet::from([row.prefix])));
@@ -378,7 +379,7 @@ async fn what_no_pod_has_is_unreachable() {
     let there = a.netlink.routes(ours).await.unwrap();
     assert_eq!(there.len(), 2);
     assert!(there.iter().all(|route| route.kind == RouteKind::Unreachable), "{there:?}");
-    let wanted = rows.iter().map(|row| (row.prefix, row.clone())).collect();
+    let wanted = rows.iter().cloned().collect();
     assert_eq!(target.audit(&wanted).await.unwrap(), Some(BTreeSet::new()), "found again as asked for");
     for row in &rows {
         target.delete(row).await.unwrap();
@@ -654,7 +655,7 @@ async fn a_lost_router_is_one_change_however_many_prefixes_are_behind_it() {
     // The next life finds groups and routes, keeps them, and clears away what nothing names.
     let mut next = KernelRoutes::new(a.netlink.clone(), RouteSettings::default());
     let rows: Vec<RouteEntry> = (0..PREFIXES).map(|index| learned(&prefix(index), &["192.0.2.3"])).collect();
-    let wanted: imbl::OrdMap<_, _> = rows.iter().map(|row| (row.prefix, row.clone())).collect();
+    let wanted: Rows<RouteEntry> = rows.iter().cloned().collect();
     assert_eq!(next.audit(&wanted).await.unwrap(), Some(BTreeSet::new()));
     next.prune(&wanted, &BTreeSet::new()).await.unwrap();
     let objects = a.netlink.next_hop_objects().unwrap().list(DEFAULT_PROTOCOL).await.unwrap();
@@ -663,7 +664,7 @@ async fn a_lost_router_is_one_change_however_many_prefixes_are_behind_it() {
     for row in &rows {
         next.delete(row).await.unwrap();
     }
-    next.prune(&imbl::OrdMap::new(), &BTreeSet::new()).await.unwrap();
+    next.prune(&Rows::new(), &BTreeSet::new()).await.unwrap();
     assert_eq!(a.netlink.routes(ours).await.unwrap(), []);
     assert!(a.netlink.next_hop_objects().unwrap().list(DEFAULT_PROTOCOL).await.unwrap().is_empty());
 }

@@ -9,13 +9,13 @@ use std::sync::Arc;
 use tombolo_base::ids::{ClusterId, ClusterName, MaxClusters};
 use tombolo_base::prefix::Prefix;
 use tombolo_base::reconcile::Target;
+use tombolo_base::rows::Rows;
 use tombolo_base::source::Source;
 use tombolo_ebpf::{self as ebpf, Datapath, DatapathError, LocalAddress, RuleAction, RuleMatch};
 use tombolo_policy::{Direction, PolicyRow, VerdictEntry};
 use tombolo_service::{BackendRow, FrontendKey, FrontendRow, Scope};
 use tombolo_topology::{NodeIndex, NodePath, NodeRow, PathKind, PrefixEntry};
 
-type Rows<R> = imbl::OrdMap<<R as tombolo_base::table::Row>::Key, R>;
 type Held = BTreeSet<Source>;
 
 fn text(error: &DatapathError) -> String {
@@ -276,7 +276,7 @@ impl Target<FrontendRow> for Frontends {
         if !held.is_empty() {
             return Ok(());
         }
-        let mut wanted: BTreeSet<ebpf::Frontend> = keep.keys().map(frontend).collect();
+        let mut wanted: BTreeSet<ebpf::Frontend> = keep.keys().map(|key| frontend(&key)).collect();
         let external =
             keep.keys().filter(|key| key.scope == Scope::External && !self.own.contains(&key.address));
         wanted.extend(external.map(|key| Self::rest_of(key.address)));

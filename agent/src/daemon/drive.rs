@@ -7,6 +7,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tombolo_base::clock::Moment;
 use tombolo_base::reconcile::{Action, Change, Progress, Reconciler, Target};
+use tombolo_base::rows::Rows;
 use tombolo_base::table::{Row, Table};
 
 /// Turns the machine's monotonic clock into moments.
@@ -68,7 +69,7 @@ impl Board {
 /// What a target holds, for those who must not go on before it does.
 #[derive(Debug)]
 pub(crate) struct Applied<R: Row> {
-    rows: Arc<Mutex<BTreeMap<R::Key, R>>>,
+    rows: Arc<Mutex<Rows<R>>>,
     changed: Arc<Notify>,
 }
 
@@ -89,12 +90,18 @@ impl<R: Row> Applied<R> {
         let mut rows = self.rows.lock().unwrap_or_else(PoisonError::into_inner);
         for change in changes {
             match change {
-                Change::Update(row) => drop(rows.insert(row.key(), row.clone())),
+                Change::Update(row) => drop(rows.insert(row.clone())),
                 Change::Delete(row) => drop(rows.remove(&row.key())),
             }
         }
         drop(rows);
         self.changed.notify_waiters();
+    }
+
+    /// Takes over what the reconciler knows when both are equal, so that there is one copy.
+    fn share(&self, rows: &Rows<R>) {
+        let mut own = self.rows.lock().unwrap_or_else(PoisonError::into_inner);
+        *own = rows.clone();
     }
 
     /// What the target holds under `key`.
@@ -238,6 +245,9 @@ impl Driver {
                 let outcomes = action.carry_out(&mut target).await;
                 let failed = settle(&action, &outcomes, &applied);
                 reconciler.finish(outcomes, self.clock.now());
+                if reconciler.is_settled() {
+                    applied.share(reconciler.applied());
+                }
                 report(&reconciler, &failed);
                 if let Some(batch) = changes.drain() {
                     reconciler.observe(batch, self.clock.now());

@@ -74,7 +74,7 @@ fn write(
 }
 
 fn entry(prefix: Prefix, learned: &Snapshot<LearnedRoute>) -> Option<RouteEntry> {
-    let row = learned.range((prefix, Source::Manifests)..).next().filter(|row| row.prefix == prefix)?;
+    let row = learned.from_key(&(prefix, Source::Manifests)).next().filter(|row| row.prefix == prefix)?;
     Some(RouteEntry {
         source: row.source.clone(),
         prefix,

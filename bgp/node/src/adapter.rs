@@ -166,7 +166,7 @@ impl Adapter {
         config.shut_down = self.shutdowns.texts(name);
         let (speaker, events) = Speaker::start(config).await?;
         self.started.insert(name.clone());
-        let source = Source::Peer(name.clone());
+        let source = Source::Peer(name.into());
         if self.learned.table().snapshot().source_state(&source).is_none() {
             self.learned.set_source(&source, SourceState::Pending);
         }
@@ -196,7 +196,7 @@ impl Adapter {
             tracing::warn!(instance = %name, %error, "The BGP speaker had ended by itself.");
         }
         while instance.follower.join_next().await.is_some() {}
-        self.learned.drain_source(&Source::Peer(name.clone()));
+        self.learned.drain_source(&Source::Peer(name.into()));
     }
 
     async fn delete_peer(&mut self, (name, peer): &PeerKey) -> Result<(), Error> {

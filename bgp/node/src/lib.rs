@@ -44,6 +44,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tombolo_base::reconcile::Target;
+use tombolo_base::rows::Rows;
 use tombolo_base::source::Source;
 use tombolo_base::table::{Row, Writer};
 use tombolo_bgp::rpki::CacheState;
@@ -240,8 +241,6 @@ pub struct PeerTarget(BgpNode);
 #[derive(Clone, Debug)]
 pub struct AdvertTarget(BgpNode);
 
-type Rows<R> = imbl::OrdMap<<R as Row>::Key, R>;
-
 fn tell(node: &BgpNode, request: Request) -> impl Future<Output = Result<(), String>> + Send + use<> {
     let node = node.clone();
     async move { node.ask(request).await.map_err(|error| error.to_string()) }
@@ -261,7 +260,7 @@ impl Target<PeerRow> for PeerTarget {
         keep: &Rows<PeerRow>,
         held: &BTreeSet<Source>,
     ) -> impl Future<Output = Result<(), String>> + Send {
-        tell(&self.0, Request::PrunePeers { keep: keep.keys().cloned().collect(), held: held.clone() })
+        tell(&self.0, Request::PrunePeers { keep: keep.keys().collect(), held: held.clone() })
     }
 
     /// The speaker lives in this process: nobody else changes what it holds.
@@ -284,7 +283,7 @@ impl Target<AdvertRow> for AdvertTarget {
         keep: &Rows<AdvertRow>,
         held: &BTreeSet<Source>,
     ) -> impl Future<Output = Result<(), String>> + Send {
-        tell(&self.0, Request::PruneAdverts { keep: keep.keys().cloned().collect(), held: held.clone() })
+        tell(&self.0, Request::PruneAdverts { keep: keep.keys().collect(), held: held.clone() })
     }
 
     /// The speaker lives in this process: nobody else changes what it holds.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use imbl::OrdMap;
+use tombolo_base::rows::Rows;
 use tombolo_base::source::SourceState;
 use tombolo_base::table::Table;
 use tombolo_bgp::{
@@ -157,13 +157,13 @@ async fn rows_become_sessions_adverts_and_learned_routes() {
     tor.withdraw(Scope::All, "192.0.2.0/24".parse().unwrap()).await.unwrap();
     let gone = async { while changes.next().await.snapshot.len() != 1 {} };
     tokio::time::timeout(std::time::Duration::from_secs(30), gone).await.unwrap();
-    adverts.prune(&OrdMap::new(), &BTreeSet::from([Source::Planner])).await.unwrap();
+    adverts.prune(&Rows::new(), &BTreeSet::from([Source::Planner])).await.unwrap();
     assert_eq!(
         bgp.routes(RouteView::Advertised, None, RouteFilter::default()).await.unwrap().len(),
         1,
         "held sources keep theirs"
     );
-    adverts.prune(&OrdMap::new(), &BTreeSet::new()).await.unwrap();
+    adverts.prune(&Rows::new(), &BTreeSet::new()).await.unwrap();
     assert_eq!(bgp.routes(RouteView::Advertised, None, RouteFilter::default()).await.unwrap().len(), 0);
 
     // Without peers an instance ends, and what it learned goes.

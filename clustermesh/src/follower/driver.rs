@@ -1,6 +1,7 @@
 //! The etcd side of one follower: carries out what the core wants and brings back what etcd says.
 
 use super::confirmed::{self, Confirmed, Stamp};
+use super::connections::{Connection, Connections};
 use super::core::Follower;
 use super::dump::Dump;
 use super::event::{Change, Failure, FailureKind, Input, News, Output, Scope, Ticket};
@@ -66,26 +67,20 @@ struct Answer {
 }
 
 enum Content {
-    Client(Connection),
+    Connected(Arc<Connection>, [u8; 32]),
     /// One that was made beside the one that stands, or why it could not be.
-    Second(Result<Connection, String>),
+    Second(Result<(Arc<Connection>, [u8; 32]), String>),
     Input(Input),
 }
 
-/// A connection that was proved by an answer, and the certificates it uses.
-struct Connection {
-    client: Box<Client>,
-    expiry: Option<Expiry>,
-    fingerprint: [u8; 32],
-}
-
-impl Connection {
-    async fn open(etcd: &EtcdConfig) -> Result<Self, MeshError> {
-        // Taken first: a renewal while connecting must not look like the files in use.
-        let fingerprint = etcd.fingerprint().await;
-        let (client, files) = requests::open(etcd).await?;
-        Ok(Self { client: Box::new(client), expiry: files.map(|files| files.expiry), fingerprint })
-    }
+/// A connection that has just answered, and what its certificate files were.
+async fn connect(
+    connections: &Connections,
+    etcd: &EtcdConfig,
+) -> Result<(Arc<Connection>, [u8; 32]), MeshError> {
+    // Taken first: a renewal while connecting must not look like the files in use.
+    let files = etcd.fingerprint().await;
+    Ok((connections.open(etcd, files).await?, files))
 }
 
 /// One follower's task.
@@ -98,7 +93,8 @@ pub(crate) struct Driver {
     snapshot: Option<PathBuf>,
     origin: Instant,
     epoch: u64,
-    client: Option<Client>,
+    connection: Option<Arc<Connection>>,
+    connections: Connections,
     tasks: JoinSet<()>,
     running: BTreeMap<Scope, (Ticket, AbortHandle)>,
     answers: mpsc::Sender<Answer>,
@@ -126,7 +122,7 @@ impl Driver {
         etcd: Option<EtcdConfig>,
         sink: Arc<dyn MeshSink>,
         snapshot: Option<PathBuf>,
-        origin: Instant,
+        (origin, connections): (Instant, Connections),
     ) -> Self {
         let certificates = core.config.timers.certificates;
         // A task whose answer does not fit waits with it, and etcd waits for the task.
@@ -139,7 +135,8 @@ impl Driver {
             snapshot,
             origin,
             epoch: 0,
-            client: None,
+            connection: None,
+            connections,
             tasks: JoinSet::new(),
             running: BTreeMap::new(),
             answers,
@@ -276,7 +273,9 @@ impl Driver {
         self.epoch += 1;
         self.tasks.abort_all();
         self.running.clear();
-        self.client = None;
+        if let Some(connection) = self.connection.take() {
+            connection.retire();
+        }
         (self.second, self.asked) = (None, None);
     }
 
@@ -310,15 +309,15 @@ impl Driver {
             return;
         }
         match answer.content {
-            Content::Client(connection) => {
-                self.use_connection(connection);
+            Content::Connected(connection, certificates) => {
+                self.use_connection(connection, certificates);
                 self.feed(Input::Connected);
             }
-            Content::Second(Ok(connection)) => {
+            Content::Second(Ok((connection, certificates))) => {
                 tracing::info!(cluster = %self.cluster, "connected with the renewed certificate files; the old connection is closed");
                 // What the old one still answers counts no more; the core goes on from where it was.
                 self.disconnect();
-                self.use_connection(connection);
+                self.use_connection(connection, certificates);
                 self.feed(Input::Replaced);
             }
             Content::Second(Err(error)) => {
@@ -340,23 +339,24 @@ impl Driver {
         }
     }
 
-    fn use_connection(&mut self, connection: Connection) {
-        self.client = Some(*connection.client);
+    fn use_connection(&mut self, connection: Arc<Connection>, certificates: [u8; 32]) {
         self.renewal = None;
-        self.expiry = connection.expiry;
-        self.certificates = connection.fingerprint;
+        self.expiry.clone_from(&connection.expiry);
+        self.connection = Some(connection);
+        self.certificates = certificates;
     }
 
     fn connect(&mut self) {
         let (etcd, answers, epoch) = (self.etcd.clone(), self.answers.clone(), self.epoch);
+        let connections = self.connections.clone();
         self.tasks.spawn(async move {
             let content = match &etcd {
                 None => {
                     let text = "there is no usable cluster file".to_owned();
                     Content::Input(Input::Disconnected(Failure { kind: FailureKind::Other, text }))
                 }
-                Some(etcd) => match Connection::open(etcd).await {
-                    Ok(connection) => Content::Client(connection),
+                Some(etcd) => match connect(&connections, etcd).await {
+                    Ok((connection, files)) => Content::Connected(connection, files),
                     Err(error) => Content::Input(Input::Disconnected(Failure::from(&error))),
                 },
             };
@@ -364,27 +364,31 @@ impl Driver {
         });
     }
 
+    fn client(&self) -> Option<Client> {
+        self.connection.as_ref().map(|connection| connection.client.clone())
+    }
+
     fn get_config(&mut self, key: String) {
-        if let Some(client) = self.client.clone() {
+        if let Some(client) = self.client() {
             self.asked = Some(Instant::now());
             self.spawn(None, requests::get(client, key));
         }
     }
 
     fn prove(&mut self, revision: i64) {
-        if let Some(client) = self.client.clone() {
+        if let Some(client) = self.client() {
             self.spawn(None, requests::prove(client, revision));
         }
     }
 
     fn list(&mut self, page: requests::Page) {
-        if let Some(client) = self.client.clone() {
+        if let Some(client) = self.client() {
             self.spawn(Some((page.scope, page.ticket)), requests::list(client, page));
         }
     }
 
     fn watch(&mut self, ticket: Ticket, scope: Scope, prefix: String, revision: i64) {
-        let Some(client) = self.client.clone() else { return };
+        let Some(client) = self.client() else { return };
         let (answers, epoch) = (self.answers.clone(), self.epoch);
         let (forward, mut events) = mpsc::channel(2);
         self.spawn(Some((scope, ticket)), async move {
@@ -405,9 +409,9 @@ impl Driver {
 
     /// Makes a second connection beside the one that stands.
     fn connect_beside(&mut self, etcd: EtcdConfig) {
-        let (answers, epoch) = (self.answers.clone(), self.epoch);
+        let (answers, epoch, connections) = (self.answers.clone(), self.epoch, self.connections.clone());
         self.tasks.spawn(async move {
-            let opened = Connection::open(&etcd).await.map_err(|error| error.to_string());
+            let opened = connect(&connections, &etcd).await.map_err(|error| error.to_string());
             drop(
                 answers
                     .send(Answer { epoch, arrived: Instant::now(), content: Content::Second(opened) })
@@ -419,7 +423,7 @@ impl Driver {
     /// A renewed certificate is used at once, by a second connection that takes the place of the first one when it has been answered. The
     /// first one is kept for files that cannot be used, and while the other side does not take the new ones.
     async fn check_certificates(&mut self) {
-        if let (Some(etcd), Some(_)) = (&self.etcd, &self.client) {
+        if let (Some(etcd), Some(_)) = (&self.etcd, &self.connection) {
             let files = etcd.fingerprint().await;
             let renewed = files != self.certificates && self.second != Some(files);
             match if renewed { etcd.certificates().await } else { Ok(None) } {

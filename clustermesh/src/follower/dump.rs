@@ -11,6 +11,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// What was accepted and what was not. Objects that two clusters claim stand once: under the cluster that is first by name.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -94,11 +95,11 @@ impl Dump {
 
     /// Tells services that are published as slices only in the form of a service: what slices do not carry (frontends, selector) stays
     /// empty.
-    fn add_slices<'a>(
+    fn add_slices(
         &mut self,
         cluster: &str,
         id: u32,
-        slices: impl Iterator<Item = &'a EndpointSlice>,
+        slices: impl Iterator<Item = Arc<EndpointSlice>>,
     ) -> Result<(), serde_json::Error> {
         let mut made: BTreeMap<String, Service> = BTreeMap::new();
         for slice in slices {
@@ -153,13 +154,13 @@ impl Follower {
     pub(crate) fn dump(&self) -> Dump {
         let (mut dump, cluster) = (Dump::default(), self.config.cluster.as_str());
         for (name, record) in self.stores.values().flat_map(Store::iter) {
-            if let Err(error) = dump.add(cluster, name, record) {
-                tracing::error!(%cluster, name, %error, "not in the dump: cannot be written as JSON");
+            if let Err(error) = dump.add(cluster, &name, &record) {
+                tracing::error!(%cluster, %name, %error, "not in the dump: cannot be written as JSON");
             }
         }
         let slices = self.stores.get(&Kind::EndpointSlices).into_iter().flat_map(Store::iter);
-        let slices = slices.filter_map(|(_, record)| match record {
-            Record::EndpointSlice(slice) => Some(slice.as_ref()),
+        let slices = slices.filter_map(|(_, record)| match &*record {
+            Record::EndpointSlice(slice) => Some(slice.clone()),
             _ => None,
         });
         let id = self.remote.as_ref().map_or(0, |remote| u32::from(remote.id.get()));

@@ -4,9 +4,11 @@
 mod admission;
 mod confirmed;
 mod conflict;
+mod connections;
 mod core;
 mod driver;
 mod dump;
+mod entries;
 mod event;
 mod folder;
 #[cfg(test)]
@@ -51,6 +53,7 @@ pub use status::{
 pub use times::{Histogram, Quantiles};
 
 use crate::etcd::EtcdConfig;
+use connections::Connections;
 use driver::{Command, Driver};
 use folder::{Folder, Reading, Scan};
 use std::collections::{BTreeMap, BTreeSet};
@@ -134,6 +137,7 @@ struct Mesh {
     sink: Arc<dyn MeshSink>,
     ids: IdBook,
     origin: Instant,
+    connections: Connections,
     running: BTreeMap<ClusterName, Running>,
     broken: BTreeMap<String, String>,
     /// Clusters whose file was broken from the start: not followed, and not pruned before their file is mended or gone.
@@ -160,6 +164,7 @@ pub async fn start(
         sink,
         ids: IdBook::default(),
         origin: Instant::now(),
+        connections: Connections::default(),
         running: BTreeMap::new(),
         broken: BTreeMap::new(),
         spared: BTreeSet::new(),
@@ -232,7 +237,8 @@ impl Mesh {
         let snapshot = self.snapshot(&cluster);
         let sink = self.sink.clone();
         sink.state(&cluster, tombolo_base::source::SourceState::Pending);
-        let driver = Driver::new(cluster.clone(), core, etcd, sink, snapshot, self.origin);
+        let driver =
+            Driver::new(cluster, core, etcd, sink, snapshot, (self.origin, self.connections.clone()));
         let task = tokio::spawn(driver.run(inbox, self.cancel.clone()));
         self.running.insert(cluster, Running { commands, task, digest });
     }

@@ -7,6 +7,7 @@ use super::store::{Intake, Phase, Store};
 use super::upstream::Upstream;
 use crate::etcd::PAGE;
 use crate::wire::{Kind, Layout, key};
+use std::borrow::Cow;
 use tombolo_base::clock::Moment;
 use tombolo_base::source::SourceState;
 
@@ -366,6 +367,6 @@ impl Follower {
 }
 
 /// What follows the prefix, as text; broken UTF-8 becomes U+FFFD and fails the checks on names.
-fn key_name(key: &[u8], prefix: &str) -> Option<String> {
-    key.strip_prefix(prefix.as_bytes()).map(|name| String::from_utf8_lossy(name).into_owned())
+fn key_name<'a>(key: &'a [u8], prefix: &str) -> Option<Cow<'a, str>> {
+    key.strip_prefix(prefix.as_bytes()).map(String::from_utf8_lossy)
 }

@@ -37,7 +37,7 @@ impl Saved {
         cluster: &ClusterName,
         id: ClusterId,
         at: Stamp,
-        records: impl Iterator<Item = (Kind, &'a str, &'a Record)>,
+        records: impl Iterator<Item = (Kind, Cow<'a, str>, Cow<'a, Record>)>,
     ) -> Self {
         let mut saved = Self {
             version: VERSION,
@@ -54,7 +54,7 @@ impl Saved {
                 Ok(text) => (&mut saved.entries, text),
                 Err(error) => (&mut saved.binary, STANDARD.encode(error.as_bytes())),
             };
-            into.entry(kind).or_default().insert(name.to_owned(), text);
+            into.entry(kind).or_default().insert(name.into_owned(), text);
         }
         saved
     }
@@ -154,7 +154,11 @@ mod tests {
         let slice = EndpointSlice::new("c1", 1, "shop", "web-1", true);
         vec![
             (Kind::Ips, "10.1.0.7".to_owned(), ip),
-            (Kind::EndpointSlices, "shop/web-1".to_owned(), Record::EndpointSlice(Box::new(slice))),
+            (
+                Kind::EndpointSlices,
+                "shop/web-1".to_owned(),
+                Record::EndpointSlice(std::sync::Arc::new(slice)),
+            ),
         ]
     }
 
@@ -163,7 +167,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("c1.json");
         let (remote, records) = (remote(), records());
-        let entries = records.iter().map(|(kind, name, record)| (*kind, name.as_str(), record));
+        let entries =
+            records.iter().map(|(kind, name, record)| (*kind, name.as_str().into(), Cow::Borrowed(record)));
         write(&path, Saved::new(&remote.name, remote.id, Stamp::at(77), entries)).await.unwrap();
         let saved = read(&path).await.unwrap().unwrap();
         assert_eq!((saved.id, &saved.at), (remote.id, &Stamp::at(77)));

@@ -42,7 +42,7 @@ impl Follower {
         for kind in kinds {
             let Some(store) = self.stores.get(&kind) else { continue };
             let changes: Vec<Change> =
-                store.iter().map(|(_, record)| Change::Delete(record.clone())).collect();
+                store.iter().map(|(_, record)| Change::Delete(record.into_owned())).collect();
             tracing::warn!(cluster = %self.config.cluster, %kind, entries = changes.len(), "not confirmed for too long: not used until the cluster is read again");
             self.emit(changes, out);
             self.withheld.insert(kind);
@@ -54,7 +54,7 @@ impl Follower {
         if self.withheld.remove(&kind)
             && let Some(store) = self.stores.get(&kind)
         {
-            let changes = store.iter().map(|(_, record)| Change::Upsert(record.clone())).collect();
+            let changes = store.iter().map(|(_, record)| Change::Upsert(record.into_owned())).collect();
             self.emit(changes, out);
         }
     }

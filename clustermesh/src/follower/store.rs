@@ -1,11 +1,13 @@
 //! What is known of one kind of entries of one cluster.
 
+use super::entries::{Entries, Sought};
 use super::event::Change;
 use super::limits::{Limits, Usage};
 use super::resume::Position;
 use super::status::{KindUsage, Refused};
 use crate::etcd::MAX_VALUE_BYTES;
 use crate::wire::{Kind, Raw, Reason, Record, Reject, Rejections, Remote};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -22,15 +24,6 @@ pub(crate) enum Phase {
     Watching(Position),
     /// Must not be read; asked for again later.
     Denied,
-}
-
-#[derive(Clone, Debug)]
-struct Entry {
-    record: Record,
-    /// The list in which the key was seen last.
-    seen: u32,
-    /// Bytes of name and value.
-    bytes: u32,
 }
 
 /// A key whose value, as it stands, is refused.
@@ -60,7 +53,9 @@ pub(crate) struct Store {
     kind: Kind,
     /// Entries are checked and kept byte for byte.
     raw: bool,
-    entries: BTreeMap<Arc<str>, Entry>,
+    entries: Entries,
+    /// Bytes of their names and values.
+    bytes: usize,
     bad: BTreeMap<Arc<str>, Bad>,
     generation: u32,
     /// Something was refused since the last list began that a later list may have room for.
@@ -68,25 +63,23 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    pub(crate) const fn new(kind: Kind, raw: bool) -> Self {
-        Self { kind, raw, entries: BTreeMap::new(), bad: BTreeMap::new(), generation: 0, wanting: false }
+    pub(crate) fn new(kind: Kind, raw: bool) -> Self {
+        let entries = Entries::new(kind == Kind::Ips && !raw);
+        Self { kind, raw, entries, bytes: 0, bad: BTreeMap::new(), generation: 0, wanting: false }
     }
 
-    pub(crate) fn len(&self) -> usize {
+    pub(crate) const fn len(&self) -> usize {
         self.entries.len()
     }
 
     /// What the entries cost.
-    pub(crate) fn usage(&self) -> KindUsage {
-        KindUsage {
-            keys: self.entries.len(),
-            bytes: self.entries.values().map(|entry| size(entry.bytes)).sum(),
-        }
+    pub(crate) const fn usage(&self) -> KindUsage {
+        KindUsage { keys: self.entries.len(), bytes: self.bytes }
     }
 
     /// Key name and record of everything known.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Record)> {
-        self.entries.iter().map(|(name, entry)| (name.as_ref(), &entry.record))
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, Record>)> {
+        self.entries.iter()
     }
 
     /// Whether a list would take in what was refused for reasons that other entries cause.
@@ -104,14 +97,15 @@ impl Store {
     /// value before it stays.
     pub(crate) fn put(&mut self, (prefix, name): (&str, &str), value: &[u8], intake: &mut Intake<'_>) {
         let bytes = name.len().saturating_add(value.len());
+        let sought = self.entries.sought(name);
         let record = Record::decode(intake.remote, self.kind, name, value)
             .and_then(|record| if self.raw { self.as_read(name, value).map(Some) } else { Ok(record) })
-            .and_then(|record| self.admit(name, bytes, record, intake));
+            .and_then(|record| self.admit(sought, bytes, record, intake));
         match record {
             Ok(record) => {
                 self.bad.remove(name);
                 match record {
-                    Some(record) => self.insert(name, bytes, record, intake),
+                    Some(record) => self.insert((name, sought), bytes, record, intake),
                     None => self.delete(name, intake.usage, &mut intake.changes),
                 }
             }
@@ -136,14 +130,14 @@ impl Store {
 
     fn refuse(&mut self, prefix: &str, name: &str, reject: Reject, intake: &mut Intake<'_>) {
         self.wanting |= matches!(reject.reason, Reason::TooMany | Reason::Alias);
-        if let Some(entry) = self.entries.get_mut(name)
-            // What our own elected agent wrote is not given up for a value that it will correct. What there is no room
-            // for is there, and the value before it is the best that is known.
-            && (self.kind == Kind::Assignments || reject.reason == Reason::TooMany)
+        // What our own elected agent wrote is not given up for a value that it will correct. What there is no room
+        // for is there, and the value before it is the best that is known.
+        if (self.kind == Kind::Assignments || reject.reason == Reason::TooMany)
+            && let Some(entry) = self.entries.get_mut(self.entries.sought(name))
         {
             entry.seen = self.generation;
         }
-        let (key, kept) = (format!("{prefix}{name}"), self.entries.contains_key(name));
+        let (key, kept) = (format!("{prefix}{name}"), self.entries.get(self.entries.sought(name)).is_some());
         let remedy = reject.reason.remedy();
         // Millions of refused keys must not fill the log: each reason is told once in a power of two.
         if intake.rejections.of(reject.reason).saturating_add(1).is_power_of_two() {
@@ -172,41 +166,40 @@ impl Store {
             reason: bad.reject.reason,
             detail: bad.reject.detail.clone(),
             remedy: bad.reject.reason.remedy(),
-            kept: self.entries.contains_key(name),
+            kept: self.entries.get(self.entries.sought(name)).is_some(),
         })
     }
 
     fn admit(
         &mut self,
-        name: &str,
+        sought: Sought<'_>,
         bytes: usize,
         record: Option<Record>,
         intake: &mut Intake<'_>,
     ) -> Result<Option<Record>, Reject> {
         if record.is_some() {
-            self.make_room(name, bytes, intake)?;
+            self.make_room(sought, bytes, intake)?;
         }
         if let Some(Record::Ip(entry)) = &record
-            && let Some(twin) = entry.alias_name()
+            && let Some(twin) = sought.alias()
+            && let Some(known) = self.entries.get(twin)
         {
-            match self.entries.get(twin.as_str()) {
-                Some(known) if known.seen == self.generation => {
-                    return Err(Reject::new(Reason::Alias, format!("{twin} means the same address")));
-                }
-                // Left over from before this list: the row is the same, so it is replaced and not deleted.
-                Some(known) => {
-                    intake.usage.remove(size(known.bytes));
-                    self.entries.remove(twin.as_str());
-                }
-                None => {}
+            if known.seen == self.generation {
+                let twin = entry.alias_name().unwrap_or_default();
+                return Err(Reject::new(Reason::Alias, format!("{twin} means the same address")));
             }
+            // Left over from before this list: the row is the same, so it is replaced and not deleted.
+            let bytes = size(known.bytes);
+            intake.usage.remove(bytes);
+            self.bytes = self.bytes.saturating_sub(bytes);
+            self.entries.remove(twin);
         }
         Ok(record)
     }
 
     /// Whether the cluster may have one more entry of that size.
-    fn make_room(&self, name: &str, bytes: usize, intake: &Intake<'_>) -> Result<(), Reject> {
-        let (limits, known) = (intake.limits, self.entries.get(name));
+    fn make_room(&self, sought: Sought<'_>, bytes: usize, intake: &Intake<'_>) -> Result<(), Reject> {
+        let (limits, known) = (intake.limits, self.entries.get(sought));
         let of_kind = Limits::max_of(self.kind);
         if known.is_none() && self.entries.len() >= of_kind {
             return Err(Reject::new(Reason::TooMany, format!("more than {of_kind} {}", self.kind)));
@@ -223,29 +216,37 @@ impl Store {
         Ok(())
     }
 
-    fn insert(&mut self, name: &str, bytes: usize, record: Record, intake: &mut Intake<'_>) {
+    fn insert(
+        &mut self,
+        (name, sought): (&str, Sought<'_>),
+        bytes: usize,
+        record: Record,
+        intake: &mut Intake<'_>,
+    ) {
         let (seen, cost) = (self.generation, u32::try_from(bytes).unwrap_or(u32::MAX));
-        if let Some(entry) = self.entries.get_mut(name) {
-            intake.usage.add(bytes, Some(size(entry.bytes)));
+        if let Some(entry) = self.entries.get_mut(sought) {
+            let before = size(entry.bytes);
+            intake.usage.add(bytes, Some(before));
+            self.bytes = self.bytes.saturating_add(bytes).saturating_sub(before);
             (entry.seen, entry.bytes) = (seen, cost);
-            if entry.record != record {
-                entry.record = record.clone();
+            if entry.change(&record) {
                 intake.changes.push(Change::Upsert(record));
             }
             return;
         }
         intake.usage.add(bytes, None);
-        intake.changes.push(Change::Upsert(record.clone()));
-        let name = if let Record::Raw(raw) = &record { raw.name.clone() } else { name.into() };
-        self.entries.insert(name, Entry { record, seen, bytes: cost });
+        self.bytes = self.bytes.saturating_add(bytes);
+        self.entries.insert((name, sought), &record, seen, cost);
+        intake.changes.push(Change::Upsert(record));
     }
 
     /// Forgets a key; an unknown one is no news.
     pub(crate) fn delete(&mut self, name: &str, usage: &mut Usage, changes: &mut Vec<Change>) {
         self.bad.remove(name);
-        if let Some(entry) = self.entries.remove(name) {
+        if let Some(entry) = self.entries.remove(self.entries.sought(name)) {
             usage.remove(size(entry.bytes));
-            changes.push(Change::Delete(entry.record));
+            self.bytes = self.bytes.saturating_sub(size(entry.bytes));
+            changes.push(Change::Delete(entry.record().into_owned()));
         }
     }
 
@@ -253,18 +254,20 @@ impl Store {
     pub(crate) fn sweep(&mut self, usage: &mut Usage, changes: &mut Vec<Change>) {
         let generation = self.generation;
         self.bad.retain(|_, bad| bad.seen == generation);
-        for (_, entry) in self.entries.extract_if(.., |_, entry| entry.seen != generation) {
+        for entry in self.entries.take_unseen(generation) {
             usage.remove(size(entry.bytes));
-            changes.push(Change::Delete(entry.record));
+            self.bytes = self.bytes.saturating_sub(size(entry.bytes));
+            changes.push(Change::Delete(entry.record().into_owned()));
         }
     }
 
     /// Forgets everything.
     pub(crate) fn drain(&mut self, usage: &mut Usage, changes: &mut Vec<Change>) {
         self.bad.clear();
-        for entry in std::mem::take(&mut self.entries).into_values() {
+        for entry in self.entries.take_all() {
             usage.remove(size(entry.bytes));
-            changes.push(Change::Delete(entry.record));
+            self.bytes = self.bytes.saturating_sub(size(entry.bytes));
+            changes.push(Change::Delete(entry.record().into_owned()));
         }
     }
 }

@@ -405,7 +405,7 @@ fn services_that_are_published_as_slices_only_are_in_the_dump_as_services() {
     };
     slice.endpoints = vec![endpoint("10.1.0.7", true), endpoint("10.1.0.8", false)];
     slice.ports = vec![Port { name: Some("http".into()), protocol: None, port: Some(8080) }];
-    let value = Record::EndpointSlice(Box::new(slice)).encode().unwrap();
+    let value = Record::EndpointSlice(std::sync::Arc::new(slice)).encode().unwrap();
     let entry = (Kind::EndpointSlices, "shop/web-1", value.into());
     let (id, mut out) = (ClusterId::new(1, MaxClusters::C255).unwrap(), Vec::new());
     let now = world.now;

@@ -3,12 +3,14 @@
 use super::Remote;
 use super::address;
 use super::json::{self, Object};
+use super::plain::Plain;
 use super::reject::{Reason, Reject};
 use serde::ser::{Serialize, SerializeStruct, Serializer};
 use std::net::IpAddr;
 use std::sync::Arc;
 use tombolo_base::ids::IdentityId;
 use tombolo_base::prefix::Prefix;
+use tombolo_base::text::shared;
 
 /// Most named ports that an entry may have.
 pub const MAX_NAMED_PORTS: usize = 1024;
@@ -68,7 +70,7 @@ impl IpEntry {
     /// The key's name: a bare address, or `address/length` when there is a mask.
     #[must_use]
     pub fn key_name(&self) -> String {
-        if self.masked || !self.prefix.is_host() { self.prefix.to_string() } else { self.prefix.short() }
+        name_of(self.prefix, self.masked)
     }
 
     /// The name of the other key that would mean the same address; `None` for prefixes.
@@ -83,6 +85,14 @@ impl IpEntry {
     /// # Errors
     /// [`Reject`] with the counted reason.
     pub fn decode(remote: &Remote, key_name: &str, value: &[u8]) -> Result<Option<Self>, Reject> {
+        match Plain::read(value).and_then(|plain| plain.entry(remote, key_name)) {
+            Some(entry) => Ok(Some(entry)),
+            None => Self::decode_any(remote, key_name, value),
+        }
+    }
+
+    /// Reads an entry in any form, and says what is wrong with it.
+    pub(super) fn decode_any(remote: &Remote, key_name: &str, value: &[u8]) -> Result<Option<Self>, Reject> {
         let value = json::parse(value)?;
         let root = value.object("ip")?;
         let Some(ip) = address::ip_field(&root, "IP")? else { return Ok(None) };
@@ -105,9 +115,9 @@ impl IpEntry {
             host_ip: host_ip.filter(|address| !address.is_unspecified()),
             identity: remote.check_ip_identity(root.number("ID", u32::MAX)?)?,
             encryption_key: root.byte("Key")?,
-            namespace: root.text("K8sNamespace")?.into(),
+            namespace: shared(root.text("K8sNamespace")?),
             pod: root.text("K8sPodName")?.into(),
-            service_account: root.text("K8sServiceAccount")?.into(),
+            service_account: shared(root.text("K8sServiceAccount")?),
             named_ports: named_ports(&root)?,
         }))
     }
@@ -119,6 +129,20 @@ impl IpEntry {
     pub fn encode(&self) -> Result<Vec<u8>, serde_json::Error> {
         json::write(self)
     }
+}
+
+/// The name of the key of an address or prefix.
+pub(crate) fn name_of(prefix: Prefix, masked: bool) -> String {
+    if masked || !prefix.is_host() { prefix.to_string() } else { prefix.short() }
+}
+
+/// What a key's name means; `None` unless it is written as [`name_of`] writes it.
+pub(crate) fn parse_name(name: &str) -> Option<(Prefix, bool)> {
+    let masked = name.contains('/');
+    let prefix: Prefix = name.parse().ok()?;
+    // There is one way only to write an IPv4 address.
+    let same = (prefix.is_ipv4() && !masked) || name_of(prefix, masked) == name;
+    same.then_some((prefix, masked))
 }
 
 fn named_ports(root: &Object<'_, '_>) -> Result<Vec<NamedPort>, Reject> {

@@ -11,6 +11,7 @@ pub mod ip;
 pub mod json;
 pub mod key;
 pub mod node;
+mod plain;
 mod proto;
 mod reject;
 pub mod relay;
@@ -35,6 +36,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use tombolo_base::ids::{ClusterId, ClusterName, IdentityId, MaxClusters};
 use tombolo_base::labels::{CLUSTER_KEY, Labels};
+use tombolo_base::text::shared;
 use tombolo_service::rows::ServiceName;
 
 /// Largest value that is read (bytes); etcd itself stops at 1.5 MiB.
@@ -59,17 +61,17 @@ pub struct Remote {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
     /// A node.
-    Node(Box<Node>),
+    Node(Arc<Node>),
     /// A number's labels.
     Identity(IdentityId, Labels),
     /// An address.
     Ip(IpEntry),
     /// A shared service.
-    Service(Box<Service>),
+    Service(Arc<Service>),
     /// Some endpoints of a global service.
-    EndpointSlice(Box<EndpointSlice>),
+    EndpointSlice(Arc<EndpointSlice>),
     /// A service exported by the Multi-Cluster Services API.
-    ServiceExport(Box<ServiceExport>),
+    ServiceExport(Arc<ServiceExport>),
     /// Addresses of a service of the own cluster.
     Assignment(ServiceName, Assignment),
     /// An entry that was checked and is passed on byte for byte.
@@ -104,19 +106,19 @@ impl Record {
             return Err(Reject::new(Reason::TooBig, format!("value of {} bytes", value.len())));
         }
         match kind {
-            Kind::Nodes => Node::decode(remote, name, value).map(|node| Some(Self::Node(Box::new(node)))),
+            Kind::Nodes => Node::decode(remote, name, value).map(|node| Some(Self::Node(Arc::new(node)))),
             Kind::Ips => Ok(IpEntry::decode(remote, name, value)?.map(Self::Ip)),
             Kind::Services => {
                 let service = Service::decode(remote, name, value)?;
-                Ok(service.shared.then(|| Self::Service(Box::new(service))))
+                Ok(service.shared.then(|| Self::Service(Arc::new(service))))
             }
             Kind::EndpointSlices => {
                 let slice = EndpointSlice::decode(remote, name, value)?;
-                Ok(Some(Self::EndpointSlice(Box::new(slice))))
+                Ok(Some(Self::EndpointSlice(Arc::new(slice))))
             }
             Kind::ServiceExports => {
                 let export = ServiceExport::decode(remote, name, value)?;
-                Ok(Some(Self::ServiceExport(Box::new(export))))
+                Ok(Some(Self::ServiceExport(Arc::new(export))))
             }
             Kind::Identities => {
                 let (id, labels) = decode_identity(remote, name, value)?;
@@ -261,7 +263,7 @@ fn string_map(root: &Object<'_, '_>, field: &str) -> Result<StringMap, Reject> {
     if map.members().len() > MAX_MAP_ENTRIES {
         return Err(Reject::new(Reason::TooMany, format!("more than {MAX_MAP_ENTRIES} {field}")));
     }
-    let text = |(key, value): &Member<'_>| Ok((Arc::from(key.as_ref()), Arc::from(value.string(field)?)));
+    let text = |(key, value): &Member<'_>| Ok((shared(key.as_ref()), shared(value.string(field)?)));
     map.members().iter().map(text).collect()
 }
 

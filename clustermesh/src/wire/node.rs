@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use tombolo_base::prefix::Prefix;
+use tombolo_base::text::shared;
 
 /// Most addresses that a node may have.
 pub const MAX_ADDRESSES: usize = 256;
@@ -66,19 +67,19 @@ impl Node {
     pub fn new(cluster: &str, cluster_id: u32, name: &str) -> Self {
         Self {
             name: name.into(),
-            cluster: cluster.into(),
+            cluster: shared(cluster),
             cluster_id,
             addresses: Vec::new(),
             ipv4_pod_cidrs: Vec::new(),
             ipv6_pod_cidrs: Vec::new(),
             health: [None, None],
             ingress: [None, None],
-            source: "local".into(),
+            source: shared("local"),
             encryption_key: 0,
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
-            wireguard_key: "".into(),
-            boot_id: "".into(),
+            wireguard_key: shared(""),
+            boot_id: shared(""),
         }
     }
 
@@ -101,11 +102,11 @@ impl Node {
         node.health = [address::ip_field(&root, "IPv4HealthIP")?, address::ip_field(&root, "IPv6HealthIP")?];
         node.ingress =
             [address::ip_field(&root, "IPv4IngressIP")?, address::ip_field(&root, "IPv6IngressIP")?];
-        node.source = root.text("Source")?.into();
+        node.source = shared(root.text("Source")?);
         node.encryption_key = root.byte("EncryptionKey")?;
         node.labels = string_map(&root, "Labels")?;
         node.annotations = string_map(&root, "Annotations")?;
-        node.wireguard_key = root.text("WireguardPubKey")?.into();
+        node.wireguard_key = shared(root.text("WireguardPubKey")?);
         node.boot_id = root.text("BootID")?.into();
         Ok(node)
     }
@@ -125,7 +126,7 @@ fn addresses(root: &Object<'_, '_>) -> Result<Vec<Address>, Reject> {
         let element = element.object("IPAddresses")?;
         let Some(ip) = address::ip_field(&element, "IP")? else { continue };
         address::check_ownable(&Prefix::host(ip))?;
-        addresses.push(Address { kind: element.text("Type")?.into(), ip });
+        addresses.push(Address { kind: shared(element.text("Type")?), ip });
         if addresses.len() > MAX_ADDRESSES {
             return Err(Reject::new(Reason::TooMany, format!("more than {MAX_ADDRESSES} addresses")));
         }

@@ -246,7 +246,7 @@ fn our_slices_carry_conditions_and_our_services_what_is_ready() {
         let written = Desired::slice(&slice).unwrap();
         assert_eq!(written.key, format!("cilium/state/endpointslices/v1/c1/shop/{}", row.name.name));
         let read = decode(Kind::EndpointSlices, &row.name.to_string(), &written.value).unwrap().unwrap();
-        assert_eq!(read, Record::EndpointSlice(Box::new(slice)));
+        assert_eq!(read, Record::EndpointSlice(std::sync::Arc::new(slice)));
         read
     });
     let entry = tombolo_clustermesh::rows::service_entry(&cluster, id, &service, &rows);
@@ -255,7 +255,8 @@ fn our_slices_carry_conditions_and_our_services_what_is_ready() {
         sink.apply(&cluster, records.into_iter().map(Change::Upsert).collect());
         table.snapshot().iter().next().cloned().unwrap()
     };
-    let (of_slices, of_service) = (table(records.collect()), table(vec![Record::Service(Box::new(entry))]));
+    let (of_slices, of_service) =
+        (table(records.collect()), table(vec![Record::Service(std::sync::Arc::new(entry))]));
     let states: Vec<_> = of_slices.backends.iter().map(|(ip, b)| format!("{ip} {}", b.state)).collect();
     assert_eq!(states, ["10.1.0.7 ready", "10.1.0.8 not-ready", "fd00::7 serving"], "::8 is as good as gone");
     let ips: Vec<String> = of_service.backends.keys().map(ToString::to_string).collect();

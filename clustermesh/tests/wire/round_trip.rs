@@ -112,7 +112,7 @@ fn node() -> impl Strategy<Value = Record> {
                 (node.health, node.ingress, node.encryption_key) = (health, ingress, key);
                 (node.source, node.wireguard_key, node.boot_id) = (source, wireguard, boot);
                 (node.labels, node.annotations) = (labels, notes);
-                Record::Node(Box::new(node))
+                Record::Node(std::sync::Arc::new(node))
             },
         )
 }
@@ -135,7 +135,7 @@ fn service() -> impl Strategy<Value = Record> {
             (service.hostnames, service.zones) = (hostnames, zones);
             (service.labels, service.selector) = (labels, selector);
             service.include_external = include_external;
-            Record::Service(Box::new(service))
+            Record::Service(std::sync::Arc::new(service))
         },
     )
 }
@@ -168,7 +168,7 @@ fn slice() -> impl Strategy<Value = Record> {
             let mut slice = EndpointSlice::new("c1", 1, &namespace, &name, ipv4);
             (slice.endpoints, slice.ports) = (endpoints, ports);
             (slice.labels, slice.annotations) = (labels, annotations);
-            Record::EndpointSlice(Box::new(slice))
+            Record::EndpointSlice(std::sync::Arc::new(slice))
         },
     )
 }
@@ -196,7 +196,7 @@ fn export() -> impl Strategy<Value = Record> {
                 (words.0, words.1, words.2);
             (export.ip_families, export.internal_traffic_policy) = (words.3, words.4);
             export.traffic_distribution = words.5;
-            Record::ServiceExport(Box::new(export))
+            Record::ServiceExport(std::sync::Arc::new(export))
         },
     )
 }

@@ -395,8 +395,9 @@ fn conflict(own: &Arc<str>, resolved: Option<&Resolved>) -> Condition {
 /// The names in a namespace that somebody exports.
 fn names_in(inputs: &Inputs, namespace: &Arc<str>) -> BTreeSet<ServiceName> {
     let first = ServiceName { namespace: namespace.clone(), name: "".into() };
-    let exports = inputs.exports.range(first.clone()..).map(|row| &row.name);
-    let remote = inputs.remote.range((first, Source::Manifests)..).map(|row| &row.name);
+    let from = (first.clone(), Source::Manifests);
+    let exports = inputs.exports.from_key(&first).map(|row| &row.name);
+    let remote = inputs.remote.from_key(&from).map(|row| &row.name);
     let inside = |name: &&ServiceName| name.namespace == *namespace;
     exports.take_while(inside).chain(remote.take_while(inside)).cloned().collect()
 }

@@ -217,10 +217,11 @@ impl NodeView {
 #[derive(Clone, Debug, Default)]
 pub struct NodeIndexes {
     by_node: BTreeMap<(ClusterName, Arc<str>), NodeIndex>,
+    /// Each number once.
     restored: BTreeMap<IpAddr, NodeIndex>,
     used: BTreeSet<u32>,
-    /// No number below is free.
-    free_from: u32,
+    /// Every number from 1 up to this one is used.
+    full_to: u32,
 }
 
 impl NodeIndexes {
@@ -242,19 +243,20 @@ impl NodeIndexes {
         if let Some(index) = self.by_node.get(&key) {
             return *index;
         }
-        let restored = view.underlay.iter().find_map(|ip| self.restored.get(ip).copied());
-        let free = || {
-            NodeIndex((self.free_from.max(1)..u32::MAX).find(|n| !self.used.contains(n)).unwrap_or(u32::MAX))
-        };
-        let index = restored.unwrap_or_else(free);
-        if restored.is_some() {
-            self.restored.retain(|_, other| *other != index);
-        } else {
-            self.free_from = index.0.saturating_add(1);
-        }
+        let restored = view.underlay.iter().find_map(|ip| self.restored.remove(ip));
+        let index = restored.unwrap_or_else(|| self.free());
         self.used.insert(index.0);
         self.by_node.insert(key, index);
         index
+    }
+
+    /// The lowest number that is not used.
+    fn free(&mut self) -> NodeIndex {
+        // Only numbers that were never looked at before are, so that many nodes do not cost their square.
+        let after = self.full_to.saturating_add(1)..u32::MAX;
+        let free = after.into_iter().find(|number| !self.used.contains(number)).unwrap_or(u32::MAX);
+        self.full_to = free;
+        NodeIndex(free)
     }
 
     /// The number of a node that has one.
@@ -267,7 +269,7 @@ impl NodeIndexes {
     pub fn release(&mut self, cluster: &ClusterName, name: &Arc<str>) -> Option<NodeIndex> {
         let index = self.by_node.remove(&(cluster.clone(), name.clone()))?;
         self.used.remove(&index.0);
-        self.free_from = self.free_from.min(index.0);
+        self.full_to = self.full_to.min(index.0.saturating_sub(1));
         Some(index)
     }
 }

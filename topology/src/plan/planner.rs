@@ -249,11 +249,11 @@ impl Planner {
                 continue;
             }
             affected.claims.extend(self.claims.refused_at(*prefix).into_iter().map(|(refused, _)| refused));
-            let inside = self.inputs.prefixes.range((*prefix, Source::Manifests)..);
+            let inside = self.inputs.prefixes.from_key(&(*prefix, Source::Manifests));
             let inside = inside.take_while(|row| row.prefix <= prefix.last());
             affected.prefixes.extend(inside.map(|row| row.prefix));
             let masked = self.masked.above(*prefix).filter(|above| {
-                let row = self.inputs.prefixes.range((*above, Source::Manifests)..).next();
+                let row = self.inputs.prefixes.from_key(&(*above, Source::Manifests)).next();
                 row.is_some_and(|row| row.prefix == *above)
             });
             affected.prefixes.extend(masked);
@@ -296,8 +296,7 @@ impl Planner {
         let known = Known { nodes: &self.inputs.nodes, claims: &self.claims, config: &self.config };
         let local = known.local();
         // Prefix entries name node rows: rows come first, and go last.
-        let gone: Vec<_> =
-            affected.nodes.iter().filter(|key| !self.plan_node(key, local.as_ref(), out)).collect();
+        let gone = self.plan_nodes(&affected.nodes, local.as_ref(), out);
         self.write_entries(affected, out);
         for (cluster, name) in gone {
             let here = *cluster == self.config.cluster && *name == self.config.node;
@@ -354,35 +353,38 @@ impl Planner {
         });
     }
 
-    /// Plans one node; false if it is gone.
-    fn plan_node(
+    /// Plans nodes; those that are gone.
+    fn plan_nodes<'a>(
         &mut self,
-        (cluster, name): &(ClusterName, Arc<str>),
+        nodes: &'a BTreeSet<(ClusterName, Arc<str>)>,
         local: Option<&NodeView>,
         out: &Outputs,
-    ) -> bool {
+    ) -> Vec<&'a (ClusterName, Arc<str>)> {
         let known = Known { nodes: &self.inputs.nodes, claims: &self.claims, config: &self.config };
-        let view = known.node(cluster, name);
-        let wanted = view.as_ref().and_then(|view| view.wireguard_peer(local, &self.config));
+        let views: Vec<_> = nodes.iter().map(|key| (key, known.node(&key.0, &key.1))).collect();
         out.peers.commit(|txn| {
-            let of_node = (cluster.clone(), name.clone());
-            let old: Vec<_> = txn.current().by_index(&of_node).map(Row::key).collect();
-            for key in old.iter().filter(|key| wanted.as_ref().is_none_or(|peer| peer.key != **key)) {
-                txn.remove(key);
-            }
-            if let Some(peer) = wanted {
-                txn.upsert(peer);
+            for (node, view) in &views {
+                let wanted = view.as_ref().and_then(|view| view.wireguard_peer(local, &self.config));
+                let old: Vec<_> = txn.current().by_index(node).map(Row::key).collect();
+                for key in old.iter().filter(|key| wanted.as_ref().is_none_or(|peer| peer.key != **key)) {
+                    txn.remove(key);
+                }
+                if let Some(peer) = wanted {
+                    txn.upsert(peer);
+                }
             }
         });
-        let Some(view) = view else { return false };
-        let index = self.indexes.of(&view, &self.config);
-        let path = view.path(local, index, &self.config);
-        if path.path == PathKind::Local || path.underlay.is_some() {
-            out.paths.upsert(path);
-        } else {
-            out.paths.remove(&index);
-        }
-        true
+        out.paths.commit(|txn| {
+            for view in views.iter().filter_map(|(_, view)| view.as_ref()) {
+                let path = view.path(local, self.indexes.of(view, &self.config), &self.config);
+                if path.path == PathKind::Local || path.underlay.is_some() {
+                    txn.upsert(path);
+                } else {
+                    txn.remove(&path.index);
+                }
+            }
+        });
+        views.into_iter().filter(|(_, view)| view.is_none()).map(|(key, _)| key).collect()
     }
 }
 

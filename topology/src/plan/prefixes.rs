@@ -59,7 +59,7 @@ pub fn prefix_entry(
     indexes: &NodeIndexes,
     holder: Holder<'_>,
 ) -> Decided {
-    let rows = prefixes.range((prefix, Source::Manifests)..).take_while(|row| row.prefix == prefix);
+    let rows = prefixes.from_key(&(prefix, Source::Manifests)).take_while(|row| row.prefix == prefix);
     let mut claims: Vec<Claim<'_>> = rows.filter_map(|row| claimed(row, known, indexes)).collect();
     let by_id = claims.iter().any(|claim| holder.founding.contains(&claim.row.source));
     claims.sort_by_key(|claim| {

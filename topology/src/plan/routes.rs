@@ -47,8 +47,7 @@ pub fn route_entry(prefix: Prefix, known: Known<'_>, learned: &Snapshot<LearnedR
     if config.connected.contains(&prefix) {
         return None;
     }
-    let row =
-        learned.range((prefix, Source::Manifests)..).find(|_| true).filter(|row| row.prefix == prefix)?;
+    let row = learned.from_key(&(prefix, Source::Manifests)).next().filter(|row| row.prefix == prefix)?;
     Some(RouteEntry {
         source: row.source.clone(),
         prefix,

@@ -4,7 +4,6 @@ use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use tombolo_tests::netns::{Daemon, Namespace};
 
@@ -12,11 +11,6 @@ use crate::Failure;
 
 /// AS of every daemon.
 const ASN: u32 = 65_001;
-/// A daemon that has used no processor time for this long has nothing to do.
-const QUIET: Duration = Duration::from_millis(400);
-const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// A daemon that is never quiet is measured after this long.
-const QUIET_MAX: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
@@ -193,80 +187,6 @@ fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
     // Writing to a string cannot fail.
     if writeln!(out, "{text}").is_err() {
         out.clear();
-    }
-}
-
-/// What a daemon, its threads and its children have used.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) struct Usage {
-    /// Processor time, user and system.
-    pub(crate) cpu: Duration,
-    /// Resident memory in bytes.
-    pub(crate) rss: u64,
-}
-
-impl Usage {
-    pub(crate) fn of(pid: u32) -> Self {
-        tree(pid).into_iter().fold(Self::default(), |sum, pid| Self {
-            cpu: sum.cpu + ticks(pid).unwrap_or_default().max(run_time(pid)),
-            rss: sum.rss + rss(pid).unwrap_or_default(),
-        })
-    }
-}
-
-fn tree(pid: u32) -> Vec<u32> {
-    let mut all = vec![pid];
-    for task in tasks(pid) {
-        let children = std::fs::read_to_string(task.join("children")).unwrap_or_default();
-        let children = children.split_whitespace().filter_map(|child| child.parse().ok());
-        all.extend(children.flat_map(tree));
-    }
-    all
-}
-
-fn tasks(pid: u32) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten();
-    entries.flatten().map(|entry| entry.path()).collect()
-}
-
-/// In ticks of 10 ms: the only figure that knows of threads that have ended.
-fn ticks(pid: u32) -> Option<Duration> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
-    let (user, system): (u64, u64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
-    Some(Duration::from_millis((user + system) * 10))
-}
-
-/// To the nanosecond, of the threads that are there.
-fn run_time(pid: u32) -> Duration {
-    let of = |task: PathBuf| {
-        let text = std::fs::read_to_string(task.join("schedstat")).ok()?;
-        text.split_whitespace().next()?.parse().ok().map(Duration::from_nanos)
-    };
-    tasks(pid).into_iter().filter_map(of).sum()
-}
-
-fn rss(pid: u32) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
-}
-
-/// What a daemon has used once it has nothing more to do.
-pub(crate) fn settled(pid: u32) -> Usage {
-    let end = Instant::now() + QUIET_MAX;
-    let (mut last, mut since) = (Usage::of(pid), Instant::now());
-    loop {
-        std::thread::sleep(LOOK_EVERY);
-        let usage = Usage::of(pid);
-        let now = Instant::now();
-        // A timer that looks at something is not work.
-        if usage.cpu > last.cpu + Duration::from_millis(2) {
-            (last, since) = (usage, now);
-        }
-        if now.duration_since(since) >= QUIET || now > end {
-            return usage;
-        }
     }
 }
 

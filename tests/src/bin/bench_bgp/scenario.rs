@@ -4,9 +4,10 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use tombolo_tests::netns::{Daemon, Namespace};
+use tombolo_tests::usage::{Usage, settled};
 
 use crate::Failure;
-use crate::daemon::{Kind, Neighbor, Usage, settled, start};
+use crate::daemon::{Kind, Neighbor, start};
 use crate::peer::{Peer, Place};
 use crate::table::{Source, Table, internet, runs, single};
 
