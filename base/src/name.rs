@@ -58,7 +58,11 @@ impl Name {
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         let (shelf, at) = place(self.0);
-        TEXTS.get(shelf).and_then(OnceLock::get).and_then(|texts| texts.get(at)?.get()).map_or("", AsRef::as_ref)
+        TEXTS
+            .get(shelf)
+            .and_then(OnceLock::get)
+            .and_then(|texts| texts.get(at)?.get())
+            .map_or("", AsRef::as_ref)
     }
 }
 

@@ -231,7 +231,9 @@ impl<T: Clone> Tree<T> {
         let mut node = &mut self.root;
         loop {
             match Arc::make_mut(node) {
-                Node::Leaf(items) => return items.binary_search_by(order).ok().and_then(|at| items.get_mut(at)),
+                Node::Leaf(items) => {
+                    return items.binary_search_by(order).ok().and_then(|at| items.get_mut(at));
+                }
                 Node::Branch(children) => {
                     let at = child(children, &order);
                     node = &mut children.get_mut(at)?.1;

@@ -155,8 +155,10 @@ impl Compiler {
         let labels: Vec<_> = identities
             .iter()
             .flat_map(|id| {
-                let now =
-                    inputs.identities.from_key(&(*id, Source::Manifests)).take_while(move |row| row.id == *id);
+                let now = inputs
+                    .identities
+                    .from_key(&(*id, Source::Manifests))
+                    .take_while(move |row| row.id == *id);
                 now.map(|row| &row.labels).chain(self.identities.get(id))
             })
             .collect();

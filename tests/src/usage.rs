@@ -85,4 +85,3 @@ pub fn settled(pid: u32) -> Usage {
         }
     }
 }
-

@@ -238,11 +238,7 @@ impl KernelRoutes {
 
     /// Deletes our routes that are not wanted, except those that may belong to a source whose first list is missing: a
     /// route with a gateway may be a BGP peer's, one without any other source's.
-    async fn prune_routes(
-        &self,
-        keep: &Rows<RouteEntry>,
-        held: &BTreeSet<Source>,
-    ) -> Result<(), Error> {
+    async fn prune_routes(&self, keep: &Rows<RouteEntry>, held: &BTreeSet<Source>) -> Result<(), Error> {
         let peers_held = held.iter().any(|source| matches!(source, Source::Peer(_)));
         let others_held = held.iter().any(|source| !matches!(source, Source::Peer(_)));
         let mut unwanted = Vec::new();
@@ -297,11 +293,7 @@ impl Target<RouteEntry> for KernelRoutes {
         self.carry_all(changes).await
     }
 
-    async fn prune(
-        &mut self,
-        keep: &Rows<RouteEntry>,
-        held: &BTreeSet<Source>,
-    ) -> Result<(), String> {
+    async fn prune(&mut self, keep: &Rows<RouteEntry>, held: &BTreeSet<Source>) -> Result<(), String> {
         self.prune_routes(keep, held).await.map_err(|error| error.to_string())?;
         // What an earlier life's routes named and nothing names any more.
         let ours = self.ours().await.map_err(|error| error.to_string())?;
@@ -310,10 +302,7 @@ impl Target<RouteEntry> for KernelRoutes {
         groups.collect(&self.netlink).await.map_err(|error| error.to_string())
     }
 
-    async fn audit(
-        &mut self,
-        wanted: &Rows<RouteEntry>,
-    ) -> Result<Option<BTreeSet<Prefix>>, String> {
+    async fn audit(&mut self, wanted: &Rows<RouteEntry>) -> Result<Option<BTreeSet<Prefix>>, String> {
         self.missing(wanted).await.map(Some).map_err(|error| error.to_string())
     }
 }

@@ -258,11 +258,7 @@ impl Target<WireguardPeer> for Wireguard {
         self.remove_peer(row.key).await.map_err(|error| error.to_string())
     }
 
-    async fn prune(
-        &mut self,
-        keep: &Rows<WireguardPeer>,
-        held: &BTreeSet<Source>,
-    ) -> Result<(), String> {
+    async fn prune(&mut self, keep: &Rows<WireguardPeer>, held: &BTreeSet<Source>) -> Result<(), String> {
         self.prune_peers(keep, held).await.map_err(|error| error.to_string())
     }
 

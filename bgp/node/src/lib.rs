@@ -241,7 +241,6 @@ pub struct PeerTarget(BgpNode);
 #[derive(Clone, Debug)]
 pub struct AdvertTarget(BgpNode);
 
-
 fn tell(node: &BgpNode, request: Request) -> impl Future<Output = Result<(), String>> + Send + use<> {
     let node = node.clone();
     async move { node.ask(request).await.map_err(|error| error.to_string()) }

@@ -41,7 +41,11 @@ pub(super) struct Connections(Arc<Mutex<BTreeMap<Way, Room>>>);
 
 impl Connections {
     /// A connection that has just answered; one that others use already, if there is room on it.
-    pub(super) async fn open(&self, etcd: &EtcdConfig, files: [u8; 32]) -> Result<Arc<Connection>, MeshError> {
+    pub(super) async fn open(
+        &self,
+        etcd: &EtcdConfig,
+        files: [u8; 32],
+    ) -> Result<Arc<Connection>, MeshError> {
         let paths = [&etcd.trusted_ca_file, &etcd.cert_file, &etcd.key_file].map(Clone::clone);
         let room = self.room((etcd.endpoints.clone(), paths, files));
         let mut there = room.lock().await;

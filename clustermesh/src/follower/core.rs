@@ -212,9 +212,7 @@ impl Follower {
 
     /// What a snapshot needs: the cluster's number and every entry; `None` before the number is known.
     #[must_use]
-    pub fn known(
-        &self,
-    ) -> Option<(ClusterId, impl Iterator<Item = (Kind, Cow<'_, str>, Cow<'_, Record>)>)> {
+    pub fn known(&self) -> Option<(ClusterId, impl Iterator<Item = (Kind, Cow<'_, str>, Cow<'_, Record>)>)> {
         let remote = self.remote.as_ref()?;
         let entries = self.stores.iter().flat_map(|(kind, store)| store.iter().map(|(n, r)| (*kind, n, r)));
         Some((remote.id, entries))

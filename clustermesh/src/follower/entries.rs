@@ -188,7 +188,13 @@ impl Entries {
         self.tree.get_mut(|entry| sought.order(entry))
     }
 
-    pub(super) fn insert(&mut self, (name, sought): (&str, Sought<'_>), record: &Record, seen: u32, bytes: u32) {
+    pub(super) fn insert(
+        &mut self,
+        (name, sought): (&str, Sought<'_>),
+        record: &Record,
+        seen: u32,
+        bytes: u32,
+    ) {
         let what = match (record, sought) {
             (Record::Ip(entry), Sought::Ip(..)) => What::Ip(Ip::new(entry)),
             _ => What::Other(name.into(), record.clone()),
@@ -202,8 +208,7 @@ impl Entries {
 
     /// Takes out what a list did not show.
     pub(super) fn take_unseen(&mut self, generation: u32) -> Vec<Entry> {
-        let unseen: Vec<Entry> =
-            self.tree.iter().filter(|entry| entry.seen != generation).cloned().collect();
+        let unseen: Vec<Entry> = self.tree.iter().filter(|entry| entry.seen != generation).cloned().collect();
         for entry in &unseen {
             let sought = entry.sought();
             self.tree.remove(|other| sought.order(other));

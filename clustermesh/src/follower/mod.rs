@@ -216,7 +216,8 @@ impl Mesh {
         let snapshot = self.snapshot(&cluster);
         let sink = self.sink.clone();
         sink.state(&cluster, tombolo_base::source::SourceState::Pending);
-        let driver = Driver::new(cluster, core, etcd, sink, snapshot, (self.origin, self.connections.clone()));
+        let driver =
+            Driver::new(cluster, core, etcd, sink, snapshot, (self.origin, self.connections.clone()));
         let task = tokio::spawn(driver.run(inbox, self.cancel.clone()));
         self.running.insert(cluster, Running { commands, task, digest });
     }

@@ -150,7 +150,20 @@ mod tests {
     #[test]
     fn damaged_values_are_read_alike_or_left_alone() {
         let pieces: [&[u8]; 14] = [
-            b"\"", b"\\", b"0", b"9", b",", b"}", b"null", b" ", b"IP", b"ip", b":", b"\x80", b"\"ID\":7,", b"::",
+            b"\"",
+            b"\\",
+            b"0",
+            b"9",
+            b",",
+            b"}",
+            b"null",
+            b" ",
+            b"IP",
+            b"ip",
+            b":",
+            b"\x80",
+            b"\"ID\":7,",
+            b"::",
         ];
         let mut seed = 0x5eed_u64;
         let mut random = |below: usize| {

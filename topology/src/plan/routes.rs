@@ -54,8 +54,7 @@ pub fn route_entry(
     if config.connected.contains(&prefix) {
         return None;
     }
-    let row =
-        learned.from_key(&(prefix, Source::Manifests)).next().filter(|row| row.prefix == prefix)?;
+    let row = learned.from_key(&(prefix, Source::Manifests)).next().filter(|row| row.prefix == prefix)?;
     Some(RouteEntry {
         source: row.source.clone(),
         prefix,

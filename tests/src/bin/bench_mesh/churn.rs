@@ -84,7 +84,14 @@ pub(crate) async fn bench(
         (0, "churn-lag-p50", "325 changes a second: put to table, p50", Goal::None),
         (1, "churn-lag-p99", "325 changes a second: put to table, p99", Goal::Ratio(2.0)),
     ] {
-        report.add(&Figure { id, what, unit: "ms", ours: lag(0, which), peer: Some((lag(1, which), peer)), goal });
+        report.add(&Figure {
+            id,
+            what,
+            unit: "ms",
+            ours: lag(0, which),
+            peer: Some((lag(1, which), peer)),
+            goal,
+        });
     }
     eprintln!("  {:?} endpoints seen by ours, {:?} by the bare watch", lag(0, 2), lag(1, 2));
     Ok(())

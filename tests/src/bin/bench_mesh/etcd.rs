@@ -69,7 +69,14 @@ impl Etcd {
     pub(crate) async fn start() -> Result<Self, Failure> {
         let data = tempfile::Builder::new().prefix("bench-mesh-").tempdir_in(MEMORY)?;
         let pki = Pki::new()?;
-        let mut etcd = Self { process: None, data, pki, port: free_port()?, peer_port: free_port()?, metrics_port: free_port()? };
+        let mut etcd = Self {
+            process: None,
+            data,
+            pki,
+            port: free_port()?,
+            peer_port: free_port()?,
+            metrics_port: free_port()?,
+        };
         etcd.run().await?;
         Ok(etcd)
     }
@@ -82,8 +89,20 @@ impl Etcd {
         let mut command = Command::new("etcd");
         command
             .args(["--name", "bench", "--logger", "zap", "--log-level", "error", "--client-cert-auth"])
-            .args(["--quota-backend-bytes", "8589934592", "--max-txn-ops", "1024", "--max-request-bytes", "8388608"])
-            .args(["--snapshot-count", "10000", "--listen-metrics-urls", &format!("http://127.0.0.1:{}", self.metrics_port)])
+            .args([
+                "--quota-backend-bytes",
+                "8589934592",
+                "--max-txn-ops",
+                "1024",
+                "--max-request-bytes",
+                "8388608",
+            ])
+            .args([
+                "--snapshot-count",
+                "10000",
+                "--listen-metrics-urls",
+                &format!("http://127.0.0.1:{}", self.metrics_port),
+            ])
             .arg("--data-dir")
             .arg(self.data.path().join("data"))
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
@@ -99,7 +118,8 @@ impl Etcd {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);
-        let process = command.spawn().map_err(|error| format!("etcd (apt-get install etcd-server): {error}"))?;
+        let process =
+            command.spawn().map_err(|error| format!("etcd (apt-get install etcd-server): {error}"))?;
         self.process = Some(process);
         let end = Instant::now() + PATIENCE;
         let mut client = self.client().await?;

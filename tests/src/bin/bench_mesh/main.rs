@@ -92,7 +92,8 @@ async fn run(arguments: &[String]) -> Result<(), Failure> {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words.as_slice() {
         [mode, folder, sizes @ ..] if sizes.len() == 4 => {
-            let number = |at: usize| -> Result<u32, Failure> { Ok(sizes.get(at).ok_or("a number")?.parse()?) };
+            let number =
+                |at: usize| -> Result<u32, Failure> { Ok(sizes.get(at).ok_or("a number")?.parse()?) };
             let size = Size {
                 clusters: number(0)?,
                 nodes: number(1)?,

@@ -78,7 +78,14 @@ pub(crate) async fn bench(
     // The readers of the relay's row read the relay's etcd, which this outage does not touch.
     let peer = Some((None, "with relay"));
     let (peak_text, secs_text) = (what("most requests a second"), what("until all are current"));
-    report.add(&Figure { id: "outage-peak", what: &peak_text, unit: "1/s", ours: peak, peer, goal: Goal::None });
+    report.add(&Figure {
+        id: "outage-peak",
+        what: &peak_text,
+        unit: "1/s",
+        ours: peak,
+        peer,
+        goal: Goal::None,
+    });
     report.add(&Figure {
         id: "outage-secs",
         what: &secs_text,

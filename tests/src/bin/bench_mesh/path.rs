@@ -174,6 +174,13 @@ pub(crate) fn bench(report: &mut Report, folder: &Path, size: Size, puts: u32) -
     }
     let what = format!("{} endpoints: kernel memory of all maps", size.all_endpoints());
     let each = of(2).map(|bytes| bytes / float(size.all_endpoints()));
-    report.add(&Figure { id: "map-memory", what: &what, unit: "B each", ours: each, peer: None, goal: Goal::None });
+    report.add(&Figure {
+        id: "map-memory",
+        what: &what,
+        unit: "B each",
+        ours: each,
+        peer: None,
+        goal: Goal::None,
+    });
     Ok(())
 }

@@ -116,8 +116,7 @@ impl Tables {
             connected: Vec::new(),
         };
         let planner = Planner::new(plan, NodeIndexes::default());
-        let out =
-            Outputs { paths: paths.1, entries: entries.1, routes: routes.1, peers: peers.1 };
+        let out = Outputs { paths: paths.1, entries: entries.1, routes: routes.1, peers: peers.1 };
         let sink = TableSink {
             nodes: node_writer,
             identities: shared().1,

@@ -150,7 +150,8 @@ impl Rooms {
         let started = Instant::now();
         let mut changes = Vec::new();
         for (name, value) in values {
-            let record = Record::decode(&self.remote, kind, name, value)?.ok_or("a value that says nothing")?;
+            let record =
+                Record::decode(&self.remote, kind, name, value)?.ok_or("a value that says nothing")?;
             changes.push(Change::Upsert(record));
         }
         self.sink.apply(&self.remote.name, changes);
@@ -195,7 +196,14 @@ fn measure(form: Form, count: u32, turns: u32) -> Result<(Cost, usize), Failure>
     }
     let of = |value: fn(&Cost) -> f64| median(costs.iter().map(value).collect()).unwrap_or(f64::NAN);
     let most = |value: fn(&Cost) -> u64| costs.iter().map(value).max().unwrap_or(0);
-    Ok((Cost { micros: of(|cost| cost.micros), writes: most(|cost| cost.writes), bytes: most(|cost| cost.bytes) }, bytes))
+    Ok((
+        Cost {
+            micros: of(|cost| cost.micros),
+            writes: most(|cost| cost.writes),
+            bytes: most(|cost| cost.bytes),
+        },
+        bytes,
+    ))
 }
 
 pub(crate) fn bench(report: &mut Report, short: bool) -> Result<(), Failure> {
@@ -207,7 +215,14 @@ pub(crate) fn bench(report: &mut Report, short: bool) -> Result<(), Failure> {
         let (cost, bytes) = measure(form, count, turns)?;
         let mut add = |part: &str, what: &str, unit, ours| {
             let (id, what) = (format!("{id}-{part}"), format!("{text}: {what}"));
-            report.add(&Figure { id: &id, what: &what, unit, ours: Some(ours), peer: None, goal: Goal::None });
+            report.add(&Figure {
+                id: &id,
+                what: &what,
+                unit,
+                ours: Some(ours),
+                peer: None,
+                goal: Goal::None,
+            });
         };
         add("micros", "event to rows", "us", cost.micros);
         add("event", "bytes of the event", "B", float(u64::try_from(bytes)?));

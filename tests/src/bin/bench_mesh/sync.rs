@@ -19,7 +19,14 @@ struct Run {
 
 pub(crate) fn arguments(mode: &str, folder: &Path, size: Size) -> [String; 6] {
     let Size { clusters, nodes, identities, endpoints } = size;
-    [mode.to_owned(), folder.display().to_string(), clusters.to_string(), nodes.to_string(), identities.to_string(), endpoints.to_string()]
+    [
+        mode.to_owned(),
+        folder.display().to_string(),
+        clusters.to_string(),
+        nodes.to_string(),
+        identities.to_string(),
+        endpoints.to_string(),
+    ]
 }
 
 /// Starts a reader that waits.
@@ -52,7 +59,13 @@ pub(crate) const fn float(value: u64) -> f64 {
 }
 
 /// Runs everybody in turn, the order turned round after each round.
-pub(crate) fn bench(report: &mut Report, folder: &Path, size: Size, runs: usize, most: f64) -> Result<(), Failure> {
+pub(crate) fn bench(
+    report: &mut Report,
+    folder: &Path,
+    size: Size,
+    runs: usize,
+    most: f64,
+) -> Result<(), Failure> {
     let mut modes = [("bare", Vec::new()), ("tables", Vec::new()), ("planned", Vec::new())];
     for _ in 0..runs {
         for (mode, all) in &mut modes {
@@ -67,13 +80,21 @@ pub(crate) fn bench(report: &mut Report, folder: &Path, size: Size, runs: usize,
     let endpoints = float(size.all_endpoints());
     let cpu = |run: &Run| run.cpu_secs;
     let mut add = |id: &str, what: &str, unit, ours, peer, goal| {
-        let (id, what) = (format!("sync-{n}-{id}"), format!("{n} clusters, {}: {what}", size.all_endpoints()));
+        let (id, what) =
+            (format!("sync-{n}-{id}"), format!("{n} clusters, {}: {what}", size.all_endpoints()));
         report.add(&Figure { id: &id, what: &what, unit, ours, peer, goal });
     };
     let peer = |value| Some((of(bare, value), "bare read"));
     add("cpu", "processor time into tables", "s", of(tables, cpu), peer(cpu), Goal::Ratio(1.5));
     add("cpu-planned", "the same, planned", "s", of(planned, cpu), peer(cpu), Goal::None);
-    add("wall", "until everything is planned", "s", of(planned, |run| run.wall_secs), peer(|run| run.wall_secs), Goal::None);
+    add(
+        "wall",
+        "until everything is planned",
+        "s",
+        of(planned, |run| run.wall_secs),
+        peer(|run| run.wall_secs),
+        Goal::None,
+    );
     let each = |runs: &[Run]| of(runs, |run| run.rss_bytes).map(|bytes| bytes / endpoints);
     let (in_mib, goal) = (most > 1e6, Goal::Most(if most > 1e6 { most / 1_048_576.0 } else { most }));
     let mib = |runs: &[Run]| of(runs, |run| run.rss_bytes).map(|bytes| bytes / 1_048_576.0);

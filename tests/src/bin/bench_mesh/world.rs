@@ -69,7 +69,13 @@ impl Cluster {
     /// The underlay address of a node.
     fn host(&self, node: u32) -> IpAddr {
         if self.is_ipv6() {
-            Ipv6Addr::from(0xfd10_0000_0000_0000_0000_0000_0000_0000_u128 + (u128::from(self.number) << 64) + u128::from(node) + 1).into()
+            Ipv6Addr::from(
+                0xfd10_0000_0000_0000_0000_0000_0000_0000_u128
+                    + (u128::from(self.number) << 64)
+                    + u128::from(node)
+                    + 1,
+            )
+            .into()
         } else {
             Ipv4Addr::from(0xac10_0000 + self.number * 1024 + node).into()
         }
@@ -97,13 +103,17 @@ impl Cluster {
         let cidr = Prefix::new(self.pod(node, 0), len).ok_or("a pod CIDR")?;
         if self.is_ipv6() { &mut entry.ipv6_pod_cidrs } else { &mut entry.ipv4_pod_cidrs }.push(cidr);
         entry.source = "custom-resource".into();
-        entry.boot_id = format!("7d1c9f6e-0a5b-4c3d-8e2f-{:012x}", u64::from(self.number) << 20 | u64::from(node)).into();
+        entry.boot_id =
+            format!("7d1c9f6e-0a5b-4c3d-8e2f-{:012x}", u64::from(self.number) << 20 | u64::from(node)).into();
         let labels = [
             ("kubernetes.io/arch", "amd64".to_owned()),
             ("kubernetes.io/hostname", name.clone()),
             ("kubernetes.io/os", "linux".to_owned()),
             ("topology.kubernetes.io/region", "eu-central-1".to_owned()),
-            ("topology.kubernetes.io/zone", format!("eu-central-1{}", if node.is_multiple_of(2) { 'a' } else { 'b' })),
+            (
+                "topology.kubernetes.io/zone",
+                format!("eu-central-1{}", if node.is_multiple_of(2) { 'a' } else { 'b' }),
+            ),
         ];
         entry.labels = labels.into_iter().map(|(key, value)| (key.into(), value.into())).collect();
         if turn > 0 {
@@ -138,7 +148,8 @@ impl Cluster {
     pub(crate) fn endpoint(&self, endpoint: u32, turn: u32) -> Result<Entry, Failure> {
         let (node, pod) = (endpoint % self.size.nodes, endpoint / self.size.nodes + 2);
         let identity = (endpoint + turn) % self.size.identities;
-        let pod_name = format!("app-{identity:04}-7c9f6d5b8c-{:05x}", endpoint.wrapping_mul(2_654_435_761) & 0xf_ffff);
+        let pod_name =
+            format!("app-{identity:04}-7c9f6d5b8c-{:05x}", endpoint.wrapping_mul(2_654_435_761) & 0xf_ffff);
         let namespace = format!("team-{:02}", identity % 10);
         let (ip, host) = (self.pod(node, pod), self.host(node));
         let entry = IpEntry::pod(ip, self.identity_number(identity), host, &namespace, &pod_name);
