@@ -358,7 +358,7 @@ async fn next_hops_share_by_weight_and_another_share_is_another_route() {
             let row = weighed(weights);
             target.update(&row).await.unwrap();
             assert_eq!(target.next_hops().await.unwrap()[&row.prefix], row.next_hops, "{weights:?}");
-            let wanted = |row: &RouteEntry| [(row.prefix, row.clone())].into_iter().collect();
+            let wanted = |row: &RouteEntry| [row.clone()].into_iter().collect();
             assert_eq!(target.audit(&wanted(&row)).await.unwrap(), Some(BTreeSet::new()));
             let other = weighed([2, 1]);
             assert_eq!(target.audit(&wanted(&other)).await.unwrap(), Some(BTreeSet::from([row.prefix])));
@@ -379,7 +379,7 @@ async fn what_no_pod_has_is_unreachable() {
     let there = a.netlink.routes(ours).await.unwrap();
     assert_eq!(there.len(), 2);
     assert!(there.iter().all(|route| route.kind == RouteKind::Unreachable), "{there:?}");
-    let wanted = rows.iter().map(|row| (row.prefix, row.clone())).collect();
+    let wanted = rows.iter().cloned().collect();
     assert_eq!(target.audit(&wanted).await.unwrap(), Some(BTreeSet::new()), "found again as asked for");
     for row in &rows {
         target.delete(row).await.unwrap();
