@@ -126,8 +126,12 @@ pub(crate) async fn node(folder: &Path, size: Size, puts: u32) -> Result<(), Fai
     let mut micros = Vec::new();
     for turn in 1..=puts {
         let cluster = Cluster::new(turn.wrapping_mul(7919) % size.clusters + 1, size)?;
-        let (key, value) = cluster.endpoint(turn % size.endpoints, turn)?;
+        // Each time round an address gets another identity than it had.
+        let (key, value) = cluster.endpoint(turn % size.endpoints, 1 + turn / size.endpoints)?;
         let (address, identity) = said(&value)?;
+        if datapath.prefix(address.net())?.is_some_and(|entry| entry.identity == identity) {
+            return Err(format!("{address} has identity {identity} before it is put").into());
+        }
         let (looking, started) = (datapath.clone(), Instant::now());
         let seen = tokio::task::spawn_blocking(move || -> Result<f64, String> {
             loop {
