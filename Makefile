@@ -7,7 +7,7 @@ TOMBOLO := target/debug/tombolo
 ETCD_DOWN_SECS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: peerings help demo test setup build check fmt clippy unit fuzz-bgp fuzz-mesh programs namespaces mesh soak interop bench-bfd bench-bfd-short bench-bgp bench-bgp-short lab lab-up lab-test lab-down
+.PHONY: peerings help demo test setup build check fmt clippy unit fuzz-bgp fuzz-mesh fuzz-dns bench-dns programs namespaces mesh soak interop bench-bfd bench-bfd-short bench-bgp bench-bgp-short lab mesh-lab lab-up lab-test lab-down
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -15,7 +15,7 @@ help: ## List the targets
 demo: setup build ## Bring the two-cluster lab up, check everything, leave it up
 	@scripts/demo $(TOMBOLO) $(LAB) $(ETCD_DOWN_SECS)
 
-test: setup build unit programs namespaces mesh interop bench-bfd-short bench-bgp-short lab peerings ## The whole test suite, unit to real peers
+test: setup build unit programs namespaces mesh interop bench-bfd-short bench-bgp-short lab mesh-lab peerings ## The whole test suite, unit to real peers
 
 setup: ## Install what is missing (Debian packages)
 	@scripts/setup
@@ -37,7 +37,7 @@ TEST := cargo test --locked --workspace
 unit: ## Pure code: unit, property, golden and mutation tests, the architecture, the docs
 	$(TEST) --lib --bins
 	$(TEST) --doc
-	$(TEST) --test architecture --test mutation --test live --test golden --test peers --test round_trip --test differential --test zettabgp --test decode_speed --test wire
+	$(TEST) --test architecture --test mutation --test live --test golden --test peers --test round_trip --test differential --test zettabgp --test decode_speed --test wire --test serve
 
 fuzz-bgp: ## 10 million damaged BGP messages through the codec, and over live sessions (TOMBOLO_SEED=n for others)
 	TOMBOLO_BGP_MUTATIONS=10000000 $(TEST) --test mutation -- --nocapture
@@ -47,6 +47,12 @@ fuzz-bgp: ## 10 million damaged BGP messages through the codec, and over live se
 fuzz-mesh: ## 10 million damaged cluster mesh values (TOMBOLO_SEED=n for others)
 	TOMBOLO_MESH_MUTATIONS=10000000 $(TEST) --test wire -- --nocapture no_damage
 
+fuzz-dns: ## 10 million damaged packets through the DNS unit (TOMBOLO_SEED=n for others)
+	TOMBOLO_DNS_MUTATIONS=10000000 $(TEST) --test serve -- --nocapture damaged
+
+bench-dns: ## Questions per second of the DNS unit over loopback
+	cargo test --locked --release -p tombolo-dns --test serve -- --ignored --nocapture questions_per_second
+
 programs: ## eBPF programs on real packets (BPF_PROG_TEST_RUN) and real traffic
 	$(TEST) --test paths --test services --test traffic --test wireguard
 
@@ -54,7 +60,7 @@ namespaces: ## netlink, CNI, tunnels and the lab runner in network namespaces
 	$(TEST) --test namespaces --test pods --test underlay --test lab
 
 mesh: ## The cluster mesh with a real etcd
-	$(TEST) --test mesh --test backends --test identities --test partner --test troubleshoot
+	$(TEST) --test mesh --test backends --test certificates --test identities --test partner --test troubleshoot --test relay
 
 soak: ## Ten million steps of the followers' simulation (TOMBOLO_SEED=n for others)
 	TOMBOLO_SIM_STEPS=10000000 $(TEST) --lib -- --nocapture after_any_faults
@@ -84,6 +90,9 @@ bench-bgp-short: ## The same with small tables, one run of each (CI)
 
 lab: build ## The two-cluster lab: all path variants and faults, then nothing is left behind
 	@scripts/lab $(TOMBOLO) $(LAB) $(ETCD_DOWN_SECS)
+
+mesh-lab: build ## Three clusters: one joins and leaves, and everything that can happen to an etcd, beside connections between all
+	@scripts/mesh-lab $(TOMBOLO) containerlab/labs/mesh/mesh.clab.yml $(ETCD_DOWN_SECS)
 
 peerings: build ## The lab with the other ways to peer: BFD, over IPv6 alone (RFC 8950), unnumbered; and with a tombolo router as ToR
 	@scripts/peerings $(TOMBOLO) $(LAB)

@@ -4,10 +4,11 @@
 mod cli;
 mod config;
 mod daemon;
+mod relay;
 mod router;
 
 use clap::Parser;
-use cli::{Cli, Command, fail};
+use cli::{Cli, Command, RelayArgs, fail};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -24,8 +25,11 @@ fn main() -> ExitCode {
         Command::Cni => tombolo_cni::plugin::run(),
         Command::Wireguard { arguments } => tombolo_tunnel::userspace::run(arguments.into_iter()),
         Command::Bfd { arguments } => tombolo_bgp::bfd::unit::run(arguments.into_iter()),
+        Command::Dns(dns) => cli::dns::run(&dns, logs),
         Command::Agent { config } => agent(&config),
         Command::Router { config } => router(&config),
+        Command::Relay(RelayArgs { config: Some(config), .. }) => relay(&config),
+        Command::Relay(RelayArgs { command, .. }) => cli::run(cli::Query::Relay(command)),
         Command::Status { reading, verbose } => cli::run(cli::Query::Status(reading, verbose)),
         Command::Show { table, reading } => cli::run(cli::Query::Show(reading, table)),
         Command::Mesh(mesh) => cli::run(cli::Query::Mesh(mesh)),
@@ -38,15 +42,25 @@ fn main() -> ExitCode {
 fn agent(files: &[PathBuf]) -> ExitCode {
     let (config, identity) = match config::load(files) {
         Ok(loaded) => loaded,
-        Err(problems) => {
-            problems.iter().for_each(|problem| eprintln!("tombolo: {problem}"));
-            return fail(format_args!(
-                "{} mistakes in the configuration; nothing was started",
-                problems.len()
-            ));
-        }
+        Err(problems) => return refused(&problems),
     };
     serve(&config.log, daemon::run(config.clone(), identity))
+}
+
+fn relay(file: &std::path::Path) -> ExitCode {
+    match relay::load(file) {
+        Ok((file, config)) => {
+            let log = file.log.clone();
+            serve(&log, relay::run(file, config))
+        }
+        Err(problems) => refused(&problems),
+    }
+}
+
+/// Says what is wrong with a configuration.
+fn refused<P: std::fmt::Display>(problems: &[P]) -> ExitCode {
+    problems.iter().for_each(|problem| eprintln!("tombolo: {problem}"));
+    fail(format_args!("{} mistakes in the configuration; nothing was started", problems.len()))
 }
 
 fn router(file: &std::path::Path) -> ExitCode {
@@ -55,10 +69,7 @@ fn router(file: &std::path::Path) -> ExitCode {
             let log = checked.log().clone();
             serve(&log, router::run(checked))
         }
-        Err(problems) => {
-            problems.iter().for_each(|problem| eprintln!("tombolo: {problem}"));
-            fail(format_args!("{} mistakes in the configuration; nothing was started", problems.len()))
-        }
+        Err(problems) => refused(&problems),
     }
 }
 

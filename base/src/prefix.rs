@@ -73,6 +73,12 @@ impl Prefix {
         self.covers(other) || other.covers(self)
     }
 
+    /// Its last address as a prefix: with the prefix itself it bounds everything inside, in the order of prefixes.
+    #[must_use]
+    pub fn last(&self) -> Self {
+        Self::host(self.0.broadcast())
+    }
+
     /// As an [`IpNet`].
     #[must_use]
     pub const fn net(&self) -> IpNet {
@@ -133,6 +139,8 @@ mod tests {
         let host: Prefix = "fd00:0::0001".parse().unwrap();
         assert_eq!((host.short().as_str(), host.to_string().as_str()), ("fd00::1", "fd00::1/128"));
         assert!("10.1.0.0/33".parse::<Prefix>().is_err());
+        assert_eq!(net.last().to_string(), "10.1.0.255/32");
+        assert_eq!(host.last(), host);
         assert!(net.covers(&"10.1.0.7".parse().unwrap()) && !net.overlaps(&"10.2.0.0/16".parse().unwrap()));
     }
 }

@@ -96,7 +96,7 @@ impl<R: Row> Snapshot<R> {
     }
 
     /// The rows found under a secondary key.
-    pub fn by_index(&self, index: &R::Index) -> impl Iterator<Item = &R> {
+    pub fn by_index<'a>(&'a self, index: &R::Index) -> impl Iterator<Item = &'a R> + use<'a, R> {
         self.index.get(index).into_iter().flatten().filter_map(|key| self.rows.get(key))
     }
 

@@ -6,6 +6,7 @@ use crate::follower::{Failure, FailureKind};
 use etcd_client::{Certificate, Client, ConnectOptions, Error, Identity, TlsOptions};
 use rand::seq::SliceRandom;
 use serde::Deserialize;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::task::JoinSet;
@@ -37,6 +38,35 @@ pub struct EtcdConfig {
     /// Its private key.
     #[serde(default)]
     pub key_file: Option<PathBuf>,
+    /// Addresses of names in `endpoints` that need no resolver.
+    #[serde(default, rename = "cilium-host-aliases")]
+    pub host_aliases: Vec<HostAlias>,
+}
+
+/// A name and its addresses, as in a pod's `hostAliases`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct HostAlias {
+    /// The name; the server's certificate must be for it.
+    pub hostname: String,
+    /// Where it is.
+    pub ips: Vec<IpAddr>,
+}
+
+/// `https://host:port`, the host without brackets.
+pub(crate) fn host_and_port(endpoint: &str) -> Option<(&str, u16)> {
+    let rest = endpoint.split_once("://").map_or(endpoint, |(_, rest)| rest);
+    let authority = rest.split('/').next()?;
+    let (host, port) = authority.rsplit_once(':')?;
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    Some((host, port.parse().ok()?)).filter(|(host, _)| !host.is_empty())
+}
+
+/// Where a member of an etcd is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Member {
+    url: String,
+    /// The name that its certificate must be for, if it is not the one in the URL.
+    name: Option<String>,
 }
 
 /// One mistake in an etcd client configuration.
@@ -121,6 +151,28 @@ impl EtcdConfig {
         flaws
     }
 
+    /// The addresses that stand for a name.
+    pub(crate) fn aliases(&self, host: &str) -> Option<&[IpAddr]> {
+        let alias = self.host_aliases.iter().find(|alias| alias.hostname.eq_ignore_ascii_case(host));
+        alias.map(|alias| alias.ips.as_slice()).filter(|ips| !ips.is_empty())
+    }
+
+    /// Where to connect to: the endpoints, those with aliases once for each address.
+    fn members(&self) -> Vec<Member> {
+        let of = |endpoint: &String| -> Vec<Member> {
+            let plain = || vec![Member { url: endpoint.clone(), name: None }];
+            let Some((host, port)) = host_and_port(endpoint) else { return plain() };
+            let Some(ips) = self.aliases(host) else { return plain() };
+            let scheme = endpoint.split_once("://").map_or("https", |(scheme, _)| scheme);
+            let at = |ip: &IpAddr| Member {
+                url: format!("{scheme}://{}", SocketAddr::new(*ip, port)),
+                name: Some(host.to_owned()),
+            };
+            ips.iter().map(at).collect()
+        };
+        self.endpoints.iter().flat_map(of).take(MAX_ENDPOINTS).collect()
+    }
+
     /// Whether any endpoint is reached without TLS.
     #[must_use]
     pub fn is_plaintext(&self) -> bool {
@@ -148,21 +200,20 @@ impl EtcdConfig {
     /// [`MeshError::Read`] or [`MeshError::Certificate`] for certificate files, [`MeshError::Request`] when the endpoints
     /// are unusable.
     pub async fn client(&self) -> Result<(Client, Option<Certificates>), MeshError> {
-        let mut options = ConnectOptions::new()
+        let options = ConnectOptions::new()
             .with_connect_timeout(Duration::from_secs(5))
             .with_keep_alive(Duration::from_secs(15), Duration::from_secs(25))
             .with_keep_alive_while_idle(false)
             // A member that is cut off from the majority ends watches instead of staying silent.
             .with_require_leader(true);
         let certificates = self.certificates().await?;
-        if let Some(files) = &certificates {
+        let tls = certificates.as_ref().map(|files| {
             let identity = Identity::from_pem(&files.cert, &files.key);
-            let tls = TlsOptions::new().ca_certificate(Certificate::from_pem(&files.ca)).identity(identity);
-            options = options.with_tls(tls);
-        }
-        let mut endpoints = self.endpoints.clone();
-        endpoints.shuffle(&mut rand::rng());
-        let client = connect_any(endpoints, &options).await.map_err(|error| self.blame(error))?;
+            TlsOptions::new().ca_certificate(Certificate::from_pem(&files.ca)).identity(identity)
+        });
+        let mut members = self.members();
+        members.shuffle(&mut rand::rng());
+        let client = connect_any(members, &options, tls.as_ref()).await.map_err(|error| self.blame(error))?;
         Ok((client, certificates))
     }
 
@@ -189,6 +240,28 @@ impl EtcdConfig {
         }
     }
 
+    /// Looks at the certificate files once a minute, and returns when they were renewed and can be used: why the connection
+    /// that uses the old ones is given up. Why changed ones cannot be used is told.
+    pub(crate) async fn renewed(&self, told: impl Fn(Option<String>)) -> MeshError {
+        let before = self.fingerprint().await;
+        loop {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            told(match self.fingerprint().await == before {
+                true => None,
+                false => match self.certificates().await {
+                    Ok(_) => {
+                        return MeshError::Request {
+                            what: "using the old certificate".to_owned(),
+                            why: "its files were renewed, so the connection is made anew".to_owned(),
+                            kind: FailureKind::Transport,
+                        };
+                    }
+                    Err(error) => Some(format!("changed certificate files are not used: {error}")),
+                },
+            });
+        }
+    }
+
     /// Tells whether a renewal needs a new connection.
     pub(crate) async fn fingerprint(&self) -> [u8; 32] {
         let files = [&self.trusted_ca_file, &self.cert_file, &self.key_file];
@@ -199,18 +272,28 @@ impl EtcdConfig {
 /// A client of one member: the first that answers and has a leader, else the first that answers. The members are asked one after
 /// the other, the next one when the last has not answered for a moment; so one that is dead or cut off costs that moment. (A
 /// client of all at once would send each request to another, and one dead member would fail every third of three.)
-async fn connect_any(endpoints: Vec<String>, options: &ConnectOptions) -> Result<Client, MeshError> {
-    if let [only] = endpoints.as_slice() {
+async fn connect_any(
+    members: Vec<Member>,
+    options: &ConnectOptions,
+    tls: Option<&TlsOptions>,
+) -> Result<Client, MeshError> {
+    let options_of = |member: &Member| match (tls, &member.name) {
+        (None, _) => options.clone(),
+        (Some(tls), None) => options.clone().with_tls(tls.clone()),
+        (Some(tls), Some(name)) => options.clone().with_tls(tls.clone().domain_name(name)),
+    };
+    if let [only] = members.as_slice() {
         // The first request says how it is.
-        let client = Client::connect(&[only], Some(options.clone())).await;
-        return client.map_err(|error| request_error(format!("connecting to {only}"), &error));
+        let client = Client::connect(&[&only.url], Some(options_of(only))).await;
+        return client.map_err(|error| request_error(format!("connecting to {}", only.url), &error));
     }
-    let mut waiting = endpoints.into_iter();
+    let mut waiting = members.into_iter();
     let mut asked = JoinSet::new();
     let (mut leaderless, mut failed) = (None, None);
     loop {
-        if let Some(endpoint) = waiting.next() {
-            asked.spawn(ask(endpoint, options.clone()));
+        if let Some(member) = waiting.next() {
+            let options = options_of(&member);
+            asked.spawn(ask(member.url, options));
         }
         let more = waiting.len() > 0;
         let answer = tokio::select! {
@@ -238,9 +321,9 @@ async fn connect_any(endpoints: Vec<String>, options: &ConnectOptions) -> Result
 }
 
 /// Connects to one member and asks whether it has a leader.
-async fn ask(endpoint: String, options: ConnectOptions) -> Result<(Client, bool), MeshError> {
-    let what = || format!("connecting to {endpoint}");
-    let client = Client::connect(&[&endpoint], Some(options)).await;
+async fn ask(url: String, options: ConnectOptions) -> Result<(Client, bool), MeshError> {
+    let what = || format!("connecting to {url}");
+    let client = Client::connect(&[&url], Some(options)).await;
     let client = client.map_err(|error| request_error(what(), &error))?;
     let mut maintenance = client.maintenance_client();
     let status = request(what, maintenance.status()).await?;
@@ -378,6 +461,21 @@ mod tests {
         for key in ["endpoints[0]", "endpoints[1]", "trusted-ca-file", "cert-file", "key-file"] {
             assert!(both.contains(key), "{key}: {both}");
         }
+    }
+
+    #[test]
+    fn aliases_stand_for_names() {
+        let text = "endpoints: ['https://west.mesh.cilium.io:2379', 'https://192.0.2.9:2379']\ncilium-host-aliases: [{hostname: West.mesh.cilium.io, ips: [192.0.2.1, '2001:db8::1']}, {hostname: other, ips: []}]\n";
+        let config: EtcdConfig = serde_saphyr::from_str(text).unwrap();
+        let member =
+            |url: &str, name: Option<&str>| Member { url: url.to_owned(), name: name.map(str::to_owned) };
+        let name = Some("west.mesh.cilium.io");
+        let wanted = [
+            member("https://192.0.2.1:2379", name),
+            member("https://[2001:db8::1]:2379", name),
+            member("https://192.0.2.9:2379", None),
+        ];
+        assert_eq!(config.members(), wanted);
     }
 
     #[test]

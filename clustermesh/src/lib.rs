@@ -45,6 +45,7 @@ pub mod etcd;
 pub mod follower;
 pub mod partner;
 pub mod publisher;
+pub mod relay;
 mod rfc3339;
 pub mod rows;
 pub mod troubleshoot;

@@ -250,6 +250,7 @@ async fn prove(invitation: &Invitation, folder: &Path, names: &Names, user: &str
         trusted_ca_file: file(&names.ca),
         cert_file: file(&names.cert),
         key_file: file(&names.key),
+        ..invitation.etcd.clone()
     };
     let (client, _) = etcd.client().await?;
     let config = key::cluster_config(invitation.cluster.as_str());

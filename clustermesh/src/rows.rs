@@ -1,13 +1,16 @@
 //! Between wire records and the rows of the tables.
 
+mod exports;
 mod slices;
+
+pub use exports::{export_entry, remote_export};
 
 use crate::follower::{Change, MeshSink};
 pub use crate::wire::Assignment;
 use crate::wire::node::Address;
 use crate::wire::service::{BackendZone, ForZone};
 use crate::wire::slice::{self, SERVICE_LABEL};
-use crate::wire::{EndpointSlice, IpEntry, Node, Record, Service};
+use crate::wire::{EndpointSlice, IpEntry, Node, Record, Service, ServiceExport};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,6 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tombolo_base::ids::{ClusterId, ClusterName, MaxClusters};
 use tombolo_base::source::{Source, SourceState};
 use tombolo_base::table::Writer;
+use tombolo_service::mcs::RemoteExport;
 use tombolo_service::rows::{
     BackendState, LbAssignment, Protocol, RemoteBackend, RemotePort, RemoteService, ServiceName, ServiceRow,
     SliceEndpoint, SlicePort, SliceRow,
@@ -35,6 +39,8 @@ pub struct TableSink {
     pub services: Arc<Writer<RemoteService>>,
     /// The endpoint slices that services are made of, where a cluster publishes slices only.
     pub slices: RemoteSlices,
+    /// Exports of the Multi-Cluster Services API, the own cluster's too.
+    pub exports: Arc<Writer<RemoteExport>>,
     /// LoadBalancer addresses that the own cluster's elected agent assigned.
     pub assignments: Arc<Writer<LbAssignment>>,
     /// The own cluster: its source is announced to `assignments`, remote ones to `services`.
@@ -113,6 +119,18 @@ impl MeshSink for TableSink {
                 }
             });
         }
+        if !sorted.exports.is_empty() {
+            self.exports.commit(|table| {
+                for (export, keep) in sorted.exports {
+                    let row = remote_export(&source, &export);
+                    if keep {
+                        table.upsert(row);
+                    } else {
+                        table.remove(&(row.name, row.source));
+                    }
+                }
+            });
+        }
         if !sorted.assignments.is_empty() {
             self.assignments.commit(|table| {
                 for (name, assignment, keep) in sorted.assignments {
@@ -131,6 +149,7 @@ impl MeshSink for TableSink {
         self.nodes.set_source(&source, state);
         self.identities.set_source(&source, state);
         self.prefixes.set_source(&source, state);
+        self.exports.set_source(&source, state);
         if *cluster == self.own {
             self.assignments.set_source(&source, state);
         } else {
@@ -141,6 +160,7 @@ impl MeshSink for TableSink {
     fn gone(&self, cluster: &ClusterName) {
         let source = Source::Cluster(cluster.clone());
         self.nodes.drain_source(&source);
+        self.exports.drain_source(&source);
         self.services.drain_source(&source);
         self.slices.0.lock().unwrap_or_else(PoisonError::into_inner).forget(cluster);
         self.prefixes.drain_source(&source);
@@ -157,6 +177,7 @@ struct Sorted {
     ips: Vec<(IpEntry, bool)>,
     services: Vec<(Service, bool)>,
     slices: Vec<(EndpointSlice, bool)>,
+    exports: Vec<(ServiceExport, bool)>,
     assignments: Vec<(ServiceName, Assignment, bool)>,
 }
 
@@ -173,8 +194,9 @@ impl Sorted {
             Record::Service(service) => self.services.push((*service, keep)),
             Record::Assignment(name, value) => self.assignments.push((name, value, keep)),
             Record::EndpointSlice(slice) => self.slices.push((*slice, keep)),
-            // No table has rows of exports, and no follower asks for them.
-            Record::ServiceExport(_) => {}
+            Record::ServiceExport(export) => self.exports.push((*export, keep)),
+            // Raw entries are the relay's.
+            Record::Raw(_) => {}
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::certificate::{self, Certificates, date, one_line, unix_now};
 use crate::error::MeshError;
-use crate::etcd::{EtcdConfig, request};
+use crate::etcd::{EtcdConfig, host_and_port, request};
 use crate::rfc3339;
 use crate::wire::{ClusterConfig, KINDS, Kind, Layout, ServicePreference, key};
 use etcd_client::{Client, GetOptions, KeyValue};
@@ -10,7 +10,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use serde::{Deserialize, Serialize};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -134,7 +134,7 @@ async fn walk_to(walk: &mut Walk, from: &Viewpoint, cluster: &ClusterName, etcd:
     let Some(certificates) = certificates else { return };
     let mut reached = None;
     for endpoint in &etcd.endpoints {
-        if reach(walk, endpoint, certificates.as_ref()).await {
+        if reach(walk, endpoint, &etcd, certificates.as_ref()).await {
             reached.get_or_insert_with(|| endpoint.clone());
         }
     }
@@ -146,27 +146,19 @@ async fn walk_to(walk: &mut Walk, from: &Viewpoint, cluster: &ClusterName, etcd:
 }
 
 /// Name, TCP and TLS of one endpoint.
-async fn reach(walk: &mut Walk, endpoint: &str, certificates: Option<&Certificates>) -> bool {
+async fn reach(
+    walk: &mut Walk,
+    endpoint: &str,
+    etcd: &EtcdConfig,
+    certificates: Option<&Certificates>,
+) -> bool {
     let Some((host, port)) = host_and_port(endpoint) else {
         let reason = "is no address; write https://host:2379 in the file".to_owned();
         walk.take::<()>("name", endpoint, Err(reason));
         return false;
     };
-    let addresses = match tokio::time::timeout(STEP, tokio::net::lookup_host((host, port))).await {
-        Ok(Ok(found)) => found.collect::<Vec<_>>(),
-        Ok(Err(error)) => {
-            let reason = format!("{error}; check the name in the file, and this node's resolver");
-            walk.take::<()>("name", host, Err(reason));
-            return false;
-        }
-        Err(_) => {
-            let reason = "the resolver does not answer within 5 s; check /etc/resolv.conf".to_owned();
-            walk.take::<()>("name", host, Err(reason));
-            return false;
-        }
-    };
-    let shown = addresses.iter().map(|address| address.ip().to_string()).collect::<Vec<_>>().join(" ");
-    walk.take("name", host, Ok(((), shown)));
+    let resolved = resolve(host, port, etcd.aliases(host)).await;
+    let Some(addresses) = walk.take("name", host, resolved) else { return false };
     let mut stream = None;
     for address in addresses.iter().take(8) {
         let connected = connect(*address).await;
@@ -182,6 +174,29 @@ async fn reach(walk: &mut Walk, endpoint: &str, certificates: Option<&Certificat
     }
 }
 
+/// The addresses of a host, from the file's aliases or the resolver, and how they are told.
+async fn resolve(
+    host: &str,
+    port: u16,
+    aliases: Option<&[IpAddr]>,
+) -> Result<(Vec<SocketAddr>, String), String> {
+    let shown = |all: &[SocketAddr]| all.iter().map(|at| at.ip().to_string()).collect::<Vec<_>>().join(" ");
+    if let Some(ips) = aliases {
+        let all: Vec<_> = ips.iter().map(|ip| SocketAddr::new(*ip, port)).collect();
+        let text = format!("{} by cilium-host-aliases", shown(&all));
+        return Ok((all, text));
+    }
+    match tokio::time::timeout(STEP, tokio::net::lookup_host((host, port))).await {
+        Ok(Ok(found)) => {
+            let all: Vec<_> = found.collect();
+            let text = shown(&all);
+            Ok((all, text))
+        }
+        Ok(Err(error)) => Err(format!("{error}; check the name in the file, and this node's resolver")),
+        Err(_) => Err("the resolver does not answer within 5 s; check /etc/resolv.conf".to_owned()),
+    }
+}
+
 async fn connect(address: SocketAddr) -> Result<(TcpStream, String), String> {
     let start = Instant::now();
     match tokio::time::timeout(STEP, TcpStream::connect(address)).await {
@@ -194,15 +209,6 @@ async fn connect(address: SocketAddr) -> Result<(TcpStream, String), String> {
         )),
         Err(_) => Err("no answer within 5 s; check routes and firewalls on the way".to_owned()),
     }
-}
-
-/// `https://host:port`, the host without brackets.
-fn host_and_port(endpoint: &str) -> Option<(&str, u16)> {
-    let rest = endpoint.split_once("://").map_or(endpoint, |(_, rest)| rest);
-    let authority = rest.split('/').next()?;
-    let (host, port) = authority.rsplit_once(':')?;
-    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    Some((host, port.parse().ok()?)).filter(|(host, _)| !host.is_empty())
 }
 
 async fn handshake(stream: TcpStream, host: &str, files: &Certificates) -> Result<((), String), String> {
@@ -295,7 +301,10 @@ async fn ask(walk: &mut Walk, from: &Viewpoint, cluster: &ClusterName, etcd: &Et
 /// The kinds that agents read of a cluster: of the form of backends that it lacks no canary may ever come.
 fn read_of(config: &ClusterConfig) -> impl Iterator<Item = Kind> + use<> {
     let forms = config.capabilities.reader(ServicePreference::default());
-    KINDS.into_iter().chain([Kind::EndpointSlices]).filter(move |kind| forms.reads(*kind))
+    KINDS
+        .into_iter()
+        .chain([Kind::EndpointSlices, Kind::ServiceExports])
+        .filter(move |kind| forms.reads(*kind))
 }
 
 fn missing(kind: Kind, layout: Layout) -> String {

@@ -58,6 +58,7 @@ fn service() -> ServiceRow {
         distribution: Distribution::Any,
         labels: std::collections::BTreeMap::new(),
         selector: std::collections::BTreeMap::new(),
+        details: Default::default(),
     }
 }
 
@@ -189,6 +190,7 @@ async fn follow(folder: &Path, cancel: &CancellationToken) -> (Table<RemoteServi
         prefixes: Arc::new(Table::new().1),
         services: Arc::new(writer),
         slices: RemoteSlices::default(),
+        exports: Arc::new(Table::new().1),
         assignments: Arc::new(Table::new().1),
         own: name("b"),
         max: MaxClusters::C255,
@@ -209,6 +211,9 @@ async fn follow(folder: &Path, cancel: &CancellationToken) -> (Table<RemoteServi
             ..Timers::default()
         },
         limits: Limits { services_stale: Some(Duration::from_secs(3)), ..Limits::default() },
+        exports: true,
+        mirror: false,
+        relay: None,
     };
     let (_, task) = follower::start(config, Arc::new(sink), cancel.clone()).await;
     (table, task)

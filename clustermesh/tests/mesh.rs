@@ -51,6 +51,9 @@ impl Reader {
                 ..Timers::default()
             },
             limits: Limits::default(),
+            exports: true,
+            mirror: false,
+            relay: None,
         };
         change(&mut config);
         std::fs::create_dir_all(&config.folder).unwrap();
@@ -132,6 +135,49 @@ async fn what_is_published_is_followed_and_removal_drains() {
     until("the drain", async || reader.seen.view("a").gone).await;
     assert!(reader.seen.view("a").records.is_empty());
     tokio::join!(one.stop(), two.stop(), reader.stop());
+}
+
+/// Exports are announced, published with their canary, followed, dumped, kept on disk; and of a cluster that announces none
+/// nothing is waited for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn exports_are_followed_where_they_are_announced() {
+    let (pki, folder) = (Pki::new(), tempfile::tempdir().unwrap());
+    let etcd = Etcd::start(&pki, "a").await;
+    let one = Agent::start(&etcd, &pki, 1, folder.path(), |config| config.exports = true);
+    one.publish(&["n1"]).await;
+    etcd.write_file(&pki, "remote", &remotes(folder.path()).join("a.yaml"));
+    let own = etcd.config(&pki, "admin-a");
+    // Another cluster's agent, and another node of the same cluster.
+    let reader = Reader::start(folder.path(), "b", 2, |_| {}).await;
+    let sibling = Reader::start(&folder.path().join("own"), "a", 1, |config| config.own = Some(own)).await;
+    for reader in [&reader, &sibling] {
+        reader.ready("a").await;
+        until("the export", async || reader.seen.view("a").names(Kind::ServiceExports) == ["shop/web"]).await;
+    }
+    let key = "cilium/state/serviceexports/v1/a/shop/web";
+    assert_eq!(raw(&etcd, &pki, key).await.len(), 1);
+    assert_eq!(raw(&etcd, &pki, "cilium/synced/a/cilium/state/serviceexports/v1").await.len(), 1);
+    let dump = serde_json::to_value(reader.mesh.dump().await).unwrap();
+    assert_eq!(dump["exports"]["a/shop/web"]["exportCreationTimestamp"], "2023-11-14T22:13:20Z");
+    reader.stop().await;
+    // A restart while the cluster is away: what was exported is still known.
+    let snapshot = std::fs::read_to_string(folder.path().join("snapshots/a.json")).unwrap();
+    assert!(
+        snapshot.contains("serviceexports") && snapshot.contains("exportCreationTimestamp"),
+        "{snapshot}"
+    );
+    let reader = Reader::start(folder.path(), "b", 2, |config| config.exports = true).await;
+    until("the snapshot", async || reader.seen.view("a").count(Kind::ServiceExports) == 1).await;
+    // It stops announcing them: what was known goes, and nobody waits for a canary.
+    one.stop().await;
+    let one = Agent::start(&etcd, &pki, 1, folder.path(), |_| {});
+    one.publish(&["n1"]).await;
+    until("the exports to go", async || {
+        reader.seen.view("a").count(Kind::ServiceExports) == 0 && reader.status("a").await.ready
+    })
+    .await;
+    assert!(raw(&etcd, &pki, key).await.is_empty());
+    tokio::join!(one.stop(), reader.stop(), sibling.stop());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -489,7 +535,7 @@ async fn keys_that_somebody_else_changes_or_deletes_are_written_again_at_once() 
         let options = etcd_client::GetOptions::new().with_prefix();
         let mut all = client.get("cilium/", Some(options.clone())).await.unwrap().take_kvs();
         all.extend(client.get("tombolo/lb/", Some(options)).await.unwrap().take_kvs());
-        let heartbeat = |kv: &etcd_client::KeyValue| kv.key() == b"cilium/.heartbeat";
+        let heartbeat = |kv: &etcd_client::KeyValue| kv.key().starts_with(b"cilium/.heartbeat");
         let of = |kv: etcd_client::KeyValue| (kv.key_str().unwrap().to_owned(), kv.value().to_vec());
         all.into_iter().filter(|kv| !heartbeat(kv)).map(of).collect::<Vec<_>>()
     };
@@ -509,4 +555,26 @@ async fn keys_that_somebody_else_changes_or_deletes_are_written_again_at_once() 
     client.put("cilium/state/services/v1/a/shop/intruder", "{}", None).await.unwrap();
     until("the intruder to go", async || values(&mut client).await == before).await;
     one.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_lag_is_measured_by_the_beats_of_the_elected_agent_with_a_readers_rights() {
+    let (pki, folder) = (Pki::new(), tempfile::tempdir().unwrap());
+    let etcd = Etcd::start(&pki, "a").await;
+    let one = Agent::start(&etcd, &pki, 1, folder.path(), |config| config.beat = Duration::from_millis(100));
+    one.publish(&["n1"]).await;
+    etcd.write_file(&pki, "remote", &remotes(folder.path()).join("a.yaml"));
+    let reader = Reader::start(folder.path(), "b", 2, |_| {}).await;
+    reader.ready("a").await;
+    until("twenty beats", async || reader.status("a").await.lag.is_some_and(|lag| lag.lag.count >= 20)).await;
+    let status = reader.status("a").await;
+    let lag = status.lag.unwrap();
+    assert!(lag.base_us > 0 && lag.base_us <= lag.lag.p50_us, "{lag:?}");
+    assert!(lag.lag.p50_us <= lag.lag.p99_us && lag.lag.p99_us <= lag.lag.max_us, "{lag:?}");
+    println!("{lag:?}, rows written after {:?}", status.commit);
+    assert!(status.commit.count >= 20);
+    // A beat is the heartbeat's neighbour and goes with its writer.
+    let beats = raw(&etcd, &pki, "cilium/.heartbeat").await;
+    assert!(beats.iter().all(|(_, lease, _)| *lease != 0) && beats.len() == 2, "{beats:?}");
+    tokio::join!(one.stop(), reader.stop());
 }

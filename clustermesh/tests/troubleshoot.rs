@@ -100,6 +100,14 @@ async fn each_broken_step_is_named_with_what_to_do() {
     write(&good.replace("endpoints:\n", &format!("endpoints:\n- https://127.0.0.1:{closed}\n")));
     let (steps, failing) = walked(&view).await;
     assert_eq!((steps.last().map(String::as_str), failing.len()), (Some("canaries"), 1));
+    // A name that no resolver knows, with its address in the file.
+    let port = format!(":{}", etcd.port);
+    let named = good.replace(&format!("127.0.0.1{port}"), &format!("a.mesh.invalid{port}"));
+    write(&format!("{named}cilium-host-aliases: [{{hostname: a.mesh.invalid, ips: [127.0.0.1]}}]\n"));
+    assert_eq!(walked(&view).await.1, []);
+    write(&named);
+    ends_at(&view, "name", "check the name in the file").await;
+    write(&good);
     let same = Viewpoint { own_id: Some(id(1)), ..view };
     ends_at(&same, "configuration", "our own id 1").await;
     agent.stop().await;

@@ -163,6 +163,9 @@ pub enum HiddenCommand {
         /// The pod's hosts file.
         #[arg(long)]
         hosts: PathBuf,
+        /// The pod's resolv.conf.
+        #[arg(long)]
+        resolv: PathBuf,
         /// The pod's host name.
         #[arg(long)]
         hostname: String,
@@ -186,9 +189,14 @@ impl HiddenCommand {
                 supervisor::run(&lab_dir).map(|()| 0).map_err(LabError::io("run the lab's supervisor"))
             }
             Self::LabJoin { control, pod, argv } => join(&control, pod.as_deref(), &argv),
-            Self::LabEnter { netns, cgroup, hosts, hostname, argv } => {
-                let sandbox =
-                    exec::Sandbox { netns: &netns, cgroup: &cgroup, hosts: &hosts, hostname: &hostname };
+            Self::LabEnter { netns, cgroup, hosts, resolv, hostname, argv } => {
+                let sandbox = exec::Sandbox {
+                    netns: &netns,
+                    cgroup: &cgroup,
+                    hosts: &hosts,
+                    resolv: &resolv,
+                    hostname: &hostname,
+                };
                 match exec::enter_pod(&sandbox, &argv) {
                     Ok(never) => match never {},
                     Err(error) => Err(LabError::io(format!("enter pod {hostname}"))(error)),

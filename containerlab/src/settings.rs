@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::file::substitute;
 
@@ -157,6 +157,24 @@ pub struct Cluster {
     /// All nodes that run a member of it; empty: that one alone.
     #[serde(default)]
     pub members: Vec<String>,
+    /// What the cluster's pods ask for names; without it services stand in their hosts files.
+    #[serde(default)]
+    pub dns: Option<Dns>,
+}
+
+/// What is written into the pods' `resolv.conf`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dns {
+    /// Addresses of the cluster's DNS service.
+    pub servers: Vec<IpAddr>,
+    /// The domain of the cluster's services.
+    #[serde(default = "cluster_domain")]
+    pub domain: String,
+}
+
+fn cluster_domain() -> String {
+    "cluster.local".to_owned()
 }
 
 impl Cluster {
@@ -294,6 +312,10 @@ impl Settings {
                     format!("clusters[{index}].id"),
                     format!("{} is not within 1 to 511", cluster.id),
                 ));
+            }
+            if cluster.dns.as_ref().is_some_and(|dns| dns.servers.is_empty() || dns.servers.len() > 3) {
+                let message = "resolv.conf holds one to three servers";
+                return Err(wrong(format!("clusters[{index}].dns.servers"), message.to_owned()));
             }
             if !file_name(&cluster.name) {
                 let message = format!("{:?}: use letters, digits, '-' and '.'", cluster.name);

@@ -3,6 +3,7 @@
 mod advertisement;
 mod bgp;
 mod core;
+mod mcs;
 mod peer_policy;
 mod policy;
 mod pool;
@@ -81,7 +82,7 @@ fn strict<T: DeserializeOwned + Serialize>(
     }
 }
 
-const KNOWN: [(&str, KnownKind); 14] = [
+const KNOWN: [(&str, KnownKind); 16] = [
     ("v1", known("Namespace", false, |id, v, _| via(v, |o| core::namespace(id, o)))),
     ("v1", known("Node", false, |id, v, c| via(v, |o: core_v1::Node| core::node(id, o, c)))),
     ("v1", known("Pod", true, |id, v, _| via(v, |o| core::pod(id, o)))),
@@ -125,6 +126,16 @@ const KNOWN: [(&str, KnownKind); 14] = [
     ),
     ("cilium.io", known("CiliumPodIPPool", false, |id, v, _| via(v, |o| pool::pod_pool(id, o)))),
     (
+        "multicluster.x-k8s.io",
+        known("ServiceExport", true, |id, v, _| via(v, |o: crd::ExportObject| mcs::export(id, o))),
+    ),
+    (
+        "multicluster.x-k8s.io",
+        known("ServiceImport", true, |id, v, _| {
+            via(v, |o: crd::Object<crd::ImportSpec>| mcs::import(id, o.spec))
+        }),
+    ),
+    (
         "tombolo.io/v1alpha1",
         known("BGPPeerPolicy", false, |id, v, _| {
             strict(v, |o: crd::Object<crd::PeerPolicySpec>| peer_policy::peer_policy(id, o.spec))
@@ -141,6 +152,7 @@ pub(crate) fn known_kind(api: &str, kind: &str) -> Option<&'static KnownKind> {
     const TABLE: &[(&str, KnownKind)] = &KNOWN;
     let api = match api {
         "cilium.io/v2" | "cilium.io/v2alpha1" => "cilium.io",
+        "multicluster.x-k8s.io/v1alpha1" | "multicluster.x-k8s.io/v1beta1" => "multicluster.x-k8s.io",
         other => other,
     };
     TABLE.iter().find(|(group, known)| *group == api && known.kind == kind).map(|(_, known)| known)

@@ -3,6 +3,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::collections::BTreeMap;
 
 /// What stands around every spec.
 #[derive(Debug, Deserialize, Serialize)]
@@ -319,4 +320,46 @@ pub(crate) struct PolicyRules {
 pub(crate) struct PolicyNextHops {
     pub(crate) ipv4: Option<String>,
     pub(crate) ipv6: Option<String>,
+}
+
+/// A ServiceExport; unlike the others it needs no spec.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ExportObject {
+    pub(crate) api_version: String,
+    pub(crate) kind: String,
+    pub(crate) metadata: ObjectMeta,
+    pub(crate) spec: Option<ExportSpec>,
+    /// Written by a control plane; not read.
+    #[serde(default)]
+    pub(crate) status: Value,
+}
+
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ExportSpec {
+    pub(crate) exported_labels: Option<BTreeMap<String, String>>,
+    pub(crate) exported_annotations: Option<BTreeMap<String, String>>,
+}
+
+/// A ServiceImport. What the exports decide is accepted and not read, as the status is.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ImportSpec {
+    #[serde(rename = "type")]
+    pub(crate) kind: Option<String>,
+    #[serde(default)]
+    pub(crate) ips: Vec<String>,
+    #[serde(default)]
+    pub(crate) ports: Value,
+    #[serde(default)]
+    pub(crate) ip_families: Value,
+    #[serde(default)]
+    pub(crate) session_affinity: Value,
+    #[serde(default)]
+    pub(crate) session_affinity_config: Value,
+    #[serde(default)]
+    pub(crate) internal_traffic_policy: Value,
+    #[serde(default)]
+    pub(crate) traffic_distribution: Value,
 }

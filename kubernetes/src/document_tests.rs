@@ -79,6 +79,62 @@ fn a_global_service_with_its_annotations_and_policies() {
 }
 
 #[test]
+fn exports_and_imports_of_both_versions() {
+    for version in ["v1alpha1", "v1beta1"] {
+        let head = format!("apiVersion: multicluster.x-k8s.io/{version}\n");
+        let object = only(&format!(
+            "{head}kind: ServiceExport\nmetadata:\n  {{name: web, namespace: shop, creationTimestamp: '2023-11-14T22:13:20Z'}}\n\
+             spec: {{exportedLabels: {{a: b}}, exportedAnnotations: {{service.cilium.io/affinity: local}}}}\n"
+        ));
+        let Object::Export(row) = object else { panic!("{object:?}") };
+        assert_eq!(
+            (row.name.to_string(), row.created_unix_secs),
+            ("shop/web".to_owned(), Some(1_700_000_000))
+        );
+        assert_eq!((row.labels.len(), row.annotations.len()), (1, 1));
+        let object = only(&format!("{head}kind: ServiceExport\nmetadata: {{name: web}}\n"));
+        let Object::Export(row) = object else { panic!("{object:?}") };
+        assert_eq!((row.created_unix_secs, row.labels.len()), (None, 0));
+        let import = |spec: &str| {
+            parse(
+                Path::new("x.yaml"),
+                &format!(
+                    "{head}kind: ServiceImport\nmetadata: {{name: web, namespace: shop}}\nspec: {spec}\n"
+                ),
+                &east(),
+            )
+        };
+        let parsed = import(
+            "{type: ClusterSetIP, ips: [10.111.0.9, 'fd00:111::9'], ports: [{port: 80}], ipFamilies: [IPv4]}",
+        );
+        assert!(parsed.problems.is_empty(), "{:?}", parsed.problems);
+        let Some(Object::Import(row)) = parsed.objects.values().next() else {
+            panic!("{:?}", parsed.objects)
+        };
+        assert_eq!(row.ips.len(), 2);
+        for (spec, told) in [
+            ("{type: ClusterSetIP, ips: [10.0.0.1, 10.0.0.2]}", "second address"),
+            ("{type: ClusterSetIP, ips: [here]}", "no IP address"),
+            ("{type: Other}", "not allowed"),
+        ] {
+            let problems = import(spec).problems;
+            assert!(problems.len() == 1 && problems[0].to_string().contains(told), "{problems:?}");
+        }
+    }
+    let object = only(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: db}\nspec: {type: ExternalName, externalName: db.example., \
+         sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 60}}, \
+         ports: [{port: 80, appProtocol: http}], trafficDistribution: PreferClose}\n",
+    );
+    let Object::Service(service) = object else { panic!("{object:?}") };
+    let details = &service.details;
+    assert_eq!(details.external_name.as_deref(), Some("db.example."));
+    assert!(details.client_ip_affinity && details.affinity_timeout_secs == Some(60));
+    assert_eq!(details.app_protocols.len(), 1);
+    assert_eq!(details.traffic_distribution.as_deref(), Some("PreferClose"));
+}
+
+#[test]
 fn policy_types_default_as_kubernetes_does() {
     let text = |rest: &str| {
         format!(

@@ -6,6 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 use tombolo_base::table::Row;
 use tombolo_policy::RuleRow;
+use tombolo_service::mcs::{ExportRow, ImportRequest};
 use tombolo_service::pools::LbPool;
 use tombolo_service::{ServiceRow, SliceRow};
 use tombolo_topology::NodeRow;
@@ -41,6 +42,8 @@ pub(crate) enum Object {
     Pod(Box<PodRow>),
     Service(Box<ServiceRow>),
     Slice(Box<SliceRow>),
+    Export(Box<ExportRow>),
+    Import(Box<ImportRequest>),
     Rule(Box<RuleRow>),
     Pool(Box<LbPool>),
     ClusterConfig(Box<ClusterConfigRow>),
@@ -61,6 +64,8 @@ impl Object {
             Self::Pod(row) => writers.pods.upsert((**row).clone()),
             Self::Service(row) => writers.services.upsert((**row).clone()),
             Self::Slice(row) => writers.slices.upsert((**row).clone()),
+            Self::Export(row) => writers.exports.upsert((**row).clone()),
+            Self::Import(row) => writers.imports.upsert((**row).clone()),
             Self::Rule(row) => writers.rules.upsert((**row).clone()),
             Self::Pool(row) => writers.pools.upsert((**row).clone()),
             Self::ClusterConfig(row) => writers.bgp_cluster_configs.upsert((**row).clone()),
@@ -81,6 +86,8 @@ impl Object {
             Self::Pod(row) => writers.pods.remove(&row.key()).is_some(),
             Self::Service(row) => writers.services.remove(&row.key()).is_some(),
             Self::Slice(row) => writers.slices.remove(&row.key()).is_some(),
+            Self::Export(row) => writers.exports.remove(&row.key()).is_some(),
+            Self::Import(row) => writers.imports.remove(&row.key()).is_some(),
             Self::Rule(row) => writers.rules.remove(&row.key()).is_some(),
             Self::Pool(row) => writers.pools.remove(&row.key()).is_some(),
             Self::ClusterConfig(row) => writers.bgp_cluster_configs.remove(&row.key()).is_some(),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tombolo_base::source::{Source, SourceState};
 use tombolo_base::table::{Table, Writer};
 use tombolo_policy::RuleRow;
+use tombolo_service::mcs::{ExportRow, ImportRequest};
 use tombolo_service::pools::LbPool;
 use tombolo_service::{ServiceRow, SliceRow};
 use tombolo_topology::NodeRow;
@@ -56,6 +57,10 @@ tables! {
     services: ServiceRow,
     /// EndpointSlices.
     slices: SliceRow,
+    /// ServiceExports.
+    exports: ExportRow,
+    /// ServiceImports: addresses asked for.
+    imports: ImportRequest,
     /// NetworkPolicies.
     rules: RuleRow,
     /// CiliumLoadBalancerIPPools.

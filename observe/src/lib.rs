@@ -8,4 +8,5 @@ pub mod filter;
 pub mod flow;
 pub mod metrics;
 pub mod names;
+pub mod relay;
 pub mod store;

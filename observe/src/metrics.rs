@@ -1,5 +1,11 @@
 //! Metrics in Prometheus' text form. Label values are bounded: reasons, tables, clusters, peers.
 
+mod mesh;
+
+pub use mesh::{
+    ClusterLabels, ConflictLabels, KindLabels, MeshMetrics, QuantileLabels, RefusedLabels, StageLabels,
+    SyncLabels,
+};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -21,22 +27,6 @@ pub struct ReasonLabels {
 pub struct TableLabels {
     /// The table's name.
     pub table: String,
-}
-
-/// Labels of a remote cluster's gauge.
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-pub struct ClusterLabels {
-    /// The remote cluster's name.
-    pub target_cluster: String,
-}
-
-/// Labels of refused updates of a cluster's entries.
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-pub struct RefusedLabels {
-    /// Why, as `tombolo mesh status -o json` names it.
-    pub reason: String,
-    /// The cluster's name.
-    pub target_cluster: String,
 }
 
 /// Labels of a BGP peer's gauge.
@@ -93,16 +83,8 @@ pub struct Metrics {
     pub flows: Counter,
     /// Flow events that the ring had no room for.
     pub flows_lost: Counter,
-    /// 1 if a remote cluster is ready (Cilium's name).
-    pub remote_cluster_ready: Family<ClusterLabels, Gauge>,
-    /// Reconnections to a remote cluster (Cilium's name).
-    pub remote_cluster_failures: Family<ClusterLabels, Gauge>,
-    /// Entries of a cluster that are refused as they stand now.
-    pub refused_entries: Family<ClusterLabels, Gauge>,
-    /// Updates of a cluster's entries that were refused so far.
-    pub refused_updates: Family<RefusedLabels, Gauge>,
-    /// When the first certificate towards a cluster's etcd ends, seconds since 1970.
-    pub certificate_expiry: Family<ClusterLabels, Gauge>,
+    /// The cluster mesh.
+    pub mesh: MeshMetrics,
     /// 1 if a BGP session is established (Cilium's name).
     pub bgp_session_state: Family<PeerLabels, Gauge>,
     /// Routes told to a BGP peer (Cilium's name).
@@ -139,36 +121,7 @@ impl Metrics {
         add(&mut registry, "tombolo_reconciler_failed", "Rows whose last write failed", &self.failed);
         add(&mut registry, "tombolo_flows", "Flow events seen", &self.flows);
         add(&mut registry, "tombolo_flows_lost", "Flow events lost for want of room", &self.flows_lost);
-        add(
-            &mut registry,
-            "cilium_clustermesh_remote_cluster_readiness_status",
-            "1 if ready",
-            &self.remote_cluster_ready,
-        );
-        add(
-            &mut registry,
-            "cilium_clustermesh_remote_cluster_failures",
-            "Reconnections",
-            &self.remote_cluster_failures,
-        );
-        add(
-            &mut registry,
-            "tombolo_clustermesh_refused_entries",
-            "Entries refused as they stand",
-            &self.refused_entries,
-        );
-        add(
-            &mut registry,
-            "tombolo_clustermesh_refused_updates",
-            "Updates refused so far",
-            &self.refused_updates,
-        );
-        add(
-            &mut registry,
-            "tombolo_clustermesh_certificate_expiry_timestamp_seconds",
-            "End of the first certificate that ends",
-            &self.certificate_expiry,
-        );
+        self.mesh.register(&mut registry);
         add(
             &mut registry,
             "cilium_bgp_control_plane_session_state",

@@ -2,8 +2,11 @@
 #![forbid(unsafe_code)]
 
 pub mod choice;
+pub mod details;
 pub mod maglev;
+pub mod mcs;
 mod members;
+pub mod names;
 pub mod numbers;
 pub mod plan;
 pub mod pools;
@@ -12,6 +15,7 @@ pub mod rows;
 pub mod spread;
 pub mod view;
 
+pub use details::ServiceDetails;
 pub use probe::FailedProbe;
 pub use rows::{
     Affinity, BackendRow, BackendState, Distribution, FrontendKey, FrontendRow, LbAssignment, Protocol,

@@ -33,6 +33,7 @@ pub(crate) fn service() -> ServiceRow {
         distribution: Distribution::Any,
         labels: BTreeMap::new(),
         selector: BTreeMap::new(),
+        details: Default::default(),
     }
 }
 

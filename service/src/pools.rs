@@ -146,10 +146,17 @@ impl PoolBlock {
     }
 }
 
-fn successor(address: IpAddr) -> Option<IpAddr> {
+pub(crate) fn successor(address: IpAddr) -> Option<IpAddr> {
     match address {
         IpAddr::V4(v4) => u32::from(v4).checked_add(1).map(|next| Ipv4Addr::from(next).into()),
         IpAddr::V6(v6) => u128::from(v6).checked_add(1).map(|next| Ipv6Addr::from(next).into()),
+    }
+}
+
+pub(crate) fn predecessor(address: IpAddr) -> Option<IpAddr> {
+    match address {
+        IpAddr::V4(v4) => u32::from(v4).checked_sub(1).map(|before| Ipv4Addr::from(before).into()),
+        IpAddr::V6(v6) => u128::from(v6).checked_sub(1).map(|before| Ipv6Addr::from(before).into()),
     }
 }
 

@@ -29,6 +29,7 @@ fn service(text: &str, families: &[bool]) -> ServiceRow {
         distribution: Distribution::Any,
         labels: BTreeMap::from([("app".into(), text.into())]),
         selector: BTreeMap::new(),
+        details: Default::default(),
     }
 }
 

@@ -1,8 +1,9 @@
 //! The rows that service owns.
 
 use crate::choice::{TierUse, Why};
+use crate::details::ServiceDetails;
 use crate::spread::Spread;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
@@ -16,7 +17,7 @@ fn list<T: ToString>(values: impl IntoIterator<Item = T>) -> String {
 }
 
 /// A transport protocol that services speak.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Protocol {
     /// IP protocol 6.
     #[serde(rename = "TCP")]
@@ -215,6 +216,8 @@ pub struct ServiceRow {
     pub labels: BTreeMap<Arc<str>, Arc<str>>,
     /// Selector.
     pub selector: BTreeMap<Arc<str>, Arc<str>>,
+    /// What only names and other clusters are told.
+    pub details: ServiceDetails,
 }
 
 impl Row for ServiceRow {

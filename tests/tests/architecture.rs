@@ -17,6 +17,7 @@ const FLOORS: &[&[&str]] = &[
         "tombolo-bgp-node",
         "tombolo-tunnel",
         "tombolo-ebpf",
+        "tombolo-dns",
     ],
     &["tombolo-service", "tombolo-policy"],
     &["tombolo-topology"],

@@ -5,10 +5,12 @@
 #![forbid(unsafe_code)]
 
 pub mod bgp;
+pub mod conflict;
 pub mod plan;
 pub mod rows;
 pub mod selector;
 
+pub use conflict::{Claimant, ConflictKind, ConflictRow};
 pub use rows::{
     AddressKind, EndpointRow, EndpointState, IdentityRow, LearnedNextHop, LearnedRoute, NodeAddress,
     NodeHealth, NodeIndex, NodeLookup, NodePath, NodeRow, PathKind, PrefixEntry, PrefixRow, RouteEntry,

@@ -560,13 +560,16 @@ pub struct WireguardPeer {
 
 impl Row for WireguardPeer {
     type Key = WireguardKey;
-    type Index = NoIndex;
+    type Index = (ClusterName, Arc<str>);
     const TABLE: &'static str = "wireguard-peers";
     fn key(&self) -> WireguardKey {
         self.key
     }
     fn source(&self) -> &Source {
         &self.source
+    }
+    fn indexes(&self) -> Vec<Self::Index> {
+        vec![(self.cluster.clone(), self.node.clone())]
     }
     fn columns() -> &'static [&'static str] {
         &["KEY", "CLUSTER", "NODE", "ENDPOINT", "ALLOWED-IPS"]

@@ -2,7 +2,7 @@
 
 use super::client::{self, ClientError};
 use super::output;
-use super::{BgpCommand, ConfigCommand, FlowsArgs, Format, MeshCommand, Reading, fail};
+use super::{BgpCommand, ConfigCommand, FlowsArgs, Format, MeshCommand, Reading, RelayCommand, fail};
 use crate::daemon::show::Shown;
 use crate::daemon::status::Status;
 use http_body_util::BodyExt;
@@ -24,6 +24,8 @@ pub(crate) enum Query {
     Show(Reading, Option<String>),
     /// `tombolo mesh`.
     Mesh(MeshCommand),
+    /// `tombolo relay`.
+    Relay(Option<RelayCommand>),
     /// `tombolo bgp`.
     Bgp(BgpCommand),
     /// `tombolo flows`.
@@ -39,6 +41,8 @@ pub(crate) fn run(query: Query) -> ExitCode {
             Query::Status(reading, verbose) => status(&reading, verbose).await,
             Query::Show(reading, table) => show(&reading, table.as_deref()).await,
             Query::Mesh(command) => super::mesh::run(command).await,
+            Query::Relay(Some(RelayCommand::Status(reading))) => super::relay::status(&reading).await,
+            Query::Relay(None) => Ok(fail("give --config FILE to run a relay, or status to ask one")),
             Query::Bgp(command) => super::bgp::run(command).await,
             Query::Flows(args) => flows(&args).await,
             Query::Config(ConfigCommand::Check { files }) => Ok(check(&files).await),
@@ -286,6 +290,12 @@ async fn problems_of(file: &Path) -> Vec<String> {
         let (Ok(name), Ok(id)) = (name, id) else { return Vec::new() };
         let cluster = tombolo_kubernetes::ClusterIdentity { name, id };
         return tombolo_kubernetes::check_file(file, &cluster).iter().map(ToString::to_string).collect();
+    }
+    if crate::relay::is_relay(&text) {
+        return match crate::relay::load(file) {
+            Ok((_, config)) => certificates(&config.etcd).await,
+            Err(found) => found,
+        };
     }
     if crate::router::is_router(&text) {
         return crate::router::load(file).err().unwrap_or_default();

@@ -2,6 +2,7 @@
 
 use super::client::{self, ClientError};
 use super::commands::{cell, json};
+use super::mesh_view;
 use super::{
     ConnectArgs, DumpArgs, Format, MeshCommand, PartnerArgs, ReaderArgs, Reading, TroubleshootArgs, output,
 };
@@ -24,6 +25,9 @@ use tombolo_clustermesh::troubleshoot::{Step, Viewpoint, Walk, walk};
 pub(super) async fn run(command: MeshCommand) -> Result<ExitCode, ClientError> {
     match command {
         MeshCommand::Status(reading) => status(&reading).await,
+        MeshCommand::Nodes(reading) => mesh_view::nodes(&reading).await,
+        MeshCommand::Conflicts(reading) => mesh_view::conflicts(&reading).await,
+        MeshCommand::Lag(reading) => mesh_view::lag(&reading).await,
         MeshCommand::Services(args) => super::mesh_services::run(args).await,
         MeshCommand::Troubleshoot(args) => troubleshoot(args).await,
         MeshCommand::Dump(args) => dump(*args).await,
@@ -78,6 +82,10 @@ async fn status(reading: &Reading) -> Result<ExitCode, ClientError> {
         ]
     });
     output::table(&MESH_COLUMNS, rows.collect::<Vec<_>>());
+    let conflicts: Vec<Value> = client::get(&reading.socket, "/v1/mesh/conflicts").await?;
+    if !conflicts.is_empty() {
+        println!("{} conflicts between clusters: tombolo mesh conflicts", conflicts.len());
+    }
     for cluster in &all {
         let name = text(cluster, "name");
         list(cluster, "warnings").iter().for_each(|warning| println!("{name}: {}", cell(warning)));
@@ -155,6 +163,9 @@ async fn read(from: Viewpoint, wait: Duration) -> Dump {
         own: None,
         timers: Timers::default(),
         limits: Limits::default(),
+        exports: true,
+        mirror: false,
+        relay: None,
     };
     let (sink, cancel) = (Arc::new(Waiter::default()), CancellationToken::new());
     let (mesh, task) = follower::start(config, sink.clone(), cancel.clone()).await;

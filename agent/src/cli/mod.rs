@@ -4,9 +4,12 @@ mod bfd;
 mod bgp;
 mod client;
 mod commands;
+pub(crate) mod dns;
 mod mesh;
 mod mesh_services;
+mod mesh_view;
 mod output;
+mod relay;
 
 use crate::config::DEFAULT_SOCKET;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -18,6 +21,7 @@ use tombolo_clustermesh::partner::MAX_DAYS;
 
 pub(crate) use bgp::BgpCommand;
 pub(crate) use commands::{Query, block_on, run};
+pub(crate) use relay::{RelayArgs, RelayCommand};
 
 /// Makes several Kubernetes clusters one network: cluster mesh, BGP, eBPF, WireGuard.
 #[derive(Debug, Parser)]
@@ -63,6 +67,10 @@ pub(crate) enum Command {
         #[arg(long)]
         config: PathBuf,
     },
+    /// DNS of services, a unit of its own that survives the agent
+    Dns(dns::DnsArgs),
+    /// Mirror the other clusters into this cluster's etcd, so that its nodes read one etcd instead of all of them
+    Relay(RelayArgs),
     /// The CNI plugin; called by a container runtime through the CNI environment
     Cni,
     /// The userspace WireGuard tunnel, a unit of its own that survives the agent
@@ -118,6 +126,12 @@ pub(crate) enum Command {
 pub(crate) enum MeshCommand {
     /// The remote clusters and how far each is read
     Status(Reading),
+    /// The nodes of every cluster: addresses, pod CIDRs, path, keys, and why one is not used
+    Nodes(Reading),
+    /// What two clusters claim at once: who has it, since when, what to do
+    Conflicts(Reading),
+    /// How long a change takes from each cluster's etcd to this agent, and inside it
+    Lag(Reading),
     /// The global services: which clusters export each, what is used of it, and why the rest is not
     Services(ServicesArgs),
     /// Walk the way to the remote clusters step by step: file, certificates, name, TCP, TLS, rights, heartbeat, configuration, canaries
@@ -224,7 +238,7 @@ pub(crate) struct ReaderArgs {
 /// `tombolo config`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigCommand {
-    /// Check an agent.yaml, a manifest, a remote cluster's file or a topology file; all mistakes at once
+    /// Check an agent.yaml, router.yaml or relay.yaml, a manifest, a remote cluster's file or a topology file; all mistakes at once
     Check {
         /// The files
         #[arg(required = true)]

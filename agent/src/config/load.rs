@@ -180,6 +180,26 @@ mod tests {
     }
 
     #[test]
+    fn zones_upstreams_and_ranges_must_fit_each_other() {
+        let places = |text: &str| {
+            let problems =
+                load(&[file(&format!("{GOOD}{text}\n")).path().to_owned()]).err().unwrap_or_default();
+            problems.into_iter().map(|problem| problem.place).collect::<Vec<_>>()
+        };
+        let fine = "dns: {enabled: true, listen: ['192.0.2.1:53'], upstreams: ['192.0.2.2:53']}";
+        assert_eq!(places(fine), [] as [String; 0]);
+        for (text, place) in [
+            ("dns: {cluster_domain: Cluster.local}", "dns.cluster_domain"),
+            ("dns: {clusterset_domain: set.cluster.local}", "dns.clusterset_domain"),
+            ("dns: {listen: ['192.0.2.1:53'], upstreams: ['192.0.2.1:53']}", "dns.upstreams[0]"),
+            ("dns: {ttl_secs: 9999}", "dns.ttl_secs"),
+            ("clustermesh: {clusterset_cidrs: [10.0.0.0/8, 10.1.0.0/16]}", "clustermesh.clusterset_cidrs[1]"),
+        ] {
+            assert_eq!(places(text), [place], "{text}");
+        }
+    }
+
+    #[test]
     fn broken_yaml_names_the_line() {
         let bad = file("cluster:\n  name: [east\n");
         let problems = load(&[bad.path().to_owned()]).unwrap_err();

@@ -35,6 +35,8 @@ pub(crate) struct Config {
     pub(crate) datapath: Datapath,
     /// BGP.
     pub(crate) bgp: Bgp,
+    /// DNS of services.
+    pub(crate) dns: Dns,
     /// Where state lives that survives a restart.
     pub(crate) state_dir: StateDir,
     /// The local API.
@@ -100,6 +102,7 @@ impl Etcd {
             trusted_ca_file: file(&self.ca),
             cert_file: file(&self.cert),
             key_file: file(&self.key),
+            host_aliases: Vec::new(),
         }
     }
 }
@@ -121,8 +124,14 @@ pub(crate) struct Clustermesh {
     pub(crate) folder: PathBuf,
     /// Accept `http://` endpoints in these files.
     pub(crate) allow_plaintext: bool,
+    /// Read all clusters from the own etcd, where a relay mirrors them; the files only name them then.
+    pub(crate) relay: bool,
     /// How backends of global services are published.
     pub(crate) backends: Backends,
+    /// Whether services are exported and imported by the Multi-Cluster Services API.
+    pub(crate) service_exports: bool,
+    /// Where imported services get their addresses from, of either family; the same on all nodes of a cluster.
+    pub(crate) clusterset_cidrs: Vec<Prefix>,
     /// How long a cluster's services are used after they were confirmed last, in seconds; 0 = for ever.
     pub(crate) services_stale_secs: u32,
     /// Most entries that are taken of one cluster.
@@ -136,7 +145,10 @@ impl Default for Clustermesh {
         Self {
             folder: PathBuf::new(),
             allow_plaintext: false,
+            relay: false,
             backends: Backends::default(),
+            service_exports: true,
+            clusterset_cidrs: Vec::new(),
             services_stale_secs: 900,
             max_entries: 1_000_000,
             max_mib: 512,
@@ -402,6 +414,40 @@ pub(crate) struct AllowedPrefix {
     /// Longest length; the prefix's own by default.
     #[serde(default)]
     pub(crate) le: Option<u8>,
+}
+
+/// `dns`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Dns {
+    /// Whether the agent keeps a DNS unit running on this node.
+    pub(crate) enabled: bool,
+    /// Where it listens; empty: port 53 of the node's own addresses.
+    pub(crate) listen: Vec<SocketAddr>,
+    /// The zone of this cluster's Services.
+    pub(crate) cluster_domain: String,
+    /// The zone of services that are imported.
+    pub(crate) clusterset_domain: String,
+    /// Who is asked for other names; without any they are refused.
+    pub(crate) upstreams: Vec<SocketAddr>,
+    /// Life of an answer, in seconds.
+    pub(crate) ttl_secs: u32,
+    /// Where Prometheus may scrape the unit; nothing is opened without it.
+    pub(crate) metrics: Option<SocketAddr>,
+}
+
+impl Default for Dns {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            listen: Vec::new(),
+            cluster_domain: "cluster.local".to_owned(),
+            clusterset_domain: "clusterset.local".to_owned(),
+            upstreams: Vec::new(),
+            ttl_secs: 5,
+            metrics: None,
+        }
+    }
 }
 
 /// `state_dir`.

@@ -133,6 +133,50 @@ fn node_name(configured: &str, problems: &mut Vec<Problem>) -> Option<std::sync:
     Some(name.into())
 }
 
+fn dns(config: &Config, problems: &mut Vec<Problem>) {
+    let dns = &config.dns;
+    let label = |label: &str| {
+        let letters = label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        letters && (1..=63).contains(&label.len()) && !label.starts_with('-') && !label.ends_with('-')
+    };
+    for (domain, key) in
+        [(&dns.cluster_domain, "cluster_domain"), (&dns.clusterset_domain, "clusterset_domain")]
+    {
+        if domain.len() > 200 || !domain.split('.').all(label) {
+            let reason = format!("{domain:?} is no domain");
+            problems.push(Problem::key(
+                &format!("dns.{key}"),
+                &reason,
+                "write it as cluster.local, in lower case",
+            ));
+        }
+    }
+    let inside = |inner: &str, outer: &str| inner == outer || inner.ends_with(&format!(".{outer}"));
+    let (one, other) = (&dns.cluster_domain, &dns.clusterset_domain);
+    if inside(one, other) || inside(other, one) {
+        let reason = format!("{one} and {other} lie in each other");
+        problems.push(Problem::key(
+            "dns.clusterset_domain",
+            &reason,
+            "give the two zones names of their own",
+        ));
+    }
+    for (n, upstream) in dns.upstreams.iter().enumerate() {
+        if upstream.port() == 0 || dns.listen.contains(upstream) {
+            let reason = format!("{upstream} cannot be asked: it is this unit itself, or has no port");
+            problems.push(Problem::key(
+                &format!("dns.upstreams[{n}]"),
+                &reason,
+                "give address:53 of a resolver",
+            ));
+        }
+    }
+    if dns.ttl_secs > 3600 {
+        let reason = format!("{} s: services change faster", dns.ttl_secs);
+        problems.push(Problem::key("dns.ttl_secs", &reason, "give at most 3600"));
+    }
+}
+
 fn numbers(config: &Config, problems: &mut Vec<Problem>) {
     let maps = &config.datapath.maps;
     for (value, name, least) in [
@@ -163,6 +207,16 @@ fn numbers(config: &Config, problems: &mut Vec<Problem>) {
             ));
         }
     }
+    for (n, cidr) in mesh.clusterset_cidrs.iter().enumerate() {
+        if mesh.clusterset_cidrs.iter().take(n).any(|other| other.overlaps(cidr)) {
+            problems.push(Problem::key(
+                &format!("clustermesh.clusterset_cidrs[{n}]"),
+                &format!("{cidr} overlaps a range before it"),
+                "give ranges that are nobody else's: no pods', no nodes', no services' and no pool's",
+            ));
+        }
+    }
+    dns(config, problems);
     for (port, key) in [
         (config.datapath.vxlan_port, "datapath.vxlan_port"),
         (config.datapath.wireguard_port, "datapath.wireguard_port"),

@@ -34,6 +34,12 @@ pub(crate) trait Backend: Send + Sync + 'static {
     fn table(&self, name: &str) -> Option<Shown>;
     /// The remote clusters.
     fn mesh(&self) -> impl Future<Output = serde_json::Value> + Send;
+    /// What several clusters claim.
+    fn mesh_conflicts(&self) -> impl Future<Output = serde_json::Value> + Send;
+    /// The nodes of every cluster.
+    fn mesh_nodes(&self) -> impl Future<Output = serde_json::Value> + Send;
+    /// How long changes take from the clusters to here.
+    fn mesh_lag(&self) -> impl Future<Output = serde_json::Value> + Send;
     /// What was accepted from them.
     fn mesh_dump(&self) -> impl Future<Output = Dump> + Send;
     /// The way to them, step by step, or to one of them.
@@ -73,6 +79,10 @@ pub(crate) trait Backend: Send + Sync + 'static {
         filter: &Filter,
         last: usize,
     ) -> (Vec<Arc<Flow>>, tokio::sync::broadcast::Receiver<Arc<Flow>>);
+    /// The names of services as lines, everything first; `None` where there are none (yet).
+    fn names(&self) -> Option<tokio::sync::mpsc::Receiver<Vec<u8>>> {
+        None
+    }
     /// A call of the CNI plugin.
     fn cni(&self, command: &str, body: &[u8]) -> impl Future<Output = Reply> + Send;
     /// Metrics in Prometheus' text form.
@@ -158,6 +168,12 @@ pub(crate) async fn serve<B: Backend>(listener: UnixListener, backend: Arc<B>, c
         .route("/v1/tables/{name}", get(table::<B>))
         .route("/v1/mesh/dump", get(|State(b): State<Arc<B>>| async move { Json(b.mesh_dump().await) }))
         .route("/v1/mesh/troubleshoot", get(mesh_walks::<B>))
+        .route(
+            "/v1/mesh/conflicts",
+            get(|State(b): State<Arc<B>>| async move { Json(b.mesh_conflicts().await) }),
+        )
+        .route("/v1/mesh/lag", get(|State(b): State<Arc<B>>| async move { Json(b.mesh_lag().await) }))
+        .route("/v1/mesh/nodes", get(|State(b): State<Arc<B>>| async move { Json(b.mesh_nodes().await) }))
         .route("/v1/mesh/services", get(mesh_services::<B>))
         .route("/v1/mesh", get(|State(b): State<Arc<B>>| async move { Json(b.mesh().await) }))
         .route("/v1/bgp/peers", get(|State(b): State<Arc<B>>| async move { Json(b.bgp_peers().await) }))
@@ -169,6 +185,7 @@ pub(crate) async fn serve<B: Backend>(listener: UnixListener, backend: Arc<B>, c
         .route("/v1/bgp/operate", post(bgp_operate::<B>))
         .route("/v1/flows", get(flows::<B>))
         .route("/v1/metrics", get(|State(b): State<Arc<B>>| async move { b.metrics().await }))
+        .route(tombolo_dns::line::PATH, get(names::<B>))
         .route("/v1/cni/{command}", post(cni::<B>))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .with_state(backend);
@@ -271,6 +288,17 @@ async fn cni<B: Backend>(
     let reply = backend.cni(&command, &body).await;
     let status = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     (status, [(header::CONTENT_TYPE, "application/json")], reply.body).into_response()
+}
+
+/// JSON lines until the caller goes away.
+async fn names<B: Backend>(State(backend): State<Arc<B>>) -> Response {
+    let Some(lines) = backend.names() else {
+        return (StatusCode::SERVICE_UNAVAILABLE, "names are not known yet; ask again").into_response();
+    };
+    let lines = tokio_stream::wrappers::ReceiverStream::new(lines);
+    let bytes =
+        tokio_stream::StreamExt::map(lines, |text| Ok::<_, std::convert::Infallible>(Bytes::from(text)));
+    Body::from_stream(bytes).into_response()
 }
 
 fn line(flow: &Flow) -> Bytes {

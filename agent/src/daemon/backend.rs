@@ -5,11 +5,14 @@ use super::bgp_api::{self, Operation, RouteQuery, RouteTrial};
 use super::drive::Driver;
 use super::endpoints::Gate;
 use super::flows::Flows;
+use super::mesh_metrics;
 use super::mesh_services;
+use super::mesh_view::{self, Conflict, NodeTables};
 use super::node::NodeSetup;
 use super::parts::{self, Hooks};
 use super::path_kind;
 use super::show::{Catalogue, Shown};
+use super::stages::MapTimer;
 use super::status::{Part, Status};
 use super::tables::{Desired, Intent};
 use super::tasks::Roll;
@@ -24,7 +27,6 @@ use tombolo_clustermesh::certificate::unix_now;
 use tombolo_clustermesh::follower::{ClusterStatus, Dump, MeshHandle};
 use tombolo_clustermesh::publisher::PublisherHandle;
 use tombolo_clustermesh::troubleshoot::{Viewpoint, Walk, walk};
-use tombolo_clustermesh::wire::Kind;
 use tombolo_cni::protocol::{CniError, Code};
 use tombolo_cni::{EndpointSpec, EndpointStore, Reply};
 use tombolo_ebpf::{Datapath, Direction};
@@ -32,8 +34,9 @@ use tombolo_kubernetes::FolderReport;
 use tombolo_netlink::ClsactSide;
 use tombolo_observe::filter::Filter;
 use tombolo_observe::flow::Flow;
-use tombolo_observe::metrics::{ClusterLabels, Metrics, ReasonLabels, RefusedLabels, TableLabels};
+use tombolo_observe::metrics::{Metrics, ReasonLabels, TableLabels};
 use tombolo_observe::names;
+use tombolo_topology::conflict::ConflictCounts;
 
 /// Texts that a part leaves for `tombolo status`.
 pub(crate) type Texts = Arc<Mutex<Vec<String>>>;
@@ -76,6 +79,14 @@ pub(crate) struct Daemon {
     pub(crate) publisher: OnceLock<PublisherHandle>,
     /// The tables.
     pub(crate) rows: OnceLock<Rows>,
+    /// How the DNS unit is, where the agent keeps one.
+    pub(crate) dns: OnceLock<watch::Receiver<Part>>,
+    /// What the stream of names is made of.
+    pub(crate) names: OnceLock<super::follow_names::Sources>,
+    /// From rows to the datapath's map.
+    pub(crate) map_timer: MapTimer,
+    /// How many conflicts between clusters were found.
+    pub(crate) conflict_counts: OnceLock<Arc<ConflictCounts>>,
     /// LoadBalancer services without address.
     pub(crate) lb_problems: Texts,
     /// Backends that are probed, and those that fail.
@@ -120,6 +131,10 @@ impl Daemon {
             bgp: OnceLock::new(),
             publisher: OnceLock::new(),
             rows: OnceLock::new(),
+            dns: OnceLock::new(),
+            names: OnceLock::new(),
+            map_timer: MapTimer::default(),
+            conflict_counts: OnceLock::new(),
             lb_problems: Texts::default(),
             probes: super::probe::Counts::default(),
             policy_problems: Texts::default(),
@@ -152,6 +167,9 @@ impl Daemon {
             parts.push(parts::publisher(&publisher.status().borrow().clone()));
         }
         parts.extend(clusters.iter().map(parts::mesh));
+        if !self.clustermesh.folder.as_os_str().is_empty() {
+            parts.push(parts::conflicts(&self.conflicts(clusters)));
+        }
         if let Some(bgp) = self.bgp.get() {
             parts.extend(parts::bgp(&bgp.peers().await.unwrap_or_default()));
             parts.extend(parts::rpki(&bgp.rpki_caches().await.unwrap_or_default()));
@@ -159,6 +177,7 @@ impl Daemon {
         if let Some(store) = self.endpoints.get() {
             parts.push(parts::endpoints(&endpoints_seen(store)));
         }
+        parts.extend(self.dns.get().map(|part| part.borrow().clone()));
         if let Some(rows) = self.rows.get() {
             parts.push(self.load_balancer_part(rows));
             parts.extend(parts::probes(*self.probes.lock().unwrap_or_else(PoisonError::into_inner)));
@@ -233,6 +252,12 @@ impl Daemon {
         }
     }
 
+    /// Whatever several clusters claim now.
+    fn conflicts(&self, clusters: &[ClusterStatus]) -> Vec<Conflict> {
+        let rows = self.rows.get().map(|rows| rows.desired.conflicts.snapshot()).unwrap_or_default();
+        mesh_view::conflicts(&rows, clusters, u64::try_from(unix_now()).unwrap_or(0))
+    }
+
     fn problems(&self, clusters: &[ClusterStatus]) -> Vec<String> {
         let mut all: Vec<String> = self
             .manifests
@@ -248,6 +273,11 @@ impl Daemon {
         if let Some(publisher) = self.publisher.get() {
             let warnings = publisher.status().borrow().warnings(unix_now());
             all.extend(warnings.iter().map(|text| format!("cluster {}: {text}", self.identity.cluster)));
+        }
+        let conflicts = self.conflicts(clusters);
+        all.extend(conflicts.iter().take(MAX_REFUSED).map(Conflict::line));
+        if let Some(more) = conflicts.len().checked_sub(MAX_REFUSED).filter(|more| *more > 0) {
+            all.push(format!("{more} more conflicts between clusters; look at `tombolo mesh conflicts`"));
         }
         for text in clusters.iter().flat_map(mesh_problems) {
             // The own cluster is followed with the publisher's certificates.
@@ -318,23 +348,6 @@ fn endpoints_seen(store: &EndpointStore<Gate>) -> parts::Endpoints {
     }
 }
 
-fn mesh_json(cluster: &ClusterStatus) -> Value {
-    let mut value = serde_json::to_value(cluster).unwrap_or(Value::Null);
-    if let Some(map) = value.as_object_mut() {
-        // The names that Cilium's own status uses.
-        for (key, kind) in [
-            ("num-nodes", Kind::Nodes),
-            ("num-endpoints", Kind::Ips),
-            ("num-identities", Kind::Identities),
-            ("num-shared-services", Kind::Services),
-        ] {
-            map.insert(key.to_owned(), json!(cluster.counts.get(&kind).copied().unwrap_or(0)));
-        }
-        map.insert("num-failures".to_owned(), json!(cluster.reconnections));
-    }
-    value
-}
-
 impl Backend for Daemon {
     async fn status(&self) -> Status {
         let clusters = self.clusters().await;
@@ -363,7 +376,34 @@ impl Backend for Daemon {
 
     async fn mesh(&self) -> Value {
         let own = self.identity.cluster.as_str();
-        self.clusters().await.iter().filter(|cluster| cluster.name != own).map(mesh_json).collect()
+        self.clusters().await.iter().filter(|cluster| cluster.name != own).map(mesh_view::cluster).collect()
+    }
+
+    async fn mesh_conflicts(&self) -> Value {
+        json!(self.conflicts(&self.clusters().await))
+    }
+
+    async fn mesh_nodes(&self) -> Value {
+        let clusters = self.clusters().await;
+        let Some(rows) = self.rows.get() else { return json!([]) };
+        let tables = NodeTables {
+            nodes: rows.intent.kube.nodes.snapshot(),
+            paths: rows.desired.paths.snapshot(),
+            peers: rows.desired.peers.snapshot(),
+            conflicts: rows.desired.conflicts.snapshot(),
+            encrypt: self.encryption == Encryption::Wireguard,
+        };
+        json!(mesh_view::nodes(&tables, &clusters))
+    }
+
+    async fn mesh_lag(&self) -> Value {
+        let own = self.identity.cluster.as_str();
+        let clusters = self.clusters().await;
+        let remote = clusters.iter().filter(|cluster| cluster.name != own);
+        json!({
+            "clusters": remote.map(mesh_view::lag).collect::<Value>(),
+            "map": self.map_timer.quantiles(),
+        })
     }
 
     async fn mesh_dump(&self) -> Dump {
@@ -459,25 +499,23 @@ impl Backend for Daemon {
         }
     }
 
+    fn names(&self) -> Option<tokio::sync::mpsc::Receiver<Vec<u8>>> {
+        self.names.get().map(super::follow_names::Sources::stream)
+    }
+
     async fn metrics(&self) -> String {
         self.gauges();
-        for cluster in self.clusters().await {
-            let labels = ClusterLabels { target_cluster: cluster.name.clone() };
-            let wide = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-            let metrics = &self.metrics;
-            metrics.remote_cluster_ready.get_or_create(&labels).set(i64::from(cluster.ready));
-            metrics.remote_cluster_failures.get_or_create(&labels).set(wide(cluster.reconnections));
-            let now = u64::try_from(cluster.refused_now).unwrap_or(u64::MAX);
-            metrics.refused_entries.get_or_create(&labels).set(wide(now));
-            for (reason, counted) in cluster.rejected.iter() {
-                let labels =
-                    RefusedLabels { reason: reason.to_string(), target_cluster: cluster.name.clone() };
-                metrics.refused_updates.get_or_create(&labels).set(wide(counted.count));
-            }
-            if let Some(end) = cluster.certificate_expires_unix_secs {
-                metrics.certificate_expiry.get_or_create(&labels).set(end);
-            }
-        }
+        let clusters = self.clusters().await;
+        let services = self.rows.get().map(|rows| rows.intent.remote_services.snapshot());
+        let seen = mesh_metrics::Seen {
+            own: self.identity.cluster.as_str(),
+            clusters: &clusters,
+            conflicts: &self.conflicts(&clusters),
+            found: self.conflict_counts.get().map(Arc::as_ref),
+            services: services.unwrap_or_default(),
+            map: self.map_timer.quantiles(),
+        };
+        mesh_metrics::fill(&self.metrics.mesh, &seen);
         if let Some(bgp) = self.bgp.get() {
             bgp_api::gauges(&bgp.peers().await.unwrap_or_default(), &self.metrics);
         }

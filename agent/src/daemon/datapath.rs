@@ -2,6 +2,7 @@
 
 use super::drive::Applied;
 use super::interfaces::InterfaceRow;
+use super::stages::MapTimer;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -111,6 +112,8 @@ pub(crate) struct Prefixes {
     pub(crate) owners: Owners,
     /// What the datapath holds of nodes: a prefix never names a row that is not there.
     pub(crate) paths: Applied<NodePath>,
+    /// Measures the way from the rows.
+    pub(crate) timer: MapTimer,
 }
 
 impl Target<PrefixEntry> for Prefixes {
@@ -125,7 +128,9 @@ impl Target<PrefixEntry> for Prefixes {
             remote_cluster: row.remote_cluster,
             skip_tunnel: row.node_address,
         };
-        told(self.datapath.upsert_prefix(row.prefix.net(), &entry))
+        told(self.datapath.upsert_prefix(row.prefix.net(), &entry))?;
+        self.timer.written(row.prefix);
+        Ok(())
     }
 
     async fn delete(&mut self, row: &PrefixEntry) -> Result<(), String> {
@@ -421,6 +426,8 @@ impl Target<InterfaceRow> for Interfaces {
 pub(crate) struct Remembered {
     /// Node numbers by underlay address.
     pub(crate) nodes: Vec<(IpAddr, NodeIndex)>,
+    /// At which node (its tunnel endpoint) each pod prefix is.
+    pub(crate) claims: Vec<(Prefix, IpAddr)>,
     /// Backend numbers.
     pub(crate) backends: Vec<(tombolo_service::plan::BackendKey, u32)>,
     /// Frontend numbers and members.
@@ -451,8 +458,15 @@ fn protocol(number: u8) -> Option<tombolo_service::Protocol> {
 /// Reads it.
 pub(crate) fn remember(datapath: &Datapath) -> Result<Remembered, String> {
     let nodes = told(datapath.nodes())?;
-    let nodes =
+    let nodes: Vec<_> =
         nodes.into_iter().filter_map(|(index, node)| Some((node.tunnel?, NodeIndex(index)))).collect();
+    let tunnels: BTreeMap<u32, IpAddr> = nodes.iter().map(|(ip, index)| (index.0, *ip)).collect();
+    let claims = told(datapath.prefixes())?
+        .into_iter()
+        .map(|(net, entry)| (Prefix::from(net), entry.node))
+        .filter(|(prefix, _)| !prefix.is_host())
+        .filter_map(|(prefix, node)| Some((prefix, *tunnels.get(&node)?)))
+        .collect();
     let backends: BTreeMap<u32, _> = told(datapath.backends())?
         .into_iter()
         .filter_map(|(id, backend)| Some((id, (backend.ip, backend.port, protocol(backend.protocol)?))))
@@ -472,7 +486,7 @@ pub(crate) fn remember(datapath: &Datapath) -> Result<Remembered, String> {
     let interfaces = told(datapath.interfaces())?;
     let interfaces = interfaces.iter().map(|(ifindex, row)| (*ifindex, interface(*ifindex, row))).collect();
     let backends = backends.into_iter().map(|(id, key)| (key, id)).collect();
-    Ok(Remembered { nodes, backends, frontends, interfaces })
+    Ok(Remembered { nodes, claims, backends, frontends, interfaces })
 }
 
 #[cfg(test)]

@@ -11,9 +11,8 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use tombolo_base::source::Source;
 use tombolo_base::table::Table;
-use tombolo_clustermesh::follower::{self, MeshConfig, MeshHandle, Timers};
+use tombolo_clustermesh::follower::{self, MeshConfig, MeshHandle, MeshSink, Timers};
 use tombolo_clustermesh::publisher::{self, PublisherConfig, PublisherHandle};
-use tombolo_clustermesh::rows::TableSink;
 use tombolo_ebpf::{Datapath, LocalAddress, NodeConfig};
 use tombolo_netlink::Netlink;
 use tombolo_topology::NodeRow;
@@ -253,7 +252,7 @@ async fn wireguard(
 pub(crate) async fn start_mesh(
     config: &Config,
     identity: &Identity,
-    sink: Arc<TableSink>,
+    sink: Arc<dyn MeshSink>,
     cancel: CancellationToken,
     tasks: &mut Tasks,
 ) -> MeshHandle {
@@ -267,6 +266,9 @@ pub(crate) async fn start_mesh(
         own: config.etcd.as_ref().map(Etcd::client),
         timers: Timers::default(),
         limits: config.clustermesh.limits(),
+        exports: config.clustermesh.service_exports,
+        mirror: false,
+        relay: config.etcd.as_ref().filter(|_| config.clustermesh.relay).map(Etcd::client),
     };
     let (handle, task) = follower::start(mesh, sink, cancel).await;
     tasks.spawn("mesh", async move {
@@ -288,6 +290,7 @@ pub(crate) fn start_publisher(
     let settings = PublisherConfig {
         max: identity.max_clusters,
         backends: config.clustermesh.backends.into(),
+        exports: config.clustermesh.service_exports,
         ..PublisherConfig::new(
             identity.cluster.clone(),
             identity.cluster_id,

@@ -1,5 +1,6 @@
 //! The parts of `tombolo status`: from what was just seen to ready or not, why, and what to try. Pure.
 
+use super::mesh_view::Conflict;
 use super::node::Device;
 use super::status::Part;
 use std::collections::{BTreeMap, BTreeSet};
@@ -295,6 +296,18 @@ pub(crate) fn mesh(cluster: &ClusterStatus) -> Part {
     } else {
         Part::failing(name, detail, "tombolo mesh troubleshoot")
     }
+}
+
+/// What several clusters claim: nothing stops for it, so the part is ready, and says where to look.
+pub(crate) fn conflicts(all: &[Conflict]) -> Part {
+    if all.is_empty() {
+        return Part::ready("conflicts", "no two clusters claim the same");
+    }
+    let counted = super::mesh_view::counted(all).into_iter().filter(|(_, count)| *count > 0);
+    let counted: Vec<_> = counted.map(|(kind, count)| format!("{count} {kind}")).collect();
+    let detail =
+        format!("{} between clusters, each side's claim is judged: {}", all.len(), counted.join(", "));
+    Part { remedy: "tombolo mesh conflicts".to_owned(), ..Part::ready("conflicts", detail) }
 }
 
 /// The own cluster's etcd.

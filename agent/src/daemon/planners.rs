@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tombolo_base::prefix::Prefix;
 use tombolo_base::source::Source;
 use tombolo_base::table::{Batch, Row, Table, Writer};
+use tombolo_clustermesh::certificate::unix_now;
 use tombolo_service::{FailedProbe, LbAssignment, RemoteService, ServiceRow, SliceRow};
 use tombolo_topology::{EndpointRow, EndpointState, IdentityRow, LearnedRoute, NodeRow, PrefixRow, plan};
 
@@ -32,6 +33,7 @@ pub(crate) async fn topology(
         let a = a.or_else(|| nodes.drain());
         let b = b.or_else(|| prefixes.drain());
         let c = c.or_else(|| learned.drain());
+        planner.set_time(u64::try_from(unix_now()).unwrap_or(0));
         planner.step(a, b, c, &out);
     }
 }

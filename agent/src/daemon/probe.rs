@@ -225,6 +225,7 @@ mod tests {
             distribution: Distribution::Any,
             labels: BTreeMap::new(),
             selector: BTreeMap::new(),
+            details: Default::default(),
         }
     }
 

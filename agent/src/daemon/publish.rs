@@ -2,10 +2,11 @@
 
 use super::backend::Texts;
 use super::drive::Driver;
+use super::mcs::{self, News, Speaker};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, PoisonError};
-use tombolo_base::ids::{ClusterId, ClusterName};
+use tombolo_base::ids::{ClusterId, ClusterName, MaxClusters};
 use tombolo_base::source::{Source, SourceState};
 use tombolo_base::table::{Snapshot, Table};
 use tombolo_clustermesh::publisher::{Desired, PublisherHandle};
@@ -64,6 +65,19 @@ async fn assigned_before(publisher: &PublisherHandle) -> Result<Assignments, tom
     Ok(listed.iter().filter_map(one).collect())
 }
 
+/// What this cluster's elected agents said before: addresses, and when exports were published first.
+async fn said_before(
+    publisher: &PublisherHandle,
+    id: ClusterId,
+    mcs: &mut Option<(Speaker, MaxClusters)>,
+) -> Result<Assignments, tombolo_clustermesh::MeshError> {
+    let assigned = assigned_before(publisher).await?;
+    if let Some((speaker, max)) = mcs {
+        speaker.learn(publisher, (id, *max)).await?;
+    }
+    Ok(assigned)
+}
+
 type Assignments = BTreeMap<ServiceName, BTreeSet<IpAddr>>;
 
 /// What the cluster-wide plan reads.
@@ -78,6 +92,8 @@ pub(crate) struct ClusterInputs {
     pub(crate) tables: Tables,
     /// Addresses as this node learned them, also from an earlier life.
     pub(crate) addresses: Table<LbAssignment>,
+    /// Exports and imports, unless they are switched off; and the size of the mesh, which says which entries are sound.
+    pub(crate) mcs: Option<(Speaker, MaxClusters)>,
 }
 
 /// The services that other clusters are told of. Like Cilium's exporter: one without any EndpointSlice is not exported, an
@@ -101,7 +117,8 @@ pub(crate) async fn cluster(
     publisher: PublisherHandle,
     problems: Texts,
 ) {
-    let ClusterInputs { name, id, backends, tables, addresses } = inputs;
+    let ClusterInputs { name, id, backends, tables, addresses, mut mcs } = inputs;
+    let mut news = mcs.as_ref().map(|(speaker, _)| News::of(&tables, speaker));
     let (mut services, mut slices) = (tables.services.changes(), tables.slices.changes());
     let (mut offered, mut namespaces) = (tables.pools.changes(), tables.namespaces.changes());
     let mut leader = publisher.leader();
@@ -114,6 +131,7 @@ pub(crate) async fn cluster(
             _ = slices.next() => {}
             _ = offered.next() => {}
             _ = namespaces.next() => {}
+            () = mcs::next(&mut news) => {}
             changed = leader.changed() => {
                 if changed.is_err() { return }
                 present = None;
@@ -124,7 +142,7 @@ pub(crate) async fn cluster(
         }
         let known = match present.take() {
             Some(known) => known,
-            None => match assigned_before(&publisher).await {
+            None => match said_before(&publisher, id, &mut mcs).await {
                 // An etcd that was wiped has nothing; what this node remembers is as good.
                 Ok(listed) => {
                     let remembered = addresses.snapshot();
@@ -133,7 +151,7 @@ pub(crate) async fn cluster(
                 }
                 Err(error) => {
                     // The connection is gone, and with it the election; the next term asks again.
-                    tracing::warn!(%error, "the present LoadBalancer addresses cannot be read");
+                    tracing::warn!(%error, "the present LoadBalancer addresses and exports cannot be read");
                     continue;
                 }
             },
@@ -141,7 +159,14 @@ pub(crate) async fn cluster(
         let (services, slices) = (tables.services.snapshot(), tables.slices.snapshot());
         let pools: Vec<_> = tables.pools.snapshot().iter().cloned().collect();
         let all: Vec<_> = services.iter().cloned().collect();
-        let decided = pools::assign(&pools, &all, &known);
+        let mut decided = pools::assign(&pools, &all, &known);
+        let mut exports = Vec::new();
+        if let Some((speaker, _)) = &mut mcs {
+            let imports = speaker.assign(&tables.imports, &known);
+            decided.rows.extend(imports.rows);
+            decided.problems.extend(imports.problems);
+            exports = speaker.entries(&tables);
+        }
         *problems.lock().unwrap_or_else(PoisonError::into_inner) = decided.problems;
         let namespaces = tables.namespaces.snapshot();
         let exported = exported(&all, &slices, &namespaces).flat_map(|row| {
@@ -153,7 +178,7 @@ pub(crate) async fn cluster(
             service.into_iter().chain(slices).collect::<Vec<_>>()
         });
         let assigned = decided.rows.iter().map(|row| Desired::assignment(&row.name, &Assignment::of(row)));
-        publisher.set_cluster(exported.chain(assigned).filter_map(written));
+        publisher.set_cluster(exported.chain(exports).chain(assigned).filter_map(written));
         present = Some(decided.rows.into_iter().map(|row| (row.name, row.addresses)).collect());
     }
 }
@@ -186,6 +211,7 @@ mod tests {
             distribution: Distribution::Any,
             labels: BTreeMap::new(),
             selector: BTreeMap::new(),
+            details: Default::default(),
         }
     }
 

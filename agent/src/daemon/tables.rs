@@ -7,10 +7,13 @@ use std::sync::Arc;
 use tombolo_base::table::{Row, Table, Writer};
 use tombolo_kubernetes::Tables;
 use tombolo_policy::{EndpointPolicy, PolicyRow};
+use tombolo_service::mcs::{ExportStatus, ImportRow, RemoteExport};
+use tombolo_service::names::NameRow;
 use tombolo_service::{BackendRow, FailedProbe, FrontendRow, LbAssignment, RemoteService};
 use tombolo_topology::bgp::{AdvertRow, ConditionRow, NodeConfigRow, PeerRow};
 use tombolo_topology::{
-    EndpointRow, IdentityRow, LearnedRoute, NodePath, PrefixEntry, PrefixRow, RouteEntry, WireguardPeer,
+    ConflictRow, EndpointRow, IdentityRow, LearnedRoute, NodePath, PrefixEntry, PrefixRow, RouteEntry,
+    WireguardPeer,
 };
 
 /// A table and its writer shared by several sources.
@@ -30,7 +33,9 @@ pub(crate) struct Intent {
     pub(crate) prefixes: Table<PrefixRow>,
     /// What other clusters share.
     pub(crate) remote_services: Table<RemoteService>,
-    /// LoadBalancer addresses.
+    /// What other clusters export by the MCS API, and this one as it stands in etcd.
+    pub(crate) exports: Table<RemoteExport>,
+    /// LoadBalancer addresses and clusterset IPs.
     pub(crate) addresses: Table<LbAssignment>,
     /// Which backends answer this node's probes.
     pub(crate) probes: Table<FailedProbe>,
@@ -48,6 +53,8 @@ pub(crate) struct IntentWriters {
     pub(crate) prefixes: Arc<Writer<PrefixRow>>,
     /// Of what other clusters share: the mesh.
     pub(crate) remote_services: Arc<Writer<RemoteService>>,
+    /// Of the exports: the mesh.
+    pub(crate) exports: Arc<Writer<RemoteExport>>,
     /// Of the LoadBalancer addresses: the mesh, which follows the own cluster's etcd too.
     pub(crate) addresses: Arc<Writer<LbAssignment>>,
     /// Of the probes: the prober.
@@ -64,6 +71,7 @@ impl Intent {
         let (identities, identity_writer) = shared();
         let (prefixes, prefix_writer) = shared();
         let (remote_services, remote_writer) = shared();
+        let (exports, export_writer) = shared();
         let (addresses, address_writer) = shared();
         let (probes, probe_writer) = shared();
         let (learned, learned_writer) = shared();
@@ -72,12 +80,26 @@ impl Intent {
             identities: identity_writer,
             prefixes: prefix_writer,
             remote_services: remote_writer,
+            exports: export_writer,
             addresses: address_writer,
             probes: probe_writer,
             learned: learned_writer,
             endpoints: endpoint_writer,
         };
-        (Self { kube, identities, prefixes, remote_services, addresses, probes, learned, endpoints }, writers)
+        (
+            Self {
+                kube,
+                identities,
+                prefixes,
+                remote_services,
+                exports,
+                addresses,
+                probes,
+                learned,
+                endpoints,
+            },
+            writers,
+        )
     }
 
     fn list(&self, catalogue: &mut Catalogue) {
@@ -87,6 +109,8 @@ impl Intent {
         catalogue.add(&self.kube.pods);
         catalogue.add(&self.kube.namespaces);
         catalogue.add(&self.kube.rules);
+        catalogue.add(&self.kube.exports);
+        catalogue.add(&self.kube.imports);
         catalogue.add(&self.kube.pools);
         catalogue.add(&self.kube.bgp_cluster_configs);
         catalogue.add(&self.kube.bgp_peer_configs);
@@ -98,6 +122,7 @@ impl Intent {
         catalogue.add(&self.identities);
         catalogue.add(&self.prefixes);
         catalogue.add(&self.remote_services);
+        catalogue.add(&self.exports);
         catalogue.add(&self.addresses);
         catalogue.add(&self.probes);
         catalogue.add(&self.learned);
@@ -116,10 +141,18 @@ pub(crate) struct Desired {
     pub(crate) routes: Table<RouteEntry>,
     /// WireGuard peers.
     pub(crate) peers: Table<WireguardPeer>,
+    /// What several clusters claim.
+    pub(crate) conflicts: Table<ConflictRow>,
     /// Services' addresses.
     pub(crate) frontends: Table<FrontendRow>,
     /// Services' members.
     pub(crate) backends: Table<BackendRow>,
+    /// The status of this cluster's `ServiceExport` objects.
+    pub(crate) service_exports: Table<ExportStatus>,
+    /// What is imported from the clusters that export it.
+    pub(crate) service_imports: Table<ImportRow>,
+    /// What DNS says.
+    pub(crate) names: Table<NameRow>,
     /// Compiled policies.
     pub(crate) policies: Table<PolicyRow>,
     /// Which pod has which policy.
@@ -142,6 +175,10 @@ pub(crate) struct DesiredWriters {
     pub(crate) topology: tombolo_topology::plan::Outputs,
     /// Of the service planner.
     pub(crate) services: tombolo_service::plan::Outputs,
+    /// Of the planner of exports and imports; it also writes services and slices of the intent.
+    pub(crate) mcs: (Writer<ExportStatus>, Writer<ImportRow>),
+    /// Of the planner of names.
+    pub(crate) names: Writer<NameRow>,
     /// Of the policy compiler.
     pub(crate) policies: (Writer<PolicyRow>, Writer<EndpointPolicy>),
     /// Of the interface planner.
@@ -156,7 +193,9 @@ impl Desired {
     /// Empty tables.
     pub(crate) fn new() -> (Self, DesiredWriters) {
         let (paths, entries, routes, peers) = (Table::new(), Table::new(), Table::new(), Table::new());
+        let conflicts = Table::new();
         let (frontends, backends) = (Table::new(), Table::new());
+        let (service_exports, service_imports, names) = (Table::new(), Table::new(), Table::new());
         let (policies, endpoint_policies, interfaces) = (Table::new(), Table::new(), Table::new());
         let (bgp_peers, bgp_adverts, bgp_conditions) = (Table::new(), Table::new(), Table::new());
         let bgp_node_configs = Table::new();
@@ -166,8 +205,11 @@ impl Desired {
                 entries: entries.1,
                 routes: routes.1,
                 peers: peers.1,
+                conflicts: conflicts.1,
             },
             services: tombolo_service::plan::Outputs { frontends: frontends.1, backends: backends.1 },
+            mcs: (service_exports.1, service_imports.1),
+            names: names.1,
             policies: (policies.1, endpoint_policies.1),
             interfaces: interfaces.1,
             bgp: super::bgp::Pens {
@@ -182,8 +224,12 @@ impl Desired {
             entries: entries.0,
             routes: routes.0,
             peers: peers.0,
+            conflicts: conflicts.0,
             frontends: frontends.0,
             backends: backends.0,
+            service_exports: service_exports.0,
+            service_imports: service_imports.0,
+            names: names.0,
             policies: policies.0,
             endpoint_policies: endpoint_policies.0,
             interfaces: interfaces.0,
@@ -200,8 +246,12 @@ impl Desired {
         catalogue.add(&self.entries);
         catalogue.add(&self.routes);
         catalogue.add(&self.peers);
+        catalogue.add(&self.conflicts);
         catalogue.add(&self.frontends);
         catalogue.add(&self.backends);
+        catalogue.add(&self.service_exports);
+        catalogue.add(&self.service_imports);
+        catalogue.add(&self.names);
         catalogue.add(&self.policies);
         catalogue.add(&self.endpoint_policies);
         catalogue.add(&self.interfaces);

@@ -9,11 +9,13 @@
 
 use super::backend::{Daemon, FLOWS, Rows};
 use super::drive::{Applied, Driver};
+use super::stages::Timed;
+use super::status::Part;
 use super::tables::{Desired, DesiredWriters, Held, Intent, IntentWriters, catalogue};
 use super::tasks::Tasks;
 use super::{
-    bgp, bgp_status, datapath, endpoints, flows, interfaces, network, node, planners, policy, probe, publish,
-    watch,
+    bgp, bgp_status, datapath, dns, endpoints, flows, follow_names, interfaces, mcs, names, network, node,
+    planners, policy, probe, publish, watch,
 };
 use crate::config::{Config, Encryption, Identity};
 use anyhow::{Context, anyhow};
@@ -25,6 +27,8 @@ use tombolo_clustermesh::publisher::PublisherHandle;
 use tombolo_clustermesh::rows::{RemoteSlices, TableSink};
 use tombolo_kubernetes::{LabelFilter, Tables, Writers};
 use tombolo_service::FailedProbe;
+use tombolo_service::mcs::{ClusterSetRange, ExportStatus, ImportRow, Outputs, Planner};
+use tombolo_service::names::NameRow;
 use tombolo_topology::plan::{self, NodeIndexes};
 use tombolo_topology::{EndpointRow, IdentityRow, LearnedRoute, PrefixRow};
 use tombolo_tunnel::KernelRoutes;
@@ -67,7 +71,7 @@ pub(crate) async fn start(
     rooms.mesh(kube_writers, &sources).await;
     let kernel = rooms.kernel_routes();
     let hops = kernel.next_hops().await.context("cannot read the kernel's routes")?;
-    let bgp = rooms.planners(plans, remembered, hops, &sources);
+    let bgp = rooms.planners(plans, remembered, hops, kube_writers, &sources);
     rooms.reconcilers(kernel.clone());
     rooms.flows()?;
     let publisher = rooms.publisher()?;
@@ -120,16 +124,18 @@ impl Rooms<'_> {
 
     /// Remote clusters and the own cluster's other nodes, into the intent tables.
     async fn mesh(&mut self, kube: &Writers, sources: &IntentWriters) {
-        let sink = Arc::new(TableSink {
+        let rows = TableSink {
             nodes: kube.nodes.clone(),
             identities: sources.identities.clone(),
             prefixes: sources.prefixes.clone(),
             services: sources.remote_services.clone(),
             slices: RemoteSlices::default(),
+            exports: sources.exports.clone(),
             assignments: sources.addresses.clone(),
             own: self.ground.identity.cluster.clone(),
             max: self.ground.identity.max_clusters,
-        });
+        };
+        let sink = Arc::new(Timed { rows, timer: self.ground.daemon.map_timer.clone() });
         let Ground { config, identity, driver, tasks, .. } = &mut self.ground;
         let mesh = node::start_mesh(config, identity, sink, driver.cancel.clone(), tasks).await;
         self.ground.daemon.mesh.set(mesh).ok();
@@ -141,14 +147,17 @@ impl Rooms<'_> {
         plans: DesiredWriters,
         remembered: datapath::Remembered,
         hops: RememberedHops,
+        kube: &Writers,
         sources: &IntentWriters,
     ) -> BgpPens {
-        let datapath::Remembered { nodes, backends, frontends, interfaces } = remembered;
-        self.topology_planner(nodes, hops, plans.topology);
+        let datapath::Remembered { nodes, claims, backends, frontends, interfaces } = remembered;
+        self.topology_planner((nodes, claims), hops, plans.topology);
         let node = self.ground.identity.node.clone();
         let mut services = tombolo_service::plan::Planner::new(node, self.ground.driver.clock.now())
             .in_cluster(self.ground.identity.cluster.as_str());
         services.restore(backends, frontends);
+        self.mcs_planner(plans.mcs, kube);
+        self.names_planner(plans.names);
         self.service_planner(services, plans.services);
         self.prober(sources.probes.clone());
         self.policy_planner(plans.policies);
@@ -167,11 +176,18 @@ impl Rooms<'_> {
         (plans.bgp, plans.bgp_status)
     }
 
-    fn topology_planner(&mut self, remembered: RememberedNodes, hops: RememberedHops, out: plan::Outputs) {
+    fn topology_planner(
+        &mut self,
+        (nodes, claims): (RememberedNodes, RememberedClaims),
+        hops: RememberedHops,
+        out: plan::Outputs,
+    ) {
         let mut indexes = NodeIndexes::default();
-        indexes.restore(remembered);
+        indexes.restore(nodes);
         let mut planner = plan::Planner::new(self.ground.node.plan.clone(), indexes);
         planner.restore_hops(hops);
+        planner.restore_claims(claims);
+        self.ground.daemon.conflict_counts.set(planner.conflict_counts()).ok();
         self.spawn(
             "planner/topology",
             planners::topology(
@@ -200,6 +216,48 @@ impl Rooms<'_> {
             own: self.ground.node.own.key(),
         };
         self.spawn("planner/services", planners::services(self.driver(), planner, inputs, out));
+    }
+
+    /// Exports and imports, unless they are switched off.
+    fn mcs_planner(&mut self, (exports, imports): (Writer<ExportStatus>, Writer<ImportRow>), kube: &Writers) {
+        if !self.ground.config.clustermesh.service_exports {
+            return;
+        }
+        let driver = self.driver();
+        let planner =
+            Planner::new(&self.ground.identity.cluster, self.clusterset_range(), driver.clock.now());
+        // Announced before anybody prunes: what imports come to is not known yet.
+        kube.services.set_source(&Source::Planner, SourceState::Pending);
+        let (services, slices) = (kube.services.clone(), kube.slices.clone());
+        let out = Outputs { exports, imports, services, slices };
+        self.spawn("planner/mcs", mcs::planner(driver, planner, self.intent.clone(), out));
+    }
+
+    /// Names of services, the stream of them, and the unit that reads it if the agent keeps one.
+    fn names_planner(&mut self, out: Writer<NameRow>) {
+        let told = follow_names::Told::default();
+        let sources = follow_names::Sources {
+            names: self.desired.names.clone(),
+            namespaces: self.intent.kube.namespaces.clone(),
+            told: told.clone(),
+        };
+        self.ground.daemon.names.set(sources).ok();
+        let planner = tombolo_service::names::Planner::new(&self.ground.identity.cluster);
+        let exports = self.ground.config.clustermesh.service_exports;
+        let imports = exports.then(|| self.desired.service_imports.clone());
+        let run = names::planner(self.driver(), planner, self.intent.clone(), imports, out, told);
+        self.spawn("planner/names", run);
+        let config = self.ground.config;
+        if config.dns.enabled {
+            let (part, seen) = tokio::sync::watch::channel(Part::failing("dns", "starting", "wait"));
+            self.ground.daemon.dns.set(seen).ok();
+            let settings = dns::settings(config, Some(&self.ground.node.own));
+            self.spawn("dns", dns::keep(self.driver(), settings, dns::run_folder(config).to_owned(), part));
+        }
+    }
+
+    fn clusterset_range(&self) -> ClusterSetRange {
+        ClusterSetRange(self.ground.config.clustermesh.clusterset_cidrs.clone())
     }
 
     /// Backends of other clusters, for services that have them probed.
@@ -291,6 +349,7 @@ impl Rooms<'_> {
             max_clusters: self.ground.identity.max_clusters,
             owners,
             paths: self.held.paths.clone(),
+            timer: self.ground.daemon.map_timer.clone(),
         }
     }
 
@@ -327,6 +386,13 @@ impl Rooms<'_> {
 
     /// The own cluster's etcd: what this node says, and what the elected one says for all.
     fn publisher(&mut self) -> anyhow::Result<PublisherHandle> {
+        let speaker = mcs::Speaker {
+            cluster: self.ground.identity.cluster.clone(),
+            range: self.clusterset_range(),
+            exports: self.intent.exports.clone(),
+            imports: self.desired.service_imports.clone(),
+            created: std::collections::BTreeMap::new(),
+        };
         let Ground { config, identity, driver, tasks, daemon, .. } = &mut self.ground;
         let publisher = node::start_publisher(config, identity, driver.cancel.clone(), tasks)?;
         daemon.publisher.set(publisher.clone()).ok();
@@ -337,6 +403,7 @@ impl Rooms<'_> {
             backends: config.clustermesh.backends.into(),
             tables: self.intent.kube.clone(),
             addresses: self.intent.addresses.clone(),
+            mcs: config.clustermesh.service_exports.then_some((speaker, identity.max_clusters)),
         };
         let wireguard_key = self.ground.node.wireguard.as_ref().map(tombolo_tunnel::Wireguard::public_key);
         self.spawn(
@@ -435,6 +502,7 @@ impl Rooms<'_> {
 
 type BgpPens = (bgp::Pens, Writer<tombolo_topology::bgp::NodeConfigRow>);
 type RememberedNodes = Vec<(std::net::IpAddr, tombolo_topology::NodeIndex)>;
+type RememberedClaims = Vec<(tombolo_base::prefix::Prefix, std::net::IpAddr)>;
 type RememberedHops = std::collections::BTreeMap<
     tombolo_base::prefix::Prefix,
     std::collections::BTreeSet<tombolo_topology::LearnedNextHop>,

@@ -92,6 +92,18 @@ impl Backend for Router {
         json!([])
     }
 
+    async fn mesh_conflicts(&self) -> Value {
+        json!([])
+    }
+
+    async fn mesh_nodes(&self) -> Value {
+        json!([])
+    }
+
+    async fn mesh_lag(&self) -> Value {
+        json!({ "clusters": [], "map": null })
+    }
+
     async fn mesh_dump(&self) -> Dump {
         Dump::default()
     }

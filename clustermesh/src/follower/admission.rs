@@ -1,9 +1,9 @@
 //! Whether a remote cluster may be followed: its configuration, checked, and its number, reserved.
 
 use super::core::{Follower, Link};
-use super::event::{Header, Output};
+use super::event::{Header, News, Output};
 use super::store::Store;
-use crate::wire::{ClusterConfig, ConfigError, Kind, Layout, ReaderForms, Remote, ServicePreference, key};
+use crate::wire::{Capabilities, ClusterConfig, ConfigError, Kind, Layout, Remote, ServicePreference, key};
 use tombolo_base::clock::Moment;
 use tombolo_base::source::SourceState;
 
@@ -22,9 +22,13 @@ impl Follower {
             (Link::Configuring(since, _), None) => {
                 self.link = Link::Configuring(since, Some(now.after(self.config.timers.config_retry)));
             }
-            (Link::Configuring(..), Some(value)) => match self.accept_config(&value, out) {
-                Ok(()) => self.read_on(out),
+            (Link::Configuring(..), Some(value)) => match self.accept_config(now, &value, out) {
+                Ok(()) => {
+                    self.conflicts.config_accepted();
+                    self.read_on(out);
+                }
                 Err(error) => {
+                    self.conflicts.config_refused(now, &error);
                     let name = key::cluster_config(self.config.cluster.as_str());
                     self.disconnect(now, &format!("{name}: {error}"), out);
                 }
@@ -42,24 +46,28 @@ impl Follower {
         }
     }
 
-    fn accept_config(&mut self, value: &[u8], out: &mut Vec<Output>) -> Result<(), ConfigError> {
+    fn accept_config(&mut self, now: Moment, value: &[u8], out: &mut Vec<Output>) -> Result<(), ConfigError> {
         let published = ClusterConfig::decode(value)?;
         let id = published.check(self.config.own_id, self.config.max)?;
-        if self.remote.as_ref().is_some_and(|remote| remote.id != id) {
-            tracing::warn!(cluster = %self.config.cluster, %id, "the cluster has a new id: what was known under the old one is removed");
-            self.drain_entries(out);
-            self.bookmarks.forget();
-            self.remote = None;
-            self.config.ids.release(&self.config.cluster);
-            self.set_state(SourceState::Pending, out);
-        }
+        // First: a cluster that takes a number which is not free keeps what is known of it.
         self.config
             .ids
             .reserve(&self.config.cluster, id)
             .map_err(|other| ConfigError::Taken { id: published.id, other: other.to_string() })?;
+        if let Some(before) = self.remote.as_ref().map(|remote| remote.id).filter(|before| *before != id) {
+            self.conflicts.id_changed(now, u32::from(before.get()), u32::from(id.get()));
+            tracing::warn!(cluster = %self.config.cluster, %id, "the cluster has a new id: what was known under the old one is removed");
+            self.drain_entries(out);
+            self.bookmarks.forget();
+            self.remote = None;
+            self.set_state(SourceState::Pending, out);
+        }
         self.remote =
             Some(Remote { name: self.config.cluster.clone(), id, max: self.config.max, own: false });
-        self.choose_backends(published.capabilities.reader(ServicePreference::default()), out);
+        self.choose_kinds(&published.capabilities, out);
+        if self.config.mirror {
+            out.push(Output::News(News::Config(id, value.into())));
+        }
         if self.published.as_ref().is_some_and(|before| before.layout() != published.layout()) {
             self.bookmarks.forget();
         }
@@ -67,15 +75,24 @@ impl Follower {
         Ok(())
     }
 
-    /// Backends are published as services or as endpoint slices. Only the form that this cluster has is read, for of the
-    /// other one no canary may come; what was known in it goes.
-    fn choose_backends(&mut self, forms: ReaderForms, out: &mut Vec<Output>) {
-        for kind in [Kind::Services, Kind::EndpointSlices] {
-            if forms.reads(kind) == self.stores.contains_key(&kind) {
+    /// Backends are published as services or as endpoint slices, and exports not by all. Only what this cluster has is
+    /// read, for of the rest no canary may come; what was known of it goes.
+    fn choose_kinds(&mut self, said: &Capabilities, out: &mut Vec<Output>) {
+        let forms = said.reader(ServicePreference::default());
+        let (mirror, exports) = (self.config.mirror, self.config.exports);
+        let optional = [Kind::Services, Kind::EndpointSlices, Kind::ServiceExports];
+        let reads = |kind| match kind {
+            // A mirror has readers of all tastes.
+            _ if mirror => said.publishes(kind),
+            Kind::ServiceExports => exports && forms.reads(kind),
+            _ => forms.reads(kind),
+        };
+        for kind in optional {
+            if reads(kind) == self.stores.contains_key(&kind) {
                 continue;
             }
-            if forms.reads(kind) {
-                self.stores.insert(kind, Store::new(kind));
+            if reads(kind) {
+                self.stores.insert(kind, Store::new(kind, mirror));
             } else {
                 self.drain_kind(kind, out);
                 self.stores.remove(&kind);

@@ -3,12 +3,16 @@
 //! It never takes away what it knows because something failed. Entries go only when a complete list (after the canary
 //! of that connection) or a delete event says so, when the cluster's number changes, or when the cluster is removed.
 
+use super::conflict::Conflicts;
 use super::event::{Applied, Change, Input, Output, Scope, Ticket, Timers};
 use super::ids::IdBook;
+use super::lag::LagMeter;
 use super::limits::{Limits, Usage};
 use super::resume::{Bookmarks, Repetition};
 use super::store::{Intake, Phase, Store};
+use super::upstream::Upstream;
 use crate::wire::{ClusterConfig, KINDS, Kind, Record, Rejections, Remote};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tombolo_base::clock::Moment;
@@ -34,6 +38,11 @@ pub struct FollowerConfig {
     pub timers: Timers,
     /// Bounds.
     pub limits: Limits,
+    /// Whether exports of the Multi-Cluster Services API are read, where there are some.
+    pub exports: bool,
+    /// Read everything the cluster publishes, as it stands, to write it elsewhere: records are [`Record::Raw`], and what is
+    /// known is not taken away when the cluster is removed.
+    pub mirror: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,8 +99,13 @@ pub struct Follower {
     pub(super) pages: BTreeMap<Scope, i64>,
     /// When each kind was known to be current last.
     pub(super) confirmed_kinds: BTreeMap<Kind, Moment>,
+    /// How long before that, for kinds that were not confirmed in this life.
+    pub(super) restored_ages: BTreeMap<Kind, Duration>,
     /// Kinds whose entries are known and not used.
     pub(super) withheld: BTreeSet<Kind>,
+    pub(super) conflicts: Conflicts,
+    pub(super) lag: LagMeter,
+    pub(super) upstream: Upstream,
 }
 
 impl Follower {
@@ -102,13 +116,15 @@ impl Follower {
         // The own cluster's services are known from the manifests.
         let kinds = KINDS.into_iter().filter(|kind| !own || *kind != Kind::Services);
         let kinds = kinds.chain(own.then_some(Kind::Assignments));
+        // Of a remote cluster only if it announces them; until then what an earlier life knew has its place.
+        let kinds = kinds.chain(config.exports.then_some(Kind::ServiceExports));
         let remote = config.own_id.filter(|_| own);
         let remote = remote.map(|id| Remote { name: config.own_name.clone(), id, max: config.max, own });
         Self {
             link: Link::Idle(now),
             remote,
             published: None,
-            stores: kinds.map(|kind| (kind, Store::new(kind))).collect(),
+            stores: kinds.map(|kind| (kind, Store::new(kind, config.mirror))).collect(),
             phases: BTreeMap::new(),
             retries: BTreeMap::new(),
             canaries: BTreeMap::new(),
@@ -136,18 +152,26 @@ impl Follower {
             usage: Usage::default(),
             pages: BTreeMap::new(),
             confirmed_kinds: BTreeMap::new(),
+            restored_ages: BTreeMap::new(),
             withheld: BTreeSet::new(),
+            conflicts: Conflicts::default(),
+            lag: LagMeter::default(),
+            upstream: Upstream::default(),
             config,
         }
     }
 
     /// Takes over entries of an earlier life as *stale*: usable, to be confirmed or deleted by the first complete list.
     /// Each is checked like one read from etcd. Nothing is taken if the number now belongs to another cluster.
+    ///
+    /// `age` says how long ago each kind was confirmed: services are used for what is left of their time, and a minute at least, so that
+    /// a cluster that lives can confirm them.
     pub fn restore<'a>(
         &mut self,
         now: Moment,
         id: ClusterId,
-        entries: impl IntoIterator<Item = (Kind, &'a str, &'a [u8])>,
+        entries: impl IntoIterator<Item = (Kind, &'a str, Cow<'a, [u8]>)>,
+        age: impl Fn(Kind) -> Duration,
         out: &mut Vec<Output>,
     ) {
         let own = self.is_own();
@@ -162,9 +186,14 @@ impl Follower {
             rejections: &mut self.rejections,
             changes: Vec::new(),
         };
+        let mirror = self.config.mirror;
         for (kind, name, value) in entries {
+            // Whether a cluster publishes slices is known when its configuration is read: until then those of the earlier life count.
+            if !own && kind == Kind::EndpointSlices {
+                self.stores.entry(kind).or_insert_with(|| Store::new(kind, mirror));
+            }
             if let Some(store) = self.stores.get_mut(&kind) {
-                store.put(("snapshot of ", name), value, &mut intake);
+                store.put(("snapshot of ", name), &value, &mut intake);
             }
         }
         let changes = intake.changes;
@@ -173,6 +202,7 @@ impl Follower {
         // What was known before the restart is no change.
         self.applied.clear();
         self.confirmed_kinds = self.stores.keys().map(|kind| (*kind, now)).collect();
+        self.restored_ages = self.stores.keys().map(|kind| (*kind, age(*kind))).collect();
         self.set_state(SourceState::Stale, out);
     }
 
@@ -226,6 +256,7 @@ impl Follower {
             Input::Tick => {
                 self.tick(now, out);
                 self.withhold(now, out);
+                self.note_foreign(now);
             }
             Input::Connected => self.connected(now, out),
             Input::Disconnected(failure) => self.disconnect(now, &failure.text, out),
@@ -235,6 +266,7 @@ impl Follower {
                 self.lose(now, out);
                 self.connect(now, out);
             }
+            Input::Replaced => self.replaced(now, out),
             Input::Config(header, value) => self.take_config(now, header, value, out),
             Input::ConfigFailed(failure) => self.disconnect(now, &failure.text, out),
             Input::Proof(header, found) => self.take_proof(now, header, found, out),
@@ -257,7 +289,9 @@ impl Follower {
     /// The cluster was removed from the configuration: everything known is taken away, nodes and services first.
     pub fn drain(&mut self, out: &mut Vec<Output>) {
         out.push(Output::Disconnect);
-        self.drain_entries(out);
+        if !self.config.mirror {
+            self.drain_entries(out);
+        }
         self.config.ids.release(&self.config.cluster);
         self.link = Link::Gone;
         "removed from the configuration".clone_into(&mut self.text);
@@ -273,8 +307,8 @@ impl Follower {
     }
 
     pub(super) fn drain_entries(&mut self, out: &mut Vec<Output>) {
-        use Kind::{Assignments, EndpointSlices, Identities, Ips, Nodes, Services};
-        for kind in [Nodes, Services, EndpointSlices, Assignments, Ips, Identities] {
+        use Kind::{Assignments, EndpointSlices, Identities, Ips, Nodes, ServiceExports, Services};
+        for kind in [Nodes, ServiceExports, Services, EndpointSlices, Assignments, Ips, Identities] {
             self.drain_kind(kind, out);
         }
         self.withheld.clear();

@@ -1,15 +1,19 @@
 //! The etcd side of one follower: carries out what the core wants and brings back what etcd says.
 
+use super::confirmed::{self, Confirmed, Stamp};
 use super::core::Follower;
 use super::dump::Dump;
-use super::event::{Change, Failure, FailureKind, Input, Output, Scope, Ticket};
+use super::event::{Change, Failure, FailureKind, Input, News, Output, Scope, Ticket};
 use super::requests;
 use super::snapshot;
 use super::status::ClusterStatus;
+use super::times::Histogram;
 use crate::certificate::{Expiry, unix_now};
+use crate::error::MeshError;
 use crate::etcd::EtcdConfig;
+use crate::wire::Kind;
 use etcd_client::Client;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,8 +30,12 @@ pub trait MeshSink: Send + Sync + 'static {
     fn apply(&self, cluster: &ClusterName, changes: Vec<Change>);
     /// How complete the cluster's entries are now.
     fn state(&self, cluster: &ClusterName, state: SourceState);
-    /// The cluster was removed; its entries were deleted before.
+    /// The cluster was removed; its entries were deleted before, unless it was followed for a mirror.
     fn gone(&self, cluster: &ClusterName);
+    /// For a mirror: what its readers have to know besides the entries.
+    fn news(&self, _cluster: &ClusterName, _news: News) {}
+    /// The folder was listed: the names of all its entries, whatever is in them.
+    fn listed(&self, _names: &BTreeSet<String>) {}
 }
 
 /// What a follower's task can be asked.
@@ -45,18 +53,39 @@ pub(crate) enum Command {
 
 /// How often a changed snapshot is written at most; more rarely when writing takes long.
 const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(2);
-/// How often certificate files are looked at for a renewal.
-const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How often it is noted that entries are current.
+const CONFIRMATION_INTERVAL: Duration = Duration::from_secs(60);
 
 /// What a task brings back, with the connection it belongs to.
 struct Answer {
     epoch: u64,
+    /// When it came from etcd.
+    arrived: Instant,
     content: Content,
 }
 
 enum Content {
-    Client(Box<Client>, Option<Expiry>, [u8; 32]),
+    Client(Connection),
+    /// One that was made beside the one that stands, or why it could not be.
+    Second(Result<Connection, String>),
     Input(Input),
+}
+
+/// A connection that was proved by an answer, and the certificates it uses.
+struct Connection {
+    client: Box<Client>,
+    expiry: Option<Expiry>,
+    fingerprint: [u8; 32],
+}
+
+impl Connection {
+    async fn open(etcd: &EtcdConfig) -> Result<Self, MeshError> {
+        // Taken first: a renewal while connecting must not look like the files in use.
+        let fingerprint = etcd.fingerprint().await;
+        let (client, files) = requests::open(etcd).await?;
+        Ok(Self { client: Box::new(client), expiry: files.map(|files| files.expiry), fingerprint })
+    }
 }
 
 /// One follower's task.
@@ -78,6 +107,13 @@ pub(crate) struct Driver {
     certificates: [u8; 32],
     /// Why renewed certificate files are not used.
     renewal: Option<String>,
+    /// A second connection is being made, with these files.
+    second: Option<[u8; 32]>,
+    /// When the configuration was asked for: its answer measures the way.
+    asked: Option<Instant>,
+    /// From the arrival of an answer to its rows.
+    commit: Histogram,
+    certificate_interval: Duration,
     warned: Vec<String>,
     written: u64,
     next_write: Instant,
@@ -92,6 +128,7 @@ impl Driver {
         snapshot: Option<PathBuf>,
         origin: Instant,
     ) -> Self {
+        let certificates = core.config.timers.certificates;
         // A task whose answer does not fit waits with it, and etcd waits for the task.
         let (answers, inbox) = mpsc::channel(8);
         Self {
@@ -110,6 +147,10 @@ impl Driver {
             expiry: None,
             certificates: [0; 32],
             renewal: None,
+            second: None,
+            asked: None,
+            commit: Histogram::default(),
+            certificate_interval: certificates,
             warned: Vec::new(),
             written: 0,
             next_write: Instant::now(),
@@ -123,7 +164,8 @@ impl Driver {
     /// Runs until cancelled (what is known stays with the sink) or drained.
     pub(crate) async fn run(mut self, mut commands: mpsc::Receiver<Command>, cancel: CancellationToken) {
         self.restore().await;
-        let mut certificate_check = tokio::time::interval(CERTIFICATE_INTERVAL);
+        let mut certificate_check = tokio::time::interval(self.certificate_interval);
+        let mut confirmation = tokio::time::interval(CONFIRMATION_INTERVAL);
         loop {
             let wake = self.origin.checked_add(self.core.next_deadline().since_origin());
             let wake = wake.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
@@ -153,6 +195,7 @@ impl Driver {
                     }
                 }
                 _ = certificate_check.tick() => self.check_certificates().await,
+                _ = confirmation.tick() => self.write_confirmed().await,
                 () = tokio::time::sleep_until(wake.into()) => self.feed(Input::Tick),
                 () = tokio::time::sleep_until(write.unwrap_or(wake).into()), if write.is_some() => {
                     self.write_snapshot().await;
@@ -160,6 +203,7 @@ impl Driver {
             }
         }
         self.tasks.shutdown().await;
+        self.write_confirmed().await;
         if self.snapshot_due().is_some() {
             self.write_snapshot().await;
         }
@@ -174,6 +218,7 @@ impl Driver {
         status.certificate_expires_unix_secs = self.expiry.as_ref().map(|expiry| expiry.not_after_unix_secs);
         status.certificate_left = self.expiry.as_ref().map(|expiry| expiry.short(unix_now()));
         status.warnings.extend(self.warnings());
+        status.commit = self.commit.quantiles();
         status
     }
 
@@ -208,6 +253,7 @@ impl Driver {
             match output {
                 Output::Change(_) => {}
                 Output::State(state) => self.sink.state(&self.cluster, state),
+                Output::News(news) => self.sink.news(&self.cluster, news),
                 Output::Gone => self.sink.gone(&self.cluster),
                 Output::Disconnect => self.disconnect(),
                 Output::Connect => self.connect(),
@@ -231,6 +277,7 @@ impl Driver {
         self.tasks.abort_all();
         self.running.clear();
         self.client = None;
+        (self.second, self.asked) = (None, None);
     }
 
     fn spawn(&mut self, scope: Option<(Scope, Ticket)>, task: impl Future<Output = Input> + Send + 'static) {
@@ -238,7 +285,7 @@ impl Driver {
         let handle = self.tasks.spawn(async move {
             let content = Content::Input(task.await);
             // A closed inbox means that the follower has ended.
-            drop(answers.send(Answer { epoch, content }).await);
+            drop(answers.send(Answer { epoch, arrived: Instant::now(), content }).await);
         });
         if let Some((scope, ticket)) = scope
             && let Some((old, previous)) = self.running.insert(scope, (ticket, handle))
@@ -263,15 +310,41 @@ impl Driver {
             return;
         }
         match answer.content {
-            Content::Client(client, expiry, certificates) => {
-                self.client = Some(*client);
-                self.renewal = None;
-                self.expiry = expiry;
-                self.certificates = certificates;
+            Content::Client(connection) => {
+                self.use_connection(connection);
                 self.feed(Input::Connected);
             }
-            Content::Input(input) => self.feed(input),
+            Content::Second(Ok(connection)) => {
+                tracing::info!(cluster = %self.cluster, "connected with the renewed certificate files; the old connection is closed");
+                // What the old one still answers counts no more; the core goes on from where it was.
+                self.disconnect();
+                self.use_connection(connection);
+                self.feed(Input::Replaced);
+            }
+            Content::Second(Err(error)) => {
+                self.second = None;
+                self.renewal = Some(format!(
+                    "changed certificate files are not used, the connection with the old ones is kept: {error}"
+                ));
+            }
+            Content::Input(input) => {
+                if let Some(asked) = self.asked.take_if(|_| matches!(input, Input::Config(..))) {
+                    self.core.round_trip(answer.arrived.duration_since(asked));
+                }
+                let events = matches!(&input, Input::Events { events, .. } if !events.is_empty());
+                self.feed(input);
+                if events {
+                    self.commit.add(answer.arrived.elapsed());
+                }
+            }
         }
+    }
+
+    fn use_connection(&mut self, connection: Connection) {
+        self.client = Some(*connection.client);
+        self.renewal = None;
+        self.expiry = connection.expiry;
+        self.certificates = connection.fingerprint;
     }
 
     fn connect(&mut self) {
@@ -282,23 +355,18 @@ impl Driver {
                     let text = "there is no usable cluster file".to_owned();
                     Content::Input(Input::Disconnected(Failure { kind: FailureKind::Other, text }))
                 }
-                Some(etcd) => {
-                    // Taken first: a renewal while connecting must not look like the files in use.
-                    let fingerprint = etcd.fingerprint().await;
-                    match requests::open(etcd).await {
-                        Ok((client, files)) => {
-                            Content::Client(Box::new(client), files.map(|files| files.expiry), fingerprint)
-                        }
-                        Err(error) => Content::Input(Input::Disconnected(Failure::from(&error))),
-                    }
-                }
+                Some(etcd) => match Connection::open(etcd).await {
+                    Ok(connection) => Content::Client(connection),
+                    Err(error) => Content::Input(Input::Disconnected(Failure::from(&error))),
+                },
             };
-            drop(answers.send(Answer { epoch, content }).await);
+            drop(answers.send(Answer { epoch, arrived: Instant::now(), content }).await);
         });
     }
 
     fn get_config(&mut self, key: String) {
         if let Some(client) = self.client.clone() {
+            self.asked = Some(Instant::now());
             self.spawn(None, requests::get(client, key));
         }
     }
@@ -322,7 +390,11 @@ impl Driver {
         self.spawn(Some((scope, ticket)), async move {
             let relay = async {
                 while let Some(input) = events.recv().await {
-                    drop(answers.send(Answer { epoch, content: Content::Input(input) }).await);
+                    drop(
+                        answers
+                            .send(Answer { epoch, arrived: Instant::now(), content: Content::Input(input) })
+                            .await,
+                    );
                 }
             };
             let (failure, ()) =
@@ -331,18 +403,32 @@ impl Driver {
         });
     }
 
-    /// A renewed certificate is used from the next connection on; the old one is kept only while it is valid, so the
-    /// connection is made anew at once. Nothing that is known is dropped, and a connection that stands is not given up
-    /// for files that cannot be used.
+    /// Makes a second connection beside the one that stands.
+    fn connect_beside(&mut self, etcd: EtcdConfig) {
+        let (answers, epoch) = (self.answers.clone(), self.epoch);
+        self.tasks.spawn(async move {
+            let opened = Connection::open(&etcd).await.map_err(|error| error.to_string());
+            drop(
+                answers
+                    .send(Answer { epoch, arrived: Instant::now(), content: Content::Second(opened) })
+                    .await,
+            );
+        });
+    }
+
+    /// A renewed certificate is used at once, by a second connection that takes the place of the first one when it has been answered. The
+    /// first one is kept for files that cannot be used, and while the other side does not take the new ones.
     async fn check_certificates(&mut self) {
         if let (Some(etcd), Some(_)) = (&self.etcd, &self.client) {
             let files = etcd.fingerprint().await;
-            let usable = if files == self.certificates { Ok(None) } else { etcd.certificates().await };
-            match usable {
-                Ok(None) => self.renewal = None,
+            let renewed = files != self.certificates && self.second != Some(files);
+            match if renewed { etcd.certificates().await } else { Ok(None) } {
+                Ok(None) if files == self.certificates => self.renewal = None,
+                Ok(None) => {}
                 Ok(Some(_)) => {
-                    tracing::info!(cluster = %self.cluster, "certificate files changed; connecting with the new ones");
-                    self.feed(Input::Reconfigured);
+                    self.second = Some(files);
+                    let etcd = etcd.clone();
+                    self.connect_beside(etcd);
                 }
                 Err(error) => self.renewal = Some(format!("changed certificate files are not used: {error}")),
             }
@@ -364,8 +450,14 @@ impl Driver {
                 return;
             }
         };
+        let (now, confirmed) = (Stamp::now().await, confirmed::read(&path).await);
+        let age = |kind: Kind| {
+            let later = confirmed.as_ref().filter(|confirmed| confirmed.kinds.contains(&kind));
+            let age = saved.at.age(&now);
+            later.map_or(age, |confirmed| confirmed.at.age(&now).min(age))
+        };
         let mut out = Vec::new();
-        self.core.restore(self.now(), saved.id, saved.iter(), &mut out);
+        self.core.restore(self.now(), saved.id, saved.iter(), age, &mut out);
         self.written = self.core.revision();
         self.carry_out(out);
     }
@@ -377,15 +469,26 @@ impl Driver {
     }
 
     async fn write_snapshot(&mut self) {
+        let at = Stamp::now().await;
         let (Some(path), Some((id, entries))) = (self.snapshot.clone(), self.core.known()) else { return };
         let started = Instant::now();
-        let saved = snapshot::Saved::new(&self.cluster, id, entries);
+        let saved = snapshot::Saved::new(&self.cluster, id, at, entries);
         self.written = self.core.revision();
         if let Err(error) = snapshot::write(&path, saved).await {
             tracing::warn!(cluster = %self.cluster, %error, "snapshot not written; a restart starts without it");
         }
         // Writing may take at most a twentieth of the time.
         self.next_write = Instant::now() + SNAPSHOT_INTERVAL.max(started.elapsed() * 20);
+    }
+
+    /// Notes on disk that what is known was current until now.
+    async fn write_confirmed(&mut self) {
+        let kinds = self.core.confirmed_now();
+        let Some(path) = self.snapshot.as_ref().filter(|_| !kinds.is_empty()) else { return };
+        let confirmed = Confirmed::new(Stamp::now().await, kinds);
+        if let Err(error) = confirmed::write(path, confirmed).await {
+            tracing::warn!(cluster = %self.cluster, %error, "after a restart its services may stop being used earlier");
+        }
     }
 
     async fn drain(&mut self) {
@@ -395,6 +498,7 @@ impl Driver {
         if let Some(path) = &self.snapshot {
             // Missing is as good as removed.
             drop(tokio::fs::remove_file(path).await);
+            drop(tokio::fs::remove_file(confirmed::beside(path)).await);
         }
     }
 }

@@ -3,7 +3,9 @@
 use super::core::Follower;
 use super::status::ClusterStatus;
 use super::store::Store;
-use crate::wire::{Reason, Record};
+use crate::wire::service::L4;
+use crate::wire::slice::{Endpoint, Port};
+use crate::wire::{EndpointSlice, Kind, Reason, Record, Service};
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -17,6 +19,8 @@ pub struct Dump {
     pub nodes: BTreeMap<String, Value>,
     /// Global services by `cluster/namespace/name`, in wire form.
     pub services: BTreeMap<String, Value>,
+    /// Exports of the Multi-Cluster Services API by `cluster/namespace/name`, in wire form.
+    pub exports: BTreeMap<String, Value>,
     /// Labels of identities, as text, by number.
     pub identities: BTreeMap<u32, String>,
     /// Addresses by prefix, single ones without a mask.
@@ -79,8 +83,47 @@ impl Dump {
                 let ip = DumpedIp { id: entry.identity.0, host: entry.host_ip, key: entry.encryption_key };
                 self.ips.entry(entry.prefix.short()).or_insert(ip);
             }
-            // Of the own cluster only, which is not dumped; slices and exports have no place in the dump's form.
-            Record::Assignment(..) | Record::EndpointSlice(_) | Record::ServiceExport(_) => {}
+            Record::ServiceExport(_) => {
+                self.exports.entry(format!("{cluster}/{name}")).or_insert(json(record)?);
+            }
+            // Of the own cluster only, which is not dumped; slices are told as the services they make.
+            Record::Assignment(..) | Record::EndpointSlice(_) | Record::Raw(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Tells services that are published as slices only in the form of a service: what slices do not carry (frontends, selector) stays
+    /// empty.
+    fn add_slices<'a>(
+        &mut self,
+        cluster: &str,
+        id: u32,
+        slices: impl Iterator<Item = &'a EndpointSlice>,
+    ) -> Result<(), serde_json::Error> {
+        let mut made: BTreeMap<String, Service> = BTreeMap::new();
+        for slice in slices {
+            let Some(name) = slice.service() else { continue };
+            let key = format!("{cluster}/{}/{name}", slice.namespace);
+            let service =
+                made.entry(key).or_insert_with(|| Service::new(cluster, id, &slice.namespace, name));
+            (service.include_external, service.shared) = (true, true);
+            let l4 = |port: &Port| {
+                let protocol = port.protocol.clone().unwrap_or_else(|| "TCP".into());
+                let name = port.name.clone().unwrap_or_else(|| "".into());
+                Some((name, L4 { protocol, port: port.port? }))
+            };
+            let usable = |endpoint: &&Endpoint| {
+                let ready = endpoint.ready.unwrap_or(true);
+                ready || endpoint.serving.unwrap_or(ready)
+            };
+            for ip in slice.endpoints.iter().filter(usable).flat_map(|endpoint| &endpoint.addresses) {
+                service.backends.entry(*ip).or_default().extend(slice.ports.iter().filter_map(l4));
+            }
+        }
+        for (key, service) in made {
+            if let Entry::Vacant(room) = self.services.entry(key) {
+                room.insert(serde_json::to_value(&service)?);
+            }
         }
         Ok(())
     }
@@ -96,6 +139,7 @@ impl Dump {
         }
         take(&mut self.nodes, other.nodes);
         take(&mut self.services, other.services);
+        take(&mut self.exports, other.exports);
         take(&mut self.identities, other.identities);
         take(&mut self.ips, other.ips);
         for (reason, keys) in other.rejected {
@@ -112,6 +156,15 @@ impl Follower {
             if let Err(error) = dump.add(cluster, name, record) {
                 tracing::error!(%cluster, name, %error, "not in the dump: cannot be written as JSON");
             }
+        }
+        let slices = self.stores.get(&Kind::EndpointSlices).into_iter().flat_map(Store::iter);
+        let slices = slices.filter_map(|(_, record)| match record {
+            Record::EndpointSlice(slice) => Some(slice.as_ref()),
+            _ => None,
+        });
+        let id = self.remote.as_ref().map_or(0, |remote| u32::from(remote.id.get()));
+        if let Err(error) = dump.add_slices(cluster, id, slices) {
+            tracing::error!(%cluster, %error, "services of slices are not in the dump: cannot be written as JSON");
         }
         for refused in self.stores.values().flat_map(|store| store.refused(usize::MAX)) {
             dump.rejected.entry(refused.reason).or_default().push(refused.key);

@@ -2,7 +2,9 @@
 
 use crate::wire::{Kind, Record};
 use serde::Serialize;
+use std::sync::Arc;
 use std::time::Duration;
+use tombolo_base::ids::ClusterId;
 use tombolo_base::source::SourceState;
 
 /// What is read from a remote etcd, each with a list and a watch of its own.
@@ -12,6 +14,8 @@ pub enum Scope {
     Heartbeat,
     /// The canaries of the cluster.
     Canaries,
+    /// What the relay says that mirrors the cluster; read where entries lie in the cache layout.
+    Relay,
     /// The entries of one kind.
     Entries(Kind),
 }
@@ -76,6 +80,8 @@ pub enum Input {
     Disconnected(Failure),
     /// Endpoints or certificates changed: connect anew, keep what is known.
     Reconfigured,
+    /// A new connection was made beside the one that stands and takes its place: requests and watches of the old one end unanswered.
+    Replaced,
     /// The answer to [`Output::GetConfig`].
     Config(Header, Option<Vec<u8>>),
     /// [`Output::GetConfig`] failed.
@@ -159,8 +165,19 @@ pub enum Output {
     Change(Change),
     /// How complete the cluster's rows are now.
     State(SourceState),
+    /// For a mirror: what its readers have to know besides the entries.
+    News(News),
     /// The cluster was removed; all its rows are gone.
     Gone,
+}
+
+/// What a mirror is told besides the entries, in order with them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum News {
+    /// The cluster's configuration was accepted: its number, and the value as it stands.
+    Config(ClusterId, Arc<[u8]>),
+    /// All entries of that kind are known; what was not told is not there.
+    Complete(Kind),
 }
 
 /// A change of what is known about a cluster.
@@ -226,6 +243,8 @@ pub struct Timers {
     pub check_failing: Duration,
     /// Wait before a denied range is asked for again.
     pub denied_retry: Duration,
+    /// How often certificate files are looked at for a renewal.
+    pub certificates: Duration,
 }
 
 impl Default for Timers {
@@ -242,6 +261,7 @@ impl Default for Timers {
             check: Duration::from_secs(20),
             check_failing: Duration::from_secs(5),
             denied_retry: Duration::from_secs(60),
+            certificates: Duration::from_secs(60),
         }
     }
 }

@@ -49,6 +49,9 @@ impl Rig {
             own: None,
             timers: Timers::default(),
             limits: Limits::default(),
+            exports: true,
+            mirror: false,
+            relay: None,
         };
         let (sink, cancel) = (Sink::default(), CancellationToken::new());
         let (mesh, task) = start(config, Arc::new(sink.clone()), cancel.clone()).await;

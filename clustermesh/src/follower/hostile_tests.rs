@@ -161,6 +161,57 @@ fn too_many_and_too_large_entries_cost_a_bounded_amount() {
     assert_eq!(world.sites[1].known.len(), 100);
 }
 
+/// Slices that unpack to far more than they are cost their own entries, in time that does not grow with what they claim to be.
+#[test]
+fn zip_bombs_are_refused_before_they_are_unpacked() {
+    use crate::wire::{MAX_VALUE_BYTES, Record, Remote};
+    use tombolo_base::ids::{ClusterId, ClusterName, MaxClusters};
+    let remote = Remote {
+        name: ClusterName::new("c2").unwrap(),
+        id: ClusterId::new(2, MaxClusters::C255).unwrap(),
+        max: MaxClusters::C255,
+        own: false,
+    };
+    let level = ruzstd::encoding::CompressionLevel::Fastest;
+    let bomb = |bytes: usize| {
+        ruzstd::encoding::compress_to_vec(
+            std::io::Read::take(std::io::repeat(0), u64::try_from(bytes).unwrap()),
+            level,
+        )
+    };
+    let start = std::time::Instant::now();
+    for bytes in [MAX_VALUE_BYTES + 1, 64 << 20, 256 << 20] {
+        let value = bomb(bytes);
+        assert!(value.len() < MAX_VALUE_BYTES, "{} bytes on the wire", value.len());
+        let unpacking = std::time::Instant::now();
+        let refused = Record::decode(&remote, Kind::EndpointSlices, "shop/web-1", &value).unwrap_err();
+        assert_eq!(refused.reason, Reason::TooBig, "{bytes}: {refused}");
+        assert!(unpacking.elapsed() < Duration::from_secs(5), "{bytes}: {:?}", unpacking.elapsed());
+    }
+    // A bomb in a bomb is one more value that is no slice; many of them are refused one by one.
+    let nested = ruzstd::encoding::compress_to_vec(&bomb(MAX_VALUE_BYTES - 1)[..], level);
+    assert!(Record::decode(&remote, Kind::EndpointSlices, "shop/web-1", &nested).is_err());
+    println!("{:?}", start.elapsed());
+}
+
+/// Clocks: canaries and heartbeats of any time, and beats that pretend any lag.
+#[test]
+fn clock_games_falsify_the_own_lag_at_most() {
+    let mut world = world(Limits::default());
+    let honest = world.sites[0].known.clone();
+    world.sites[1].publishing = false;
+    for text in ["0", "18446744073709551615", "-5", "1e99", "x", "", &"9".repeat(1_000)] {
+        world.sites[1].etcd.put(key::BEAT, text);
+        world.sites[1].etcd.put(&key::synced_prefix("c2"), text);
+        beat(&mut world, 300);
+        let status = world.sites[1].core.status(world.now);
+        assert!(status.ready && status.reconnections == 0, "{text}: {status:?}");
+        assert!(status.lag.is_none_or(|lag| lag.lag.count <= 2), "{text}");
+    }
+    assert_eq!(world.sites[0].known, honest);
+    assert_eq!(world.sites[0].core.status(world.now).lag, None);
+}
+
 #[test]
 fn heartbeats_are_judged_by_their_arrival() {
     let mut world = world(Limits::default());

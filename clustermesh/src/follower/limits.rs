@@ -30,8 +30,9 @@ impl Limits {
     #[must_use]
     pub const fn stale_after(&self, kind: Kind) -> Option<Duration> {
         match kind {
-            Kind::Services | Kind::EndpointSlices | Kind::ServiceExports => self.services_stale,
-            Kind::Nodes | Kind::Identities | Kind::Ips | Kind::Assignments => None,
+            Kind::Services | Kind::EndpointSlices => self.services_stale,
+            // An export chooses no backend, and an import that goes would lose its address.
+            Kind::Nodes | Kind::Identities | Kind::Ips | Kind::ServiceExports | Kind::Assignments => None,
         }
     }
 

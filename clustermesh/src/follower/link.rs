@@ -98,6 +98,7 @@ impl Follower {
             return;
         }
         self.heartbeat = now;
+        self.lag.reconnected();
         self.failed_checks = 0;
         self.next_check = now.after(self.config.timers.check);
         self.next_config = now.after(self.config.timers.config_retry.saturating_mul(30));
@@ -109,6 +110,20 @@ impl Follower {
             "waiting for the cluster's configuration".clone_into(&mut self.text);
             self.link = Link::Configuring(now, None);
             out.push(Output::GetConfig(key::cluster_config(self.config.cluster.as_str())));
+        }
+    }
+
+    /// A round trip to the etcd took that long.
+    pub(crate) fn round_trip(&mut self, time: Duration) {
+        self.lag.round_trip(time);
+    }
+
+    /// Goes on with a connection that was made beside the old one. Nothing was lost and nothing failed.
+    pub(super) fn replaced(&mut self, now: Moment, out: &mut Vec<Output>) {
+        if matches!(self.link, Link::Running | Link::Proving | Link::Configuring(..)) {
+            self.lose(now, out);
+            self.link = Link::Connecting(now);
+            self.connected(now, out);
         }
     }
 
@@ -152,7 +167,7 @@ impl Follower {
         }
         let kinds: Vec<Kind> = self.stores.keys().copied().collect();
         for kind in kinds {
-            let whole = self.canaries.get(&kind) == Some(&true);
+            let whole = self.canaries.get(&kind) == Some(&true) && !self.upstream.is_unswept(kind);
             if let Some(Phase::Watching(position)) = self.phases.get(&Scope::Entries(kind)).copied()
                 && whole
             {
@@ -162,6 +177,7 @@ impl Follower {
             // What was listed in part and never whole has its limit, too.
             self.confirmed_kinds.entry(kind).or_insert(now);
         }
+        self.upstream.lose();
         self.phases.clear();
         self.repetitions.clear();
         self.retries.clear();

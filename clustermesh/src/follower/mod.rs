@@ -2,6 +2,8 @@
 //! so that one bad cluster costs nobody else.
 
 mod admission;
+mod confirmed;
+mod conflict;
 mod core;
 mod driver;
 mod dump;
@@ -12,6 +14,7 @@ mod folder_tests;
 #[cfg(test)]
 mod hostile_tests;
 mod ids;
+mod lag;
 mod limits;
 mod link;
 mod reading;
@@ -26,17 +29,26 @@ mod status;
 mod store;
 #[cfg(test)]
 mod tests;
+mod times;
+mod upstream;
+#[cfg(test)]
+mod upstream_tests;
 
+pub use self::conflict::{ClusterConflict, ClusterConflictKind};
 pub use self::core::{Follower, FollowerConfig};
 pub use driver::MeshSink;
 pub use dump::{Dump, DumpStatus, DumpedCluster, DumpedIp};
 pub use event::{
-    Applied, Change, Failure, FailureKind, Header, Input, KeyEvent, Output, Scope, Ticket, Timers,
+    Applied, Change, Failure, FailureKind, Header, Input, KeyEvent, News, Output, Scope, Ticket, Timers,
 };
 pub(crate) use folder::scan;
 pub use ids::IdBook;
+pub use lag::LagStatus;
 pub use limits::Limits;
-pub use status::{ClusterStatus, ConfigStatus, FailureStatus, MAX_REFUSED, Refused};
+pub use status::{
+    ClusterStatus, ConfigStatus, FailureStatus, KindUsage, MAX_REFUSED, Refused, UpstreamStatus,
+};
+pub use times::{Histogram, Quantiles};
 
 use crate::etcd::EtcdConfig;
 use driver::{Command, Driver};
@@ -71,6 +83,13 @@ pub struct MeshConfig {
     pub timers: Timers,
     /// What each cluster may cost.
     pub limits: Limits,
+    /// Whether exports of the Multi-Cluster Services API are read.
+    pub exports: bool,
+    /// Read everything the clusters publish, as it stands, to write it elsewhere.
+    pub mirror: bool,
+    /// The etcd that a relay mirrors the clusters in: all are read from there, and the files only name them. With `mirror`:
+    /// the one that must not be read.
+    pub relay: Option<EtcdConfig>,
 }
 
 struct Running {
@@ -205,6 +224,8 @@ impl Mesh {
                 seed: rand::random(),
                 timers: self.config.timers,
                 limits: self.config.limits,
+                exports: self.config.exports,
+                mirror: self.config.mirror,
             },
             tombolo_base::clock::Moment::from_origin(self.origin.elapsed()),
         );
@@ -243,6 +264,8 @@ impl Mesh {
     /// New files are followed, changed ones reconnect. Only a cluster whose file is missing from the folder is drained; a
     /// file that became unusable keeps what is known.
     async fn apply(&mut self, mut scan: Scan) {
+        let listed = scan.names.clone();
+        self.redirect(&mut scan);
         let gone = |name: &&ClusterName| !scan.names.contains(name.as_str()) && **name != self.config.cluster;
         let gone: Vec<ClusterName> = self.running.keys().filter(gone).cloned().collect();
         for name in gone {
@@ -283,9 +306,32 @@ impl Mesh {
             }
         }
         self.broken = scan.broken;
+        self.sink.listed(&listed);
         if !std::mem::replace(&mut self.listed, true) {
             let followed: Vec<_> = self.running.keys().chain([&self.config.cluster]).cloned().collect();
             snapshots::remove_others(self.config.snapshots.as_deref(), &followed).await;
+        }
+    }
+
+    /// Files only name clusters that a relay mirrors. A relay itself must not read what it writes: the mirror would
+    /// confirm itself for ever.
+    fn redirect(&self, scan: &mut Scan) {
+        let Some(relay) = &self.config.relay else { return };
+        let mut selves = BTreeSet::new();
+        for (name, (etcd, digest)) in &mut scan.remotes {
+            if !self.config.mirror {
+                *etcd = relay.clone();
+                *digest = [0; 32];
+            } else if etcd.endpoints.iter().any(|endpoint| relay.endpoints.contains(endpoint)) {
+                selves.insert(name.clone());
+            }
+        }
+        for name in selves {
+            let file = self.config.folder.join(name.as_str()).display().to_string();
+            let text =
+                format!("{file} names the etcd that the relay writes to; name the cluster's own etcd there");
+            scan.remotes.remove(&name);
+            scan.broken.insert(name.to_string(), text);
         }
     }
 

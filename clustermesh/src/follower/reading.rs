@@ -1,11 +1,12 @@
 //! Lists and watches: what they tell is taken in, entry by entry.
 
 use super::core::{Follower, Link};
-use super::event::{Failure, FailureKind, Header, KeyEvent, Output, Scope, Ticket};
+use super::event::{Failure, FailureKind, Header, KeyEvent, News, Output, Scope, Ticket};
 use super::resume::Position;
 use super::store::{Intake, Phase, Store};
+use super::upstream::Upstream;
 use crate::etcd::PAGE;
-use crate::wire::{Kind, key};
+use crate::wire::{Kind, Layout, key};
 use tombolo_base::clock::Moment;
 use tombolo_base::source::SourceState;
 
@@ -30,9 +31,17 @@ impl Follower {
                 self.start_list(Scope::Entries(kind), out);
             }
         }
+        let mirrored = self.layout() == Layout::Cache && !self.is_own();
+        if mirrored {
+            self.ask_upstream(gated, out);
+        } else {
+            self.upstream = Upstream::default();
+        }
         if gated {
             "waiting for canaries: the cluster is still publishing".clone_into(&mut self.text);
-            self.start_list(Scope::Canaries, out);
+            if !mirrored {
+                self.start_list(Scope::Canaries, out);
+            }
         } else {
             "listing".clone_into(&mut self.text);
         }
@@ -43,6 +52,7 @@ impl Follower {
         match scope {
             Scope::Heartbeat => key::HEARTBEAT.to_owned(),
             Scope::Canaries => key::synced_prefix(cluster),
+            Scope::Relay => key::relay_prefix(cluster),
             Scope::Entries(kind) => kind.prefix(self.layout(), cluster),
         }
     }
@@ -60,6 +70,8 @@ impl Follower {
             store.begin_list();
             self.bookmarks.forget_kind(kind);
             self.repetitions.remove(&scope);
+        } else if scope == Scope::Relay {
+            self.upstream.listing();
         }
         self.retries.remove(&scope);
         let least = match self.phases.get(&scope) {
@@ -122,12 +134,17 @@ impl Follower {
     }
 
     fn listed(&mut self, now: Moment, scope: Scope, out: &mut Vec<Output>) {
+        if scope == Scope::Relay {
+            return self.judge_upstream(now, out);
+        }
         let Scope::Entries(kind) = scope else { return };
         if self.canaries.get(&kind) != Some(&true) {
             return;
         }
         let mut changes = Vec::new();
-        if let Some(store) = self.stores.get_mut(&kind) {
+        if self.upstream.may_sweep(kind)
+            && let Some(store) = self.stores.get_mut(&kind)
+        {
             store.sweep(&mut self.usage, &mut changes);
         }
         let room = !changes.is_empty();
@@ -139,8 +156,16 @@ impl Follower {
     }
 
     /// The entries of a kind are confirmed.
-    fn is_synced(&mut self, now: Moment, kind: Kind, out: &mut Vec<Output>) {
+    pub(super) fn is_synced(&mut self, now: Moment, kind: Kind, out: &mut Vec<Output>) {
+        if self.upstream.is_lost() {
+            // The mirror is read whole, but nobody vouches for what is in it.
+            return;
+        }
         self.synced.insert(kind, true);
+        self.restored_ages.remove(&kind);
+        if self.config.mirror {
+            out.push(Output::News(News::Complete(kind)));
+        }
         self.release(kind, out);
         if self.synced.values().all(|synced| *synced) {
             self.confirmed = Some(now);
@@ -188,10 +213,19 @@ impl Follower {
             return self.start_list(scope, out);
         };
         for event in events {
+            // Only as an event: what a list shows was written at any time before.
+            if let KeyEvent::Put(key, value) = &event
+                && key == key::BEAT.as_bytes()
+            {
+                self.lag.beat(now, value);
+            }
             match event {
                 KeyEvent::Put(key, value) => self.put(now, scope, &prefix, &key, &value, out),
                 KeyEvent::Delete(key) => self.delete(now, scope, &prefix, &key, out),
             }
+        }
+        if scope == Scope::Relay {
+            self.judge_upstream(now, out);
         }
         if let Scope::Entries(kind) = scope
             && self.is_current(scope, ticket)
@@ -214,6 +248,7 @@ impl Follower {
         match scope {
             Scope::Heartbeat => self.heartbeat = now,
             Scope::Canaries => self.canary(key, out),
+            Scope::Relay => self.upstream.put(self.config.cluster.as_str(), key, value),
             Scope::Entries(kind) => {
                 let (Some(remote), Some(store)) = (&self.remote, self.stores.get_mut(&kind)) else { return };
                 let Some(name) = key_name(key, prefix) else { return };
@@ -235,6 +270,9 @@ impl Follower {
     }
 
     fn delete(&mut self, now: Moment, scope: Scope, prefix: &str, key: &[u8], out: &mut Vec<Output>) {
+        if scope == Scope::Relay {
+            return self.upstream.delete(self.config.cluster.as_str(), key);
+        }
         let Scope::Entries(kind) = scope else { return };
         let (Some(store), Some(name)) = (self.stores.get_mut(&kind), key_name(key, prefix)) else { return };
         let mut changes = Vec::new();
@@ -263,7 +301,10 @@ impl Follower {
     fn canary(&mut self, key: &[u8], out: &mut Vec<Output>) {
         let layout = self.layout();
         let cluster = self.config.cluster.as_str();
-        let named = |kind: &Kind| kind.canary(layout, cluster).as_bytes() == key;
+        // In the own cluster exports stand before the services' canary, and an elected agent of before exports knows no other.
+        let own = self.is_own();
+        let awaited = |kind: Kind| if own && kind == Kind::ServiceExports { Kind::Services } else { kind };
+        let named = |kind: &Kind| awaited(*kind).canary(layout, cluster).as_bytes() == key;
         let kinds: Vec<Kind> = self.stores.keys().copied().filter(named).collect();
         for kind in kinds {
             if self.canaries.insert(kind, true) != Some(true) {
@@ -306,6 +347,12 @@ impl Follower {
 
     /// Only that range is given up for now; what is known of it stays and is stale.
     fn denied(&mut self, now: Moment, scope: Scope, failure: &Failure, out: &mut Vec<Output>) {
+        if scope == Scope::Relay {
+            // Entries can be read all the same; only who mirrors them is not known.
+            self.phases.insert(scope, Phase::Denied);
+            self.retries.insert(scope, now.after(self.config.timers.denied_retry));
+            return self.upstream_denied(now, out);
+        }
         self.text.clone_from(&failure.text);
         self.last_failure = Some((now, failure.text.clone()));
         self.phases.insert(scope, Phase::Denied);

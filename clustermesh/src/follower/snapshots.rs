@@ -1,5 +1,6 @@
 //! Which clusters an earlier life has left snapshots of.
 
+use super::confirmed;
 use std::path::Path;
 use tombolo_base::ids::ClusterName;
 
@@ -25,5 +26,7 @@ pub(super) async fn remove_others(folder: Option<&Path>, followed: &[ClusterName
         if let Err(error) = tokio::fs::remove_file(folder.join(format!("{name}.json"))).await {
             tracing::warn!(cluster = %name, %error, "its snapshot cannot be removed");
         }
+        // Without a snapshot it says nothing.
+        drop(tokio::fs::remove_file(confirmed::beside(&folder.join(format!("{name}.json")))).await);
     }
 }

@@ -3,9 +3,19 @@
 use super::core::{Follower, Link};
 use super::event::{Change, Output};
 use crate::wire::Kind;
+use std::collections::BTreeSet;
+use std::time::Duration;
 use tombolo_base::clock::Moment;
 
+/// How long what an earlier life left is used in any case: as long as others wait for a cluster's first list.
+const GRACE: Duration = Duration::from_secs(60);
+
 impl Follower {
+    /// The kinds that are confirmed now.
+    pub(crate) fn confirmed_now(&self) -> BTreeSet<Kind> {
+        self.synced.iter().filter(|(_, synced)| **synced).map(|(kind, _)| *kind).collect()
+    }
+
     /// When the entries of `kind` stop being used; `None` while they are confirmed, or if they have no limit.
     fn unused_from(&self, kind: Kind) -> Option<Moment> {
         let limit = self.config.limits.stale_after(kind)?;
@@ -13,7 +23,11 @@ impl Follower {
             return None;
         }
         self.stores.get(&kind).filter(|store| store.len() > 0)?;
-        self.confirmed_kinds.get(&kind).map(|confirmed| confirmed.after(limit))
+        let used = self
+            .restored_ages
+            .get(&kind)
+            .map_or(limit, |age| limit.saturating_sub(*age).max(GRACE.min(limit)));
+        self.confirmed_kinds.get(&kind).map(|confirmed| confirmed.after(used))
     }
 
     /// The next moment at which something stops being used.

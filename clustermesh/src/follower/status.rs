@@ -1,8 +1,11 @@
 //! The state of one remote cluster for `tombolo mesh status`.
 
+use super::conflict::ClusterConflict;
 use super::core::{Follower, Link};
 use super::event::Applied;
+use super::lag::LagStatus;
 use super::store::Store;
+use super::times::Quantiles;
 use crate::wire::{Kind, Reason, Rejections};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -62,6 +65,40 @@ pub struct ClusterStatus {
     pub withheld: BTreeMap<Kind, usize>,
     /// Bytes of the known entries' names and values, as read.
     pub bytes: usize,
+    /// The same and the number of keys, by kind, as it is known now.
+    pub usage: BTreeMap<Kind, KindUsage>,
+    /// How long a change takes from the cluster's etcd to its follower here; absent where nothing tells.
+    pub lag: Option<LagStatus>,
+    /// How long what arrived takes until its rows are written.
+    pub commit: Quantiles,
+    /// What is wrong between this cluster and others.
+    pub conflicts: Vec<ClusterConflict>,
+    /// The relay that the cluster is read through; absent if it is read directly, or through another program's mirror.
+    pub relay: Option<UpstreamStatus>,
+}
+
+/// What the entries of one kind cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct KindUsage {
+    /// Keys.
+    pub keys: usize,
+    /// Bytes of names and values.
+    pub bytes: usize,
+}
+
+/// What the relay says of a cluster that it mirrors.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct UpstreamStatus {
+    /// The elected relay's name; absent if there is none.
+    pub relay: Option<String>,
+    /// Whether its connection to the cluster stands.
+    pub connected: bool,
+    /// Whether it confirms the mirror.
+    pub ready: bool,
+    /// One sentence.
+    pub status: String,
 }
 
 /// Refused entries of one kind that are told one by one; the rest is counted.
@@ -133,7 +170,7 @@ impl Follower {
             name: self.config.cluster.to_string(),
             ready,
             connected,
-            status: self.text.clone(),
+            status: self.told(ready),
             endpoints: Vec::new(),
             etcd_id: self.etcd.map(|id| format!("{id:x}")),
             counts: self.stores.iter().map(|(kind, store)| (*kind, store.len())).collect(),
@@ -176,6 +213,22 @@ impl Follower {
                 .map(|kind| (*kind, self.stores.get(kind).map_or(0, Store::len)))
                 .collect(),
             bytes: self.usage.bytes,
+            usage: self.stores.iter().map(|(kind, store)| (*kind, store.usage())).collect(),
+            lag: self.lag.status(),
+            commit: Quantiles::default(),
+            conflicts: self.conflicts_now(now),
+            relay: self.upstream.status(),
+        }
+    }
+
+    /// What it does or what is wrong.
+    fn told(&self, ready: bool) -> String {
+        match self.upstream.text().filter(|_| self.link == Link::Running) {
+            Some(lost) => lost.to_owned(),
+            None if ready && self.upstream.status().is_some_and(|relay| relay.ready) => {
+                format!("{}, through a relay", self.text)
+            }
+            None => self.text.clone(),
         }
     }
 }

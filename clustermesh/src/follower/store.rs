@@ -3,8 +3,9 @@
 use super::event::Change;
 use super::limits::{Limits, Usage};
 use super::resume::Position;
-use super::status::Refused;
-use crate::wire::{Kind, Reason, Record, Reject, Rejections, Remote};
+use super::status::{KindUsage, Refused};
+use crate::etcd::MAX_VALUE_BYTES;
+use crate::wire::{Kind, Raw, Reason, Record, Reject, Rejections, Remote};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -57,6 +58,8 @@ pub(crate) struct Intake<'a> {
 #[derive(Clone, Debug)]
 pub(crate) struct Store {
     kind: Kind,
+    /// Entries are checked and kept byte for byte.
+    raw: bool,
     entries: BTreeMap<Arc<str>, Entry>,
     bad: BTreeMap<Arc<str>, Bad>,
     generation: u32,
@@ -65,12 +68,20 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    pub(crate) const fn new(kind: Kind) -> Self {
-        Self { kind, entries: BTreeMap::new(), bad: BTreeMap::new(), generation: 0, wanting: false }
+    pub(crate) const fn new(kind: Kind, raw: bool) -> Self {
+        Self { kind, raw, entries: BTreeMap::new(), bad: BTreeMap::new(), generation: 0, wanting: false }
     }
 
     pub(crate) fn len(&self) -> usize {
         self.entries.len()
+    }
+
+    /// What the entries cost.
+    pub(crate) fn usage(&self) -> KindUsage {
+        KindUsage {
+            keys: self.entries.len(),
+            bytes: self.entries.values().map(|entry| size(entry.bytes)).sum(),
+        }
     }
 
     /// Key name and record of everything known.
@@ -94,6 +105,7 @@ impl Store {
     pub(crate) fn put(&mut self, (prefix, name): (&str, &str), value: &[u8], intake: &mut Intake<'_>) {
         let bytes = name.len().saturating_add(value.len());
         let record = Record::decode(intake.remote, self.kind, name, value)
+            .and_then(|record| if self.raw { self.as_read(name, value).map(Some) } else { Ok(record) })
             .and_then(|record| self.admit(name, bytes, record, intake));
         match record {
             Ok(record) => {
@@ -111,6 +123,15 @@ impl Store {
                 self.refuse(prefix, name, reject, intake);
             }
         }
+    }
+
+    /// The entry for a mirror, if it can be written again.
+    fn as_read(&self, name: &str, value: &[u8]) -> Result<Record, Reject> {
+        if value.len() > MAX_VALUE_BYTES {
+            let detail = format!("value of {} bytes, of which an etcd takes {MAX_VALUE_BYTES}", value.len());
+            return Err(Reject::new(Reason::TooBig, detail));
+        }
+        Ok(Record::Raw(Raw { kind: self.kind, name: name.into(), value: value.into() }))
     }
 
     fn refuse(&mut self, prefix: &str, name: &str, reject: Reject, intake: &mut Intake<'_>) {
@@ -137,6 +158,11 @@ impl Store {
     /// Keys whose present value is refused.
     pub(crate) fn refused_now(&self) -> usize {
         self.bad.len()
+    }
+
+    /// Keys that are refused for that reason now.
+    pub(crate) fn refused_for(&self, reason: Reason) -> usize {
+        self.bad.values().filter(|bad| bad.reject.reason == reason).count()
     }
 
     /// The first `most` of them.
@@ -210,7 +236,8 @@ impl Store {
         }
         intake.usage.add(bytes, None);
         intake.changes.push(Change::Upsert(record.clone()));
-        self.entries.insert(name.into(), Entry { record, seen, bytes: cost });
+        let name = if let Record::Raw(raw) = &record { raw.name.clone() } else { name.into() };
+        self.entries.insert(name, Entry { record, seen, bytes: cost });
     }
 
     /// Forgets a key; an unknown one is no news.
@@ -264,7 +291,7 @@ mod tests {
             let id = ClusterId::new(1, MaxClusters::C255).unwrap();
             let name = ClusterName::new("c1").unwrap();
             let remote = Remote { name, id, max: MaxClusters::C255, own: true };
-            let (store, limits) = (Store::new(kind), Limits::default());
+            let (store, limits) = (Store::new(kind, false), Limits::default());
             Self { store, remote, limits, usage: Usage::default(), rejections: Rejections::default() }
         }
 

@@ -287,12 +287,133 @@ fn removal_drains_everything_and_restored_entries_are_stale() {
     assert_eq!((deletes, out.last()), (3, Some(&Output::Gone)));
     let mut again = World::new(7, 1, Limits::default());
     let (name, value) = ip(1, 8, 3);
-    let entry = (Kind::Ips, name.rsplit('/').next().unwrap(), value.as_bytes());
+    let entry = (Kind::Ips, name.rsplit('/').next().unwrap(), value.as_bytes().into());
     let mut out = Vec::new();
     let id = ClusterId::new(1, MaxClusters::C255).unwrap();
-    again.sites[0].core.restore(Moment::ZERO, id, [entry], &mut out);
+    again.sites[0].core.restore(Moment::ZERO, id, [entry], |_| Duration::ZERO, &mut out);
     assert!(
         matches!(&out[..], [Output::Change(Change::Upsert(_)), Output::State(SourceState::Stale)]),
         "{out:?}"
     );
+}
+
+/// A follower that starts from a snapshot whose services were confirmed so long ago, of a cluster that does not answer.
+fn restarted(age: Duration) -> World {
+    let mut world = World::new(7, 1, Limits::default());
+    world.cause(0, Fault::Outage);
+    let (name, value) = service("c1", 1, 0, 2);
+    let name = name.split_once("/v1/c1/").unwrap().1;
+    let entry = (Kind::Services, name, value.as_bytes().into());
+    let (id, mut out) = (ClusterId::new(1, MaxClusters::C255).unwrap(), Vec::new());
+    world.sites[0].core.restore(Moment::ZERO, id, [entry], |_| age, &mut out);
+    world.sites[0].carry_out(out);
+    assert_eq!(world.sites[0].known.len(), 1);
+    world
+}
+
+#[test]
+fn a_restart_does_not_make_the_services_of_a_dead_cluster_fresh() {
+    for (age, used) in [(0, 900), (600, 300), (880, 60), (1_000_000, 60)] {
+        let mut world = restarted(Duration::from_secs(age));
+        let withheld = tick_until(&mut world, |status| !status.withheld.is_empty()).as_secs();
+        assert!((used..used + 40).contains(&withheld), "confirmed {age} s ago, used for {withheld} s");
+        assert!(world.sites[0].known.is_empty());
+    }
+    // A cluster that lives confirms them in time, and its next silence has the whole time.
+    let mut world = restarted(Duration::from_secs(1_000_000));
+    want(&mut world, service("c1", 1, 0, 2));
+    world.settle();
+    assert!(status(&world).withheld.is_empty() && site(&mut world).known.len() == 1);
+    world.cause(0, Fault::Outage);
+    let withheld = tick_until(&mut world, |status| !status.withheld.is_empty()).as_secs();
+    assert!((840..960).contains(&withheld), "{withheld}");
+}
+
+#[test]
+fn renewed_certificates_cost_no_reconnection_and_no_list() {
+    let mut world = ready();
+    world.now = world.now.after(Duration::from_secs(61));
+    run(&mut world, 400);
+    let before = (status(&world), site(&mut world).listed);
+    want(&mut world, ip(1, 3, 1));
+    world.cause(0, Fault::Renewal);
+    world.settle();
+    let after = status(&world);
+    assert_eq!((after.reconnections, site(&mut world).listed), (before.0.reconnections, before.1));
+    assert_eq!((site(&mut world).resumed, after.last_failure), (4, before.0.last_failure));
+    let ips = (after.applied[&Kind::Ips], before.0.applied[&Kind::Ips]);
+    assert_eq!((ips.0.upserts - ips.1.upserts, ips.0.deletes), (1, ips.1.deletes));
+}
+
+#[test]
+fn an_id_that_changes_or_is_used_twice_is_a_conflict_that_says_what_to_do() {
+    let mut world = World::new(42, 2, Limits::default());
+    for at in 0..2 {
+        let (name, id) = (world.sites[at].name.clone(), world.sites[at].id);
+        let (key, value) = identity(&name, id, 0, 1);
+        world.sites[at].want.insert(key, value);
+    }
+    world.settle();
+    assert!(status(&world).conflicts.is_empty());
+    let publish_as = |world: &mut World, id: u32| {
+        let site = &mut world.sites[1];
+        let text = site.config_text().replace(&format!("\"id\":{}", site.id), &format!("\"id\":{id}"));
+        site.publishing = false;
+        site.excuse_all();
+        site.etcd.put(&key::cluster_config("c2"), &text);
+        world.cause(1, Fault::Cut);
+        (0..3_000).for_each(|_| world.step(false));
+        world.sites[1].core.status(world.now).conflicts
+    };
+    // That of another cluster, and our own.
+    for (id, holder) in [(1, "c1"), (9, "own")] {
+        let found = publish_as(&mut world, id);
+        let [conflict] = found.as_slice() else { panic!("{found:?}") };
+        assert_eq!(
+            (conflict.kind, conflict.key.as_str()),
+            (ClusterConflictKind::ClusterId, &*id.to_string())
+        );
+        assert_eq!((conflict.with.as_deref(), conflict.chosen.as_deref()), (Some(holder), Some(holder)));
+        assert!(conflict.remedy.contains("renumber"), "{conflict:?}");
+    }
+    // A free one: its identities still carry the old number.
+    let found = publish_as(&mut world, 77);
+    let [conflict] = found.as_slice() else { panic!("{found:?}") };
+    assert_eq!((conflict.kind, conflict.key.as_str()), (ClusterConflictKind::IdChange, "77"));
+    assert!(
+        conflict.detail.contains("from 2 to 77") && conflict.detail.contains("1 entries"),
+        "{conflict:?}"
+    );
+    assert!(conflict.remedy.contains("restart the agents, then the pods"), "{conflict:?}");
+    // Back again: nobody renumbers twice.
+    let found = publish_as(&mut world, 2);
+    assert_eq!(found[0].kind, ClusterConflictKind::ClusterName, "{found:?}");
+    assert!(world.sites[0].core.status(world.now).conflicts.is_empty(), "the other one has none");
+}
+
+#[test]
+fn services_that_are_published_as_slices_only_are_in_the_dump_as_services() {
+    use crate::wire::slice::{Endpoint, Port, SERVICE_LABEL};
+    use crate::wire::{EndpointSlice, Record};
+    let mut world = ready();
+    let mut slice = EndpointSlice::new("c1", 1, "shop", "web-1", true);
+    slice.labels.insert(SERVICE_LABEL.into(), "web".into());
+    let endpoint = |ip: &str, ready| Endpoint {
+        addresses: vec![ip.parse().unwrap()],
+        ready: Some(ready),
+        ..Endpoint::default()
+    };
+    slice.endpoints = vec![endpoint("10.1.0.7", true), endpoint("10.1.0.8", false)];
+    slice.ports = vec![Port { name: Some("http".into()), protocol: None, port: Some(8080) }];
+    let value = Record::EndpointSlice(Box::new(slice)).encode().unwrap();
+    let entry = (Kind::EndpointSlices, "shop/web-1", value.into());
+    let (id, mut out) = (ClusterId::new(1, MaxClusters::C255).unwrap(), Vec::new());
+    let now = world.now;
+    site(&mut world).core.restore(now, id, [entry], |_| Duration::ZERO, &mut out);
+    assert!(matches!(&out[0], Output::Change(Change::Upsert(Record::EndpointSlice(_)))), "{out:?}");
+    let dump = site(&mut world).core.dump();
+    let service = &dump.services["c1/shop/web"];
+    assert_eq!(service["backends"]["10.1.0.7"]["http"]["Port"], 8080);
+    assert!(service["backends"].get("10.1.0.8").is_none() && service["shared"] == true, "{service}");
+    assert!(dump.services.contains_key("c1/shop/s0"));
 }

@@ -3,7 +3,7 @@
 use crate::error::MeshError;
 use crate::etcd::MAX_VALUE_BYTES;
 use crate::rows::Assignment;
-use crate::wire::{ClusterConfig, EndpointSlice, IpEntry, Kind, Layout, Node, Service, key};
+use crate::wire::{ClusterConfig, EndpointSlice, IpEntry, Kind, Layout, Node, Service, ServiceExport, key};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use tombolo_service::rows::ServiceName;
@@ -65,6 +65,15 @@ impl Desired {
         let name = format!("{}/{}", slice.namespace, slice.name);
         let key = Kind::EndpointSlices.key(Layout::State, &slice.cluster, &name);
         Self::new(key, Ok(slice.encode()), true)
+    }
+
+    /// A service that this cluster exports.
+    ///
+    /// # Errors
+    /// When it cannot be encoded or is too large.
+    pub fn export(export: &ServiceExport) -> Result<Self, MeshError> {
+        let name = format!("{}/{}", export.namespace, export.name);
+        Self::new(Kind::ServiceExports.key(Layout::State, &export.cluster, &name), export.encode(), true)
     }
 
     /// Addresses of a LoadBalancer service; outlives every agent.

@@ -1,5 +1,6 @@
 //! What the elected agent does: configuration, heartbeat, global services, sweep, canaries.
 
+use super::beat::Beat;
 use super::desired::{Desired, DesiredSet};
 use super::election::{Won, ended};
 use super::gate::Gate;
@@ -33,13 +34,14 @@ async fn try_lead(context: &Context, client: &Client, won: &Won) -> Result<Infal
         Area::Whole(Kind::Services.prefix(Layout::State, cluster)),
         // Also when they are not announced: what an earlier setting left there goes.
         Area::Whole(Kind::EndpointSlices.prefix(Layout::State, cluster)),
+        Area::Whole(Kind::ServiceExports.prefix(Layout::State, cluster)),
         Area::Whole(key::ASSIGNMENTS.to_owned()),
     ];
-    let mut writer =
-        ScopeWriter::new(client.clone(), pool, areas, Some((key::ELECTION.to_owned(), won.lease)));
+    let mut writer = ScopeWriter::new(client.clone(), pool, areas, Some(won.fence()));
     writer.resync().await?;
     let mut watch = writer.watch().await?;
     context.set_leader(true);
+    let _beat = Beat::start(client, heartbeat_lease, context.config.beat);
     let mut heartbeat = interval(context.config.heartbeat);
     let mut keep_alive = interval(context.config.keep_alive());
     let mut audit = interval(context.config.audit);

@@ -1,26 +1,38 @@
 //! Leases: kept on disk so that a restart resumes them, at most 1000 keys each.
 
 use super::Context;
+use super::scope::{get, lost_election};
 use crate::error::MeshError;
 use crate::etcd::{MAX_RESPONSE_BYTES, request, request_error};
 use crate::follower::snapshot::write_json;
 use crate::wire::key;
-use etcd_client::{Client, Error, KeyValue, LeaseTimeToLiveOptions, PutOptions, Txn, TxnOp, TxnOpResponse};
+use etcd_client::{
+    Client, Compare, CompareOp, Error, KeyValue, LeaseTimeToLiveOptions, PutOptions, Txn, TxnOp,
+    TxnOpResponse,
+};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Most keys on one lease; etcd slows down with more.
 pub(crate) const KEYS_PER_LEASE: usize = 1000;
+/// Most leases that are resumed: those of two million keys.
+const MAX_LEASES: usize = 2048;
 /// Keys read in one transaction; etcd's default limit.
 const READ_OPS: usize = 128;
 
 /// The leases of one writer and how many keys hang on each.
 pub(crate) struct LeasePool {
     client: Client,
-    node: String,
-    name: &'static str,
-    file: PathBuf,
+    /// For logs.
+    name: String,
     ttl_secs: i64,
+    /// Where they are kept for the next life; a pool that is handed on keeps them in etcd alone.
+    file: Option<PathBuf>,
+    /// The key that names them.
+    announced: String,
+    /// What must hold for that key to be written by whoever has the pool now.
+    fence: Option<(String, i64)>,
     leases: BTreeMap<i64, usize>,
 }
 
@@ -32,37 +44,59 @@ impl LeasePool {
         name: &'static str,
     ) -> Result<Self, MeshError> {
         let file = context.config.state_dir.join(format!("leases-{name}.json"));
+        // A file that is missing or broken costs one lease time of leftovers, no more.
+        let saved = ids(&tokio::fs::read(&file).await.unwrap_or_default());
         let mut pool = Self {
             client: client.clone(),
-            node: context.config.node.to_string(),
-            name,
-            file,
+            name: name.to_owned(),
             ttl_secs: i64::try_from(context.config.lease_ttl.as_secs()).unwrap_or(900),
+            file: Some(file),
+            announced: format!("{}{}/{name}", key::LEASES, context.config.node),
+            fence: None,
             leases: BTreeMap::new(),
         };
-        for id in pool.saved().await {
-            let call = request(|| format!("asking for lease {id:x}"), async {
-                pool.client.lease_client().time_to_live(id, None).await
-            });
-            if call.await?.ttl() > 0 {
-                pool.leases.insert(id, 0);
-            }
-        }
-        if pool.leases.is_empty() {
-            pool.grant().await?;
-        } else {
-            tracing::info!(pool = name, leases = pool.leases.len(), "leases of the last life resumed");
-            pool.keep_alive().await?;
-            pool.announce().await?;
-        }
+        pool.resume(saved).await?;
         Ok(pool)
     }
 
-    async fn saved(&self) -> Vec<i64> {
-        let text = tokio::fs::read(&self.file).await.unwrap_or_default();
-        // A file that is missing or broken costs one lease time of leftovers, no more.
-        let saved: Vec<i64> = serde_json::from_slice(&text).unwrap_or_default();
-        saved.into_iter().take(1024).collect()
+    /// A pool of whoever is elected: takes over the leases that `announced` names, as far as they live.
+    pub(crate) async fn take_over(
+        client: &Client,
+        ttl: Duration,
+        announced: String,
+        fence: (String, i64),
+    ) -> Result<Self, MeshError> {
+        // What cannot be read costs one writing of the keys on other leases.
+        let saved = self::announced(client, &announced).await?;
+        let mut pool = Self {
+            client: client.clone(),
+            name: announced.clone(),
+            ttl_secs: i64::try_from(ttl.as_secs()).unwrap_or(900),
+            file: None,
+            announced,
+            fence: Some(fence),
+            leases: BTreeMap::new(),
+        };
+        pool.resume(saved).await?;
+        Ok(pool)
+    }
+
+    /// Goes on with those of these leases that still live, or takes a new one.
+    async fn resume(&mut self, saved: Vec<i64>) -> Result<(), MeshError> {
+        for id in saved {
+            let call = request(|| format!("asking for lease {id:x}"), async {
+                self.client.lease_client().time_to_live(id, None).await
+            });
+            if call.await?.ttl() > 0 {
+                self.leases.insert(id, 0);
+            }
+        }
+        if self.leases.is_empty() {
+            return self.grant().await.map(drop);
+        }
+        tracing::info!(pool = self.name, leases = self.leases.len(), "leases of the last life resumed");
+        self.keep_alive().await?;
+        self.announce().await
     }
 
     pub(crate) fn contains(&self, lease: i64) -> bool {
@@ -128,7 +162,9 @@ impl LeasePool {
         let id = request(|| format!("taking a lease of {ttl} s"), call).await?.id();
         self.leases.insert(id, 0);
         let ids: Vec<i64> = self.leases.keys().copied().collect();
-        write_json(&self.file, "lease file", ids).await?;
+        if let Some(file) = &self.file {
+            write_json(file, "lease file", ids).await?;
+        }
         self.announce().await?;
         Ok(id)
     }
@@ -137,12 +173,16 @@ impl LeasePool {
     async fn announce(&mut self) -> Result<(), MeshError> {
         let ids: Vec<i64> = self.leases.keys().copied().collect();
         let Some(first) = ids.first().copied() else { return Ok(()) };
-        let name = format!("{}{}/{}", key::LEASES, self.node, self.name);
+        let name = self.announced.as_str();
         let value =
-            serde_json::to_vec(&ids).map_err(|source| MeshError::Encode { what: name.clone(), source })?;
-        let options = PutOptions::new().with_lease(first);
-        let call = async { self.client.kv_client().put(name.as_str(), value, Some(options)).await };
-        request(|| format!("writing {name}"), call).await.map(drop)
+            serde_json::to_vec(&ids).map_err(|source| MeshError::Encode { what: name.to_owned(), source })?;
+        // One that is handed on outlives its leases: it also says that whatever lies there is a pool's.
+        let options = self.file.as_ref().map(|_| PutOptions::new().with_lease(first));
+        let fence = self.fence.iter();
+        let fence = fence.map(|(key, lease)| Compare::lease(key.as_str(), CompareOp::Equal, *lease));
+        let txn = Txn::new().when(fence.collect::<Vec<_>>()).and_then([TxnOp::put(name, value, options)]);
+        let answer = request(|| format!("writing {name}"), self.client.kv_client().txn(txn)).await?;
+        if answer.succeeded() { Ok(()) } else { Err(lost_election()) }
     }
 
     /// Keeps all leases alive. True if one was lost: its keys must be written again.
@@ -166,7 +206,7 @@ impl LeasePool {
         }
         for id in &lost {
             tracing::warn!(
-                pool = self.name,
+                pool = %self.name,
                 lease = format!("{id:x}"),
                 "lease lost; its keys are written again"
             );
@@ -179,6 +219,17 @@ impl LeasePool {
         }
         Ok(!lost.is_empty())
     }
+}
+
+/// The leases that a key names.
+pub(crate) async fn announced(client: &Client, name: &str) -> Result<Vec<i64>, MeshError> {
+    Ok(get(client, name).await?.map_or_else(Vec::new, |kv| ids(kv.value())))
+}
+
+/// Lease ids out of JSON, as far as it is some.
+fn ids(text: &[u8]) -> Vec<i64> {
+    let ids: Vec<i64> = serde_json::from_slice(text).unwrap_or_default();
+    ids.into_iter().take(MAX_LEASES).collect()
 }
 
 /// Whether a failure says that the lease of a write is gone.

@@ -4,17 +4,18 @@
 //! A lost connection removes nothing: leases live 15 minutes, a restart resumes them. A wiped etcd is filled again by
 //! everybody, and its canaries come only when all known nodes have published, so that readers never see a half.
 
+mod beat;
 mod contest;
-mod desired;
-mod election;
+pub(crate) mod desired;
+pub(crate) mod election;
 mod gate;
 mod identity;
 mod kv;
 mod leader;
-mod lease;
+pub(crate) mod lease;
 mod node;
 mod pace;
-mod scope;
+pub(crate) mod scope;
 mod sweep;
 
 pub use contest::{Contest, Contested};
@@ -51,6 +52,8 @@ pub struct PublisherConfig {
     /// How the backends of global services are written; each form is written by the caller, with
     /// [`PublisherHandle::set_cluster`].
     pub backends: ExportMode,
+    /// Whether exports of the Multi-Cluster Services API are announced; they too are written by the caller.
+    pub exports: bool,
     /// This node.
     pub node: Arc<str>,
     /// The own etcd.
@@ -63,6 +66,8 @@ pub struct PublisherConfig {
     pub election_ttl: Duration,
     /// Interval of heartbeats.
     pub heartbeat: Duration,
+    /// Interval of the beats that readers measure their lag by.
+    pub beat: Duration,
     /// Longest wait for all nodes' markers before canaries are written.
     pub canary_wait: Duration,
     /// Interval of comparing everything with etcd.
@@ -86,12 +91,14 @@ impl PublisherConfig {
             cluster_id,
             max: MaxClusters::default(),
             backends: ExportMode::default(),
+            exports: false,
             node,
             etcd,
             state_dir,
             lease_ttl: Duration::from_secs(15 * 60),
             election_ttl: Duration::from_secs(15),
             heartbeat: Duration::from_secs(60),
+            beat: Duration::from_secs(5),
             canary_wait: Duration::from_secs(60),
             audit: Duration::from_secs(300),
             identity_gc: Duration::from_secs(15 * 60),
@@ -100,7 +107,8 @@ impl PublisherConfig {
 
     /// What is announced and which canaries are written.
     fn forms(&self) -> ProducerForms {
-        ProducerForms { backends: self.backends, ..ProducerForms::default() }
+        let service_exports = self.exports.then_some(true);
+        ProducerForms { backends: self.backends, service_exports, ..ProducerForms::default() }
     }
 
     fn keep_alive(&self) -> Duration {
@@ -393,7 +401,12 @@ async fn session(context: &Context, client: &etcd_client::Client, allocation: &m
 
 /// Stands for election and, once elected, writes what belongs to the cluster.
 async fn stand(context: &Context, client: &etcd_client::Client) -> MeshError {
-    let won = match election::campaign(context, client).await {
+    let seat = election::Seat {
+        key: key::ELECTION,
+        candidate: context.config.node.clone(),
+        ttl: context.config.election_ttl,
+    };
+    let won = match election::campaign(&seat, client).await {
         Ok(won) => won,
         Err(error) => return error,
     };
@@ -407,19 +420,5 @@ async fn stand(context: &Context, client: &etcd_client::Client) -> MeshError {
 /// Ends the connection when the certificate files were renewed. One that stands is not given up for files that cannot be
 /// used.
 async fn renewed(context: &Context) -> MeshError {
-    let etcd = &context.config.etcd;
-    let before = etcd.fingerprint().await;
-    loop {
-        tokio::time::sleep(Duration::from_secs(60)).await;
-        let renewal = match etcd.fingerprint().await == before {
-            true => None,
-            false => match etcd.certificates().await {
-                Ok(_) => {
-                    return election::ended("using the old certificate; its files were renewed".to_owned());
-                }
-                Err(error) => Some(format!("changed certificate files are not used: {error}")),
-            },
-        };
-        context.update(|status| status.renewal = renewal);
-    }
+    context.config.etcd.renewed(|renewal| context.update(|status| status.renewal = renewal)).await
 }

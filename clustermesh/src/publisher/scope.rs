@@ -1,7 +1,7 @@
 //! Carries a set of desired keys to etcd: list, diff, batched transactions.
 
 use super::contest;
-use super::desired::{Actual, DesiredSet, Plan, digest, plan};
+use super::desired::{Actual, Desired, DesiredSet, Plan, digest, plan};
 use super::election::ended;
 use super::lease::LeasePool;
 use super::pace::Pace;
@@ -14,11 +14,15 @@ use etcd_client::{
     WatchStream,
 };
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until};
 
 /// Most bytes of a transaction; etcd refuses 1.5 MiB.
 const BATCH_BYTES: usize = 1_000_000;
+/// Most keys that are deleted in one transaction, each with a condition, beside the fence.
+const MAX_DELETES: usize = 100;
 
 /// Shortest time between two repairs of keys that somebody else changed: two writers of one key would otherwise fight as
 /// fast as etcd lets them.
@@ -47,6 +51,8 @@ pub(crate) struct ScopeWriter {
     /// What must hold for every write: the election's key on our lease.
     fence: Option<(String, i64)>,
     pace: Pace,
+    /// How many transactions may be under way at once, where many writers share an etcd.
+    turns: Option<Arc<Semaphore>>,
     /// Keys of ours that somebody else changed or deleted, not told yet.
     contested: Vec<String>,
 }
@@ -59,7 +65,23 @@ impl ScopeWriter {
         fence: Option<(String, i64)>,
     ) -> Self {
         let (actual, contested) = (BTreeMap::new(), Vec::new());
-        Self { client, pool, areas, actual, revision: 0, fence, pace: Pace::default(), contested }
+        Self {
+            client,
+            pool,
+            areas,
+            actual,
+            revision: 0,
+            fence,
+            pace: Pace::default(),
+            turns: None,
+            contested,
+        }
+    }
+
+    /// Takes turns with other writers to the same etcd.
+    pub(crate) fn taking_turns(mut self, turns: Arc<Semaphore>) -> Self {
+        self.turns = Some(turns);
+        self
     }
 
     /// Number of keys known to stand in etcd.
@@ -149,24 +171,45 @@ impl ScopeWriter {
     pub(crate) async fn reconcile(&mut self, desired: &DesiredSet, prune: bool) -> Result<bool, MeshError> {
         let Plan { puts, deletes } = plan(desired, &self.actual, |lease| self.pool.contains(lease));
         let changed = !puts.is_empty() || !deletes.is_empty();
+        let puts: Vec<Desired> = puts.iter().filter_map(|name| desired.get(name)).cloned().collect();
+        self.put_all(puts).await?;
+        if prune {
+            self.delete_all(deletes).await?;
+        }
+        Ok(changed)
+    }
+
+    /// Writes these keys.
+    pub(crate) async fn put_all(&mut self, wanted: Vec<Desired>) -> Result<(), MeshError> {
         let (mut batch, mut bytes) = (Vec::new(), 0);
-        for name in puts {
-            let Some(wanted) = desired.get(&name) else { continue };
-            if batch.len() >= self.pace.ops() || bytes + wanted.value.len() > BATCH_BYTES {
+        for Desired { key, value, leased } in wanted {
+            if batch.len() >= self.pace.ops() || (bytes > 0 && bytes + value.len() > BATCH_BYTES) {
                 self.put(std::mem::take(&mut batch)).await?;
                 bytes = 0;
             }
-            bytes += wanted.value.len() + name.len();
-            let lease = if wanted.leased { Some(self.lease_of(&name).await?) } else { None };
-            batch.push((name, wanted.value.clone(), lease));
+            bytes += value.len() + key.len();
+            let lease = if leased { Some(self.lease_of(&key).await?) } else { None };
+            batch.push((key, value, lease));
         }
-        if !batch.is_empty() {
-            self.put(batch).await?;
+        if batch.is_empty() { Ok(()) } else { self.put(batch).await }
+    }
+
+    /// Deletes these keys, each if it still has that revision: what somebody wrote meanwhile is theirs.
+    pub(crate) async fn delete_all(&mut self, names: Vec<(String, i64)>) -> Result<(), MeshError> {
+        for some in names.chunks(MAX_DELETES) {
+            if !self.delete(some).await? {
+                // One of them was written meanwhile; the others go all the same.
+                for one in some {
+                    self.delete(std::slice::from_ref(one)).await?;
+                }
+            }
         }
-        for (name, revision) in deletes.into_iter().filter(|_| prune) {
-            self.delete(&name, revision).await?;
-        }
-        Ok(changed)
+        Ok(())
+    }
+
+    /// What is known to stand in etcd.
+    pub(crate) const fn actual(&self) -> &BTreeMap<String, Actual> {
+        &self.actual
     }
 
     /// The lease a key hangs on already, if it is ours, else one with room.
@@ -182,14 +225,6 @@ impl ScopeWriter {
         self.fence.iter().map(fence).collect()
     }
 
-    fn lost_election(&self) -> MeshError {
-        MeshError::Request {
-            what: "writing the cluster's keys".to_owned(),
-            why: "another agent was elected meanwhile; it writes them now".to_owned(),
-            kind: FailureKind::Other,
-        }
-    }
-
     async fn put(&mut self, batch: Vec<(String, Vec<u8>, Option<i64>)>) -> Result<(), MeshError> {
         let op = |(name, value, lease): &(String, Vec<u8>, Option<i64>)| {
             TxnOp::put(name.as_str(), value.clone(), lease.map(|id| PutOptions::new().with_lease(id)))
@@ -198,11 +233,13 @@ impl ScopeWriter {
         let first = batch.first().map(|(name, ..)| name.clone()).unwrap_or_default();
         let what = || format!("writing {} keys from {first} on", batch.len());
         sleep_until(self.pace.not_before).await;
+        let turn = self.turn().await;
         let sent = Instant::now();
         let response = request(what, self.client.kv_client().txn(txn)).await?;
         self.pace.answered(sent, Instant::now());
+        drop(turn);
         if !response.succeeded() {
-            return Err(self.lost_election());
+            return Err(lost_election());
         }
         let revision = response.header().map_or(0, etcd_client::ResponseHeader::revision);
         for (name, value, lease) in batch {
@@ -212,19 +249,42 @@ impl ScopeWriter {
         Ok(())
     }
 
-    /// Deletes a key unless somebody wrote it meanwhile; then it is theirs.
-    async fn delete(&mut self, name: &str, revision: i64) -> Result<(), MeshError> {
+    /// Deletes keys if all of them still have their revisions. True if they were, or if it was one: what is not ours any
+    /// more is not looked at again.
+    async fn delete(&mut self, names: &[(String, i64)]) -> Result<bool, MeshError> {
         let mut conditions = self.fences();
-        conditions.push(Compare::mod_revision(name, CompareOp::Equal, revision));
-        let txn = Txn::new().when(conditions).and_then([TxnOp::delete(name, None)]);
-        let answer = request(|| format!("deleting {name}"), self.client.kv_client().txn(txn)).await?;
+        let same = |(name, revision): &(String, i64)| {
+            Compare::mod_revision(name.as_str(), CompareOp::Equal, *revision)
+        };
+        conditions.extend(names.iter().map(same));
+        let deletes = names.iter().map(|(name, _)| TxnOp::delete(name.as_str(), None));
+        let txn = Txn::new().when(conditions).and_then(deletes.collect::<Vec<_>>());
+        let first = names.first().map_or("", |(name, _)| name.as_str());
+        let what = || format!("deleting {} keys from {first} on", names.len());
+        sleep_until(self.pace.not_before).await;
+        let turn = self.turn().await;
+        let sent = Instant::now();
+        let answer = request(what, self.client.kv_client().txn(txn)).await?;
+        self.pace.answered(sent, Instant::now());
+        drop(turn);
         // A late event of a write of our own to that key must not look like somebody else's.
         let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
         self.revision = self.revision.max(revision);
-        if let Some(gone) = self.actual.remove(name) {
-            self.pool.free(gone.lease);
+        if !answer.succeeded() && names.len() > 1 {
+            return Ok(false);
         }
-        Ok(())
+        for (name, _) in names {
+            if let Some(gone) = self.actual.remove(name) {
+                self.pool.free(gone.lease);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Waits until this writer may send.
+    async fn turn(&self) -> Option<OwnedSemaphorePermit> {
+        // The semaphore is never closed.
+        self.turns.clone()?.acquire_owned().await.ok()
     }
 
     /// Whether a key stands on one of our leases.
@@ -235,6 +295,15 @@ impl ScopeWriter {
     /// Takes note of a key that was written in a transaction elsewhere.
     pub(crate) fn note(&mut self, name: String, value: &[u8], lease: i64, revision: i64) {
         self.actual.insert(name, Actual { digest: digest(value), lease, revision });
+    }
+}
+
+/// What failed is an election, not a key: somebody else writes now.
+pub(crate) fn lost_election() -> MeshError {
+    MeshError::Request {
+        what: "writing the cluster's keys".to_owned(),
+        why: "another agent was elected meanwhile; it writes them now".to_owned(),
+        kind: FailureKind::Transport,
     }
 }
 

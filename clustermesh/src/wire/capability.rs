@@ -148,6 +148,18 @@ impl ReaderForms {
 }
 
 impl Capabilities {
+    /// Whether a cluster that says this has entries of a kind, and writes their canary.
+    #[must_use]
+    pub const fn publishes(&self, kind: Kind) -> bool {
+        match kind {
+            Kind::Identities | Kind::Nodes | Kind::Ips => true,
+            Kind::Services => self.export_mode.services(),
+            Kind::EndpointSlices => self.export_mode.slices(),
+            Kind::ServiceExports => self.service_exports_enabled.is_some(),
+            Kind::Assignments => false,
+        }
+    }
+
     /// How a cluster that says this is read.
     #[must_use]
     pub const fn reader(&self, preference: ServicePreference) -> ReaderForms {

@@ -4,6 +4,9 @@ use std::fmt;
 
 /// Liveness of the producer; read as a prefix, written leased once a minute.
 pub const HEARTBEAT: &str = "cilium/.heartbeat";
+/// The time in nanoseconds since 1970, written by an elected agent of ours every few seconds. It lies in the range of the heartbeat, which every
+/// reader watches and may read.
+pub const BEAT: &str = "cilium/.heartbeat/tombolo";
 /// Longest key name below a prefix that is looked at (bytes).
 pub const MAX_NAME_BYTES: usize = 16 * 1024;
 
@@ -115,6 +118,10 @@ pub const PUBLISHED: &str = "tombolo/published/";
 pub const LEASES: &str = "tombolo/leases/";
 /// The key whose holder writes the cluster-wide entries.
 pub const ELECTION: &str = "tombolo/election/cluster";
+/// Below it a relay says of each cluster what it mirrors: [`relay_status`] and [`relay_leases`].
+pub const RELAY: &str = "tombolo/relay/";
+/// The key whose holder mirrors the other clusters.
+pub const RELAY_ELECTION: &str = "tombolo/election/relay";
 /// Slave keys of identity allocation lie below it: `<labels>/<node>` to a decimal number.
 pub const IDENTITY_VALUES: &str = "cilium/state/identities/v1/value/";
 /// Locks of identity allocation.
@@ -130,6 +137,24 @@ pub fn cluster_config(cluster: &str) -> String {
 #[must_use]
 pub fn synced_prefix(cluster: &str) -> String {
     format!("cilium/synced/{cluster}/")
+}
+
+/// The prefix of what a relay says of a cluster.
+#[must_use]
+pub fn relay_prefix(cluster: &str) -> String {
+    format!("{RELAY}{cluster}/")
+}
+
+/// How far the elected relay reads a cluster; goes with its election.
+#[must_use]
+pub fn relay_status(cluster: &str) -> String {
+    format!("{RELAY}{cluster}/status")
+}
+
+/// The leases that a cluster's mirror hangs on. Hangs on none itself: where it stands, a relay wrote or writes a mirror.
+#[must_use]
+pub fn relay_leases(cluster: &str) -> String {
+    format!("{RELAY}{cluster}/leases")
 }
 
 /// Whether a key name is safe to use: not empty, bounded, no empty, `.` or `..` element, no control characters.

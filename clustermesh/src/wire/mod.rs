@@ -13,6 +13,7 @@ pub mod key;
 pub mod node;
 mod proto;
 mod reject;
+pub mod relay;
 pub mod service;
 pub mod slice;
 mod zstd;
@@ -71,6 +72,19 @@ pub enum Record {
     ServiceExport(Box<ServiceExport>),
     /// Addresses of a service of the own cluster.
     Assignment(ServiceName, Assignment),
+    /// An entry that was checked and is passed on byte for byte.
+    Raw(Raw),
+}
+
+/// An entry as it was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Raw {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its name below the prefix of its kind.
+    pub name: Arc<str>,
+    /// Its value.
+    pub value: Arc<[u8]>,
 }
 
 impl Record {
@@ -128,6 +142,7 @@ impl Record {
             Self::EndpointSlice(slice) => Ok(slice.encode()),
             Self::ServiceExport(export) => export.encode(),
             Self::Assignment(_, assignment) => assignment.encode(),
+            Self::Raw(raw) => Ok(raw.value.to_vec()),
         }
     }
 
@@ -142,6 +157,7 @@ impl Record {
             Self::EndpointSlice(slice) => format!("{}/{}", slice.namespace, slice.name),
             Self::ServiceExport(export) => format!("{}/{}", export.namespace, export.name),
             Self::Assignment(service, _) => service.to_string(),
+            Self::Raw(raw) => raw.name.to_string(),
         }
     }
 
@@ -156,6 +172,7 @@ impl Record {
             Self::EndpointSlice(_) => Kind::EndpointSlices,
             Self::ServiceExport(_) => Kind::ServiceExports,
             Self::Assignment(..) => Kind::Assignments,
+            Self::Raw(raw) => raw.kind,
         }
     }
 }

@@ -12,7 +12,8 @@ use tombolo_base::labels::Labels;
 use tombolo_clustermesh::MeshError;
 use tombolo_clustermesh::publisher::{self, Desired, PublisherConfig, PublisherHandle};
 use tombolo_clustermesh::rows::Assignment;
-use tombolo_clustermesh::wire::{IpEntry, Node, Service, node, service};
+use tombolo_clustermesh::wire::export::ExportPort;
+use tombolo_clustermesh::wire::{IpEntry, Node, Service, ServiceExport, node, service};
 
 pub(crate) fn name(text: &str) -> ClusterName {
     ClusterName::new(text).unwrap()
@@ -36,6 +37,7 @@ pub(crate) struct Agent {
     task: JoinHandle<()>,
     cancel: CancellationToken,
     pub(crate) number: u8,
+    exports: bool,
 }
 
 impl Agent {
@@ -51,9 +53,10 @@ impl Agent {
         let mut config =
             PublisherConfig::new(name("a"), id(1), node.into(), etcd.config(pki, "admin-a"), state);
         change(&mut config);
+        let exports = config.exports;
         let cancel = CancellationToken::new();
         let (handle, task) = publisher::start(config, cancel.clone());
-        Self { handle, task, cancel, number }
+        Self { handle, task, cancel, number, exports }
     }
 
     /// Its node, one pod, its part of the cluster's keys.
@@ -86,8 +89,12 @@ impl Agent {
         let assignment =
             Assignment { addresses: [IpAddr::from([203, 0, 113, 1])].into(), pools: BTreeSet::new() };
         let handle = self.handle.clone();
-        let cluster =
-            [Desired::service(&web).unwrap(), Desired::assignment(&service_name, &assignment).unwrap()];
+        let mut export = ServiceExport::new("a", "shop", "web", 1_700_000_000);
+        let (name, protocol) = (Arc::from("http"), Arc::from("TCP"));
+        export.ports.push(ExportPort { name, protocol, app_protocol: None, port: 80 });
+        let mut cluster =
+            vec![Desired::service(&web).unwrap(), Desired::assignment(&service_name, &assignment).unwrap()];
+        cluster.extend(self.exports.then(|| Desired::export(&export).unwrap()));
         tokio::spawn(async move {
             let mut leader = handle.leader();
             while leader.wait_for(|leads| *leads).await.is_ok() {

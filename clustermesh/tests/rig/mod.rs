@@ -21,17 +21,29 @@ pub(crate) struct Pki {
 }
 
 impl Pki {
-    pub(crate) fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+    fn authority(name: &str) -> (CertificateParams, KeyPair, rcgen::Certificate) {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.distinguished_name.push(DnType::CommonName, "mesh test CA");
+        params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
         let certificate = params.self_signed(&key).unwrap();
+        (params, key, certificate)
+    }
+
+    /// Issues by a new CA from now on, and gives its certificate; who trusts it is the caller's.
+    pub(crate) fn renew_ca(&mut self) -> String {
+        let (params, key, certificate) = Self::authority("mesh test CA, the second");
+        self.ca = Issuer::new(params, key);
+        certificate.pem()
+    }
+
+    pub(crate) fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let (params, key, certificate) = Self::authority("mesh test CA");
         std::fs::write(folder.path().join("ca.key"), key.serialize_pem()).unwrap();
         std::fs::write(folder.path().join("ca.crt"), certificate.pem()).unwrap();
         let pki = Self { folder, ca: Issuer::new(params, key) };
-        pki.issue("server", &["localhost", "127.0.0.1"]);
+        pki.issue("server", &["localhost", "127.0.0.1", "a.mesh.invalid"]);
         for user in ["root", "admin-a", "admin-b", "remote", "local-a", "nobody"] {
             pki.issue(user, &[]);
         }
@@ -75,6 +87,8 @@ pub(crate) struct Etcd {
     certificate: PathBuf,
     key: PathBuf,
     cluster: String,
+    /// Arguments besides the usual ones.
+    arguments: Vec<String>,
 }
 
 fn free_port() -> u16 {
@@ -84,6 +98,10 @@ fn free_port() -> u16 {
 impl Etcd {
     /// A started etcd of cluster `a` or `b` with the users and roles of a Cilium mesh.
     pub(crate) async fn start(pki: &Pki, cluster: &str) -> Self {
+        Self::start_with(pki, cluster, &[]).await
+    }
+
+    pub(crate) async fn start_with(pki: &Pki, cluster: &str, arguments: &[&str]) -> Self {
         let mut etcd = Self {
             process: None,
             folder: tempfile::tempdir().unwrap(),
@@ -93,6 +111,7 @@ impl Etcd {
             certificate: pki.path("server.crt"),
             key: pki.path("server.key"),
             cluster: cluster.to_owned(),
+            arguments: arguments.iter().map(|text| (*text).to_owned()).collect(),
         };
         etcd.spawn();
         etcd.grant(pki).await;
@@ -116,6 +135,7 @@ impl Etcd {
             .arg(&self.certificate)
             .arg("--key-file")
             .arg(&self.key)
+            .args(&self.arguments)
             .env_clear()
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
@@ -198,6 +218,7 @@ impl Etcd {
             trusted_ca_file: Some(pki.path("ca.crt")),
             cert_file: Some(pki.path(&format!("{user}.crt"))),
             key_file: Some(pki.path(&format!("{user}.key"))),
+            host_aliases: Vec::new(),
         }
     }
 

@@ -77,6 +77,8 @@ fn follower() -> Follower {
         seed: 1,
         timers: Timers::default(),
         limits: Limits::default(),
+        exports: true,
+        mirror: false,
     };
     Follower::new(config, now())
 }
@@ -90,6 +92,7 @@ fn sink() -> (TableSink, Table<RemoteService>) {
         prefixes: Arc::new(Table::new().1),
         services: Arc::new(services),
         slices: RemoteSlices::default(),
+        exports: Arc::new(Table::new().1),
         assignments: Arc::new(Table::new().1),
         own: ClusterName::new("own").unwrap(),
         max: MaxClusters::C255,
@@ -202,6 +205,7 @@ fn global(name: ServiceName) -> ServiceRow {
         distribution: Distribution::Any,
         labels: std::collections::BTreeMap::new(),
         selector: std::collections::BTreeMap::new(),
+        details: Default::default(),
     }
 }
 

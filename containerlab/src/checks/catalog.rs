@@ -8,6 +8,7 @@ use super::etcd::EtcdRoles;
 use super::faults::{Fault, MeshFault};
 use super::inventory::{Cluster, Inventory, PodFacts};
 use super::mtu::{MtuCheck, OutsideMtu};
+use super::names::NamesCheck;
 use super::routers::RouterCheck;
 use crate::settings::Checks;
 
@@ -87,6 +88,7 @@ fn faults(inventory: &Inventory, list: &mut List) {
     for cluster in [first, second] {
         if let Some(node) = cluster.nodes.keys().next() {
             add(format!("fault/agent-killed/{node}"), Fault::AgentKilled { node: node.clone() });
+            add(format!("fault/names-without-agent/{node}"), Fault::NamesWithoutAgent { node: node.clone() });
         }
     }
     add(format!("fault/etcd-stopped/{}", first.name), Fault::EtcdStopped { cluster: first.name.clone() });
@@ -196,6 +198,16 @@ impl<'a> Scene<'a> {
         self.hosts(list);
         self.policy(list);
         self.mtu(list);
+        self.names(list);
+    }
+
+    /// Each node's own unit is asked.
+    fn names(&self, list: &mut List) {
+        for (place, pod) in [("same-node", &self.client), ("other-node", &self.client_far)] {
+            let (cluster, family) = (self.cluster.name.clone(), self.family);
+            let name = format!("names/{place}/{cluster}/{family}");
+            list.add(Phase::Traffic, name, Task::Names(NamesCheck { cluster, pod: pod.key.clone(), family }));
+        }
     }
 
     fn ask(&self, from: Origin, to: Target, protocol: Protocol) -> Ask {
@@ -500,6 +512,8 @@ mod tests {
             "mtu/other-cluster",
             "mtu/world",
             "mtu/outside",
+            "names/same-node",
+            "names/other-node",
         ] {
             for cluster in ["east", "west"] {
                 for family in Family::BOTH {
@@ -518,6 +532,7 @@ mod tests {
             "backends-deleted",
             "local-endpoints-gone",
             "agent-killed",
+            "names-without-agent",
             "etcd-stopped",
             "etcd-wiped",
             "node-powered-off",

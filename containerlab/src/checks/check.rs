@@ -10,6 +10,7 @@ use super::ask::Ask;
 use super::etcd::EtcdRoles;
 use super::faults::Fault;
 use super::mtu::{MtuCheck, OutsideMtu};
+use super::names::NamesCheck;
 use super::routers::RouterCheck;
 
 /// An address family; every check runs in both.
@@ -159,6 +160,8 @@ pub enum Task {
     Mtu(MtuCheck),
     /// The same from the outside client.
     OutsideMtu(OutsideMtu),
+    /// What pods are told by the cluster's DNS.
+    Names(NamesCheck),
     /// What a remote cluster's certificate may do in etcd.
     EtcdRoles(EtcdRoles),
     /// Something the checks need and the lab lacks: always fails.

@@ -59,6 +59,8 @@ pub struct Cluster {
     pub pods: BTreeMap<String, PodFacts>,
     /// Services by `NAMESPACE/NAME`.
     pub services: BTreeMap<String, ServiceFacts>,
+    /// Services that it exports, by `NAMESPACE/NAME`.
+    pub exports: BTreeSet<String>,
     /// First and last address of each block of its LoadBalancer pools.
     pub pools: Vec<(IpAddr, IpAddr)>,
     /// Address types of services that its BGP advertisements name (`ClusterIP`, `LoadBalancerIP`, ...).
@@ -139,6 +141,10 @@ pub struct ServiceFacts {
     pub name: String,
     /// Cluster addresses.
     pub cluster_ips: Vec<IpAddr>,
+    /// Whether it has no address of its own.
+    pub headless: bool,
+    /// Whether it is shared with the other clusters.
+    pub global: bool,
     /// Whether it has a LoadBalancer address.
     pub load_balancer: bool,
     /// Whether external traffic goes to local backends only.
@@ -336,6 +342,11 @@ impl Cluster {
             "Node" => self.take_node(document),
             "Pod" => self.take_pod(document, path),
             "Service" => self.take_service(document, path),
+            "ServiceExport" => {
+                let text = |pointer: &str| document.pointer(pointer).and_then(Value::as_str);
+                let namespace = text("/metadata/namespace").unwrap_or("default");
+                self.exports.extend(text("/metadata/name").map(|name| format!("{namespace}/{name}")));
+            }
             "CiliumLoadBalancerIPPool" => self.take_pool(&document),
             "CiliumBGPAdvertisement" => self.take_advertisement(&document),
             _ => {}
@@ -384,9 +395,12 @@ impl Cluster {
         let Ok(service) = serde_json::from_value::<Service>(document) else { return };
         let (Some(name), Some(spec)) = (service.metadata.name, service.spec) else { return };
         let ips = spec.cluster_ips.unwrap_or_else(|| spec.cluster_ip.into_iter().collect());
+        let annotations = service.metadata.annotations.unwrap_or_default();
         let facts = ServiceFacts {
             namespace: service.metadata.namespace.unwrap_or_else(|| "default".to_owned()),
             name,
+            headless: ips.iter().any(|ip| ip == "None"),
+            global: annotations.get("service.cilium.io/global").is_some_and(|text| text == "true"),
             cluster_ips: ips.iter().filter_map(|ip| ip.parse().ok()).collect(),
             load_balancer: spec.type_.as_deref() == Some("LoadBalancer"),
             local: spec.external_traffic_policy.as_deref() == Some("Local"),

@@ -24,6 +24,7 @@ mod faults;
 mod flows;
 mod inventory;
 mod mtu;
+mod names;
 mod poll;
 mod ready;
 mod routers;

@@ -232,6 +232,7 @@ impl Scene {
             Task::Ask(ask) => ask.run(&self.context, &check.name).await,
             Task::Mtu(mtu) => mtu.run(&self.context, &check.name).await,
             Task::OutsideMtu(mtu) => mtu.run(&self.context, &check.name).await,
+            Task::Names(names) => names.run(&self.context).await,
             Task::EtcdRoles(roles) => roles.run(&self.context).await,
             Task::Missing(what) => Err(Failure::new(
                 format!("the lab has {what}"),

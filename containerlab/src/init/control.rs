@@ -54,7 +54,8 @@ pub(super) async fn serve(
     let reaper = Reaper::start()?;
     let netlink = Netlink::here().map_err(io::Error::other)?;
     up(&netlink, "lo").await.map_err(io::Error::other)?;
-    let kubelet = spec.kubelet.then(|| Kubelet::new(spec.name.clone(), reaper.clone(), pod_logs));
+    let kubelet =
+        spec.kubelet.then(|| Kubelet::new(spec.name.clone(), spec.dns.clone(), reaper.clone(), pod_logs));
     let host: &'static Host = Box::leak(Box::new(Host {
         command: Supervised::new(reaper.clone(), log.try_clone()?, notify_socket()?),
         reaper,

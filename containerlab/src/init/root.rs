@@ -184,6 +184,10 @@ fn names(spec: &NodeSpec) -> io::Result<()> {
         spec.hostname
     );
     replace("/etc/hosts", &hosts)?;
+    if spec.kubelet {
+        // The host's resolver is out of reach; each pod binds its own file here.
+        replace("/etc/resolv.conf", "")?;
+    }
     replace("/etc/hostname", &format!("{}\n", spec.hostname))?;
     std::fs::create_dir_all("/run/netns")?;
     std::fs::create_dir_all("/run/lock")

@@ -11,6 +11,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::runner::plan::Restart;
+use crate::settings::Dns;
 
 /// Namespace and name.
 pub(super) type PodKey = (String, String);
@@ -144,6 +145,14 @@ pub(super) fn hosts_file(pod: &PodSpec, addresses: &[IpAddr], services: &[Servic
         }
     }
     text
+}
+
+/// The `resolv.conf` of a pod, as a kubelet writes it: names of the pod's namespace are short.
+pub(super) fn resolv_conf(pod: &PodSpec, dns: Option<&Dns>) -> String {
+    let Some(Dns { servers, domain }) = dns else { return String::new() };
+    let servers: String = servers.iter().map(|server| format!("nameserver {server}\n")).collect();
+    let namespace = &pod.namespace;
+    format!("{servers}search {namespace}.svc.{domain} svc.{domain} {domain}\noptions ndots:5\n")
 }
 
 fn pod_spec(file: &str, pod: &Pod) -> Result<PodSpec, String> {
@@ -335,6 +344,21 @@ spec:
         assert!(text.contains("fd00::1 web.demo.svc.cluster.local web.demo.svc web.demo web\n"));
         assert!(text.contains("10.0.0.2 api.other.svc.cluster.local api.other.svc api.other\n"));
         assert!(!text.contains("headless"));
+    }
+
+    #[test]
+    fn short_names_are_those_of_the_namespace() {
+        let all = documents(POD);
+        let found = pods(all.iter().map(|document| ("f.yaml", document)), "n1", &mut Vec::new());
+        let pod = found.values().next().unwrap();
+        let servers = ["10.101.0.10", "fd00:101::a"].map(|text| text.parse().unwrap()).to_vec();
+        let dns = Dns { servers, domain: "cluster.local".to_owned() };
+        assert_eq!(
+            resolv_conf(pod, Some(&dns)),
+            "nameserver 10.101.0.10\nnameserver fd00:101::a\n\
+             search demo.svc.cluster.local svc.cluster.local cluster.local\noptions ndots:5\n"
+        );
+        assert_eq!(resolv_conf(pod, None), "");
     }
 
     #[test]

@@ -25,6 +25,7 @@ use crate::controllers::folder::{Folder, is_manifest};
 use crate::process::Reaper;
 use crate::runner::plan::MANIFESTS_IN_NODE;
 use crate::runner::protocol::PodState;
+use crate::settings::Dns;
 use manifests::{PodKey, PodSpec, ServiceName};
 
 /// What all pods of a node share.
@@ -35,6 +36,8 @@ struct Shared {
     logs: LogFolder,
     /// What `inspect` shows.
     states: Mutex<BTreeMap<PodKey, PodState>>,
+    /// What pods ask for names; without it they have hosts files only.
+    dns: Option<Dns>,
     /// The services' names, for hosts files.
     services: watch::Sender<Vec<ServiceName>>,
     /// One writer of manifests at a time.
@@ -50,9 +53,10 @@ pub struct Kubelet {
 impl Kubelet {
     /// A kubelet that does nothing before [`Kubelet::start`].
     #[must_use]
-    pub fn new(node: String, reaper: Reaper, logs: LogFolder) -> Self {
+    pub fn new(node: String, dns: Option<Dns>, reaper: Reaper, logs: LogFolder) -> Self {
         let shared = Shared {
             node,
+            dns,
             reaper,
             logs,
             states: Mutex::default(),
@@ -139,7 +143,8 @@ fn pass(shared: &Arc<Shared>, folder: &mut Folder, running: &mut BTreeMap<PodKey
         }
     };
     let documents = || folder.documents();
-    let services = manifests::services(documents());
+    // Where there is DNS, nobody needs them.
+    let services = if shared.dns.is_some() { Vec::new() } else { manifests::services(documents()) };
     shared.services.send_if_modified(|old| {
         let changed = *old != services;
         *old = services;

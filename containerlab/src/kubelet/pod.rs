@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tombolo_netlink::{NetNs, Netlink};
 
 use super::cni::{self, Attachment};
-use super::manifests::{ContainerSpec, EnvValue, PodSpec, expand, hosts_file};
+use super::manifests::{ContainerSpec, EnvValue, PodSpec, expand, hosts_file, resolv_conf};
 use super::status::{self, Status};
 use super::{Shared, probe};
 use crate::init::command::command;
@@ -31,6 +31,8 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from
 const EAGER_PERIOD: Duration = Duration::from_millis(200);
 /// Where hosts files are, in the node.
 const HOSTS_FOLDER: &str = "/run/tombolo-lab/hosts";
+/// Where their `resolv.conf` files are, in the node.
+const RESOLV_FOLDER: &str = "/run/tombolo-lab/resolv";
 
 /// A running pod's handle.
 #[derive(Debug)]
@@ -89,6 +91,7 @@ struct Life {
     attaching: Arc<tokio::sync::Mutex<()>>,
     cgroup: PathBuf,
     hosts: PathBuf,
+    resolv: PathBuf,
     addresses: Vec<IpAddr>,
     status: Status,
 }
@@ -107,6 +110,7 @@ impl Life {
         Self {
             cgroup: Path::new("/sys/fs/cgroup/pods").join(id.get(..32).unwrap_or(&id)),
             hosts: Path::new(HOSTS_FOLDER).join(id.get(..32).unwrap_or(&id)),
+            resolv: Path::new(RESOLV_FOLDER).join(id.get(..32).unwrap_or(&id)),
             spec: Arc::new(spec),
             shared,
             stop,
@@ -160,6 +164,7 @@ impl Life {
         }
         self.status.addresses.clone_from(&self.addresses);
         self.write_hosts();
+        self.write_resolv();
         tracing::info!(pod = %self.spec.name, addresses = ?self.addresses, "attached");
         self.publish().await;
         self.containers().await;
@@ -320,6 +325,15 @@ impl Life {
         }
     }
 
+    fn write_resolv(&self) {
+        let text = resolv_conf(&self.spec, self.shared.dns.as_ref());
+        let written =
+            std::fs::create_dir_all(RESOLV_FOLDER).and_then(|()| std::fs::write(&self.resolv, text));
+        if let Err(error) = written {
+            tracing::warn!(pod = %self.spec.name, %error, "the pod's resolv.conf cannot be written");
+        }
+    }
+
     fn state(&self) -> PodState {
         PodState {
             namespace: self.spec.namespace.clone(),
@@ -331,6 +345,7 @@ impl Life {
             netns: self.attachment.netns.display().to_string(),
             cgroup: self.cgroup.display().to_string(),
             hosts: self.hosts.display().to_string(),
+            resolv: self.resolv.display().to_string(),
         }
     }
 
@@ -371,8 +386,10 @@ impl Life {
         if let Err(error) = NetNs::remove(&self.attachment.netns) {
             tracing::warn!(pod = %self.spec.name, %error, "the pod's namespace is left");
         }
-        if let Err(error) = std::fs::remove_file(&self.hosts) {
-            tracing::debug!(pod = %self.spec.name, %error, "no hosts file to remove");
+        for file in [&self.hosts, &self.resolv] {
+            if let Err(error) = std::fs::remove_file(file) {
+                tracing::debug!(pod = %self.spec.name, %error, file = %file.display(), "no file to remove");
+            }
         }
         tracing::info!(pod = %self.spec.name, "removed");
     }

@@ -80,6 +80,7 @@ pub fn pod_command(pod: &PodState, argv: &[String]) -> Vec<String> {
         ("--netns", &pod.netns),
         ("--cgroup", &pod.cgroup),
         ("--hosts", &pod.hosts),
+        ("--resolv", &pod.resolv),
         ("--hostname", &pod.name),
     ] {
         command.push(option.to_owned());
@@ -146,6 +147,8 @@ pub struct Sandbox<'a> {
     pub cgroup: &'a Path,
     /// The file that becomes /etc/hosts.
     pub hosts: &'a Path,
+    /// The file that becomes /etc/resolv.conf.
+    pub resolv: &'a Path,
     /// The host name.
     pub hostname: &'a str,
 }
@@ -169,6 +172,8 @@ pub fn enter_pod(sandbox: &Sandbox<'_>, argv: &[String]) -> io::Result<std::conv
     let none = None::<&str>;
     step("private mounts", mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none))?;
     step("bind the hosts file", mount(Some(sandbox.hosts), "/etc/hosts", none, MsFlags::MS_BIND, none))?;
+    let resolv = mount(Some(sandbox.resolv), "/etc/resolv.conf", none, MsFlags::MS_BIND, none);
+    step("bind resolv.conf", resolv)?;
     // A fresh sysfs shows the pod's interfaces instead of the node's.
     step("mount /sys", mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), none))?;
     step(

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::enter::Bind;
 use crate::error::LabError;
 use crate::file::{self, About, LinkType, Node, Notice, Topology};
-use crate::settings::{Image, Settings};
+use crate::settings::{Dns, Image, Settings};
 
 /// Where the `tombolo` program is inside every node.
 pub const PROGRAM_IN_NODE: &str = "/usr/local/bin/tombolo";
@@ -88,6 +88,8 @@ pub struct NodeSpec {
     pub lacks: Vec<String>,
     /// Whether the init plays the kubelet for the pods of this node.
     pub kubelet: bool,
+    /// What its pods ask for names.
+    pub dns: Option<Dns>,
     /// Labels, for people and for `inspect`.
     pub labels: BTreeMap<String, String>,
 }
@@ -335,6 +337,7 @@ fn node_spec(
         }
         None => None,
     };
+    let home = settings.clusters.iter().find(|cluster| cluster.nodes.contains(&node.name));
     Ok(NodeSpec {
         name: node.name.clone(),
         hostname: node.host_name().to_owned(),
@@ -357,7 +360,8 @@ fn node_spec(
         ready,
         interfaces: interfaces.deployed,
         lacks: interfaces.lacking,
-        kubelet: settings.clusters.iter().any(|cluster| cluster.nodes.contains(&node.name)),
+        kubelet: home.is_some(),
+        dns: home.and_then(|cluster| cluster.dns.clone()),
         labels: node.labels.clone(),
     })
 }

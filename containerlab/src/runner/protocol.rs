@@ -168,6 +168,8 @@ pub struct PodState {
     pub cgroup: String,
     /// The hosts file, a path in the node.
     pub hosts: String,
+    /// The `resolv.conf`, likewise.
+    pub resolv: String,
 }
 
 /// What a node's init is asked.

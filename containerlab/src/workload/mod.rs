@@ -24,6 +24,7 @@ mod attempt;
 mod capture;
 mod echo;
 mod load;
+mod names;
 #[cfg(test)]
 mod netns_tests;
 mod ping;
@@ -42,6 +43,7 @@ pub use capture::{CaptureArgs, CaptureReport, Sighting};
 pub(crate) use echo::stop_signal;
 pub use echo::{EchoArgs, run_echo};
 pub use load::{LoadArgs, LoadProtocol};
+pub use names::{NamesArgs, NamesReport};
 pub use ping::PingArgs;
 pub use probe::{HttpArgs, SocketArgs};
 pub use report::{Attempt, Outcome, ProbeReport};
@@ -167,6 +169,8 @@ pub enum ProbeCommand {
     Udp(SocketArgs),
     /// ICMP or ICMPv6 echo
     Ping(PingArgs),
+    /// Ask the pod's name servers
+    Names(NamesArgs),
     /// Requests at a rate for a while; one JSON report at the end
     Load(LoadArgs),
     /// Like load, with a JSON line of progress every second
@@ -187,6 +191,7 @@ pub async fn run_probe(args: ProbeArgs) -> Result<bool, WorkloadError> {
         ProbeCommand::Tcp(args) => print_probe(probe::tcp(&args).await?),
         ProbeCommand::Udp(args) => print_probe(probe::udp(&args).await?),
         ProbeCommand::Ping(args) => print_probe(ping::ping(args).await?),
+        ProbeCommand::Names(args) => names::run(&args).await,
         ProbeCommand::Load(args) => load::run(args, None).await,
         ProbeCommand::Hold(args) => load::run(args, Some(load::PROGRESS_INTERVAL)).await,
         ProbeCommand::Capture(args) => capture::run(args).await,

@@ -1,6 +1,6 @@
 //! Service and EndpointSlice.
 
-use super::{Converted, address, labels, port, word};
+use super::{Converted, address, labels, number, port, word};
 use crate::object::{Object, ObjectId};
 use crate::problem::{Issue, shorten};
 use k8s_openapi::api::core::v1::{Service, ServiceSpec};
@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use tombolo_base::source::Source;
 use tombolo_service::{
-    Affinity, Distribution, Protocol, ServiceName, ServicePort, ServiceRow, ServiceType, SliceEndpoint,
-    SlicePort, SliceRow, Spread, TrafficPolicy,
+    Affinity, Distribution, Protocol, ServiceDetails, ServiceName, ServicePort, ServiceRow, ServiceType,
+    SliceEndpoint, SlicePort, SliceRow, Spread, TrafficPolicy,
 };
 
 const TYPES: [(&str, ServiceType); 4] = [
@@ -262,9 +262,33 @@ pub(super) fn service(id: &ObjectId, object: Service) -> Result<Converted, Issue
         spread,
         distribution,
         labels: labels(object.metadata.labels),
+        details: details(&spec)?,
         selector: labels(spec.selector),
     };
     Ok((Object::Service(Box::new(row)), doubts))
+}
+
+/// What names and other clusters are told of it.
+fn details(spec: &ServiceSpec) -> Result<ServiceDetails, Issue> {
+    let affinity = spec.session_affinity.as_deref().unwrap_or("None");
+    let client_ip_affinity =
+        word("spec.sessionAffinity", affinity, &[("None", false), ("ClientIP", true), ("", false)])?;
+    let client = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
+    let timeout = client.and_then(|client| client.timeout_seconds).filter(|_| client_ip_affinity);
+    let path = "spec.sessionAffinityConfig.clientIP.timeoutSeconds";
+    let mut app_protocols = BTreeMap::new();
+    for (entry, read) in spec.ports.iter().flatten().zip(ports(spec)?) {
+        if let Some(app) = entry.app_protocol.as_deref().filter(|app| !app.is_empty()) {
+            app_protocols.insert((read.port, read.protocol), app.into());
+        }
+    }
+    Ok(ServiceDetails {
+        external_name: spec.external_name.as_deref().filter(|name| !name.is_empty()).map(Into::into),
+        client_ip_affinity,
+        affinity_timeout_secs: timeout.map(|secs| number(path, secs, 1, 86_400)).transpose()?,
+        app_protocols,
+        traffic_distribution: spec.traffic_distribution.as_deref().map(Into::into),
+    })
 }
 
 fn slice_port(position: usize, entry: &EndpointPort) -> Result<Option<SlicePort>, Issue> {

@@ -6,17 +6,22 @@
 //! PrefixRow┴───────────────► PrefixEntry
 //! NodeRow, LearnedRoute ───► RouteEntry
 //! ```
+//! Before that, [`claims`] refuses pod prefixes and node addresses that another cluster has; what is refused, and addresses that two clusters
+//! say, become [`ConflictRow`](crate::conflict::ConflictRow)s.
+//!
 //! [`Planner::step`] is the incremental pass; a full pass calls the same functions for every key.
 
+mod claims;
+mod conflicts;
 mod hops;
 mod nodes;
 mod planner;
 mod prefixes;
 mod routes;
 
-pub use nodes::{NodeIndexes, NodeView, node_view};
+pub use nodes::{Known, NodeIndexes, NodeView};
 pub use planner::{Inputs, Outputs, Planner};
-pub use prefixes::prefix_entry;
+pub use prefixes::{Decided, prefix_entry};
 pub use routes::route_entry;
 
 use crate::rows::PathKind;

@@ -1,6 +1,7 @@
 //! Nodes: what all sources say of one, its stable number, its path and its WireGuard peer.
 
 use super::PlanConfig;
+use super::claims::{Claims, OWN, Party};
 use crate::rows::{
     AddressKind, NodeIndex, NodeLookup, NodePath, NodeRow, PathKind, WireguardKey, WireguardPeer,
 };
@@ -17,6 +18,8 @@ use tombolo_base::table::Snapshot;
 pub struct NodeView {
     /// The source of the row that decides addresses and prefixes.
     pub source: Source,
+    /// Whose claims it makes.
+    pub(super) party: Party,
     /// Its cluster.
     pub cluster: ClusterName,
     /// Its name.
@@ -29,11 +32,84 @@ pub struct NodeView {
     pub pod_cidrs: Vec<Prefix>,
     /// Its WireGuard key, from whichever source knows it.
     pub wireguard_key: Option<WireguardKey>,
+    /// Pod prefixes that it claims and another cluster has: nothing is made of them.
+    pub refused: Vec<Prefix>,
+}
+
+/// Nodes, as far as other clusters' claims let them be.
+#[derive(Clone, Copy)]
+pub struct Known<'a> {
+    pub(super) nodes: &'a Snapshot<NodeRow>,
+    pub(super) claims: &'a Claims,
+    pub(super) config: &'a PlanConfig,
+}
+
+impl<'a> Known<'a> {
+    /// A node without what is refused of it.
+    pub(super) fn node(&self, cluster: &ClusterName, name: &Arc<str>) -> Option<NodeView> {
+        let mut view = node_view(self.nodes, self.config, cluster, name)?;
+        if self.claims.any_refused() {
+            view.drop_refused(self.claims);
+        }
+        Some(view)
+    }
+
+    /// This node.
+    pub(super) fn local(&self) -> Option<NodeView> {
+        self.node(&self.config.cluster, &self.config.node)
+    }
+
+    /// The node that has an address, of one cluster or of any.
+    pub(super) fn at(&self, address: IpAddr, cluster: Option<&ClusterName>) -> Option<NodeView> {
+        let rows = self.nodes.by_index(&NodeLookup::Address(address));
+        self.first(rows, Prefix::host(address), cluster)
+    }
+
+    /// The node whose pod prefix it is.
+    pub(super) fn of_cidr(&self, prefix: Prefix) -> Option<NodeView> {
+        self.first(self.nodes.by_index(&NodeLookup::PodCidr(prefix)), prefix, None)
+    }
+
+    /// A node that makes a claim for its party.
+    pub(super) fn holder(&self, prefix: Prefix, whose: Party) -> Option<NodeView> {
+        let row = self.claimants(prefix).find(|row| party(row, self.config) == whose)?;
+        self.node(&row.cluster, &row.name)
+    }
+
+    /// The rows of nodes that claim exactly that, as a pod prefix or as an address.
+    pub(super) fn claimants(&self, prefix: Prefix) -> impl Iterator<Item = &'a NodeRow> + use<'a> {
+        let of_cidr = self.nodes.by_index(&NodeLookup::PodCidr(prefix));
+        let address = prefix.is_host().then(|| self.nodes.by_index(&NodeLookup::Address(prefix.address())));
+        of_cidr.chain(address.into_iter().flatten())
+    }
+
+    fn first(
+        &self,
+        mut rows: impl Iterator<Item = &'a NodeRow>,
+        prefix: Prefix,
+        cluster: Option<&ClusterName>,
+    ) -> Option<NodeView> {
+        let row = rows.find(|row| {
+            cluster.is_none_or(|cluster| row.cluster == *cluster)
+                && !self.claims.is_refused(prefix, party(row, self.config))
+        })?;
+        self.node(&row.cluster, &row.name)
+    }
+}
+
+/// Whose claims a row makes.
+pub(super) fn party(row: &NodeRow, config: &PlanConfig) -> Party {
+    if row.cluster == config.cluster { OWN } else { row.cluster_id.get() }
 }
 
 /// Merges the rows of one node. Manifests decide over the cluster's etcd, which adds the WireGuard key.
 #[must_use]
-pub fn node_view(nodes: &Snapshot<NodeRow>, cluster: &ClusterName, name: &Arc<str>) -> Option<NodeView> {
+pub(super) fn node_view(
+    nodes: &Snapshot<NodeRow>,
+    config: &PlanConfig,
+    cluster: &ClusterName,
+    name: &Arc<str>,
+) -> Option<NodeView> {
     let mut rows: Vec<_> = nodes.by_index(&NodeLookup::Name(cluster.clone(), name.clone())).collect();
     rows.sort_by_key(|row| match row.source {
         Source::Local => 0,
@@ -46,16 +122,44 @@ pub fn node_view(nodes: &Snapshot<NodeRow>, cluster: &ClusterName, name: &Arc<st
     };
     Some(NodeView {
         source: first.source.clone(),
+        party: party(first, config),
         cluster: cluster.clone(),
         name: name.clone(),
         underlay: of(|kind| kind != AddressKind::CiliumInternal),
         internal: of(|kind| kind == AddressKind::CiliumInternal),
         pod_cidrs: first.pod_cidrs.clone(),
         wireguard_key: rows.iter().find_map(|row| row.wireguard_key),
+        refused: Vec::new(),
     })
 }
 
 impl NodeView {
+    /// What the node claims for its cluster. Its addresses inside its pod prefixes share their fate.
+    pub(super) fn claimed(&self) -> BTreeSet<Prefix> {
+        let outside = |ip: &&IpAddr| !self.pod_cidrs.iter().any(|cidr| cidr.contains(**ip));
+        let addresses =
+            self.underlay.iter().chain(&self.internal).filter(outside).map(|ip| Prefix::host(*ip));
+        addresses.chain(self.pod_cidrs.iter().copied()).collect()
+    }
+
+    /// Whether it has an address that is its own.
+    pub(super) fn has(&self, address: IpAddr) -> bool {
+        self.underlay.iter().chain(&self.internal).any(|ip| *ip == address)
+    }
+
+    fn drop_refused(&mut self, claims: &Claims) {
+        let party = self.party;
+        let (refused, kept): (Vec<_>, Vec<_>) =
+            self.pod_cidrs.iter().partition(|cidr| claims.is_refused(**cidr, party));
+        (self.refused, self.pod_cidrs) = (refused, kept);
+        let lost = |ip: &IpAddr| {
+            claims.is_refused(Prefix::host(*ip), party) || self.refused.iter().any(|cidr| cidr.contains(*ip))
+        };
+        let kept = |ips: &[IpAddr]| ips.iter().copied().filter(|ip| !lost(ip)).collect();
+        let (underlay, internal) = (kept(&self.underlay), kept(&self.internal));
+        (self.underlay, self.internal) = (underlay, internal);
+    }
+
     /// Whether it is the node the plan is for.
     #[must_use]
     pub fn is_local(&self, config: &PlanConfig) -> bool {
@@ -115,6 +219,8 @@ pub struct NodeIndexes {
     by_node: BTreeMap<(ClusterName, Arc<str>), NodeIndex>,
     restored: BTreeMap<IpAddr, NodeIndex>,
     used: BTreeSet<u32>,
+    /// No number below is free.
+    free_from: u32,
 }
 
 impl NodeIndexes {
@@ -137,9 +243,15 @@ impl NodeIndexes {
             return *index;
         }
         let restored = view.underlay.iter().find_map(|ip| self.restored.get(ip).copied());
-        let free = || NodeIndex((1..u32::MAX).find(|n| !self.used.contains(n)).unwrap_or(u32::MAX));
+        let free = || {
+            NodeIndex((self.free_from.max(1)..u32::MAX).find(|n| !self.used.contains(n)).unwrap_or(u32::MAX))
+        };
         let index = restored.unwrap_or_else(free);
-        self.restored.retain(|_, other| *other != index);
+        if restored.is_some() {
+            self.restored.retain(|_, other| *other != index);
+        } else {
+            self.free_from = index.0.saturating_add(1);
+        }
         self.used.insert(index.0);
         self.by_node.insert(key, index);
         index
@@ -155,6 +267,7 @@ impl NodeIndexes {
     pub fn release(&mut self, cluster: &ClusterName, name: &Arc<str>) -> Option<NodeIndex> {
         let index = self.by_node.remove(&(cluster.clone(), name.clone()))?;
         self.used.remove(&index.0);
+        self.free_from = self.free_from.min(index.0);
         Some(index)
     }
 }

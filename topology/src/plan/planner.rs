@@ -1,12 +1,18 @@
 //! The incremental pass: what a batch of changes touches, and the rows that follow.
 
+use super::claims::{Changed, Claims, Lengths, OWN, Standing};
+use super::conflicts::{Conflicts, claim_conflict};
 use super::hops::RestoredHops;
-use super::{NodeIndexes, NodeView, PlanConfig, node_view, prefix_entry, route_entry};
+use super::nodes::node_view;
+use super::prefixes::Holder;
+use super::{Known, NodeIndexes, NodeView, PlanConfig, prefix_entry, route_entry};
+use crate::conflict::{ConflictCounts, ConflictKind, ConflictRow};
 use crate::rows::{
     LearnedNextHop, LearnedRoute, NodeIndex, NodePath, NodeRow, PathKind, PrefixEntry, PrefixRow, RouteEntry,
     WireguardPeer,
 };
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use tombolo_base::aggregate::least;
 use tombolo_base::ids::ClusterName;
@@ -35,6 +41,8 @@ pub struct Outputs {
     pub routes: Writer<RouteEntry>,
     /// WireGuard peers.
     pub peers: Writer<WireguardPeer>,
+    /// What several clusters claim.
+    pub conflicts: Writer<ConflictRow>,
 }
 
 /// Plans paths, prefixes, routes and WireGuard peers.
@@ -43,6 +51,14 @@ pub struct Planner {
     indexes: NodeIndexes,
     inputs: Inputs,
     hops: RestoredHops,
+    claims: Claims,
+    conflicts: Conflicts,
+    /// Clusters that were known when this life began and have not told their first list.
+    founding: Option<BTreeSet<Source>>,
+    /// At which node each prefix was in the datapath when this life began.
+    restored: BTreeMap<Prefix, IpAddr>,
+    /// Lengths of prefix rows that are no single addresses.
+    masked: Lengths,
 }
 
 /// Keys that a set of changes touches.
@@ -51,13 +67,42 @@ struct Affected {
     nodes: BTreeSet<(ClusterName, Arc<str>)>,
     prefixes: BTreeSet<Prefix>,
     routes: BTreeSet<Prefix>,
+    /// Claims of nodes that may have become a conflict, or none any more.
+    claims: BTreeSet<Prefix>,
 }
 
 impl Planner {
     /// A planner whose node numbers continue from what the datapath holds.
     #[must_use]
     pub fn new(config: PlanConfig, indexes: NodeIndexes) -> Self {
-        Self { config, indexes, inputs: Inputs::default(), hops: RestoredHops::default() }
+        Self {
+            config,
+            indexes,
+            inputs: Inputs::default(),
+            hops: RestoredHops::default(),
+            claims: Claims::default(),
+            conflicts: Conflicts::default(),
+            founding: None,
+            restored: BTreeMap::new(),
+            masked: Lengths::default(),
+        }
+    }
+
+    /// Takes over which node (by its tunnel endpoint) the datapath had each pod prefix at: of clusters that claim one, the earlier life's
+    /// choice stays.
+    pub fn restore_claims(&mut self, held: impl IntoIterator<Item = (Prefix, IpAddr)>) {
+        self.restored.extend(held);
+    }
+
+    /// Tells the time (seconds since 1970) that new conflicts are given.
+    pub const fn set_time(&mut self, unix_secs: u64) {
+        self.conflicts.now = unix_secs;
+    }
+
+    /// How many conflicts were found so far.
+    #[must_use]
+    pub fn conflict_counts(&self) -> Arc<ConflictCounts> {
+        self.conflicts.counts.clone()
     }
 
     /// Takes over the next hops of the kernel's BGP routes. Each stays until a session has named it, or until every
@@ -81,16 +126,25 @@ impl Planner {
         out: &Outputs,
     ) {
         let mut affected = Affected::default();
+        if self.founding.is_none() {
+            let of_nodes = nodes.iter().flat_map(|batch| batch.snapshot.sources());
+            let of_prefixes = prefixes.iter().flat_map(|batch| batch.snapshot.sources());
+            let known = of_nodes.chain(of_prefixes).map(|(source, _)| source.clone());
+            self.founding = Some(known.filter(|source| matches!(source, Source::Cluster(_))).collect());
+        }
+        if let Some(batch) = prefixes {
+            affected.prefixes.extend(batch.keys.iter().map(|(prefix, _)| *prefix));
+            self.count_lengths(&batch);
+            self.inputs.prefixes = batch.snapshot;
+        }
         if let Some(batch) = nodes {
             for key in &batch.keys {
                 self.node_changed(self.inputs.nodes.get(key), &mut affected);
                 self.node_changed(batch.snapshot.get(key), &mut affected);
             }
+            let changed = self.claim(&batch, &mut affected);
             self.inputs.nodes = batch.snapshot;
-        }
-        if let Some(batch) = prefixes {
-            affected.prefixes.extend(batch.keys.iter().map(|(prefix, _)| *prefix));
-            self.inputs.prefixes = batch.snapshot;
+            self.claims_changed(&changed, &mut affected);
         }
         if let Some(batch) = learned {
             affected.routes.extend(batch.keys.iter().map(|(prefix, _)| *prefix));
@@ -102,6 +156,108 @@ impl Planner {
         }
         self.write(&affected, out);
         self.carry_sources(out);
+        self.found();
+    }
+
+    /// Sources whose first list is complete are no founders any more: what they say from now on comes later than what is there.
+    fn found(&mut self) {
+        let Some(founding) = self.founding.as_mut().filter(|founding| !founding.is_empty()) else {
+            return self.restored.clear();
+        };
+        let Inputs { nodes, prefixes, .. } = &self.inputs;
+        let told = least(nodes.sources().chain(prefixes.sources()));
+        founding.retain(|source| told.get(source).is_some_and(|state| *state != SourceState::Initialized));
+        if founding.is_empty() {
+            self.restored.clear();
+        }
+    }
+
+    fn count_lengths(&mut self, batch: &Batch<PrefixRow>) {
+        for key in batch.keys.iter().filter(|(prefix, _)| !prefix.is_host()) {
+            match (self.inputs.prefixes.get(key).is_some(), batch.snapshot.get(key).is_some()) {
+                (false, true) => self.masked.add(key.0),
+                (true, false) => self.masked.remove(key.0),
+                _ => {}
+            }
+        }
+    }
+
+    /// Takes in what the nodes of a batch claim now, and no more. Gives what became of claims.
+    fn claim(&mut self, batch: &Batch<NodeRow>, affected: &mut Affected) -> Changed {
+        let mut changed = Changed::new();
+        let (mut gone, mut new) = (Vec::new(), Vec::new());
+        let names: BTreeSet<_> = batch.keys.iter().map(|(_, cluster, name)| (cluster, name)).collect();
+        for (cluster, name) in names {
+            let view = |nodes| node_view(nodes, &self.config, cluster, name);
+            let (before, after) = (view(&self.inputs.nodes), view(&batch.snapshot));
+            let claims = |view: &Option<NodeView>| {
+                let of = |view: &NodeView| {
+                    view.claimed().into_iter().map(|prefix| (prefix, view.party)).collect::<BTreeSet<_>>()
+                };
+                view.as_ref().map(of).unwrap_or_default()
+            };
+            let (old, now) = (claims(&before), claims(&after));
+            gone.extend(old.difference(&now).copied());
+            if let Some(view) = &after {
+                let made = now.difference(&old).copied();
+                new.extend(made.map(|(prefix, party)| (self.standing(prefix, view), party, prefix)));
+            }
+        }
+        for (prefix, party) in gone {
+            affected.claims.insert(prefix);
+            self.claims.remove(prefix, party, &mut changed);
+        }
+        // In an order that does not depend on how the changes came.
+        new.sort_unstable();
+        for (standing, party, prefix) in new {
+            affected.claims.insert(prefix);
+            self.claims.add(prefix, party, standing, &mut changed);
+        }
+        // Rows that name one of the nodes which make a claim.
+        let made: Vec<Prefix> = affected.claims.iter().copied().collect();
+        for prefix in made {
+            affected.claims.extend(self.claims.refused_at(prefix).into_iter().map(|(refused, _)| refused));
+            affected.prefixes.extend(self.conflicts.within(ConflictKind::Address, prefix));
+        }
+        changed
+    }
+
+    fn standing(&self, prefix: Prefix, view: &NodeView) -> Standing {
+        if view.party == OWN {
+            return Standing::Own;
+        }
+        if self.restored.get(&prefix).is_some_and(|ip| view.underlay.contains(ip)) {
+            return Standing::Restored;
+        }
+        let founding = self.founding.as_ref().is_some_and(|founding| founding.contains(&view.source));
+        if founding { Standing::Founder } else { Standing::Later }
+    }
+
+    /// What a claim that was accepted, refused or given up touches: the nodes that make it, and every address inside.
+    fn claims_changed(&self, changed: &Changed, affected: &mut Affected) {
+        for ((prefix, party), concerns_others) in changed {
+            affected.claims.insert(*prefix);
+            affected.prefixes.insert(*prefix);
+            affected.routes.insert(*prefix);
+            let known = Known { nodes: &self.inputs.nodes, claims: &self.claims, config: &self.config };
+            for row in known.claimants(*prefix) {
+                if super::nodes::party(row, &self.config) == *party {
+                    self.node_changed(Some(row), affected);
+                }
+            }
+            if !concerns_others {
+                continue;
+            }
+            affected.claims.extend(self.claims.refused_at(*prefix).into_iter().map(|(refused, _)| refused));
+            let inside = self.inputs.prefixes.range((*prefix, Source::Manifests)..);
+            let inside = inside.take_while(|row| row.prefix <= prefix.last());
+            affected.prefixes.extend(inside.map(|row| row.prefix));
+            let masked = self.masked.above(*prefix).filter(|above| {
+                let row = self.inputs.prefixes.range((*above, Source::Manifests)..).next();
+                row.is_some_and(|row| row.prefix == *above)
+            });
+            affected.prefixes.extend(masked);
+        }
     }
 
     /// A desired table knows the sources of the tables it is made of: the reconciler prunes by them. Rows come first: a
@@ -137,19 +293,12 @@ impl Planner {
     }
 
     fn write(&mut self, affected: &Affected, out: &Outputs) {
-        let local = node_view(&self.inputs.nodes, &self.config.cluster, &self.config.node);
+        let known = Known { nodes: &self.inputs.nodes, claims: &self.claims, config: &self.config };
+        let local = known.local();
         // Prefix entries name node rows: rows come first, and go last.
         let gone: Vec<_> =
             affected.nodes.iter().filter(|key| !self.plan_node(key, local.as_ref(), out)).collect();
-        out.entries.commit(|txn| {
-            for prefix in &affected.prefixes {
-                let Inputs { prefixes, nodes, .. } = &self.inputs;
-                match prefix_entry(*prefix, prefixes, nodes, &self.indexes, &self.config) {
-                    Some(entry) => drop(txn.upsert(entry)),
-                    None => drop(txn.remove(prefix)),
-                }
-            }
-        });
+        self.write_entries(affected, out);
         for (cluster, name) in gone {
             let here = *cluster == self.config.cluster && *name == self.config.node;
             let index = if here { Some(NodeIndex::LOCAL) } else { self.indexes.release(cluster, name) };
@@ -157,12 +306,49 @@ impl Planner {
                 out.paths.remove(&index);
             }
         }
+        let known = Known { nodes: &self.inputs.nodes, claims: &self.claims, config: &self.config };
         out.routes.commit(|txn| {
             for prefix in &affected.routes {
-                let wanted = route_entry(*prefix, &self.inputs.nodes, &self.inputs.learned, &self.config);
+                let wanted = route_entry(*prefix, known, &self.inputs.learned);
                 match self.hops.join(*prefix, wanted, txn.current().get(prefix)) {
                     Some(route) => drop(txn.upsert(route)),
                     None => drop(txn.remove(prefix)),
+                }
+            }
+        });
+    }
+
+    /// The datapath's entries of prefixes, and the conflicts about them and about nodes' claims.
+    fn write_entries(&mut self, affected: &Affected, out: &Outputs) {
+        let known = Known { nodes: &self.inputs.nodes, claims: &self.claims, config: &self.config };
+        let founding = self.founding.get_or_insert_default();
+        let mut contests = Vec::new();
+        out.entries.commit(|txn| {
+            for prefix in &affected.prefixes {
+                let present = txn.current().get(prefix).map(|entry| entry.source.clone());
+                let holder = Holder { source: present.as_ref(), founding };
+                let decided = prefix_entry(*prefix, &self.inputs.prefixes, known, &self.indexes, holder);
+                if !decided.contest.is_empty() || self.conflicts.has(ConflictKind::Address, *prefix) {
+                    contests.push((*prefix, decided.contest));
+                }
+                match decided.entry {
+                    Some(entry) => drop(txn.upsert(entry)),
+                    None => drop(txn.remove(prefix)),
+                }
+            }
+        });
+        if contests.is_empty() && affected.claims.is_empty() {
+            return;
+        }
+        out.conflicts.commit(|txn| {
+            for (prefix, contest) in contests {
+                self.conflicts.tell(txn, ConflictKind::Address, prefix, contest);
+            }
+            for prefix in &affected.claims {
+                let found = claim_conflict(*prefix, known);
+                for kind in [ConflictKind::PodCidr, ConflictKind::NodeAddress] {
+                    let claimants = found.as_ref().filter(|(of, _)| *of == kind).map(|(_, all)| all.clone());
+                    self.conflicts.tell(txn, kind, *prefix, claimants.unwrap_or_default());
                 }
             }
         });
@@ -175,11 +361,12 @@ impl Planner {
         local: Option<&NodeView>,
         out: &Outputs,
     ) -> bool {
-        let view = node_view(&self.inputs.nodes, cluster, name);
+        let known = Known { nodes: &self.inputs.nodes, claims: &self.claims, config: &self.config };
+        let view = known.node(cluster, name);
         let wanted = view.as_ref().and_then(|view| view.wireguard_peer(local, &self.config));
         out.peers.commit(|txn| {
-            let of_node = |peer: &&WireguardPeer| peer.cluster == *cluster && peer.node == *name;
-            let old: Vec<_> = txn.current().iter().filter(of_node).map(Row::key).collect();
+            let of_node = (cluster.clone(), name.clone());
+            let old: Vec<_> = txn.current().by_index(&of_node).map(Row::key).collect();
             for key in old.iter().filter(|key| wanted.as_ref().is_none_or(|peer| peer.key != **key)) {
                 txn.remove(key);
             }
@@ -211,6 +398,9 @@ fn carry<O: Row>(sources: &BTreeMap<Source, SourceState>, output: &Writer<O>) {
     });
 }
 
+#[cfg(test)]
+#[path = "conflict_tests.rs"]
+mod conflict_tests;
 #[cfg(test)]
 #[path = "planner_tests.rs"]
 mod tests;

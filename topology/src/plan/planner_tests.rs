@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use tombolo_base::ids::{ClusterId, IdentityId, MaxClusters};
 use tombolo_base::table::Table;
 
-fn config(path: PathKind, encrypt: bool) -> PlanConfig {
+pub(super) fn config(path: PathKind, encrypt: bool) -> PlanConfig {
     PlanConfig {
         cluster: ClusterName::new("c1").unwrap(),
         node: "n0".into(),
@@ -21,7 +21,7 @@ fn config(path: PathKind, encrypt: bool) -> PlanConfig {
     }
 }
 
-fn node(cluster: u8, n: u8, key: bool) -> NodeRow {
+pub(super) fn node(cluster: u8, n: u8, key: bool) -> NodeRow {
     let name = ClusterName::new(&format!("c{cluster}")).unwrap();
     let source = if cluster == 1 { Source::Manifests } else { Source::Cluster(name.clone()) };
     let address = |kind, ip: String| NodeAddress { kind, ip: ip.parse().unwrap() };
@@ -48,7 +48,7 @@ fn node(cluster: u8, n: u8, key: bool) -> NodeRow {
     }
 }
 
-fn pod(source: Source, ip: &str, host: &str, id: u32) -> PrefixRow {
+pub(super) fn pod(source: Source, ip: &str, host: &str, id: u32) -> PrefixRow {
     PrefixRow {
         source,
         prefix: ip.parse().unwrap(),
@@ -60,20 +60,21 @@ fn pod(source: Source, ip: &str, host: &str, id: u32) -> PrefixRow {
     }
 }
 
-struct World {
-    nodes: (Table<NodeRow>, Writer<NodeRow>),
-    prefixes: (Table<PrefixRow>, Writer<PrefixRow>),
-    learned: (Table<LearnedRoute>, Writer<LearnedRoute>),
-    out: Outputs,
+pub(super) struct World {
+    pub(super) nodes: (Table<NodeRow>, Writer<NodeRow>),
+    pub(super) prefixes: (Table<PrefixRow>, Writer<PrefixRow>),
+    pub(super) learned: (Table<LearnedRoute>, Writer<LearnedRoute>),
+    pub(super) out: Outputs,
 }
 
 impl World {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let out = Outputs {
             paths: Table::new().1,
             entries: Table::new().1,
             routes: Table::new().1,
             peers: Table::new().1,
+            conflicts: Table::new().1,
         };
         Self { nodes: Table::new(), prefixes: Table::new(), learned: Table::new(), out }
     }
@@ -90,7 +91,7 @@ impl World {
         fresh.out
     }
 
-    fn entry(&self, out: &Outputs, ip: &str) -> Option<PrefixEntry> {
+    pub(super) fn entry(&self, out: &Outputs, ip: &str) -> Option<PrefixEntry> {
         out.entries.table().snapshot().get(&ip.parse().unwrap()).cloned()
     }
 }

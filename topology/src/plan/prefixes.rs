@@ -1,97 +1,159 @@
 //! Prefixes: who is behind an address and on which node, decided among all sources.
 
-use super::{NodeIndexes, NodeView, PlanConfig, node_view};
-use crate::rows::{NodeIndex, NodeLookup, NodeRow, PrefixEntry, PrefixRow};
-use std::net::IpAddr;
-use tombolo_base::ids::IdentityId;
+use super::claims::{OWN, Party};
+use super::{Known, NodeIndexes, NodeView, PlanConfig};
+use crate::conflict::Claimant;
+use crate::rows::{NodeIndex, PrefixEntry, PrefixRow};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use tombolo_base::ids::{ClusterName, IdentityId};
 use tombolo_base::prefix::Prefix;
 use tombolo_base::source::Source;
 use tombolo_base::table::Snapshot;
 
-/// Precedence among sources, lowest first: this node, manifests, this cluster's etcd, other clusters by name. The
-/// same on every node and over time, so that two clusters claiming one address do not flap.
-fn rank<'a>(source: &'a Source, config: &PlanConfig) -> (u8, &'a str) {
+/// Precedence among sources, lowest first: this node, manifests, this cluster's etcd, other clusters.
+fn rank(source: &Source, config: &PlanConfig) -> u8 {
     match source {
-        Source::Local => (0, ""),
-        Source::Manifests => (1, ""),
-        Source::Cluster(name) if *name == config.cluster => (2, ""),
-        Source::Cluster(name) => (3, name.as_str()),
-        _ => (4, ""),
+        Source::Local => 0,
+        Source::Manifests => 1,
+        Source::Cluster(name) if *name == config.cluster => 2,
+        Source::Cluster(_) => 3,
+        _ => 4,
     }
 }
 
-/// The desired entry of one prefix, or `None` if nobody (reachable) claims it.
+/// Who had a prefix before, and whether that counts.
+#[derive(Clone, Copy)]
+pub struct Holder<'a> {
+    /// The source of the present entry.
+    pub(super) source: Option<&'a Source>,
+    /// Sources in their first list: among those the cluster id decides, so that every node decides alike.
+    pub(super) founding: &'a BTreeSet<Source>,
+}
+
+/// What was decided of a prefix.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decided {
+    /// The desired entry; `None` if nobody (reachable) claims it.
+    pub entry: Option<PrefixEntry>,
+    /// Everybody who claims it, if those are several clusters, or one of them must not.
+    pub contest: Vec<Claimant>,
+}
+
+/// A claim whose node is known.
+struct Claim<'a> {
+    row: &'a PrefixRow,
+    party: Party,
+    node: Arc<str>,
+    entry: PrefixEntry,
+    refused: bool,
+}
+
+/// The desired entry of one prefix. The own cluster comes first; of the others who has the pod prefix around the address, then
+/// who had the address before, then the lower cluster id.
 #[must_use]
 pub fn prefix_entry(
     prefix: Prefix,
     prefixes: &Snapshot<PrefixRow>,
-    nodes: &Snapshot<NodeRow>,
+    known: Known<'_>,
     indexes: &NodeIndexes,
-    config: &PlanConfig,
-) -> Option<PrefixEntry> {
-    let mut rows: Vec<_> =
-        prefixes.range((prefix, Source::Manifests)..).take_while(|row| row.prefix == prefix).collect();
-    rows.sort_by_key(|row| rank(&row.source, config));
-    rows.into_iter()
-        .find_map(|row| claimed(row, nodes, indexes, config))
-        .or_else(|| node_owned(prefix, nodes, indexes, config))
+    holder: Holder<'_>,
+) -> Decided {
+    let rows = prefixes.range((prefix, Source::Manifests)..).take_while(|row| row.prefix == prefix);
+    let mut claims: Vec<Claim<'_>> = rows.filter_map(|row| claimed(row, known, indexes)).collect();
+    let by_id = claims.iter().any(|claim| holder.founding.contains(&claim.row.source));
+    claims.sort_by_key(|claim| {
+        let had = by_id || holder.source != Some(&claim.row.source);
+        (claim.refused, rank(&claim.row.source, known.config), had, claim.party)
+    });
+    let chosen = claims.first().filter(|claim| !claim.refused);
+    let party = chosen.map(|claim| claim.party);
+    let contested = claims.iter().any(|claim| claim.refused || Some(claim.party) != party);
+    let contest = if contested { contest(&claims, party, known) } else { Vec::new() };
+    let entry = chosen.map(|claim| claim.entry.clone()).or_else(|| node_owned(prefix, known, indexes));
+    Decided { entry, contest }
+}
+
+fn cluster<'a>(source: &'a Source, config: &'a PlanConfig) -> &'a ClusterName {
+    match source {
+        Source::Cluster(name) => name,
+        _ => &config.cluster,
+    }
+}
+
+fn contest(claims: &[Claim<'_>], chosen: Option<Party>, known: Known<'_>) -> Vec<Claimant> {
+    let mut all: Vec<Claimant> = Vec::new();
+    for claim in claims {
+        let used = Some(claim.party) == chosen && !claim.refused;
+        let cluster = cluster(&claim.row.source, known.config).clone();
+        // This cluster may say an address in several places.
+        if !all.iter().any(|other| other.cluster == cluster) {
+            all.push(Claimant { cluster, node: Some(claim.node.clone()), prefix: claim.row.prefix, used });
+        }
+    }
+    // Refused because it lies in what another cluster has: that one is a side, too.
+    for claim in claims.iter().filter(|claim| claim.refused) {
+        if let Some((around, owner)) = known.claims.rival(claim.row.prefix, claim.party)
+            && let Some(node) = known.holder(around, owner)
+            && !all.iter().any(|other| other.cluster == node.cluster)
+        {
+            let node = Claimant { cluster: node.cluster, node: Some(node.name), prefix: around, used: true };
+            all.push(node);
+        }
+    }
+    all.sort_by(|left, right| right.used.cmp(&left.used).then_with(|| left.cmp(right)));
+    all
 }
 
 fn index_of(view: &NodeView, indexes: &NodeIndexes, config: &PlanConfig) -> Option<NodeIndex> {
     if view.is_local(config) { Some(NodeIndex::LOCAL) } else { indexes.get(&view.cluster, &view.name) }
 }
 
-fn owner(address: IpAddr, nodes: &Snapshot<NodeRow>) -> Option<NodeView> {
-    let row = nodes.by_index(&NodeLookup::Address(address)).next()?;
-    node_view(nodes, &row.cluster, &row.name)
-}
-
-/// A source's own claim. A row whose node is unknown yet waits: the node's pod prefix serves it meanwhile.
-fn claimed(
-    row: &PrefixRow,
-    nodes: &Snapshot<NodeRow>,
-    indexes: &NodeIndexes,
-    config: &PlanConfig,
-) -> Option<PrefixEntry> {
-    let local = row.source == Source::Local;
-    let (node, remote_cluster) = if local {
-        (NodeIndex::LOCAL, false)
-    } else {
-        let view = owner(row.host_ip?, nodes)?;
-        // What another source says of this node's own pods is an echo, or a mistake.
-        let node = index_of(&view, indexes, config).filter(|index| *index != NodeIndex::LOCAL)?;
-        (node, view.cluster != config.cluster)
-    };
-    let identity =
-        if row.identity == IdentityId::HOST && !local { IdentityId::REMOTE_NODE } else { row.identity };
-    Some(PrefixEntry {
+/// A source's own claim. A row whose node is unknown yet waits: the node's pod prefix serves it meanwhile. A cluster can speak of its own
+/// nodes only.
+fn claimed<'a>(row: &'a PrefixRow, known: Known<'_>, indexes: &NodeIndexes) -> Option<Claim<'a>> {
+    let config = known.config;
+    let entry = |identity, node, remote_cluster| PrefixEntry {
         source: row.source.clone(),
         prefix: row.prefix,
         identity,
         node,
         node_address: false,
         remote_cluster,
-    })
+    };
+    if row.source == Source::Local {
+        let entry = entry(row.identity, NodeIndex::LOCAL, false);
+        return Some(Claim { row, party: OWN, node: config.node.clone(), entry, refused: false });
+    }
+    let view = known.at(row.host_ip?, Some(cluster(&row.source, config)))?;
+    // What another source says of this node's own pods is an echo, or a mistake.
+    let node = index_of(&view, indexes, config).filter(|index| *index != NodeIndex::LOCAL)?;
+    let within = |cidrs: &[Prefix]| cidrs.iter().any(|cidr| cidr.covers(&row.prefix));
+    let lost = within(&view.refused) && !within(&view.pod_cidrs);
+    let refused = view.party != OWN && (lost || known.claims.rival(row.prefix, view.party).is_some());
+    let identity = if row.identity == IdentityId::HOST { IdentityId::REMOTE_NODE } else { row.identity };
+    let entry = entry(identity, node, view.party != OWN);
+    Some(Claim { row, party: view.party, node: view.name, entry, refused })
 }
 
 /// A node's own address, or its pod prefix for pods that nobody has named yet.
-fn node_owned(
-    prefix: Prefix,
-    nodes: &Snapshot<NodeRow>,
-    indexes: &NodeIndexes,
-    config: &PlanConfig,
-) -> Option<PrefixEntry> {
-    let by_cidr = nodes.by_index(&NodeLookup::PodCidr(prefix)).next();
-    let view = match by_cidr {
-        Some(row) => node_view(nodes, &row.cluster, &row.name)?,
-        None if prefix.is_host() => owner(prefix.address(), nodes)?,
+fn node_owned(prefix: Prefix, known: Known<'_>, indexes: &NodeIndexes) -> Option<PrefixEntry> {
+    let of_cidr = known.of_cidr(prefix);
+    let by_cidr = of_cidr.is_some();
+    let view = match of_cidr {
+        Some(view) => view,
+        None if prefix.is_host() => known.at(prefix.address(), None)?,
         None => return None,
     };
-    let local = view.is_local(config);
-    if by_cidr.is_some() && local {
+    // An address that shares the fate of a refused pod prefix.
+    if !by_cidr && !view.has(prefix.address()) {
         return None;
     }
-    let identity = match (by_cidr.is_some(), local) {
+    let local = view.is_local(known.config);
+    if by_cidr && local {
+        return None;
+    }
+    let identity = match (by_cidr, local) {
         (true, _) => IdentityId::WORLD,
         (false, true) => IdentityId::HOST,
         (false, false) => IdentityId::REMOTE_NODE,
@@ -100,8 +162,8 @@ fn node_owned(
         source: view.source.clone(),
         prefix,
         identity,
-        node: index_of(&view, indexes, config)?,
+        node: index_of(&view, indexes, known.config)?,
         node_address: view.underlay.iter().any(|ip| Prefix::host(*ip) == prefix),
-        remote_cluster: view.cluster != config.cluster,
+        remote_cluster: view.party != OWN,
     })
 }

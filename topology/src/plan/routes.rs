@@ -1,8 +1,8 @@
 //! Kernel routes: to remote pods through the overlay, to whatever BGP taught otherwise, and an end for what comes to this
 //! node's own pod prefixes.
 
-use super::{PlanConfig, node_view};
-use crate::rows::{LearnedRoute, NodeLookup, NodeRow, PathKind, RouteEntry, RouteOrigin};
+use super::Known;
+use crate::rows::{LearnedRoute, PathKind, RouteEntry, RouteOrigin};
 use tombolo_base::prefix::Prefix;
 use tombolo_base::source::Source;
 use tombolo_base::table::Snapshot;
@@ -13,20 +13,13 @@ use tombolo_base::table::Snapshot;
 /// the node's default route, carries it. This node's own pod prefix is unreachable but for its pods: without that a packet
 /// to a pod that is gone would follow the default route back to the router that sent it, in circles and unencrypted.
 #[must_use]
-pub fn route_entry(
-    prefix: Prefix,
-    nodes: &Snapshot<NodeRow>,
-    learned: &Snapshot<LearnedRoute>,
-    config: &PlanConfig,
-) -> Option<RouteEntry> {
-    let local = node_view(nodes, &config.cluster, &config.node);
+pub fn route_entry(prefix: Prefix, known: Known<'_>, learned: &Snapshot<LearnedRoute>) -> Option<RouteEntry> {
+    let config = known.config;
+    let local = known.local();
     let source_address = local
         .as_ref()
         .and_then(|view| view.internal.iter().copied().find(|ip| ip.is_ipv4() == prefix.is_ipv4()));
-    let owner = nodes
-        .by_index(&NodeLookup::PodCidr(prefix))
-        .next()
-        .and_then(|row| node_view(nodes, &row.cluster, &row.name));
+    let owner = known.of_cidr(prefix);
     let remote = owner.as_ref().filter(|view| !view.is_local(config));
     if let (PathKind::Overlay, Some(view)) = (config.path, remote) {
         let underlay = view.tunnel_endpoint(local.as_ref())?;

@@ -86,6 +86,8 @@ impl Site {
             seed,
             timers: Timers::default(),
             limits,
+            exports: false,
+            mirror: false,
         };
         Self {
             name: name.to_owned(),
@@ -172,6 +174,7 @@ impl Site {
                 Output::Change(change) => self.apply(change),
                 Output::State(state) => self.state = state,
                 Output::Gone => self.connected = false,
+                Output::News(news) => panic!("{}: no mirror asked for {news:?}", self.name),
             }
         }
     }
@@ -217,6 +220,7 @@ impl Site {
                 "{}: {record:?}",
                 self.name
             ),
+            Record::Raw(raw) => panic!("{}: no mirror asked for {raw:?}", self.name),
             Record::Assignment(..) => panic!("{}: no foreign cluster assigns our addresses", self.name),
         }
     }
@@ -246,6 +250,16 @@ impl Site {
         if self.connected {
             self.lose();
             self.feed(now, Input::Disconnected(failure(FailureKind::Transport)));
+        }
+    }
+
+    /// A second connection was made, and the first one is closed for it.
+    pub(crate) fn renewed(&mut self, now: Moment) {
+        if self.connected && self.up {
+            self.lose();
+            self.connected = true;
+            self.connected_in = self.life;
+            self.feed(now, Input::Replaced);
         }
     }
 

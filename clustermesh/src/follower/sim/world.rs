@@ -41,9 +41,11 @@ pub(crate) enum Fault {
     NewId,
     /// Time passes without anything happening.
     Pause,
+    /// Certificates were renewed: a second connection takes the place of the first.
+    Renewal,
 }
 
-const FAULTS: [Fault; 14] = [
+const FAULTS: [Fault; 15] = [
     Fault::Cut,
     Fault::Compaction,
     Fault::Outage,
@@ -58,6 +60,7 @@ const FAULTS: [Fault; 14] = [
     Fault::Silence,
     Fault::NewId,
     Fault::Pause,
+    Fault::Renewal,
 ];
 
 /// How often a heartbeat is written.
@@ -194,6 +197,7 @@ impl World {
             }
             Fault::Silence => site.publishing = !site.publishing,
             Fault::NewId => self.new_id(at),
+            Fault::Renewal => site.renewed(now),
             Fault::Pause => {
                 let minutes = 1 + self.random.below(25);
                 self.pause(Duration::from_secs(60 * minutes));

@@ -19,6 +19,7 @@ pub(super) use mesh::MeshFault;
 use super::check::{CheckResult, Failure, Family};
 use super::context::Context;
 use super::inventory::{Cluster, PodFacts};
+use super::names;
 use super::ready;
 
 /// A fault and where it strikes.
@@ -36,6 +37,11 @@ pub enum Fault {
     },
     /// The agent is killed with SIGKILL and started again.
     AgentKilled {
+        /// The node.
+        node: String,
+    },
+    /// The same, while pods ask for names.
+    NamesWithoutAgent {
         /// The node.
         node: String,
     },
@@ -68,6 +74,7 @@ impl Fault {
             Self::BackendsDeleted { cluster } => backends::deleted(context, cluster).await,
             Self::LocalEndpointsGone { cluster } => backends::local_endpoints_gone(context, cluster).await,
             Self::AgentKilled { node } => agent::killed(context, node).await,
+            Self::NamesWithoutAgent { node } => names::without_agent(context, node).await,
             Self::EtcdStopped { cluster } => etcd::stopped(context, cluster).await,
             Self::EtcdWiped { cluster } => etcd::wiped(context, cluster).await,
             Self::NodePoweredOff { node } => power::off(context, node).await,

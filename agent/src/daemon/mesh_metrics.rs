@@ -1,0 +1,211 @@
+//! The followers' states as metrics.
+
+use super::mesh_view::{Conflict, counted};
+use std::collections::BTreeSet;
+use std::time::Duration;
+use tombolo_base::table::Snapshot;
+use tombolo_clustermesh::certificate::unix_now;
+use tombolo_clustermesh::follower::{ClusterStatus, Quantiles};
+use tombolo_clustermesh::wire::Kind;
+use tombolo_observe::metrics::{
+    ClusterLabels, ConflictLabels, KindLabels, MeshMetrics, QuantileLabels, RefusedLabels, StageLabels,
+    SyncLabels,
+};
+use tombolo_service::RemoteService;
+use tombolo_topology::ConflictKind;
+use tombolo_topology::conflict::ConflictCounts;
+
+/// What the metrics are made of.
+pub(crate) struct Seen<'a> {
+    /// This cluster's name: followed, but not remote.
+    pub(crate) own: &'a str,
+    /// The followed clusters.
+    pub(crate) clusters: &'a [ClusterStatus],
+    /// Conflicts that stand.
+    pub(crate) conflicts: &'a [Conflict],
+    /// Conflicts found so far.
+    pub(crate) found: Option<&'a ConflictCounts>,
+    /// What remote clusters share.
+    pub(crate) services: Snapshot<RemoteService>,
+    /// From the rows to the datapath's map.
+    pub(crate) map: Quantiles,
+}
+
+fn wide<T: TryInto<i64>>(value: T) -> i64 {
+    value.try_into().unwrap_or(i64::MAX)
+}
+
+/// Sets all of them anew.
+pub(crate) fn fill(metrics: &MeshMetrics, seen: &Seen<'_>) {
+    metrics.clear();
+    let remote = seen.clusters.iter().filter(|cluster| cluster.name != seen.own);
+    metrics.remote_clusters.set(wide(remote.count()));
+    let names: BTreeSet<_> = seen.services.iter().map(|row| &row.name).collect();
+    metrics.global_services.set(wide(names.len()));
+    for (kind, count) in counted(seen.conflicts) {
+        metrics.conflicts.get_or_create(&ConflictLabels { kind: kind.to_owned() }).set(wide(count));
+    }
+    for kind in ConflictKind::ALL {
+        let labels = ConflictLabels { kind: kind.word().to_owned() };
+        let found = seen.found.map_or(0, |found| found.get(kind));
+        metrics.conflicts_found.get_or_create(&labels).set(wide(found));
+    }
+    seen.clusters.iter().for_each(|cluster| one(metrics, cluster));
+    stage(metrics, "", "map", &seen.map);
+}
+
+/// Quantiles in seconds, with the label that Prometheus' summaries have.
+fn quantiles(times: &Quantiles) -> impl Iterator<Item = (&'static str, f64)> {
+    let found = [("0.5", times.p50_us), ("0.99", times.p99_us), ("1", times.max_us)];
+    let any = times.count > 0;
+    let seconds = |micros: u64| Duration::from_micros(micros).as_secs_f64();
+    found.into_iter().filter(move |_| any).map(move |(quantile, micros)| (quantile, seconds(micros)))
+}
+
+fn stage(metrics: &MeshMetrics, cluster: &str, stage: &str, times: &Quantiles) {
+    for (quantile, seconds) in quantiles(times) {
+        let labels = StageLabels {
+            target_cluster: cluster.to_owned(),
+            stage: stage.to_owned(),
+            quantile: quantile.to_owned(),
+        };
+        metrics.stages.get_or_create(&labels).set(seconds);
+    }
+}
+
+fn one(metrics: &MeshMetrics, cluster: &ClusterStatus) {
+    let name = || cluster.name.clone();
+    let labels = ClusterLabels { target_cluster: name() };
+    let count = |kind| wide(cluster.counts.get(&kind).copied().unwrap_or(0));
+    metrics.ready.get_or_create(&labels).set(i64::from(cluster.ready));
+    metrics.failures.get_or_create(&labels).set(wide(cluster.reconnections));
+    metrics.nodes.get_or_create(&labels).set(count(Kind::Nodes));
+    metrics.services.get_or_create(&labels).set(count(Kind::Services));
+    metrics.endpoints.get_or_create(&labels).set(count(Kind::Ips));
+    metrics.refused_entries.get_or_create(&labels).set(wide(cluster.refused_now));
+    metrics.stale.get_or_create(&labels).set(wide(cluster.stale_secs.unwrap_or(0)));
+    if let Some(failure) = &cluster.last_failure {
+        let at = unix_now().saturating_sub(wide(failure.age_secs));
+        metrics.last_failure.get_or_create(&labels).set(at);
+    }
+    if let Some(end) = cluster.certificate_expires_unix_secs {
+        metrics.certificate_expiry.get_or_create(&labels).set(end);
+    }
+    if let Some(age) = cluster.heartbeat_age_secs {
+        metrics.heartbeat_age.get_or_create(&labels).set(wide(age));
+    }
+    if let Some(age) = cluster.last_event_age_secs {
+        metrics.event_age.get_or_create(&labels).set(wide(age));
+    }
+    for (quantile, seconds) in cluster.lag.iter().flat_map(|lag| quantiles(&lag.lag)) {
+        let labels = QuantileLabels { target_cluster: name(), quantile: quantile.to_owned() };
+        metrics.lag.get_or_create(&labels).set(seconds);
+    }
+    stage(metrics, &cluster.name, "commit", &cluster.commit);
+    for (reason, counted) in cluster.rejected.iter() {
+        let labels = RefusedLabels { reason: reason.to_string(), target_cluster: name() };
+        metrics.refused_updates.get_or_create(&labels).set(wide(counted.count));
+    }
+    for (kind, usage) in &cluster.usage {
+        let labels = KindLabels { target_cluster: name(), kind: kind.to_string() };
+        metrics.keys.get_or_create(&labels).set(wide(usage.keys));
+        metrics.bytes.get_or_create(&labels).set(wide(usage.bytes));
+    }
+    for (kind, count) in &cluster.withheld {
+        let labels = KindLabels { target_cluster: name(), kind: kind.to_string() };
+        metrics.withheld.get_or_create(&labels).set(wide(*count));
+    }
+    for (kind, synced) in &cluster.synced {
+        let labels =
+            SyncLabels { scope: kind.to_string(), source_cluster: name(), action: "read".to_owned() };
+        metrics.synced.get_or_create(&labels).set(i64::from(*synced));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+    use tombolo_clustermesh::follower::{FailureStatus, KindUsage, LagStatus};
+    use tombolo_clustermesh::wire::{Reason, Reject, Rejections};
+    use tombolo_observe::metrics::Metrics;
+
+    const TIMES: Quantiles = Quantiles { count: 3, p50_us: 2_000, p99_us: 9_000, max_us: 10_000 };
+
+    /// A cluster of which everything is known.
+    fn status() -> ClusterStatus {
+        let mut rejected = Rejections::default();
+        rejected.count("some/key", &Reject { reason: Reason::Malformed, detail: "{".to_owned() });
+        let usage = KindUsage { keys: 7, bytes: 700 };
+        ClusterStatus {
+            name: "west".to_owned(),
+            ready: true,
+            counts: BTreeMap::from([(Kind::Nodes, 2), (Kind::Services, 3), (Kind::Ips, 7)]),
+            synced: BTreeMap::from([(Kind::Ips, true)]),
+            last_failure: Some(FailureStatus { text: "x".to_owned(), age_secs: 5 }),
+            heartbeat_age_secs: Some(3),
+            last_event_age_secs: Some(4),
+            certificate_expires_unix_secs: Some(4_000_000_000),
+            usage: BTreeMap::from([(Kind::Ips, usage)]),
+            withheld: BTreeMap::from([(Kind::Services, 3)]),
+            rejected,
+            lag: Some(LagStatus { lag: TIMES, last_us: 1, base_us: 1 }),
+            commit: TIMES,
+            ..ClusterStatus::default()
+        }
+    }
+
+    fn scrape(metrics: &Metrics, clusters: &[ClusterStatus]) -> String {
+        let seen = Seen {
+            own: "east",
+            clusters,
+            conflicts: &[],
+            found: None,
+            services: Snapshot::default(),
+            map: TIMES,
+        };
+        fill(&metrics.mesh, &seen);
+        metrics.render().unwrap()
+    }
+
+    /// Names of the mesh's metrics in a text, each a word that begins as they do.
+    fn names(text: &str) -> BTreeSet<String> {
+        let word = |letter: char| !(letter.is_ascii_alphanumeric() || letter == '_');
+        let ours = |word: &&str| {
+            ["cilium_clustermesh_", "cilium_kvstore_initial", "tombolo_clustermesh_"]
+                .iter()
+                .any(|prefix| word.starts_with(prefix))
+        };
+        text.split(word).filter(ours).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn what_is_scraped_is_what_the_documentation_lists() {
+        let text = scrape(&Metrics::default(), &[status()]);
+        let samples: String =
+            text.lines().filter(|line| !line.starts_with('#')).collect::<Vec<_>>().join("\n");
+        let documented = include_str!("../../../docs/clustermesh.md");
+        let start = documented.find("## Metrics").unwrap();
+        let section = documented[start + 3..].split("\n## ").next().unwrap();
+        assert_eq!(names(&samples), names(section));
+        for line in [
+            "cilium_clustermesh_remote_clusters 1",
+            "cilium_clustermesh_global_services 0",
+            "cilium_clustermesh_remote_cluster_endpoints{target_cluster=\"west\"} 7",
+            "tombolo_clustermesh_keys{target_cluster=\"west\",kind=\"ips\"} 7",
+            "tombolo_clustermesh_lag_seconds{target_cluster=\"west\",quantile=\"0.99\"} 0.009",
+            "tombolo_clustermesh_stage_seconds{target_cluster=\"\",stage=\"map\",quantile=\"0.5\"} 0.002",
+            "tombolo_clustermesh_conflicts{kind=\"pod-cidr\"} 0",
+        ] {
+            assert!(samples.lines().any(|sample| sample == line), "{line}\n{samples}");
+        }
+    }
+
+    #[test]
+    fn a_cluster_that_was_removed_is_in_no_metric() {
+        let metrics = Metrics::default();
+        assert!(scrape(&metrics, &[status()]).contains("west"));
+        let text = scrape(&metrics, &[]);
+        assert!(!text.contains("west") && text.contains("cilium_clustermesh_remote_clusters 0"), "{text}");
+    }
+}

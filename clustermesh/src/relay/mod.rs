@@ -1,0 +1,330 @@
+//! The relay: mirrors other clusters into the own etcd, in the cache layout, so that the agents of a cluster read one etcd
+//! instead of each reading all others. The role of Cilium's KVStoreMesh.
+//!
+//! ```text
+//!  etcd of clusters ─► followers (checked, byte for byte) ─► one mirror each ─► one writer each ─► own etcd
+//! ```
+//! Several relays may run: all follow, the elected one writes, each write on the condition that it still is. Leases are
+//! handed on from one to the next, so a change of relays writes nothing and removes nothing.
+
+mod book;
+mod carry;
+mod mirror;
+#[cfg(test)]
+mod mirror_tests;
+mod removal;
+mod report;
+mod status;
+
+pub use status::{MirrorStatus, RelayStatus, RelayedCluster};
+
+use crate::certificate::Expiry;
+use crate::error::MeshError;
+use crate::etcd::{EtcdConfig, request};
+use crate::follower::{self, FailureKind, Limits, MeshConfig, MeshHandle, Timers};
+use crate::publisher::election::{Seat, Won, campaign, ended};
+use crate::wire::key;
+use book::{Book, Slot};
+use etcd_client::Client;
+use rand::Rng;
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
+use tombolo_base::ids::{ClusterId, ClusterName, MaxClusters};
+
+/// Transactions that are under way at a time, over all mirrors: one busy cluster leaves room for the others.
+const TURNS: usize = 8;
+
+/// What a relay needs to know.
+#[derive(Clone, Debug)]
+pub struct RelayConfig {
+    /// The own cluster.
+    pub cluster: ClusterName,
+    /// Its number, which no other cluster may have; `None` for a relay that serves no cluster in particular.
+    pub cluster_id: Option<ClusterId>,
+    /// The size of the mesh.
+    pub max: MaxClusters,
+    /// This relay's name; one of that name at a time.
+    pub name: Arc<str>,
+    /// The folder with an etcd client file for each cluster.
+    pub folder: PathBuf,
+    /// Accept `http://` endpoints in these files.
+    pub allow_plaintext: bool,
+    /// The own etcd.
+    pub etcd: EtcdConfig,
+    /// Life of the mirrors when no relay runs.
+    pub lease_ttl: Duration,
+    /// Life of an election without its holder.
+    pub election_ttl: Duration,
+    /// How long a removed cluster's entries stay after its configuration went, for agents to let go of it first.
+    pub removal_grace: Duration,
+    /// Interval of heartbeats, where nobody else writes any.
+    pub heartbeat: Option<Duration>,
+    /// What each cluster may cost.
+    pub limits: Limits,
+    /// Durations of the followers.
+    pub timers: Timers,
+}
+
+impl RelayConfig {
+    /// A configuration with defaults.
+    #[must_use]
+    pub fn new(cluster: ClusterName, name: Arc<str>, folder: PathBuf, etcd: EtcdConfig) -> Self {
+        Self {
+            cluster,
+            cluster_id: None,
+            max: MaxClusters::default(),
+            name,
+            folder,
+            allow_plaintext: false,
+            etcd,
+            lease_ttl: Duration::from_secs(24 * 3600),
+            election_ttl: Duration::from_secs(15),
+            removal_grace: Duration::from_secs(180),
+            heartbeat: None,
+            limits: Limits::default(),
+            timers: Timers::default(),
+        }
+    }
+
+    fn keep_alive(&self) -> Duration {
+        (self.lease_ttl / 4).min(Duration::from_secs(600))
+    }
+}
+
+/// What the relay's own connection is like.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Own {
+    connected: bool,
+    leader: bool,
+    status: String,
+    reconnections: u64,
+    last_failure: Option<String>,
+    certificate: Option<Expiry>,
+    renewal: Option<String>,
+    /// Mirrors that were removed.
+    removed: u64,
+}
+
+/// What all parts of the relay share.
+struct Context {
+    config: RelayConfig,
+    book: Arc<Book>,
+    mesh: MeshHandle,
+    own: watch::Sender<Own>,
+}
+
+/// The running relay: asks for status; ends when its cancellation token is cancelled.
+#[derive(Clone)]
+pub struct RelayHandle {
+    context: Arc<Context>,
+}
+
+impl std::fmt::Debug for RelayHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RelayHandle").field("own", &*self.context.own.borrow()).finish()
+    }
+}
+
+/// Starts relaying, until `cancel` is cancelled. The mirrors stay until their leases end or another relay has them.
+pub async fn start(config: RelayConfig, cancel: CancellationToken) -> (RelayHandle, JoinHandle<()>) {
+    let book = Arc::new(Book::default());
+    let mesh = MeshConfig {
+        cluster: config.cluster.clone(),
+        cluster_id: config.cluster_id,
+        max: config.max,
+        folder: config.folder.clone(),
+        // What is known stands in the own etcd.
+        snapshots: None,
+        allow_plaintext: config.allow_plaintext,
+        own: None,
+        timers: config.timers,
+        // Agents judge by the relay's reports how long they use what is not confirmed.
+        limits: Limits { services_stale: None, ..config.limits },
+        exports: false,
+        mirror: true,
+        relay: Some(config.etcd.clone()),
+    };
+    let (mesh, following) = follower::start(mesh, book.clone(), cancel.clone()).await;
+    let context = Arc::new(Context { config, book, mesh, own: watch::Sender::new(Own::default()) });
+    let handle = RelayHandle { context: context.clone() };
+    let task = tokio::spawn(async move {
+        run(&context, &cancel).await;
+        // A panic was reported by the runtime already.
+        drop(following.await);
+    });
+    (handle, task)
+}
+
+impl Context {
+    fn update(&self, change: impl FnOnce(&mut Own)) {
+        self.own.send_modify(change);
+    }
+}
+
+/// One connection after the other, with jittered waits between them.
+async fn run(context: &Arc<Context>, cancel: &CancellationToken) {
+    let mut attempts = 0_u32;
+    loop {
+        let error = match connect(context).await {
+            Ok(client) => {
+                attempts = 0;
+                session(context, &client, cancel).await
+            }
+            Err(error) => error,
+        };
+        if cancel.is_cancelled() {
+            return;
+        }
+        let text = error.to_string();
+        tracing::warn!(reason = %text, "own etcd: connection given up; the mirrors stay as they are");
+        context.update(|own| {
+            own.connected = false;
+            own.reconnections = own.reconnections.saturating_add(1);
+            own.status.clone_from(&text);
+            own.last_failure = Some(text);
+        });
+        let longest =
+            Duration::from_millis(250).saturating_mul(1 << attempts.min(7)).min(Duration::from_secs(15));
+        attempts = attempts.saturating_add(1);
+        let wait = longest / 2 + rand::rng().random_range(Duration::ZERO..longest / 2);
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+async fn connect(context: &Context) -> Result<Client, MeshError> {
+    let etcd = &context.config.etcd;
+    let (client, files) = etcd.client().await?;
+    let what = || format!("reading {} at {}", key::RELAY_ELECTION, etcd.endpoints.join(" "));
+    let answer = request(what, client.kv_client().get(key::RELAY_ELECTION, None)).await;
+    answer.map_err(|error| etcd.blame(error))?;
+    context.update(|own| {
+        own.connected = true;
+        "connected; another relay is elected, this one is ready to take over".clone_into(&mut own.status);
+        own.certificate = files.map(|files| files.expiry);
+        own.renewal = None;
+    });
+    Ok(client)
+}
+
+/// Stands for election and, once elected, writes the mirrors; the first part that fails ends the connection.
+async fn session(context: &Arc<Context>, client: &Client, cancel: &CancellationToken) -> MeshError {
+    let seat = Seat {
+        key: key::RELAY_ELECTION,
+        candidate: context.config.name.clone(),
+        ttl: context.config.election_ttl,
+    };
+    let work = async {
+        let won = tokio::select! {
+            () = cancel.cancelled() => return MeshError::Stopped,
+            won = campaign(&seat, client) => match won {
+                Ok(won) => won,
+                Err(error) => return error,
+            }
+        };
+        tracing::info!("elected: this relay writes the mirrors");
+        context.update(|own| {
+            own.leader = true;
+            "elected: writes the mirrors".clone_into(&mut own.status);
+        });
+        tokio::select! {
+            error = won.hold(client) => error,
+            error = lead(context, client, &won) => error,
+            () = cancel.cancelled() => {
+                // The next one need not wait until the election has expired.
+                if let Err(error) = request(|| "giving the election up".to_owned(), client.lease_client().revoke(won.lease)).await {
+                    tracing::info!(%error, "another relay takes over when the election expires");
+                }
+                MeshError::Stopped
+            }
+        }
+    };
+    let error = tokio::select! {
+        error = work => error,
+        error = renewed(context) => error,
+    };
+    context.book.slots().iter().for_each(|slot| slot.mirror().end());
+    context.update(|own| own.leader = false);
+    error
+}
+
+/// Ends the connection when the certificate files were renewed and can be used.
+async fn renewed(context: &Context) -> MeshError {
+    let told = |renewal| context.update(|own| own.renewal = renewal);
+    context.config.etcd.renewed(told).await
+}
+
+/// Runs until the election or the connection is lost.
+async fn lead(context: &Arc<Context>, client: &Client, won: &Won) -> MeshError {
+    tokio::select! {
+        error = tend_all(context, client, won) => error,
+        error = report::report(context, client, won) => error,
+        error = removal::find_leftovers(context, client) => error,
+    }
+}
+
+/// A task for each cluster.
+async fn tend_all(context: &Arc<Context>, client: &Client, won: &Won) -> MeshError {
+    let turns = Arc::new(Semaphore::new(TURNS));
+    let mut tasks: JoinSet<Result<ClusterName, MeshError>> = JoinSet::new();
+    let mut tended = BTreeSet::new();
+    loop {
+        for slot in context.book.slots() {
+            if tended.insert(slot.cluster.clone()) {
+                let hand = carry::Hand {
+                    context: context.clone(),
+                    client: client.clone(),
+                    fence: won.fence(),
+                    turns: turns.clone(),
+                };
+                tasks.spawn(tend(hand, slot));
+            }
+        }
+        tokio::select! {
+            () = context.book.grown.notified() => {}
+            Some(ended_task) = tasks.join_next() => match ended_task {
+                Ok(Ok(gone)) => drop(tended.remove(&gone)),
+                Ok(Err(error)) => return error,
+                Err(error) => return ended(format!("writing a mirror ({error})")),
+            }
+        }
+    }
+}
+
+/// Keeps one cluster's mirror, or removes it, as its file comes and goes; ends when it is removed. Errors are those of the
+/// connection: what concerns this mirror only is told in the status and tried again.
+async fn tend(hand: carry::Hand, slot: Arc<Slot>) -> Result<ClusterName, MeshError> {
+    let mut wanted = slot.wanted.subscribe();
+    let mut wait = Duration::from_secs(1);
+    loop {
+        let keep = *wanted.borrow_and_update();
+        let error = tokio::select! {
+            _ = wanted.changed() => {
+                slot.mirror().end();
+                continue;
+            }
+            error = hand.carry(&slot), if keep => error,
+            removed = hand.remove(&slot), if !keep => match removed {
+                Ok(()) if hand.context.book.forget(&slot) => return Ok(slot.cluster.clone()),
+                Ok(()) => continue,
+                Err(error) => error,
+            }
+        };
+        slot.mirror().end();
+        if matches!(&error, MeshError::Request { kind: FailureKind::Transport | FailureKind::NoLeader, .. }) {
+            return Err(error);
+        }
+        tracing::warn!(cluster = %slot.cluster, %error, "its mirror cannot be written; tried again, the others go on");
+        slot.notes().problem = Some(error.to_string());
+        hand.context.book.states.notify_one();
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(Duration::from_secs(30));
+    }
+}

@@ -1,0 +1,174 @@
+//! What two clusters, or two nodes, claim at once: who has it, since when, and what to do.
+
+use serde::Serialize;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tombolo_base::ids::ClusterName;
+use tombolo_base::prefix::Prefix;
+use tombolo_base::source::Source;
+use tombolo_base::table::{NoIndex, Row};
+
+/// What kind of thing is claimed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ConflictKind {
+    /// Pod prefixes of two nodes overlap, or one holds another cluster's node addresses.
+    PodCidr,
+    /// A node's address is another node's, or lies in another cluster's pod prefix.
+    NodeAddress,
+    /// An address (of a pod) is said by two clusters, or by one although it lies in another's pod prefix.
+    Address,
+}
+
+impl ConflictKind {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::PodCidr, Self::NodeAddress, Self::Address];
+
+    /// Its name in JSON, metrics and tables.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::PodCidr => "pod-cidr",
+            Self::NodeAddress => "node-address",
+            Self::Address => "address",
+        }
+    }
+
+    /// What to do about it.
+    #[must_use]
+    pub const fn remedy(self) -> &'static str {
+        match self {
+            Self::PodCidr => {
+                "give one of the clusters other pod CIDRs; until then the refused one's pods are not reached from here"
+            }
+            Self::NodeAddress => {
+                "give one of the nodes another address, or remove the node that is gone; until then the refused one is not reached from here"
+            }
+            Self::Address => {
+                "find out which cluster the address belongs to; the other one publishes what it does not own, or its pod CIDRs are not the ones it published"
+            }
+        }
+    }
+}
+
+impl fmt::Display for ConflictKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
+/// One side of a conflict.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Claimant {
+    /// Its cluster.
+    pub cluster: ClusterName,
+    /// Its node, where that is known.
+    pub node: Option<Arc<str>>,
+    /// What it claims.
+    pub prefix: Prefix,
+    /// Whether the claim is in use here.
+    pub used: bool,
+}
+
+impl fmt::Display for Claimant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let node = self.node.as_deref().unwrap_or("-");
+        write!(f, "{}/{node} {}", self.cluster, self.prefix.short())
+    }
+}
+
+/// Most claimants that a row names.
+pub const MAX_CLAIMANTS: usize = 8;
+/// Most rows of one kind; a cluster that claims a million addresses of another costs no more.
+pub const MAX_CONFLICTS: usize = 1024;
+
+/// Conflicts found since the agent started, by kind; also those that the table has no room for.
+#[derive(Debug, Default)]
+pub struct ConflictCounts([AtomicU64; 3]);
+
+impl ConflictCounts {
+    fn of(&self, kind: ConflictKind) -> &AtomicU64 {
+        let [cidr, node, address] = &self.0;
+        match kind {
+            ConflictKind::PodCidr => cidr,
+            ConflictKind::NodeAddress => node,
+            ConflictKind::Address => address,
+        }
+    }
+
+    /// One more.
+    pub(crate) fn add(&self, kind: ConflictKind) {
+        self.of(kind).fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many so far.
+    #[must_use]
+    pub fn get(&self, kind: ConflictKind) -> u64 {
+        self.of(kind).load(Ordering::Relaxed)
+    }
+}
+
+/// A conflict that stands.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ConflictRow {
+    /// What is claimed.
+    pub kind: ConflictKind,
+    /// The claim that is refused, or the address that several say.
+    pub key: Prefix,
+    /// Who claims it, those in use first.
+    pub claimants: Vec<Claimant>,
+    /// Who has it here; nobody if none of the claims can be used.
+    pub chosen: Option<ClusterName>,
+    /// When this agent noticed it first, seconds since 1970.
+    pub since_unix_secs: u64,
+    /// What to do.
+    pub remedy: &'static str,
+}
+
+impl fmt::Display for ConflictRow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = |used| {
+            let all = self.claimants.iter().filter(|claimant| claimant.used == used);
+            all.map(ToString::to_string).collect::<Vec<_>>().join(", ")
+        };
+        let (used, refused) = (names(true), names(false));
+        write!(f, "{} {}: ", self.kind, self.key.short())?;
+        match (used.as_str(), refused.as_str()) {
+            ("", refused) => write!(f, "refused: {refused}")?,
+            (used, "") => write!(f, "used by all of {used}")?,
+            (used, refused) => write!(f, "used: {used}; refused: {refused}")?,
+        }
+        write!(f, "; {}", self.remedy)
+    }
+}
+
+impl Row for ConflictRow {
+    type Key = (ConflictKind, Prefix);
+    type Index = NoIndex;
+    const TABLE: &'static str = "conflicts";
+    fn key(&self) -> Self::Key {
+        (self.kind, self.key)
+    }
+    fn source(&self) -> &Source {
+        &Source::Planner
+    }
+    fn columns() -> &'static [&'static str] {
+        &["KIND", "KEY", "USED", "REFUSED", "SINCE", "TRY"]
+    }
+    fn cells(&self) -> Vec<String> {
+        let names = |used| {
+            let all = self.claimants.iter().filter(|claimant| claimant.used == used);
+            let all: Vec<_> = all.map(ToString::to_string).collect();
+            if all.is_empty() { "-".to_owned() } else { all.join(", ") }
+        };
+        vec![
+            self.kind.to_string(),
+            self.key.short(),
+            names(true),
+            names(false),
+            self.since_unix_secs.to_string(),
+            self.remedy.to_owned(),
+        ]
+    }
+}

@@ -1,0 +1,364 @@
+//! Overlapping pod CIDRs, node addresses and pods' addresses of several clusters: who has them, what is told, and that nothing of
+//! what is refused is planned.
+
+use super::tests::{World, config, node, pod};
+use super::*;
+use crate::conflict::MAX_CONFLICTS;
+use crate::rows::{AddressKind, NodeAddress};
+use proptest::prelude::*;
+use tombolo_base::table::Changes;
+
+struct Rig {
+    world: World,
+    planner: Planner,
+    nodes: Changes<NodeRow>,
+    prefixes: Changes<PrefixRow>,
+}
+
+impl Rig {
+    fn new(path: PathKind) -> Self {
+        let world = World::new();
+        let planner = Planner::new(config(path, true), NodeIndexes::default());
+        let (nodes, prefixes) = (world.nodes.0.changes(), world.prefixes.0.changes());
+        let mut rig = Self { world, planner, nodes, prefixes };
+        rig.put(node(1, 0, true));
+        rig.look();
+        rig
+    }
+
+    fn put(&self, row: NodeRow) {
+        self.world.nodes.1.upsert(row);
+    }
+
+    fn take(&self, row: &NodeRow) {
+        self.world.nodes.1.remove(&row.key());
+    }
+
+    fn look(&mut self) {
+        self.planner.step(self.nodes.drain(), self.prefixes.drain(), None, &self.world.out);
+    }
+
+    fn conflicts(&self) -> Vec<String> {
+        self.world.out.conflicts.table().snapshot().iter().map(ToString::to_string).collect()
+    }
+
+    /// The node that serves a prefix.
+    fn at(&self, prefix: &str) -> Option<String> {
+        let entry = self.world.entry(&self.world.out, prefix)?;
+        let paths = self.world.out.paths.table().snapshot();
+        paths.get(&entry.node).map(|path| format!("{}/{}", path.cluster, path.node))
+    }
+
+    fn routed(&self, prefix: &str) -> bool {
+        self.world.out.routes.table().snapshot().get(&prefix.parse().unwrap()).is_some()
+    }
+
+    fn peers(&self) -> Vec<Prefix> {
+        let peers = self.world.out.peers.table().snapshot();
+        peers.iter().flat_map(|peer| peer.allowed_ips.iter().copied()).collect()
+    }
+}
+
+/// A node of `cluster` with these pod CIDRs.
+fn with(cluster: u8, n: u8, cidrs: &[&str]) -> NodeRow {
+    let mut row = node(cluster, n, true);
+    row.pod_cidrs = cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect();
+    row.addresses.retain(|address| address.kind == AddressKind::Internal);
+    row
+}
+
+fn source(cluster: u8) -> Source {
+    Source::Cluster(ClusterName::new(&format!("c{cluster}")).unwrap())
+}
+
+#[test]
+fn a_pod_cidr_that_another_cluster_has_is_refused_before_anything_is_made_of_it() {
+    for (held, late) in
+        [("10.9.0.0/24", "10.9.0.0/16"), ("fd00:9::/48", "fd00:9:0:1::/64"), ("10.9.0.0/24", "10.9.0.0/24")]
+    {
+        let mut rig = Rig::new(PathKind::Overlay);
+        // The one that comes later sorts first, by name and by id.
+        rig.put(with(3, 1, &[held]));
+        rig.look();
+        rig.put(with(2, 1, &[late, "10.2.1.0/24"]));
+        rig.look();
+        assert_eq!(rig.at(held).as_deref(), Some("c3/n1"));
+        assert_eq!(rig.at("10.2.1.0/24").as_deref(), Some("c2/n1"), "its other prefix is used");
+        if held != late {
+            assert_eq!((rig.at(late), rig.routed(late)), (None, false), "{late}");
+        }
+        let late_prefix: Prefix = late.parse().unwrap();
+        let allowed = rig.peers().into_iter().filter(|prefix| prefix.overlaps(&late_prefix)).count();
+        assert_eq!(allowed, 1, "of the holder only");
+        let told = rig.conflicts();
+        let [row] = told.as_slice() else { panic!("{told:?}") };
+        let text = format!("pod-cidr {late}: used: c3/n1 {held}; refused: c2/n1 {late}; ");
+        assert!(row.starts_with(&text) && row.contains("other pod CIDRs"), "{row}");
+        // It ends with the overlap.
+        rig.take(&with(3, 1, &[held]));
+        rig.look();
+        assert_eq!((rig.at(late).as_deref(), rig.routed(late)), (Some("c2/n1"), true));
+        assert!(rig.conflicts().is_empty());
+    }
+}
+
+#[test]
+fn the_own_cluster_has_what_it_claims_and_its_node_addresses_are_in_nobodys_pods() {
+    let mut rig = Rig::new(PathKind::Overlay);
+    rig.put(with(2, 1, &["10.1.0.0/16", "172.20.1.0/24"]));
+    rig.look();
+    assert!(!rig.routed("10.1.0.0/16") && !rig.routed("172.20.1.0/24"), "n0 has 10.1.0.0/24 and 172.20.1.0");
+    assert_eq!(rig.conflicts().len(), 2);
+    // The own cluster's node that comes later takes its own away from others.
+    let mut rig = Rig::new(PathKind::Overlay);
+    rig.put(with(2, 1, &["10.1.7.0/24"]));
+    rig.look();
+    assert_eq!(rig.at("10.1.7.0/24").as_deref(), Some("c2/n1"));
+    rig.put(node(1, 7, true));
+    rig.look();
+    assert_eq!(rig.at("10.1.7.0/24").as_deref(), Some("c1/n7"));
+    assert!(rig.conflicts()[0].contains("used: c1/n7 10.1.7.0/24; refused: c2/n1"), "{:?}", rig.conflicts());
+}
+
+#[test]
+fn a_node_address_that_another_cluster_has_is_not_reached_and_told() {
+    let mut rig = Rig::new(PathKind::Overlay);
+    let mut twin = with(2, 1, &["10.2.1.0/24"]);
+    twin.addresses = vec![NodeAddress { kind: AddressKind::Internal, ip: "172.20.1.0".parse().unwrap() }];
+    rig.put(twin.clone());
+    rig.world.prefixes.1.upsert(pod(source(2), "10.2.1.7", "172.20.1.0", 131_400));
+    rig.look();
+    assert_eq!(rig.world.entry(&rig.world.out, "172.20.1.0").unwrap().node, NodeIndex::LOCAL);
+    assert_eq!((rig.at("10.2.1.7"), rig.routed("10.2.1.0/24")), (None, false), "there is no way to it");
+    assert!(rig.conflicts()[0].starts_with("node-address 172.20.1.0: used: c1/n0"), "{:?}", rig.conflicts());
+    twin.addresses[0].ip = "172.20.2.1".parse().unwrap();
+    rig.put(twin);
+    rig.world.prefixes.1.upsert(pod(source(2), "10.2.1.7", "172.20.2.1", 131_400));
+    rig.look();
+    assert_eq!(rig.at("10.2.1.7").as_deref(), Some("c2/n1"));
+    assert!(rig.conflicts().is_empty() && rig.routed("10.2.1.0/24"));
+}
+
+#[test]
+fn a_cluster_cannot_claim_addresses_in_another_ones_pod_prefix() {
+    let mut rig = Rig::new(PathKind::Overlay);
+    rig.put(node(2, 1, false));
+    rig.put(node(3, 1, false));
+    // c2 sorts first, and c3 has not named its pod yet.
+    for (ip, host) in
+        [("10.3.1.7", "172.20.2.1"), ("10.3.0.0/16", "172.20.2.1"), ("172.20.1.0", "172.20.2.1")]
+    {
+        rig.world.prefixes.1.upsert(pod(source(2), ip, host, 131_400));
+    }
+    rig.look();
+    assert_eq!((rig.at("10.3.1.7"), rig.at("10.3.0.0/16")), (None, None));
+    assert_eq!(
+        rig.world.entry(&rig.world.out, "172.20.1.0").unwrap().identity.0,
+        1,
+        "this node's own address"
+    );
+    let told = rig.conflicts();
+    assert_eq!(told.len(), 3, "{told:?}");
+    assert!(
+        told.iter()
+            .any(|row| row.starts_with("address 10.3.1.7: used: c3/n1 10.3.1.0/24; refused: c2/n1 10.3.1.7")),
+        "{told:?}"
+    );
+    rig.world.prefixes.1.upsert(pod(source(3), "10.3.1.7", "172.20.3.1", 200_000));
+    rig.look();
+    assert_eq!(rig.at("10.3.1.7").as_deref(), Some("c3/n1"));
+    // A claim stands as soon as nobody has the pod prefix any more.
+    rig.world.prefixes.1.remove(&("10.3.1.7".parse().unwrap(), source(3)));
+    rig.take(&node(3, 1, false));
+    rig.look();
+    assert_eq!(
+        (rig.at("10.3.1.7").as_deref(), rig.at("10.3.0.0/16").as_deref()),
+        (Some("c2/n1"), Some("c2/n1"))
+    );
+    assert_eq!(rig.conflicts().len(), 1, "{:?}", rig.conflicts());
+}
+
+#[test]
+fn of_an_address_outside_all_pod_prefixes_who_had_it_keeps_it() {
+    let mut rig = Rig::new(PathKind::Direct);
+    rig.put(node(2, 1, false));
+    rig.put(node(3, 1, false));
+    rig.world.prefixes.1.upsert(pod(source(3), "10.99.0.1", "172.20.3.1", 200_000));
+    rig.look();
+    rig.planner.set_time(77);
+    rig.world.prefixes.1.upsert(pod(source(2), "10.99.0.1", "172.20.2.1", 131_400));
+    rig.look();
+    assert_eq!(rig.at("10.99.0.1").as_deref(), Some("c3/n1"));
+    let row = rig.world.out.conflicts.table().snapshot().iter().next().cloned().unwrap();
+    assert_eq!((row.kind, row.since_unix_secs, row.claimants.len()), (ConflictKind::Address, 77, 2));
+    assert_eq!(row.chosen.as_ref().map(ClusterName::as_str), Some("c3"));
+    assert_eq!(rig.planner.conflict_counts().get(ConflictKind::Address), 1);
+    rig.world.prefixes.1.remove(&("10.99.0.1".parse().unwrap(), source(3)));
+    rig.look();
+    assert_eq!((rig.at("10.99.0.1").as_deref(), rig.conflicts().len()), (Some("c2/n1"), 0));
+}
+
+#[test]
+fn at_the_start_neither_the_order_of_lists_nor_the_name_decides_but_the_earlier_life_and_then_the_id() {
+    for restored in [None, Some("172.20.3.1"), Some("172.20.2.1")] {
+        for first in [2, 3] {
+            let world = World::new();
+            let mut planner = Planner::new(config(PathKind::Overlay, false), NodeIndexes::default());
+            let cidr: Prefix = "10.9.0.0/24".parse().unwrap();
+            planner.restore_claims(restored.map(|ip| (cidr, ip.parse().unwrap())));
+            let (mut nodes, mut prefixes) = (world.nodes.0.changes(), world.prefixes.0.changes());
+            for cluster in [2, 3] {
+                world.nodes.1.set_source(&source(cluster), SourceState::Pending);
+                world.prefixes.1.set_source(&source(cluster), SourceState::Pending);
+            }
+            world.nodes.1.upsert(node(1, 0, false));
+            planner.step(nodes.drain(), prefixes.drain(), None, &world.out);
+            for cluster in [first, 5 - first] {
+                world.nodes.1.upsert(with(cluster, 1, &["10.9.0.0/24"]));
+                let ip = format!("172.20.{cluster}.1");
+                world.prefixes.1.upsert(pod(source(cluster), "10.77.0.1", &ip, 131_400));
+                planner.step(nodes.drain(), prefixes.drain(), None, &world.out);
+                world.nodes.1.set_source(&source(cluster), SourceState::Initialized);
+                world.prefixes.1.set_source(&source(cluster), SourceState::Initialized);
+                planner.step(nodes.drain(), prefixes.drain(), None, &world.out);
+            }
+            let snapshot = world.out.entries.table().snapshot();
+            let had = if restored == Some("172.20.3.1") { 3 } else { 2 };
+            assert_eq!(snapshot.get(&cidr).unwrap().source, source(had), "{restored:?} {first}");
+            assert_eq!(snapshot.get(&"10.77.0.1".parse().unwrap()).unwrap().source, source(2), "{first}");
+            // Who comes from now on comes later, whatever its id.
+            world.nodes.1.upsert(with(2, 9, &["10.9.0.0/25"]));
+            planner.step(nodes.drain(), prefixes.drain(), None, &world.out);
+            let now = world.out.entries.table().snapshot();
+            assert_eq!(now.get(&cidr).unwrap().source, source(had));
+        }
+    }
+}
+
+#[test]
+fn two_nodes_of_one_cluster_with_one_pod_cidr_are_told_and_a_node_said_twice_is_not() {
+    let mut rig = Rig::new(PathKind::Overlay);
+    let mut echo = node(1, 0, true);
+    echo.source = source(1);
+    rig.put(echo);
+    rig.put(with(2, 1, &["10.2.1.0/24"]));
+    rig.look();
+    assert!(rig.conflicts().is_empty(), "{:?}", rig.conflicts());
+    rig.put(with(2, 2, &["10.2.1.0/24"]));
+    rig.look();
+    assert_eq!(rig.at("10.2.1.0/24").as_deref(), Some("c2/n1"));
+    assert!(rig.conflicts()[0].starts_with("pod-cidr 10.2.1.0/24: used: c2/n1"), "{:?}", rig.conflicts());
+    rig.take(&with(2, 2, &[]));
+    rig.look();
+    assert!(rig.conflicts().is_empty());
+}
+
+#[test]
+fn a_cluster_that_claims_thousands_of_foreign_addresses_costs_a_bounded_table() {
+    let mut rig = Rig::new(PathKind::Overlay);
+    rig.put(node(2, 1, false));
+    rig.put(with(3, 1, &["10.3.0.0/16"]));
+    rig.world.prefixes.1.commit(|txn| {
+        for host in 0..3_000_u32 {
+            txn.upsert(pod(source(2), &format!("10.3.{}.{}", host / 250, host % 250), "172.20.2.1", 131_400));
+        }
+    });
+    rig.look();
+    assert_eq!(rig.conflicts().len(), MAX_CONFLICTS);
+    assert_eq!(rig.planner.conflict_counts().get(ConflictKind::Address), 3_000);
+    assert!(rig.at("10.3.11.7").is_none());
+    rig.world.prefixes.1.drain_source(&source(2));
+    rig.look();
+    assert!(rig.conflicts().is_empty());
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Node(u8, u8, u8, u8),
+    DropNode(u8, u8),
+    Pod(u8, u8, u8, u8),
+    DropPod(u8, u8, u8),
+    Look,
+}
+
+fn some_cidr(a: u8, len: u8) -> Prefix {
+    Prefix::new([10, 0, a, a * 64].into(), len).unwrap()
+}
+
+proptest! {
+    #[test]
+    fn with_conflicts_too_the_incremental_pass_equals_the_full_one(
+        steps in prop::collection::vec(prop_oneof![
+            (1u8..5, 0u8..3, 0u8..4, 22u8..27).prop_map(|(c, n, a, l)| Step::Node(c, n, a, l)),
+            (2u8..5, 0u8..3).prop_map(|(c, n)| Step::DropNode(c, n)),
+            (2u8..5, 0u8..3, 0u8..4, 24u8..33).prop_map(|(c, n, a, l)| Step::Pod(c, n, a, l)),
+            (2u8..5, 0u8..4, 24u8..33).prop_map(|(c, a, l)| Step::DropPod(c, a, l)),
+            Just(Step::Look),
+        ], 1..60),
+    ) {
+        let mut rig = Rig::new(PathKind::Overlay);
+        for step in steps.into_iter().chain([Step::Look]) {
+            match step {
+                Step::Node(c, n, a, len) if (c, n) != (1, 0) => {
+                    let mut row = with(c, n, &[]);
+                    row.pod_cidrs = vec![some_cidr(a, len)];
+                    rig.put(row);
+                }
+                Step::Node(..) => {}
+                Step::DropNode(c, n) => rig.take(&with(c, n, &[])),
+                Step::Pod(c, n, a, len) => {
+                    let row = pod(source(c), "10.0.0.0", &format!("172.20.{c}.{n}"), 300);
+                    rig.world.prefixes.1.upsert(PrefixRow { prefix: some_cidr(a, len), ..row });
+                }
+                Step::DropPod(c, a, len) => { rig.world.prefixes.1.remove(&(some_cidr(a, len), source(c))); }
+                Step::Look => rig.look(),
+            }
+        }
+        let Rig { world, planner, .. } = &rig;
+        // The claims, made anew out of the nodes; who has something is the history that the incremental pass has.
+        let nodes = &planner.inputs.nodes;
+        let names: BTreeSet<_> = nodes.iter().map(|row| (row.cluster.clone(), row.name.clone())).collect();
+        let made: Vec<_> = names.iter().filter_map(|(cluster, name)| node_view(nodes, &planner.config, cluster, name)).flat_map(|view| view.claimed().into_iter().map(move |prefix| (prefix, view.party))).collect();
+        let mut claims = Claims::default();
+        for refused in [false, true] {
+            for (prefix, party) in made.iter().filter(|(prefix, party)| planner.claims.is_refused(*prefix, *party) == refused) {
+                let standing = match (*party, refused) {
+                    (OWN, _) => Standing::Own,
+                    (_, false) => Standing::Restored,
+                    (_, true) => Standing::Later,
+                };
+                claims.add(*prefix, *party, standing, &mut Changed::new());
+            }
+        }
+        for (prefix, party) in &made {
+            prop_assert_eq!(claims.is_refused(*prefix, *party), planner.claims.is_refused(*prefix, *party));
+        }
+        // Every key of every output, by the functions that a full pass calls.
+        let known = Known { nodes, claims: &claims, config: &planner.config };
+        let (entries, routes) = (world.out.entries.table().snapshot(), world.out.routes.table().snapshot());
+        let rows = planner.inputs.prefixes.iter().map(|row| row.prefix);
+        let keys: BTreeSet<Prefix> = rows.chain(made.iter().map(|(prefix, _)| *prefix)).chain(entries.iter().map(|entry| entry.prefix)).chain(routes.iter().map(|route| route.prefix)).collect();
+        let founding = BTreeSet::new();
+        let mut told = BTreeMap::new();
+        for key in keys {
+            let holder = Holder { source: entries.get(&key).map(|entry| &entry.source), founding: &founding };
+            let decided = prefix_entry(key, &planner.inputs.prefixes, known, &planner.indexes, holder);
+            prop_assert_eq!(decided.entry.as_ref(), entries.get(&key), "{}", key);
+            let route = route_entry(key, known, &planner.inputs.learned);
+            prop_assert_eq!(route.as_ref(), routes.get(&key), "{}", key);
+            if !decided.contest.is_empty() {
+                told.insert((ConflictKind::Address, key), decided.contest);
+            }
+            if let Some((kind, claimants)) = claim_conflict(key, known) {
+                told.insert((kind, key), claimants);
+            }
+        }
+        let rows: BTreeMap<_, _> = world.out.conflicts.table().snapshot().iter().map(|row| (row.key(), row.claimants.clone())).collect();
+        prop_assert_eq!(rows, told);
+        // Nothing of one cluster lies in what another one has.
+        for entry in entries.iter() {
+            let party = match &entry.source { Source::Cluster(name) => u16::from(name.as_str().as_bytes()[1] - b'0'), _ => OWN };
+            prop_assert!(party == OWN || claims.rival(entry.prefix, party).is_none(), "{:?}", entry);
+        }
+    }
+}
