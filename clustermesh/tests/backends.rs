@@ -196,8 +196,6 @@ async fn follow(folder: &Path, cancel: &CancellationToken) -> (Table<RemoteServi
         max: MaxClusters::C255,
     };
     let config = MeshConfig {
-        mirror: false,
-        relay: None,
         cluster: name("b"),
         cluster_id: Some(id(2)),
         max: MaxClusters::C255,
