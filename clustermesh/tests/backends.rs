@@ -212,6 +212,8 @@ async fn follow(folder: &Path, cancel: &CancellationToken) -> (Table<RemoteServi
         },
         limits: Limits { services_stale: Some(Duration::from_secs(3)), ..Limits::default() },
         exports: true,
+        mirror: false,
+        relay: None,
     };
     let (_, task) = follower::start(config, Arc::new(sink), cancel.clone()).await;
     (table, task)
