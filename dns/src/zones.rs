@@ -143,7 +143,6 @@ impl Zones {
     }
 
     /// Whose an address is: a name of this cluster, or else an import's.
-    #[must_use]
     pub fn owners(&self, address: IpAddr) -> impl Iterator<Item = &Owner> {
         let all = self.reverse.get(&address).into_iter().flatten();
         let here = all.clone().any(|owner| owner.zone == NameZone::Cluster);

@@ -199,17 +199,19 @@ impl World {
     }
 }
 
+type Streams = (
+    Changes<ExportRow>,
+    Changes<ImportRequest>,
+    Changes<RemoteExport>,
+    Changes<ServiceRow>,
+    Changes<SliceRow>,
+    Changes<LbAssignment>,
+);
+
 /// A planner that follows a world's tables.
 struct Run {
     planner: Planner,
-    changes: (
-        Changes<ExportRow>,
-        Changes<ImportRequest>,
-        Changes<RemoteExport>,
-        Changes<ServiceRow>,
-        Changes<SliceRow>,
-        Changes<LbAssignment>,
-    ),
+    changes: Streams,
     statuses: Table<ExportStatus>,
     imports: Table<ImportRow>,
     out: Outputs,
@@ -474,7 +476,9 @@ fn take(world: &mut World, run: &Run, op: &Op) {
             world.slices.1.upsert(slice(&nth(n)));
         }
         Op::Slice(n, false) => drop(world.slices.1.remove(&slice(&nth(n)).name)),
-        Op::Namespace(n, 0) => drop(world.namespaces.remove(["shop", "home"][usize::from(n)])),
+        Op::Namespace(n, 0) => {
+            world.namespaces.remove(["shop", "home"][usize::from(n)]);
+        }
         Op::Namespace(n, state) => {
             world.namespaces.insert(["shop", "home"][usize::from(n)].into(), state == 1);
         }
