@@ -152,6 +152,10 @@ impl Follower {
             self.unconfirmed(now, kind);
             let confirmed = self.confirmed_kinds.entry(kind).or_insert(now);
             *confirmed = last.map_or(*confirmed, |last| last.min(*confirmed));
+            if last.is_some() {
+                // The relay knows better than what an earlier life left here.
+                self.restored_ages.remove(&kind);
+            }
         }
         if last.is_some() || self.is_complete() {
             self.confirmed = last.or(Some(self.heartbeat)).max(last);
