@@ -152,9 +152,15 @@ impl Follower {
             self.unconfirmed(now, kind);
             let confirmed = self.confirmed_kinds.entry(kind).or_insert(now);
             *confirmed = last.map_or(*confirmed, |last| last.min(*confirmed));
-            if last.is_some() {
-                // The relay knows better than what an earlier life left here.
-                self.restored_ages.remove(&kind);
+            // What lies before this life; the relay knows it better than what an earlier one left here.
+            match age.map(|age| age.saturating_sub(now.since_origin())) {
+                Some(Duration::ZERO) => {
+                    self.restored_ages.remove(&kind);
+                }
+                Some(before) => {
+                    self.restored_ages.insert(kind, before);
+                }
+                None => {}
             }
         }
         if last.is_some() || self.is_complete() {
