@@ -152,6 +152,16 @@ impl Follower {
             self.unconfirmed(now, kind);
             let confirmed = self.confirmed_kinds.entry(kind).or_insert(now);
             *confirmed = last.map_or(*confirmed, |last| last.min(*confirmed));
+            // What lies before this life; the relay knows it better than what an earlier one left here.
+            match age.map(|age| age.saturating_sub(now.since_origin())) {
+                Some(Duration::ZERO) => {
+                    self.restored_ages.remove(&kind);
+                }
+                Some(before) => {
+                    self.restored_ages.insert(kind, before);
+                }
+                None => {}
+            }
         }
         if last.is_some() || self.is_complete() {
             self.confirmed = last.or(Some(self.heartbeat)).max(last);
