@@ -215,8 +215,10 @@ impl Follower {
         };
         for event in events {
             // Only as an event: what a list shows was written at any time before.
+            // In a mirror it is another cluster's: that of the etcd it lies in.
             if let KeyEvent::Put(key, value) = &event
                 && key == key::BEAT.as_bytes()
+                && self.layout() == Layout::State
             {
                 self.lag.beat(now, value);
             }

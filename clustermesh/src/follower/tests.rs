@@ -417,3 +417,16 @@ fn services_that_are_published_as_slices_only_are_in_the_dump_as_services() {
     assert!(service["backends"].get("10.1.0.8").is_none() && service["shared"] == true, "{service}");
     assert!(dump.services.contains_key("c1/shop/s0"));
 }
+
+#[test]
+fn beats_are_those_of_the_cluster_itself_and_not_of_the_etcd_that_mirrors_it() {
+    let mut world = ready();
+    let beats = |world: &World| status(world).lag.map_or(0, |lag| lag.lag.count);
+    site(&mut world).etcd.put(key::BEAT, "1700000000000000000");
+    run(&mut world, 200);
+    assert_eq!(beats(&world), 1);
+    site(&mut world).core.published.as_mut().unwrap().capabilities.cached = true;
+    site(&mut world).etcd.put(key::BEAT, "1700000005000000000");
+    run(&mut world, 200);
+    assert_eq!((beats(&world), status(&world).reconnections), (1, 0));
+}
