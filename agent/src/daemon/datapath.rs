@@ -258,7 +258,7 @@ impl Target<FrontendRow> for Frontends {
         if !held.is_empty() {
             return Ok(());
         }
-        let mut wanted: BTreeSet<ebpf::Frontend> = keep.keys().map(frontend).collect();
+        let mut wanted: BTreeSet<ebpf::Frontend> = keep.keys().map(|key| frontend(&key)).collect();
         let external =
             keep.keys().filter(|key| key.scope == Scope::External && !self.own.contains(&key.address));
         wanted.extend(external.map(|key| Self::rest_of(key.address)));
