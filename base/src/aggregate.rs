@@ -46,7 +46,7 @@ pub fn least<'a>(sources: impl Iterator<Item = (&'a Source, SourceState)>) -> BT
     let mut states = BTreeMap::new();
     for (source, state) in sources {
         states
-            .entry(source.clone())
+            .entry(*source)
             .and_modify(|known: &mut SourceState| *known = state.min(*known))
             .or_insert(state);
     }

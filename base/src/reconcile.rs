@@ -185,7 +185,7 @@ impl<R: Row> Reconciler<R> {
         let (confirmed, desired) = (&mut self.confirmed, &self.desired);
         confirmed.retain(|source| desired.source_state(source).is_some());
         let initialized = desired.sources().filter(|(_, state)| *state == SourceState::Initialized);
-        confirmed.extend(initialized.map(|(source, _)| source.clone()));
+        confirmed.extend(initialized.map(|(source, _)| *source));
         if self.is_announced() && self.prune_due.is_none() && self.has_leftovers_to_prune() {
             self.prune_due = Some(now);
         }

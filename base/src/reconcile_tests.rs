@@ -178,7 +178,7 @@ impl World {
                 let action = self.reconciler.next(self.now, self.rows_max);
                 let result = action.map(|action| self.shelf.carry_out(&action));
                 match value {
-                    Some(value) => self.shelf.cells.insert(key.clone(), value),
+                    Some(value) => self.shelf.cells.insert(key, value),
                     None => self.shelf.cells.remove(&key),
                 };
                 self.protected.remove(&key);

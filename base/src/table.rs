@@ -162,9 +162,8 @@ impl<R: Row> Snapshot<R> {
     /// snapshot, which lags behind what that life had carried out.
     #[must_use]
     pub fn unconfirmed_sources(&self) -> BTreeSet<Source> {
-        let open = |(source, state): (&Source, SourceState)| {
-            (state != SourceState::Initialized).then(|| source.clone())
-        };
+        let open =
+            |(source, state): (&Source, SourceState)| (state != SourceState::Initialized).then_some(*source);
         self.sources().filter_map(open).collect()
     }
 
@@ -186,7 +185,7 @@ impl<R: Row> Snapshot<R> {
                     attach(&mut self.index, index, key);
                 }
                 if is_listed(row.source()) {
-                    attach(&mut self.by_source, row.source().clone(), key);
+                    attach(&mut self.by_source, *row.source(), key);
                 }
             }
         }
@@ -353,7 +352,7 @@ impl<R: Row> Transaction<'_, R> {
     /// Sets how far a source's first list has come.
     pub fn set_source(&mut self, source: &Source, state: SourceState) {
         if self.snapshot.sources.get(source) != Some(&state) {
-            Arc::make_mut(&mut self.snapshot.sources).insert(source.clone(), state);
+            Arc::make_mut(&mut self.snapshot.sources).insert(*source, state);
             self.sources = true;
         }
     }
@@ -518,7 +517,7 @@ pub(crate) mod tests {
         type Index = u8;
         const TABLE: &'static str = "cells";
         fn key(&self) -> Self::Key {
-            (self.source.clone(), self.name)
+            (self.source, self.name)
         }
         fn source(&self) -> &Source {
             &self.source

@@ -55,7 +55,7 @@ pub struct RemoteSlices(Arc<Mutex<slices::SliceBook>>);
 
 impl MeshSink for TableSink {
     fn apply(&self, cluster: &ClusterName, changes: Vec<Change>) {
-        let source = Source::Cluster(cluster.clone());
+        let source = Source::Cluster(*cluster);
         let mut sorted = Sorted::default();
         for change in changes {
             sorted.take(change);
@@ -77,9 +77,9 @@ impl MeshSink for TableSink {
             self.identities.commit(|table| {
                 for (id, labels, keep) in sorted.identities {
                     if keep {
-                        table.upsert(IdentityRow { source: source.clone(), id, labels });
+                        table.upsert(IdentityRow { source, id, labels });
                     } else {
-                        table.remove(&(id, source.clone()));
+                        table.remove(&(id, source));
                     }
                 }
             });
@@ -90,7 +90,7 @@ impl MeshSink for TableSink {
                     if keep {
                         table.upsert(prefix_row(&source, &entry));
                     } else {
-                        table.remove(&(entry.prefix, source.clone()));
+                        table.remove(&(entry.prefix, source));
                     }
                 }
             });
@@ -114,7 +114,7 @@ impl MeshSink for TableSink {
                 for name in touched {
                     match book.row(cluster, &name) {
                         Some(row) => drop(table.upsert(row)),
-                        None => drop(table.remove(&(name, source.clone()))),
+                        None => drop(table.remove(&(name, source))),
                     }
                 }
             });
@@ -145,7 +145,7 @@ impl MeshSink for TableSink {
     }
 
     fn state(&self, cluster: &ClusterName, state: SourceState) {
-        let source = Source::Cluster(cluster.clone());
+        let source = Source::Cluster(*cluster);
         self.nodes.set_source(&source, state);
         self.identities.set_source(&source, state);
         self.prefixes.set_source(&source, state);
@@ -158,7 +158,7 @@ impl MeshSink for TableSink {
     }
 
     fn gone(&self, cluster: &ClusterName) {
-        let source = Source::Cluster(cluster.clone());
+        let source = Source::Cluster(*cluster);
         self.nodes.drain_source(&source);
         self.exports.drain_source(&source);
         self.services.drain_source(&source);
@@ -210,8 +210,8 @@ fn node_row(source: &Source, cluster: &ClusterName, node: &Node, max: MaxCluster
     };
     let addresses = node.addresses.iter();
     Some(NodeRow {
-        source: source.clone(),
-        cluster: cluster.clone(),
+        source: *source,
+        cluster: *cluster,
         cluster_id: ClusterId::new(node.cluster_id, max).ok()?,
         name: node.name.clone(),
         addresses: addresses
@@ -234,7 +234,7 @@ fn wireguard_key(text: &str) -> Option<WireguardKey> {
 fn prefix_row(source: &Source, entry: &IpEntry) -> PrefixRow {
     let filled = |text: &Arc<str>| (!text.is_empty()).then(|| text.clone());
     PrefixRow {
-        source: source.clone(),
+        source: *source,
         prefix: entry.prefix,
         identity: entry.identity,
         host_ip: entry.host_ip,
@@ -266,7 +266,7 @@ fn remote_service(source: &Source, service: &Service) -> RemoteService {
         (*ip, backend)
     };
     RemoteService {
-        source: source.clone(),
+        source: *source,
         name: ServiceName { namespace: service.namespace.clone(), name: service.name.clone() },
         backends: service.backends.iter().map(backend).collect(),
     }
@@ -439,6 +439,6 @@ impl Assignment {
     }
 
     fn row(self, source: &Source, name: ServiceName) -> LbAssignment {
-        LbAssignment { source: source.clone(), name, addresses: self.addresses, pools: self.pools }
+        LbAssignment { source: *source, name, addresses: self.addresses, pools: self.pools }
     }
 }

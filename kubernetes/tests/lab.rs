@@ -187,7 +187,7 @@ async fn the_guarded_pod_lets_in_exactly_whom_its_policy_names() {
             });
         }
     }
-    let mut compiler = Compiler::new(east.name.clone());
+    let mut compiler = Compiler::new(east.name);
     let delta = compiler.update(
         &PolicyInputs {
             rules: &tables.rules.snapshot(),

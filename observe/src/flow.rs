@@ -253,7 +253,7 @@ mod tests {
         let west = Source::Cluster(ClusterName::new("west").unwrap());
         let (prefixes, writer) = Table::new();
         writer.upsert(PrefixRow {
-            source: west.clone(),
+            source: west,
             prefix: "10.2.1.5".parse().unwrap(),
             identity: IdentityId(131_400),
             host_ip: None,

@@ -385,7 +385,7 @@ impl Row for RemoteService {
     type Index = ServiceName;
     const TABLE: &'static str = "remote-services";
     fn key(&self) -> Self::Key {
-        (self.name.clone(), self.source.clone())
+        (self.name.clone(), self.source)
     }
     fn source(&self) -> &Source {
         &self.source

@@ -141,7 +141,7 @@ impl Row for NodeRow {
         &self.source
     }
     fn indexes(&self) -> Vec<NodeLookup> {
-        let name = NodeLookup::Name(self.cluster.clone(), self.name.clone());
+        let name = NodeLookup::Name(self.cluster, self.name.clone());
         let addresses = self.addresses.iter().map(|address| NodeLookup::Address(address.ip));
         let cidrs = self.pod_cidrs.iter().map(|prefix| NodeLookup::PodCidr(*prefix));
         std::iter::once(name).chain(addresses).chain(cidrs).collect()
@@ -363,7 +363,7 @@ impl Row for LearnedRoute {
     type Index = NoIndex;
     const TABLE: &'static str = "learned-routes";
     fn key(&self) -> Self::Key {
-        (self.prefix, self.source.clone())
+        (self.prefix, self.source)
     }
     fn source(&self) -> &Source {
         &self.source
@@ -580,7 +580,7 @@ impl Row for WireguardPeer {
         &self.source
     }
     fn indexes(&self) -> Vec<(ClusterName, Arc<str>)> {
-        vec![(self.cluster.clone(), self.node.clone())]
+        vec![(self.cluster, self.node.clone())]
     }
     fn columns() -> &'static [&'static str] {
         &["KEY", "CLUSTER", "NODE", "ENDPOINT", "ALLOWED-IPS"]

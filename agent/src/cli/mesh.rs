@@ -233,8 +233,8 @@ async fn connect(args: ConnectArgs) -> Result<ExitCode, ClientError> {
     let partner = args.partner.partner;
     let endpoints = if args.endpoint.is_empty() { etcd.endpoints.clone() } else { args.endpoint };
     let invitation = Invitation {
-        cluster: cluster.clone(),
-        partner: partner.clone(),
+        cluster,
+        partner,
         etcd,
         endpoints,
         ca_key: args.ca_key,

@@ -103,12 +103,7 @@ pub(crate) fn validate(config: &Config, problems: &mut Vec<Problem>) -> Option<I
         ));
     }
     numbers(config, problems);
-    Some(Identity {
-        cluster: config.cluster.name.clone()?,
-        cluster_id: cluster_id.ok()?,
-        max_clusters,
-        node: node?,
-    })
+    Some(Identity { cluster: config.cluster.name?, cluster_id: cluster_id.ok()?, max_clusters, node: node? })
 }
 
 fn node_name(configured: &str, problems: &mut Vec<Problem>) -> Option<std::sync::Arc<str>> {

@@ -419,7 +419,7 @@ impl Backend for Daemon {
         }
         let from = Viewpoint {
             folder: self.clustermesh.folder.clone(),
-            own: self.identity.cluster.clone(),
+            own: self.identity.cluster,
             own_id: Some(self.identity.cluster_id),
             max: self.identity.max_clusters,
             allow_plaintext: self.clustermesh.allow_plaintext,

@@ -156,7 +156,7 @@ fn step(
     let advertised = |service: &ServiceRow| advertised(service, &slices, &addresses, &who.node);
     let services: Vec<_> = tables.services.snapshot().iter().map(advertised).collect();
     let nodes = tables.nodes.snapshot();
-    let own = (Source::Manifests, who.cluster.clone(), who.node.clone());
+    let own = (Source::Manifests, who.cluster, who.node.clone());
     let Some(node) = nodes.get(&own) else { return };
     let of_cluster = nodes.iter().filter(|row| row.source == Source::Manifests);
     let mut plan = plan(&Inputs {

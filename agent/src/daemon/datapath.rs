@@ -83,10 +83,10 @@ impl Owners {
         let remote = snapshot.iter().filter(|row| row.cluster != self.own);
         let mut owners: BTreeMap<u32, BTreeSet<Source>> = BTreeMap::new();
         for row in remote {
-            let source = Source::Cluster(row.cluster.clone());
+            let source = Source::Cluster(row.cluster);
             owners.entry(u32::from(row.cluster_id.get())).or_default().insert(source);
         }
-        let own = [Source::Local, Source::Manifests, Source::Cluster(self.own.clone())];
+        let own = [Source::Local, Source::Manifests, Source::Cluster(self.own)];
         owners.insert(u32::from(self.own_id.get()), own.into());
         owners
     }
@@ -524,7 +524,7 @@ mod tests {
         let owners = Owners { nodes, own: cluster("east"), own_id }.by_id();
         let held = |sources: &[Source]| sources.iter().cloned().collect::<BTreeSet<_>>();
         let (east, west) = (Source::Cluster(cluster("east")), Source::Cluster(cluster("west")));
-        for silent in [Source::Local, Source::Manifests, east.clone()] {
+        for silent in [Source::Local, Source::Manifests, east] {
             assert!(stays(Some(1), &owners, &held(std::slice::from_ref(&silent))), "{silent}");
             assert!(!stays(Some(2), &owners, &held(&[silent])), "west has spoken");
         }

@@ -82,8 +82,8 @@ impl Speaker {
     ) -> Result<(), MeshError> {
         let prefix = Kind::ServiceExports.prefix(Layout::State, self.cluster.as_str());
         let listed = publisher.key_values().list(&prefix).await?;
-        let remote = Remote { name: self.cluster.clone(), id, max, own: true };
-        let own = Source::Cluster(self.cluster.clone());
+        let remote = Remote { name: self.cluster, id, max, own: true };
+        let own = Source::Cluster(self.cluster);
         let known = self.exports.snapshot();
         let known = known.by_source(&own).map(|row| (row.name.clone(), row.created_unix_secs));
         self.created = known.collect();

@@ -178,7 +178,7 @@ fn node(
         AddressKind::External => "ExternalIP",
         AddressKind::CiliumInternal => "CiliumInternalIP",
     };
-    let peer = tables.peers.by_index(&(row.cluster.clone(), row.name.clone())).next();
+    let peer = tables.peers.by_index(&(row.cluster, row.name.clone())).next();
     NodeShown {
         cluster: row.cluster.to_string(),
         name: row.name.to_string(),
@@ -351,7 +351,7 @@ mod tests {
         let west = Source::Cluster(name("west"));
         rows.upsert(row("east", "e1", Source::Manifests, false));
         rows.upsert(row("east", "e1", Source::Cluster(name("east")), true));
-        rows.upsert(row("west", "w1", west.clone(), false));
+        rows.upsert(row("west", "w1", west, false));
         rows.set_source(&west, SourceState::Stale);
         path_rows.upsert(NodePath {
             source: Source::Manifests,

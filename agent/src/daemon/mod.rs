@@ -150,7 +150,7 @@ impl Start {
 
         daemon.stage("reading manifests");
         let (kube, writers) = Tables::new();
-        let cluster = ClusterIdentity { name: identity.cluster.clone(), id: identity.cluster_id };
+        let cluster = ClusterIdentity { name: identity.cluster, id: identity.cluster_id };
         let keep = Some(config.state_dir.0.join("manifests"));
         let folder = FolderConfig { keep, ..FolderConfig::new(&config.manifests.folder, cluster) };
         let source = FolderSource::start(folder, writers.clone(), self.cancel.clone())?;

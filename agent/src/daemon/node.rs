@@ -62,7 +62,7 @@ pub(crate) async fn own_node(
     identity: &Identity,
     cancel: &CancellationToken,
 ) -> Option<NodeRow> {
-    let key = (Source::Manifests, identity.cluster.clone(), identity.node.clone());
+    let key = (Source::Manifests, identity.cluster, identity.node.clone());
     let mut changes = nodes.changes();
     loop {
         if let Some(row) = nodes.snapshot().get(&key)
@@ -92,7 +92,7 @@ pub(crate) async fn set_up(
     let connected = netlink.addresses(Some(uplink.index)).await?;
     let device_mtu = u16::try_from(uplink.mtu).unwrap_or(u16::MAX);
     let plan = PlanConfig {
-        cluster: identity.cluster.clone(),
+        cluster: identity.cluster,
         node: identity.node.clone(),
         path: path_kind(config.datapath.path),
         encrypt: config.datapath.encryption == Encryption::Wireguard,
@@ -257,7 +257,7 @@ pub(crate) async fn start_mesh(
     tasks: &mut Tasks,
 ) -> MeshHandle {
     let mesh = MeshConfig {
-        cluster: identity.cluster.clone(),
+        cluster: identity.cluster,
         cluster_id: Some(identity.cluster_id),
         max: identity.max_clusters,
         folder: config.clustermesh.folder.clone(),
@@ -292,7 +292,7 @@ pub(crate) fn start_publisher(
         backends: config.clustermesh.backends.into(),
         exports: config.clustermesh.service_exports,
         ..PublisherConfig::new(
-            identity.cluster.clone(),
+            identity.cluster,
             identity.cluster_id,
             identity.node.clone(),
             etcd.client(),

@@ -54,7 +54,7 @@ pub(crate) type Pens = (Writer<PolicyRow>, Writer<EndpointPolicy>);
 /// A compiler that goes on with the policies an earlier life left in the datapath.
 pub(crate) fn compiler(cluster: &ClusterName, datapath: &tombolo_ebpf::Datapath) -> Compiler {
     let earlier = earlier(datapath);
-    Compiler::new(cluster.clone()).with_ids(earlier.ids).with_entries(earlier.entries)
+    Compiler::new(*cluster).with_ids(earlier.ids).with_entries(earlier.entries)
 }
 
 /// Compiles until cancelled.

@@ -132,7 +132,7 @@ impl Rooms<'_> {
             slices: RemoteSlices::default(),
             exports: sources.exports.clone(),
             assignments: sources.addresses.clone(),
-            own: self.ground.identity.cluster.clone(),
+            own: self.ground.identity.cluster,
             max: self.ground.identity.max_clusters,
         };
         let sink = Arc::new(Timed { rows, timer: self.ground.daemon.map_timer.clone() });
@@ -266,7 +266,7 @@ impl Rooms<'_> {
             services: self.intent.kube.services.clone(),
             remote: self.intent.remote_services.clone(),
             nodes: self.intent.kube.nodes.clone(),
-            cluster: self.ground.identity.cluster.clone(),
+            cluster: self.ground.identity.cluster,
         };
         let counts = self.ground.daemon.probes.clone();
         self.spawn("probes", probe::run(self.driver(), inputs, out, counts));
@@ -340,7 +340,7 @@ impl Rooms<'_> {
     fn prefix_target(&self) -> datapath::Prefixes {
         let owners = datapath::Owners {
             nodes: self.intent.kube.nodes.clone(),
-            own: self.ground.identity.cluster.clone(),
+            own: self.ground.identity.cluster,
             own_id: self.ground.identity.cluster_id,
         };
         datapath::Prefixes {
@@ -387,7 +387,7 @@ impl Rooms<'_> {
     /// The own cluster's etcd: what this node says, and what the elected one says for all.
     fn publisher(&mut self) -> anyhow::Result<PublisherHandle> {
         let speaker = mcs::Speaker {
-            cluster: self.ground.identity.cluster.clone(),
+            cluster: self.ground.identity.cluster,
             range: self.clusterset_range(),
             exports: self.intent.exports.clone(),
             imports: self.desired.service_imports.clone(),
@@ -398,7 +398,7 @@ impl Rooms<'_> {
         daemon.publisher.set(publisher.clone()).ok();
         let problems = daemon.lb_problems.clone();
         let inputs = publish::ClusterInputs {
-            name: identity.cluster.clone(),
+            name: identity.cluster,
             id: identity.cluster_id,
             backends: config.clustermesh.backends.into(),
             tables: self.intent.kube.clone(),
@@ -434,7 +434,7 @@ impl Rooms<'_> {
         let filter =
             Arc::new(LabelFilter::new(patterns).map_err(|wrong| anyhow!("identities.labels: {wrong:?}"))?);
         let gate = endpoints::Gate {
-            cluster: self.ground.identity.cluster.clone(),
+            cluster: self.ground.identity.cluster,
             filter: filter.clone(),
             pods: self.intent.kube.pods.clone(),
             namespaces: self.intent.kube.namespaces.clone(),
@@ -473,7 +473,7 @@ impl Rooms<'_> {
         let (seen, network) = tokio::sync::watch::channel(None);
         self.spawn("network", network::follow(self.driver(), self.ground.node.netlink.clone(), seen));
         let who = bgp::Who {
-            cluster: identity.cluster.clone(),
+            cluster: identity.cluster,
             node: identity.node.clone(),
             health: bgp::Health {
                 policy: self.ground.config.bgp.health.clone(),

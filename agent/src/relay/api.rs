@@ -61,7 +61,7 @@ impl Shown {
     async fn walks(&self, only: Option<String>) -> Response {
         let from = Viewpoint {
             folder: self.config.folder.clone(),
-            own: self.config.cluster.clone(),
+            own: self.config.cluster,
             own_id: self.config.cluster_id,
             max: self.config.max,
             allow_plaintext: self.config.allow_plaintext,

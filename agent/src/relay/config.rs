@@ -168,7 +168,7 @@ fn check(file: &RelayFile) -> Result<mesh::RelayConfig, Vec<String>> {
     };
     let number = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
     let secs = |secs: u32| Duration::from_secs(u64::from(secs));
-    let base = mesh::RelayConfig::new(cluster_name.clone(), name.into(), relay.folder.clone(), etcd.client());
+    let base = mesh::RelayConfig::new(*cluster_name, name.into(), relay.folder.clone(), etcd.client());
     Ok(mesh::RelayConfig {
         cluster_id: Some(id),
         max: cluster.max_connected_clusters,

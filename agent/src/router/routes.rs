@@ -47,7 +47,7 @@ fn step(batch: &Batch<LearnedRoute>, own: &BTreeSet<Prefix>, out: &Writer<RouteE
     write(&touched, &batch.snapshot, own, out);
     // A source is ready after its rows, and one that is gone holds nothing.
     out.commit(|txn| {
-        let known: Vec<Source> = txn.current().sources().map(|(source, _)| source.clone()).collect();
+        let known: Vec<Source> = txn.current().sources().map(|(source, _)| *source).collect();
         for source in known.iter().filter(|source| batch.snapshot.source_state(source).is_none()) {
             txn.drain_source(source);
         }
@@ -76,7 +76,7 @@ fn write(
 fn entry(prefix: Prefix, learned: &Snapshot<LearnedRoute>) -> Option<RouteEntry> {
     let row = learned.from_key(&(prefix, Source::Manifests)).next().filter(|row| row.prefix == prefix)?;
     Some(RouteEntry {
-        source: row.source.clone(),
+        source: row.source,
         prefix,
         origin: RouteOrigin::Bgp,
         next_hops: row.next_hops.clone(),
@@ -119,7 +119,7 @@ mod tests {
         let touched = std::mem::take(&mut own);
         write(&touched, &table.snapshot(), &own, &out);
         assert_eq!(shown(), ["10.1.0.0/24", "172.20.11.0/24"]);
-        writer.remove(&("10.1.0.0/24".parse().unwrap(), source.clone()));
+        writer.remove(&("10.1.0.0/24".parse().unwrap(), source));
         writer.set_source(&source, SourceState::Initialized);
         step(&changes.drain().unwrap(), &own, &out);
         assert_eq!(shown(), ["172.20.11.0/24"]);

@@ -77,14 +77,14 @@ async fn router(speaker: &SpeakerHandle, name: &str) -> Option<IpAddr> {
 
 fn store(writer: &Writer<LearnedRoute>, source: &Source, prefix: Prefix, paths: &[Path]) {
     if paths.is_empty() {
-        writer.remove(&(prefix, source.clone()));
+        writer.remove(&(prefix, *source));
         return;
     }
     // Without a way to go the kernel is told to drop what is for the prefix (RFC 7999).
     let forwarded = paths.first().filter(|best| !best.blackhole).map(|_| paths).unwrap_or_default();
     let next_hops: BTreeSet<LearnedNextHop> = forwarded.iter().map(next_hop).collect();
     let stale = paths.iter().all(|path| path.stale);
-    writer.upsert(LearnedRoute { source: source.clone(), prefix, next_hops, stale });
+    writer.upsert(LearnedRoute { source: *source, prefix, next_hops, stale });
 }
 
 /// A link-local next hop is only good together with its interface; without one the global address serves.

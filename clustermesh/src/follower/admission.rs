@@ -62,8 +62,7 @@ impl Follower {
             self.remote = None;
             self.set_state(SourceState::Pending, out);
         }
-        self.remote =
-            Some(Remote { name: self.config.cluster.clone(), id, max: self.config.max, own: false });
+        self.remote = Some(Remote { name: self.config.cluster, id, max: self.config.max, own: false });
         self.choose_kinds(&published.capabilities, out);
         if self.config.mirror {
             out.push(Output::News(News::Config(id, value.into())));

@@ -61,6 +61,9 @@ pub(super) enum Link {
     Gone,
 }
 
+/// Kind, key name and record of an entry that is known.
+pub type KnownEntry<'a> = (Kind, Cow<'a, str>, Cow<'a, Record>);
+
 /// The core of one follower.
 #[derive(Debug)]
 pub struct Follower {
@@ -119,7 +122,7 @@ impl Follower {
         // Of a remote cluster only if it announces them; until then what an earlier life knew has its place.
         let kinds = kinds.chain(config.exports.then_some(Kind::ServiceExports));
         let remote = config.own_id.filter(|_| own);
-        let remote = remote.map(|id| Remote { name: config.own_name.clone(), id, max: config.max, own });
+        let remote = remote.map(|id| Remote { name: config.own_name, id, max: config.max, own });
         Self {
             link: Link::Idle(now),
             remote,
@@ -178,7 +181,7 @@ impl Follower {
         if !own && self.config.ids.reserve(&self.config.cluster, id).is_err() {
             return;
         }
-        let remote = Remote { name: self.config.cluster.clone(), id, max: self.config.max, own };
+        let remote = Remote { name: self.config.cluster, id, max: self.config.max, own };
         let mut intake = Intake {
             remote: &remote,
             limits: &self.config.limits,
@@ -241,7 +244,7 @@ impl Follower {
 
     /// What a snapshot needs: the cluster's number and every entry; `None` before the number is known.
     #[must_use]
-    pub fn known(&self) -> Option<(ClusterId, impl Iterator<Item = (Kind, Cow<'_, str>, Cow<'_, Record>)>)> {
+    pub fn known(&self) -> Option<(ClusterId, impl Iterator<Item = KnownEntry<'_>>)> {
         let remote = self.remote.as_ref()?;
         let entries = self.stores.iter().flat_map(|(kind, store)| store.iter().map(|(n, r)| (*kind, n, r)));
         Some((remote.id, entries))

@@ -115,7 +115,7 @@ impl Folder {
     /// Reads all files.
     async fn read(&mut self) -> Reading {
         self.watch();
-        let (path, own, plain) = (self.path.clone(), self.own.clone(), self.allow_plaintext);
+        let (path, own, plain) = (self.path.clone(), self.own, self.allow_plaintext);
         let read = tokio::task::spawn_blocking(move || read_folder(&path, &own, plain)).await;
         read.unwrap_or_else(|error| {
             Reading::Failed(format!(
@@ -136,7 +136,7 @@ fn is_change(kind: EventKind) -> bool {
 
 /// Looks at a folder once; what is wrong with it if it cannot be listed.
 pub(crate) async fn scan(path: &Path, own: &ClusterName, allow_plaintext: bool) -> Result<Scan, String> {
-    let (path, own) = (path.to_owned(), own.clone());
+    let (path, own) = (path.to_owned(), *own);
     let read = tokio::task::spawn_blocking(move || read_folder(&path, &own, allow_plaintext)).await;
     match read.map_err(|error| error.to_string())? {
         Reading::Listed(scan) => Ok(scan),

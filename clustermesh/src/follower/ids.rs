@@ -16,11 +16,11 @@ impl IdBook {
     pub fn reserve(&self, name: &ClusterName, id: ClusterId) -> Result<(), ClusterName> {
         let mut book = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match book.get(&id) {
-            Some(holder) if holder != name => Err(holder.clone()),
+            Some(holder) if holder != name => Err(*holder),
             Some(_) => Ok(()),
             None => {
                 book.retain(|_, holder| holder != name);
-                book.insert(id, name.clone());
+                book.insert(id, *name);
                 Ok(())
             }
         }

@@ -172,9 +172,9 @@ pub async fn start(
         listed: false,
         cancel,
     };
-    let own = mesh.config.cluster.clone();
+    let own = mesh.config.cluster;
     if let Some(etcd) = mesh.config.own.clone() {
-        mesh.follow(own.clone(), Some(etcd), [0; 32]);
+        mesh.follow(own, Some(etcd), [0; 32]);
     }
     // One reading at a time: while it is carried out the folder's task waits, and looks again afterwards.
     let (readings, mut inbox) = mpsc::channel(1);
@@ -221,8 +221,8 @@ impl Mesh {
         let (commands, inbox) = mpsc::channel(16);
         let core = Follower::new(
             FollowerConfig {
-                cluster: cluster.clone(),
-                own_name: self.config.cluster.clone(),
+                cluster,
+                own_name: self.config.cluster,
                 own_id: self.config.cluster_id,
                 max: self.config.max,
                 ids: self.ids.clone(),
@@ -329,7 +329,7 @@ impl Mesh {
                 *etcd = relay.clone();
                 *digest = [0; 32];
             } else if etcd.endpoints.iter().any(|endpoint| relay.endpoints.contains(endpoint)) {
-                selves.insert(name.clone());
+                selves.insert(*name);
             }
         }
         for name in selves {

@@ -51,7 +51,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Slot {
     fn new(cluster: ClusterName, wanted: bool) -> Self {
         Self {
-            mirror: Mutex::new(Mirror::new(cluster.clone())),
+            mirror: Mutex::new(Mirror::new(cluster)),
             cluster,
             work: Notify::new(),
             wanted: watch::Sender::new(wanted),
@@ -103,8 +103,8 @@ impl Book {
         if let Some(slot) = slots.get(cluster) {
             return slot.clone();
         }
-        let slot = Arc::new(Slot::new(cluster.clone(), wanted));
-        slots.insert(cluster.clone(), slot.clone());
+        let slot = Arc::new(Slot::new(*cluster, wanted));
+        slots.insert(*cluster, slot.clone());
         drop(slots);
         self.grown.notify_one();
         slot
@@ -135,7 +135,7 @@ impl MeshSink for Book {
         let slot = self.slot(cluster, true);
         if state == SourceState::Pending && !slot.wanted.send_replace(true) {
             // Its file came back while its mirror was being removed: what an earlier follower said is of the past.
-            slot.changed(|mirror| *mirror = Mirror::new(cluster.clone()));
+            slot.changed(|mirror| *mirror = Mirror::new(*cluster));
         }
         self.states.notify_one();
     }

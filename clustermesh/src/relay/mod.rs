@@ -134,7 +134,7 @@ impl std::fmt::Debug for RelayHandle {
 pub async fn start(config: RelayConfig, cancel: CancellationToken) -> (RelayHandle, JoinHandle<()>) {
     let book = Arc::new(Book::default());
     let mesh = MeshConfig {
-        cluster: config.cluster.clone(),
+        cluster: config.cluster,
         cluster_id: config.cluster_id,
         max: config.max,
         folder: config.folder.clone(),
@@ -277,7 +277,7 @@ async fn tend_all(context: &Arc<Context>, client: &Client, won: &Won) -> MeshErr
     let mut tended = BTreeSet::new();
     loop {
         for slot in context.book.slots() {
-            if tended.insert(slot.cluster.clone()) {
+            if tended.insert(slot.cluster) {
                 let hand = carry::Hand {
                     context: context.clone(),
                     client: client.clone(),
@@ -312,7 +312,7 @@ async fn tend(hand: carry::Hand, slot: Arc<Slot>) -> Result<ClusterName, MeshErr
             }
             error = hand.carry(&slot), if keep => error,
             removed = hand.remove(&slot), if !keep => match removed {
-                Ok(()) if hand.context.book.forget(&slot) => return Ok(slot.cluster.clone()),
+                Ok(()) if hand.context.book.forget(&slot) => return Ok(slot.cluster),
                 Ok(()) => continue,
                 Err(error) => error,
             }

@@ -31,7 +31,7 @@ impl SliceBook {
         cluster: &ClusterName,
         changes: impl IntoIterator<Item = (EndpointSlice, bool)>,
     ) -> BTreeSet<ServiceName> {
-        let known = self.0.entry(cluster.clone()).or_default();
+        let known = self.0.entry(*cluster).or_default();
         let mut touched = BTreeSet::new();
         for (slice, keep) in changes {
             touched.extend(known.remove(&slice));
@@ -52,7 +52,7 @@ impl SliceBook {
                 Entry::Occupied(mut place) => join(place.get_mut(), backend),
             }
         }
-        Some(RemoteService { source: Source::Cluster(cluster.clone()), name: name.clone(), backends })
+        Some(RemoteService { source: Source::Cluster(*cluster), name: name.clone(), backends })
     }
 
     /// Forgets a cluster.

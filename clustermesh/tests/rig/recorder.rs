@@ -52,7 +52,7 @@ fn name(record: &Record) -> (Kind, String) {
 impl MeshSink for Recorder {
     fn apply(&self, cluster: &ClusterName, changes: Vec<Change>) {
         let mut views = self.0.lock().unwrap();
-        let view = views.entry(cluster.clone()).or_default();
+        let view = views.entry(*cluster).or_default();
         for change in changes {
             match change {
                 Change::Upsert(record) => {
@@ -68,10 +68,10 @@ impl MeshSink for Recorder {
     }
 
     fn state(&self, cluster: &ClusterName, state: SourceState) {
-        self.0.lock().unwrap().entry(cluster.clone()).or_default().state = Some(state);
+        self.0.lock().unwrap().entry(*cluster).or_default().state = Some(state);
     }
 
     fn gone(&self, cluster: &ClusterName) {
-        self.0.lock().unwrap().entry(cluster.clone()).or_default().gone = true;
+        self.0.lock().unwrap().entry(*cluster).or_default().gone = true;
     }
 }

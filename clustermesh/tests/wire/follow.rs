@@ -156,7 +156,7 @@ fn a_cluster_that_turns_to_slices_keeps_its_backends_in_the_table() {
     let cluster = ClusterName::new("c1").unwrap();
     let row = || {
         let name = ServiceName { namespace: "shop".into(), name: "web".into() };
-        table.snapshot().get(&(name, Source::Cluster(cluster.clone()))).cloned()
+        table.snapshot().get(&(name, Source::Cluster(cluster))).cloned()
     };
     let mut follower = follower();
     let (changes, ..) =

@@ -82,7 +82,7 @@ pub(super) fn node(id: &ObjectId, object: Node, cluster: &ClusterIdentity) -> Re
     };
     Ok(Object::Node(Box::new(NodeRow {
         source: Source::Manifests,
-        cluster: cluster.name.clone(),
+        cluster: cluster.name,
         cluster_id: cluster.id,
         name: id.name.clone(),
         addresses,

@@ -111,7 +111,7 @@ impl Planner {
     #[must_use]
     pub fn new(own: &ClusterName, range: ClusterSetRange, start: Moment) -> Self {
         Self {
-            own: Source::Cluster(own.clone()),
+            own: Source::Cluster(*own),
             own_name: own.as_str().into(),
             range,
             inputs: Inputs::default(),
@@ -254,7 +254,7 @@ impl Planner {
             && global
         {
             // An export that nobody has given a time yet is the youngest.
-            let published = inputs.remote.get(&(name.clone(), self.own.clone()));
+            let published = inputs.remote.get(&(name.clone(), self.own));
             let created = own.and_then(|row| row.created_unix_secs);
             let created_unix_secs =
                 created.or(published.map(|row| row.created_unix_secs)).unwrap_or(i64::MAX);
@@ -355,7 +355,7 @@ impl Planner {
             Ok(_) => Condition::new("Valid", true, "Valid", "the Service can be exported"),
             Err(condition) => condition.clone(),
         }];
-        let published = self.inputs.remote.get(&(name.clone(), self.own.clone())).is_some();
+        let published = self.inputs.remote.get(&(name.clone(), self.own)).is_some();
         conditions.push(match (valid, global, published) {
             (Err(_), ..) => Condition::new("Ready", false, "Failed", "not exported while it is not valid"),
             (Ok(_), false, _) => Condition::new(

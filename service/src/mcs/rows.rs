@@ -145,7 +145,7 @@ impl Row for RemoteExport {
     type Index = ServiceName;
     const TABLE: &'static str = "remote-exports";
     fn key(&self) -> Self::Key {
-        (self.name.clone(), self.source.clone())
+        (self.name.clone(), self.source)
     }
     fn source(&self) -> &Source {
         &self.source

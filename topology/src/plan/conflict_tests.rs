@@ -317,7 +317,7 @@ proptest! {
         let Rig { world, planner, .. } = &rig;
         // The claims, made anew out of the nodes; who has something is the history that the incremental pass has.
         let nodes = &planner.inputs.nodes;
-        let names: BTreeSet<_> = nodes.iter().map(|row| (row.cluster.clone(), row.name.clone())).collect();
+        let names: BTreeSet<_> = nodes.iter().map(|row| (row.cluster, row.name.clone())).collect();
         let made: Vec<_> = names.iter().filter_map(|(cluster, name)| node_view(nodes, &planner.config, cluster, name)).flat_map(|view| view.claimed().into_iter().map(move |prefix| (prefix, view.party))).collect();
         let mut claims = Claims::default();
         for refused in [false, true] {

@@ -55,7 +55,7 @@ impl Conflicts {
         }
         claimants.truncate(MAX_CLAIMANTS);
         let since = txn.current().get(&(kind, key)).map_or(self.now, |row| row.since_unix_secs);
-        let chosen = claimants.iter().find(|claimant| claimant.used).map(|claimant| claimant.cluster.clone());
+        let chosen = claimants.iter().find(|claimant| claimant.used).map(|claimant| claimant.cluster);
         let remedy = kind.remedy();
         txn.upsert(ConflictRow { kind, key, claimants, chosen, since_unix_secs: since, remedy });
     }
@@ -76,7 +76,7 @@ pub(super) fn claim_conflict(prefix: Prefix, known: Known<'_>) -> Option<(Confli
         nodes.entry((row.cluster.as_str(), row.name.as_ref())).or_insert(row);
     }
     let side = |row: &NodeRow, prefix, used| Claimant {
-        cluster: row.cluster.clone(),
+        cluster: row.cluster,
         node: Some(row.name.clone()),
         prefix,
         used,

@@ -110,7 +110,7 @@ pub(super) fn node_view(
     cluster: &ClusterName,
     name: &Arc<str>,
 ) -> Option<NodeView> {
-    let mut rows: Vec<_> = nodes.by_index(&NodeLookup::Name(cluster.clone(), name.clone())).collect();
+    let mut rows: Vec<_> = nodes.by_index(&NodeLookup::Name(*cluster, name.clone())).collect();
     rows.sort_by_key(|row| match row.source {
         Source::Local => 0,
         Source::Manifests => 1,
@@ -121,9 +121,9 @@ pub(super) fn node_view(
         first.addresses.iter().filter(|a| kind(a.kind)).map(|a| a.ip).collect::<Vec<_>>()
     };
     Some(NodeView {
-        source: first.source.clone(),
+        source: first.source,
         party: party(first, config),
-        cluster: cluster.clone(),
+        cluster: *cluster,
         name: name.clone(),
         underlay: of(|kind| kind != AddressKind::CiliumInternal),
         internal: of(|kind| kind == AddressKind::CiliumInternal),
@@ -182,9 +182,9 @@ impl NodeView {
         let underlay = self.tunnel_endpoint(local);
         let here = self.is_local(config);
         NodePath {
-            source: self.source.clone(),
+            source: self.source,
             index,
-            cluster: self.cluster.clone(),
+            cluster: self.cluster,
             node: self.name.clone(),
             path: if here { PathKind::Local } else { config.path },
             underlay,
@@ -203,9 +203,9 @@ impl NodeView {
         let hosts = self.underlay.iter().map(|ip| Prefix::host(*ip));
         let allowed_ips: BTreeSet<_> = hosts.chain(self.pod_cidrs.iter().copied()).collect();
         Some(WireguardPeer {
-            source: self.source.clone(),
+            source: self.source,
             key: self.wireguard_key?,
-            cluster: self.cluster.clone(),
+            cluster: self.cluster,
             node: self.name.clone(),
             endpoint: SocketAddr::new(self.tunnel_endpoint(local)?, config.wireguard_port),
             allowed_ips,
@@ -239,7 +239,7 @@ impl NodeIndexes {
         if view.is_local(config) {
             return NodeIndex::LOCAL;
         }
-        let key = (view.cluster.clone(), view.name.clone());
+        let key = (view.cluster, view.name.clone());
         if let Some(index) = self.by_node.get(&key) {
             return *index;
         }
@@ -262,12 +262,12 @@ impl NodeIndexes {
     /// The number of a node that has one.
     #[must_use]
     pub fn get(&self, cluster: &ClusterName, name: &Arc<str>) -> Option<NodeIndex> {
-        self.by_node.get(&(cluster.clone(), name.clone())).copied()
+        self.by_node.get(&(*cluster, name.clone())).copied()
     }
 
     /// Gives a number back.
     pub fn release(&mut self, cluster: &ClusterName, name: &Arc<str>) -> Option<NodeIndex> {
-        let index = self.by_node.remove(&(cluster.clone(), name.clone()))?;
+        let index = self.by_node.remove(&(*cluster, name.clone()))?;
         self.used.remove(&index.0);
         self.full_to = self.full_to.min(index.0.saturating_sub(1));
         Some(index)

@@ -129,7 +129,7 @@ impl Planner {
         if self.founding.is_none() {
             let of_nodes = nodes.iter().flat_map(|batch| batch.snapshot.sources());
             let of_prefixes = prefixes.iter().flat_map(|batch| batch.snapshot.sources());
-            let known = of_nodes.chain(of_prefixes).map(|(source, _)| source.clone());
+            let known = of_nodes.chain(of_prefixes).map(|(source, _)| *source);
             self.founding = Some(known.filter(|source| matches!(source, Source::Cluster(_))).collect());
         }
         if let Some(batch) = prefixes {
@@ -275,7 +275,7 @@ impl Planner {
 
     fn node_changed(&self, row: Option<&NodeRow>, affected: &mut Affected) {
         let Some(row) = row else { return };
-        affected.nodes.insert((row.cluster.clone(), row.name.clone()));
+        affected.nodes.insert((row.cluster, row.name.clone()));
         for address in &row.addresses {
             affected.prefixes.insert(Prefix::host(address.ip));
             affected.prefixes.extend(self.inputs.prefixes.by_index(&address.ip).map(|row| row.prefix));
@@ -284,9 +284,7 @@ impl Planner {
         affected.routes.extend(row.pod_cidrs.iter().copied());
         if row.cluster == self.config.cluster && row.name == self.config.node {
             // This node's own addresses decide source addresses and underlay families everywhere.
-            affected
-                .nodes
-                .extend(self.inputs.nodes.iter().map(|row| (row.cluster.clone(), row.name.clone())));
+            affected.nodes.extend(self.inputs.nodes.iter().map(|row| (row.cluster, row.name.clone())));
             affected.routes.extend(self.inputs.nodes.iter().flat_map(|row| row.pod_cidrs.iter().copied()));
             affected.routes.extend(self.inputs.learned.iter().map(|row| row.prefix));
         }
@@ -324,7 +322,7 @@ impl Planner {
         let mut contests = Vec::new();
         out.entries.commit(|txn| {
             for prefix in &affected.prefixes {
-                let present = txn.current().get(prefix).map(|entry| entry.source.clone());
+                let present = txn.current().get(prefix).map(|entry| entry.source);
                 let holder = Holder { source: present.as_ref(), founding };
                 let decided = prefix_entry(*prefix, &self.inputs.prefixes, known, &self.indexes, holder);
                 if !decided.contest.is_empty() || self.conflicts.has(ConflictKind::Address, *prefix) {
@@ -391,7 +389,7 @@ impl Planner {
 /// Makes the sources of a desired table those of its inputs; one that is gone holds nothing any more.
 fn carry<O: Row>(sources: &BTreeMap<Source, SourceState>, output: &Writer<O>) {
     output.commit(|txn| {
-        let known: Vec<Source> = txn.current().sources().map(|(source, _)| source.clone()).collect();
+        let known: Vec<Source> = txn.current().sources().map(|(source, _)| *source).collect();
         known
             .iter()
             .filter(|source| !sources.contains_key(source))

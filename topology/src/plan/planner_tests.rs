@@ -23,7 +23,7 @@ pub(super) fn config(path: PathKind, encrypt: bool) -> PlanConfig {
 
 pub(super) fn node(cluster: u8, n: u8, key: bool) -> NodeRow {
     let name = ClusterName::new(&format!("c{cluster}")).unwrap();
-    let source = if cluster == 1 { Source::Manifests } else { Source::Cluster(name.clone()) };
+    let source = if cluster == 1 { Source::Manifests } else { Source::Cluster(name) };
     let address = |kind, ip: String| NodeAddress { kind, ip: ip.parse().unwrap() };
     NodeRow {
         source,
@@ -160,7 +160,7 @@ fn node_numbers_survive_a_restart_and_a_claim_without_node_waits() {
     let world = World::new();
     let west = Source::Cluster(ClusterName::new("c2").unwrap());
     world.nodes.1.upsert(node(1, 0, false));
-    world.prefixes.1.upsert(pod(west.clone(), "10.2.1.7", "172.20.2.1", 131_400));
+    world.prefixes.1.upsert(pod(west, "10.2.1.7", "172.20.2.1", 131_400));
     let mut indexes = NodeIndexes::default();
     indexes.restore([("172.20.2.1".parse().unwrap(), NodeIndex(9))]);
     let mut planner = Planner::new(config(PathKind::Overlay, false), indexes);
@@ -317,9 +317,9 @@ proptest! {
         // Node numbers are handed out in the order of arrival: compare by node.
         let named = |out: &Outputs| {
             let paths = out.paths.table().snapshot();
-            let name = |index: NodeIndex| paths.get(&index).map(|p| (p.cluster.clone(), p.node.clone()));
-            let entries: Vec<_> = out.entries.table().snapshot().iter().map(|e| (e.prefix, e.identity, name(e.node), e.node_address, e.source.clone())).collect();
-            let mut nodes: Vec<_> = paths.iter().map(|p| (p.cluster.clone(), p.node.clone(), p.underlay, p.encrypt)).collect();
+            let name = |index: NodeIndex| paths.get(&index).map(|p| (p.cluster, p.node.clone()));
+            let entries: Vec<_> = out.entries.table().snapshot().iter().map(|e| (e.prefix, e.identity, name(e.node), e.node_address, e.source)).collect();
+            let mut nodes: Vec<_> = paths.iter().map(|p| (p.cluster, p.node.clone(), p.underlay, p.encrypt)).collect();
             nodes.sort();
             let routes: Vec<_> = out.routes.table().snapshot().iter().cloned().collect();
             let peers: Vec<_> = out.peers.table().snapshot().iter().cloned().collect();

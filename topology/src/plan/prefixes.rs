@@ -85,7 +85,7 @@ fn contest(claims: &[Claim<'_>], chosen: Option<Party>, known: Known<'_>) -> Vec
     let mut all: Vec<Claimant> = Vec::new();
     for claim in claims {
         let used = Some(claim.party) == chosen && !claim.refused;
-        let cluster = cluster(&claim.row.source, known.config).clone();
+        let cluster = *cluster(&claim.row.source, known.config);
         // This cluster may say an address in several places.
         if !all.iter().any(|other| other.cluster == cluster) {
             all.push(Claimant { cluster, node: Some(claim.node.clone()), prefix: claim.row.prefix, used });
@@ -114,7 +114,7 @@ fn index_of(view: &NodeView, indexes: &NodeIndexes, config: &PlanConfig) -> Opti
 fn claimed<'a>(row: &'a PrefixRow, known: Known<'_>, indexes: &NodeIndexes) -> Option<Claim<'a>> {
     let config = known.config;
     let entry = |identity, node, remote_cluster| PrefixEntry {
-        source: row.source.clone(),
+        source: row.source,
         prefix: row.prefix,
         identity,
         node,
@@ -159,7 +159,7 @@ fn node_owned(prefix: Prefix, known: Known<'_>, indexes: &NodeIndexes) -> Option
         (false, false) => IdentityId::REMOTE_NODE,
     };
     Some(PrefixEntry {
-        source: view.source.clone(),
+        source: view.source,
         prefix,
         identity,
         node: index_of(&view, indexes, known.config)?,

@@ -24,7 +24,7 @@ pub fn route_entry(prefix: Prefix, known: Known<'_>, learned: &Snapshot<LearnedR
     if let (PathKind::Overlay, Some(view)) = (config.path, remote) {
         let underlay = view.tunnel_endpoint(local.as_ref())?;
         return Some(RouteEntry {
-            source: view.source.clone(),
+            source: view.source,
             prefix,
             origin: RouteOrigin::Overlay,
             next_hops: std::collections::BTreeSet::new(),
@@ -35,7 +35,7 @@ pub fn route_entry(prefix: Prefix, known: Known<'_>, learned: &Snapshot<LearnedR
     }
     if let Some(view) = owner.as_ref().filter(|view| view.is_local(config)) {
         return Some(RouteEntry {
-            source: view.source.clone(),
+            source: view.source,
             prefix,
             origin: RouteOrigin::Own,
             next_hops: std::collections::BTreeSet::new(),
@@ -49,7 +49,7 @@ pub fn route_entry(prefix: Prefix, known: Known<'_>, learned: &Snapshot<LearnedR
     }
     let row = learned.from_key(&(prefix, Source::Manifests)).next().filter(|row| row.prefix == prefix)?;
     Some(RouteEntry {
-        source: row.source.clone(),
+        source: row.source,
         prefix,
         origin: RouteOrigin::Bgp,
         next_hops: row.next_hops.clone(),

@@ -35,8 +35,7 @@ pub(super) struct Masters {
 impl Masters {
     pub(super) fn new(context: &Context, shared: Arc<Shared>) -> Self {
         let config = &context.config;
-        let remote =
-            Remote { name: config.cluster.clone(), id: config.cluster_id, max: config.max, own: true };
+        let remote = Remote { name: config.cluster, id: config.cluster_id, max: config.max, own: true };
         Self { shared, remote, saved: 0 }
     }
 

@@ -149,7 +149,9 @@ impl Rooms {
         let mut remote = self.sink.services.table().changes();
         let (mut frontends, mut backends) =
             (self.out.frontends.table().changes(), self.out.backends.table().changes());
-        (remote.drain(), frontends.drain(), backends.drain());
+        remote.drain();
+        frontends.drain();
+        backends.drain();
         let started = Instant::now();
         let mut changes = Vec::new();
         for (name, value) in values {
