@@ -62,7 +62,7 @@ pub(super) enum Link {
 }
 
 /// Kind, key name and record of an entry that is known.
-pub type KnownEntry<'a> = (Kind, Cow<'a, str>, Cow<'a, Record>);
+pub(super) type KnownEntry<'a> = (Kind, Cow<'a, str>, Cow<'a, Record>);
 
 /// The core of one follower.
 #[derive(Debug)]
