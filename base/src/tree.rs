@@ -348,7 +348,7 @@ mod tests {
                 ops.sort_unstable();
             }
             let (mut tree, mut model) = (Tree::default(), BTreeMap::new());
-            let mut kept: Option<(Tree<(u16, u8)>, BTreeMap<u16, u8>)> = None;
+            let mut kept = None;
             for (key, value, op) in ops {
                 match op {
                     0..=4 => prop_assert_eq!(insert(&mut tree, key, value).map(|old| old.1), model.insert(key, value)),

@@ -166,7 +166,9 @@ impl Compiling {
             for row in delta.endpoints {
                 txn.upsert(row);
             }
-            delta.removed_endpoints.iter().for_each(|id| drop(txn.remove(id)));
+            for id in &delta.removed_endpoints {
+                txn.remove(id);
+            }
             txn.set_source(&Source::Planner, state);
         });
     }

@@ -108,7 +108,7 @@ mod tests {
         };
         let source = Source::Cluster(ClusterName::new("east").unwrap());
         let entry = export_entry(&ClusterName::new("east").unwrap(), &name, 1_700_000_000, &spec);
-        let row = RemoteExport { source: source, name, created_unix_secs: 1_700_000_000, spec };
+        let row = RemoteExport { source, name, created_unix_secs: 1_700_000_000, spec };
         assert_eq!(remote_export(&source, &entry), row);
         let strange = ServiceExport {
             ports: vec![ExportPort { protocol: "QUIC".into(), ..entry.ports[0].clone() }],
