@@ -163,7 +163,9 @@ fn a_relay_mirrors_shows_what_it_does_and_leaves_the_mirror_when_it_stops() {
     assert_eq!(rig.own.get("cilium/cache/nodes/v1/west/n1"), node);
     let config = r#"{"capabilities":{"cached":true,"syncedCanaries":true},"id":2}"#;
     assert_eq!(rig.own.get("cilium/cluster-config/west"), config);
-    assert!(!rig.own.get("cilium/.heartbeat").is_empty());
+    eventually("a heartbeat", || {
+        if rig.own.get("cilium/.heartbeat").is_empty() { Err("none yet".to_owned()) } else { Ok(()) }
+    });
 
     let table =
         Command::new(TOMBOLO).args(["relay", "status", "--socket", &rig.text_path("relay.sock")]).output();

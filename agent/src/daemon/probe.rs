@@ -126,17 +126,19 @@ async fn answers(address: SocketAddr, probe: &Probe) -> Result<(), String> {
         .header(hyper::header::CONNECTION, "close")
         .body(Empty::<Bytes>::new())
         .map_err(|error| format!("{path}: {error}"))?;
-    // The connection is driven here, so that it ends with the probe; the body is not read.
-    tokio::select! {
-        response = sender.send_request(request) => {
-            let status = response.map_err(http)?.status();
-            if status.is_success() || status.is_redirection() { Ok(()) } else { Err(format!("HTTP {status}")) }
+    let answer = sender.send_request(request);
+    tokio::pin!(answer);
+    // The connection is driven here, so that it ends with the probe; the body is not read. One that ends by itself may have
+    // brought the answer just before.
+    let response = tokio::select! {
+        response = &mut answer => response,
+        ended = connection => {
+            ended.map_err(http)?;
+            answer.await
         }
-        ended = connection => Err(match ended {
-            Ok(()) => "HTTP: closed without an answer".to_owned(),
-            Err(error) => http(error),
-        }),
-    }
+    };
+    let status = response.map_err(http)?.status();
+    if status.is_success() || status.is_redirection() { Ok(()) } else { Err(format!("HTTP {status}")) }
 }
 
 #[cfg(test)]
