@@ -1,4 +1,4 @@
-//! Small values of our own below `tombolo/` in the own etcd.
+//! Small values of our own below `tombolo/` in the own etcd; and what stands in its state layout, to read.
 
 use super::scope::{get, list};
 use crate::error::MeshError;
@@ -8,7 +8,7 @@ use etcd_client::{Client, Compare, CompareOp, Txn, TxnOp};
 use std::collections::BTreeMap;
 use tokio::sync::watch;
 
-/// Reads and writes below `tombolo/`; fails at once while there is no connection.
+/// Reads and writes below `tombolo/`, and reads the state layout; fails at once while there is no connection.
 #[derive(Clone, Debug)]
 pub struct KeyValues {
     pub(super) client: watch::Receiver<Option<ClientSlot>>,
@@ -25,11 +25,19 @@ impl std::fmt::Debug for ClientSlot {
 }
 
 impl KeyValues {
-    fn client(&self, name: &str) -> Result<Client, MeshError> {
-        if !name.starts_with("tombolo/") {
+    fn writer(&self, name: &str) -> Result<Client, MeshError> {
+        self.client(name, &["tombolo/"])
+    }
+
+    fn reader(&self, name: &str) -> Result<Client, MeshError> {
+        self.client(name, &["tombolo/", "cilium/state/"])
+    }
+
+    fn client(&self, name: &str, ranges: &[&str]) -> Result<Client, MeshError> {
+        if !ranges.iter().any(|range| name.starts_with(range)) {
             return Err(MeshError::Request {
                 what: format!("using key {name}"),
-                why: "only keys below tombolo/ are ours to use".to_owned(),
+                why: format!("only keys below {} are ours to use so", ranges.join(" ")),
                 kind: FailureKind::Denied,
             });
         }
@@ -46,7 +54,7 @@ impl KeyValues {
     /// # Errors
     /// [`MeshError::Request`].
     pub async fn get(&self, name: &str) -> Result<Option<(Vec<u8>, i64)>, MeshError> {
-        let found = get(&self.client(name)?, name).await?;
+        let found = get(&self.reader(name)?, name).await?;
         Ok(found.map(|kv| (kv.value().to_vec(), kv.mod_revision())))
     }
 
@@ -58,7 +66,7 @@ impl KeyValues {
         let text = |kv: &etcd_client::KeyValue| {
             (String::from_utf8_lossy(kv.key()).into_owned(), kv.value().to_vec())
         };
-        Ok(list(&self.client(prefix)?, prefix).await?.iter().map(text).collect())
+        Ok(list(&self.reader(prefix)?, prefix).await?.iter().map(text).collect())
     }
 
     /// Writes a value if the key still has `revision` (0: if it is absent). False if it does not.
@@ -66,7 +74,7 @@ impl KeyValues {
     /// # Errors
     /// [`MeshError::Request`].
     pub async fn put_if(&self, name: &str, value: &[u8], revision: i64) -> Result<bool, MeshError> {
-        let client = self.client(name)?;
+        let client = self.writer(name)?;
         let txn = Txn::new()
             .when([Compare::mod_revision(name, CompareOp::Equal, revision)])
             .and_then([TxnOp::put(name, value, None)]);
@@ -78,7 +86,7 @@ impl KeyValues {
     /// # Errors
     /// [`MeshError::Request`].
     pub async fn put(&self, name: &str, value: &[u8]) -> Result<(), MeshError> {
-        let client = self.client(name)?;
+        let client = self.writer(name)?;
         request(|| format!("writing {name}"), client.kv_client().put(name, value, None)).await.map(drop)
     }
 
@@ -87,7 +95,7 @@ impl KeyValues {
     /// # Errors
     /// [`MeshError::Request`].
     pub async fn delete(&self, name: &str) -> Result<(), MeshError> {
-        let client = self.client(name)?;
+        let client = self.writer(name)?;
         request(|| format!("deleting {name}"), client.kv_client().delete(name, None)).await.map(drop)
     }
 }
