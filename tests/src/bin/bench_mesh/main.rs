@@ -110,6 +110,7 @@ async fn run(arguments: &[String]) -> Result<(), Failure> {
                 other => Err(format!("there is no reader {other:?}").into()),
             }
         }
+        ["relay", folder, own] => reader::relay(Path::new(folder), Path::new(own)).await,
         ["readers", folder, count] => reader::readers(Path::new(folder), count.parse()?).await,
         _ => bench(&Choice::read(arguments)?).await,
     }
@@ -152,7 +153,8 @@ async fn bench(choice: &Choice) -> Result<(), Failure> {
     if choice.takes("outage") {
         let (mut etcd, folder) = filled(ONE).await?;
         let (readers, down) = if choice.short { (20, 5) } else { (200, 30) };
-        outage::bench(&mut report, &mut etcd, folder.path(), readers, Duration::from_secs(down)).await?;
+        let outage = (readers, Duration::from_secs(down));
+        outage::bench(&mut report, &mut etcd, folder.path(), ONE, outage).await?;
     }
     report.write(Path::new("target/bench/mesh.json"))
 }

@@ -3,13 +3,16 @@
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::Failure;
 use crate::child::Process;
-use crate::etcd::Etcd;
+use crate::etcd::{Etcd, write_files};
 use crate::report::{Figure, Goal, Report};
 use crate::sync::float;
+use crate::world::Size;
 
 /// Time between two looks at etcd's counters.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -36,62 +39,103 @@ const fn whole(value: f64) -> u64 {
     value as u64
 }
 
-pub(crate) async fn bench(
-    report: &mut Report,
-    etcd: &mut Etcd,
-    folder: &Path,
-    readers: u32,
-    down: Duration,
-) -> Result<(), Failure> {
-    let mut process = Process::start(&["readers", &folder.display().to_string(), &readers.to_string()])?;
-    process.says("current")?;
-    eprint!("  {readers} readers are current; etcd is away for {} s ... ", down.as_secs());
+/// What an outage came to.
+struct Outage {
+    /// Most requests a second at the etcd that comes back.
+    peak: Option<f64>,
+    /// From its start until all readers are current.
+    secs: f64,
+}
+
+/// Takes etcd away from readers that are current, and watches what hits it when it comes back.
+async fn outage(etcd: &mut Etcd, readers: &mut Process, down: Duration) -> Result<Outage, Failure> {
+    readers.says("current")?;
+    eprint!("  all are current; etcd is away for {} s ... ", down.as_secs());
     etcd.stop();
-    process.says("lost")?;
+    readers.says("lost")?;
     tokio::time::sleep(down).await;
     let started = Instant::now();
     etcd.run().await?;
-    process.go()?;
+    readers.go()?;
     let port = etcd.metrics_port();
-    let (watching, seen) = (std::sync::atomic::AtomicBool::new(true), std::sync::Mutex::new(Vec::new()));
+    let (watching, seen) = (AtomicBool::new(true), Mutex::new(Vec::new()));
     let secs = std::thread::scope(|scope| -> Result<f64, Failure> {
         scope.spawn(|| {
-            while watching.load(std::sync::atomic::Ordering::Relaxed) {
+            while watching.load(Ordering::Relaxed) {
                 if let (Some(count), Ok(mut seen)) = (requests(port), seen.lock()) {
                     seen.push((Instant::now(), count));
                 }
                 std::thread::sleep(LOOK_EVERY);
             }
         });
-        let said = process.says("current");
-        watching.store(false, std::sync::atomic::Ordering::Relaxed);
+        let said = readers.says("current");
+        watching.store(false, Ordering::Relaxed);
         said.map(|_| started.elapsed().as_secs_f64())
     })?;
-    let seen = seen.into_inner()?;
+    eprintln!("all are current again after {secs:.1} s");
+    let seen = seen.into_inner().map_err(|_| "the thread that looks at etcd failed")?;
     let rates = seen.windows(WINDOW + 1).filter_map(|part| {
         let ((from, before), (to, after)) = (part.first()?, part.last()?);
         Some(float(after.saturating_sub(*before)) / to.duration_since(*from).as_secs_f64())
     });
     let peak = rates.fold(None, |most: Option<f64>, rate| Some(most.map_or(rate, |most| most.max(rate))));
-    eprintln!("all are current again after {secs:.1} s");
-    let what = |text: &str| format!("{readers} readers, etcd away for {} s: {text}", down.as_secs());
-    // The readers of the relay's row read the relay's etcd, which this outage does not touch.
-    let peer = Some((None, "with relay"));
-    let (peak_text, secs_text) = (what("most requests a second"), what("until all are current"));
+    Ok(Outage { peak, secs })
+}
+
+fn readers(folder: &Path, count: u32) -> Result<Process, Failure> {
+    Process::start(&["readers", &folder.display().to_string(), &count.to_string()])
+}
+
+/// The same readers behind a relay: they read its etcd, and it alone reads the one that goes away.
+async fn relayed(
+    etcd: &mut Etcd,
+    folder: &Path,
+    size: Size,
+    count: u32,
+    down: Duration,
+) -> Result<Outage, Failure> {
+    let own = Etcd::start().await?;
+    let files = tempfile::tempdir()?;
+    write_files(&own, files.path(), size)?;
+    let beside = tempfile::tempdir()?;
+    let file = beside.path().join("own.yaml");
+    std::fs::write(&file, own.file())?;
+    let relay = Process::start(&["relay", &folder.display().to_string(), &file.display().to_string()])?;
+    let mut readers = readers(files.path(), count)?;
+    let outcome = outage(etcd, &mut readers, down).await;
+    drop(relay);
+    outcome
+}
+
+pub(crate) async fn bench(
+    report: &mut Report,
+    etcd: &mut Etcd,
+    folder: &Path,
+    size: Size,
+    (count, down): (u32, Duration),
+) -> Result<(), Failure> {
+    eprintln!("  {count} readers of one etcd");
+    let mut all = readers(folder, count)?;
+    let direct = outage(etcd, &mut all, down).await?;
+    drop(all);
+    eprintln!("  {count} readers behind a relay");
+    let relayed = relayed(etcd, folder, size, count, down).await?;
+    let what = |text: &str| format!("{count} readers, etcd away for {} s: {text}", down.as_secs());
+    let (peak_text, secs_text) = (what("most requests a second there"), what("until all are current"));
     report.add(&Figure {
         id: "outage-peak",
         what: &peak_text,
         unit: "1/s",
-        ours: peak,
-        peer,
+        ours: direct.peak,
+        peer: Some((relayed.peak, "with relay")),
         goal: Goal::None,
     });
     report.add(&Figure {
         id: "outage-secs",
         what: &secs_text,
         unit: "s",
-        ours: Some(secs),
-        peer,
+        ours: Some(direct.secs),
+        peer: Some((Some(relayed.secs), "with relay")),
         goal: Goal::None,
     });
     Ok(())

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::io::BufRead as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use etcd_client::{Client, GetOptions, WatchOptions};
 use tokio::sync::Notify;
@@ -15,6 +16,7 @@ use tombolo_base::source::{Source, SourceState};
 use tombolo_base::table::{Row, Table, Writer};
 use tombolo_clustermesh::etcd::{EtcdConfig, PAGE};
 use tombolo_clustermesh::follower::{Change, Limits, MeshConfig, MeshSink, Timers, start};
+use tombolo_clustermesh::relay::{self, RelayConfig};
 use tombolo_clustermesh::rows::{RemoteSlices, TableSink};
 use tombolo_clustermesh::wire::key::range_end;
 use tombolo_clustermesh::wire::{KINDS, Layout};
@@ -323,4 +325,13 @@ pub(crate) async fn readers(folder: &Path, count: usize) -> Result<(), Failure> 
     println!("current");
     tokio::task::spawn_blocking(told).await?;
     Ok(())
+}
+
+/// A relay of the clusters in a folder, into the etcd of a client file, until it is killed.
+pub(crate) async fn relay(folder: &Path, own: &Path) -> Result<(), Failure> {
+    let etcd = EtcdConfig::parse(own, &std::fs::read_to_string(own)?, false)?;
+    let config = RelayConfig::new(home()?, "bench".into(), folder.to_owned(), etcd);
+    let config = RelayConfig { heartbeat: Some(Duration::from_secs(60)), ..config };
+    let (_handle, task) = relay::start(config, CancellationToken::new()).await;
+    Ok(task.await?)
 }
