@@ -138,12 +138,16 @@ pub(super) async fn lag(reading: &Reading) -> Result<ExitCode, ClientError> {
     });
     output::table(&columns, rows.collect::<Vec<_>>());
     let map = |key: &str| micros(all.pointer(&format!("/map/{key}")));
-    println!(
-        "from rows to the datapath's map: p50 {}, p99 {}, longest {}",
-        map("p50-us"),
-        map("p99-us"),
-        map("max-us")
-    );
+    if all.pointer("/map/count").and_then(Value::as_u64).unwrap_or(0) == 0 {
+        println!("from rows to the datapath's map: nothing was written in the last hour");
+    } else {
+        println!(
+            "from rows to the datapath's map: p50 {}, p99 {}, longest {}",
+            map("p50-us"),
+            map("p99-us"),
+            map("max-us")
+        );
+    }
     if clusters.iter().any(|cluster| cluster.get("lag").is_none_or(Value::is_null)) {
         println!(
             "note: a cluster without figures writes no beats (Cilium's do not), or is read through a mirror"

@@ -63,7 +63,7 @@ impl Summary {
         for row in &self.rows {
             let (check, variant) = (&row.check, row.variant);
             match &row.status {
-                Status::Passed { notes } if !notes.is_empty() && row.check.starts_with("fault/") => {
+                Status::Passed { notes } if !notes.is_empty() && is_fault(check) => {
                     text.push_str(&format!("\n{check} ({variant})\n  {}\n", notes.join("\n  ")));
                 }
                 Status::Failed(failure) => text.push_str(&format!(
@@ -92,6 +92,11 @@ impl Summary {
     }
 }
 
+/// Whether what a check measured is printed for people, too.
+fn is_fault(check: &str) -> bool {
+    ["fault/", "mesh/"].iter().any(|group| check.starts_with(group))
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::check::Failure;
@@ -108,14 +113,15 @@ mod tests {
         let summary = Summary::new(vec![
             row("a", Status::Passed { notes: Vec::new() }),
             row("fault/x", Status::Passed { notes: vec!["right again after 4.0 s".into()] }),
+            row("mesh/y", Status::Passed { notes: vec!["24 loads: 1 requests".into()] }),
             row("b", Status::Failed(Failure::new("an answer", "silence", "the log"))),
             row("c", Status::Skipped { why: "not asked for".into() }),
         ]);
         let text = summary.table();
-        assert!(text.ends_with("2 passed, 1 failed, 1 skipped"), "{text}");
+        assert!(text.ends_with("3 passed, 1 failed, 1 skipped"), "{text}");
         assert!(text.contains("expected: an answer") && text.contains("got:      silence"));
         assert!(text.contains("look at:  the log") && text.contains("1.2"));
-        assert!(text.contains("right again after 4.0 s"));
+        assert!(text.contains("right again after 4.0 s") && text.contains("24 loads: 1 requests"));
         assert!(text.contains("skipped 1 in overlay: not asked for"));
     }
 }

@@ -169,7 +169,7 @@ pub(crate) fn bench(report: &mut Report, folder: &Path, size: Size, puts: u32) -
     process.go()?;
     let said = process.says("path")?;
     let of = |at: usize| said.get(at).copied();
-    eprintln!("  {puts} puts: {said:?}");
+    eprintln!("  {puts} puts seen in the map");
     for (at, id, what) in [
         (0, "path-p50", "put in etcd to entry in the eBPF map, p50"),
         (1, "path-p99", "put in etcd to entry in the eBPF map, p99"),
