@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use super::load;
 use super::mend::Mend;
-use super::scene::{Etcd, RESYNC_PATIENCE, SETTLE, Scene};
+use super::scene::{Etcd, RESYNC_PATIENCE, Scene};
 use crate::checks::check::{CheckResult, Failure};
 use crate::checks::context::Context;
 
@@ -13,22 +12,18 @@ pub(super) const REPUBLISH_PATIENCE: Duration = Duration::from_secs(180);
 
 pub(super) async fn stopped(context: &Context, cluster: &str) -> CheckResult {
     let scene = Scene::set(context, cluster).await?;
-    let mut loads = scene.loads().await?;
+    let loads = scene.loads().await?;
     let mend = Mend::by(context, "start-cmd", &scene.victim.etcd);
     context.access.verb("stop-cmd", &scene.victim.etcd).await?;
     let changed = scene.change()?;
     let stale_after = scene.while_away().await?;
     mend.now().await?;
     let took = scene.resync(RESYNC_PATIENCE, Etcd::Same).await?;
-    load::all_settled(&mut loads, SETTLE).await?;
     scene.applied(1).await?;
     changed.restore()?;
     scene.applied(2).await?;
-    let reports = load::stop_all(loads).await?;
-    // Once more after everything has come to rest: nothing may go late either.
+    let sum = scene.unharmed(loads, &format!("while the etcd of {cluster} is stopped")).await?;
     scene.applied(2).await?;
-    scene.unchanged().await?;
-    load::unharmed(&reports, &format!("while the etcd of {cluster} is stopped"))?;
     Ok(vec![
         format!("shown as stale by every peer after {:.1} s", stale_after.as_secs_f64()),
         format!(
@@ -36,7 +31,7 @@ pub(super) async fn stopped(context: &Context, cluster: &str) -> CheckResult {
             took.as_secs_f64(),
             scene.known.count()
         ),
-        load::sum(&reports),
+        sum,
     ])
 }
 
@@ -51,23 +46,20 @@ pub(super) async fn wiped_then(
     restore: impl AsyncFn() -> Result<(), Failure>,
 ) -> CheckResult {
     let scene = Scene::set(context, cluster).await?;
-    let mut loads = scene.loads().await?;
+    let loads = scene.loads().await?;
     let mend = Mend::by(context, "start-cmd", &scene.victim.etcd);
     context.access.verb("stop-cmd", &scene.victim.etcd).await?;
     context.access.verb("wipe", &scene.victim.etcd).await?;
     mend.now().await?;
     restore().await?;
     let took = scene.resync(REPUBLISH_PATIENCE, Etcd::Another).await?;
-    load::all_settled(&mut loads, SETTLE).await?;
-    let reports = load::stop_all(loads).await?;
-    scene.unchanged().await?;
-    load::unharmed(&reports, &format!("while the etcd of {cluster} is wiped and republished"))?;
+    let sum = scene.unharmed(loads, &format!("while the etcd of {cluster} is wiped and republished")).await?;
     Ok(vec![
         format!(
             "published and in sync again after {:.1} s, all {} entries as before and none deleted at the peers",
             took.as_secs_f64(),
             scene.known.count()
         ),
-        load::sum(&reports),
+        sum,
     ])
 }

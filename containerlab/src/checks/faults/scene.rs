@@ -163,6 +163,17 @@ impl<'a> Scene<'a> {
         Ok(())
     }
 
+    /// The end of every fault: traffic is right again, nothing of it was lost, and nothing of what is known went. Returns the loads'
+    /// account in one line.
+    pub(super) async fn unharmed(&self, mut loads: Vec<Load>, during: &str) -> Result<String, Failure> {
+        load::all_settled(&mut loads, SETTLE).await?;
+        let reports = load::stop_all(loads).await?;
+        // After everything has come to rest: nothing may go late either.
+        self.unchanged().await?;
+        load::unharmed(&reports, during)?;
+        Ok(load::sum(&reports))
+    }
+
     /// For as long as faults of etcd last: nothing of what is known goes.
     pub(super) async fn hold(&self) -> Result<(), Failure> {
         let began = Instant::now();

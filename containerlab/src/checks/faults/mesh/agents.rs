@@ -3,8 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::super::keys::KeyWatch;
-use super::super::load;
-use super::super::scene::{SETTLE, Scene};
+use super::super::scene::Scene;
 use crate::checks::access::Place;
 use crate::checks::check::{CheckResult, Failure};
 use crate::checks::context::Context;
@@ -17,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(90);
 pub(super) async fn killed(context: &Context, cluster: &str) -> CheckResult {
     let scene = Scene::set(context, cluster).await?;
     let keys = KeyWatch::start(context, scene.victim).await?;
-    let mut loads = scene.loads().await?;
+    let loads = scene.loads().await?;
     let killed_at = Instant::now();
     for node in scene.victim.nodes.keys() {
         context.access.verb("kill-agent", node).await?;
@@ -33,14 +32,11 @@ pub(super) async fn killed(context: &Context, cluster: &str) -> CheckResult {
         Ok(())
     })
     .await?;
-    load::all_settled(&mut loads, SETTLE).await?;
-    let reports = load::stop_all(loads).await?;
+    let sum = scene.unharmed(loads, &format!("while the agents of {cluster} are killed")).await?;
     let writes = keys.judge(context).await?;
-    scene.unchanged().await?;
-    load::unharmed(&reports, &format!("while the agents of {cluster} are killed"))?;
     Ok(vec![
         format!("ready again after {:.1} s", took.as_secs_f64()),
         format!("no key left etcd ({writes} writes), {} entries as before at the peers", scene.known.count()),
-        load::sum(&reports),
+        sum,
     ])
 }

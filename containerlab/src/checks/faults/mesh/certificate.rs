@@ -5,7 +5,6 @@ use std::time::{Duration, SystemTime};
 use serde_json::Value;
 
 use super::super::known;
-use super::super::load;
 use super::super::scene::{Etcd, RESYNC_PATIENCE, SETTLE, Scene};
 use super::node;
 use crate::checks::access::Place;
@@ -56,7 +55,7 @@ pub(super) async fn expires(context: &Context, cluster: &str) -> CheckResult {
     let other = context.inventory.other(cluster);
     let other = other.ok_or_else(|| Failure::new("another cluster", "none", "lab.yaml"))?;
     let scene = Scene::set(context, &other.name).await?;
-    let mut loads = scene.loads().await?;
+    let loads = scene.loads().await?;
     let mut short = Short { context, name: format!("remote-{cluster}"), due: true };
     short.issue(LIFE)?;
     let place = Place::node(reader);
@@ -99,10 +98,8 @@ pub(super) async fn expires(context: &Context, cluster: &str) -> CheckResult {
     poll::until(NOTICE, || says.clone()(false)).await?;
     changed.restore()?;
     scene.applied(2).await?;
-    load::all_settled(&mut loads, SETTLE).await?;
-    let reports = load::stop_all(loads).await?;
-    scene.unchanged().await?;
-    load::unharmed(&reports, &format!("while the certificate of {cluster} expires and is renewed"))?;
+    let sum =
+        scene.unharmed(loads, &format!("while the certificate of {cluster} expires and is renewed")).await?;
     Ok(vec![
         format!(
             "told after {:.1} s; in sync {:.1} s after its renewal",
@@ -110,6 +107,6 @@ pub(super) async fn expires(context: &Context, cluster: &str) -> CheckResult {
             took.as_secs_f64()
         ),
         super::kept(&scene),
-        load::sum(&reports),
+        sum,
     ])
 }

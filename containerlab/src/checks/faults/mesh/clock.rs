@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use super::super::load;
 use super::super::scene::{Etcd, RESYNC_PATIENCE, SETTLE, Scene};
 use super::{kept, node};
 use crate::checks::access::Place;
@@ -44,7 +43,7 @@ pub(super) async fn jumps(context: &Context, cluster: &str) -> CheckResult {
     let others = context.inventory.other(cluster);
     let other = others.ok_or_else(|| Failure::new("another cluster", "none", "lab.yaml"))?;
     let scene = Scene::set(context, &other.name).await?;
-    let mut loads = scene.loads().await?;
+    let loads = scene.loads().await?;
     let mut clock = Clock { context, place: Place::node(reader), due: false };
     let log: PathBuf = context.inventory.lab_dir.join(reader).join("node.log");
     let year = this_year() + 9;
@@ -75,10 +74,7 @@ pub(super) async fn jumps(context: &Context, cluster: &str) -> CheckResult {
     scene.applied(2).await?;
     let back = scene.resync(RESYNC_PATIENCE, Etcd::Same).await?;
     clock.set("+0").await?;
-    load::all_settled(&mut loads, SETTLE).await?;
-    let reports = load::stop_all(loads).await?;
-    scene.unchanged().await?;
-    load::unharmed(&reports, &format!("while the clock of {reader} jumps"))?;
+    let sum = scene.unharmed(loads, &format!("while the clock of {reader} jumps")).await?;
     Ok(vec![
         format!(
             "ten years on: in sync {:.1} s after the change; to yesterday: {:.1} s",
@@ -86,7 +82,7 @@ pub(super) async fn jumps(context: &Context, cluster: &str) -> CheckResult {
             back.as_secs_f64()
         ),
         kept(&scene),
-        load::sum(&reports),
+        sum,
     ])
 }
 

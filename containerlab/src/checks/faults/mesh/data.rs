@@ -2,7 +2,6 @@
 
 use super::super::etcd::{REPUBLISH_PATIENCE, wiped_then};
 use super::super::keys::{ETCDCTL, etcdctl};
-use super::super::load;
 use super::super::mend::Mend;
 use super::super::scene::{Etcd, RESYNC_PATIENCE, SETTLE, Scene};
 use super::network::Cut;
@@ -18,22 +17,15 @@ const BACKUP: &str = "/var/lib/etcd/backup.db";
 
 pub(super) async fn killed(context: &Context, cluster: &str) -> CheckResult {
     let scene = Scene::set(context, cluster).await?;
-    let mut loads = scene.loads().await?;
+    let loads = scene.loads().await?;
     context.access.verb("kill-agent", &scene.victim.etcd).await?;
     let changed = scene.change()?;
     scene.applied(1).await?;
     let took = scene.resync(RESYNC_PATIENCE, Etcd::Same).await?;
     changed.restore()?;
     scene.applied(2).await?;
-    load::all_settled(&mut loads, SETTLE).await?;
-    let reports = load::stop_all(loads).await?;
-    scene.unchanged().await?;
-    load::unharmed(&reports, &format!("while the etcd of {cluster} is killed"))?;
-    Ok(vec![
-        format!("in sync {:.1} s after the change", took.as_secs_f64()),
-        kept(&scene),
-        load::sum(&reports),
-    ])
+    let sum = scene.unharmed(loads, &format!("while the etcd of {cluster} is killed")).await?;
+    Ok(vec![format!("in sync {:.1} s after the change", took.as_secs_f64()), kept(&scene), sum])
 }
 
 /// With the data go the users that `tombolo mesh connect` made: who was let in so is let in again.
@@ -44,7 +36,7 @@ pub(super) async fn emptied(context: &Context, cluster: &str) -> CheckResult {
 /// The last change is not in the backup. Who publishes writes it again; nothing that peers know goes in between.
 pub(super) async fn restored(context: &Context, cluster: &str) -> CheckResult {
     let scene = Scene::set(context, cluster).await?;
-    let mut loads = scene.loads().await?;
+    let loads = scene.loads().await?;
     let etcd = &scene.victim.etcd;
     etcdctl(context, etcd, &format!("snapshot save {BACKUP}")).await?;
     let changed = scene.change()?;
@@ -66,10 +58,8 @@ pub(super) async fn restored(context: &Context, cluster: &str) -> CheckResult {
     let took = scene.resync(REPUBLISH_PATIENCE, Etcd::Another).await?;
     changed.restore()?;
     let (_, settled) = poll::until(SETTLE, || scene.unchanged()).await?;
-    load::all_settled(&mut loads, SETTLE).await?;
-    let reports = load::stop_all(loads).await?;
-    scene.unchanged().await?;
-    load::unharmed(&reports, &format!("while the etcd of {cluster} is restored from a backup"))?;
+    let sum =
+        scene.unharmed(loads, &format!("while the etcd of {cluster} is restored from a backup")).await?;
     Ok(vec![
         format!(
             "in sync {:.1} s after its return, all {} entries as before {:.1} s later, none deleted",
@@ -77,14 +67,14 @@ pub(super) async fn restored(context: &Context, cluster: &str) -> CheckResult {
             scene.known.count(),
             settled.as_secs_f64()
         ),
-        load::sum(&reports),
+        sum,
     ])
 }
 
 /// The peers cannot go on where they were: what they would ask for is compacted.
 pub(super) async fn compacted(context: &Context, cluster: &str) -> CheckResult {
     let scene = Scene::set(context, cluster).await?;
-    let mut loads = scene.loads().await?;
+    let loads = scene.loads().await?;
     let etcd = &scene.victim.etcd;
     let cut = Cut::others_from(context, scene.victim).await?;
     let changed = scene.change()?;
@@ -96,14 +86,11 @@ pub(super) async fn compacted(context: &Context, cluster: &str) -> CheckResult {
     let took = scene.resync(RESYNC_PATIENCE, Etcd::Same).await?;
     changed.restore()?;
     scene.applied(2).await?;
-    load::all_settled(&mut loads, SETTLE).await?;
-    let reports = load::stop_all(loads).await?;
-    scene.unchanged().await?;
-    load::unharmed(&reports, &format!("while the etcd of {cluster} is compacted"))?;
+    let sum = scene.unharmed(loads, &format!("while the etcd of {cluster} is compacted")).await?;
     Ok(vec![
         format!("compacted up to revision {revision}; in sync {:.1} s after the change", took.as_secs_f64()),
         kept(&scene),
-        load::sum(&reports),
+        sum,
     ])
 }
 
@@ -137,7 +124,7 @@ async fn compact(context: &Context, etcd: &str) -> Result<u64, Failure> {
 
 pub(super) async fn out_of_quota(context: &Context, cluster: &str) -> CheckResult {
     let scene = Scene::set(context, cluster).await?;
-    let mut loads = scene.loads().await?;
+    let loads = scene.loads().await?;
     let etcd = scene.victim.etcd.clone();
     let full = Full { context, etcd: &etcd, due: true };
     full.fill().await?;
@@ -149,15 +136,12 @@ pub(super) async fn out_of_quota(context: &Context, cluster: &str) -> CheckResul
     changed.restore()?;
     scene.applied(2).await?;
     let took = scene.resync(RESYNC_PATIENCE, Etcd::Same).await?;
-    load::all_settled(&mut loads, SETTLE).await?;
-    let reports = load::stop_all(loads).await?;
-    scene.unchanged().await?;
-    load::unharmed(&reports, &format!("while the etcd of {cluster} is out of quota"))?;
+    let sum = scene.unharmed(loads, &format!("while the etcd of {cluster} is out of quota")).await?;
     Ok(vec![
         format!("its agents say: {said}"),
         format!("in sync {:.1} s after there was room again", took.as_secs_f64()),
         kept(&scene),
-        load::sum(&reports),
+        sum,
     ])
 }
 

@@ -1,8 +1,7 @@
 //! An etcd of several members loses one, and then its majority.
 
-use super::super::load;
 use super::super::mend::Mend;
-use super::super::scene::{Etcd, RESYNC_PATIENCE, SETTLE, Scene};
+use super::super::scene::{Etcd, RESYNC_PATIENCE, Scene};
 use super::kept;
 use crate::checks::check::{CheckResult, Failure};
 use crate::checks::context::Context;
@@ -12,7 +11,7 @@ pub(super) async fn lost(context: &Context, cluster: &str) -> CheckResult {
     let [first, second, ..] = scene.victim.members.as_slice() else {
         return Err(Failure::new(format!("several members of the etcd of {cluster}"), "one", "lab.yaml"));
     };
-    let mut loads = scene.loads().await?;
+    let loads = scene.loads().await?;
     // One of three is away: what changes is still written, and reaches the peers.
     let one = Mend::by(context, "start-cmd", first);
     context.access.verb("stop-cmd", first).await?;
@@ -28,10 +27,9 @@ pub(super) async fn lost(context: &Context, cluster: &str) -> CheckResult {
     scene.applied(2).await?;
     one.now().await?;
     let took = scene.resync(RESYNC_PATIENCE, Etcd::Same).await?;
-    load::all_settled(&mut loads, SETTLE).await?;
-    let reports = load::stop_all(loads).await?;
-    scene.unchanged().await?;
-    load::unharmed(&reports, &format!("while the etcd of {cluster} loses one member, and its majority"))?;
+    let sum = scene
+        .unharmed(loads, &format!("while the etcd of {cluster} loses one member, and its majority"))
+        .await?;
     Ok(vec![
         format!(
             "one member lost: in sync {:.1} s after the change; majority lost and back: in sync after {:.1} s",
@@ -39,6 +37,6 @@ pub(super) async fn lost(context: &Context, cluster: &str) -> CheckResult {
             took.as_secs_f64()
         ),
         kept(&scene),
-        load::sum(&reports),
+        sum,
     ])
 }

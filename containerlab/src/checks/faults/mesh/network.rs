@@ -2,8 +2,7 @@
 
 use std::process::Stdio;
 
-use super::super::load;
-use super::super::scene::{Etcd, RESYNC_PATIENCE, SETTLE, Scene};
+use super::super::scene::{Etcd, RESYNC_PATIENCE, Scene};
 use super::kept;
 use crate::checks::access::Place;
 use crate::checks::check::{CheckResult, Failure};
@@ -83,7 +82,7 @@ impl Drop for Cut<'_> {
 
 pub(super) async fn partitioned(context: &Context, cluster: &str) -> CheckResult {
     let scene = Scene::set(context, cluster).await?;
-    let mut loads = scene.loads().await?;
+    let loads = scene.loads().await?;
     let cut = Cut::others_from(context, scene.victim).await?;
     let changed = scene.change()?;
     scene.hold().await?;
@@ -92,13 +91,7 @@ pub(super) async fn partitioned(context: &Context, cluster: &str) -> CheckResult
     let took = scene.resync(RESYNC_PATIENCE, Etcd::Same).await?;
     changed.restore()?;
     scene.applied(2).await?;
-    load::all_settled(&mut loads, SETTLE).await?;
-    let reports = load::stop_all(loads).await?;
-    scene.unchanged().await?;
-    load::unharmed(&reports, &format!("while all others are cut off from the etcd of {cluster}"))?;
-    Ok(vec![
-        format!("in sync {:.1} s after the change came through", took.as_secs_f64()),
-        kept(&scene),
-        load::sum(&reports),
-    ])
+    let sum =
+        scene.unharmed(loads, &format!("while all others are cut off from the etcd of {cluster}")).await?;
+    Ok(vec![format!("in sync {:.1} s after the change came through", took.as_secs_f64()), kept(&scene), sum])
 }

@@ -1,7 +1,6 @@
 //! An etcd whose disk is slow: each time it waits for its data to be on disk, it waits half a second more.
 
 use super::super::follow::Follow;
-use super::super::load;
 use super::super::scene::{Etcd, RESYNC_PATIENCE, SETTLE, Scene};
 use super::kept;
 use crate::checks::access::Place;
@@ -15,7 +14,7 @@ const SLOW: &str = "strace -f -e trace=fdatasync,fsync -e inject=fdatasync,fsync
 
 pub(super) async fn disk(context: &Context, cluster: &str) -> CheckResult {
     let scene = Scene::set(context, cluster).await?;
-    let mut loads = scene.loads().await?;
+    let loads = scene.loads().await?;
     let place = Place::node(&scene.victim.etcd);
     let tracer = Follow::start(context, &place, &["sh", "-c", SLOW], "the slow disk")?;
     tracer.wait_for(SETTLE, |lines| lines.iter().any(|line| line.contains("attached"))).await?;
@@ -31,16 +30,13 @@ pub(super) async fn disk(context: &Context, cluster: &str) -> CheckResult {
     }
     drop(tracer);
     let took = scene.resync(RESYNC_PATIENCE, Etcd::Same).await?;
-    load::all_settled(&mut loads, SETTLE).await?;
-    let reports = load::stop_all(loads).await?;
-    scene.unchanged().await?;
-    load::unharmed(&reports, &format!("while the disk of the etcd of {cluster} is slow"))?;
+    let sum = scene.unharmed(loads, &format!("while the disk of the etcd of {cluster} is slow")).await?;
     Ok(vec![
         format!(
             "{waits} waits of half a second more; in sync {:.1} s after it was fast again",
             took.as_secs_f64()
         ),
         kept(&scene),
-        load::sum(&reports),
+        sum,
     ])
 }
