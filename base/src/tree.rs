@@ -12,7 +12,7 @@ const MAX: usize = 32;
 /// Fewer than this, and a node is joined with its neighbour if both fit.
 const MIN: usize = 8;
 /// Room that a node grows by.
-const SLACK: usize = 4;
+const SLACK: usize = 8;
 
 /// An ordered collection without duplicates.
 #[derive(Debug)]
