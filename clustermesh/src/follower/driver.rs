@@ -9,6 +9,7 @@ use super::requests;
 use super::snapshot;
 use super::status::ClusterStatus;
 use super::times::Histogram;
+use super::watches::{self, Order, Watch};
 use crate::certificate::{Expiry, unix_now};
 use crate::error::MeshError;
 use crate::etcd::EtcdConfig;
@@ -96,7 +97,10 @@ pub(crate) struct Driver {
     connection: Option<Arc<Connection>>,
     connections: Connections,
     tasks: JoinSet<()>,
-    running: BTreeMap<Scope, (Ticket, AbortHandle)>,
+    lists: BTreeMap<Scope, (Ticket, AbortHandle)>,
+    /// The watches of this connection, and the tickets they have.
+    watches: Option<mpsc::UnboundedSender<Order>>,
+    watched: BTreeMap<Scope, Ticket>,
     answers: mpsc::Sender<Answer>,
     inbox: mpsc::Receiver<Answer>,
     expiry: Option<Expiry>,
@@ -138,7 +142,9 @@ impl Driver {
             connection: None,
             connections,
             tasks: JoinSet::new(),
-            running: BTreeMap::new(),
+            lists: BTreeMap::new(),
+            watches: None,
+            watched: BTreeMap::new(),
             answers,
             inbox,
             expiry: None,
@@ -238,7 +244,7 @@ impl Driver {
     }
 
     fn carry_out(&mut self, outputs: Vec<Output>) {
-        let mut changes = Vec::new();
+        let mut changes = Vec::with_capacity(outputs.len());
         for output in outputs {
             if let Output::Change(change) = output {
                 changes.push(change);
@@ -260,7 +266,7 @@ impl Driver {
                     self.list(requests::Page { ticket, scope, from, prefix, revision, limit });
                 }
                 Output::Watch { ticket, scope, prefix, revision } => {
-                    self.watch(ticket, scope, prefix, revision);
+                    self.watch(Watch { ticket, scope, prefix, revision });
                 }
             }
         }
@@ -272,26 +278,24 @@ impl Driver {
     fn disconnect(&mut self) {
         self.epoch += 1;
         self.tasks.abort_all();
-        self.running.clear();
+        self.lists.clear();
+        self.watched.clear();
+        self.watches = None;
         if let Some(connection) = self.connection.take() {
             connection.retire();
         }
         (self.second, self.asked) = (None, None);
     }
 
-    fn spawn(&mut self, scope: Option<(Scope, Ticket)>, task: impl Future<Output = Input> + Send + 'static) {
+    fn spawn(&mut self, task: impl Future<Output = Input> + Send + 'static) -> AbortHandle {
         let (answers, epoch) = (self.answers.clone(), self.epoch);
-        let handle = self.tasks.spawn(async move {
+        // Boxed, or the task would have room for it twice: as what it is given and as what it waits for.
+        let task = Box::pin(task);
+        self.tasks.spawn(async move {
             let content = Content::Input(task.await);
             // A closed inbox means that the follower has ended.
             drop(answers.send(Answer { epoch, arrived: Instant::now(), content }).await);
-        });
-        if let Some((scope, ticket)) = scope
-            && let Some((old, previous)) = self.running.insert(scope, (ticket, handle))
-            && old != ticket
-        {
-            previous.abort();
-        }
+        })
     }
 
     /// A task that panicked (the client library does on unknown event types) counts as a broken connection.
@@ -371,40 +375,55 @@ impl Driver {
     fn get_config(&mut self, key: String) {
         if let Some(client) = self.client() {
             self.asked = Some(Instant::now());
-            self.spawn(None, requests::get(client, key));
+            self.spawn(requests::get(client, key));
         }
     }
 
     fn prove(&mut self, revision: i64) {
         if let Some(client) = self.client() {
-            self.spawn(None, requests::prove(client, revision));
+            self.spawn(requests::prove(client, revision));
         }
     }
 
     fn list(&mut self, page: requests::Page) {
-        if let Some(client) = self.client() {
-            self.spawn(Some((page.scope, page.ticket)), requests::list(client, page));
-        }
+        let Some(client) = self.client() else { return };
+        let (scope, ticket) = (page.scope, page.ticket);
+        self.forget(scope, ticket);
+        let handle = self.spawn(requests::list(client, page));
+        self.lists.insert(scope, (ticket, handle));
     }
 
-    fn watch(&mut self, ticket: Ticket, scope: Scope, prefix: String, revision: i64) {
+    fn watch(&mut self, watch: Watch) {
         let Some(client) = self.client() else { return };
+        self.forget(watch.scope, watch.ticket);
+        self.watched.insert(watch.scope, watch.ticket);
         let (answers, epoch) = (self.answers.clone(), self.epoch);
-        let (forward, mut events) = mpsc::channel(2);
-        self.spawn(Some((scope, ticket)), async move {
-            let relay = async {
-                while let Some(input) = events.recv().await {
-                    drop(
-                        answers
-                            .send(Answer { epoch, arrived: Instant::now(), content: Content::Input(input) })
-                            .await,
-                    );
-                }
+        let tasks = &mut self.tasks;
+        let orders = self.watches.get_or_insert_with(|| {
+            let (orders, given) = mpsc::unbounded_channel();
+            let tell = move |input| {
+                let answers = answers.clone();
+                let answer = Answer { epoch, arrived: Instant::now(), content: Content::Input(input) };
+                async move { answers.send(answer).await.is_ok() }
             };
-            let (failure, ()) =
-                tokio::join!(requests::watch(client, ticket, scope, prefix, revision, forward), relay);
-            Input::WatchEnded(ticket, scope, failure)
+            tasks.spawn(watches::run(client, given, tell));
+            orders
         });
+        // Its task ends by itself only when this one does, or with a panic, which is told.
+        orders.send(Order::Begin(watch)).ok();
+    }
+
+    /// Gives up what an earlier list of a scope has led to.
+    fn forget(&mut self, scope: Scope, ticket: Ticket) {
+        if let Some((_, list)) = self.lists.remove(&scope).filter(|(other, _)| *other != ticket) {
+            list.abort();
+        }
+        if let Some(other) = self.watched.get(&scope).copied().filter(|other| *other != ticket) {
+            self.watched.remove(&scope);
+            if let Some(orders) = &self.watches {
+                orders.send(Order::End(other)).ok();
+            }
+        }
     }
 
     /// Makes a second connection beside the one that stands.

@@ -35,6 +35,7 @@ mod times;
 mod upstream;
 #[cfg(test)]
 mod upstream_tests;
+mod watches;
 
 pub use self::conflict::{ClusterConflict, ClusterConflictKind};
 pub use self::core::{Follower, FollowerConfig};

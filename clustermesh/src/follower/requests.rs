@@ -1,16 +1,15 @@
 //! The requests that followers make, each ending in an input for the core.
 
-use super::event::{Failure, FailureKind, Header, Input, KeyEvent, Scope, Ticket};
+use super::event::{Failure, FailureKind, Header, Input, Scope, Ticket};
 use crate::certificate::Certificates;
 use crate::error::MeshError;
-use crate::etcd::{EtcdConfig, NO_LEADER, kind_of, request, request_error};
+use crate::etcd::{EtcdConfig, request};
 use crate::wire::key;
-use etcd_client::{Client, EventType, GetOptions, ResponseHeader, WatchOptions, WatchResponse};
-use tokio::sync::mpsc;
+use etcd_client::{Client, GetOptions, ResponseHeader};
 
 /// Largest page or watch response that is taken, in bytes. Pages that are larger are asked for in smaller parts, a watch
 /// that brings more ends in a list: a cluster with huge values costs time, and this much memory for each kind at most.
-const MAX_ANSWER_BYTES: usize = 64 << 20;
+pub(super) const MAX_ANSWER_BYTES: usize = 64 << 20;
 
 /// A client whose connection was proved by one answer, and the certificates it uses.
 pub(super) async fn open(etcd: &EtcdConfig) -> Result<(Client, Option<Certificates>), MeshError> {
@@ -28,7 +27,7 @@ pub(super) async fn prove_answers(etcd: &EtcdConfig, client: &Client) -> Result<
 }
 
 /// Unary responses always have a header; without one the guard cannot work, so it counts as a failure.
-fn header(header: Option<&ResponseHeader>, what: &str) -> Result<Header, MeshError> {
+pub(super) fn header(header: Option<&ResponseHeader>, what: &str) -> Result<Header, MeshError> {
     let of = |header: &ResponseHeader| Header {
         etcd: header.cluster_id(),
         revision: header.revision(),
@@ -92,82 +91,4 @@ pub(super) async fn list(client: Client, page: Page) -> Input {
         Ok::<_, MeshError>(Input::Page { ticket, scope, header, entries, more })
     };
     answer.await.unwrap_or_else(|error| Input::ListFailed(ticket, scope, Failure::from(&error)))
-}
-
-/// Watches a prefix until the stream ends, and says why it did.
-pub(super) async fn watch(
-    client: Client,
-    ticket: Ticket,
-    scope: Scope,
-    prefix: String,
-    revision: i64,
-    events: mpsc::Sender<Input>,
-) -> Failure {
-    let what = format!("watching {prefix}");
-    // Progress notifications move the position of a quiet prefix on, so that it is not compacted away.
-    let options = WatchOptions::new()
-        .with_range(key::range_end(&prefix))
-        .with_start_revision(revision)
-        .with_progress_notify();
-    let mut watch = client.watch_client().max_decoding_message_size(MAX_ANSWER_BYTES);
-    let mut stream = match request(|| what.clone(), watch.watch(prefix, Some(options))).await {
-        Ok(stream) => stream,
-        Err(error) => return Failure::from(&error),
-    };
-    loop {
-        let response = match stream.message().await {
-            Ok(Some(response)) => response,
-            Ok(None) => {
-                let text = format!("{what}: etcd closed the stream; it is probably stopping");
-                return Failure { kind: FailureKind::Transport, text };
-            }
-            Err(error) => return Failure::from(&request_error(what, &error)),
-        };
-        if response.canceled() {
-            return cancelled(&what, &response);
-        }
-        let input = match header(response.header(), &what) {
-            Ok(header) => {
-                let seen = seen(&response, header);
-                let events = response.events().iter().map(event).collect();
-                Input::Events { ticket, scope, header, seen, events }
-            }
-            Err(error) => return Failure::from(&error),
-        };
-        if events.send(input).await.is_err() {
-            return Failure { kind: FailureKind::Other, text: "the follower has ended".to_owned() };
-        }
-    }
-}
-
-/// Up to which revision the watch has told everything with this response; 0 when it does not say.
-fn seen(response: &WatchResponse, header: Header) -> i64 {
-    let last = response.events().last().and_then(|event| event.kv());
-    match last {
-        Some(kv) => kv.mod_revision(),
-        None if response.created() => 0,
-        None => header.revision,
-    }
-}
-
-fn event(event: &etcd_client::Event) -> KeyEvent {
-    let (key, value) = event.kv().map(|kv| (kv.key().to_vec(), kv.value().to_vec())).unwrap_or_default();
-    match event.event_type() {
-        EventType::Put => KeyEvent::Put(key, value),
-        EventType::Delete => KeyEvent::Delete(key),
-    }
-}
-
-/// A cancelled watch is an answer, not a broken connection: it says whether to list again or to give up.
-fn cancelled(what: &str, response: &WatchResponse) -> Failure {
-    let reason = response.cancel_reason();
-    let kind = if response.compact_revision() != 0 { FailureKind::Compacted } else { kind_of(reason) };
-    let remedy = match kind {
-        FailureKind::Denied => "; give the certificate's user a role that covers this range",
-        FailureKind::Compacted => "; the list starts over",
-        FailureKind::NoLeader => NO_LEADER,
-        FailureKind::Transport | FailureKind::TooLarge | FailureKind::Other => "",
-    };
-    let reason = if reason.is_empty() { "no reason given" } else { reason };
-    Failure { kind, text: format!("{what}: cancelled by etcd: {reason}{remedy}") }
 }
