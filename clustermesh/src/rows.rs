@@ -88,7 +88,7 @@ impl MeshSink for TableSink {
             self.prefixes.commit(|table| {
                 for (entry, keep) in sorted.ips {
                     if keep {
-                        table.upsert(prefix_row(&source, &entry));
+                        table.upsert(prefix_row(&source, entry));
                     } else {
                         table.remove(&(entry.prefix, source));
                     }
@@ -231,16 +231,16 @@ fn wireguard_key(text: &str) -> Option<WireguardKey> {
     Some(WireguardKey(bytes))
 }
 
-fn prefix_row(source: &Source, entry: &IpEntry) -> PrefixRow {
-    let filled = |text: &Arc<str>| (!text.is_empty()).then(|| text.clone());
+fn prefix_row(source: &Source, entry: IpEntry) -> PrefixRow {
+    let filled = |text: Arc<str>| Some(text).filter(|text| !text.is_empty());
     PrefixRow {
         source: *source,
         prefix: entry.prefix,
         identity: entry.identity,
         host_ip: entry.host_ip,
         encryption_key: entry.encryption_key,
-        namespace: filled(&entry.namespace),
-        pod: filled(&entry.pod),
+        namespace: filled(entry.namespace),
+        pod: filled(entry.pod),
     }
 }
 

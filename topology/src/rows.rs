@@ -79,8 +79,8 @@ pub struct NodeRow {
     pub wireguard_key: Option<WireguardKey>,
     /// Cilium's `EncryptionKey`: 255 for WireGuard, 0 for none.
     pub encryption_key: u8,
-    /// Its labels.
-    pub labels: BTreeMap<Arc<str>, Arc<str>>,
+    /// Its labels; shared with the entry they were read from.
+    pub labels: Arc<BTreeMap<Arc<str>, Arc<str>>>,
     /// Kubernetes' Ready condition, where the source knows it.
     pub ready: Option<bool>,
     /// What else Kubernetes says of its state.

@@ -508,7 +508,7 @@ mod tests {
             pod_cidrs: vec![],
             wireguard_key: None,
             encryption_key: 0,
-            labels: BTreeMap::new(),
+            labels: BTreeMap::new().into(),
             ready: None,
             health: Default::default(),
         }

@@ -288,7 +288,7 @@ mod tests {
             pod_cidrs: vec!["10.2.0.0/24".parse().unwrap()],
             wireguard_key: key.then_some(WireguardKey([7; 32])),
             encryption_key: 0,
-            labels: BTreeMap::new(),
+            labels: BTreeMap::new().into(),
             ready: None,
             health: Default::default(),
         }

@@ -328,6 +328,7 @@ impl Follower {
     /// Tells the changes of one kind; those of a kind that is not used are told when it is used again.
     pub(super) fn emit(&mut self, changes: Vec<Change>, out: &mut Vec<Output>) {
         self.revision += u64::try_from(changes.len()).unwrap_or(1);
+        out.reserve(changes.len());
         for change in changes.into_iter().filter(|change| !self.withheld.contains(&change.kind())) {
             self.applied.entry(change.kind()).or_default().count(&change);
             out.push(Output::Change(change));

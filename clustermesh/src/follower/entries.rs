@@ -3,13 +3,13 @@
 //! Addresses are kept field by field, without the names of their keys, and with texts that the tables share. Everything
 //! else is kept as the record that the tables share.
 
-use crate::wire::Record;
 use crate::wire::ip::{self, IpEntry, NamedPort};
+use crate::wire::{Kind, Node, Record};
 use std::borrow::Cow;
-use std::cmp::Ordering;
 use std::net::IpAddr;
 use std::sync::Arc;
 use tombolo_base::ids::IdentityId;
+use tombolo_base::labels::Labels;
 use tombolo_base::prefix::Prefix;
 use tombolo_base::text::shared;
 use tombolo_base::tree::Tree;
@@ -27,7 +27,42 @@ pub(super) struct Entry {
 #[derive(Clone, Debug, PartialEq)]
 enum What {
     Ip(Ip),
-    Other(Arc<str>, Record),
+    Node(Arc<Node>),
+    Identity(IdentityId, Labels),
+    /// Boxed: most entries are addresses, and other records are larger.
+    Other(Box<(Arc<str>, Record)>),
+}
+
+impl What {
+    fn new(name: &str, record: &Record) -> Self {
+        match record {
+            Record::Ip(entry) => Self::Ip(Ip::new(entry)),
+            Record::Node(node) => Self::Node(node.clone()),
+            Record::Identity(id, labels) => Self::Identity(*id, labels.clone()),
+            // A raw record has the name already.
+            Record::Raw(raw) => Self::Other(Box::new((raw.name.clone(), record.clone()))),
+            _ => Self::Other(Box::new((name.into(), record.clone()))),
+        }
+    }
+
+    fn is(&self, record: &Record) -> bool {
+        match (self, record) {
+            (Self::Ip(known), Record::Ip(entry)) => *known == Ip::new(entry),
+            (Self::Node(known), Record::Node(node)) => known == node,
+            (Self::Identity(id, labels), Record::Identity(other, others)) => id == other && labels == others,
+            (Self::Other(known), record) => known.1 == *record,
+            _ => false,
+        }
+    }
+
+    fn sought(&self) -> Sought<'_> {
+        match self {
+            Self::Ip(ip) => Sought::Ip(ip.prefix, ip.masked),
+            Self::Node(node) => Sought::Name(&node.name),
+            Self::Identity(id, _) => Sought::Number(*id),
+            Self::Other(known) => Sought::Name(&known.0),
+        }
+    }
 }
 
 /// An [`IpEntry`], with what few have set apart.
@@ -84,36 +119,32 @@ impl Ip {
     }
 }
 
-/// What an entry is sought by.
-#[derive(Clone, Copy, Debug)]
+/// What an entry is sought by: the name of its key, or what that means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Sought<'a> {
     Ip(Prefix, bool),
+    Number(IdentityId),
     Name(&'a str),
 }
 
 impl<'a> Sought<'a> {
-    fn of(name: &'a str, ips: bool) -> Self {
-        let exact = ips.then(|| ip::parse_name(name)).flatten();
-        exact.map_or(Self::Name(name), |(prefix, masked)| Self::Ip(prefix, masked))
-    }
-
-    /// The other key that would mean the same address, if it is one.
-    pub(super) fn alias(self) -> Option<Sought<'static>> {
-        match self {
-            Self::Ip(prefix, masked) if prefix.is_host() => Some(Sought::Ip(prefix, !masked)),
-            Self::Ip(..) | Self::Name(_) => None,
+    /// The place of a record that was accepted under a name: the name is the one that the record would be given.
+    pub(super) const fn record(name: &'a str, record: &Record) -> Self {
+        match record {
+            Record::Ip(entry) => Self::Ip(entry.prefix, entry.masked),
+            Record::Identity(id, _) => Self::Number(*id),
+            _ => Self::Name(name),
         }
     }
 
-    fn order(self, entry: &Entry) -> Ordering {
-        match (&entry.what, self) {
-            (What::Ip(ip), Self::Ip(prefix, masked)) => {
-                ip.prefix.cmp(&prefix).then_with(|| ip.masked.cmp(&masked))
-            }
-            (What::Other(known, _), Self::Name(name)) => known.as_ref().cmp(name),
-            (What::Ip(_), Self::Name(_)) => Ordering::Less,
-            (What::Other(..), Self::Ip(..)) => Ordering::Greater,
-        }
+    /// The place that records of a kind have under that name.
+    fn named(kind: Option<Kind>, name: &'a str) -> Self {
+        let exact = match kind {
+            Some(Kind::Ips) => ip::parse_name(name).map(|(prefix, masked)| Self::Ip(prefix, masked)),
+            Some(Kind::Identities) => name.parse().ok().map(|id| Self::Number(IdentityId(id))),
+            _ => None,
+        };
+        exact.unwrap_or(Self::Name(name))
     }
 }
 
@@ -122,53 +153,48 @@ impl Entry {
     pub(super) fn record(&self) -> Cow<'_, Record> {
         match &self.what {
             What::Ip(ip) => Cow::Owned(Record::Ip(ip.entry())),
-            What::Other(_, record) => Cow::Borrowed(record),
+            What::Node(node) => Cow::Owned(Record::Node(node.clone())),
+            What::Identity(id, labels) => Cow::Owned(Record::Identity(*id, labels.clone())),
+            What::Other(known) => Cow::Borrowed(&known.1),
         }
     }
 
-    /// Takes the record over if it is another. True if it was.
-    pub(super) fn change(&mut self, record: &Record) -> bool {
-        let same = match (&self.what, record) {
-            (What::Ip(known), Record::Ip(entry)) => *known == Ip::new(entry),
-            (What::Other(_, known), record) => known == record,
-            (What::Ip(_), _) => false,
-        };
-        if !same {
-            self.what = match (record, &self.what) {
-                (Record::Ip(entry), _) => What::Ip(Ip::new(entry)),
-                (record, What::Other(name, _)) => What::Other(name.clone(), record.clone()),
-                (record, What::Ip(_)) => What::Other(record.key_name().into(), record.clone()),
-            };
+    /// Takes the record of the same key over if it is another. True if it was.
+    pub(super) fn change(&mut self, name: &str, record: &Record) -> bool {
+        let changed = !self.what.is(record);
+        if changed {
+            self.what = What::new(name, record);
         }
-        !same
-    }
-
-    fn sought(&self) -> Sought<'_> {
-        match &self.what {
-            What::Ip(ip) => Sought::Ip(ip.prefix, ip.masked),
-            What::Other(name, _) => Sought::Name(name),
-        }
+        changed
     }
 
     fn name(&self) -> Cow<'_, str> {
-        match &self.what {
-            What::Ip(ip) => Cow::Owned(ip::name_of(ip.prefix, ip.masked)),
-            What::Other(name, _) => Cow::Borrowed(name),
+        match self.what.sought() {
+            Sought::Ip(prefix, masked) => Cow::Owned(ip::name_of(prefix, masked)),
+            Sought::Number(id) => Cow::Owned(id.0.to_string()),
+            Sought::Name(name) => Cow::Borrowed(name),
         }
+    }
+
+    /// Whether it is a single address with a mask.
+    fn is_masked_host(&self) -> bool {
+        matches!(&self.what, What::Ip(ip) if ip.masked && ip.prefix.is_host())
     }
 }
 
 /// Entries by the names of their keys.
 #[derive(Clone, Debug)]
 pub(super) struct Entries {
-    /// Whether the names are addresses.
-    ips: bool,
+    /// Whose names mean something; none of raw entries do.
+    kind: Option<Kind>,
     tree: Tree<Entry>,
+    /// Single addresses with a mask: hardly any producer writes them.
+    masked_hosts: usize,
 }
 
 impl Entries {
-    pub(super) fn new(ips: bool) -> Self {
-        Self { ips, tree: Tree::default() }
+    pub(super) fn new(kind: Option<Kind>) -> Self {
+        Self { kind, tree: Tree::default(), masked_hosts: 0 }
     }
 
     pub(super) const fn len(&self) -> usize {
@@ -177,17 +203,28 @@ impl Entries {
 
     /// The place of a key.
     pub(super) fn sought<'a>(&self, name: &'a str) -> Sought<'a> {
-        Sought::of(name, self.ips)
+        Sought::named(self.kind, name)
+    }
+
+    /// The other key that would mean the same address, if it may be there.
+    pub(super) fn alias(&self, sought: Sought<'_>) -> Option<Sought<'static>> {
+        match sought {
+            Sought::Ip(prefix, masked) if prefix.is_host() && (masked || self.masked_hosts > 0) => {
+                Some(Sought::Ip(prefix, !masked))
+            }
+            _ => None,
+        }
     }
 
     pub(super) fn get(&self, sought: Sought<'_>) -> Option<&Entry> {
-        self.tree.get(|entry| sought.order(entry))
+        self.tree.get(|entry| entry.what.sought().cmp(&sought))
     }
 
     pub(super) fn get_mut(&mut self, sought: Sought<'_>) -> Option<&mut Entry> {
-        self.tree.get_mut(|entry| sought.order(entry))
+        self.tree.get_mut(|entry| entry.what.sought().cmp(&sought))
     }
 
+    /// Puts an entry in that is not there.
     pub(super) fn insert(
         &mut self,
         (name, sought): (&str, Sought<'_>),
@@ -195,31 +232,29 @@ impl Entries {
         seen: u32,
         bytes: u32,
     ) {
-        let what = match (record, sought) {
-            (Record::Ip(entry), Sought::Ip(..)) => What::Ip(Ip::new(entry)),
-            // A raw record has the name already.
-            (Record::Raw(raw), _) => What::Other(raw.name.clone(), record.clone()),
-            _ => What::Other(name.into(), record.clone()),
-        };
-        self.tree.insert(Entry { what, seen, bytes }, |entry| sought.order(entry));
+        let entry = Entry { what: What::new(name, record), seen, bytes };
+        self.masked_hosts += usize::from(entry.is_masked_host());
+        self.tree.insert(entry, |entry| entry.what.sought().cmp(&sought));
     }
 
     pub(super) fn remove(&mut self, sought: Sought<'_>) -> Option<Entry> {
-        self.tree.remove(|entry| sought.order(entry))
+        let entry = self.tree.remove(|entry| entry.what.sought().cmp(&sought))?;
+        self.masked_hosts -= usize::from(entry.is_masked_host());
+        Some(entry)
     }
 
     /// Takes out what a list did not show.
     pub(super) fn take_unseen(&mut self, generation: u32) -> Vec<Entry> {
         let unseen: Vec<Entry> = self.tree.iter().filter(|entry| entry.seen != generation).cloned().collect();
         for entry in &unseen {
-            let sought = entry.sought();
-            self.tree.remove(|other| sought.order(other));
+            self.remove(entry.what.sought());
         }
         unseen
     }
 
     /// Takes everything out.
     pub(super) fn take_all(&mut self) -> Vec<Entry> {
+        self.masked_hosts = 0;
         std::mem::take(&mut self.tree).iter().cloned().collect()
     }
 

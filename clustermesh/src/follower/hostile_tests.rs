@@ -94,7 +94,7 @@ fn labels_and_annotations_that_name_others_stay_text() {
     let mut world = world(Limits::default());
     let mut node = crate::wire::Node::new("c2", 2, "n9");
     for key in ["io.cilium.k8s.policy.cluster", "topology.kubernetes.io/cluster", "cluster"] {
-        node.labels.insert(key.into(), "c1".into());
+        std::sync::Arc::make_mut(&mut node.labels).insert(key.into(), "c1".into());
         node.annotations.insert(key.into(), "c1".into());
     }
     let text = String::from_utf8(node.encode().unwrap()).unwrap();

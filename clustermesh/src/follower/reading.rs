@@ -118,9 +118,8 @@ impl Follower {
         });
         let prefix = self.prefix(scope);
         let ticket = self.tickets.get(&scope).copied().unwrap_or_default();
-        for (key, value) in entries {
-            self.put(now, scope, &prefix, &key, &value, out);
-        }
+        let entries = entries.iter().map(|(key, value)| (key.as_slice(), Some(value.as_slice())));
+        self.take_in(now, scope, &prefix, entries, out);
         // Taking an entry in may have ended or restarted this very list.
         if !self.is_current(scope, ticket) {
             return;
@@ -213,20 +212,21 @@ impl Follower {
         let Some(events) = self.repeated(scope, before, after.seen, events) else {
             return self.start_list(scope, out);
         };
-        for event in events {
+        for event in &events {
             // Only as an event: what a list shows was written at any time before.
             // In a mirror it is another cluster's: that of the etcd it lies in.
-            if let KeyEvent::Put(key, value) = &event
+            if let KeyEvent::Put(key, value) = event
                 && key == key::BEAT.as_bytes()
                 && self.layout() == Layout::State
             {
                 self.lag.beat(now, value);
             }
-            match event {
-                KeyEvent::Put(key, value) => self.put(now, scope, &prefix, &key, &value, out),
-                KeyEvent::Delete(key) => self.delete(now, scope, &prefix, &key, out),
-            }
         }
+        let entries = events.iter().map(|event| match event {
+            KeyEvent::Put(key, value) => (key.as_slice(), Some(value.as_slice())),
+            KeyEvent::Delete(key) => (key.as_slice(), None),
+        });
+        self.take_in(now, scope, &prefix, entries, out);
         if scope == Scope::Relay {
             self.judge_upstream(now, out);
         }
@@ -239,50 +239,74 @@ impl Follower {
         }
     }
 
-    fn put(
+    /// Takes keys with their values in, in order; without a value the key was deleted.
+    fn take_in<'e>(
         &mut self,
         now: Moment,
         scope: Scope,
         prefix: &str,
-        key: &[u8],
-        value: &[u8],
+        entries: impl Iterator<Item = (&'e [u8], Option<&'e [u8]>)>,
         out: &mut Vec<Output>,
     ) {
         match scope {
-            Scope::Heartbeat => self.heartbeat = now,
-            Scope::Canaries => self.canary(key, out),
-            Scope::Relay => self.upstream.put(self.config.cluster.as_str(), key, value),
-            Scope::Entries(kind) => {
-                let (Some(remote), Some(store)) = (&self.remote, self.stores.get_mut(&kind)) else { return };
-                let Some(name) = key_name(key, prefix) else { return };
-                let mut intake = Intake {
-                    remote,
-                    limits: &self.config.limits,
-                    usage: &mut self.usage,
-                    rejections: &mut self.rejections,
-                    changes: Vec::new(),
-                };
-                store.put((prefix, &name), value, &mut intake);
-                let changes = intake.changes;
-                if !changes.is_empty() {
-                    self.last_event = Some(now);
+            Scope::Entries(kind) => self.take_in_entries(now, kind, prefix, entries, out),
+            Scope::Heartbeat => {
+                if entries.filter(|(_, value)| value.is_some()).count() > 0 {
+                    self.heartbeat = now;
                 }
-                self.emit(changes, out);
+            }
+            Scope::Canaries => {
+                for (key, _) in entries.filter(|(_, value)| value.is_some()) {
+                    self.canary(key, out);
+                }
+            }
+            Scope::Relay => {
+                let cluster = self.config.cluster.as_str();
+                for (key, value) in entries {
+                    match value {
+                        Some(value) => self.upstream.put(cluster, key, value),
+                        None => self.upstream.delete(cluster, key),
+                    }
+                }
             }
         }
     }
 
-    fn delete(&mut self, now: Moment, scope: Scope, prefix: &str, key: &[u8], out: &mut Vec<Output>) {
-        if scope == Scope::Relay {
-            return self.upstream.delete(self.config.cluster.as_str(), key);
+    fn take_in_entries<'e>(
+        &mut self,
+        now: Moment,
+        kind: Kind,
+        prefix: &str,
+        entries: impl Iterator<Item = (&'e [u8], Option<&'e [u8]>)>,
+        out: &mut Vec<Output>,
+    ) {
+        let (Some(remote), Some(store)) = (&self.remote, self.stores.get_mut(&kind)) else { return };
+        let mut intake = Intake {
+            remote,
+            limits: &self.config.limits,
+            usage: &mut self.usage,
+            rejections: &mut self.rejections,
+            changes: Vec::with_capacity(entries.size_hint().0),
+        };
+        let mut went = false;
+        for (key, value) in entries {
+            let Some(name) = key_name(key, prefix) else { continue };
+            match value {
+                Some(value) => store.put((prefix, &name), value, &mut intake),
+                None => {
+                    store.delete(&name, intake.usage, &mut intake.changes);
+                    went = true;
+                }
+            }
         }
-        let Scope::Entries(kind) = scope else { return };
-        let (Some(store), Some(name)) = (self.stores.get_mut(&kind), key_name(key, prefix)) else { return };
-        let mut changes = Vec::new();
-        store.delete(&name, &mut self.usage, &mut changes);
-        self.last_event = Some(now);
+        let changes = intake.changes;
+        if went || !changes.is_empty() {
+            self.last_event = Some(now);
+        }
         self.emit(changes, out);
-        self.ask_again(now);
+        if went {
+            self.ask_again(now);
+        }
     }
 
     /// Something went: kinds of which entries were refused for want of room are listed again, some time later, so that one

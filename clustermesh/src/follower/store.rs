@@ -64,7 +64,7 @@ pub(crate) struct Store {
 
 impl Store {
     pub(crate) fn new(kind: Kind, raw: bool) -> Self {
-        let entries = Entries::new(kind == Kind::Ips && !raw);
+        let entries = Entries::new((!raw).then_some(kind));
         Self { kind, raw, entries, bytes: 0, bad: BTreeMap::new(), generation: 0, wanting: false }
     }
 
@@ -97,18 +97,17 @@ impl Store {
     /// value before it stays.
     pub(crate) fn put(&mut self, (prefix, name): (&str, &str), value: &[u8], intake: &mut Intake<'_>) {
         let bytes = name.len().saturating_add(value.len());
-        let sought = self.entries.sought(name);
-        let record = Record::decode(intake.remote, self.kind, name, value)
+        let taken = Record::decode(intake.remote, self.kind, name, value)
             .and_then(|record| if self.raw { self.as_read(name, value).map(Some) } else { Ok(record) })
-            .and_then(|record| self.admit(sought, bytes, record, intake));
-        match record {
-            Ok(record) => {
-                self.bad.remove(name);
-                match record {
-                    Some(record) => self.insert((name, sought), bytes, record, intake),
-                    None => self.delete(name, intake.usage, &mut intake.changes),
+            .and_then(|record| match record {
+                Some(record) => self.take_in((name, Sought::record(name, &record)), bytes, record, intake),
+                None => {
+                    self.delete(name, intake.usage, &mut intake.changes);
+                    Ok(())
                 }
-            }
+            });
+        match taken {
+            Ok(()) => drop(self.bad.remove(name)),
             Err(reject) => {
                 // But an address that was given to an identity that cannot be right (11.7) must not keep the old one.
                 if self.kind == Kind::Ips && reject.reason == Reason::IdentityRange {
@@ -170,42 +169,64 @@ impl Store {
         })
     }
 
-    fn admit(
+    /// Takes a record in, if there is room for it and no other key means the same.
+    fn take_in(
         &mut self,
-        sought: Sought<'_>,
+        (name, sought): (&str, Sought<'_>),
         bytes: usize,
-        record: Option<Record>,
+        record: Record,
         intake: &mut Intake<'_>,
-    ) -> Result<Option<Record>, Reject> {
-        if record.is_some() {
-            self.make_room(sought, bytes, intake)?;
-        }
-        if let Some(Record::Ip(entry)) = &record
-            && let Some(twin) = sought.alias()
-            && let Some(known) = self.entries.get(twin)
-        {
-            if known.seen == self.generation {
-                let twin = entry.alias_name().unwrap_or_default();
-                return Err(Reject::new(Reason::Alias, format!("{twin} means the same address")));
+    ) -> Result<(), Reject> {
+        let before = self.entries.get(sought).map(|entry| size(entry.bytes));
+        self.make_room(before, bytes, intake)?;
+        self.replace_alias(sought, &record, intake)?;
+        intake.usage.add(bytes, before);
+        self.bytes = self.bytes.saturating_add(bytes).saturating_sub(before.unwrap_or(0));
+        let (seen, cost) = (self.generation, u32::try_from(bytes).unwrap_or(u32::MAX));
+        match before.and_then(|_| self.entries.get_mut(sought)) {
+            Some(entry) => {
+                (entry.seen, entry.bytes) = (seen, cost);
+                if !entry.change(name, &record) {
+                    return Ok(());
+                }
             }
-            // Left over from before this list: the row is the same, so it is replaced and not deleted.
-            let bytes = size(known.bytes);
-            intake.usage.remove(bytes);
-            self.bytes = self.bytes.saturating_sub(bytes);
-            self.entries.remove(twin);
+            None => self.entries.insert((name, sought), &record, seen, cost),
         }
-        Ok(record)
+        intake.changes.push(Change::Upsert(record));
+        Ok(())
     }
 
-    /// Whether the cluster may have one more entry of that size.
-    fn make_room(&self, sought: Sought<'_>, bytes: usize, intake: &Intake<'_>) -> Result<(), Reject> {
-        let (limits, known) = (intake.limits, self.entries.get(sought));
+    /// One address under two names: the first that a list shows counts.
+    fn replace_alias(
+        &mut self,
+        sought: Sought<'_>,
+        record: &Record,
+        intake: &mut Intake<'_>,
+    ) -> Result<(), Reject> {
+        let Some(twin) = self.entries.alias(sought) else { return Ok(()) };
+        let Some(known) = self.entries.get(twin) else { return Ok(()) };
+        if known.seen == self.generation {
+            let Record::Ip(entry) = record else { return Ok(()) };
+            let twin = entry.alias_name().unwrap_or_default();
+            return Err(Reject::new(Reason::Alias, format!("{twin} means the same address")));
+        }
+        // Left over from before this list: the row is the same, so it is replaced and not deleted.
+        let bytes = size(known.bytes);
+        intake.usage.remove(bytes);
+        self.bytes = self.bytes.saturating_sub(bytes);
+        self.entries.remove(twin);
+        Ok(())
+    }
+
+    /// Whether the cluster may have one more entry of that size, or instead of one of `before` bytes.
+    fn make_room(&self, before: Option<usize>, bytes: usize, intake: &Intake<'_>) -> Result<(), Reject> {
+        let limits = intake.limits;
         let of_kind = Limits::max_of(self.kind);
-        if known.is_none() && self.entries.len() >= of_kind {
+        if before.is_none() && self.entries.len() >= of_kind {
             return Err(Reject::new(Reason::TooMany, format!("more than {of_kind} {}", self.kind)));
         }
         let mut usage = *intake.usage;
-        usage.add(bytes, known.map(|entry| size(entry.bytes)));
+        usage.add(bytes, before);
         if usage.entries > limits.max_entries {
             return Err(Reject::new(Reason::TooMany, format!("more than {} entries", limits.max_entries)));
         }
@@ -214,30 +235,6 @@ impl Store {
             return Err(Reject::new(Reason::TooMany, format!("more than {} bytes", limits.max_bytes)));
         }
         Ok(())
-    }
-
-    fn insert(
-        &mut self,
-        (name, sought): (&str, Sought<'_>),
-        bytes: usize,
-        record: Record,
-        intake: &mut Intake<'_>,
-    ) {
-        let (seen, cost) = (self.generation, u32::try_from(bytes).unwrap_or(u32::MAX));
-        if let Some(entry) = self.entries.get_mut(sought) {
-            let before = size(entry.bytes);
-            intake.usage.add(bytes, Some(before));
-            self.bytes = self.bytes.saturating_add(bytes).saturating_sub(before);
-            (entry.seen, entry.bytes) = (seen, cost);
-            if entry.change(&record) {
-                intake.changes.push(Change::Upsert(record));
-            }
-            return;
-        }
-        intake.usage.add(bytes, None);
-        self.bytes = self.bytes.saturating_add(bytes);
-        self.entries.insert((name, sought), &record, seen, cost);
-        intake.changes.push(Change::Upsert(record));
     }
 
     /// Forgets a key; an unknown one is no news.

@@ -89,10 +89,15 @@ pub fn write<T: Serialize>(record: &T) -> Result<Vec<u8>, serde_json::Error> {
     Ok(text.into_bytes())
 }
 
-/// Folds a field name the way Go compares them: ASCII case, long s and the Kelvin sign.
+/// Folds a field name the way Go compares them: ASCII case, long s and the Kelvin sign. The name of a record's field, on
+/// the right, is ASCII.
 fn same_name(left: &str, right: &str) -> bool {
-    if left.is_ascii() {
+    // The two that fold into one byte have more than one.
+    if left.len() <= right.len() {
         return left.eq_ignore_ascii_case(right);
+    }
+    if left.is_ascii() {
+        return false;
     }
     let fold = |character: char| match character {
         '\u{17f}' => 's',

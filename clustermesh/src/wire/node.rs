@@ -52,7 +52,7 @@ pub struct Node {
     /// 0 none, 1-15 IPsec, 255 WireGuard.
     pub encryption_key: u8,
     /// Kubernetes labels.
-    pub labels: BTreeMap<Arc<str>, Arc<str>>,
+    pub labels: Arc<BTreeMap<Arc<str>, Arc<str>>>,
     /// Kubernetes annotations.
     pub annotations: BTreeMap<Arc<str>, Arc<str>>,
     /// Base64 of the public key, `""` if none.
@@ -76,7 +76,7 @@ impl Node {
             ingress: [None, None],
             source: shared("local"),
             encryption_key: 0,
-            labels: BTreeMap::new(),
+            labels: Arc::default(),
             annotations: BTreeMap::new(),
             wireguard_key: shared(""),
             boot_id: shared(""),
@@ -104,7 +104,7 @@ impl Node {
             [address::ip_field(&root, "IPv4IngressIP")?, address::ip_field(&root, "IPv6IngressIP")?];
         node.source = shared(root.text("Source")?);
         node.encryption_key = root.byte("EncryptionKey")?;
-        node.labels = string_map(&root, "Labels")?;
+        node.labels = string_map(&root, "Labels")?.into();
         node.annotations = string_map(&root, "Annotations")?;
         node.wireguard_key = shared(root.text("WireguardPubKey")?);
         node.boot_id = root.text("BootID")?.into();

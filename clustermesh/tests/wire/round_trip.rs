@@ -111,7 +111,7 @@ fn node() -> impl Strategy<Value = Record> {
                 (node.ipv4_pod_cidrs, node.ipv6_pod_cidrs) = cidrs.into_iter().partition(Prefix::is_ipv4);
                 (node.health, node.ingress, node.encryption_key) = (health, ingress, key);
                 (node.source, node.wireguard_key, node.boot_id) = (source, wireguard, boot);
-                (node.labels, node.annotations) = (labels, notes);
+                (node.labels, node.annotations) = (labels.into(), notes);
                 Record::Node(std::sync::Arc::new(node))
             },
         )

@@ -89,7 +89,7 @@ pub(super) fn node(id: &ObjectId, object: Node, cluster: &ClusterIdentity) -> Re
         pod_cidrs,
         wireguard_key: None,
         encryption_key: 0,
-        labels: labels(object.metadata.labels),
+        labels: labels(object.metadata.labels).into(),
         ready: holds("Ready"),
         health,
     })))

@@ -56,7 +56,7 @@ pub struct Inputs<'a> {
     /// This node.
     pub node: &'a NodeRow,
     /// The labels of every node of this cluster, this one included.
-    pub nodes: &'a [BTreeMap<Arc<str>, Arc<str>>],
+    pub nodes: &'a [Arc<BTreeMap<Arc<str>, Arc<str>>>],
     /// `CiliumBGPClusterConfig`s.
     pub configs: &'a [ClusterConfigRow],
     /// `CiliumBGPPeerConfig`s.
@@ -119,7 +119,7 @@ pub fn plan(inputs: &Inputs<'_>) -> Plan {
 /// Configurations that no node of the cluster fits.
 fn unmatched(inputs: &Inputs<'_>, plan: &mut Plan) {
     for config in inputs.configs {
-        let fits = |labels| config.node_selector.matches_map(labels);
+        let fits = |labels: &Arc<_>| config.node_selector.matches_map(labels);
         if !fits(&inputs.node.labels) && !inputs.nodes.iter().any(fits) {
             let text = "no node has the labels of spec.nodeSelector; correct the selector or label a node";
             plan.complain((CLUSTER_CONFIG, &config.name), ConditionType::NoMatchingNode, text);

@@ -80,7 +80,7 @@ fn world() -> World {
             pod_cidrs: vec!["10.1.1.0/24".parse().unwrap(), "fd00:10:1:1::/64".parse().unwrap()],
             wireguard_key: None,
             encryption_key: 0,
-            labels: map(&[("rack", "a")]),
+            labels: map(&[("rack", "a")]).into(),
             ready: None,
             health: Default::default(),
         },

@@ -42,7 +42,7 @@ pub(super) fn node(cluster: u8, n: u8, key: bool) -> NodeRow {
         ],
         wireguard_key: key.then_some(WireguardKey([cluster * 16 + n; 32])),
         encryption_key: 0,
-        labels: BTreeMap::new(),
+        labels: BTreeMap::new().into(),
         ready: None,
         health: Default::default(),
     }

@@ -2,7 +2,7 @@
 //!
 //! Readers are processes of this program; processor time and memory are theirs, out of /proc, once they rest.
 //! `bench_mesh [short] [runs=N] [sync|large|churn|path|service|outage ...]`; short is for CI, whose figures decide nothing but whether everything
-//! arrives.
+//! arrives. `bench_mesh [short] hold` only fills an etcd and says how a reader is started on it, under a profiler: docs/clustermesh.md, "Figures".
 
 mod child;
 mod churn;
@@ -128,8 +128,15 @@ async fn filled(size: Size) -> Result<(Etcd, tempfile::TempDir), Failure> {
 }
 
 async fn bench(choice: &Choice) -> Result<(), Failure> {
-    let mut report = Report::new(!choice.short && choice.runs >= RUNS);
     let daily = if choice.short { SHORT } else { DAILY };
+    if choice.only.iter().any(|only| only == "hold") {
+        let (_etcd, folder) = filled(daily).await?;
+        let [mode, rest @ ..] = sync::arguments("tables", folder.path(), daily);
+        eprintln!("bench_mesh {mode} {}; each line that it reads lets it go on", rest.join(" "));
+        tokio::task::spawn_blocking(reader::told).await?;
+        return Ok(());
+    }
+    let mut report = Report::new(!choice.short && choice.runs >= RUNS);
     if ["sync", "churn", "path"].iter().any(|scenario| choice.takes(scenario)) {
         let (etcd, folder) = filled(daily).await?;
         if choice.takes("sync") {

@@ -1,6 +1,7 @@
 //! The clusters that are read: keys and values as an agent publishes them, in cache layout, many clusters in one etcd.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use tombolo_base::ids::{ClusterId, ClusterName, IdentityId, MaxClusters};
 use tombolo_base::labels::Labels;
@@ -115,10 +116,9 @@ impl Cluster {
                 format!("eu-central-1{}", if node.is_multiple_of(2) { 'a' } else { 'b' }),
             ),
         ];
-        entry.labels = labels.into_iter().map(|(key, value)| (key.into(), value.into())).collect();
-        if turn > 0 {
-            entry.labels.insert("turn".into(), turn.to_string().into());
-        }
+        let turn = (turn > 0).then(|| ("turn", turn.to_string()));
+        let labels = labels.into_iter().chain(turn).map(|(key, value)| (key.into(), value.into()));
+        entry.labels = Arc::new(labels.collect());
         Ok((self.key(Kind::Nodes, &name), entry.encode()?))
     }
 
