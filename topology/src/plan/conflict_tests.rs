@@ -139,6 +139,47 @@ fn a_node_address_that_another_cluster_has_is_not_reached_and_told() {
     assert!(rig.conflicts().is_empty() && rig.routed("10.2.1.0/24"));
 }
 
+/// A node whose pod CIDR is refused says the address of another one's node as an address inside that CIDR: it takes nothing with it.
+#[test]
+fn a_refused_pod_cidr_takes_no_address_of_another_cluster_with_it() {
+    let address = |kind, ip: &str| NodeAddress { kind, ip: ip.parse().unwrap() };
+    let mut rig = Rig::new(PathKind::Overlay);
+    rig.put(node(3, 1, true));
+    rig.look();
+    // It comes later, and its cluster sorts first.
+    let mut hostile = with(2, 1, &["172.20.3.0/24", "fd00:10:3:1::/64"]);
+    hostile.addresses.extend([
+        address(AddressKind::Internal, "172.20.3.1"),
+        address(AddressKind::CiliumInternal, "fd00:10:3:1::1"),
+    ]);
+    rig.put(hostile.clone());
+    rig.look();
+    for own in ["172.20.3.1", "fd00:10:3:1::1"] {
+        assert_eq!(rig.at(own).as_deref(), Some("c3/n1"), "{own}");
+    }
+    assert!(
+        rig.world.entry(&rig.world.out, "172.20.3.1").unwrap().node_address,
+        "what goes there is encrypted"
+    );
+    assert!(!rig.routed("172.20.3.0/24"));
+    rig.take(&hostile);
+    rig.look();
+    assert_eq!(rig.at("172.20.3.1").as_deref(), Some("c3/n1"));
+    // Without malice: two clusters made from one template.
+    let twin = |cluster: u8| {
+        let mut row = with(cluster, 1, &["10.66.0.0/24"]);
+        row.addresses.push(address(AddressKind::CiliumInternal, "10.66.0.1"));
+        row
+    };
+    rig.put(twin(3));
+    rig.look();
+    rig.put(twin(2));
+    rig.look();
+    assert_eq!(rig.at("10.66.0.1").as_deref(), Some("c3/n1"));
+    let entry = rig.world.entry(&rig.world.out, "10.66.0.1").unwrap();
+    assert_eq!(entry.identity, tombolo_base::ids::IdentityId::REMOTE_NODE);
+}
+
 #[test]
 fn a_cluster_cannot_claim_addresses_in_another_ones_pod_prefix() {
     let mut rig = Rig::new(PathKind::Overlay);
@@ -274,11 +315,19 @@ fn a_cluster_that_claims_thousands_of_foreign_addresses_costs_a_bounded_table() 
 
 #[derive(Debug, Clone)]
 enum Step {
-    Node(u8, u8, u8, u8),
+    Node(u8, u8, u8, u8, Inside),
     DropNode(u8, u8),
     Pod(u8, u8, u8, u8),
     DropPod(u8, u8, u8),
     Look,
+}
+
+/// What a node says of itself inside its pod CIDR.
+#[derive(Debug, Clone, Copy)]
+enum Inside {
+    Nothing,
+    Internal,
+    Underlay,
 }
 
 fn some_cidr(a: u8, len: u8) -> Prefix {
@@ -289,7 +338,7 @@ proptest! {
     #[test]
     fn with_conflicts_too_the_incremental_pass_equals_the_full_one(
         steps in prop::collection::vec(prop_oneof![
-            (1u8..5, 0u8..3, 0u8..4, 22u8..27).prop_map(|(c, n, a, l)| Step::Node(c, n, a, l)),
+            (1u8..5, 0u8..3, 0u8..4, 22u8..27, prop_oneof![Just(Inside::Nothing), Just(Inside::Internal), Just(Inside::Underlay)]).prop_map(|(c, n, a, l, i)| Step::Node(c, n, a, l, i)),
             (2u8..5, 0u8..3).prop_map(|(c, n)| Step::DropNode(c, n)),
             (2u8..5, 0u8..3, 0u8..4, 24u8..33).prop_map(|(c, n, a, l)| Step::Pod(c, n, a, l)),
             (2u8..5, 0u8..4, 24u8..33).prop_map(|(c, a, l)| Step::DropPod(c, a, l)),
@@ -299,9 +348,15 @@ proptest! {
         let mut rig = Rig::new(PathKind::Overlay);
         for step in steps.into_iter().chain([Step::Look]) {
             match step {
-                Step::Node(c, n, a, len) if (c, n) != (1, 0) => {
+                Step::Node(c, n, a, len, inside) if (c, n) != (1, 0) => {
                     let mut row = with(c, n, &[]);
                     row.pod_cidrs = vec![some_cidr(a, len)];
+                    let address = |kind| NodeAddress { kind, ip: [10, 0, a, a * 64 + 1].into() };
+                    match inside {
+                        Inside::Nothing => {}
+                        Inside::Internal => row.addresses.push(address(AddressKind::CiliumInternal)),
+                        Inside::Underlay => row.addresses = vec![address(AddressKind::Internal)],
+                    }
                     rig.put(row);
                 }
                 Step::Node(..) => {}
@@ -337,7 +392,8 @@ proptest! {
         let known = Known { nodes, claims: &claims, config: &planner.config };
         let (entries, routes) = (world.out.entries.table().snapshot(), world.out.routes.table().snapshot());
         let rows = planner.inputs.prefixes.iter().map(|row| row.prefix);
-        let keys: BTreeSet<Prefix> = rows.chain(made.iter().map(|(prefix, _)| *prefix)).chain(entries.iter().map(|entry| entry.prefix)).chain(routes.iter().map(|route| route.prefix)).collect();
+        let addresses = nodes.iter().flat_map(|row| row.addresses.iter().map(|address| Prefix::host(address.ip)));
+        let keys: BTreeSet<Prefix> = rows.chain(addresses).chain(made.iter().map(|(prefix, _)| *prefix)).chain(entries.iter().map(|entry| entry.prefix)).chain(routes.iter().map(|route| route.prefix)).collect();
         let founding = BTreeSet::new();
         let mut told = BTreeMap::new();
         for key in keys {
@@ -359,6 +415,11 @@ proptest! {
         for entry in entries.iter() {
             let party = match &entry.source { Source::Cluster(name) => u16::from(name.as_str().as_bytes()[1] - b'0'), _ => OWN };
             prop_assert!(party == OWN || claims.rival(entry.prefix, party).is_none(), "{:?}", entry);
+        }
+        // Where a tunnel ends an entry says that it is encrypted.
+        for path in world.out.paths.table().snapshot().iter() {
+            let entry = path.underlay.map(|ip| entries.get(&Prefix::host(ip)));
+            prop_assert!(entry.is_none_or(|entry| entry.is_some()), "{:?}", path);
         }
     }
 }

@@ -83,17 +83,19 @@ impl<'a> Known<'a> {
         of_cidr.chain(address.into_iter().flatten())
     }
 
+    /// The first node that has `prefix` after all refusals: a row that merely says so, though a claim around it is refused, hides no other.
     fn first(
         &self,
         mut rows: impl Iterator<Item = &'a NodeRow>,
         prefix: Prefix,
         cluster: Option<&ClusterName>,
     ) -> Option<NodeView> {
-        let row = rows.find(|row| {
-            cluster.is_none_or(|cluster| row.cluster == *cluster)
-                && !self.claims.is_refused(prefix, party(row, self.config))
-        })?;
-        self.node(&row.cluster, &row.name)
+        rows.find_map(|row| {
+            let asked = cluster.is_none_or(|cluster| row.cluster == *cluster);
+            let may = asked && !self.claims.is_refused(prefix, party(row, self.config));
+            let view = may.then(|| self.node(&row.cluster, &row.name)).flatten()?;
+            view.holds(prefix).then_some(view)
+        })
     }
 }
 
@@ -142,9 +144,10 @@ impl NodeView {
         addresses.chain(self.pod_cidrs.iter().copied()).collect()
     }
 
-    /// Whether it has an address that is its own.
-    pub(super) fn has(&self, address: IpAddr) -> bool {
-        self.underlay.iter().chain(&self.internal).any(|ip| *ip == address)
+    /// Whether that is one of its pod prefixes or its own addresses.
+    fn holds(&self, prefix: Prefix) -> bool {
+        let address = |ip: &IpAddr| Prefix::host(*ip) == prefix;
+        self.pod_cidrs.contains(&prefix) || self.underlay.iter().chain(&self.internal).any(address)
     }
 
     fn drop_refused(&mut self, claims: &Claims) {

@@ -145,10 +145,6 @@ fn node_owned(prefix: Prefix, known: Known<'_>, indexes: &NodeIndexes) -> Option
         None if prefix.is_host() => known.at(prefix.address(), None)?,
         None => return None,
     };
-    // An address that shares the fate of a refused pod prefix.
-    if !by_cidr && !view.has(prefix.address()) {
-        return None;
-    }
     let local = view.is_local(known.config);
     if by_cidr && local {
         return None;
