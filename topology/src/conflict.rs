@@ -1,6 +1,7 @@
 //! What two clusters, or two nodes, claim at once: who has it, since when, and what to do.
 
-use serde::Serialize;
+use crate::rows::WireguardKey;
+use serde::{Serialize, Serializer};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,11 +20,13 @@ pub enum ConflictKind {
     NodeAddress,
     /// An address (of a pod) is said by two clusters, or by one although it lies in another's pod prefix.
     Address,
+    /// Two nodes publish one WireGuard key.
+    WireguardKey,
 }
 
 impl ConflictKind {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::PodCidr, Self::NodeAddress, Self::Address];
+    pub const ALL: [Self; 4] = [Self::PodCidr, Self::NodeAddress, Self::Address, Self::WireguardKey];
 
     /// Its name in JSON, metrics and tables.
     #[must_use]
@@ -32,6 +35,7 @@ impl ConflictKind {
             Self::PodCidr => "pod-cidr",
             Self::NodeAddress => "node-address",
             Self::Address => "address",
+            Self::WireguardKey => "wireguard-key",
         }
     }
 
@@ -48,6 +52,9 @@ impl ConflictKind {
             Self::Address => {
                 "find out which cluster the address belongs to; the other one publishes what it does not own, or its pod CIDRs are not the ones it published"
             }
+            Self::WireguardKey => {
+                "give one of the nodes a key of its own (delete wireguard.key in its state_dir and restart its agent), or remove the node that is gone; until then packets to the refused one are dropped"
+            }
         }
     }
 }
@@ -55,6 +62,30 @@ impl ConflictKind {
 impl fmt::Display for ConflictKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.word())
+    }
+}
+
+/// What can be claimed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Claimed {
+    /// A prefix or address.
+    Prefix(Prefix),
+    /// The public key of a node.
+    Key(WireguardKey),
+}
+
+impl fmt::Display for Claimed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Prefix(prefix) => f.write_str(&prefix.short()),
+            Self::Key(key) => key.fmt(f),
+        }
+    }
+}
+
+impl Serialize for Claimed {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 
@@ -66,7 +97,7 @@ pub struct Claimant {
     /// Its node, where that is known.
     pub node: Option<Arc<str>>,
     /// What it claims.
-    pub prefix: Prefix,
+    pub claimed: Claimed,
     /// Whether the claim is in use here.
     pub used: bool,
 }
@@ -74,7 +105,12 @@ pub struct Claimant {
 impl fmt::Display for Claimant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let node = self.node.as_deref().unwrap_or("-");
-        write!(f, "{}/{node} {}", self.cluster, self.prefix.short())
+        write!(f, "{}/{node}", self.cluster)?;
+        match self.claimed {
+            Claimed::Prefix(prefix) => write!(f, " {}", prefix.short()),
+            // Long, and the same on every side.
+            Claimed::Key(_) => Ok(()),
+        }
     }
 }
 
@@ -85,15 +121,16 @@ pub const MAX_CONFLICTS: usize = 1024;
 
 /// Conflicts found since the agent started, by kind; also those that the table has no room for.
 #[derive(Debug, Default)]
-pub struct ConflictCounts([AtomicU64; 3]);
+pub struct ConflictCounts([AtomicU64; 4]);
 
 impl ConflictCounts {
     fn of(&self, kind: ConflictKind) -> &AtomicU64 {
-        let [cidr, node, address] = &self.0;
+        let [cidr, node, address, key] = &self.0;
         match kind {
             ConflictKind::PodCidr => cidr,
             ConflictKind::NodeAddress => node,
             ConflictKind::Address => address,
+            ConflictKind::WireguardKey => key,
         }
     }
 
@@ -114,8 +151,8 @@ impl ConflictCounts {
 pub struct ConflictRow {
     /// What is claimed.
     pub kind: ConflictKind,
-    /// The claim that is refused, or the address that several say.
-    pub key: Prefix,
+    /// The claim that is refused, or what several say.
+    pub key: Claimed,
     /// Who claims it, those in use first.
     pub claimants: Vec<Claimant>,
     /// Who has it here; nobody if none of the claims can be used.
@@ -133,7 +170,7 @@ impl fmt::Display for ConflictRow {
             all.map(ToString::to_string).collect::<Vec<_>>().join(", ")
         };
         let (used, refused) = (names(true), names(false));
-        write!(f, "{} {}: ", self.kind, self.key.short())?;
+        write!(f, "{} {}: ", self.kind, self.key)?;
         match (used.as_str(), refused.as_str()) {
             ("", refused) => write!(f, "refused: {refused}")?,
             (used, "") => write!(f, "used by all of {used}")?,
@@ -144,7 +181,7 @@ impl fmt::Display for ConflictRow {
 }
 
 impl Row for ConflictRow {
-    type Key = (ConflictKind, Prefix);
+    type Key = (ConflictKind, Claimed);
     type Index = NoIndex;
     const TABLE: &'static str = "conflicts";
     fn key(&self) -> Self::Key {
@@ -164,7 +201,7 @@ impl Row for ConflictRow {
         };
         vec![
             self.kind.to_string(),
-            self.key.short(),
+            self.key.to_string(),
             names(true),
             names(false),
             self.since_unix_secs.to_string(),

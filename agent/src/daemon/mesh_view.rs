@@ -57,7 +57,7 @@ pub(crate) fn conflicts(rows: &Snapshot<ConflictRow>, clusters: &[ClusterStatus]
         let (used, refused) = (names(true), names(false));
         Conflict {
             kind: row.kind.word(),
-            key: row.key.short(),
+            key: row.key.to_string(),
             claimants: row.claimants.iter().map(ToString::to_string).collect(),
             chosen: row.chosen.as_ref().map(ToString::to_string),
             since_secs: now.saturating_sub(row.since_unix_secs),
@@ -138,7 +138,7 @@ pub(crate) fn nodes(tables: &NodeTables, clusters: &[ClusterStatus]) -> Vec<Node
         for claimant in row.claimants.iter().filter(|claimant| !claimant.used) {
             if let Some(node) = &claimant.node {
                 let texts = refused.entry((claimant.cluster.as_str(), node.as_ref())).or_default();
-                texts.push(format!("{} {} is refused: {holder} has it", row.kind, claimant.prefix.short()));
+                texts.push(format!("{} {} is refused: {holder} has it", row.kind, claimant.claimed));
             }
         }
     }
@@ -272,7 +272,7 @@ mod tests {
     use tombolo_base::ids::{ClusterId, ClusterName, MaxClusters};
     use tombolo_base::table::{Table, Writer};
     use tombolo_clustermesh::follower::ClusterConflict;
-    use tombolo_topology::{Claimant, NodeAddress, NodeIndex, WireguardKey};
+    use tombolo_topology::{Claimant, Claimed, NodeAddress, NodeIndex, WireguardKey};
 
     fn name(text: &str) -> ClusterName {
         ClusterName::new(text).unwrap()
@@ -295,15 +295,16 @@ mod tests {
     }
 
     fn conflict(cluster: &str, node: &str) -> ConflictRow {
+        let cidr = Claimed::Prefix("10.2.0.0/24".parse().unwrap());
         let claimant = |cluster, node: &str, used| Claimant {
             cluster: name(cluster),
             node: Some(node.into()),
-            prefix: "10.2.0.0/24".parse().unwrap(),
+            claimed: cidr,
             used,
         };
         ConflictRow {
             kind: ConflictKind::PodCidr,
-            key: "10.2.0.0/24".parse().unwrap(),
+            key: cidr,
             claimants: vec![claimant("south", "s1", true), claimant(cluster, node, false)],
             chosen: Some(name("south")),
             since_unix_secs: 70,

@@ -4,9 +4,10 @@
 use super::tests::{World, config, node, pod};
 use super::*;
 use crate::conflict::MAX_CONFLICTS;
-use crate::rows::{AddressKind, NodeAddress};
+use crate::reserved::Purpose;
+use crate::rows::{AddressKind, NodeAddress, WireguardKey};
 use proptest::prelude::*;
-use tombolo_base::table::Changes;
+use tombolo_base::table::{Changes, Table};
 
 struct Rig {
     world: World,
@@ -181,6 +182,136 @@ fn a_refused_pod_cidr_takes_no_address_of_another_cluster_with_it() {
 }
 
 #[test]
+fn a_wireguard_key_that_another_cluster_has_is_refused_and_free_when_that_one_goes() {
+    let mut rig = Rig::new(PathKind::Overlay);
+    let thief = |name: u8, of: &NodeRow| NodeRow {
+        wireguard_key: of.wireguard_key,
+        ..with(2, name, &[&format!("10.2.{name}.0/24")])
+    };
+    let (own, remote) = (node(1, 3, true), node(3, 1, true));
+    let holder = |rig: &Rig, key: &NodeRow| {
+        let peers = rig.world.out.peers.table().snapshot();
+        peers.get(&key.wireguard_key.unwrap()).map(|peer| format!("{}/{}", peer.cluster, peer.node))
+    };
+    rig.put(remote.clone());
+    rig.put(thief(1, &own));
+    rig.look();
+    assert_eq!(holder(&rig, &own).as_deref(), Some("c2/n1"), "nobody else has it yet");
+    for row in [own.clone(), thief(2, &remote)] {
+        rig.put(row);
+    }
+    rig.look();
+    let own_peer = holder(&rig, &own);
+    assert_eq!((own_peer.as_deref(), holder(&rig, &remote).as_deref()), (Some("c1/n3"), Some("c3/n1")));
+    let told = rig.conflicts();
+    let key = remote.wireguard_key.unwrap();
+    let text = format!("wireguard-key {key}: used: c3/n1; refused: c2/n2; ");
+    assert!(told.iter().any(|row| row.starts_with(&text)), "{told:?}");
+    assert_eq!(rig.planner.conflict_counts().get(ConflictKind::WireguardKey), 2);
+    // The thief goes: the one it was taken from stays.
+    rig.take(&thief(2, &remote));
+    rig.look();
+    assert_eq!(holder(&rig, &remote).as_deref(), Some("c3/n1"));
+    // The holder goes: who waits has it, and its peer is planned although nothing of that node changed.
+    rig.put(thief(2, &remote));
+    rig.look();
+    rig.take(&remote);
+    rig.take(&own);
+    rig.look();
+    assert_eq!(
+        (holder(&rig, &remote).as_deref(), holder(&rig, &own).as_deref()),
+        (Some("c2/n2"), Some("c2/n1"))
+    );
+    assert!(rig.conflicts().is_empty(), "{:?}", rig.conflicts());
+}
+
+/// A node comes back under another name before the lease of its old entry has ended.
+#[test]
+fn two_nodes_of_one_cluster_with_one_key_have_one_peer_until_the_first_goes() {
+    let mut rig = Rig::new(PathKind::Overlay);
+    let renamed = NodeRow { name: "renamed".into(), ..node(3, 1, true) };
+    rig.put(node(3, 1, true));
+    rig.put(renamed);
+    rig.look();
+    let named = |rig: &Rig| {
+        rig.world.out.peers.table().snapshot().iter().map(|peer| peer.node.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(named(&rig), ["n1"]);
+    rig.take(&node(3, 1, true));
+    rig.look();
+    assert_eq!(named(&rig), ["renamed"]);
+}
+
+fn reserved(prefixes: &[&str]) -> tombolo_base::table::Snapshot<ReservedRow> {
+    let (table, writer) = Table::new();
+    let rows = prefixes.iter().map(|prefix| ReservedRow {
+        source: Source::Local,
+        prefix: prefix.parse().unwrap(),
+        purpose: Purpose::Etcd,
+    });
+    writer.replace_source(&Source::Local, rows);
+    table.snapshot()
+}
+
+/// This cluster's etcd, its link and its pools: another cluster's node may be there, its pods may not, whoever comes first.
+#[test]
+fn another_clusters_pods_are_kept_out_of_what_is_reserved() {
+    let kept = reserved(&["172.20.19.2", "172.20.0.0/16", "198.51.100.0/24"]);
+    for first in [true, false] {
+        let mut rig = Rig::new(PathKind::Overlay);
+        if first {
+            rig.planner.reserve(&kept);
+        }
+        // Around the etcd, exactly it, and beside all that.
+        rig.put(with(2, 1, &["172.20.19.0/24", "172.20.19.2/32", "10.2.1.0/24"]));
+        rig.put(node(3, 1, true));
+        for (ip, host) in
+            [("198.51.100.7", "172.20.2.1"), ("198.51.0.0/16", "172.20.2.1"), ("172.20.3.1", "172.20.3.1")]
+        {
+            let cluster = host.as_bytes()[7] - b'0';
+            rig.world.prefixes.1.upsert(pod(source(cluster), ip, host, 131_400));
+        }
+        rig.look();
+        if !first {
+            assert!(rig.routed("172.20.19.0/24") && rig.at("198.51.100.7").is_some());
+            rig.planner.reserve(&kept);
+            rig.look();
+        }
+        for taken in ["172.20.19.0/24", "172.20.19.2/32", "198.51.100.7", "198.51.0.0/16"] {
+            assert_eq!((rig.at(taken), rig.routed(taken)), (None, false), "{taken}");
+        }
+        assert_eq!(
+            rig.peers().iter().filter(|prefix| prefix.overlaps(&"172.20.19.2".parse().unwrap())).count(),
+            0
+        );
+        assert_eq!(rig.at("10.2.1.0/24").as_deref(), Some("c2/n1"));
+        // A node on the same link, also where its cluster says its address like a pod's.
+        assert_eq!(
+            (rig.at("172.20.2.1").as_deref(), rig.at("172.20.3.1").as_deref()),
+            (Some("c2/n1"), Some("c3/n1"))
+        );
+        let told = rig.conflicts();
+        assert_eq!(told.len(), 4, "{told:?}");
+        let text = "pod-cidr 172.20.19.0/24: used: c1/- 172.20.0.0/16; refused: c2/n1 172.20.19.0/24; ";
+        assert!(told.iter().any(|row| row.starts_with(text)), "{told:?}");
+        assert!(
+            told.iter().any(
+                |row| row.starts_with("address 198.51.100.7: used: c1/- 198.51.100.0/24; refused: c2/n1")
+            ),
+            "{told:?}"
+        );
+        // What is refused there stands in nobody's way, and is used when it is free.
+        rig.planner.reserve(&reserved(&[]));
+        rig.look();
+        assert_eq!(
+            (rig.at("172.20.19.0/24").as_deref(), rig.routed("172.20.19.0/24")),
+            (Some("c2/n1"), true)
+        );
+        assert!(rig.at("198.51.100.7").is_some() && rig.conflicts().is_empty(), "{:?}", rig.conflicts());
+    }
+}
+
+#[test]
 fn a_cluster_cannot_claim_addresses_in_another_ones_pod_prefix() {
     let mut rig = Rig::new(PathKind::Overlay);
     rig.put(node(2, 1, false));
@@ -315,10 +446,11 @@ fn a_cluster_that_claims_thousands_of_foreign_addresses_costs_a_bounded_table() 
 
 #[derive(Debug, Clone)]
 enum Step {
-    Node(u8, u8, u8, u8, Inside),
+    Node(u8, u8, u8, u8, Inside, u8),
     DropNode(u8, u8),
     Pod(u8, u8, u8, u8),
     DropPod(u8, u8, u8),
+    Reserve(u8, u8),
     Look,
 }
 
@@ -338,20 +470,22 @@ proptest! {
     #[test]
     fn with_conflicts_too_the_incremental_pass_equals_the_full_one(
         steps in prop::collection::vec(prop_oneof![
-            (1u8..5, 0u8..3, 0u8..4, 22u8..27, prop_oneof![Just(Inside::Nothing), Just(Inside::Internal), Just(Inside::Underlay)]).prop_map(|(c, n, a, l, i)| Step::Node(c, n, a, l, i)),
+            (1u8..5, 0u8..3, 0u8..4, 22u8..27, prop_oneof![Just(Inside::Nothing), Just(Inside::Internal), Just(Inside::Underlay)], 0u8..4).prop_map(|(c, n, a, l, i, k)| Step::Node(c, n, a, l, i, k)),
             (2u8..5, 0u8..3).prop_map(|(c, n)| Step::DropNode(c, n)),
             (2u8..5, 0u8..3, 0u8..4, 24u8..33).prop_map(|(c, n, a, l)| Step::Pod(c, n, a, l)),
             (2u8..5, 0u8..4, 24u8..33).prop_map(|(c, a, l)| Step::DropPod(c, a, l)),
+            (0u8..4, 24u8..33).prop_map(|(a, l)| Step::Reserve(a, l)),
             Just(Step::Look),
         ], 1..60),
     ) {
         let mut rig = Rig::new(PathKind::Overlay);
         for step in steps.into_iter().chain([Step::Look]) {
             match step {
-                Step::Node(c, n, a, len, inside) if (c, n) != (1, 0) => {
+                Step::Node(c, n, a, len, inside, key) if (c, n) != (1, 0) => {
                     let mut row = with(c, n, &[]);
                     row.pod_cidrs = vec![some_cidr(a, len)];
                     let address = |kind| NodeAddress { kind, ip: [10, 0, a, a * 64 + 1].into() };
+                    row.wireguard_key = (key > 0).then_some(WireguardKey([key; 32]));
                     match inside {
                         Inside::Nothing => {}
                         Inside::Internal => row.addresses.push(address(AddressKind::CiliumInternal)),
@@ -366,6 +500,7 @@ proptest! {
                     rig.world.prefixes.1.upsert(PrefixRow { prefix: some_cidr(a, len), ..row });
                 }
                 Step::DropPod(c, a, len) => { rig.world.prefixes.1.remove(&(some_cidr(a, len), source(c))); }
+                Step::Reserve(a, len) => rig.planner.reserve(&reserved(&[&some_cidr(a, len).to_string()])),
                 Step::Look => rig.look(),
             }
         }
@@ -373,8 +508,9 @@ proptest! {
         // The claims, made anew out of the nodes; who has something is the history that the incremental pass has.
         let nodes = &planner.inputs.nodes;
         let names: BTreeSet<_> = nodes.iter().map(|row| (row.cluster, row.name.clone())).collect();
-        let made: Vec<_> = names.iter().filter_map(|(cluster, name)| node_view(nodes, &planner.config, cluster, name)).flat_map(|view| view.claimed().into_iter().map(move |prefix| (prefix, view.party))).collect();
+        let made: Vec<_> = names.iter().filter_map(|(cluster, name)| node_view(nodes, &planner.claims.reserved, &planner.config, cluster, name)).flat_map(|view| view.claimed().into_iter().map(move |prefix| (prefix, view.party))).collect();
         let mut claims = Claims::default();
+        claims.reserved = planner.claims.reserved.clone();
         for refused in [false, true] {
             for (prefix, party) in made.iter().filter(|(prefix, party)| planner.claims.is_refused(*prefix, *party) == refused) {
                 let standing = match (*party, refused) {
@@ -388,11 +524,17 @@ proptest! {
         for (prefix, party) in &made {
             prop_assert_eq!(claims.is_refused(*prefix, *party), planner.claims.is_refused(*prefix, *party));
         }
+        let keyed: Vec<_> = names.iter().filter_map(|(cluster, name)| node_view(nodes, &planner.claims.reserved, &planner.config, cluster, name)).filter_map(|view| Some((view.wireguard_key?, view.party, (view.cluster, view.name)))).collect();
+        for (key, party, node) in &keyed {
+            let holder = planner.claims.keys.holder(*key);
+            let had = keyed.iter().any(|(other, whose, node)| (other, whose) == (key, party) && Some(node) == holder);
+            claims.keys.add(*key, *party, node.clone(), if had { Standing::Restored } else { Standing::Later });
+        }
         // Every key of every output, by the functions that a full pass calls.
         let known = Known { nodes, claims: &claims, config: &planner.config };
         let (entries, routes) = (world.out.entries.table().snapshot(), world.out.routes.table().snapshot());
         let rows = planner.inputs.prefixes.iter().map(|row| row.prefix);
-        let addresses = nodes.iter().flat_map(|row| row.addresses.iter().map(|address| Prefix::host(address.ip)));
+        let addresses = nodes.iter().flat_map(|row| row.addresses.iter().map(|address| Prefix::host(address.ip)).chain(row.pod_cidrs.iter().copied()));
         let keys: BTreeSet<Prefix> = rows.chain(addresses).chain(made.iter().map(|(prefix, _)| *prefix)).chain(entries.iter().map(|entry| entry.prefix)).chain(routes.iter().map(|route| route.prefix)).collect();
         let founding = BTreeSet::new();
         let mut told = BTreeMap::new();
@@ -403,12 +545,24 @@ proptest! {
             let route = route_entry(key, known, &planner.inputs.learned);
             prop_assert_eq!(route.as_ref(), routes.get(&key), "{}", key);
             if !decided.contest.is_empty() {
-                told.insert((ConflictKind::Address, key), decided.contest);
+                told.insert((ConflictKind::Address, Claimed::Prefix(key)), decided.contest);
             }
             if let Some((kind, claimants)) = claim_conflict(key, known) {
-                told.insert((kind, key), claimants);
+                told.insert((kind, Claimed::Prefix(key)), claimants);
             }
         }
+        let mut peers = Vec::new();
+        let local = known.local();
+        for (cluster, name) in &names {
+            let view = known.node(cluster, name).unwrap();
+            peers.extend(known.peer(&view, local.as_ref()));
+            if let Some(key) = view.wireguard_key {
+                let claimants = key_conflict(key, known);
+                told.extend((!claimants.is_empty()).then_some(((ConflictKind::WireguardKey, Claimed::Key(key)), claimants)));
+            }
+        }
+        peers.sort_by_key(|peer| peer.key);
+        prop_assert!(world.out.peers.table().snapshot().iter().eq(peers.iter()));
         let rows: BTreeMap<_, _> = world.out.conflicts.table().snapshot().iter().map(|row| (row.key(), row.claimants.clone())).collect();
         prop_assert_eq!(rows, told);
         // Nothing of one cluster lies in what another one has.

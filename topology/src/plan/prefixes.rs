@@ -2,7 +2,7 @@
 
 use super::claims::{OWN, Party};
 use super::{Known, NodeIndexes, NodeView, PlanConfig};
-use crate::conflict::Claimant;
+use crate::conflict::{Claimant, Claimed};
 use crate::rows::{NodeIndex, PrefixEntry, PrefixRow};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -88,7 +88,8 @@ fn contest(claims: &[Claim<'_>], chosen: Option<Party>, known: Known<'_>) -> Vec
         let cluster = *cluster(&claim.row.source, known.config);
         // This cluster may say an address in several places.
         if !all.iter().any(|other| other.cluster == cluster) {
-            all.push(Claimant { cluster, node: Some(claim.node.clone()), prefix: claim.row.prefix, used });
+            let claimed = Claimed::Prefix(claim.row.prefix);
+            all.push(Claimant { cluster, node: Some(claim.node.clone()), claimed, used });
         }
     }
     // Refused because it lies in what another cluster has: that one is a side, too.
@@ -97,9 +98,15 @@ fn contest(claims: &[Claim<'_>], chosen: Option<Party>, known: Known<'_>) -> Vec
             && let Some(node) = known.holder(around, owner)
             && !all.iter().any(|other| other.cluster == node.cluster)
         {
-            let node = Claimant { cluster: node.cluster, node: Some(node.name), prefix: around, used: true };
-            all.push(node);
+            let claimed = Claimed::Prefix(around);
+            all.push(Claimant { cluster: node.cluster, node: Some(node.name), claimed, used: true });
         }
+    }
+    let refused = claims.iter().filter(|claim| claim.refused);
+    if let Some(reserved) = refused.filter_map(|claim| known.reserved(claim.row.prefix)).next()
+        && !all.iter().any(|other| other.cluster == reserved.cluster)
+    {
+        all.push(reserved);
     }
     all.sort_by(|left, right| right.used.cmp(&left.used).then_with(|| left.cmp(right)));
     all
@@ -130,7 +137,9 @@ fn claimed<'a>(row: &'a PrefixRow, known: Known<'_>, indexes: &NodeIndexes) -> O
     let node = index_of(&view, indexes, config).filter(|index| *index != NodeIndex::LOCAL)?;
     let within = |cidrs: &[Prefix]| cidrs.iter().any(|cidr| cidr.covers(&row.prefix));
     let lost = within(&view.refused) && !within(&view.pod_cidrs);
-    let refused = view.party != OWN && (lost || known.claims.rival(row.prefix, view.party).is_some());
+    let reserved = || known.claims.reserved.at(row.prefix).is_some() && !view.holds(row.prefix);
+    let rival = || known.claims.rival(row.prefix, view.party).is_some();
+    let refused = view.party != OWN && (lost || reserved() || rival());
     let identity = if row.identity == IdentityId::HOST { IdentityId::REMOTE_NODE } else { row.identity };
     let entry = entry(identity, node, view.party != OWN);
     Some(Claim { row, party: view.party, node: view.name, entry, refused })
