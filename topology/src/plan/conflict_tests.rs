@@ -370,6 +370,34 @@ fn of_an_address_outside_all_pod_prefixes_who_had_it_keeps_it() {
     assert_eq!((rig.at("10.99.0.1").as_deref(), rig.conflicts().len()), (Some("c2/n1"), 0));
 }
 
+/// A node goes, and its successor takes pod CIDR, address and key in the same batch.
+#[test]
+fn what_moves_to_another_node_of_the_holder_does_not_fall_to_who_waits() {
+    let mut rig = Rig::new(PathKind::Overlay);
+    let holder = |name: &str| NodeRow { name: name.into(), ..node(3, 1, true) };
+    let waiting = NodeRow {
+        name: "n9".into(),
+        ..NodeRow {
+            source: source(2),
+            cluster: node(2, 1, true).cluster,
+            cluster_id: node(2, 1, true).cluster_id,
+            ..node(3, 1, true)
+        }
+    };
+    rig.put(holder("z1"));
+    rig.look();
+    rig.put(waiting);
+    rig.look();
+    rig.take(&holder("z1"));
+    rig.put(holder("z2"));
+    rig.look();
+    for prefix in ["10.3.1.0/24", "172.20.3.1", "fd00:10:3:1::1"] {
+        assert_eq!(rig.at(prefix).as_deref(), Some("c3/z2"), "{prefix}");
+    }
+    let peers = rig.world.out.peers.table().snapshot();
+    assert_eq!(peers.iter().map(|peer| peer.node.as_ref()).collect::<Vec<_>>(), ["z2"]);
+}
+
 #[test]
 fn at_the_start_neither_the_order_of_lists_nor_the_name_decides_but_the_earlier_life_and_then_the_id() {
     for restored in [None, Some("172.20.3.1"), Some("172.20.2.1")] {

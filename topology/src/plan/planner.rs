@@ -285,13 +285,14 @@ impl Planner {
         claiming.new.sort_unstable();
         claiming.new_keys.sort_unstable();
         self.claim_keys(claiming.gone_keys, claiming.new_keys, affected);
-        for (prefix, party) in claiming.gone {
-            affected.claims.insert(prefix);
-            self.claims.remove(prefix, party, &mut changed);
-        }
+        // First what is claimed: what moves from one node of a cluster to another stays the cluster's, whoever waits for it.
         for (standing, party, prefix) in claiming.new {
             affected.claims.insert(prefix);
             self.claims.add(prefix, party, standing, &mut changed);
+        }
+        for (prefix, party) in claiming.gone {
+            affected.claims.insert(prefix);
+            self.claims.remove(prefix, party, &mut changed);
         }
         // Rows that name one of the nodes which make a claim.
         let made: Vec<Prefix> = affected.claims.iter().copied().collect();
@@ -315,7 +316,6 @@ impl Planner {
             keys.iter().filter_map(|key| claims.keys.holder(*key).cloned()).collect()
         };
         affected.nodes.extend(holders(&self.claims));
-        // First what is claimed: a key that moves from one node of a cluster to another stays the cluster's.
         for (standing, party, node, key) in new {
             self.claims.keys.add(key, party, node, standing);
         }
