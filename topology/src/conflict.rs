@@ -116,14 +116,20 @@ impl fmt::Display for Claimant {
 
 /// Most claimants that a row names.
 pub const MAX_CLAIMANTS: usize = 8;
-/// Most rows of one kind; a cluster that claims a million addresses of another costs no more.
+/// Most rows of one kind. Of a conflict past that only the key is kept, until there is room.
 pub const MAX_CONFLICTS: usize = 1024;
 
-/// Conflicts found since the agent started, by kind; also those that the table has no room for.
+/// How many conflicts there are, by kind.
 #[derive(Debug, Default)]
-pub struct ConflictCounts([AtomicU64; 4]);
+pub struct ConflictCounts {
+    found: PerKind,
+    hidden: PerKind,
+}
 
-impl ConflictCounts {
+#[derive(Debug, Default)]
+struct PerKind([AtomicU64; 4]);
+
+impl PerKind {
     fn of(&self, kind: ConflictKind) -> &AtomicU64 {
         let [cidr, node, address, key] = &self.0;
         match kind {
@@ -133,16 +139,28 @@ impl ConflictCounts {
             ConflictKind::WireguardKey => key,
         }
     }
+}
 
-    /// One more.
+impl ConflictCounts {
+    /// One more was found.
     pub(crate) fn add(&self, kind: ConflictKind) {
-        self.of(kind).fetch_add(1, Ordering::Relaxed);
+        self.found.of(kind).fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How many so far.
+    /// How many were found since the agent started.
     #[must_use]
-    pub fn get(&self, kind: ConflictKind) -> u64 {
-        self.of(kind).load(Ordering::Relaxed)
+    pub fn found(&self, kind: ConflictKind) -> u64 {
+        self.found.of(kind).load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_hidden(&self, kind: ConflictKind, count: usize) {
+        self.hidden.of(kind).store(count.try_into().unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// How many stand that the table has no room for.
+    #[must_use]
+    pub fn hidden(&self, kind: ConflictKind) -> u64 {
+        self.hidden.of(kind).load(Ordering::Relaxed)
     }
 }
 
@@ -163,20 +181,27 @@ pub struct ConflictRow {
     pub remedy: &'static str,
 }
 
+impl ConflictRow {
+    /// Those whose claim is used, or those whose is not; empty if there are none.
+    fn names(&self, used: bool) -> String {
+        let all = self.claimants.iter().filter(|claimant| claimant.used == used);
+        all.map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    }
+
+    /// Who has it and who has not, as a part of a sentence.
+    #[must_use]
+    pub fn found(&self) -> String {
+        match (self.names(true), self.names(false)) {
+            (used, refused) if used.is_empty() => format!("refused: {refused}"),
+            (used, refused) if refused.is_empty() => format!("used by all of {used}"),
+            (used, refused) => format!("used: {used}; refused: {refused}"),
+        }
+    }
+}
+
 impl fmt::Display for ConflictRow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names = |used| {
-            let all = self.claimants.iter().filter(|claimant| claimant.used == used);
-            all.map(ToString::to_string).collect::<Vec<_>>().join(", ")
-        };
-        let (used, refused) = (names(true), names(false));
-        write!(f, "{} {}: ", self.kind, self.key)?;
-        match (used.as_str(), refused.as_str()) {
-            ("", refused) => write!(f, "refused: {refused}")?,
-            (used, "") => write!(f, "used by all of {used}")?,
-            (used, refused) => write!(f, "used: {used}; refused: {refused}")?,
-        }
-        write!(f, "; {}", self.remedy)
+        write!(f, "{} {}: {}; {}", self.kind, self.key, self.found(), self.remedy)
     }
 }
 
@@ -194,11 +219,8 @@ impl Row for ConflictRow {
         &["KIND", "KEY", "USED", "REFUSED", "SINCE", "TRY"]
     }
     fn cells(&self) -> Vec<String> {
-        let names = |used| {
-            let all = self.claimants.iter().filter(|claimant| claimant.used == used);
-            let all: Vec<_> = all.map(ToString::to_string).collect();
-            if all.is_empty() { "-".to_owned() } else { all.join(", ") }
-        };
+        let names =
+            |used| Some(self.names(used)).filter(|all| !all.is_empty()).unwrap_or_else(|| "-".to_owned());
         vec![
             self.kind.to_string(),
             self.key.to_string(),

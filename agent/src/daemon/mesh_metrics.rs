@@ -47,7 +47,7 @@ pub(crate) fn fill(metrics: &MeshMetrics, seen: &Seen<'_>) {
     }
     for kind in ConflictKind::ALL {
         let labels = ConflictLabels { kind: kind.word().to_owned() };
-        let found = seen.found.map_or(0, |found| found.get(kind));
+        let found = seen.found.map_or(0, |found| found.found(kind));
         metrics.conflicts_found.get_or_create(&labels).set(wide(found));
     }
     seen.clusters.iter().for_each(|cluster| one(metrics, cluster));

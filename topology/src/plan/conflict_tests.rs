@@ -207,7 +207,7 @@ fn a_wireguard_key_that_another_cluster_has_is_refused_and_free_when_that_one_go
     let key = remote.wireguard_key.unwrap();
     let text = format!("wireguard-key {key}: used: c3/n1; refused: c2/n2; ");
     assert!(told.iter().any(|row| row.starts_with(&text)), "{told:?}");
-    assert_eq!(rig.planner.conflict_counts().get(ConflictKind::WireguardKey), 2);
+    assert_eq!(rig.planner.conflict_counts().found(ConflictKind::WireguardKey), 2);
     // The thief goes: the one it was taken from stays.
     rig.take(&thief(2, &remote));
     rig.look();
@@ -364,7 +364,7 @@ fn of_an_address_outside_all_pod_prefixes_who_had_it_keeps_it() {
     let row = rig.world.out.conflicts.table().snapshot().iter().next().cloned().unwrap();
     assert_eq!((row.kind, row.since_unix_secs, row.claimants.len()), (ConflictKind::Address, 77, 2));
     assert_eq!(row.chosen.as_ref().map(ClusterName::as_str), Some("c3"));
-    assert_eq!(rig.planner.conflict_counts().get(ConflictKind::Address), 1);
+    assert_eq!(rig.planner.conflict_counts().found(ConflictKind::Address), 1);
     rig.world.prefixes.1.remove(&("10.99.0.1".parse().unwrap(), source(3)));
     rig.look();
     assert_eq!((rig.at("10.99.0.1").as_deref(), rig.conflicts().len()), (Some("c2/n1"), 0));
@@ -454,19 +454,37 @@ fn two_nodes_of_one_cluster_with_one_pod_cidr_are_told_and_a_node_said_twice_is_
 }
 
 #[test]
-fn a_cluster_that_claims_thousands_of_foreign_addresses_costs_a_bounded_table() {
+fn thousands_of_conflicts_cost_a_bounded_table_and_are_shown_as_there_is_room() {
     let mut rig = Rig::new(PathKind::Overlay);
     rig.put(node(2, 1, false));
     rig.put(with(3, 1, &["10.3.0.0/16"]));
+    let address = |host: u32| format!("10.3.{}.{}", host / 250, host % 250);
+    rig.planner.set_time(77);
     rig.world.prefixes.1.commit(|txn| {
         for host in 0..3_000_u32 {
-            txn.upsert(pod(source(2), &format!("10.3.{}.{}", host / 250, host % 250), "172.20.2.1", 131_400));
+            txn.upsert(pod(source(2), &address(host), "172.20.2.1", 131_400));
         }
     });
     rig.look();
-    assert_eq!(rig.conflicts().len(), MAX_CONFLICTS);
-    assert_eq!(rig.planner.conflict_counts().get(ConflictKind::Address), 3_000);
+    let counts = rig.planner.conflict_counts();
+    let counted = || (counts.found(ConflictKind::Address), counts.hidden(ConflictKind::Address));
+    assert_eq!((rig.conflicts().len(), counted()), (MAX_CONFLICTS, (3_000, 3_000 - MAX_CONFLICTS as u64)));
     assert!(rig.at("10.3.11.7").is_none());
+    // Planned again they are the same ones.
+    rig.planner.set_time(99);
+    rig.put(NodeRow { encryption_key: 7, ..node(2, 1, false) });
+    rig.look();
+    assert_eq!(counted().0, 3_000);
+    // What is shown goes: others take its room.
+    rig.world.prefixes.1.commit(|txn| {
+        for host in 0..2_500_u32 {
+            txn.remove(&(address(host).parse().unwrap(), source(2)));
+        }
+    });
+    rig.look();
+    assert_eq!((rig.conflicts().len(), counted()), (500, (3_000, 0)));
+    let rows = rig.world.out.conflicts.table().snapshot();
+    assert!(rows.iter().all(|row| row.since_unix_secs == 77 && row.claimants.len() == 2), "{rows:?}");
     rig.world.prefixes.1.drain_source(&source(2));
     rig.look();
     assert!(rig.conflicts().is_empty());

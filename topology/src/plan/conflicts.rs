@@ -13,10 +13,29 @@ use std::sync::Arc;
 use tombolo_base::prefix::Prefix;
 use tombolo_base::table::Transaction;
 
-/// The conflicts that stand, as the table has them, and how many were found.
+/// Those of one kind that stand.
+#[derive(Debug, Default)]
+struct Kept {
+    /// The table has a row of them.
+    shown: BTreeSet<Claimed>,
+    /// The table has no room for them, and since when they are known (seconds since 1970).
+    hidden: BTreeMap<Claimed, u64>,
+}
+
+impl Kept {
+    fn has(&self, key: &Claimed) -> bool {
+        self.shown.contains(key) || self.hidden.contains_key(key)
+    }
+
+    fn has_room(&self) -> bool {
+        self.shown.len() < MAX_CONFLICTS
+    }
+}
+
+/// The conflicts that stand, and how many were found.
 #[derive(Debug, Default)]
 pub(super) struct Conflicts {
-    known: BTreeMap<ConflictKind, BTreeSet<Claimed>>,
+    known: BTreeMap<ConflictKind, Kept>,
     /// Seconds since 1970.
     pub(super) now: u64,
     pub(super) counts: Arc<ConflictCounts>,
@@ -24,14 +43,16 @@ pub(super) struct Conflicts {
 
 impl Conflicts {
     pub(super) fn has(&self, kind: ConflictKind, key: Claimed) -> bool {
-        self.known.get(&kind).is_some_and(|known| known.contains(&key))
+        self.known.get(&kind).is_some_and(|known| known.has(&key))
     }
 
-    /// The conflicts inside a prefix that the table has.
+    /// The conflicts inside a prefix.
     pub(super) fn within(&self, kind: ConflictKind, prefix: Prefix) -> impl Iterator<Item = Prefix> + '_ {
-        let known = self.known.get(&kind).into_iter();
         let bounds = Claimed::Prefix(prefix)..=Claimed::Prefix(prefix.last());
-        let inside = known.flat_map(move |known| known.range(bounds.clone()));
+        let inside = self.known.get(&kind).into_iter().flat_map(move |known| {
+            let hidden = known.hidden.range(bounds.clone()).map(|(key, _)| key);
+            known.shown.range(bounds.clone()).chain(hidden)
+        });
         inside.filter_map(|key| if let Claimed::Prefix(prefix) = key { Some(*prefix) } else { None })
     }
 
@@ -41,29 +62,52 @@ impl Conflicts {
         txn: &mut Transaction<'_, ConflictRow>,
         kind: ConflictKind,
         key: Claimed,
-        mut claimants: Vec<Claimant>,
+        claimants: Vec<Claimant>,
     ) {
         let known = self.known.entry(kind).or_default();
         if claimants.is_empty() {
-            if known.remove(&key) {
+            known.hidden.remove(&key);
+            if known.shown.remove(&key) {
                 txn.remove(&(kind, key));
             }
             return;
         }
-        let fresh = !known.contains(&key);
-        if fresh {
+        if !known.has(&key) {
             self.counts.add(kind);
-            if known.len() >= MAX_CONFLICTS {
-                return;
+            if known.has_room() {
+                known.shown.insert(key);
+            } else {
+                known.hidden.insert(key, self.now);
             }
-            known.insert(key);
         }
-        claimants.truncate(MAX_CLAIMANTS);
-        let since = txn.current().get(&(kind, key)).map_or(self.now, |row| row.since_unix_secs);
-        let chosen = claimants.iter().find(|claimant| claimant.used).map(|claimant| claimant.cluster);
-        let remedy = kind.remedy();
-        txn.upsert(ConflictRow { kind, key, claimants, chosen, since_unix_secs: since, remedy });
+        if known.shown.contains(&key) {
+            let since = txn.current().get(&(kind, key)).map_or(self.now, |row| row.since_unix_secs);
+            txn.upsert(row(kind, key, claimants, since));
+        }
     }
+
+    /// Gives the rows that became free to conflicts that had none; `claimants` says who claims what.
+    pub(super) fn refill(
+        &mut self,
+        txn: &mut Transaction<'_, ConflictRow>,
+        claimants: impl Fn(ConflictKind, Claimed) -> Vec<Claimant>,
+    ) {
+        for (kind, known) in &mut self.known {
+            while known.has_room()
+                && let Some((key, since)) = known.hidden.pop_first()
+            {
+                known.shown.insert(key);
+                txn.upsert(row(*kind, key, claimants(*kind, key), since));
+            }
+            self.counts.set_hidden(*kind, known.hidden.len());
+        }
+    }
+}
+
+fn row(kind: ConflictKind, key: Claimed, mut claimants: Vec<Claimant>, since_unix_secs: u64) -> ConflictRow {
+    claimants.truncate(MAX_CLAIMANTS);
+    let chosen = claimants.iter().find(|claimant| claimant.used).map(|claimant| claimant.cluster);
+    ConflictRow { kind, key, claimants, chosen, since_unix_secs, remedy: kind.remedy() }
 }
 
 impl Known<'_> {

@@ -464,6 +464,17 @@ impl Planner {
                 let claimants = key_conflict(*key, known);
                 self.conflicts.tell(txn, ConflictKind::WireguardKey, Claimed::Key(*key), claimants);
             }
+            let entries = out.entries.table().snapshot();
+            self.conflicts.refill(txn, |kind, key| match (kind, key) {
+                (_, Claimed::Key(key)) => key_conflict(key, known),
+                (ConflictKind::Address, Claimed::Prefix(prefix)) => {
+                    let holder = Holder { source: entries.get(&prefix).map(|entry| &entry.source), founding };
+                    prefix_entry(prefix, &self.inputs.prefixes, known, &self.indexes, holder).contest
+                }
+                (_, Claimed::Prefix(prefix)) => {
+                    claim_conflict(prefix, known).map_or_else(Vec::new, |(_, all)| all)
+                }
+            });
         });
     }
 
