@@ -52,7 +52,7 @@ pub(crate) async fn topology(
         if let Some(batch) = d.or_else(|| reserved.drain()) {
             planner.reserve(&batch.snapshot);
         }
-        planner.set_time(u64::try_from(unix_now()).unwrap_or(0));
+        planner.set_time(driver.clock.now(), u64::try_from(unix_now()).unwrap_or(0));
         planner.step(a, b, c, &out);
     }
 }

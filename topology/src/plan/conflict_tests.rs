@@ -357,7 +357,7 @@ fn of_an_address_outside_all_pod_prefixes_who_had_it_keeps_it() {
     rig.put(node(3, 1, false));
     rig.world.prefixes.1.upsert(pod(source(3), "10.99.0.1", "172.20.3.1", 200_000));
     rig.look();
-    rig.planner.set_time(77);
+    rig.planner.set_time(Moment::ZERO, 77);
     rig.world.prefixes.1.upsert(pod(source(2), "10.99.0.1", "172.20.2.1", 131_400));
     rig.look();
     assert_eq!(rig.at("10.99.0.1").as_deref(), Some("c3/n1"));
@@ -398,40 +398,102 @@ fn what_moves_to_another_node_of_the_holder_does_not_fall_to_who_waits() {
     assert_eq!(peers.iter().map(|peer| peer.node.as_ref()).collect::<Vec<_>>(), ["z2"]);
 }
 
+/// Clusters 2 and 3 claim the same pod CIDR, node address, address and key from the start.
+struct Founders {
+    world: World,
+    planner: Planner,
+    nodes: Changes<NodeRow>,
+    prefixes: Changes<PrefixRow>,
+}
+
+impl Founders {
+    const ADDRESS: &str = "10.77.0.1";
+    const CLAIMS: [&str; 3] = ["10.9.0.0/24", "203.0.113.9", Self::ADDRESS];
+    const KEY: WireguardKey = WireguardKey([9; 32]);
+
+    /// With what an earlier life had at the node with the address `restored`.
+    fn new(restored: Option<&str>) -> Self {
+        let world = World::new();
+        let mut planner = Planner::new(config(PathKind::Overlay, true), NodeIndexes::default());
+        let at = restored.map(|ip| ip.parse().unwrap());
+        planner
+            .restore_claims(at.iter().flat_map(|ip| Self::CLAIMS.map(|claim| (claim.parse().unwrap(), *ip))));
+        planner.restore_keys(at.map(|ip| (Self::KEY, ip)));
+        let (nodes, prefixes) = (world.nodes.0.changes(), world.prefixes.0.changes());
+        let mut founders = Self { world, planner, nodes, prefixes };
+        for cluster in [2, 3] {
+            founders.state(cluster, SourceState::Pending);
+        }
+        founders.world.nodes.1.upsert(node(1, 0, false));
+        founders.look();
+        founders
+    }
+
+    fn state(&self, cluster: u8, state: SourceState) {
+        self.world.nodes.1.set_source(&source(cluster), state);
+        self.world.prefixes.1.set_source(&source(cluster), state);
+    }
+
+    fn look(&mut self) {
+        self.planner.step(self.nodes.drain(), self.prefixes.drain(), None, &self.world.out);
+    }
+
+    fn speak(&mut self, cluster: u8) {
+        let mut row = NodeRow { wireguard_key: Some(Self::KEY), ..with(cluster, 1, &["10.9.0.0/24"]) };
+        row.addresses.push(NodeAddress { kind: AddressKind::External, ip: "203.0.113.9".parse().unwrap() });
+        self.world.nodes.1.upsert(row);
+        self.world.prefixes.1.upsert(pod(
+            source(cluster),
+            Self::ADDRESS,
+            &format!("172.20.{cluster}.1"),
+            131_400,
+        ));
+        self.look();
+        self.state(cluster, SourceState::Initialized);
+        self.look();
+    }
+
+    /// Which clusters have it all.
+    fn have(&self) -> BTreeSet<Source> {
+        let entries = self.world.out.entries.table().snapshot();
+        let peers = self.world.out.peers.table().snapshot();
+        let claims = Self::CLAIMS.iter().map(|claim| entries.get(&claim.parse().unwrap()).unwrap().source);
+        claims.chain([peers.get(&Self::KEY).unwrap().source]).collect()
+    }
+}
+
 #[test]
 fn at_the_start_neither_the_order_of_lists_nor_the_name_decides_but_the_earlier_life_and_then_the_id() {
     for restored in [None, Some("172.20.3.1"), Some("172.20.2.1")] {
         for first in [2, 3] {
-            let world = World::new();
-            let mut planner = Planner::new(config(PathKind::Overlay, false), NodeIndexes::default());
-            let cidr: Prefix = "10.9.0.0/24".parse().unwrap();
-            planner.restore_claims(restored.map(|ip| (cidr, ip.parse().unwrap())));
-            let (mut nodes, mut prefixes) = (world.nodes.0.changes(), world.prefixes.0.changes());
-            for cluster in [2, 3] {
-                world.nodes.1.set_source(&source(cluster), SourceState::Pending);
-                world.prefixes.1.set_source(&source(cluster), SourceState::Pending);
-            }
-            world.nodes.1.upsert(node(1, 0, false));
-            planner.step(nodes.drain(), prefixes.drain(), None, &world.out);
-            for cluster in [first, 5 - first] {
-                world.nodes.1.upsert(with(cluster, 1, &["10.9.0.0/24"]));
-                let ip = format!("172.20.{cluster}.1");
-                world.prefixes.1.upsert(pod(source(cluster), "10.77.0.1", &ip, 131_400));
-                planner.step(nodes.drain(), prefixes.drain(), None, &world.out);
-                world.nodes.1.set_source(&source(cluster), SourceState::Initialized);
-                world.prefixes.1.set_source(&source(cluster), SourceState::Initialized);
-                planner.step(nodes.drain(), prefixes.drain(), None, &world.out);
-            }
-            let snapshot = world.out.entries.table().snapshot();
+            let mut founders = Founders::new(restored);
+            founders.speak(first);
+            founders.speak(5 - first);
             let had = if restored == Some("172.20.3.1") { 3 } else { 2 };
-            assert_eq!(snapshot.get(&cidr).unwrap().source, source(had), "{restored:?} {first}");
-            assert_eq!(snapshot.get(&"10.77.0.1".parse().unwrap()).unwrap().source, source(2), "{first}");
+            assert_eq!(founders.have(), [source(had)].into(), "{restored:?} {first}");
+            assert!(founders.planner.restored.is_empty() && founders.planner.restored_keys.is_empty());
             // Who comes from now on comes later, whatever its id.
-            world.nodes.1.upsert(with(2, 9, &["10.9.0.0/25"]));
-            planner.step(nodes.drain(), prefixes.drain(), None, &world.out);
-            let now = world.out.entries.table().snapshot();
-            assert_eq!(now.get(&cidr).unwrap().source, source(had));
+            founders.world.nodes.1.upsert(with(2, 9, &["10.9.0.0/25"]));
+            founders.look();
+            assert_eq!(founders.have(), [source(had)].into());
         }
+    }
+}
+
+/// A cluster that is dead for long does not keep the memory of the earlier life alive, and takes nothing when it comes back.
+#[test]
+fn founders_that_are_not_read_in_time_come_later() {
+    for late in [false, true] {
+        let mut founders = Founders::new(None);
+        founders.planner.restore_claims([("10.200.0.1".parse().unwrap(), "172.20.4.1".parse().unwrap())]);
+        founders.speak(3);
+        let after = if late { FOUNDING + Duration::from_secs(1) } else { FOUNDING };
+        founders.planner.set_time(Moment::ZERO.after(after), 0);
+        founders.world.nodes.1.upsert(node(1, 5, false));
+        founders.look();
+        assert_eq!(founders.planner.restored.is_empty(), late);
+        founders.speak(2);
+        assert_eq!(founders.have(), [source(if late { 3 } else { 2 })].into());
     }
 }
 
@@ -459,7 +521,7 @@ fn thousands_of_conflicts_cost_a_bounded_table_and_are_shown_as_there_is_room() 
     rig.put(node(2, 1, false));
     rig.put(with(3, 1, &["10.3.0.0/16"]));
     let address = |host: u32| format!("10.3.{}.{}", host / 250, host % 250);
-    rig.planner.set_time(77);
+    rig.planner.set_time(Moment::ZERO, 77);
     rig.world.prefixes.1.commit(|txn| {
         for host in 0..3_000_u32 {
             txn.upsert(pod(source(2), &address(host), "172.20.2.1", 131_400));
@@ -471,7 +533,7 @@ fn thousands_of_conflicts_cost_a_bounded_table_and_are_shown_as_there_is_room() 
     assert_eq!((rig.conflicts().len(), counted()), (MAX_CONFLICTS, (3_000, 3_000 - MAX_CONFLICTS as u64)));
     assert!(rig.at("10.3.11.7").is_none());
     // Planned again they are the same ones.
-    rig.planner.set_time(99);
+    rig.planner.set_time(Moment::ZERO, 99);
     rig.put(NodeRow { encryption_key: 7, ..node(2, 1, false) });
     rig.look();
     assert_eq!(counted().0, 3_000);
@@ -585,7 +647,7 @@ proptest! {
         let founding = BTreeSet::new();
         let mut told = BTreeMap::new();
         for key in keys {
-            let holder = Holder { source: entries.get(&key).map(|entry| &entry.source), founding: &founding };
+            let holder = Holder { source: entries.get(&key).map(|entry| &entry.source), restored: None, founding: &founding };
             let decided = prefix_entry(key, &planner.inputs.prefixes, known, &planner.indexes, holder);
             prop_assert_eq!(decided.entry.as_ref(), entries.get(&key), "{}", key);
             let route = route_entry(key, known, &planner.inputs.learned);

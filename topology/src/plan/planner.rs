@@ -17,7 +17,9 @@ use crate::rows::{
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 use tombolo_base::aggregate::least;
+use tombolo_base::clock::Moment;
 use tombolo_base::ids::ClusterName;
 use tombolo_base::prefix::Prefix;
 use tombolo_base::source::{Source, SourceState};
@@ -48,6 +50,9 @@ pub struct Outputs {
     pub conflicts: Writer<ConflictRow>,
 }
 
+/// How long clusters that were known at the start are founders: as long as what they published outlives them, the life of its leases.
+const FOUNDING: Duration = Duration::from_secs(15 * 60);
+
 /// Plans paths, prefixes, routes and WireGuard peers.
 pub struct Planner {
     config: PlanConfig,
@@ -58,7 +63,10 @@ pub struct Planner {
     conflicts: Conflicts,
     /// Clusters that were known when this life began and have not told their first list.
     founding: Option<BTreeSet<Source>>,
-    /// At which node each prefix was in the datapath when this life began.
+    /// When it began, and now.
+    began: Moment,
+    now: Moment,
+    /// At which node each prefix of other clusters was in the datapath when this life began.
     restored: BTreeMap<Prefix, IpAddr>,
     /// Where each WireGuard peer was when this life began.
     restored_keys: BTreeMap<WireguardKey, IpAddr>,
@@ -103,6 +111,8 @@ impl Planner {
             claims: Claims::default(),
             conflicts: Conflicts::default(),
             founding: None,
+            began: Moment::ZERO,
+            now: Moment::ZERO,
             restored: BTreeMap::new(),
             restored_keys: BTreeMap::new(),
             masked: Lengths::default(),
@@ -110,8 +120,8 @@ impl Planner {
         }
     }
 
-    /// Takes over which node (by its tunnel endpoint) the datapath had each pod prefix at: of clusters that claim one, the earlier life's
-    /// choice stays.
+    /// Takes over which node (by its tunnel endpoint) the datapath had each prefix of other clusters at: of clusters that claim one, the
+    /// earlier life's choice stays. Let go when the founders have spoken.
     pub fn restore_claims(&mut self, held: impl IntoIterator<Item = (Prefix, IpAddr)>) {
         self.restored.extend(held);
     }
@@ -121,8 +131,9 @@ impl Planner {
         self.restored_keys.extend(held);
     }
 
-    /// Tells the time (seconds since 1970) that new conflicts are given.
-    pub const fn set_time(&mut self, unix_secs: u64) {
+    /// Tells the time: for the founders' while, and (seconds since 1970) for new conflicts.
+    pub const fn set_time(&mut self, now: Moment, unix_secs: u64) {
+        self.now = now;
         self.conflicts.now = unix_secs;
     }
 
@@ -158,6 +169,7 @@ impl Planner {
             let of_prefixes = prefixes.iter().flat_map(|batch| batch.snapshot.sources());
             let known = of_nodes.chain(of_prefixes).map(|(source, _)| *source);
             self.founding = Some(known.filter(|source| matches!(source, Source::Cluster(_))).collect());
+            self.began = self.now;
         }
         if let Some(batch) = prefixes {
             affected.prefixes.extend(batch.keys.iter().map(|(prefix, _)| *prefix));
@@ -187,7 +199,8 @@ impl Planner {
         self.found();
     }
 
-    /// Sources whose first list is complete are no founders any more: what they say from now on comes later than what is there.
+    /// Sources whose first list is complete are no founders any more: what they say from now on comes later than what is there. Likewise
+    /// who has not been read for long: what an earlier life left is not remembered for ever.
     fn found(&mut self) {
         let Some(founding) = self.founding.as_mut().filter(|founding| !founding.is_empty()) else {
             self.restored_keys.clear();
@@ -195,7 +208,10 @@ impl Planner {
         };
         let Inputs { nodes, prefixes, .. } = &self.inputs;
         let told = least(nodes.sources().chain(prefixes.sources()));
-        founding.retain(|source| told.get(source).is_some_and(|state| *state != SourceState::Initialized));
+        let over = self.now.since(self.began) > FOUNDING;
+        founding.retain(|source| {
+            !over && told.get(source).is_some_and(|state| *state != SourceState::Initialized)
+        });
         if founding.is_empty() {
             self.restored_keys.clear();
             self.restored.clear();
@@ -428,12 +444,13 @@ impl Planner {
     /// The datapath's entries of prefixes, and the conflicts about them and about nodes' claims.
     fn write_entries(&mut self, affected: &Affected, out: &Outputs) {
         let known = Known { nodes: &self.inputs.nodes, claims: &self.claims, config: &self.config };
-        let founding = self.founding.get_or_insert_default();
+        let founding = &*self.founding.get_or_insert_default();
         let mut contests = Vec::new();
         out.entries.commit(|txn| {
             for prefix in &affected.prefixes {
                 let present = txn.current().get(prefix).map(|entry| entry.source);
-                let holder = Holder { source: present.as_ref(), founding };
+                let restored = self.restored.get(prefix).copied();
+                let holder = Holder { source: present.as_ref(), restored, founding };
                 let decided = prefix_entry(*prefix, &self.inputs.prefixes, known, &self.indexes, holder);
                 if !decided.contest.is_empty()
                     || self.conflicts.has(ConflictKind::Address, Claimed::Prefix(*prefix))
@@ -468,7 +485,8 @@ impl Planner {
             self.conflicts.refill(txn, |kind, key| match (kind, key) {
                 (_, Claimed::Key(key)) => key_conflict(key, known),
                 (ConflictKind::Address, Claimed::Prefix(prefix)) => {
-                    let holder = Holder { source: entries.get(&prefix).map(|entry| &entry.source), founding };
+                    let source = entries.get(&prefix).map(|entry| &entry.source);
+                    let holder = Holder { source, restored: self.restored.get(&prefix).copied(), founding };
                     prefix_entry(prefix, &self.inputs.prefixes, known, &self.indexes, holder).contest
                 }
                 (_, Claimed::Prefix(prefix)) => {

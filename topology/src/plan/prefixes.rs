@@ -5,6 +5,7 @@ use super::{Known, NodeIndexes, NodeView, PlanConfig};
 use crate::conflict::{Claimant, Claimed};
 use crate::rows::{NodeIndex, PrefixEntry, PrefixRow};
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use tombolo_base::ids::{ClusterName, IdentityId};
 use tombolo_base::prefix::Prefix;
@@ -27,6 +28,8 @@ fn rank(source: &Source, config: &PlanConfig) -> u8 {
 pub struct Holder<'a> {
     /// The source of the present entry.
     pub(super) source: Option<&'a Source>,
+    /// At which node (its tunnel endpoint) the earlier life had it, until all founders have spoken.
+    pub(super) restored: Option<IpAddr>,
     /// Sources in their first list: among those the cluster id decides, so that every node decides alike.
     pub(super) founding: &'a BTreeSet<Source>,
 }
@@ -47,10 +50,12 @@ struct Claim<'a> {
     node: Arc<str>,
     entry: PrefixEntry,
     refused: bool,
+    /// The earlier life had it there.
+    restored: bool,
 }
 
 /// The desired entry of one prefix. The own cluster comes first; of the others who has the pod prefix around the address, then
-/// who had the address before, then the lower cluster id.
+/// who had the address in the earlier life, then who had it before, then the lower cluster id.
 #[must_use]
 pub fn prefix_entry(
     prefix: Prefix,
@@ -60,11 +65,12 @@ pub fn prefix_entry(
     holder: Holder<'_>,
 ) -> Decided {
     let rows = prefixes.from_key(&(prefix, Source::Manifests)).take_while(|row| row.prefix == prefix);
-    let mut claims: Vec<Claim<'_>> = rows.filter_map(|row| claimed(row, known, indexes)).collect();
+    let mut claims: Vec<Claim<'_>> =
+        rows.filter_map(|row| claimed(row, known, indexes, holder.restored)).collect();
     let by_id = claims.iter().any(|claim| holder.founding.contains(&claim.row.source));
     claims.sort_by_key(|claim| {
         let had = by_id || holder.source != Some(&claim.row.source);
-        (claim.refused, rank(&claim.row.source, known.config), had, claim.party)
+        (claim.refused, rank(&claim.row.source, known.config), !claim.restored, had, claim.party)
     });
     let chosen = claims.first().filter(|claim| !claim.refused);
     let party = chosen.map(|claim| claim.party);
@@ -118,7 +124,12 @@ fn index_of(view: &NodeView, indexes: &NodeIndexes, config: &PlanConfig) -> Opti
 
 /// A source's own claim. A row whose node is unknown yet waits: the node's pod prefix serves it meanwhile. A cluster can speak of its own
 /// nodes only.
-fn claimed<'a>(row: &'a PrefixRow, known: Known<'_>, indexes: &NodeIndexes) -> Option<Claim<'a>> {
+fn claimed<'a>(
+    row: &'a PrefixRow,
+    known: Known<'_>,
+    indexes: &NodeIndexes,
+    restored: Option<IpAddr>,
+) -> Option<Claim<'a>> {
     let config = known.config;
     let entry = |identity, node, remote_cluster| PrefixEntry {
         source: row.source,
@@ -130,7 +141,8 @@ fn claimed<'a>(row: &'a PrefixRow, known: Known<'_>, indexes: &NodeIndexes) -> O
     };
     if row.source == Source::Local {
         let entry = entry(row.identity, NodeIndex::LOCAL, false);
-        return Some(Claim { row, party: OWN, node: config.node.clone(), entry, refused: false });
+        let node = config.node.clone();
+        return Some(Claim { row, party: OWN, node, entry, refused: false, restored: false });
     }
     let view = known.at(row.host_ip?, Some(cluster(&row.source, config)))?;
     // What another source says of this node's own pods is an echo, or a mistake.
@@ -142,7 +154,8 @@ fn claimed<'a>(row: &'a PrefixRow, known: Known<'_>, indexes: &NodeIndexes) -> O
     let refused = view.party != OWN && (lost || reserved() || rival());
     let identity = if row.identity == IdentityId::HOST { IdentityId::REMOTE_NODE } else { row.identity };
     let entry = entry(identity, node, view.party != OWN);
-    Some(Claim { row, party: view.party, node: view.name, entry, refused })
+    let restored = restored.is_some_and(|ip| view.underlay.contains(&ip));
+    Some(Claim { row, party: view.party, node: view.name, entry, refused, restored })
 }
 
 /// A node's own address, or its pod prefix for pods that nobody has named yet.
