@@ -129,7 +129,7 @@ impl Target<PrefixEntry> for Prefixes {
             skip_tunnel: row.node_address,
         };
         told(self.datapath.upsert_prefix(row.prefix.net(), &entry))?;
-        self.timer.written(row.prefix);
+        self.timer.written(std::time::Instant::now(), row.prefix);
         Ok(())
     }
 
