@@ -152,7 +152,10 @@ mod tests {
             let prefixes = Prefix::of_range(first.parse().unwrap(), last.parse().unwrap());
             prefixes.iter().map(ToString::to_string).collect()
         };
-        assert_eq!(range("10.0.0.1", "10.0.0.6"), ["10.0.0.1/32", "10.0.0.2/31", "10.0.0.4/31", "10.0.0.6/32"]);
+        assert_eq!(
+            range("10.0.0.1", "10.0.0.6"),
+            ["10.0.0.1/32", "10.0.0.2/31", "10.0.0.4/31", "10.0.0.6/32"]
+        );
         assert_eq!(range("192.0.2.0", "192.0.2.255"), ["192.0.2.0/24"]);
         assert_eq!(range("fd00::", "fd00::ffff"), ["fd00::/112"]);
         assert_eq!(range("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"), ["::/0"]);
