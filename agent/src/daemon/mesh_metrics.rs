@@ -2,14 +2,15 @@
 
 use super::mesh_view::{Conflict, counted};
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tombolo_base::table::Snapshot;
 use tombolo_clustermesh::certificate::unix_now;
-use tombolo_clustermesh::follower::{ClusterStatus, Quantiles};
+use tombolo_clustermesh::follower::{ClusterConflictKind, ClusterStatus, Quantiles};
 use tombolo_clustermesh::wire::Kind;
 use tombolo_observe::metrics::{
-    ClusterLabels, ConflictLabels, KindLabels, MeshMetrics, QuantileLabels, RefusedLabels, StageLabels,
-    SyncLabels,
+    ClusterLabels, ConflictLabels, FoundLabels, KindLabels, MeshMetrics, QuantileLabels, RefusedLabels,
+    StageLabels, SyncLabels,
 };
 use tombolo_service::RemoteService;
 use tombolo_topology::ConflictKind;
@@ -46,11 +47,15 @@ pub(crate) fn fill(metrics: &MeshMetrics, seen: &Seen<'_>) {
         metrics.conflicts.get_or_create(&ConflictLabels { kind: kind.to_owned() }).set(wide(count));
     }
     for kind in ConflictKind::ALL {
-        let labels = ConflictLabels { kind: kind.word().to_owned() };
-        let found = seen.found.map_or(0, |found| found.found(kind));
-        metrics.conflicts_found.get_or_create(&labels).set(wide(found));
+        found(metrics, kind.word(), "", seen.found.map_or(0, |found| found.found(kind)));
     }
-    seen.clusters.iter().for_each(|cluster| one(metrics, cluster));
+    for cluster in seen.clusters {
+        // Cilium's metrics are of remote clusters only.
+        if cluster.name != seen.own {
+            remote(metrics, cluster);
+        }
+        one(metrics, cluster);
+    }
     stage(metrics, "", "map", &seen.map);
 }
 
@@ -73,20 +78,35 @@ fn stage(metrics: &MeshMetrics, cluster: &str, stage: &str, times: &Quantiles) {
     }
 }
 
-fn one(metrics: &MeshMetrics, cluster: &ClusterStatus) {
-    let name = || cluster.name.clone();
-    let labels = ClusterLabels { target_cluster: name() };
+fn found(metrics: &MeshMetrics, kind: &str, cluster: &str, count: u64) {
+    let labels = FoundLabels { kind: kind.to_owned(), target_cluster: cluster.to_owned() };
+    metrics.conflicts_found.get_or_create(&labels).inner().store(count, Ordering::Relaxed);
+}
+
+/// What Cilium counts of a remote cluster, under its names.
+fn remote(metrics: &MeshMetrics, cluster: &ClusterStatus) {
+    let labels = ClusterLabels { target_cluster: cluster.name.clone() };
     let count = |kind| wide(cluster.counts.get(&kind).copied().unwrap_or(0));
     metrics.ready.get_or_create(&labels).set(i64::from(cluster.ready));
     metrics.failures.get_or_create(&labels).set(wide(cluster.reconnections));
     metrics.nodes.get_or_create(&labels).set(count(Kind::Nodes));
     metrics.services.get_or_create(&labels).set(count(Kind::Services));
     metrics.endpoints.get_or_create(&labels).set(count(Kind::Ips));
-    metrics.refused_entries.get_or_create(&labels).set(wide(cluster.refused_now));
-    metrics.stale.get_or_create(&labels).set(wide(cluster.stale_secs.unwrap_or(0)));
     if let Some(failure) = &cluster.last_failure {
         let at = unix_now().saturating_sub(wide(failure.age_secs));
         metrics.last_failure.get_or_create(&labels).set(at);
+    }
+}
+
+/// What is counted of every cluster that is followed.
+fn one(metrics: &MeshMetrics, cluster: &ClusterStatus) {
+    let name = || cluster.name.clone();
+    let labels = ClusterLabels { target_cluster: name() };
+    metrics.refused_entries.get_or_create(&labels).set(wide(cluster.refused_now));
+    metrics.stale.get_or_create(&labels).set(wide(cluster.stale_secs.unwrap_or(0)));
+    for kind in ClusterConflictKind::ALL {
+        let count = cluster.conflicts_found.get(&kind).copied().unwrap_or(0);
+        found(metrics, kind.word(), &cluster.name, count);
     }
     if let Some(end) = cluster.certificate_expires_unix_secs {
         metrics.certificate_expiry.get_or_create(&labels).set(end);
@@ -104,7 +124,7 @@ fn one(metrics: &MeshMetrics, cluster: &ClusterStatus) {
     stage(metrics, &cluster.name, "commit", &cluster.commit);
     for (reason, counted) in cluster.rejected.iter() {
         let labels = RefusedLabels { reason: reason.to_string(), target_cluster: name() };
-        metrics.refused_updates.get_or_create(&labels).set(wide(counted.count));
+        metrics.refused_updates.get_or_create(&labels).inner().store(counted.count, Ordering::Relaxed);
     }
     for (kind, usage) in &cluster.usage {
         let labels = KindLabels { target_cluster: name(), kind: kind.to_string() };
@@ -148,6 +168,7 @@ mod tests {
             certificate_expires_unix_secs: Some(4_000_000_000),
             usage: BTreeMap::from([(Kind::Ips, usage)]),
             withheld: BTreeMap::from([(Kind::Services, 3)]),
+            conflicts_found: BTreeMap::from([(ClusterConflictKind::Identity, 2)]),
             rejected,
             lag: Some(LagStatus { lag: TIMES, last_us: 1, base_us: 1 }),
             commit: TIMES,
@@ -181,7 +202,8 @@ mod tests {
 
     #[test]
     fn what_is_scraped_is_what_the_documentation_lists() {
-        let text = scrape(&Metrics::default(), &[status()]);
+        let own = ClusterStatus { name: "east".to_owned(), ..status() };
+        let text = scrape(&Metrics::default(), &[own, status()]);
         let samples: String =
             text.lines().filter(|line| !line.starts_with('#')).collect::<Vec<_>>().join("\n");
         let documented = include_str!("../../../docs/clustermesh.md");
@@ -196,9 +218,16 @@ mod tests {
             "tombolo_clustermesh_lag_seconds{target_cluster=\"west\",quantile=\"0.99\"} 0.009",
             "tombolo_clustermesh_stage_seconds{target_cluster=\"\",stage=\"map\",quantile=\"0.5\"} 0.002",
             "tombolo_clustermesh_conflicts{kind=\"pod-cidr\"} 0",
+            "tombolo_clustermesh_conflicts_found_total{kind=\"pod-cidr\",target_cluster=\"\"} 0",
+            "tombolo_clustermesh_conflicts_found_total{kind=\"identity\",target_cluster=\"west\"} 2",
+            "tombolo_clustermesh_conflicts_found_total{kind=\"cluster-id\",target_cluster=\"west\"} 0",
+            "tombolo_clustermesh_refused_updates_total{reason=\"malformed\",target_cluster=\"west\"} 1",
+            "tombolo_clustermesh_keys{target_cluster=\"east\",kind=\"ips\"} 7",
         ] {
             assert!(samples.lines().any(|sample| sample == line), "{line}\n{samples}");
         }
+        let of_remotes = samples.lines().filter(|line| line.starts_with("cilium_clustermesh_"));
+        assert_eq!(of_remotes.filter(|line| line.contains("east")).count(), 0, "{samples}");
     }
 
     #[test]

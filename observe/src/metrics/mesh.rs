@@ -2,6 +2,7 @@
 
 use super::add;
 use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
@@ -44,6 +45,15 @@ pub struct SyncLabels {
     pub source_cluster: String,
     /// Always `read`.
     pub action: String,
+}
+
+/// Labels of conflicts that were found.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct FoundLabels {
+    /// The kind, as `tombolo mesh conflicts` names it.
+    pub kind: String,
+    /// The cluster as a whole that is wrong; empty where single claims of several are.
+    pub target_cluster: String,
 }
 
 /// Labels of conflicts.
@@ -97,13 +107,13 @@ pub struct MeshMetrics {
     /// Entries of a cluster that are refused as they stand now.
     pub refused_entries: Family<ClusterLabels, Gauge>,
     /// Updates of a cluster's entries that were refused so far.
-    pub refused_updates: Family<RefusedLabels, Gauge>,
+    pub refused_updates: Family<RefusedLabels, Counter>,
     /// When the first certificate towards a cluster's etcd ends, seconds since 1970.
     pub certificate_expiry: Family<ClusterLabels, Gauge>,
     /// Conflicts that stand, by kind.
     pub conflicts: Family<ConflictLabels, Gauge>,
-    /// Conflicts of addresses and pod CIDRs that were found so far, by kind.
-    pub conflicts_found: Family<ConflictLabels, Gauge>,
+    /// Conflicts that were found so far.
+    pub conflicts_found: Family<FoundLabels, Counter>,
     /// Keys that are known, by kind.
     pub keys: Family<KindLabels, Gauge>,
     /// Bytes of names and values of these keys.
@@ -143,6 +153,7 @@ impl MeshMetrics {
         [&self.keys, &self.bytes, &self.withheld].into_iter().for_each(Family::clear);
         self.synced.clear();
         self.refused_updates.clear();
+        self.conflicts_found.clear();
         self.lag.clear();
         self.stages.clear();
     }
