@@ -516,6 +516,10 @@ impl Backend for Daemon {
             found: self.conflict_counts.get().map(Arc::as_ref),
             services: services.unwrap_or_default(),
             map: self.map_timer.quantiles(),
+            written: self.publisher.get().map(|publisher| mesh_metrics::Written {
+                writes: publisher.writes(),
+                no_leader: publisher.status().borrow().no_leader,
+            }),
         };
         mesh_metrics::fill(&self.metrics.mesh, &seen);
         if let Some(bgp) = self.bgp.get() {

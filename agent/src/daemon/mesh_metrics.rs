@@ -7,10 +7,11 @@ use std::time::Duration;
 use tombolo_base::table::Snapshot;
 use tombolo_clustermesh::certificate::unix_now;
 use tombolo_clustermesh::follower::{ClusterConflictKind, ClusterStatus, Quantiles};
+use tombolo_clustermesh::publisher::WriteCounts;
 use tombolo_clustermesh::wire::Kind;
 use tombolo_observe::metrics::{
-    ClusterLabels, ConflictLabels, FoundLabels, KindLabels, MeshMetrics, QuantileLabels, RefusedLabels,
-    StageLabels, SyncLabels,
+    ClusterLabels, ConflictLabels, FoundLabels, KindLabels, MeshMetrics, QuantileLabels, QuorumLabels,
+    RefusedLabels, StageLabels, SyncLabels, WriteLabels,
 };
 use tombolo_service::RemoteService;
 use tombolo_topology::ConflictKind;
@@ -30,6 +31,16 @@ pub(crate) struct Seen<'a> {
     pub(crate) services: Snapshot<RemoteService>,
     /// From the rows to the datapath's map.
     pub(crate) map: Quantiles,
+    /// What is written to the own etcd, once the publisher runs.
+    pub(crate) written: Option<Written>,
+}
+
+/// How the own etcd takes what is published.
+pub(crate) struct Written {
+    /// By whose keys they are.
+    pub(crate) writes: [(&'static str, WriteCounts); 2],
+    /// Connections that ended because it had no leader.
+    pub(crate) no_leader: u64,
 }
 
 fn wide<T: TryInto<i64>>(value: T) -> i64 {
@@ -57,6 +68,19 @@ pub(crate) fn fill(metrics: &MeshMetrics, seen: &Seen<'_>) {
         one(metrics, cluster);
     }
     stage(metrics, "", "map", &seen.map);
+    if let Some(written) = &seen.written {
+        publisher(metrics, seen.own, written);
+    }
+}
+
+fn publisher(metrics: &MeshMetrics, own: &str, written: &Written) {
+    for (scope, counts) in written.writes {
+        let labels = WriteLabels { scope: scope.to_owned(), source_cluster: own.to_owned() };
+        metrics.queue.get_or_create(&labels).set(wide(counts.queued));
+        metrics.write_errors.get_or_create(&labels).inner().store(counts.failed, Ordering::Relaxed);
+    }
+    let labels = QuorumLabels { error: "no leader".to_owned() };
+    metrics.quorum_errors.get_or_create(&labels).inner().store(written.no_leader, Ordering::Relaxed);
 }
 
 /// Quantiles in seconds, with the label that Prometheus' summaries have.
@@ -184,6 +208,13 @@ mod tests {
             found: None,
             services: Snapshot::default(),
             map: TIMES,
+            written: Some(Written {
+                writes: [
+                    ("node", WriteCounts { queued: 4, failed: 5 }),
+                    ("cluster", WriteCounts { queued: 0, failed: 6 }),
+                ],
+                no_leader: 7,
+            }),
         };
         fill(&metrics.mesh, &seen);
         metrics.render().unwrap()
@@ -193,7 +224,7 @@ mod tests {
     fn names(text: &str) -> BTreeSet<String> {
         let word = |letter: char| !(letter.is_ascii_alphanumeric() || letter == '_');
         let ours = |word: &&str| {
-            ["cilium_clustermesh_", "cilium_kvstore_initial", "tombolo_clustermesh_"]
+            ["cilium_clustermesh_", "cilium_kvstore_", "tombolo_clustermesh_"]
                 .iter()
                 .any(|prefix| word.starts_with(prefix))
         };
@@ -213,6 +244,9 @@ mod tests {
         for line in [
             "cilium_clustermesh_remote_clusters 1",
             "cilium_clustermesh_global_services 0",
+            "cilium_kvstore_sync_queue_size{scope=\"node\",source_cluster=\"east\"} 4",
+            "cilium_kvstore_sync_errors_total{scope=\"cluster\",source_cluster=\"east\"} 6",
+            "cilium_kvstore_quorum_errors_total{error=\"no leader\"} 7",
             "cilium_clustermesh_remote_cluster_endpoints{target_cluster=\"west\"} 7",
             "tombolo_clustermesh_keys{target_cluster=\"west\",kind=\"ips\"} 7",
             "tombolo_clustermesh_lag_seconds{target_cluster=\"west\",quantile=\"0.99\"} 0.009",

@@ -47,6 +47,22 @@ pub struct SyncLabels {
     pub action: String,
 }
 
+/// Labels of keys that are written (Cilium's).
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct WriteLabels {
+    /// Whose keys: `node`, this one's, or `cluster`, what the elected agent writes.
+    pub scope: String,
+    /// Which cluster's.
+    pub source_cluster: String,
+}
+
+/// Labels of failures of an etcd (Cilium's).
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct QuorumLabels {
+    /// What it said.
+    pub error: String,
+}
+
 /// Labels of conflicts that were found.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct FoundLabels {
@@ -104,6 +120,12 @@ pub struct MeshMetrics {
     pub global_services: Gauge,
     /// 1 for each list that is complete (Cilium's name).
     pub synced: Family<SyncLabels, Gauge>,
+    /// Keys to be written to the own etcd (Cilium's name).
+    pub queue: Family<WriteLabels, Gauge>,
+    /// Transactions there that failed (Cilium's name).
+    pub write_errors: Family<WriteLabels, Counter>,
+    /// Connections there that ended because it had no leader (Cilium's name).
+    pub quorum_errors: Family<QuorumLabels, Counter>,
     /// Entries of a cluster that are refused as they stand now.
     pub refused_entries: Family<ClusterLabels, Gauge>,
     /// Updates of a cluster's entries that were refused so far.
@@ -181,6 +203,10 @@ impl MeshMetrics {
         let services = "Services that remote clusters share";
         add(registry, "cilium_clustermesh_global_services", services, &self.global_services);
         add(registry, "cilium_kvstore_initial_sync_completed", "1 if the list is complete", &self.synced);
+        add(registry, "cilium_kvstore_sync_queue_size", "Keys to be written", &self.queue);
+        add(registry, "cilium_kvstore_sync_errors", "Transactions that failed", &self.write_errors);
+        let quorum = "Connections that ended because etcd had no leader";
+        add(registry, "cilium_kvstore_quorum_errors", quorum, &self.quorum_errors);
         let refused = "Updates refused so far";
         add(registry, "tombolo_clustermesh_refused_updates", refused, &self.refused_updates);
         add(registry, "tombolo_clustermesh_conflicts", "Conflicts that stand", &self.conflicts);
