@@ -544,6 +544,9 @@ fn carry<O: Row>(sources: &BTreeMap<Source, SourceState>, output: &Writer<O>) {
 }
 
 #[cfg(test)]
+#[path = "conflict_property_tests.rs"]
+mod conflict_property_tests;
+#[cfg(test)]
 #[path = "conflict_tests.rs"]
 mod conflict_tests;
 #[cfg(test)]
