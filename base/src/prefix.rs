@@ -1,6 +1,6 @@
 //! Prefixes without host bits, in the text form Cilium and Go write.
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv4Subnets, Ipv6Net, Ipv6Subnets};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::net::IpAddr;
@@ -79,6 +79,21 @@ impl Prefix {
         Self::host(self.0.broadcast())
     }
 
+    /// The fewest prefixes that make up a range of addresses, both ends included; none if the ends are of two families or in the wrong
+    /// order.
+    #[must_use]
+    pub fn of_range(first: IpAddr, last: IpAddr) -> Vec<Self> {
+        match (first, last) {
+            (IpAddr::V4(first), IpAddr::V4(last)) => {
+                Ipv4Subnets::new(first, last, 0).map(|net| Self(net.into())).collect()
+            }
+            (IpAddr::V6(first), IpAddr::V6(last)) => {
+                Ipv6Subnets::new(first, last, 0).map(|net| Self(net.into())).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
     /// As an [`IpNet`].
     #[must_use]
     pub const fn net(&self) -> IpNet {
@@ -130,6 +145,22 @@ impl<'de> Deserialize<'de> for Prefix {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_range_is_made_of_prefixes() {
+        let range = |first: &str, last: &str| -> Vec<String> {
+            let prefixes = Prefix::of_range(first.parse().unwrap(), last.parse().unwrap());
+            prefixes.iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(
+            range("10.0.0.1", "10.0.0.6"),
+            ["10.0.0.1/32", "10.0.0.2/31", "10.0.0.4/31", "10.0.0.6/32"]
+        );
+        assert_eq!(range("192.0.2.0", "192.0.2.255"), ["192.0.2.0/24"]);
+        assert_eq!(range("fd00::", "fd00::ffff"), ["fd00::/112"]);
+        assert_eq!(range("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"), ["::/0"]);
+        assert!(range("10.0.0.2", "10.0.0.1").is_empty() && range("10.0.0.1", "fd00::1").is_empty());
+    }
 
     #[test]
     fn text_forms() {

@@ -61,6 +61,15 @@ pub(crate) fn host_and_port(endpoint: &str) -> Option<(&str, u16)> {
     Some((host, port.parse().ok()?)).filter(|(host, _)| !host.is_empty())
 }
 
+impl EtcdConfig {
+    /// Addresses of its members, as far as `endpoints` and `cilium-host-aliases` say them.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let hosts = self.endpoints.iter().filter_map(|endpoint| host_and_port(endpoint));
+        let written = hosts.filter_map(|(host, _)| host.parse().ok());
+        written.chain(self.host_aliases.iter().flat_map(|alias| alias.ips.iter().copied()))
+    }
+}
+
 /// Where a member of an etcd is reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Member {

@@ -3,8 +3,8 @@
 mod mesh;
 
 pub use mesh::{
-    ClusterLabels, ConflictLabels, KindLabels, MeshMetrics, QuantileLabels, RefusedLabels, StageLabels,
-    SyncLabels,
+    ClusterLabels, ConflictLabels, FoundLabels, KindLabels, MeshMetrics, QuantileLabels, QuorumLabels,
+    RefusedLabels, StageLabels, SyncLabels, WriteLabels,
 };
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;

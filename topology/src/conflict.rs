@@ -1,6 +1,7 @@
 //! What two clusters, or two nodes, claim at once: who has it, since when, and what to do.
 
-use serde::Serialize;
+use crate::rows::WireguardKey;
+use serde::{Serialize, Serializer};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,11 +20,13 @@ pub enum ConflictKind {
     NodeAddress,
     /// An address (of a pod) is said by two clusters, or by one although it lies in another's pod prefix.
     Address,
+    /// Two nodes publish one WireGuard key.
+    WireguardKey,
 }
 
 impl ConflictKind {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::PodCidr, Self::NodeAddress, Self::Address];
+    pub const ALL: [Self; 4] = [Self::PodCidr, Self::NodeAddress, Self::Address, Self::WireguardKey];
 
     /// Its name in JSON, metrics and tables.
     #[must_use]
@@ -32,6 +35,7 @@ impl ConflictKind {
             Self::PodCidr => "pod-cidr",
             Self::NodeAddress => "node-address",
             Self::Address => "address",
+            Self::WireguardKey => "wireguard-key",
         }
     }
 
@@ -48,6 +52,9 @@ impl ConflictKind {
             Self::Address => {
                 "find out which cluster the address belongs to; the other one publishes what it does not own, or its pod CIDRs are not the ones it published"
             }
+            Self::WireguardKey => {
+                "give one of the nodes a key of its own (delete wireguard.key in its state_dir and restart its agent), or remove the node that is gone; until then packets to the refused one are dropped"
+            }
         }
     }
 }
@@ -55,6 +62,30 @@ impl ConflictKind {
 impl fmt::Display for ConflictKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.word())
+    }
+}
+
+/// What can be claimed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Claimed {
+    /// A prefix or address.
+    Prefix(Prefix),
+    /// The public key of a node.
+    Key(WireguardKey),
+}
+
+impl fmt::Display for Claimed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Prefix(prefix) => f.write_str(&prefix.short()),
+            Self::Key(key) => key.fmt(f),
+        }
+    }
+}
+
+impl Serialize for Claimed {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 
@@ -66,7 +97,7 @@ pub struct Claimant {
     /// Its node, where that is known.
     pub node: Option<Arc<str>>,
     /// What it claims.
-    pub prefix: Prefix,
+    pub claimed: Claimed,
     /// Whether the claim is in use here.
     pub used: bool,
 }
@@ -74,38 +105,62 @@ pub struct Claimant {
 impl fmt::Display for Claimant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let node = self.node.as_deref().unwrap_or("-");
-        write!(f, "{}/{node} {}", self.cluster, self.prefix.short())
+        write!(f, "{}/{node}", self.cluster)?;
+        match self.claimed {
+            Claimed::Prefix(prefix) => write!(f, " {}", prefix.short()),
+            // Long, and the same on every side.
+            Claimed::Key(_) => Ok(()),
+        }
     }
 }
 
 /// Most claimants that a row names.
 pub const MAX_CLAIMANTS: usize = 8;
-/// Most rows of one kind; a cluster that claims a million addresses of another costs no more.
+/// Most rows of one kind. Of a conflict past that only the key is kept, until there is room.
 pub const MAX_CONFLICTS: usize = 1024;
 
-/// Conflicts found since the agent started, by kind; also those that the table has no room for.
+/// How many conflicts there are, by kind.
 #[derive(Debug, Default)]
-pub struct ConflictCounts([AtomicU64; 3]);
+pub struct ConflictCounts {
+    found: PerKind,
+    hidden: PerKind,
+}
 
-impl ConflictCounts {
+#[derive(Debug, Default)]
+struct PerKind([AtomicU64; 4]);
+
+impl PerKind {
     fn of(&self, kind: ConflictKind) -> &AtomicU64 {
-        let [cidr, node, address] = &self.0;
+        let [cidr, node, address, key] = &self.0;
         match kind {
             ConflictKind::PodCidr => cidr,
             ConflictKind::NodeAddress => node,
             ConflictKind::Address => address,
+            ConflictKind::WireguardKey => key,
         }
     }
+}
 
-    /// One more.
+impl ConflictCounts {
+    /// One more was found.
     pub(crate) fn add(&self, kind: ConflictKind) {
-        self.of(kind).fetch_add(1, Ordering::Relaxed);
+        self.found.of(kind).fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How many so far.
+    /// How many were found since the agent started.
     #[must_use]
-    pub fn get(&self, kind: ConflictKind) -> u64 {
-        self.of(kind).load(Ordering::Relaxed)
+    pub fn found(&self, kind: ConflictKind) -> u64 {
+        self.found.of(kind).load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_hidden(&self, kind: ConflictKind, count: usize) {
+        self.hidden.of(kind).store(count.try_into().unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// How many stand that the table has no room for.
+    #[must_use]
+    pub fn hidden(&self, kind: ConflictKind) -> u64 {
+        self.hidden.of(kind).load(Ordering::Relaxed)
     }
 }
 
@@ -114,8 +169,8 @@ impl ConflictCounts {
 pub struct ConflictRow {
     /// What is claimed.
     pub kind: ConflictKind,
-    /// The claim that is refused, or the address that several say.
-    pub key: Prefix,
+    /// The claim that is refused, or what several say.
+    pub key: Claimed,
     /// Who claims it, those in use first.
     pub claimants: Vec<Claimant>,
     /// Who has it here; nobody if none of the claims can be used.
@@ -126,25 +181,32 @@ pub struct ConflictRow {
     pub remedy: &'static str,
 }
 
+impl ConflictRow {
+    /// Those whose claim is used, or those whose is not; empty if there are none.
+    fn names(&self, used: bool) -> String {
+        let all = self.claimants.iter().filter(|claimant| claimant.used == used);
+        all.map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    }
+
+    /// Who has it and who has not, as a part of a sentence.
+    #[must_use]
+    pub fn found(&self) -> String {
+        match (self.names(true), self.names(false)) {
+            (used, refused) if used.is_empty() => format!("refused: {refused}"),
+            (used, refused) if refused.is_empty() => format!("used by all of {used}"),
+            (used, refused) => format!("used: {used}; refused: {refused}"),
+        }
+    }
+}
+
 impl fmt::Display for ConflictRow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names = |used| {
-            let all = self.claimants.iter().filter(|claimant| claimant.used == used);
-            all.map(ToString::to_string).collect::<Vec<_>>().join(", ")
-        };
-        let (used, refused) = (names(true), names(false));
-        write!(f, "{} {}: ", self.kind, self.key.short())?;
-        match (used.as_str(), refused.as_str()) {
-            ("", refused) => write!(f, "refused: {refused}")?,
-            (used, "") => write!(f, "used by all of {used}")?,
-            (used, refused) => write!(f, "used: {used}; refused: {refused}")?,
-        }
-        write!(f, "; {}", self.remedy)
+        write!(f, "{} {}: {}; {}", self.kind, self.key, self.found(), self.remedy)
     }
 }
 
 impl Row for ConflictRow {
-    type Key = (ConflictKind, Prefix);
+    type Key = (ConflictKind, Claimed);
     type Index = NoIndex;
     const TABLE: &'static str = "conflicts";
     fn key(&self) -> Self::Key {
@@ -157,14 +219,11 @@ impl Row for ConflictRow {
         &["KIND", "KEY", "USED", "REFUSED", "SINCE", "TRY"]
     }
     fn cells(&self) -> Vec<String> {
-        let names = |used| {
-            let all = self.claimants.iter().filter(|claimant| claimant.used == used);
-            let all: Vec<_> = all.map(ToString::to_string).collect();
-            if all.is_empty() { "-".to_owned() } else { all.join(", ") }
-        };
+        let names =
+            |used| Some(self.names(used)).filter(|all| !all.is_empty()).unwrap_or_else(|| "-".to_owned());
         vec![
             self.kind.to_string(),
-            self.key.short(),
+            self.key.to_string(),
             names(true),
             names(false),
             self.since_unix_secs.to_string(),

@@ -7,10 +7,12 @@
 pub mod bgp;
 pub mod conflict;
 pub mod plan;
+pub mod reserved;
 pub mod rows;
 pub mod selector;
 
-pub use conflict::{Claimant, ConflictKind, ConflictRow};
+pub use conflict::{Claimant, Claimed, ConflictKind, ConflictRow};
+pub use reserved::{Purpose, ReservedRow};
 pub use rows::{
     AddressKind, EndpointRow, EndpointState, IdentityRow, LearnedNextHop, LearnedRoute, NodeAddress,
     NodeHealth, NodeIndex, NodeLookup, NodePath, NodeRow, PathKind, PrefixEntry, PrefixRow, RouteEntry,

@@ -83,8 +83,9 @@ async fn status(reading: &Reading) -> Result<ExitCode, ClientError> {
     });
     output::table(&MESH_COLUMNS, rows.collect::<Vec<_>>());
     let conflicts: Vec<Value> = client::get(&reading.socket, "/v1/mesh/conflicts").await?;
-    if !conflicts.is_empty() {
-        println!("{} conflicts between clusters: tombolo mesh conflicts", conflicts.len());
+    let count: u64 = conflicts.iter().filter_map(|conflict| conflict.get("count")?.as_u64()).sum();
+    if count > 0 {
+        println!("{count} conflicts between clusters: tombolo mesh conflicts");
     }
     for cluster in &all {
         let name = text(cluster, "name");

@@ -255,7 +255,8 @@ impl Daemon {
     /// Whatever several clusters claim now.
     fn conflicts(&self, clusters: &[ClusterStatus]) -> Vec<Conflict> {
         let rows = self.rows.get().map(|rows| rows.desired.conflicts.snapshot()).unwrap_or_default();
-        mesh_view::conflicts(&rows, clusters, u64::try_from(unix_now()).unwrap_or(0))
+        let hidden = |kind| self.conflict_counts.get().map_or(0, |counts| counts.hidden(kind));
+        mesh_view::conflicts(&rows, hidden, clusters, u64::try_from(unix_now()).unwrap_or(0))
     }
 
     fn problems(&self, clusters: &[ClusterStatus]) -> Vec<String> {
@@ -276,7 +277,8 @@ impl Daemon {
         }
         let conflicts = self.conflicts(clusters);
         all.extend(conflicts.iter().take(MAX_REFUSED).map(Conflict::line));
-        if let Some(more) = conflicts.len().checked_sub(MAX_REFUSED).filter(|more| *more > 0) {
+        let more: u64 = conflicts.iter().skip(MAX_REFUSED).map(|conflict| conflict.count).sum();
+        if more > 0 {
             all.push(format!("{more} more conflicts between clusters; look at `tombolo mesh conflicts`"));
         }
         for text in clusters.iter().flat_map(mesh_problems) {
@@ -514,6 +516,10 @@ impl Backend for Daemon {
             found: self.conflict_counts.get().map(Arc::as_ref),
             services: services.unwrap_or_default(),
             map: self.map_timer.quantiles(),
+            written: self.publisher.get().map(|publisher| mesh_metrics::Written {
+                writes: publisher.writes(),
+                no_leader: publisher.status().borrow().no_leader,
+            }),
         };
         mesh_metrics::fill(&self.metrics.mesh, &seen);
         if let Some(bgp) = self.bgp.get() {

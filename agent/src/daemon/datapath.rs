@@ -129,7 +129,7 @@ impl Target<PrefixEntry> for Prefixes {
             skip_tunnel: row.node_address,
         };
         told(self.datapath.upsert_prefix(row.prefix.net(), &entry))?;
-        self.timer.written(row.prefix);
+        self.timer.written(std::time::Instant::now(), row.prefix);
         Ok(())
     }
 
@@ -426,7 +426,7 @@ impl Target<InterfaceRow> for Interfaces {
 pub(crate) struct Remembered {
     /// Node numbers by underlay address.
     pub(crate) nodes: Vec<(IpAddr, NodeIndex)>,
-    /// At which node (its tunnel endpoint) each pod prefix is.
+    /// At which node (its tunnel endpoint) each prefix and address of another cluster is.
     pub(crate) claims: Vec<(Prefix, IpAddr)>,
     /// Backend numbers.
     pub(crate) backends: Vec<(tombolo_service::plan::BackendKey, u32)>,
@@ -463,9 +463,9 @@ pub(crate) fn remember(datapath: &Datapath) -> Result<Remembered, String> {
     let tunnels: BTreeMap<u32, IpAddr> = nodes.iter().map(|(ip, index)| (index.0, *ip)).collect();
     let claims = told(datapath.prefixes())?
         .into_iter()
-        .map(|(net, entry)| (Prefix::from(net), entry.node))
-        .filter(|(prefix, _)| !prefix.is_host())
-        .filter_map(|(prefix, node)| Some((prefix, *tunnels.get(&node)?)))
+        // What is the own cluster's is so without memory.
+        .filter(|(_, entry)| entry.remote_cluster)
+        .filter_map(|(net, entry)| Some((Prefix::from(net), *tunnels.get(&entry.node)?)))
         .collect();
     let backends: BTreeMap<u32, _> = told(datapath.backends())?
         .into_iter()

@@ -2,14 +2,16 @@
 
 use super::mesh_view::{Conflict, counted};
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tombolo_base::table::Snapshot;
 use tombolo_clustermesh::certificate::unix_now;
-use tombolo_clustermesh::follower::{ClusterStatus, Quantiles};
+use tombolo_clustermesh::follower::{ClusterConflictKind, ClusterStatus, Quantiles};
+use tombolo_clustermesh::publisher::WriteCounts;
 use tombolo_clustermesh::wire::Kind;
 use tombolo_observe::metrics::{
-    ClusterLabels, ConflictLabels, KindLabels, MeshMetrics, QuantileLabels, RefusedLabels, StageLabels,
-    SyncLabels,
+    ClusterLabels, ConflictLabels, FoundLabels, KindLabels, MeshMetrics, QuantileLabels, QuorumLabels,
+    RefusedLabels, StageLabels, SyncLabels, WriteLabels,
 };
 use tombolo_service::RemoteService;
 use tombolo_topology::ConflictKind;
@@ -29,6 +31,16 @@ pub(crate) struct Seen<'a> {
     pub(crate) services: Snapshot<RemoteService>,
     /// From the rows to the datapath's map.
     pub(crate) map: Quantiles,
+    /// What is written to the own etcd, once the publisher runs.
+    pub(crate) written: Option<Written>,
+}
+
+/// How the own etcd takes what is published.
+pub(crate) struct Written {
+    /// By whose keys they are.
+    pub(crate) writes: [(&'static str, WriteCounts); 2],
+    /// Connections that ended because it had no leader.
+    pub(crate) no_leader: u64,
 }
 
 fn wide<T: TryInto<i64>>(value: T) -> i64 {
@@ -46,12 +58,29 @@ pub(crate) fn fill(metrics: &MeshMetrics, seen: &Seen<'_>) {
         metrics.conflicts.get_or_create(&ConflictLabels { kind: kind.to_owned() }).set(wide(count));
     }
     for kind in ConflictKind::ALL {
-        let labels = ConflictLabels { kind: kind.word().to_owned() };
-        let found = seen.found.map_or(0, |found| found.get(kind));
-        metrics.conflicts_found.get_or_create(&labels).set(wide(found));
+        found(metrics, kind.word(), "", seen.found.map_or(0, |found| found.found(kind)));
     }
-    seen.clusters.iter().for_each(|cluster| one(metrics, cluster));
+    for cluster in seen.clusters {
+        // Cilium's metrics are of remote clusters only.
+        if cluster.name != seen.own {
+            remote(metrics, cluster);
+        }
+        one(metrics, cluster);
+    }
     stage(metrics, "", "map", &seen.map);
+    if let Some(written) = &seen.written {
+        publisher(metrics, seen.own, written);
+    }
+}
+
+fn publisher(metrics: &MeshMetrics, own: &str, written: &Written) {
+    for (scope, counts) in written.writes {
+        let labels = WriteLabels { scope: scope.to_owned(), source_cluster: own.to_owned() };
+        metrics.queue.get_or_create(&labels).set(wide(counts.queued));
+        metrics.write_errors.get_or_create(&labels).inner().store(counts.failed, Ordering::Relaxed);
+    }
+    let labels = QuorumLabels { error: "no leader".to_owned() };
+    metrics.quorum_errors.get_or_create(&labels).inner().store(written.no_leader, Ordering::Relaxed);
 }
 
 /// Quantiles in seconds, with the label that Prometheus' summaries have.
@@ -73,20 +102,35 @@ fn stage(metrics: &MeshMetrics, cluster: &str, stage: &str, times: &Quantiles) {
     }
 }
 
-fn one(metrics: &MeshMetrics, cluster: &ClusterStatus) {
-    let name = || cluster.name.clone();
-    let labels = ClusterLabels { target_cluster: name() };
+fn found(metrics: &MeshMetrics, kind: &str, cluster: &str, count: u64) {
+    let labels = FoundLabels { kind: kind.to_owned(), target_cluster: cluster.to_owned() };
+    metrics.conflicts_found.get_or_create(&labels).inner().store(count, Ordering::Relaxed);
+}
+
+/// What Cilium counts of a remote cluster, under its names.
+fn remote(metrics: &MeshMetrics, cluster: &ClusterStatus) {
+    let labels = ClusterLabels { target_cluster: cluster.name.clone() };
     let count = |kind| wide(cluster.counts.get(&kind).copied().unwrap_or(0));
     metrics.ready.get_or_create(&labels).set(i64::from(cluster.ready));
     metrics.failures.get_or_create(&labels).set(wide(cluster.reconnections));
     metrics.nodes.get_or_create(&labels).set(count(Kind::Nodes));
     metrics.services.get_or_create(&labels).set(count(Kind::Services));
     metrics.endpoints.get_or_create(&labels).set(count(Kind::Ips));
-    metrics.refused_entries.get_or_create(&labels).set(wide(cluster.refused_now));
-    metrics.stale.get_or_create(&labels).set(wide(cluster.stale_secs.unwrap_or(0)));
     if let Some(failure) = &cluster.last_failure {
         let at = unix_now().saturating_sub(wide(failure.age_secs));
         metrics.last_failure.get_or_create(&labels).set(at);
+    }
+}
+
+/// What is counted of every cluster that is followed.
+fn one(metrics: &MeshMetrics, cluster: &ClusterStatus) {
+    let name = || cluster.name.clone();
+    let labels = ClusterLabels { target_cluster: name() };
+    metrics.refused_entries.get_or_create(&labels).set(wide(cluster.refused_now));
+    metrics.stale.get_or_create(&labels).set(wide(cluster.stale_secs.unwrap_or(0)));
+    for kind in ClusterConflictKind::ALL {
+        let count = cluster.conflicts_found.get(&kind).copied().unwrap_or(0);
+        found(metrics, kind.word(), &cluster.name, count);
     }
     if let Some(end) = cluster.certificate_expires_unix_secs {
         metrics.certificate_expiry.get_or_create(&labels).set(end);
@@ -104,7 +148,7 @@ fn one(metrics: &MeshMetrics, cluster: &ClusterStatus) {
     stage(metrics, &cluster.name, "commit", &cluster.commit);
     for (reason, counted) in cluster.rejected.iter() {
         let labels = RefusedLabels { reason: reason.to_string(), target_cluster: name() };
-        metrics.refused_updates.get_or_create(&labels).set(wide(counted.count));
+        metrics.refused_updates.get_or_create(&labels).inner().store(counted.count, Ordering::Relaxed);
     }
     for (kind, usage) in &cluster.usage {
         let labels = KindLabels { target_cluster: name(), kind: kind.to_string() };
@@ -148,6 +192,7 @@ mod tests {
             certificate_expires_unix_secs: Some(4_000_000_000),
             usage: BTreeMap::from([(Kind::Ips, usage)]),
             withheld: BTreeMap::from([(Kind::Services, 3)]),
+            conflicts_found: BTreeMap::from([(ClusterConflictKind::Identity, 2)]),
             rejected,
             lag: Some(LagStatus { lag: TIMES, last_us: 1, base_us: 1 }),
             commit: TIMES,
@@ -163,6 +208,13 @@ mod tests {
             found: None,
             services: Snapshot::default(),
             map: TIMES,
+            written: Some(Written {
+                writes: [
+                    ("node", WriteCounts { queued: 4, failed: 5 }),
+                    ("cluster", WriteCounts { queued: 0, failed: 6 }),
+                ],
+                no_leader: 7,
+            }),
         };
         fill(&metrics.mesh, &seen);
         metrics.render().unwrap()
@@ -172,7 +224,7 @@ mod tests {
     fn names(text: &str) -> BTreeSet<String> {
         let word = |letter: char| !(letter.is_ascii_alphanumeric() || letter == '_');
         let ours = |word: &&str| {
-            ["cilium_clustermesh_", "cilium_kvstore_initial", "tombolo_clustermesh_"]
+            ["cilium_clustermesh_", "cilium_kvstore_", "tombolo_clustermesh_"]
                 .iter()
                 .any(|prefix| word.starts_with(prefix))
         };
@@ -181,7 +233,8 @@ mod tests {
 
     #[test]
     fn what_is_scraped_is_what_the_documentation_lists() {
-        let text = scrape(&Metrics::default(), &[status()]);
+        let own = ClusterStatus { name: "east".to_owned(), ..status() };
+        let text = scrape(&Metrics::default(), &[own, status()]);
         let samples: String =
             text.lines().filter(|line| !line.starts_with('#')).collect::<Vec<_>>().join("\n");
         let documented = include_str!("../../../docs/clustermesh.md");
@@ -191,14 +244,24 @@ mod tests {
         for line in [
             "cilium_clustermesh_remote_clusters 1",
             "cilium_clustermesh_global_services 0",
+            "cilium_kvstore_sync_queue_size{scope=\"node\",source_cluster=\"east\"} 4",
+            "cilium_kvstore_sync_errors_total{scope=\"cluster\",source_cluster=\"east\"} 6",
+            "cilium_kvstore_quorum_errors_total{error=\"no leader\"} 7",
             "cilium_clustermesh_remote_cluster_endpoints{target_cluster=\"west\"} 7",
             "tombolo_clustermesh_keys{target_cluster=\"west\",kind=\"ips\"} 7",
             "tombolo_clustermesh_lag_seconds{target_cluster=\"west\",quantile=\"0.99\"} 0.009",
             "tombolo_clustermesh_stage_seconds{target_cluster=\"\",stage=\"map\",quantile=\"0.5\"} 0.002",
             "tombolo_clustermesh_conflicts{kind=\"pod-cidr\"} 0",
+            "tombolo_clustermesh_conflicts_found_total{kind=\"pod-cidr\",target_cluster=\"\"} 0",
+            "tombolo_clustermesh_conflicts_found_total{kind=\"identity\",target_cluster=\"west\"} 2",
+            "tombolo_clustermesh_conflicts_found_total{kind=\"cluster-id\",target_cluster=\"west\"} 0",
+            "tombolo_clustermesh_refused_updates_total{reason=\"malformed\",target_cluster=\"west\"} 1",
+            "tombolo_clustermesh_keys{target_cluster=\"east\",kind=\"ips\"} 7",
         ] {
             assert!(samples.lines().any(|sample| sample == line), "{line}\n{samples}");
         }
+        let of_remotes = samples.lines().filter(|line| line.starts_with("cilium_clustermesh_"));
+        assert_eq!(of_remotes.filter(|line| line.contains("east")).count(), 0, "{samples}");
     }
 
     #[test]

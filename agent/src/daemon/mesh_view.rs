@@ -27,6 +27,8 @@ pub(crate) struct Conflict {
     pub(crate) detail: String,
     /// What to do.
     pub(crate) remedy: String,
+    /// How many conflicts this is: 1, or as many as there was no room for.
+    pub(crate) count: u64,
 }
 
 impl Conflict {
@@ -36,8 +38,13 @@ impl Conflict {
     }
 }
 
-/// All that stand `now` (seconds since 1970): between clusters as a whole first.
-pub(crate) fn conflicts(rows: &Snapshot<ConflictRow>, clusters: &[ClusterStatus], now: u64) -> Vec<Conflict> {
+/// All that stand `now` (seconds since 1970): between clusters as a whole first, and last how many are `hidden` for want of room.
+pub(crate) fn conflicts(
+    rows: &Snapshot<ConflictRow>,
+    hidden: impl Fn(ConflictKind) -> u64,
+    clusters: &[ClusterStatus],
+    now: u64,
+) -> Vec<Conflict> {
     let of_clusters = clusters.iter().flat_map(|cluster| {
         cluster.conflicts.iter().map(|conflict| Conflict {
             kind: conflict.kind.word(),
@@ -47,37 +54,41 @@ pub(crate) fn conflicts(rows: &Snapshot<ConflictRow>, clusters: &[ClusterStatus]
             since_secs: conflict.since_secs,
             detail: format!("cluster {}: {}", cluster.name, conflict.detail),
             remedy: conflict.remedy.to_owned(),
+            count: 1,
         })
     });
-    let of_rows = rows.iter().map(|row| {
-        let names = |used| {
-            let all = row.claimants.iter().filter(|claimant| claimant.used == used);
-            all.map(ToString::to_string).collect::<Vec<_>>().join(", ")
-        };
-        let (used, refused) = (names(true), names(false));
-        Conflict {
-            kind: row.kind.word(),
-            key: row.key.short(),
-            claimants: row.claimants.iter().map(ToString::to_string).collect(),
-            chosen: row.chosen.as_ref().map(ToString::to_string),
-            since_secs: now.saturating_sub(row.since_unix_secs),
-            detail: if used.is_empty() {
-                format!("refused: {refused}")
-            } else {
-                format!("used: {used}; refused: {refused}")
-            },
-            remedy: row.remedy.to_owned(),
-        }
+    let of_rows = rows.iter().map(|row| Conflict {
+        kind: row.kind.word(),
+        key: row.key.to_string(),
+        claimants: row.claimants.iter().map(ToString::to_string).collect(),
+        chosen: row.chosen.as_ref().map(ToString::to_string),
+        since_secs: now.saturating_sub(row.since_unix_secs),
+        detail: row.found(),
+        remedy: row.remedy.to_owned(),
+        count: 1,
     });
-    of_clusters.chain(of_rows).collect()
+    let hidden = ConflictKind::ALL.into_iter().filter_map(|kind| {
+        let count = hidden(kind);
+        (count > 0).then(|| Conflict {
+            kind: kind.word(),
+            key: "-".to_owned(),
+            claimants: Vec::new(),
+            chosen: None,
+            since_secs: 0,
+            detail: format!("{count} more, shown as those above end"),
+            remedy: kind.remedy().to_owned(),
+            count,
+        })
+    });
+    of_clusters.chain(of_rows).chain(hidden).collect()
 }
 
 /// How many there are of each kind, also of those with none.
-pub(crate) fn counted(conflicts: &[Conflict]) -> BTreeMap<&'static str, usize> {
+pub(crate) fn counted(conflicts: &[Conflict]) -> BTreeMap<&'static str, u64> {
     let of_clusters = ClusterConflictKind::ALL.iter().map(|kind| kind.word());
     let kinds = ConflictKind::ALL.iter().map(|kind| kind.word()).chain(of_clusters);
     let mut all: BTreeMap<_, _> = kinds.map(|kind| (kind, 0)).collect();
-    conflicts.iter().for_each(|conflict| *all.entry(conflict.kind).or_default() += 1);
+    conflicts.iter().for_each(|conflict| *all.entry(conflict.kind).or_default() += conflict.count);
     all
 }
 
@@ -138,7 +149,7 @@ pub(crate) fn nodes(tables: &NodeTables, clusters: &[ClusterStatus]) -> Vec<Node
         for claimant in row.claimants.iter().filter(|claimant| !claimant.used) {
             if let Some(node) = &claimant.node {
                 let texts = refused.entry((claimant.cluster.as_str(), node.as_ref())).or_default();
-                texts.push(format!("{} {} is refused: {holder} has it", row.kind, claimant.prefix.short()));
+                texts.push(format!("{} {} is refused: {holder} has it", row.kind, claimant.claimed));
             }
         }
     }
@@ -272,7 +283,7 @@ mod tests {
     use tombolo_base::ids::{ClusterId, ClusterName, MaxClusters};
     use tombolo_base::table::{Table, Writer};
     use tombolo_clustermesh::follower::ClusterConflict;
-    use tombolo_topology::{Claimant, NodeAddress, NodeIndex, WireguardKey};
+    use tombolo_topology::{Claimant, Claimed, NodeAddress, NodeIndex, WireguardKey};
 
     fn name(text: &str) -> ClusterName {
         ClusterName::new(text).unwrap()
@@ -295,15 +306,16 @@ mod tests {
     }
 
     fn conflict(cluster: &str, node: &str) -> ConflictRow {
+        let cidr = Claimed::Prefix("10.2.0.0/24".parse().unwrap());
         let claimant = |cluster, node: &str, used| Claimant {
             cluster: name(cluster),
             node: Some(node.into()),
-            prefix: "10.2.0.0/24".parse().unwrap(),
+            claimed: cidr,
             used,
         };
         ConflictRow {
             kind: ConflictKind::PodCidr,
-            key: "10.2.0.0/24".parse().unwrap(),
+            key: cidr,
             claimants: vec![claimant("south", "s1", true), claimant(cluster, node, false)],
             chosen: Some(name("south")),
             since_unix_secs: 70,
@@ -333,14 +345,16 @@ mod tests {
     fn conflicts_of_clusters_and_of_addresses_stand_in_one_list() {
         let (table, writer) = Table::new();
         writer.upsert(conflict("west", "w1"));
-        let all = conflicts(&table.snapshot(), &[status()], 100);
+        let hidden = |kind| if kind == ConflictKind::Address { 1976 } else { 0 };
+        let all = conflicts(&table.snapshot(), hidden, &[status()], 100);
         let told: Vec<_> = all.iter().map(|one| (one.kind, one.key.as_str(), one.since_secs)).collect();
-        assert_eq!(told, [("cluster-id", "2", 5), ("pod-cidr", "10.2.0.0/24", 30)]);
+        assert_eq!(told, [("cluster-id", "2", 5), ("pod-cidr", "10.2.0.0/24", 30), ("address", "-", 0)]);
+        assert!(all[2].line().contains("1976 more"), "{}", all[2].line());
         assert_eq!(all[0].claimants, ["south", "west"]);
         assert_eq!(all[1].claimants, ["south/s1 10.2.0.0/24", "west/w1 10.2.0.0/24"]);
-        assert!(all.iter().all(|one| one.chosen.as_deref() == Some("south") && !one.remedy.is_empty()));
+        assert!(all[..2].iter().all(|one| one.chosen.as_deref() == Some("south") && !one.remedy.is_empty()));
         let counted = counted(&all);
-        assert_eq!((counted["cluster-id"], counted["address"], counted.len()), (1, 0, 7));
+        assert_eq!((counted["cluster-id"], counted["address"], counted.len()), (1, 1976, 8));
     }
 
     #[test]

@@ -305,8 +305,8 @@ pub(crate) fn conflicts(all: &[Conflict]) -> Part {
     }
     let counted = super::mesh_view::counted(all).into_iter().filter(|(_, count)| *count > 0);
     let counted: Vec<_> = counted.map(|(kind, count)| format!("{count} {kind}")).collect();
-    let detail =
-        format!("{} between clusters, each side's claim is judged: {}", all.len(), counted.join(", "));
+    let total: u64 = all.iter().map(|conflict| conflict.count).sum();
+    let detail = format!("{total} between clusters, each side's claim is judged: {}", counted.join(", "));
     Part { remedy: "tombolo mesh conflicts".to_owned(), ..Part::ready("conflicts", detail) }
 }
 

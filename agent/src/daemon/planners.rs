@@ -1,6 +1,7 @@
 //! The tasks that run the pure planners: wait for changes, step, sleep again. No logic of their own.
 
 use super::drive::Driver;
+use crate::config::Config;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -8,33 +9,76 @@ use tombolo_base::prefix::Prefix;
 use tombolo_base::source::Source;
 use tombolo_base::table::{Batch, Row, Table, Writer};
 use tombolo_clustermesh::certificate::unix_now;
+use tombolo_service::pools::LbPool;
 use tombolo_service::{FailedProbe, LbAssignment, RemoteService, ServiceRow, SliceRow};
-use tombolo_topology::{EndpointRow, EndpointState, IdentityRow, LearnedRoute, NodeRow, PrefixRow, plan};
+use tombolo_topology::{
+    EndpointRow, EndpointState, IdentityRow, LearnedRoute, NodeRow, PrefixRow, Purpose, ReservedRow, plan,
+};
+
+/// The tables the topology planner reads.
+pub(crate) struct TopologyInputs {
+    /// All nodes.
+    pub(crate) nodes: Table<NodeRow>,
+    /// All addresses.
+    pub(crate) prefixes: Table<PrefixRow>,
+    /// What BGP taught.
+    pub(crate) learned: Table<LearnedRoute>,
+    /// What this cluster has besides.
+    pub(crate) reserved: Table<ReservedRow>,
+}
 
 /// Runs the topology planner until cancelled.
 pub(crate) async fn topology(
     driver: Driver,
     mut planner: plan::Planner,
-    nodes: Table<NodeRow>,
-    prefixes: Table<PrefixRow>,
-    learned: Table<LearnedRoute>,
+    inputs: TopologyInputs,
     out: plan::Outputs,
 ) {
-    let (mut nodes, mut prefixes, mut learned) = (nodes.changes(), prefixes.changes(), learned.changes());
+    let (mut nodes, mut prefixes) = (inputs.nodes.changes(), inputs.prefixes.changes());
+    let (mut learned, mut reserved) = (inputs.learned.changes(), inputs.reserved.changes());
     loop {
-        let (mut a, mut b, mut c) = (None, None, None);
+        let (mut a, mut b, mut c, mut d) = (None, None, None, None);
         tokio::select! {
             () = driver.cancel.cancelled() => return,
             batch = nodes.next() => a = Some(batch),
             batch = prefixes.next() => b = Some(batch),
             batch = learned.next() => c = Some(batch),
+            batch = reserved.next() => d = Some(batch),
         }
         // What changed meanwhile goes into the same step, so that a node and its pods are planned together.
         let a = a.or_else(|| nodes.drain());
         let b = b.or_else(|| prefixes.drain());
         let c = c.or_else(|| learned.drain());
-        planner.set_time(u64::try_from(unix_now()).unwrap_or(0));
+        if let Some(batch) = d.or_else(|| reserved.drain()) {
+            planner.reserve(&batch.snapshot);
+        }
+        planner.set_time(driver.clock.now(), u64::try_from(unix_now()).unwrap_or(0));
         planner.step(a, b, c, &out);
+    }
+}
+
+/// What the configuration says that no other cluster's pods may have.
+pub(crate) fn reserved(config: &Config, connected: &[Prefix]) -> Vec<ReservedRow> {
+    let row = |purpose| move |prefix| ReservedRow { source: Source::Local, prefix, purpose };
+    let etcd = config.etcd.client();
+    let links = connected.iter().copied().map(row(Purpose::Link));
+    let members = etcd.addresses().map(Prefix::host).map(row(Purpose::Etcd));
+    let clusterset = config.clustermesh.clusterset_cidrs.iter().copied().map(row(Purpose::Clusterset));
+    links.chain(members).chain(clusterset).collect()
+}
+
+/// Reserves what the pools of the manifests offer beside that, until cancelled.
+pub(crate) async fn reserved_pools(driver: Driver, pools: Table<LbPool>, out: Arc<Writer<ReservedRow>>) {
+    let mut pools = pools.changes();
+    loop {
+        let batch = tokio::select! {
+            () = driver.cancel.cancelled() => return,
+            batch = pools.next() => batch,
+        };
+        let blocks = batch.snapshot.iter().flat_map(|pool| &pool.blocks);
+        let prefixes = blocks.flat_map(|block| Prefix::of_range(block.first, block.last));
+        let row = |prefix| ReservedRow { source: Source::Manifests, prefix, purpose: Purpose::LbPool };
+        out.replace_source(&Source::Manifests, prefixes.map(row));
     }
 }
 

@@ -28,23 +28,26 @@ impl MapTimer {
     }
 
     /// Rows are about to be written; one of them is followed if none is yet.
-    fn committing(&self, changes: &[Change]) {
+    fn committing(&self, now: Instant, changes: &[Change]) {
         let mut state = self.lock();
-        if state.waiting.is_some_and(|(_, since)| since.elapsed() < GIVEN_UP) {
+        if state.waiting.is_some_and(|(_, since)| now.duration_since(since) < GIVEN_UP) {
             return;
         }
         let prefix = changes.iter().find_map(|change| match change {
             Change::Upsert(Record::Ip(entry)) => Some(entry.prefix),
             _ => None,
         });
-        state.waiting = prefix.map(|prefix| (prefix, Instant::now()));
+        state.waiting = prefix.map(|prefix| (prefix, now));
     }
 
-    /// The map holds that prefix.
-    pub(crate) fn written(&self, prefix: Prefix) {
+    /// The map holds that prefix. What was given up is written for another reason, as by the pass that writes everything.
+    pub(crate) fn written(&self, now: Instant, prefix: Prefix) {
         let mut state = self.lock();
         if let Some((_, since)) = state.waiting.take_if(|(waiting, _)| *waiting == prefix) {
-            state.times.add(since.elapsed());
+            let took = now.duration_since(since);
+            if took < GIVEN_UP {
+                state.times.add(took);
+            }
         }
     }
 
@@ -64,7 +67,7 @@ pub(crate) struct Timed {
 
 impl MeshSink for Timed {
     fn apply(&self, cluster: &ClusterName, changes: Vec<Change>) {
-        self.timer.committing(&changes);
+        self.timer.committing(Instant::now(), &changes);
         self.rows.apply(cluster, changes);
     }
 
@@ -95,17 +98,30 @@ mod tests {
     #[test]
     fn one_address_at_a_time_is_followed_to_the_map() {
         let timer = MapTimer::default();
-        timer.written(prefix(1));
+        let now = Instant::now();
+        timer.written(now, prefix(1));
         assert_eq!(timer.quantiles().count, 0);
-        timer.committing(&[address(1), address(2)]);
-        timer.committing(&[address(3)]);
-        timer.written(prefix(3));
+        timer.committing(now, &[address(1), address(2)]);
+        timer.committing(now, &[address(3)]);
+        timer.written(now, prefix(3));
         assert_eq!(timer.quantiles().count, 0, "another one is followed");
-        timer.written(prefix(1));
-        timer.written(prefix(1));
+        timer.written(now, prefix(1));
+        timer.written(now, prefix(1));
         assert_eq!(timer.quantiles().count, 1);
-        timer.committing(&[address(3)]);
-        timer.written(prefix(3));
+        timer.committing(now, &[address(3)]);
+        timer.written(now, prefix(3));
         assert_eq!(timer.quantiles().count, 2);
+    }
+
+    #[test]
+    fn what_was_given_up_is_no_sample() {
+        let timer = MapTimer::default();
+        let start = Instant::now();
+        timer.committing(start, &[address(1)]);
+        timer.written(start + GIVEN_UP, prefix(1));
+        assert_eq!(timer.quantiles().count, 0);
+        timer.committing(start, &[address(1)]);
+        timer.written(start + GIVEN_UP / 2, prefix(1));
+        assert_eq!(timer.quantiles().count, 1);
     }
 }

@@ -12,8 +12,8 @@ use tombolo_service::names::NameRow;
 use tombolo_service::{BackendRow, FailedProbe, FrontendRow, LbAssignment, RemoteService};
 use tombolo_topology::bgp::{AdvertRow, ConditionRow, NodeConfigRow, PeerRow};
 use tombolo_topology::{
-    ConflictRow, EndpointRow, IdentityRow, LearnedRoute, NodePath, PrefixEntry, PrefixRow, RouteEntry,
-    WireguardPeer,
+    ConflictRow, EndpointRow, IdentityRow, LearnedRoute, NodePath, PrefixEntry, PrefixRow, ReservedRow,
+    RouteEntry, WireguardPeer,
 };
 
 /// A table and its writer shared by several sources.
@@ -41,6 +41,8 @@ pub(crate) struct Intent {
     pub(crate) probes: Table<FailedProbe>,
     /// What BGP peers taught.
     pub(crate) learned: Table<LearnedRoute>,
+    /// What this cluster has besides pods and nodes.
+    pub(crate) reserved: Table<ReservedRow>,
     /// This node's pods.
     pub(crate) endpoints: Table<EndpointRow>,
 }
@@ -61,6 +63,8 @@ pub(crate) struct IntentWriters {
     pub(crate) probes: Arc<Writer<FailedProbe>>,
     /// Of the learned routes: BGP.
     pub(crate) learned: Arc<Writer<LearnedRoute>>,
+    /// Of the reserved prefixes: the configuration and the pools of the manifests.
+    pub(crate) reserved: Arc<Writer<ReservedRow>>,
     /// Of the pods: the endpoint store.
     pub(crate) endpoints: Writer<EndpointRow>,
 }
@@ -75,6 +79,7 @@ impl Intent {
         let (addresses, address_writer) = shared();
         let (probes, probe_writer) = shared();
         let (learned, learned_writer) = shared();
+        let (reserved, reserved_writer) = shared();
         let (endpoints, endpoint_writer) = Table::new();
         let writers = IntentWriters {
             identities: identity_writer,
@@ -84,6 +89,7 @@ impl Intent {
             addresses: address_writer,
             probes: probe_writer,
             learned: learned_writer,
+            reserved: reserved_writer,
             endpoints: endpoint_writer,
         };
         (
@@ -96,6 +102,7 @@ impl Intent {
                 addresses,
                 probes,
                 learned,
+                reserved,
                 endpoints,
             },
             writers,
@@ -126,6 +133,7 @@ impl Intent {
         catalogue.add(&self.addresses);
         catalogue.add(&self.probes);
         catalogue.add(&self.learned);
+        catalogue.add(&self.reserved);
         catalogue.add(&self.endpoints);
     }
 }

@@ -30,7 +30,7 @@ use tombolo_service::FailedProbe;
 use tombolo_service::mcs::{ClusterSetRange, ExportStatus, ImportRow, Outputs, Planner};
 use tombolo_service::names::NameRow;
 use tombolo_topology::plan::{self, NodeIndexes};
-use tombolo_topology::{EndpointRow, IdentityRow, LearnedRoute, PrefixRow};
+use tombolo_topology::{EndpointRow, IdentityRow, LearnedRoute, PrefixRow, ReservedRow};
 use tombolo_tunnel::KernelRoutes;
 
 /// How long a CNI call waits for the datapath before it fails.
@@ -71,7 +71,9 @@ pub(crate) async fn start(
     rooms.mesh(kube_writers, &sources).await;
     let kernel = rooms.kernel_routes();
     let hops = kernel.next_hops().await.context("cannot read the kernel's routes")?;
-    let bgp = rooms.planners(plans, remembered, hops, kube_writers, &sources);
+    let keys = rooms.peers_at_work().await?;
+    rooms.reserve(sources.reserved.clone());
+    let bgp = rooms.planners(plans, (remembered, hops, keys), kube_writers, &sources);
     rooms.reconcilers(kernel.clone());
     rooms.flows()?;
     let publisher = rooms.publisher()?;
@@ -118,6 +120,13 @@ impl Rooms<'_> {
         }
     }
 
+    /// Where the peers of the WireGuard device are, to whom an earlier life gave them.
+    async fn peers_at_work(&self) -> anyhow::Result<RememberedKeys> {
+        let Some(wireguard) = &self.ground.node.wireguard else { return Ok(Vec::new()) };
+        let state = wireguard.state().await.context("cannot read the WireGuard device's peers")?;
+        Ok(state.peers.into_iter().filter_map(|(key, peer)| Some((key, peer.endpoint?.ip()))).collect())
+    }
+
     fn kernel_routes(&self) -> KernelRoutes {
         KernelRoutes::new(self.ground.node.netlink.clone(), tombolo_tunnel::RouteSettings::default())
     }
@@ -145,13 +154,12 @@ impl Rooms<'_> {
     fn planners(
         &mut self,
         plans: DesiredWriters,
-        remembered: datapath::Remembered,
-        hops: RememberedHops,
+        (remembered, hops, keys): (datapath::Remembered, RememberedHops, RememberedKeys),
         kube: &Writers,
         sources: &IntentWriters,
     ) -> BgpPens {
         let datapath::Remembered { nodes, claims, backends, frontends, interfaces } = remembered;
-        self.topology_planner((nodes, claims), hops, plans.topology);
+        self.topology_planner((nodes, claims), (hops, keys), plans.topology);
         let node = self.ground.identity.node.clone();
         let mut services = tombolo_service::plan::Planner::new(node, self.ground.driver.clock.now())
             .in_cluster(self.ground.identity.cluster.as_str());
@@ -176,10 +184,18 @@ impl Rooms<'_> {
         (plans.bgp, plans.bgp_status)
     }
 
+    /// What other clusters' pods may not have: of the configuration at once, of the manifests as they come.
+    fn reserve(&mut self, out: Arc<Writer<ReservedRow>>) {
+        let rows = planners::reserved(self.ground.config, &self.ground.node.plan.connected);
+        out.replace_source(&Source::Local, rows);
+        let run = planners::reserved_pools(self.driver(), self.intent.kube.pools.clone(), out);
+        self.spawn("planner/reserved", run);
+    }
+
     fn topology_planner(
         &mut self,
         (nodes, claims): (RememberedNodes, RememberedClaims),
-        hops: RememberedHops,
+        (hops, keys): (RememberedHops, RememberedKeys),
         out: plan::Outputs,
     ) {
         let mut indexes = NodeIndexes::default();
@@ -187,15 +203,19 @@ impl Rooms<'_> {
         let mut planner = plan::Planner::new(self.ground.node.plan.clone(), indexes);
         planner.restore_hops(hops);
         planner.restore_claims(claims);
+        planner.restore_keys(keys);
         self.ground.daemon.conflict_counts.set(planner.conflict_counts()).ok();
         self.spawn(
             "planner/topology",
             planners::topology(
                 self.driver(),
                 planner,
-                self.intent.kube.nodes.clone(),
-                self.intent.prefixes.clone(),
-                self.intent.learned.clone(),
+                planners::TopologyInputs {
+                    nodes: self.intent.kube.nodes.clone(),
+                    prefixes: self.intent.prefixes.clone(),
+                    learned: self.intent.learned.clone(),
+                    reserved: self.intent.reserved.clone(),
+                },
                 out,
             ),
         );
@@ -503,6 +523,7 @@ impl Rooms<'_> {
 type BgpPens = (bgp::Pens, Writer<tombolo_topology::bgp::NodeConfigRow>);
 type RememberedNodes = Vec<(std::net::IpAddr, tombolo_topology::NodeIndex)>;
 type RememberedClaims = Vec<(tombolo_base::prefix::Prefix, std::net::IpAddr)>;
+type RememberedKeys = Vec<(tombolo_topology::WireguardKey, std::net::IpAddr)>;
 type RememberedHops = std::collections::BTreeMap<
     tombolo_base::prefix::Prefix,
     std::collections::BTreeSet<tombolo_topology::LearnedNextHop>,

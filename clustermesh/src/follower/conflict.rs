@@ -3,7 +3,7 @@
 use super::core::Follower;
 use crate::wire::{ConfigError, Reason};
 use serde::Serialize;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use tombolo_base::clock::Moment;
 
 /// What two clusters have that one may have, or what a cluster says that is another's.
@@ -87,15 +87,24 @@ pub(super) struct Conflicts {
     had: BTreeSet<u32>,
     /// Entries of others are refused since then.
     foreign: Option<Moment>,
+    /// How many began so far.
+    pub(super) found: BTreeMap<ClusterConflictKind, u64>,
 }
 
 /// Ids of one cluster that are remembered.
 const MAX_IDS: usize = 16;
 
 impl Conflicts {
+    fn count(&mut self, kind: ClusterConflictKind) {
+        *self.found.entry(kind).or_default() += 1;
+    }
+
     pub(super) fn config_refused(&mut self, now: Moment, error: &ConfigError) {
         let same = self.config.as_ref().is_some_and(|(known, _)| known == error);
         if !same {
+            if matches!(error, ConfigError::OwnId(_) | ConfigError::Taken { .. }) {
+                self.count(ClusterConflictKind::ClusterId);
+            }
             self.config = Some((error.clone(), now));
         }
     }
@@ -107,11 +116,13 @@ impl Conflicts {
     pub(super) fn id_changed(&mut self, now: Moment, from: u32, to: u32) {
         if self.had.contains(&to) {
             self.back = Some((from, to, now));
+            self.count(ClusterConflictKind::ClusterName);
         }
         if self.had.len() < MAX_IDS {
             self.had.insert(from);
         }
         self.change = Some((from, to, now));
+        self.count(ClusterConflictKind::IdChange);
     }
 }
 
@@ -125,6 +136,10 @@ impl Follower {
     /// Notes when entries that speak of other clusters began to be refused.
     pub(super) fn note_foreign(&mut self, now: Moment) {
         let refused = self.foreign_refused() > 0;
+        // After a change of the id they are a part of that.
+        if refused && self.conflicts.foreign.is_none() && self.conflicts.change.is_none() {
+            self.conflicts.count(ClusterConflictKind::Identity);
+        }
         self.conflicts.foreign = refused.then(|| self.conflicts.foreign.unwrap_or(now));
     }
 

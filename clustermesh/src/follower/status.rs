@@ -1,6 +1,6 @@
 //! The state of one remote cluster for `tombolo mesh status`.
 
-use super::conflict::ClusterConflict;
+use super::conflict::{ClusterConflict, ClusterConflictKind};
 use super::core::{Follower, Link};
 use super::event::Applied;
 use super::lag::LagStatus;
@@ -73,6 +73,8 @@ pub struct ClusterStatus {
     pub commit: Quantiles,
     /// What is wrong between this cluster and others.
     pub conflicts: Vec<ClusterConflict>,
+    /// How many of each kind were found so far.
+    pub conflicts_found: BTreeMap<ClusterConflictKind, u64>,
     /// The relay that the cluster is read through; absent if it is read directly, or through another program's mirror.
     pub relay: Option<UpstreamStatus>,
 }
@@ -217,6 +219,7 @@ impl Follower {
             lag: self.lag.status(),
             commit: Quantiles::default(),
             conflicts: self.conflicts_now(now),
+            conflicts_found: self.conflicts.found.clone(),
             relay: self.upstream.status(),
         }
     }

@@ -388,6 +388,11 @@ fn an_id_that_changes_or_is_used_twice_is_a_conflict_that_says_what_to_do() {
     // Back again: nobody renumbers twice.
     let found = publish_as(&mut world, 2);
     assert_eq!(found[0].kind, ClusterConflictKind::ClusterName, "{found:?}");
+    // Each was counted when it began, and not at every look.
+    let counted = &world.sites[1].core.status(world.now).conflicts_found;
+    let of = |kind| counted.get(&kind).copied().unwrap_or(0);
+    let all = ClusterConflictKind::ALL.map(of);
+    assert_eq!(all, [2, 1, 2, 0], "{counted:?}");
     assert!(world.sites[0].core.status(world.now).conflicts.is_empty(), "the other one has none");
 }
 

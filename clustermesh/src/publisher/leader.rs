@@ -37,7 +37,8 @@ async fn try_lead(context: &Context, client: &Client, won: &Won) -> Result<Infal
         Area::Whole(Kind::ServiceExports.prefix(Layout::State, cluster)),
         Area::Whole(key::ASSIGNMENTS.to_owned()),
     ];
-    let mut writer = ScopeWriter::new(client.clone(), pool, areas, Some(won.fence()));
+    let writer = ScopeWriter::new(client.clone(), pool, areas, Some(won.fence()));
+    let mut writer = writer.counted(context.cluster_writes.clone());
     writer.resync().await?;
     let mut watch = writer.watch().await?;
     context.set_leader(true);

@@ -17,15 +17,18 @@ mod node;
 mod pace;
 pub(crate) mod scope;
 mod sweep;
+mod writes;
 
 pub use contest::{Contest, Contested};
 pub use desired::{Desired, DesiredSet};
 pub use identity::IdentityAllocator;
 pub use kv::KeyValues;
+pub use writes::WriteCounts;
 
 use crate::certificate::{Expiry, unix_now};
 use crate::error::MeshError;
 use crate::etcd::{EtcdConfig, request};
+use crate::follower::{Failure, FailureKind};
 use crate::wire::{ExportMode, ProducerForms, key};
 use identity::{Allocation, Shared};
 use kv::ClientSlot;
@@ -39,6 +42,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tombolo_base::ids::{ClusterId, ClusterName, MaxClusters};
+use writes::Writes;
 
 /// What the publisher needs to know.
 #[derive(Clone, Debug)]
@@ -148,6 +152,8 @@ pub struct PublisherStatus {
     pub contested: Contested,
     /// Connections lost.
     pub reconnections: u64,
+    /// Those that were lost because etcd had no leader.
+    pub no_leader: u64,
     /// The last failure.
     pub last_failure: Option<String>,
     /// The certificate that ends first.
@@ -189,6 +195,8 @@ pub(crate) struct Context {
     pub(crate) config: PublisherConfig,
     node_keys: Keys,
     cluster_keys: Keys,
+    node_writes: Arc<Writes>,
+    cluster_writes: Arc<Writes>,
     nodes: Nodes,
     leader: watch::Sender<bool>,
     status: watch::Sender<PublisherStatus>,
@@ -217,6 +225,7 @@ impl Context {
         if !leader {
             // What was planned in one term must not be written in a later one: others wrote meanwhile.
             self.cluster_keys.send_if_modified(|held| held.take().is_some());
+            self.cluster_writes.planned(0);
         }
         self.update(|status| {
             status.leader = leader;
@@ -246,11 +255,17 @@ impl std::fmt::Debug for PublisherHandle {
     }
 }
 
-fn replace(keys: &Keys, wanted: impl IntoIterator<Item = Desired>) {
+fn replace(keys: &Keys, writes: &Writes, wanted: impl IntoIterator<Item = Desired>) {
     let set: DesiredSet = wanted.into_iter().map(|wanted| (wanted.key.clone(), wanted)).collect();
     keys.send_if_modified(|held| {
         let changed = held.as_deref() != Some(&set);
         if changed {
+            let before = held.as_deref();
+            let same =
+                |(key, wanted): &(&String, &Desired)| before.and_then(|set| set.get(*key)) == Some(*wanted);
+            let kept = set.iter().filter(same).count();
+            let gone = before.map_or(0, |before| before.keys().filter(|key| !set.contains_key(*key)).count());
+            writes.wanted(set.len() - kept + gone);
             *held = Some(Arc::new(set));
         }
         changed
@@ -261,7 +276,7 @@ impl PublisherHandle {
     /// This node's whole set: its node entry and its pods' addresses. Call it first when all endpoints of the last life
     /// are known: from then on what is missing in it is removed from etcd.
     pub fn set_node(&self, wanted: impl IntoIterator<Item = Desired>) {
-        replace(&self.context.node_keys, wanted);
+        replace(&self.context.node_keys, &self.context.node_writes, wanted);
     }
 
     /// The cluster's whole set: global services and assignments. Taken only while this agent is elected (see
@@ -270,7 +285,7 @@ impl PublisherHandle {
     pub fn set_cluster(&self, wanted: impl IntoIterator<Item = Desired>) -> bool {
         let leader = self.context.leader.borrow();
         if *leader {
-            replace(&self.context.cluster_keys, wanted);
+            replace(&self.context.cluster_keys, &self.context.cluster_writes, wanted);
         }
         *leader
     }
@@ -305,6 +320,12 @@ impl PublisherHandle {
         KeyValues { client: self.context.client.subscribe() }
     }
 
+    /// How far the writing of this node's keys is, and of the cluster's.
+    #[must_use]
+    pub fn writes(&self) -> [(&'static str, WriteCounts); 2] {
+        [("node", self.context.node_writes.counts()), ("cluster", self.context.cluster_writes.counts())]
+    }
+
     /// The present state; changes are seen by waiting on it.
     #[must_use]
     pub fn status(&self) -> watch::Receiver<PublisherStatus> {
@@ -321,6 +342,8 @@ pub fn start(config: PublisherConfig, cancel: CancellationToken) -> (PublisherHa
         config,
         node_keys: watch::Sender::new(None),
         cluster_keys: watch::Sender::new(None),
+        node_writes: Arc::default(),
+        cluster_writes: Arc::default(),
         nodes: watch::Sender::new(None),
         leader: watch::Sender::new(false),
         status: watch::Sender::new(PublisherStatus::default()),
@@ -353,11 +376,13 @@ async fn run(context: &Context, mut allocation: Allocation) {
         context.client.send_replace(None);
         context.set_leader(false);
         let text = error.to_string();
+        let no_leader = u64::from(Failure::from(&error).kind == FailureKind::NoLeader);
         tracing::warn!(reason = %text, "own etcd: connection given up; published keys stay until their leases end");
         context.update(|status| {
             status.connected = false;
             status.published = false;
             status.reconnections = status.reconnections.saturating_add(1);
+            status.no_leader = status.no_leader.saturating_add(no_leader);
             status.status.clone_from(&text);
             status.last_failure = Some(text.clone());
         });

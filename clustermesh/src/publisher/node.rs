@@ -28,7 +28,8 @@ async fn try_publish(context: &Context, client: &Client) -> Result<Infallible, M
         Area::Leased(Kind::Ips.prefix(Layout::State, cluster)),
         Area::Key(marker.key.clone()),
     ];
-    let mut writer = ScopeWriter::new(client.clone(), pool, areas, None);
+    let writer = ScopeWriter::new(client.clone(), pool, areas, None);
+    let mut writer = writer.counted(context.node_writes.clone());
     writer.resync().await?;
     let mut watch = writer.watch().await?;
     let mut keep_alive = interval(context.config.keep_alive());

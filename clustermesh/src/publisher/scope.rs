@@ -5,6 +5,7 @@ use super::desired::{Actual, Desired, DesiredSet, Plan, digest, plan};
 use super::election::ended;
 use super::lease::LeasePool;
 use super::pace::Pace;
+use super::writes::Writes;
 use crate::error::MeshError;
 use crate::etcd::{MAX_RESPONSE_BYTES, PAGE, request, request_error};
 use crate::follower::FailureKind;
@@ -55,6 +56,7 @@ pub(crate) struct ScopeWriter {
     turns: Option<Arc<Semaphore>>,
     /// Keys of ours that somebody else changed or deleted, not told yet.
     contested: Vec<String>,
+    writes: Arc<Writes>,
 }
 
 impl ScopeWriter {
@@ -75,12 +77,19 @@ impl ScopeWriter {
             pace: Pace::default(),
             turns: None,
             contested,
+            writes: Arc::default(),
         }
     }
 
     /// Takes turns with other writers to the same etcd.
     pub(crate) fn taking_turns(mut self, turns: Arc<Semaphore>) -> Self {
         self.turns = Some(turns);
+        self
+    }
+
+    /// Shows how far it is to others.
+    pub(crate) fn counted(mut self, writes: Arc<Writes>) -> Self {
+        self.writes = writes;
         self
     }
 
@@ -171,6 +180,7 @@ impl ScopeWriter {
     pub(crate) async fn reconcile(&mut self, desired: &DesiredSet, prune: bool) -> Result<bool, MeshError> {
         let Plan { puts, deletes } = plan(desired, &self.actual, |lease| self.pool.contains(lease));
         let changed = !puts.is_empty() || !deletes.is_empty();
+        self.writes.planned(puts.len() + if prune { deletes.len() } else { 0 });
         let puts: Vec<Desired> = puts.iter().filter_map(|name| desired.get(name)).cloned().collect();
         self.put_all(puts).await?;
         if prune {
@@ -235,12 +245,14 @@ impl ScopeWriter {
         sleep_until(self.pace.not_before).await;
         let turn = self.turn().await;
         let sent = Instant::now();
-        let response = request(what, self.client.kv_client().txn(txn)).await?;
+        let response = request(what, self.client.kv_client().txn(txn)).await;
+        let response = response.inspect_err(|_| self.writes.failed())?;
         self.pace.answered(sent, Instant::now());
         drop(turn);
         if !response.succeeded() {
             return Err(lost_election());
         }
+        self.writes.done(batch.len());
         let revision = response.header().map_or(0, etcd_client::ResponseHeader::revision);
         for (name, value, lease) in batch {
             let lease = lease.unwrap_or(0);
@@ -264,7 +276,8 @@ impl ScopeWriter {
         sleep_until(self.pace.not_before).await;
         let turn = self.turn().await;
         let sent = Instant::now();
-        let answer = request(what, self.client.kv_client().txn(txn)).await?;
+        let answer = request(what, self.client.kv_client().txn(txn)).await;
+        let answer = answer.inspect_err(|_| self.writes.failed())?;
         self.pace.answered(sent, Instant::now());
         drop(turn);
         // A late event of a write of our own to that key must not look like somebody else's.
@@ -273,6 +286,7 @@ impl ScopeWriter {
         if !answer.succeeded() && names.len() > 1 {
             return Ok(false);
         }
+        self.writes.done(names.len());
         for (name, _) in names {
             if let Some(gone) = self.actual.remove(name) {
                 self.pool.free(gone.lease);

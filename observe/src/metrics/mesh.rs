@@ -2,6 +2,7 @@
 
 use super::add;
 use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
@@ -44,6 +45,31 @@ pub struct SyncLabels {
     pub source_cluster: String,
     /// Always `read`.
     pub action: String,
+}
+
+/// Labels of keys that are written (Cilium's).
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct WriteLabels {
+    /// Whose keys: `node`, this one's, or `cluster`, what the elected agent writes.
+    pub scope: String,
+    /// Which cluster's.
+    pub source_cluster: String,
+}
+
+/// Labels of failures of an etcd (Cilium's).
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct QuorumLabels {
+    /// What it said.
+    pub error: String,
+}
+
+/// Labels of conflicts that were found.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct FoundLabels {
+    /// The kind, as `tombolo mesh conflicts` names it.
+    pub kind: String,
+    /// The cluster as a whole that is wrong; empty where single claims of several are.
+    pub target_cluster: String,
 }
 
 /// Labels of conflicts.
@@ -94,16 +120,22 @@ pub struct MeshMetrics {
     pub global_services: Gauge,
     /// 1 for each list that is complete (Cilium's name).
     pub synced: Family<SyncLabels, Gauge>,
+    /// Keys to be written to the own etcd (Cilium's name).
+    pub queue: Family<WriteLabels, Gauge>,
+    /// Transactions there that failed (Cilium's name).
+    pub write_errors: Family<WriteLabels, Counter>,
+    /// Connections there that ended because it had no leader (Cilium's name).
+    pub quorum_errors: Family<QuorumLabels, Counter>,
     /// Entries of a cluster that are refused as they stand now.
     pub refused_entries: Family<ClusterLabels, Gauge>,
     /// Updates of a cluster's entries that were refused so far.
-    pub refused_updates: Family<RefusedLabels, Gauge>,
+    pub refused_updates: Family<RefusedLabels, Counter>,
     /// When the first certificate towards a cluster's etcd ends, seconds since 1970.
     pub certificate_expiry: Family<ClusterLabels, Gauge>,
     /// Conflicts that stand, by kind.
     pub conflicts: Family<ConflictLabels, Gauge>,
-    /// Conflicts of addresses and pod CIDRs that were found so far, by kind.
-    pub conflicts_found: Family<ConflictLabels, Gauge>,
+    /// Conflicts that were found so far.
+    pub conflicts_found: Family<FoundLabels, Counter>,
     /// Keys that are known, by kind.
     pub keys: Family<KindLabels, Gauge>,
     /// Bytes of names and values of these keys.
@@ -143,6 +175,7 @@ impl MeshMetrics {
         [&self.keys, &self.bytes, &self.withheld].into_iter().for_each(Family::clear);
         self.synced.clear();
         self.refused_updates.clear();
+        self.conflicts_found.clear();
         self.lag.clear();
         self.stages.clear();
     }
@@ -170,6 +203,10 @@ impl MeshMetrics {
         let services = "Services that remote clusters share";
         add(registry, "cilium_clustermesh_global_services", services, &self.global_services);
         add(registry, "cilium_kvstore_initial_sync_completed", "1 if the list is complete", &self.synced);
+        add(registry, "cilium_kvstore_sync_queue_size", "Keys to be written", &self.queue);
+        add(registry, "cilium_kvstore_sync_errors", "Transactions that failed", &self.write_errors);
+        let quorum = "Connections that ended because etcd had no leader";
+        add(registry, "cilium_kvstore_quorum_errors", quorum, &self.quorum_errors);
         let refused = "Updates refused so far";
         add(registry, "tombolo_clustermesh_refused_updates", refused, &self.refused_updates);
         add(registry, "tombolo_clustermesh_conflicts", "Conflicts that stand", &self.conflicts);

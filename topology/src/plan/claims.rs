@@ -4,6 +4,8 @@
 //! refused one overlaps an accepted one: it is accepted as soon as that is gone. Who was there first keeps it; the own cluster always has
 //! what it claims. Prefixes nest or are disjoint, so what overlaps is found by the lengths in use and one range of an ordered map.
 
+use super::keys::Keys;
+use super::reserved::Reserved;
 use std::collections::{BTreeMap, BTreeSet};
 use tombolo_base::prefix::Prefix;
 
@@ -44,6 +46,10 @@ pub(super) struct Claims {
     refused: BTreeSet<(Prefix, Party)>,
     /// How many claims there are of each family (IPv4 is true) and length.
     lengths: Lengths,
+    /// Claims of WireGuard keys.
+    pub(super) keys: Keys,
+    /// What the own cluster has besides.
+    pub(super) reserved: Reserved,
 }
 
 /// Which lengths of prefixes are in use, by family: there are few.
@@ -74,7 +80,7 @@ impl Lengths {
 }
 
 /// Whether a claim takes what another one has.
-fn beats(challenger: (Standing, Party), holder: (Standing, Party)) -> bool {
+pub(super) fn beats(challenger: (Standing, Party), holder: (Standing, Party)) -> bool {
     let founders = challenger.0 == Standing::Founder && holder.0 == Standing::Founder;
     challenger.0 < holder.0 || (founders && challenger.1 < holder.1)
 }

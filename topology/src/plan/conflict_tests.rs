@@ -4,19 +4,19 @@
 use super::tests::{World, config, node, pod};
 use super::*;
 use crate::conflict::MAX_CONFLICTS;
-use crate::rows::{AddressKind, NodeAddress};
-use proptest::prelude::*;
-use tombolo_base::table::Changes;
+use crate::reserved::Purpose;
+use crate::rows::{AddressKind, NodeAddress, WireguardKey};
+use tombolo_base::table::{Changes, Table};
 
-struct Rig {
-    world: World,
-    planner: Planner,
+pub(super) struct Rig {
+    pub(super) world: World,
+    pub(super) planner: Planner,
     nodes: Changes<NodeRow>,
     prefixes: Changes<PrefixRow>,
 }
 
 impl Rig {
-    fn new(path: PathKind) -> Self {
+    pub(super) fn new(path: PathKind) -> Self {
         let world = World::new();
         let planner = Planner::new(config(path, true), NodeIndexes::default());
         let (nodes, prefixes) = (world.nodes.0.changes(), world.prefixes.0.changes());
@@ -26,15 +26,15 @@ impl Rig {
         rig
     }
 
-    fn put(&self, row: NodeRow) {
+    pub(super) fn put(&self, row: NodeRow) {
         self.world.nodes.1.upsert(row);
     }
 
-    fn take(&self, row: &NodeRow) {
+    pub(super) fn take(&self, row: &NodeRow) {
         self.world.nodes.1.remove(&row.key());
     }
 
-    fn look(&mut self) {
+    pub(super) fn look(&mut self) {
         self.planner.step(self.nodes.drain(), self.prefixes.drain(), None, &self.world.out);
     }
 
@@ -60,14 +60,14 @@ impl Rig {
 }
 
 /// A node of `cluster` with these pod CIDRs.
-fn with(cluster: u8, n: u8, cidrs: &[&str]) -> NodeRow {
+pub(super) fn with(cluster: u8, n: u8, cidrs: &[&str]) -> NodeRow {
     let mut row = node(cluster, n, true);
     row.pod_cidrs = cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect();
     row.addresses.retain(|address| address.kind == AddressKind::Internal);
     row
 }
 
-fn source(cluster: u8) -> Source {
+pub(super) fn source(cluster: u8) -> Source {
     Source::Cluster(ClusterName::new(&format!("c{cluster}")).unwrap())
 }
 
@@ -139,6 +139,177 @@ fn a_node_address_that_another_cluster_has_is_not_reached_and_told() {
     assert!(rig.conflicts().is_empty() && rig.routed("10.2.1.0/24"));
 }
 
+/// A node whose pod CIDR is refused says the address of another one's node as an address inside that CIDR: it takes nothing with it.
+#[test]
+fn a_refused_pod_cidr_takes_no_address_of_another_cluster_with_it() {
+    let address = |kind, ip: &str| NodeAddress { kind, ip: ip.parse().unwrap() };
+    let mut rig = Rig::new(PathKind::Overlay);
+    rig.put(node(3, 1, true));
+    rig.look();
+    // It comes later, and its cluster sorts first.
+    let mut hostile = with(2, 1, &["172.20.3.0/24", "fd00:10:3:1::/64"]);
+    hostile.addresses.extend([
+        address(AddressKind::Internal, "172.20.3.1"),
+        address(AddressKind::CiliumInternal, "fd00:10:3:1::1"),
+    ]);
+    rig.put(hostile.clone());
+    rig.look();
+    for own in ["172.20.3.1", "fd00:10:3:1::1"] {
+        assert_eq!(rig.at(own).as_deref(), Some("c3/n1"), "{own}");
+    }
+    assert!(
+        rig.world.entry(&rig.world.out, "172.20.3.1").unwrap().node_address,
+        "what goes there is encrypted"
+    );
+    assert!(!rig.routed("172.20.3.0/24"));
+    rig.take(&hostile);
+    rig.look();
+    assert_eq!(rig.at("172.20.3.1").as_deref(), Some("c3/n1"));
+    // Without malice: two clusters made from one template.
+    let twin = |cluster: u8| {
+        let mut row = with(cluster, 1, &["10.66.0.0/24"]);
+        row.addresses.push(address(AddressKind::CiliumInternal, "10.66.0.1"));
+        row
+    };
+    rig.put(twin(3));
+    rig.look();
+    rig.put(twin(2));
+    rig.look();
+    assert_eq!(rig.at("10.66.0.1").as_deref(), Some("c3/n1"));
+    let entry = rig.world.entry(&rig.world.out, "10.66.0.1").unwrap();
+    assert_eq!(entry.identity, tombolo_base::ids::IdentityId::REMOTE_NODE);
+}
+
+#[test]
+fn a_wireguard_key_that_another_cluster_has_is_refused_and_free_when_that_one_goes() {
+    let mut rig = Rig::new(PathKind::Overlay);
+    let thief = |name: u8, of: &NodeRow| NodeRow {
+        wireguard_key: of.wireguard_key,
+        ..with(2, name, &[&format!("10.2.{name}.0/24")])
+    };
+    let (own, remote) = (node(1, 3, true), node(3, 1, true));
+    let holder = |rig: &Rig, key: &NodeRow| {
+        let peers = rig.world.out.peers.table().snapshot();
+        peers.get(&key.wireguard_key.unwrap()).map(|peer| format!("{}/{}", peer.cluster, peer.node))
+    };
+    rig.put(remote.clone());
+    rig.put(thief(1, &own));
+    rig.look();
+    assert_eq!(holder(&rig, &own).as_deref(), Some("c2/n1"), "nobody else has it yet");
+    for row in [own.clone(), thief(2, &remote)] {
+        rig.put(row);
+    }
+    rig.look();
+    let own_peer = holder(&rig, &own);
+    assert_eq!((own_peer.as_deref(), holder(&rig, &remote).as_deref()), (Some("c1/n3"), Some("c3/n1")));
+    let told = rig.conflicts();
+    let key = remote.wireguard_key.unwrap();
+    let text = format!("wireguard-key {key}: used: c3/n1; refused: c2/n2; ");
+    assert!(told.iter().any(|row| row.starts_with(&text)), "{told:?}");
+    assert_eq!(rig.planner.conflict_counts().found(ConflictKind::WireguardKey), 2);
+    // The thief goes: the one it was taken from stays.
+    rig.take(&thief(2, &remote));
+    rig.look();
+    assert_eq!(holder(&rig, &remote).as_deref(), Some("c3/n1"));
+    // The holder goes: who waits has it, and its peer is planned although nothing of that node changed.
+    rig.put(thief(2, &remote));
+    rig.look();
+    rig.take(&remote);
+    rig.take(&own);
+    rig.look();
+    assert_eq!(
+        (holder(&rig, &remote).as_deref(), holder(&rig, &own).as_deref()),
+        (Some("c2/n2"), Some("c2/n1"))
+    );
+    assert!(rig.conflicts().is_empty(), "{:?}", rig.conflicts());
+}
+
+/// A node comes back under another name before the lease of its old entry has ended.
+#[test]
+fn two_nodes_of_one_cluster_with_one_key_have_one_peer_until_the_first_goes() {
+    let mut rig = Rig::new(PathKind::Overlay);
+    let renamed = NodeRow { name: "renamed".into(), ..node(3, 1, true) };
+    rig.put(node(3, 1, true));
+    rig.put(renamed);
+    rig.look();
+    let named = |rig: &Rig| {
+        rig.world.out.peers.table().snapshot().iter().map(|peer| peer.node.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(named(&rig), ["n1"]);
+    rig.take(&node(3, 1, true));
+    rig.look();
+    assert_eq!(named(&rig), ["renamed"]);
+}
+
+pub(super) fn reserved(prefixes: &[&str]) -> tombolo_base::table::Snapshot<ReservedRow> {
+    let (table, writer) = Table::new();
+    let rows = prefixes.iter().map(|prefix| ReservedRow {
+        source: Source::Local,
+        prefix: prefix.parse().unwrap(),
+        purpose: Purpose::Etcd,
+    });
+    writer.replace_source(&Source::Local, rows);
+    table.snapshot()
+}
+
+/// This cluster's etcd, its link and its pools: another cluster's node may be there, its pods may not, whoever comes first.
+#[test]
+fn another_clusters_pods_are_kept_out_of_what_is_reserved() {
+    let kept = reserved(&["172.20.19.2", "172.20.0.0/16", "198.51.100.0/24"]);
+    for first in [true, false] {
+        let mut rig = Rig::new(PathKind::Overlay);
+        if first {
+            rig.planner.reserve(&kept);
+        }
+        // Around the etcd, exactly it, and beside all that.
+        rig.put(with(2, 1, &["172.20.19.0/24", "172.20.19.2/32", "10.2.1.0/24"]));
+        rig.put(node(3, 1, true));
+        for (ip, host) in
+            [("198.51.100.7", "172.20.2.1"), ("198.51.0.0/16", "172.20.2.1"), ("172.20.3.1", "172.20.3.1")]
+        {
+            let cluster = host.as_bytes()[7] - b'0';
+            rig.world.prefixes.1.upsert(pod(source(cluster), ip, host, 131_400));
+        }
+        rig.look();
+        if !first {
+            assert!(rig.routed("172.20.19.0/24") && rig.at("198.51.100.7").is_some());
+            rig.planner.reserve(&kept);
+            rig.look();
+        }
+        for taken in ["172.20.19.0/24", "172.20.19.2/32", "198.51.100.7", "198.51.0.0/16"] {
+            assert_eq!((rig.at(taken), rig.routed(taken)), (None, false), "{taken}");
+        }
+        assert_eq!(
+            rig.peers().iter().filter(|prefix| prefix.overlaps(&"172.20.19.2".parse().unwrap())).count(),
+            0
+        );
+        assert_eq!(rig.at("10.2.1.0/24").as_deref(), Some("c2/n1"));
+        // A node on the same link, also where its cluster says its address like a pod's.
+        assert_eq!(
+            (rig.at("172.20.2.1").as_deref(), rig.at("172.20.3.1").as_deref()),
+            (Some("c2/n1"), Some("c3/n1"))
+        );
+        let told = rig.conflicts();
+        assert_eq!(told.len(), 4, "{told:?}");
+        let text = "pod-cidr 172.20.19.0/24: used: c1/- 172.20.0.0/16; refused: c2/n1 172.20.19.0/24; ";
+        assert!(told.iter().any(|row| row.starts_with(text)), "{told:?}");
+        assert!(
+            told.iter().any(
+                |row| row.starts_with("address 198.51.100.7: used: c1/- 198.51.100.0/24; refused: c2/n1")
+            ),
+            "{told:?}"
+        );
+        // What is refused there stands in nobody's way, and is used when it is free.
+        rig.planner.reserve(&reserved(&[]));
+        rig.look();
+        assert_eq!(
+            (rig.at("172.20.19.0/24").as_deref(), rig.routed("172.20.19.0/24")),
+            (Some("c2/n1"), true)
+        );
+        assert!(rig.at("198.51.100.7").is_some() && rig.conflicts().is_empty(), "{:?}", rig.conflicts());
+    }
+}
+
 #[test]
 fn a_cluster_cannot_claim_addresses_in_another_ones_pod_prefix() {
     let mut rig = Rig::new(PathKind::Overlay);
@@ -185,53 +356,143 @@ fn of_an_address_outside_all_pod_prefixes_who_had_it_keeps_it() {
     rig.put(node(3, 1, false));
     rig.world.prefixes.1.upsert(pod(source(3), "10.99.0.1", "172.20.3.1", 200_000));
     rig.look();
-    rig.planner.set_time(77);
+    rig.planner.set_time(Moment::ZERO, 77);
     rig.world.prefixes.1.upsert(pod(source(2), "10.99.0.1", "172.20.2.1", 131_400));
     rig.look();
     assert_eq!(rig.at("10.99.0.1").as_deref(), Some("c3/n1"));
     let row = rig.world.out.conflicts.table().snapshot().iter().next().cloned().unwrap();
     assert_eq!((row.kind, row.since_unix_secs, row.claimants.len()), (ConflictKind::Address, 77, 2));
     assert_eq!(row.chosen.as_ref().map(ClusterName::as_str), Some("c3"));
-    assert_eq!(rig.planner.conflict_counts().get(ConflictKind::Address), 1);
+    assert_eq!(rig.planner.conflict_counts().found(ConflictKind::Address), 1);
     rig.world.prefixes.1.remove(&("10.99.0.1".parse().unwrap(), source(3)));
     rig.look();
     assert_eq!((rig.at("10.99.0.1").as_deref(), rig.conflicts().len()), (Some("c2/n1"), 0));
+}
+
+/// A node goes, and its successor takes pod CIDR, address and key in the same batch.
+#[test]
+fn what_moves_to_another_node_of_the_holder_does_not_fall_to_who_waits() {
+    let mut rig = Rig::new(PathKind::Overlay);
+    let holder = |name: &str| NodeRow { name: name.into(), ..node(3, 1, true) };
+    let waiting = NodeRow {
+        name: "n9".into(),
+        ..NodeRow {
+            source: source(2),
+            cluster: node(2, 1, true).cluster,
+            cluster_id: node(2, 1, true).cluster_id,
+            ..node(3, 1, true)
+        }
+    };
+    rig.put(holder("z1"));
+    rig.look();
+    rig.put(waiting);
+    rig.look();
+    rig.take(&holder("z1"));
+    rig.put(holder("z2"));
+    rig.look();
+    for prefix in ["10.3.1.0/24", "172.20.3.1", "fd00:10:3:1::1"] {
+        assert_eq!(rig.at(prefix).as_deref(), Some("c3/z2"), "{prefix}");
+    }
+    let peers = rig.world.out.peers.table().snapshot();
+    assert_eq!(peers.iter().map(|peer| peer.node.as_ref()).collect::<Vec<_>>(), ["z2"]);
+}
+
+/// Clusters 2 and 3 claim the same pod CIDR, node address, address and key from the start.
+struct Founders {
+    world: World,
+    planner: Planner,
+    nodes: Changes<NodeRow>,
+    prefixes: Changes<PrefixRow>,
+}
+
+impl Founders {
+    const ADDRESS: &str = "10.77.0.1";
+    const CLAIMS: [&str; 3] = ["10.9.0.0/24", "203.0.113.9", Self::ADDRESS];
+    const KEY: WireguardKey = WireguardKey([9; 32]);
+
+    /// With what an earlier life had at the node with the address `restored`.
+    fn new(restored: Option<&str>) -> Self {
+        let world = World::new();
+        let mut planner = Planner::new(config(PathKind::Overlay, true), NodeIndexes::default());
+        let at = restored.map(|ip| ip.parse().unwrap());
+        planner
+            .restore_claims(at.iter().flat_map(|ip| Self::CLAIMS.map(|claim| (claim.parse().unwrap(), *ip))));
+        planner.restore_keys(at.map(|ip| (Self::KEY, ip)));
+        let (nodes, prefixes) = (world.nodes.0.changes(), world.prefixes.0.changes());
+        let mut founders = Self { world, planner, nodes, prefixes };
+        for cluster in [2, 3] {
+            founders.state(cluster, SourceState::Pending);
+        }
+        founders.world.nodes.1.upsert(node(1, 0, false));
+        founders.look();
+        founders
+    }
+
+    fn state(&self, cluster: u8, state: SourceState) {
+        self.world.nodes.1.set_source(&source(cluster), state);
+        self.world.prefixes.1.set_source(&source(cluster), state);
+    }
+
+    fn look(&mut self) {
+        self.planner.step(self.nodes.drain(), self.prefixes.drain(), None, &self.world.out);
+    }
+
+    fn speak(&mut self, cluster: u8) {
+        let mut row = NodeRow { wireguard_key: Some(Self::KEY), ..with(cluster, 1, &["10.9.0.0/24"]) };
+        row.addresses.push(NodeAddress { kind: AddressKind::External, ip: "203.0.113.9".parse().unwrap() });
+        self.world.nodes.1.upsert(row);
+        self.world.prefixes.1.upsert(pod(
+            source(cluster),
+            Self::ADDRESS,
+            &format!("172.20.{cluster}.1"),
+            131_400,
+        ));
+        self.look();
+        self.state(cluster, SourceState::Initialized);
+        self.look();
+    }
+
+    /// Which clusters have it all.
+    fn have(&self) -> BTreeSet<Source> {
+        let entries = self.world.out.entries.table().snapshot();
+        let peers = self.world.out.peers.table().snapshot();
+        let claims = Self::CLAIMS.iter().map(|claim| entries.get(&claim.parse().unwrap()).unwrap().source);
+        claims.chain([peers.get(&Self::KEY).unwrap().source]).collect()
+    }
 }
 
 #[test]
 fn at_the_start_neither_the_order_of_lists_nor_the_name_decides_but_the_earlier_life_and_then_the_id() {
     for restored in [None, Some("172.20.3.1"), Some("172.20.2.1")] {
         for first in [2, 3] {
-            let world = World::new();
-            let mut planner = Planner::new(config(PathKind::Overlay, false), NodeIndexes::default());
-            let cidr: Prefix = "10.9.0.0/24".parse().unwrap();
-            planner.restore_claims(restored.map(|ip| (cidr, ip.parse().unwrap())));
-            let (mut nodes, mut prefixes) = (world.nodes.0.changes(), world.prefixes.0.changes());
-            for cluster in [2, 3] {
-                world.nodes.1.set_source(&source(cluster), SourceState::Pending);
-                world.prefixes.1.set_source(&source(cluster), SourceState::Pending);
-            }
-            world.nodes.1.upsert(node(1, 0, false));
-            planner.step(nodes.drain(), prefixes.drain(), None, &world.out);
-            for cluster in [first, 5 - first] {
-                world.nodes.1.upsert(with(cluster, 1, &["10.9.0.0/24"]));
-                let ip = format!("172.20.{cluster}.1");
-                world.prefixes.1.upsert(pod(source(cluster), "10.77.0.1", &ip, 131_400));
-                planner.step(nodes.drain(), prefixes.drain(), None, &world.out);
-                world.nodes.1.set_source(&source(cluster), SourceState::Initialized);
-                world.prefixes.1.set_source(&source(cluster), SourceState::Initialized);
-                planner.step(nodes.drain(), prefixes.drain(), None, &world.out);
-            }
-            let snapshot = world.out.entries.table().snapshot();
+            let mut founders = Founders::new(restored);
+            founders.speak(first);
+            founders.speak(5 - first);
             let had = if restored == Some("172.20.3.1") { 3 } else { 2 };
-            assert_eq!(snapshot.get(&cidr).unwrap().source, source(had), "{restored:?} {first}");
-            assert_eq!(snapshot.get(&"10.77.0.1".parse().unwrap()).unwrap().source, source(2), "{first}");
+            assert_eq!(founders.have(), [source(had)].into(), "{restored:?} {first}");
+            assert!(founders.planner.restored.is_empty() && founders.planner.restored_keys.is_empty());
             // Who comes from now on comes later, whatever its id.
-            world.nodes.1.upsert(with(2, 9, &["10.9.0.0/25"]));
-            planner.step(nodes.drain(), prefixes.drain(), None, &world.out);
-            let now = world.out.entries.table().snapshot();
-            assert_eq!(now.get(&cidr).unwrap().source, source(had));
+            founders.world.nodes.1.upsert(with(2, 9, &["10.9.0.0/25"]));
+            founders.look();
+            assert_eq!(founders.have(), [source(had)].into());
         }
+    }
+}
+
+/// A cluster that is dead for long does not keep the memory of the earlier life alive, and takes nothing when it comes back.
+#[test]
+fn founders_that_are_not_read_in_time_come_later() {
+    for late in [false, true] {
+        let mut founders = Founders::new(None);
+        founders.planner.restore_claims([("10.200.0.1".parse().unwrap(), "172.20.4.1".parse().unwrap())]);
+        founders.speak(3);
+        let after = if late { FOUNDING + Duration::from_secs(1) } else { FOUNDING };
+        founders.planner.set_time(Moment::ZERO.after(after), 0);
+        founders.world.nodes.1.upsert(node(1, 5, false));
+        founders.look();
+        assert_eq!(founders.planner.restored.is_empty(), late);
+        founders.speak(2);
+        assert_eq!(founders.have(), [source(if late { 3 } else { 2 })].into());
     }
 }
 
@@ -254,111 +515,38 @@ fn two_nodes_of_one_cluster_with_one_pod_cidr_are_told_and_a_node_said_twice_is_
 }
 
 #[test]
-fn a_cluster_that_claims_thousands_of_foreign_addresses_costs_a_bounded_table() {
+fn thousands_of_conflicts_cost_a_bounded_table_and_are_shown_as_there_is_room() {
     let mut rig = Rig::new(PathKind::Overlay);
     rig.put(node(2, 1, false));
     rig.put(with(3, 1, &["10.3.0.0/16"]));
+    let address = |host: u32| format!("10.3.{}.{}", host / 250, host % 250);
+    rig.planner.set_time(Moment::ZERO, 77);
     rig.world.prefixes.1.commit(|txn| {
         for host in 0..3_000_u32 {
-            txn.upsert(pod(source(2), &format!("10.3.{}.{}", host / 250, host % 250), "172.20.2.1", 131_400));
+            txn.upsert(pod(source(2), &address(host), "172.20.2.1", 131_400));
         }
     });
     rig.look();
-    assert_eq!(rig.conflicts().len(), MAX_CONFLICTS);
-    assert_eq!(rig.planner.conflict_counts().get(ConflictKind::Address), 3_000);
+    let counts = rig.planner.conflict_counts();
+    let counted = || (counts.found(ConflictKind::Address), counts.hidden(ConflictKind::Address));
+    assert_eq!((rig.conflicts().len(), counted()), (MAX_CONFLICTS, (3_000, 3_000 - MAX_CONFLICTS as u64)));
     assert!(rig.at("10.3.11.7").is_none());
+    // Planned again they are the same ones.
+    rig.planner.set_time(Moment::ZERO, 99);
+    rig.put(NodeRow { encryption_key: 7, ..node(2, 1, false) });
+    rig.look();
+    assert_eq!(counted().0, 3_000);
+    // What is shown goes: others take its room.
+    rig.world.prefixes.1.commit(|txn| {
+        for host in 0..2_500_u32 {
+            txn.remove(&(address(host).parse().unwrap(), source(2)));
+        }
+    });
+    rig.look();
+    assert_eq!((rig.conflicts().len(), counted()), (500, (3_000, 0)));
+    let rows = rig.world.out.conflicts.table().snapshot();
+    assert!(rows.iter().all(|row| row.since_unix_secs == 77 && row.claimants.len() == 2), "{rows:?}");
     rig.world.prefixes.1.drain_source(&source(2));
     rig.look();
     assert!(rig.conflicts().is_empty());
-}
-
-#[derive(Debug, Clone)]
-enum Step {
-    Node(u8, u8, u8, u8),
-    DropNode(u8, u8),
-    Pod(u8, u8, u8, u8),
-    DropPod(u8, u8, u8),
-    Look,
-}
-
-fn some_cidr(a: u8, len: u8) -> Prefix {
-    Prefix::new([10, 0, a, a * 64].into(), len).unwrap()
-}
-
-proptest! {
-    #[test]
-    fn with_conflicts_too_the_incremental_pass_equals_the_full_one(
-        steps in prop::collection::vec(prop_oneof![
-            (1u8..5, 0u8..3, 0u8..4, 22u8..27).prop_map(|(c, n, a, l)| Step::Node(c, n, a, l)),
-            (2u8..5, 0u8..3).prop_map(|(c, n)| Step::DropNode(c, n)),
-            (2u8..5, 0u8..3, 0u8..4, 24u8..33).prop_map(|(c, n, a, l)| Step::Pod(c, n, a, l)),
-            (2u8..5, 0u8..4, 24u8..33).prop_map(|(c, a, l)| Step::DropPod(c, a, l)),
-            Just(Step::Look),
-        ], 1..60),
-    ) {
-        let mut rig = Rig::new(PathKind::Overlay);
-        for step in steps.into_iter().chain([Step::Look]) {
-            match step {
-                Step::Node(c, n, a, len) if (c, n) != (1, 0) => {
-                    let mut row = with(c, n, &[]);
-                    row.pod_cidrs = vec![some_cidr(a, len)];
-                    rig.put(row);
-                }
-                Step::Node(..) => {}
-                Step::DropNode(c, n) => rig.take(&with(c, n, &[])),
-                Step::Pod(c, n, a, len) => {
-                    let row = pod(source(c), "10.0.0.0", &format!("172.20.{c}.{n}"), 300);
-                    rig.world.prefixes.1.upsert(PrefixRow { prefix: some_cidr(a, len), ..row });
-                }
-                Step::DropPod(c, a, len) => { rig.world.prefixes.1.remove(&(some_cidr(a, len), source(c))); }
-                Step::Look => rig.look(),
-            }
-        }
-        let Rig { world, planner, .. } = &rig;
-        // The claims, made anew out of the nodes; who has something is the history that the incremental pass has.
-        let nodes = &planner.inputs.nodes;
-        let names: BTreeSet<_> = nodes.iter().map(|row| (row.cluster, row.name.clone())).collect();
-        let made: Vec<_> = names.iter().filter_map(|(cluster, name)| node_view(nodes, &planner.config, cluster, name)).flat_map(|view| view.claimed().into_iter().map(move |prefix| (prefix, view.party))).collect();
-        let mut claims = Claims::default();
-        for refused in [false, true] {
-            for (prefix, party) in made.iter().filter(|(prefix, party)| planner.claims.is_refused(*prefix, *party) == refused) {
-                let standing = match (*party, refused) {
-                    (OWN, _) => Standing::Own,
-                    (_, false) => Standing::Restored,
-                    (_, true) => Standing::Later,
-                };
-                claims.add(*prefix, *party, standing, &mut Changed::new());
-            }
-        }
-        for (prefix, party) in &made {
-            prop_assert_eq!(claims.is_refused(*prefix, *party), planner.claims.is_refused(*prefix, *party));
-        }
-        // Every key of every output, by the functions that a full pass calls.
-        let known = Known { nodes, claims: &claims, config: &planner.config };
-        let (entries, routes) = (world.out.entries.table().snapshot(), world.out.routes.table().snapshot());
-        let rows = planner.inputs.prefixes.iter().map(|row| row.prefix);
-        let keys: BTreeSet<Prefix> = rows.chain(made.iter().map(|(prefix, _)| *prefix)).chain(entries.iter().map(|entry| entry.prefix)).chain(routes.iter().map(|route| route.prefix)).collect();
-        let founding = BTreeSet::new();
-        let mut told = BTreeMap::new();
-        for key in keys {
-            let holder = Holder { source: entries.get(&key).map(|entry| &entry.source), founding: &founding };
-            let decided = prefix_entry(key, &planner.inputs.prefixes, known, &planner.indexes, holder);
-            prop_assert_eq!(decided.entry.as_ref(), entries.get(&key), "{}", key);
-            let route = route_entry(key, known, &planner.inputs.learned);
-            prop_assert_eq!(route.as_ref(), routes.get(&key), "{}", key);
-            if !decided.contest.is_empty() {
-                told.insert((ConflictKind::Address, key), decided.contest);
-            }
-            if let Some((kind, claimants)) = claim_conflict(key, known) {
-                told.insert((kind, key), claimants);
-            }
-        }
-        let rows: BTreeMap<_, _> = world.out.conflicts.table().snapshot().iter().map(|row| (row.key(), row.claimants.clone())).collect();
-        prop_assert_eq!(rows, told);
-        // Nothing of one cluster lies in what another one has.
-        for entry in entries.iter() {
-            let party = match &entry.source { Source::Cluster(name) => u16::from(name.as_str().as_bytes()[1] - b'0'), _ => OWN };
-            prop_assert!(party == OWN || claims.rival(entry.prefix, party).is_none(), "{:?}", entry);
-        }
-    }
 }

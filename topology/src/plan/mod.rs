@@ -6,17 +6,19 @@
 //! PrefixRow┴───────────────► PrefixEntry
 //! NodeRow, LearnedRoute ───► RouteEntry
 //! ```
-//! Before that, [`claims`] refuses pod prefixes and node addresses that another cluster has; what is refused, and addresses that two clusters
-//! say, become [`ConflictRow`](crate::conflict::ConflictRow)s.
+//! Before that, [`claims`] refuses pod prefixes, node addresses and WireGuard keys that another cluster has; what is refused, and addresses that two clusters
+//! say, become [`ConflictRow`](crate::conflict::ConflictRow)s. Pods of other clusters in what this one has besides ([`ReservedRow`](crate::ReservedRow)) likewise.
 //!
 //! [`Planner::step`] is the incremental pass; a full pass calls the same functions for every key.
 
 mod claims;
 mod conflicts;
 mod hops;
+mod keys;
 mod nodes;
 mod planner;
 mod prefixes;
+mod reserved;
 mod routes;
 
 pub use nodes::{Known, NodeIndexes, NodeView};
@@ -47,7 +49,7 @@ pub struct PlanConfig {
     pub overlay_device: Arc<str>,
     /// Largest packets by path and underlay family.
     pub mtu: PathMtus,
-    /// Prefixes of this node's own links: never routed elsewhere.
+    /// Prefixes of this node's own links: BGP's routes to them are not taken. Other clusters' pods are kept out by reserving them.
     pub connected: Vec<Prefix>,
 }
 

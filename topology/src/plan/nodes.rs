@@ -2,8 +2,9 @@
 
 use super::PlanConfig;
 use super::claims::{Claims, OWN, Party};
+use super::reserved::Reserved;
 use crate::rows::{
-    AddressKind, NodeIndex, NodeLookup, NodePath, NodeRow, PathKind, WireguardKey, WireguardPeer,
+    AddressKind, NodeAddress, NodeIndex, NodeLookup, NodePath, NodeRow, PathKind, WireguardKey, WireguardPeer,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -32,7 +33,7 @@ pub struct NodeView {
     pub pod_cidrs: Vec<Prefix>,
     /// Its WireGuard key, from whichever source knows it.
     pub wireguard_key: Option<WireguardKey>,
-    /// Pod prefixes that it claims and another cluster has: nothing is made of them.
+    /// Pod prefixes that it claims and another cluster has, or the own one reserves: nothing is made of them.
     pub refused: Vec<Prefix>,
 }
 
@@ -47,7 +48,7 @@ pub struct Known<'a> {
 impl<'a> Known<'a> {
     /// A node without what is refused of it.
     pub(super) fn node(&self, cluster: &ClusterName, name: &Arc<str>) -> Option<NodeView> {
-        let mut view = node_view(self.nodes, self.config, cluster, name)?;
+        let mut view = node_view(self.nodes, &self.claims.reserved, self.config, cluster, name)?;
         if self.claims.any_refused() {
             view.drop_refused(self.claims);
         }
@@ -83,17 +84,39 @@ impl<'a> Known<'a> {
         of_cidr.chain(address.into_iter().flatten())
     }
 
+    /// The desired WireGuard peer of a node: everything that lives on the node may come from it. A key that is another node's is
+    /// none: packets end at the WireGuard device.
+    pub(super) fn peer(&self, view: &NodeView, local: Option<&NodeView>) -> Option<WireguardPeer> {
+        if !self.config.encrypt || view.is_local(self.config) {
+            return None;
+        }
+        let key = view.wireguard_key?;
+        let (cluster, name) = self.claims.keys.holder(key)?;
+        let hosts = view.underlay.iter().map(|ip| Prefix::host(*ip));
+        let allowed_ips: BTreeSet<_> = hosts.chain(view.pod_cidrs.iter().copied()).collect();
+        (view.cluster == *cluster && view.name == *name).then_some(WireguardPeer {
+            source: view.source,
+            key,
+            cluster: view.cluster,
+            node: view.name.clone(),
+            endpoint: SocketAddr::new(view.tunnel_endpoint(local)?, self.config.wireguard_port),
+            allowed_ips,
+        })
+    }
+
+    /// The first node that has `prefix` after all refusals: a row that merely says so, though a claim around it is refused, hides no other.
     fn first(
         &self,
         mut rows: impl Iterator<Item = &'a NodeRow>,
         prefix: Prefix,
         cluster: Option<&ClusterName>,
     ) -> Option<NodeView> {
-        let row = rows.find(|row| {
-            cluster.is_none_or(|cluster| row.cluster == *cluster)
-                && !self.claims.is_refused(prefix, party(row, self.config))
-        })?;
-        self.node(&row.cluster, &row.name)
+        rows.find_map(|row| {
+            let asked = cluster.is_none_or(|cluster| row.cluster == *cluster);
+            let may = asked && !self.claims.is_refused(prefix, party(row, self.config));
+            let view = may.then(|| self.node(&row.cluster, &row.name)).flatten()?;
+            view.holds(prefix).then_some(view)
+        })
     }
 }
 
@@ -102,10 +125,12 @@ pub(super) fn party(row: &NodeRow, config: &PlanConfig) -> Party {
     if row.cluster == config.cluster { OWN } else { row.cluster_id.get() }
 }
 
-/// Merges the rows of one node. Manifests decide over the cluster's etcd, which adds the WireGuard key.
+/// Merges the rows of one node. Manifests decide over the cluster's etcd, which adds the WireGuard key. Pod prefixes of another
+/// cluster in what is reserved are no claims: they stand in nobody's way.
 #[must_use]
 pub(super) fn node_view(
     nodes: &Snapshot<NodeRow>,
+    reserved: &Reserved,
     config: &PlanConfig,
     cluster: &ClusterName,
     name: &Arc<str>,
@@ -117,19 +142,23 @@ pub(super) fn node_view(
         _ => 2,
     });
     let first = rows.first()?;
+    let party = party(first, config);
+    let kept = |cidr: &&Prefix| party == OWN || reserved.at(**cidr).is_none();
+    let (pod_cidrs, refused): (Vec<Prefix>, Vec<Prefix>) = first.pod_cidrs.iter().partition(kept);
     let of = |kind: fn(AddressKind) -> bool| {
-        first.addresses.iter().filter(|a| kind(a.kind)).map(|a| a.ip).collect::<Vec<_>>()
+        let free = |a: &&NodeAddress| kind(a.kind) && !refused.iter().any(|cidr| cidr.contains(a.ip));
+        first.addresses.iter().filter(free).map(|a| a.ip).collect::<Vec<_>>()
     };
     Some(NodeView {
         source: first.source,
-        party: party(first, config),
+        party,
         cluster: *cluster,
         name: name.clone(),
         underlay: of(|kind| kind != AddressKind::CiliumInternal),
         internal: of(|kind| kind == AddressKind::CiliumInternal),
-        pod_cidrs: first.pod_cidrs.clone(),
+        pod_cidrs,
         wireguard_key: rows.iter().find_map(|row| row.wireguard_key),
-        refused: Vec::new(),
+        refused,
     })
 }
 
@@ -142,16 +171,18 @@ impl NodeView {
         addresses.chain(self.pod_cidrs.iter().copied()).collect()
     }
 
-    /// Whether it has an address that is its own.
-    pub(super) fn has(&self, address: IpAddr) -> bool {
-        self.underlay.iter().chain(&self.internal).any(|ip| *ip == address)
+    /// Whether that is one of its pod prefixes or its own addresses.
+    pub(super) fn holds(&self, prefix: Prefix) -> bool {
+        let address = |ip: &IpAddr| Prefix::host(*ip) == prefix;
+        self.pod_cidrs.contains(&prefix) || self.underlay.iter().chain(&self.internal).any(address)
     }
 
     fn drop_refused(&mut self, claims: &Claims) {
         let party = self.party;
         let (refused, kept): (Vec<_>, Vec<_>) =
             self.pod_cidrs.iter().partition(|cidr| claims.is_refused(**cidr, party));
-        (self.refused, self.pod_cidrs) = (refused, kept);
+        self.refused.extend(refused);
+        self.pod_cidrs = kept;
         let lost = |ip: &IpAddr| {
             claims.is_refused(Prefix::host(*ip), party) || self.refused.iter().any(|cidr| cidr.contains(*ip))
         };
@@ -192,24 +223,6 @@ impl NodeView {
             encrypt: config.encrypt && !here,
             mtu: underlay.map_or_else(|| config.mtu.smallest(), |ip| config.mtu.towards(ip)),
         }
-    }
-
-    /// The desired WireGuard peer: everything that lives on the node may come from it.
-    #[must_use]
-    pub fn wireguard_peer(&self, local: Option<&Self>, config: &PlanConfig) -> Option<WireguardPeer> {
-        if !config.encrypt || self.is_local(config) {
-            return None;
-        }
-        let hosts = self.underlay.iter().map(|ip| Prefix::host(*ip));
-        let allowed_ips: BTreeSet<_> = hosts.chain(self.pod_cidrs.iter().copied()).collect();
-        Some(WireguardPeer {
-            source: self.source,
-            key: self.wireguard_key?,
-            cluster: self.cluster,
-            node: self.name.clone(),
-            endpoint: SocketAddr::new(self.tunnel_endpoint(local)?, config.wireguard_port),
-            allowed_ips,
-        })
     }
 }
 

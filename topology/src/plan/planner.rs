@@ -1,20 +1,25 @@
 //! The incremental pass: what a batch of changes touches, and the rows that follow.
 
-use super::claims::{Changed, Claims, Lengths, OWN, Standing};
-use super::conflicts::{Conflicts, claim_conflict};
+use super::claims::{Changed, Claims, Lengths, OWN, Party, Standing};
+use super::conflicts::{Conflicts, claim_conflict, key_conflict};
 use super::hops::RestoredHops;
+use super::keys::Node;
 use super::nodes::node_view;
 use super::prefixes::Holder;
+use super::reserved::Reserved;
 use super::{Known, NodeIndexes, NodeView, PlanConfig, prefix_entry, route_entry};
-use crate::conflict::{ConflictCounts, ConflictKind, ConflictRow};
+use crate::conflict::{Claimed, ConflictCounts, ConflictKind, ConflictRow};
+use crate::reserved::ReservedRow;
 use crate::rows::{
     LearnedNextHop, LearnedRoute, NodeIndex, NodePath, NodeRow, PathKind, PrefixEntry, PrefixRow, RouteEntry,
-    WireguardPeer,
+    WireguardKey, WireguardPeer,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 use tombolo_base::aggregate::least;
+use tombolo_base::clock::Moment;
 use tombolo_base::ids::ClusterName;
 use tombolo_base::prefix::Prefix;
 use tombolo_base::source::{Source, SourceState};
@@ -45,6 +50,9 @@ pub struct Outputs {
     pub conflicts: Writer<ConflictRow>,
 }
 
+/// How long clusters that were known at the start are founders: as long as what they published outlives them, the life of its leases.
+const FOUNDING: Duration = Duration::from_secs(15 * 60);
+
 /// Plans paths, prefixes, routes and WireGuard peers.
 pub struct Planner {
     config: PlanConfig,
@@ -55,10 +63,17 @@ pub struct Planner {
     conflicts: Conflicts,
     /// Clusters that were known when this life began and have not told their first list.
     founding: Option<BTreeSet<Source>>,
-    /// At which node each prefix was in the datapath when this life began.
+    /// When it began, and now.
+    began: Moment,
+    now: Moment,
+    /// At which node each prefix of other clusters was in the datapath when this life began.
     restored: BTreeMap<Prefix, IpAddr>,
+    /// Where each WireGuard peer was when this life began.
+    restored_keys: BTreeMap<WireguardKey, IpAddr>,
     /// Lengths of prefix rows that are no single addresses.
     masked: Lengths,
+    /// What the next step looks at besides what changed in its tables.
+    touched: Affected,
 }
 
 /// Keys that a set of changes touches.
@@ -69,6 +84,19 @@ struct Affected {
     routes: BTreeSet<Prefix>,
     /// Claims of nodes that may have become a conflict, or none any more.
     claims: BTreeSet<Prefix>,
+    /// Likewise keys.
+    keys: BTreeSet<WireguardKey>,
+}
+
+/// What is claimed now and was not, and the other way round.
+#[derive(Default)]
+struct Claiming {
+    gone: Vec<(Prefix, Party)>,
+    new: Vec<(Standing, Party, Prefix)>,
+    gone_keys: Vec<(WireguardKey, Party, Node)>,
+    new_keys: Vec<(Standing, Party, Node, WireguardKey)>,
+    /// Pod prefixes that are no claims, because they lie in what is reserved.
+    kept_out: BTreeSet<Prefix>,
 }
 
 impl Planner {
@@ -83,19 +111,29 @@ impl Planner {
             claims: Claims::default(),
             conflicts: Conflicts::default(),
             founding: None,
+            began: Moment::ZERO,
+            now: Moment::ZERO,
             restored: BTreeMap::new(),
+            restored_keys: BTreeMap::new(),
             masked: Lengths::default(),
+            touched: Affected::default(),
         }
     }
 
-    /// Takes over which node (by its tunnel endpoint) the datapath had each pod prefix at: of clusters that claim one, the earlier life's
-    /// choice stays.
+    /// Takes over which node (by its tunnel endpoint) the datapath had each prefix of other clusters at: of clusters that claim one, the
+    /// earlier life's choice stays. Let go when the founders have spoken.
     pub fn restore_claims(&mut self, held: impl IntoIterator<Item = (Prefix, IpAddr)>) {
         self.restored.extend(held);
     }
 
-    /// Tells the time (seconds since 1970) that new conflicts are given.
-    pub const fn set_time(&mut self, unix_secs: u64) {
+    /// Takes over at which address the device had each WireGuard peer: likewise.
+    pub fn restore_keys(&mut self, held: impl IntoIterator<Item = (WireguardKey, IpAddr)>) {
+        self.restored_keys.extend(held);
+    }
+
+    /// Tells the time: for the founders' while, and (seconds since 1970) for new conflicts.
+    pub const fn set_time(&mut self, now: Moment, unix_secs: u64) {
+        self.now = now;
         self.conflicts.now = unix_secs;
     }
 
@@ -125,12 +163,13 @@ impl Planner {
         learned: Option<Batch<LearnedRoute>>,
         out: &Outputs,
     ) {
-        let mut affected = Affected::default();
+        let mut affected = std::mem::take(&mut self.touched);
         if self.founding.is_none() {
             let of_nodes = nodes.iter().flat_map(|batch| batch.snapshot.sources());
             let of_prefixes = prefixes.iter().flat_map(|batch| batch.snapshot.sources());
             let known = of_nodes.chain(of_prefixes).map(|(source, _)| *source);
             self.founding = Some(known.filter(|source| matches!(source, Source::Cluster(_))).collect());
+            self.began = self.now;
         }
         if let Some(batch) = prefixes {
             affected.prefixes.extend(batch.keys.iter().map(|(prefix, _)| *prefix));
@@ -142,7 +181,8 @@ impl Planner {
                 self.node_changed(self.inputs.nodes.get(key), &mut affected);
                 self.node_changed(batch.snapshot.get(key), &mut affected);
             }
-            let changed = self.claim(&batch, &mut affected);
+            let claiming = self.claims_of(&batch);
+            let changed = self.claim(claiming, &mut affected);
             self.inputs.nodes = batch.snapshot;
             self.claims_changed(&changed, &mut affected);
         }
@@ -159,15 +199,21 @@ impl Planner {
         self.found();
     }
 
-    /// Sources whose first list is complete are no founders any more: what they say from now on comes later than what is there.
+    /// Sources whose first list is complete are no founders any more: what they say from now on comes later than what is there. Likewise
+    /// who has not been read for long: what an earlier life left is not remembered for ever.
     fn found(&mut self) {
         let Some(founding) = self.founding.as_mut().filter(|founding| !founding.is_empty()) else {
+            self.restored_keys.clear();
             return self.restored.clear();
         };
         let Inputs { nodes, prefixes, .. } = &self.inputs;
         let told = least(nodes.sources().chain(prefixes.sources()));
-        founding.retain(|source| told.get(source).is_some_and(|state| *state != SourceState::Initialized));
+        let over = self.now.since(self.began) > FOUNDING;
+        founding.retain(|source| {
+            !over && told.get(source).is_some_and(|state| *state != SourceState::Initialized)
+        });
         if founding.is_empty() {
+            self.restored_keys.clear();
             self.restored.clear();
         }
     }
@@ -182,36 +228,87 @@ impl Planner {
         }
     }
 
-    /// Takes in what the nodes of a batch claim now, and no more. Gives what became of claims.
-    fn claim(&mut self, batch: &Batch<NodeRow>, affected: &mut Affected) -> Changed {
-        let mut changed = Changed::new();
-        let (mut gone, mut new) = (Vec::new(), Vec::new());
+    /// Takes over what this cluster has besides pods and nodes: other clusters' pods are refused there. The next step writes what
+    /// follows.
+    pub fn reserve(&mut self, rows: &Snapshot<ReservedRow>) {
+        let reserved = Reserved::of(rows.iter().map(|row| row.prefix));
+        let changed = reserved.difference(&self.claims.reserved);
+        let concerned = |row: &&NodeRow| {
+            row.pod_cidrs.iter().any(|cidr| changed.iter().any(|prefix| prefix.overlaps(cidr)))
+        };
+        let nodes = self.inputs.nodes.clone();
+        let rows: Vec<&NodeRow> = nodes.iter().filter(concerned).collect();
+        let mut affected = std::mem::take(&mut self.touched);
+        let names: BTreeSet<Node> = rows.iter().map(|row| (row.cluster, row.name.clone())).collect();
+        let views = |reserved: &Reserved| -> Vec<_> {
+            names
+                .iter()
+                .map(|(cluster, name)| node_view(&nodes, reserved, &self.config, cluster, name))
+                .collect()
+        };
+        let (before, after) = (views(&self.claims.reserved), views(&reserved));
+        let mut claiming = Claiming::default();
+        for (before, after) in before.iter().zip(&after) {
+            self.compare(before.as_ref(), after.as_ref(), &mut claiming);
+        }
+        self.claims.reserved = reserved;
+        rows.iter().for_each(|row| self.node_changed(Some(row), &mut affected));
+        let claims = self.claim(claiming, &mut affected);
+        self.claims_changed(&claims, &mut affected);
+        changed.iter().for_each(|prefix| self.rows_at(*prefix, &mut affected));
+        self.touched = affected;
+    }
+
+    /// What the nodes of a batch claim now and did not before, and the other way round.
+    fn claims_of(&self, batch: &Batch<NodeRow>) -> Claiming {
+        let mut all = Claiming::default();
         let names: BTreeSet<_> = batch.keys.iter().map(|(_, cluster, name)| (cluster, name)).collect();
         for (cluster, name) in names {
-            let view = |nodes| node_view(nodes, &self.config, cluster, name);
-            let (before, after) = (view(&self.inputs.nodes), view(&batch.snapshot));
-            let claims = |view: &Option<NodeView>| {
-                let of = |view: &NodeView| {
-                    view.claimed().into_iter().map(|prefix| (prefix, view.party)).collect::<BTreeSet<_>>()
-                };
-                view.as_ref().map(of).unwrap_or_default()
-            };
-            let (old, now) = (claims(&before), claims(&after));
-            gone.extend(old.difference(&now).copied());
-            if let Some(view) = &after {
-                let made = now.difference(&old).copied();
-                new.extend(made.map(|(prefix, party)| (self.standing(prefix, view), party, prefix)));
-            }
+            let view = |nodes| node_view(nodes, &self.claims.reserved, &self.config, cluster, name);
+            self.compare(view(&self.inputs.nodes).as_ref(), view(&batch.snapshot).as_ref(), &mut all);
         }
-        for (prefix, party) in gone {
-            affected.claims.insert(prefix);
-            self.claims.remove(prefix, party, &mut changed);
+        all
+    }
+
+    fn compare(&self, before: Option<&NodeView>, after: Option<&NodeView>, all: &mut Claiming) {
+        let claims = |view: Option<&NodeView>| -> BTreeSet<_> {
+            let of =
+                |view: &NodeView| view.claimed().into_iter().map(|prefix| (prefix, view.party)).collect();
+            view.map(of).unwrap_or_default()
+        };
+        all.kept_out.extend(before.iter().chain(&after).flat_map(|view| view.refused.iter().copied()));
+        let (old, now) = (claims(before), claims(after));
+        all.gone.extend(old.difference(&now).copied());
+        let key =
+            |view: &NodeView| Some((view.wireguard_key?, view.party, (view.cluster, view.name.clone())));
+        let (old_key, key) = (before.and_then(key), after.and_then(key));
+        if let Some(view) = after {
+            let made = now.difference(&old);
+            let standing = |prefix| self.standing(self.restored.get(prefix), view);
+            all.new.extend(made.map(|(prefix, party)| (standing(prefix), *party, *prefix)));
+            let fresh = key.clone().filter(|_| key != old_key);
+            let standing = |key: &WireguardKey| self.standing(self.restored_keys.get(key), view);
+            all.new_keys.extend(fresh.map(|(key, party, node)| (standing(&key), party, node, key)));
         }
+        all.gone_keys.extend(old_key.filter(|old| Some(old) != key.as_ref()));
+    }
+
+    /// Takes in claims that are made and given up. Gives what became of claims.
+    fn claim(&mut self, mut claiming: Claiming, affected: &mut Affected) -> Changed {
+        let mut changed = Changed::new();
+        affected.claims.extend(claiming.kept_out);
         // In an order that does not depend on how the changes came.
-        new.sort_unstable();
-        for (standing, party, prefix) in new {
+        claiming.new.sort_unstable();
+        claiming.new_keys.sort_unstable();
+        self.claim_keys(claiming.gone_keys, claiming.new_keys, affected);
+        // First what is claimed: what moves from one node of a cluster to another stays the cluster's, whoever waits for it.
+        for (standing, party, prefix) in claiming.new {
             affected.claims.insert(prefix);
             self.claims.add(prefix, party, standing, &mut changed);
+        }
+        for (prefix, party) in claiming.gone {
+            affected.claims.insert(prefix);
+            self.claims.remove(prefix, party, &mut changed);
         }
         // Rows that name one of the nodes which make a claim.
         let made: Vec<Prefix> = affected.claims.iter().copied().collect();
@@ -222,11 +319,35 @@ impl Planner {
         changed
     }
 
-    fn standing(&self, prefix: Prefix, view: &NodeView) -> Standing {
+    /// Takes in which nodes publish which keys. Who loses one, and who gets it, is planned again.
+    fn claim_keys(
+        &mut self,
+        gone: Vec<(WireguardKey, Party, Node)>,
+        new: Vec<(Standing, Party, Node, WireguardKey)>,
+        affected: &mut Affected,
+    ) {
+        let keys: BTreeSet<_> =
+            gone.iter().map(|(key, ..)| *key).chain(new.iter().map(|(.., key)| *key)).collect();
+        let holders = |claims: &Claims| -> Vec<Node> {
+            keys.iter().filter_map(|key| claims.keys.holder(*key).cloned()).collect()
+        };
+        affected.nodes.extend(holders(&self.claims));
+        for (standing, party, node, key) in new {
+            self.claims.keys.add(key, party, node, standing);
+        }
+        for (key, party, node) in gone {
+            self.claims.keys.remove(key, party, node);
+        }
+        affected.nodes.extend(holders(&self.claims));
+        affected.keys.extend(keys);
+    }
+
+    /// How well a claim of a node is founded; `restored` is where the earlier life had it.
+    fn standing(&self, restored: Option<&IpAddr>, view: &NodeView) -> Standing {
         if view.party == OWN {
             return Standing::Own;
         }
-        if self.restored.get(&prefix).is_some_and(|ip| view.underlay.contains(ip)) {
+        if restored.is_some_and(|ip| view.underlay.contains(ip)) {
             return Standing::Restored;
         }
         let founding = self.founding.as_ref().is_some_and(|founding| founding.contains(&view.source));
@@ -249,15 +370,20 @@ impl Planner {
                 continue;
             }
             affected.claims.extend(self.claims.refused_at(*prefix).into_iter().map(|(refused, _)| refused));
-            let inside = self.inputs.prefixes.from_key(&(*prefix, Source::Manifests));
-            let inside = inside.take_while(|row| row.prefix <= prefix.last());
-            affected.prefixes.extend(inside.map(|row| row.prefix));
-            let masked = self.masked.above(*prefix).filter(|above| {
-                let row = self.inputs.prefixes.from_key(&(*above, Source::Manifests)).next();
-                row.is_some_and(|row| row.prefix == *above)
-            });
-            affected.prefixes.extend(masked);
+            self.rows_at(*prefix, affected);
         }
+    }
+
+    /// The prefix rows that overlap a prefix.
+    fn rows_at(&self, prefix: Prefix, affected: &mut Affected) {
+        let inside = self.inputs.prefixes.from_key(&(prefix, Source::Manifests));
+        let inside = inside.take_while(|row| row.prefix <= prefix.last());
+        affected.prefixes.extend(inside.map(|row| row.prefix));
+        let masked = self.masked.above(prefix).filter(|above| {
+            let row = self.inputs.prefixes.from_key(&(*above, Source::Manifests)).next();
+            row.is_some_and(|row| row.prefix == *above)
+        });
+        affected.prefixes.extend(masked);
     }
 
     /// A desired table knows the sources of the tables it is made of: the reconciler prunes by them. Rows come first: a
@@ -318,14 +444,17 @@ impl Planner {
     /// The datapath's entries of prefixes, and the conflicts about them and about nodes' claims.
     fn write_entries(&mut self, affected: &Affected, out: &Outputs) {
         let known = Known { nodes: &self.inputs.nodes, claims: &self.claims, config: &self.config };
-        let founding = self.founding.get_or_insert_default();
+        let founding = &*self.founding.get_or_insert_default();
         let mut contests = Vec::new();
         out.entries.commit(|txn| {
             for prefix in &affected.prefixes {
                 let present = txn.current().get(prefix).map(|entry| entry.source);
-                let holder = Holder { source: present.as_ref(), founding };
+                let restored = self.restored.get(prefix).copied();
+                let holder = Holder { source: present.as_ref(), restored, founding };
                 let decided = prefix_entry(*prefix, &self.inputs.prefixes, known, &self.indexes, holder);
-                if !decided.contest.is_empty() || self.conflicts.has(ConflictKind::Address, *prefix) {
+                if !decided.contest.is_empty()
+                    || self.conflicts.has(ConflictKind::Address, Claimed::Prefix(*prefix))
+                {
                     contests.push((*prefix, decided.contest));
                 }
                 match decided.entry {
@@ -334,20 +463,36 @@ impl Planner {
                 }
             }
         });
-        if contests.is_empty() && affected.claims.is_empty() {
+        if contests.is_empty() && affected.claims.is_empty() && affected.keys.is_empty() {
             return;
         }
         out.conflicts.commit(|txn| {
             for (prefix, contest) in contests {
-                self.conflicts.tell(txn, ConflictKind::Address, prefix, contest);
+                self.conflicts.tell(txn, ConflictKind::Address, Claimed::Prefix(prefix), contest);
             }
             for prefix in &affected.claims {
                 let found = claim_conflict(*prefix, known);
                 for kind in [ConflictKind::PodCidr, ConflictKind::NodeAddress] {
                     let claimants = found.as_ref().filter(|(of, _)| *of == kind).map(|(_, all)| all.clone());
-                    self.conflicts.tell(txn, kind, *prefix, claimants.unwrap_or_default());
+                    self.conflicts.tell(txn, kind, Claimed::Prefix(*prefix), claimants.unwrap_or_default());
                 }
             }
+            for key in &affected.keys {
+                let claimants = key_conflict(*key, known);
+                self.conflicts.tell(txn, ConflictKind::WireguardKey, Claimed::Key(*key), claimants);
+            }
+            let entries = out.entries.table().snapshot();
+            self.conflicts.refill(txn, |kind, key| match (kind, key) {
+                (_, Claimed::Key(key)) => key_conflict(key, known),
+                (ConflictKind::Address, Claimed::Prefix(prefix)) => {
+                    let source = entries.get(&prefix).map(|entry| &entry.source);
+                    let holder = Holder { source, restored: self.restored.get(&prefix).copied(), founding };
+                    prefix_entry(prefix, &self.inputs.prefixes, known, &self.indexes, holder).contest
+                }
+                (_, Claimed::Prefix(prefix)) => {
+                    claim_conflict(prefix, known).map_or_else(Vec::new, |(_, all)| all)
+                }
+            });
         });
     }
 
@@ -362,7 +507,7 @@ impl Planner {
         let views: Vec<_> = nodes.iter().map(|key| (key, known.node(&key.0, &key.1))).collect();
         out.peers.commit(|txn| {
             for (node, view) in &views {
-                let wanted = view.as_ref().and_then(|view| view.wireguard_peer(local, &self.config));
+                let wanted = view.as_ref().and_then(|view| known.peer(view, local));
                 let old: Vec<_> = txn.current().by_index(node).map(Row::key).collect();
                 for key in old.iter().filter(|key| wanted.as_ref().is_none_or(|peer| peer.key != **key)) {
                     txn.remove(key);
@@ -398,6 +543,9 @@ fn carry<O: Row>(sources: &BTreeMap<Source, SourceState>, output: &Writer<O>) {
     });
 }
 
+#[cfg(test)]
+#[path = "conflict_property_tests.rs"]
+mod conflict_property_tests;
 #[cfg(test)]
 #[path = "conflict_tests.rs"]
 mod conflict_tests;

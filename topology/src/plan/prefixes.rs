@@ -2,9 +2,10 @@
 
 use super::claims::{OWN, Party};
 use super::{Known, NodeIndexes, NodeView, PlanConfig};
-use crate::conflict::Claimant;
+use crate::conflict::{Claimant, Claimed};
 use crate::rows::{NodeIndex, PrefixEntry, PrefixRow};
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use tombolo_base::ids::{ClusterName, IdentityId};
 use tombolo_base::prefix::Prefix;
@@ -27,6 +28,8 @@ fn rank(source: &Source, config: &PlanConfig) -> u8 {
 pub struct Holder<'a> {
     /// The source of the present entry.
     pub(super) source: Option<&'a Source>,
+    /// At which node (its tunnel endpoint) the earlier life had it, until all founders have spoken.
+    pub(super) restored: Option<IpAddr>,
     /// Sources in their first list: among those the cluster id decides, so that every node decides alike.
     pub(super) founding: &'a BTreeSet<Source>,
 }
@@ -47,10 +50,12 @@ struct Claim<'a> {
     node: Arc<str>,
     entry: PrefixEntry,
     refused: bool,
+    /// The earlier life had it there.
+    restored: bool,
 }
 
 /// The desired entry of one prefix. The own cluster comes first; of the others who has the pod prefix around the address, then
-/// who had the address before, then the lower cluster id.
+/// who had the address in the earlier life, then who had it before, then the lower cluster id.
 #[must_use]
 pub fn prefix_entry(
     prefix: Prefix,
@@ -60,11 +65,12 @@ pub fn prefix_entry(
     holder: Holder<'_>,
 ) -> Decided {
     let rows = prefixes.from_key(&(prefix, Source::Manifests)).take_while(|row| row.prefix == prefix);
-    let mut claims: Vec<Claim<'_>> = rows.filter_map(|row| claimed(row, known, indexes)).collect();
+    let mut claims: Vec<Claim<'_>> =
+        rows.filter_map(|row| claimed(row, known, indexes, holder.restored)).collect();
     let by_id = claims.iter().any(|claim| holder.founding.contains(&claim.row.source));
     claims.sort_by_key(|claim| {
         let had = by_id || holder.source != Some(&claim.row.source);
-        (claim.refused, rank(&claim.row.source, known.config), had, claim.party)
+        (claim.refused, rank(&claim.row.source, known.config), !claim.restored, had, claim.party)
     });
     let chosen = claims.first().filter(|claim| !claim.refused);
     let party = chosen.map(|claim| claim.party);
@@ -88,7 +94,8 @@ fn contest(claims: &[Claim<'_>], chosen: Option<Party>, known: Known<'_>) -> Vec
         let cluster = *cluster(&claim.row.source, known.config);
         // This cluster may say an address in several places.
         if !all.iter().any(|other| other.cluster == cluster) {
-            all.push(Claimant { cluster, node: Some(claim.node.clone()), prefix: claim.row.prefix, used });
+            let claimed = Claimed::Prefix(claim.row.prefix);
+            all.push(Claimant { cluster, node: Some(claim.node.clone()), claimed, used });
         }
     }
     // Refused because it lies in what another cluster has: that one is a side, too.
@@ -97,9 +104,15 @@ fn contest(claims: &[Claim<'_>], chosen: Option<Party>, known: Known<'_>) -> Vec
             && let Some(node) = known.holder(around, owner)
             && !all.iter().any(|other| other.cluster == node.cluster)
         {
-            let node = Claimant { cluster: node.cluster, node: Some(node.name), prefix: around, used: true };
-            all.push(node);
+            let claimed = Claimed::Prefix(around);
+            all.push(Claimant { cluster: node.cluster, node: Some(node.name), claimed, used: true });
         }
+    }
+    let refused = claims.iter().filter(|claim| claim.refused);
+    if let Some(reserved) = refused.filter_map(|claim| known.reserved(claim.row.prefix)).next()
+        && !all.iter().any(|other| other.cluster == reserved.cluster)
+    {
+        all.push(reserved);
     }
     all.sort_by(|left, right| right.used.cmp(&left.used).then_with(|| left.cmp(right)));
     all
@@ -111,7 +124,12 @@ fn index_of(view: &NodeView, indexes: &NodeIndexes, config: &PlanConfig) -> Opti
 
 /// A source's own claim. A row whose node is unknown yet waits: the node's pod prefix serves it meanwhile. A cluster can speak of its own
 /// nodes only.
-fn claimed<'a>(row: &'a PrefixRow, known: Known<'_>, indexes: &NodeIndexes) -> Option<Claim<'a>> {
+fn claimed<'a>(
+    row: &'a PrefixRow,
+    known: Known<'_>,
+    indexes: &NodeIndexes,
+    restored: Option<IpAddr>,
+) -> Option<Claim<'a>> {
     let config = known.config;
     let entry = |identity, node, remote_cluster| PrefixEntry {
         source: row.source,
@@ -123,17 +141,21 @@ fn claimed<'a>(row: &'a PrefixRow, known: Known<'_>, indexes: &NodeIndexes) -> O
     };
     if row.source == Source::Local {
         let entry = entry(row.identity, NodeIndex::LOCAL, false);
-        return Some(Claim { row, party: OWN, node: config.node.clone(), entry, refused: false });
+        let node = config.node.clone();
+        return Some(Claim { row, party: OWN, node, entry, refused: false, restored: false });
     }
     let view = known.at(row.host_ip?, Some(cluster(&row.source, config)))?;
     // What another source says of this node's own pods is an echo, or a mistake.
     let node = index_of(&view, indexes, config).filter(|index| *index != NodeIndex::LOCAL)?;
     let within = |cidrs: &[Prefix]| cidrs.iter().any(|cidr| cidr.covers(&row.prefix));
     let lost = within(&view.refused) && !within(&view.pod_cidrs);
-    let refused = view.party != OWN && (lost || known.claims.rival(row.prefix, view.party).is_some());
+    let reserved = || known.claims.reserved.at(row.prefix).is_some() && !view.holds(row.prefix);
+    let rival = || known.claims.rival(row.prefix, view.party).is_some();
+    let refused = view.party != OWN && (lost || reserved() || rival());
     let identity = if row.identity == IdentityId::HOST { IdentityId::REMOTE_NODE } else { row.identity };
     let entry = entry(identity, node, view.party != OWN);
-    Some(Claim { row, party: view.party, node: view.name, entry, refused })
+    let restored = restored.is_some_and(|ip| view.underlay.contains(&ip));
+    Some(Claim { row, party: view.party, node: view.name, entry, refused, restored })
 }
 
 /// A node's own address, or its pod prefix for pods that nobody has named yet.
@@ -145,10 +167,6 @@ fn node_owned(prefix: Prefix, known: Known<'_>, indexes: &NodeIndexes) -> Option
         None if prefix.is_host() => known.at(prefix.address(), None)?,
         None => return None,
     };
-    // An address that shares the fate of a refused pod prefix.
-    if !by_cidr && !view.has(prefix.address()) {
-        return None;
-    }
     let local = view.is_local(known.config);
     if by_cidr && local {
         return None;
