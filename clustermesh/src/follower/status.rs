@@ -63,7 +63,7 @@ pub struct ClusterStatus {
     pub warnings: Vec<String>,
     /// Entries by kind that are known and not used, because they were not confirmed for too long.
     pub withheld: BTreeMap<Kind, usize>,
-    /// Bytes of the known entries' names and values, as read.
+    /// Bytes of the known entries' names and values, slices as they are unpacked.
     pub bytes: usize,
     /// The same and the number of keys, by kind, as it is known now.
     pub usage: BTreeMap<Kind, KindUsage>,
@@ -83,7 +83,7 @@ pub struct ClusterStatus {
 pub struct KindUsage {
     /// Keys.
     pub keys: usize,
-    /// Bytes of names and values.
+    /// Bytes of names and values, slices as they are unpacked.
     pub bytes: usize,
 }
 
