@@ -32,6 +32,7 @@ struct Reader {
 impl Reader {
     async fn start(folder: &Path) -> Self {
         let config = MeshConfig {
+            preference: Default::default(),
             mirror: false,
             relay: None,
             cluster: name("b"),

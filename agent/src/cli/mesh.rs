@@ -21,6 +21,7 @@ use tombolo_clustermesh::etcd::EtcdConfig;
 use tombolo_clustermesh::follower::{self, Change, Dump, Limits, MeshConfig, MeshHandle, MeshSink, Timers};
 use tombolo_clustermesh::partner::{Invitation, invite, uninvite, user_of};
 use tombolo_clustermesh::troubleshoot::{Step, Viewpoint, Walk, walk};
+use tombolo_clustermesh::wire::ServicePreference;
 
 pub(super) async fn run(command: MeshCommand) -> Result<ExitCode, ClientError> {
     match command {
@@ -136,6 +137,7 @@ fn viewpoint(reader: ReaderArgs) -> Result<Viewpoint, ClientError> {
         own_id: id.map_err(|error| ClientError::Refused(format!("--cluster-id: {error}")))?,
         max: reader.max_connected_clusters,
         allow_plaintext: reader.allow_plaintext,
+        preference: reader.service_preference,
     })
 }
 
@@ -164,6 +166,7 @@ async fn read(from: Viewpoint, wait: Duration) -> Dump {
         timers: Timers::default(),
         limits: Limits::default(),
         exports: true,
+        preference: from.preference,
         mirror: false,
         relay: None,
     };
@@ -296,6 +299,13 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     number.checked_mul(millis).map(Duration::from_millis).ok_or_else(|| "too long".to_owned())
 }
 
+/// Cilium's words.
+pub(super) fn preference(text: &str) -> Result<ServicePreference, String> {
+    let all = ServicePreference::ALL;
+    let words = || all.map(ServicePreference::word).join(", ");
+    all.into_iter().find(|one| one.word() == text).ok_or_else(|| format!("give one of {}", words()))
+}
+
 /// 255 or 511.
 pub(super) fn max_clusters(text: &str) -> Result<MaxClusters, String> {
     let number: u32 = text.parse().map_err(|error| format!("{error}"))?;
@@ -305,6 +315,21 @@ pub(super) fn max_clusters(text: &str) -> Result<MaxClusters, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn preferences_are_those_of_the_configuration() {
+        use crate::config::Preference;
+        for (word, wanted) in [
+            ("prefer-legacy", ServicePreference::Services),
+            ("prefer-endpointslice", ServicePreference::Slices),
+            ("only-endpointslice", ServicePreference::OnlySlices),
+        ] {
+            assert_eq!(preference(word), Ok(wanted));
+            let configured: Preference = serde_json::from_value(word.into()).unwrap();
+            assert_eq!(ServicePreference::from(configured), wanted);
+        }
+        assert!(preference("slices").unwrap_err().contains("only-endpointslice"));
+    }
 
     #[test]
     fn durations_have_units() {

@@ -18,6 +18,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 use tombolo_base::ids::{ClusterName, MaxClusters};
 use tombolo_clustermesh::partner::MAX_DAYS;
+use tombolo_clustermesh::wire::ServicePreference;
 
 pub(crate) use bgp::BgpCommand;
 pub(crate) use commands::{Query, block_on, run};
@@ -230,6 +231,9 @@ pub(crate) struct ReaderArgs {
     /// The size of the mesh, which decides how identities are cut
     #[arg(long, value_name = "255|511", default_value = "255", value_parser = mesh::max_clusters, requires = "clustermesh_config")]
     pub(crate) max_connected_clusters: MaxClusters,
+    /// Which form of backends is read of clusters that publish both (Cilium: clustermesh-service-v2)
+    #[arg(long, value_name = "WORD", default_value = "prefer-legacy", value_parser = mesh::preference, requires = "clustermesh_config")]
+    pub(crate) service_preference: ServicePreference,
     /// Accept `http://` endpoints: nobody is known then, and everybody on the way reads and forges
     #[arg(long, requires = "clustermesh_config")]
     pub(crate) allow_plaintext: bool,

@@ -5,13 +5,14 @@
 
 use super::conflict::Conflicts;
 use super::event::{Applied, Change, Input, Output, Scope, Ticket, Timers};
+use super::forms::FormChange;
 use super::ids::IdBook;
 use super::lag::LagMeter;
 use super::limits::{Limits, Usage};
 use super::resume::{Bookmarks, Repetition};
 use super::store::{Intake, Phase, Store};
 use super::upstream::Upstream;
-use crate::wire::{ClusterConfig, KINDS, Kind, Record, Rejections, Remote};
+use crate::wire::{ClusterConfig, KINDS, Kind, Record, Rejections, Remote, ServicePreference};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -40,6 +41,8 @@ pub struct FollowerConfig {
     pub limits: Limits,
     /// Whether exports of the Multi-Cluster Services API are read, where there are some.
     pub exports: bool,
+    /// Which form of backends is read where the cluster publishes both.
+    pub preference: ServicePreference,
     /// Read everything the cluster publishes, as it stands, to write it elsewhere: records are [`Record::Raw`], and what is
     /// known is not taken away when the cluster is removed.
     pub mirror: bool,
@@ -109,6 +112,7 @@ pub struct Follower {
     pub(super) conflicts: Conflicts,
     pub(super) lag: LagMeter,
     pub(super) upstream: Upstream,
+    pub(super) form_change: Option<FormChange>,
 }
 
 impl Follower {
@@ -160,6 +164,7 @@ impl Follower {
             conflicts: Conflicts::default(),
             lag: LagMeter::default(),
             upstream: Upstream::default(),
+            form_change: None,
             config,
         }
     }
@@ -315,6 +320,7 @@ impl Follower {
             self.drain_kind(kind, out);
         }
         self.withheld.clear();
+        self.form_change = None;
     }
 
     pub(super) fn drain_kind(&mut self, kind: Kind, out: &mut Vec<Output>) {
@@ -328,8 +334,12 @@ impl Follower {
     /// Tells the changes of one kind; those of a kind that is not used are told when it is used again.
     pub(super) fn emit(&mut self, changes: Vec<Change>, out: &mut Vec<Output>) {
         self.revision += u64::try_from(changes.len()).unwrap_or(1);
-        for change in changes.into_iter().filter(|change| !self.withheld.contains(&change.kind())) {
-            self.applied.entry(change.kind()).or_default().count(&change);
+        for change in changes {
+            let kind = change.kind();
+            if self.withheld.contains(&kind) || self.is_held_back(kind) {
+                continue;
+            }
+            self.applied.entry(kind).or_default().count(&change);
             out.push(Output::Change(change));
         }
     }

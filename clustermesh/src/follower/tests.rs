@@ -98,7 +98,7 @@ fn a_lost_connection_is_taken_up_where_it_broke_and_lists_nothing() {
     assert_eq!(site(&mut world).state, SourceState::Stale);
     world.settle();
     assert_eq!(site(&mut world).listed, before.1, "no list was asked for");
-    assert_eq!(site(&mut world).resumed, 4, "one watch of each kind");
+    assert_eq!(site(&mut world).resumed, 5, "one watch of each kind");
     let after = applied(&world);
     assert_eq!((after.upserts - before.0.upserts, after.deletes - before.0.deletes), (1, 1));
     assert_eq!(status(&world).stale_secs, None);
@@ -139,7 +139,7 @@ fn what_was_learned_after_the_last_heartbeat_is_listed_again_later() {
     let (lost, _) = ip(1, 4, 1);
     site(&mut world).want.remove(&lost);
     world.settle();
-    assert_eq!(site(&mut world).resumed, 4);
+    assert_eq!(site(&mut world).resumed, 5);
     assert!(site(&mut world).known.keys().all(|(_, name)| name != "10.1.0.4"));
 }
 
@@ -340,7 +340,7 @@ fn renewed_certificates_cost_no_reconnection_and_no_list() {
     world.settle();
     let after = status(&world);
     assert_eq!((after.reconnections, site(&mut world).listed), (before.0.reconnections, before.1));
-    assert_eq!((site(&mut world).resumed, after.last_failure), (4, before.0.last_failure));
+    assert_eq!((site(&mut world).resumed, after.last_failure), (5, before.0.last_failure));
     let ips = (after.applied[&Kind::Ips], before.0.applied[&Kind::Ips]);
     assert_eq!((ips.0.upserts - ips.1.upserts, ips.0.deletes), (1, ips.1.deletes));
 }

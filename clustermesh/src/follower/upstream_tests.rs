@@ -51,6 +51,7 @@ impl Rig {
             timers: Timers::default(),
             limits: Limits::default(),
             exports: true,
+            preference: ServicePreference::default(),
             mirror: false,
         };
         let mut rig = Self {
