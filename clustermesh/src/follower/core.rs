@@ -170,7 +170,8 @@ impl Follower {
     }
 
     /// Takes over entries of an earlier life as *stale*: usable, to be confirmed or deleted by the first complete list.
-    /// Each is checked like one read from etcd. Nothing is taken if the number now belongs to another cluster.
+    /// Each is checked like one read from etcd. Nothing is taken if the number now belongs to another cluster, or is not
+    /// the own cluster's any more.
     ///
     /// `age` says how long ago each kind was confirmed: services are used for what is left of their time, and a minute at least, so that
     /// a cluster that lives can confirm them.
@@ -183,6 +184,11 @@ impl Follower {
         out: &mut Vec<Output>,
     ) {
         let own = self.is_own();
+        // Our own number is what the configuration says; nothing that is read later would correct an old one.
+        if own != (Some(id) == self.config.own_id) {
+            tracing::info!(cluster = %self.config.cluster, %id, own_id = ?self.config.own_id, "the snapshot is of before a cluster got another id and is not used; entries come from etcd alone");
+            return;
+        }
         if !own && self.config.ids.reserve(&self.config.cluster, id).is_err() {
             return;
         }

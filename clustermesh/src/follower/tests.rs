@@ -297,6 +297,39 @@ fn removal_drains_everything_and_restored_entries_are_stale() {
     );
 }
 
+/// Ids are corrected by giving a cluster another one and restarting its agents: the snapshots of before must not undo it.
+#[test]
+fn a_snapshot_of_before_a_cluster_got_its_id_is_not_taken() {
+    let name = |text| ClusterName::new(text).unwrap();
+    let id = |id| ClusterId::new(id, MaxClusters::C255).unwrap();
+    // The follower, what its snapshot says, and the id that entries are checked against afterwards. Our own id is 9.
+    for (cluster, saved, taken, after) in
+        [("own", 1, 0, Some(9)), ("own", 9, 1, Some(9)), ("c1", 9, 0, None), ("c1", 1, 1, Some(1))]
+    {
+        let config = FollowerConfig {
+            cluster: name(cluster),
+            own_name: name("own"),
+            own_id: Some(id(9)),
+            max: MaxClusters::C255,
+            ids: IdBook::default(),
+            seed: 1,
+            timers: Timers::default(),
+            limits: Limits::default(),
+            exports: true,
+            preference: ServicePreference::default(),
+            mirror: false,
+        };
+        let mut core = Follower::new(config, Moment::ZERO);
+        let (key, value) = ip(saved, 8, 3);
+        let entry = (Kind::Ips, key.rsplit('/').next().unwrap(), value.as_bytes().into());
+        let mut out = Vec::new();
+        core.restore(Moment::ZERO, id(saved), [entry], |_| Duration::ZERO, &mut out);
+        let changes = out.iter().filter(|output| matches!(output, Output::Change(_))).count();
+        assert_eq!(changes, taken, "{cluster} with id {saved}: {out:?}");
+        assert_eq!(core.remote.map(|remote| u32::from(remote.id.get())), after, "{cluster} with id {saved}");
+    }
+}
+
 /// A follower that starts from a snapshot whose services were confirmed so long ago, of a cluster that does not answer.
 fn restarted(age: Duration) -> World {
     let mut world = World::new(7, 1, Limits::default());
