@@ -39,8 +39,11 @@ impl Follower {
                 };
                 if changed {
                     self.disconnect(now, "the cluster's configuration changed; reading it anew", out);
+                } else {
+                    self.judge_configured(now, true, out);
                 }
             }
+            (Link::Running, None) => self.judge_configured(now, false, out),
             _ => {}
         }
     }

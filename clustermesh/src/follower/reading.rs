@@ -274,7 +274,9 @@ impl Follower {
 
     fn delete(&mut self, now: Moment, scope: Scope, prefix: &str, key: &[u8], out: &mut Vec<Output>) {
         if scope == Scope::Relay {
-            return self.upstream.delete(self.config.cluster.as_str(), key);
+            self.upstream.delete(self.config.cluster.as_str(), key);
+            // The relay is gone, or the cluster from it: its configuration tells which.
+            return out.push(Output::GetConfig(key::cluster_config(self.config.cluster.as_str())));
         }
         let Scope::Entries(kind) = scope else { return };
         let (Some(store), Some(name)) = (self.stores.get_mut(&kind), key_name(key, prefix)) else { return };

@@ -181,7 +181,8 @@ impl Follower {
                 .collect(),
             synced: self.stores.keys().map(|k| (*k, self.synced.get(k) == Some(&true))).collect(),
             config: ConfigStatus {
-                retrieved: matches!(self.link, Link::Running | Link::Proving),
+                retrieved: matches!(self.link, Link::Running | Link::Proving)
+                    && !self.upstream.is_unconfigured(),
                 cluster_id: self.remote.as_ref().map(|remote| u32::from(remote.id.get())),
                 kvstoremesh: published.is_some_and(|config| config.capabilities.cached),
                 sync_canaries: published.is_some_and(|config| config.capabilities.synced_canaries),

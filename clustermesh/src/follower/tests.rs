@@ -85,6 +85,27 @@ fn a_silent_heartbeat_ends_the_connection_and_keeps_everything() {
 }
 
 #[test]
+fn a_cluster_without_its_configuration_is_not_ready_and_keeps_what_is_known() {
+    let mut world = ready();
+    let lists = site(&mut world).listed;
+    site(&mut world).publishing = false;
+    site(&mut world).etcd.delete(&[key::cluster_config("c1")]);
+    let deadline = world.now.after(Duration::from_secs(61));
+    while status(&world).ready && world.now < deadline {
+        world.step(false);
+    }
+    let seen = status(&world);
+    assert!(
+        seen.status.starts_with("its configuration is gone") && !seen.ready && seen.connected,
+        "{seen:?}"
+    );
+    assert_eq!((site(&mut world).known.len(), site(&mut world).state), (3, SourceState::Stale));
+    world.settle();
+    assert!(status(&world).ready);
+    assert_eq!((site(&mut world).listed, status(&world).reconnections), (lists, 0), "nothing was missed");
+}
+
+#[test]
 fn a_lost_connection_is_taken_up_where_it_broke_and_lists_nothing() {
     let mut world = ready();
     // A heartbeat is the witness.
