@@ -148,8 +148,11 @@ pub(crate) enum MeshCommand {
 /// Which cluster, and this cluster's etcd as its administrator.
 #[derive(Debug, Args)]
 pub(crate) struct PartnerArgs {
-    /// The other cluster's name
+    /// The other cluster's name; with --mirrors this cluster's own
     pub(crate) partner: ClusterName,
+    /// For this cluster's own agents behind a relay: reads what it mirrors here, instead of what this cluster publishes
+    #[arg(long)]
+    pub(crate) mirrors: bool,
     /// Configuration file of an agent of this cluster: its name, and etcd's endpoints and CA
     #[arg(long, required = true)]
     pub(crate) config: Vec<PathBuf>,
