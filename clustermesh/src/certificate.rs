@@ -182,12 +182,13 @@ pub(crate) fn not_after(der: &[u8]) -> Option<i64> {
     Some(certificate.validity().not_after.timestamp())
 }
 
-/// Whether the first certificate of a PEM text is that of a public key (SubjectPublicKeyInfo, DER).
-pub(crate) fn has_key(pem: &str, public: &[u8]) -> bool {
-    let first = CertificateDer::pem_slice_iter(pem.as_bytes()).next().and_then(Result::ok);
-    first.is_some_and(|der| {
-        x509_parser::parse_x509_certificate(&der).is_ok_and(|(_, found)| found.public_key().raw == public)
-    })
+/// The certificate of a public key (SubjectPublicKeyInfo, DER) among those of a PEM text: a CA that is being replaced stands
+/// there beside the next one.
+pub(crate) fn of_key(pem: &str, public: &[u8]) -> Option<CertificateDer<'static>> {
+    let is_its = |der: &CertificateDer<'_>| {
+        x509_parser::parse_x509_certificate(der).is_ok_and(|(_, found)| found.public_key().raw == public)
+    };
+    CertificateDer::pem_slice_iter(pem.as_bytes()).filter_map(Result::ok).find(is_its)
 }
 
 /// The certificates of a PEM file, at least one.

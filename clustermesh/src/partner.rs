@@ -1,5 +1,5 @@
-//! Lets another cluster read this one: an etcd user with the least rights, its certificate, and the file its agents need; and
-//! takes that back.
+//! Lets somebody read this cluster's etcd: an etcd user with the least rights, its certificate, and the file that agents need;
+//! and takes that back.
 
 use crate::certificate::{self, date, unix_now};
 use crate::error::MeshError;
@@ -17,22 +17,74 @@ use std::path::{Path, PathBuf};
 use time::OffsetDateTime;
 use tombolo_base::ids::ClusterName;
 
-/// The role of partners: Cilium's name, so that a Cilium chart's role is used where there is one.
-const ROLE: &str = "remote";
 /// Below it lies what a cluster publishes.
 const STATE: &str = "cilium/state/";
+/// Below it lies what a relay mirrors.
+const CACHE: &str = "cilium/cache/";
 /// Longest life of a partner's certificate, in days.
 pub const MAX_DAYS: u32 = 3650;
 /// A certificate is good a little before it was made: clocks differ.
 const BACKDATED_SECS: i64 = 86_400;
+
+/// What is read, which decides the role. Both have Cilium's names, so that a Cilium chart's roles are used where there are some.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reads {
+    /// What this cluster publishes: another cluster's agents or relay.
+    Published,
+    /// What a relay mirrors here of other clusters: this cluster's own agents, as readers that need not be trusted with more.
+    Mirrors,
+}
+
+impl Reads {
+    const fn role(self) -> &'static str {
+        match self {
+            Self::Published => "remote",
+            Self::Mirrors => "local",
+        }
+    }
+
+    /// The etcd user of a cluster.
+    #[must_use]
+    pub fn user(self, of: &ClusterName) -> String {
+        format!("{}-{of}", self.role())
+    }
+
+    /// What may be read, and no write: of what is published (2.1 of Cilium's scheme) the state layout, this cluster's
+    /// configuration, its canaries and the heartbeat, nothing of other clusters; of mirrors the cache layout, all clusters'
+    /// configurations and canaries, and what the relay says of them.
+    fn permissions(self, cluster: &ClusterName) -> Vec<Permission> {
+        let below = |prefix: &str| Permission::read(prefix).with_prefix();
+        match self {
+            Self::Published => vec![
+                below(key::HEARTBEAT),
+                below(STATE),
+                Permission::read(key::cluster_config(cluster.as_str())),
+                below(&key::synced_prefix(cluster.as_str())),
+            ],
+            Self::Mirrors => {
+                [key::HEARTBEAT, CACHE, key::CLUSTER_CONFIGS, key::SYNCED, key::RELAY].map(below).into()
+            }
+        }
+    }
+
+    /// What must not be readable.
+    const fn hidden(self) -> [&'static str; 2] {
+        match self {
+            Self::Published => ["tombolo/", CACHE],
+            Self::Mirrors => ["tombolo/", STATE],
+        }
+    }
+}
 
 /// Who is let in, where, and for how long.
 #[derive(Clone, Debug)]
 pub struct Invitation {
     /// This cluster.
     pub cluster: ClusterName,
-    /// The cluster that is to read it.
+    /// The cluster that is to read: another one, or for mirrors this one itself.
     pub partner: ClusterName,
+    /// What it reads.
+    pub reads: Reads,
     /// Our etcd, as a user with etcd's role `root`.
     pub etcd: EtcdConfig,
     /// Where the partner reaches our etcd.
@@ -59,23 +111,6 @@ pub struct Invited {
     pub files: Vec<PathBuf>,
 }
 
-/// The etcd user of a partner.
-#[must_use]
-pub fn user_of(partner: &ClusterName) -> String {
-    format!("{ROLE}-{partner}")
-}
-
-/// What a partner may read (2.1 of Cilium's scheme): the state layout, this cluster's configuration, its canaries, the
-/// heartbeat. Nothing of other clusters, and no write.
-fn permissions(cluster: &ClusterName) -> [Permission; 4] {
-    [
-        Permission::read(key::HEARTBEAT).with_prefix(),
-        Permission::read(STATE).with_prefix(),
-        Permission::read(key::cluster_config(cluster.as_str())),
-        Permission::read(key::synced_prefix(cluster.as_str())).with_prefix(),
-    ]
-}
-
 /// Makes role, user, certificate and files, and proves that the certificate reads what it should and nothing else. Doing it
 /// again makes a new certificate; the old one stays good until it ends.
 ///
@@ -89,10 +124,10 @@ pub async fn invite(invitation: &Invitation) -> Result<Invited, MeshError> {
             reason: flaw.to_string(),
         });
     }
-    let user = user_of(&invitation.partner);
+    let user = invitation.reads.user(&invitation.partner);
     let issued = issue(invitation, &user).await?;
     let (client, _) = invitation.etcd.client().await?;
-    grant(&client, &invitation.cluster, &user).await.map_err(|error| invitation.etcd.blame(error))?;
+    grant(&client, invitation, &user).await.map_err(|error| invitation.etcd.blame(error))?;
     // Written where nobody looks for them, proved, and only then given their names.
     let staged = tempfile::tempdir_in(parent(&invitation.out)?)
         .map_err(|source| written("folder for the partner", &invitation.out, source))?;
@@ -128,9 +163,9 @@ pub async fn invite(invitation: &Invitation) -> Result<Invited, MeshError> {
 ///
 /// # Errors
 /// [`MeshError`] with what to try.
-pub async fn uninvite(etcd: &EtcdConfig, partner: &ClusterName) -> Result<bool, MeshError> {
+pub async fn uninvite(etcd: &EtcdConfig, reads: Reads, partner: &ClusterName) -> Result<bool, MeshError> {
     let (mut client, _) = etcd.client().await?;
-    let user = user_of(partner);
+    let user = reads.user(partner);
     match request(|| format!("removing user {user}"), client.user_delete(user.as_str())).await {
         Ok(_) => Ok(true),
         Err(error) if error.to_string().contains("user name not found") => Ok(false),
@@ -139,24 +174,24 @@ pub async fn uninvite(etcd: &EtcdConfig, partner: &ClusterName) -> Result<bool, 
 }
 
 /// Role and user, whatever of them is there already.
-async fn grant(client: &Client, cluster: &ClusterName, user: &str) -> Result<(), MeshError> {
-    let mut client = client.clone();
+async fn grant(client: &Client, invitation: &Invitation, user: &str) -> Result<(), MeshError> {
+    let (mut client, role) = (client.clone(), invitation.reads.role());
     let known = |error: &MeshError| error.to_string().contains("already exists");
-    match request(|| format!("adding role {ROLE}"), client.role_add(ROLE)).await {
+    match request(|| format!("adding role {role}"), client.role_add(role)).await {
         Err(error) if !known(&error) => return Err(error),
         _ => {}
     }
-    for permission in permissions(cluster) {
+    for permission in invitation.reads.permissions(&invitation.cluster) {
         let range = String::from_utf8_lossy(permission.key()).into_owned();
-        let call = client.role_grant_permission(ROLE, permission);
-        request(|| format!("granting {range} to role {ROLE}"), call).await?;
+        let call = client.role_grant_permission(role, permission);
+        request(|| format!("granting {range} to role {role}"), call).await?;
     }
     let options = UserAddOptions::new().with_no_pwd();
     match request(|| format!("adding user {user}"), client.user_add(user, "", Some(options))).await {
         Err(error) if !known(&error) => return Err(error),
         _ => {}
     }
-    request(|| format!("giving role {ROLE} to {user}"), client.user_grant_role(user, ROLE)).await.map(drop)
+    request(|| format!("giving role {role} to {user}"), client.user_grant_role(user, role)).await.map(drop)
 }
 
 struct Issued {
@@ -181,14 +216,13 @@ async fn issue(invitation: &Invitation, user: &str) -> Result<Issued, MeshError>
     let key = KeyPair::from_pem(&ca_key)
         .map_err(wrong(&invitation.ca_key, "name the PEM file of the CA's private key"))?;
     // Told here: a server that refuses the certificate may do so without a word.
-    if !certificate::has_key(&ca, &key.subject_public_key_info()) {
-        return Err(MeshError::Certificate {
-            file: invitation.ca_key.clone(),
-            reason: format!("is not the key of {}", ca_file.display()),
-            remedy: "name the key of the CA that etcd trusts clients by (--trusted-ca-file), and its certificate in etcd.ca".to_owned(),
-        });
-    }
-    let issuer = Issuer::from_ca_cert_pem(&ca, key).map_err(wrong(&ca_file, "name the CA's certificate"))?;
+    let ca_cert = certificate::of_key(&ca, &key.subject_public_key_info()).ok_or_else(|| MeshError::Certificate {
+        file: invitation.ca_key.clone(),
+        reason: format!("is not the key of any certificate in {}", ca_file.display()),
+        remedy: "name the key of the CA that etcd trusts clients by (--trusted-ca-file), and its certificate in etcd.ca".to_owned(),
+    })?;
+    let issuer =
+        Issuer::from_ca_cert_der(&ca_cert, key).map_err(wrong(&ca_file, "name the CA's certificate"))?;
     let now = unix_now();
     let not_after = now.saturating_add(i64::from(invitation.days.min(MAX_DAYS)) * 86_400);
     let mut params = CertificateParams::default();
@@ -257,22 +291,24 @@ async fn prove(invitation: &Invitation, folder: &Path, names: &Names, user: &str
     let mut kv = client.kv_client();
     let read = kv.get(config.as_str(), None);
     let read = request(|| format!("reading {config} as {user}"), read);
+    let refused = |name: &str, what: &str| refused(name, user, invitation.reads.role(), what);
     if is_denied(read.await)? {
-        return Err(refused(&config, user, "cannot be read with the new certificate"));
+        return Err(refused(&config, "cannot be read with the new certificate"));
     }
-    for name in ["tombolo/", "cilium/cache/"] {
+    for name in invitation.reads.hidden() {
         let read = request(|| format!("reading {name} as {user}"), kv.get(name, None)).await;
         if !is_denied(read)? {
-            return Err(refused(name, user, "can be read with the new certificate"));
+            return Err(refused(name, "can be read with the new certificate"));
         }
     }
-    for name in [format!("{STATE}probe"), config, "tombolo/probe".to_owned()] {
+    let probes = [STATE, CACHE, key::RELAY, "tombolo/"].map(|prefix| format!("{prefix}probe"));
+    for name in probes.into_iter().chain([config]) {
         // Never carried out: no key has revision -1. Whether it would be allowed is asked first.
         let never = Compare::create_revision(name.as_str(), CompareOp::Equal, -1);
         let txn = Txn::new().when([never]).and_then([TxnOp::put(name.as_str(), "", None)]);
         let write = request(|| format!("writing {name} as {user}"), kv.txn(txn)).await;
         if !is_denied(write)? {
-            return Err(refused(&name, user, "can be written with the new certificate"));
+            return Err(refused(&name, "can be written with the new certificate"));
         }
     }
     Ok(())
@@ -287,11 +323,11 @@ fn is_denied<T>(answer: Result<T, MeshError>) -> Result<bool, MeshError> {
     }
 }
 
-fn refused(name: &str, user: &str, what: &str) -> MeshError {
+fn refused(name: &str, user: &str, role: &str, what: &str) -> MeshError {
     MeshError::Request {
         what: format!("proving the rights of {user}"),
         why: format!(
-            "{name} {what}; is authentication on in this etcd (etcdctl auth enable), with client certificates (--client-cert-auth), and has nobody given {user} or role {ROLE} more?"
+            "{name} {what}; is authentication on in this etcd (etcdctl auth enable), with client certificates (--client-cert-auth), and has nobody given {user} or role {role} more?"
         ),
         kind: FailureKind::Denied,
     }

@@ -95,30 +95,7 @@ impl MeshSink for TableSink {
                 }
             });
         }
-        if !sorted.services.is_empty() {
-            self.services.commit(|table| {
-                for (service, keep) in sorted.services {
-                    let row = remote_service(&source, &service);
-                    if keep {
-                        table.upsert(row);
-                    } else {
-                        table.remove(&(row.name, row.source));
-                    }
-                }
-            });
-        }
-        if !sorted.slices.is_empty() {
-            let mut book = self.slices.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let touched = book.take(cluster, sorted.slices);
-            self.services.commit(|table| {
-                for name in touched {
-                    match book.row(cluster, &name) {
-                        Some(row) => drop(table.upsert(row)),
-                        None => drop(table.remove(&(name, source))),
-                    }
-                }
-            });
-        }
+        self.apply_backends(cluster, sorted.services, sorted.slices);
         if !sorted.exports.is_empty() {
             self.exports.commit(|table| {
                 for (export, keep) in sorted.exports {
@@ -166,6 +143,46 @@ impl MeshSink for TableSink {
         self.prefixes.drain_source(&source);
         self.identities.drain_source(&source);
         self.assignments.drain_source(&source);
+    }
+}
+
+impl TableSink {
+    /// Both forms of backends make the same rows: what goes in one form goes first, so that a service that comes in the other one
+    /// stays, in the same revision.
+    fn apply_backends(
+        &self,
+        cluster: &ClusterName,
+        services: Vec<(Arc<Service>, bool)>,
+        slices: Vec<(EndpointSlice, bool)>,
+    ) {
+        if services.is_empty() && slices.is_empty() {
+            return;
+        }
+        let source = Source::Cluster(*cluster);
+        // The last word on each.
+        let services: BTreeMap<ServiceName, Option<RemoteService>> = services
+            .into_iter()
+            .map(|(service, keep)| {
+                let row = remote_service(&source, &service);
+                (row.name.clone(), keep.then_some(row))
+            })
+            .collect();
+        let mut book = self.slices.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let touched = book.take(cluster, slices);
+        self.services.commit(|table| {
+            for (name, _) in services.iter().filter(|(_, row)| row.is_none()) {
+                table.remove(&(name.clone(), source));
+            }
+            for name in touched {
+                match book.row(cluster, &name) {
+                    Some(row) => drop(table.upsert(row)),
+                    None => drop(table.remove(&(name, source))),
+                }
+            }
+            for row in services.into_values().flatten() {
+                table.upsert(row);
+            }
+        });
     }
 }
 

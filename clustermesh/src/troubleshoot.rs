@@ -36,6 +36,8 @@ pub struct Viewpoint {
     pub max: MaxClusters,
     /// Accept `http://` endpoints.
     pub allow_plaintext: bool,
+    /// Which form of backends is read where a cluster publishes both.
+    pub preference: ServicePreference,
 }
 
 /// The way to one cluster.
@@ -277,7 +279,7 @@ async fn ask(walk: &mut Walk, from: &Viewpoint, cluster: &ClusterName, etcd: &Et
         Err(reason) => Err(reason),
     };
     let Some(config) = walk.take("configuration", name, config) else { return };
-    for kind in read_of(&config) {
+    for kind in read_of(&config, from.preference) {
         let prefix = kind.prefix(config.layout(), cluster.as_str());
         let found = first(&client, &prefix).await.map_err(told);
         let found = found.map(|kv| {
@@ -299,8 +301,8 @@ async fn ask(walk: &mut Walk, from: &Viewpoint, cluster: &ClusterName, etcd: &Et
 }
 
 /// The kinds that agents read of a cluster: of the form of backends that it lacks no canary may ever come.
-fn read_of(config: &ClusterConfig) -> impl Iterator<Item = Kind> + use<> {
-    let forms = config.capabilities.reader(ServicePreference::default());
+fn read_of(config: &ClusterConfig, preference: ServicePreference) -> impl Iterator<Item = Kind> + use<> {
+    let forms = config.capabilities.reader(preference);
     KINDS
         .into_iter()
         .chain([Kind::EndpointSlices, Kind::ServiceExports])
@@ -377,12 +379,18 @@ mod tests {
 
     #[test]
     fn only_what_agents_read_is_looked_for() {
-        let kinds = |mode: &str| {
+        let kinds_by = |mode: &str, preference| {
             let text = format!(r#"{{"id":1,"capabilities":{{"endpointSlicesExportMode":"{mode}"}}}}"#);
-            read_of(&ClusterConfig::decode(text.as_bytes()).unwrap()).collect::<Vec<_>>()
+            read_of(&ClusterConfig::decode(text.as_bytes()).unwrap(), preference).collect::<Vec<_>>()
         };
+        let kinds = |mode| kinds_by(mode, ServicePreference::default());
         assert_eq!(kinds(""), KINDS);
         assert_eq!(kinds("services-and-endpointslices"), KINDS);
+        assert!(!kinds_by("", ServicePreference::OnlySlices).contains(&Kind::Services));
+        assert!(
+            kinds_by("services-and-endpointslices", ServicePreference::Slices)
+                .contains(&Kind::EndpointSlices)
+        );
         let slices = kinds("endpointslices-only");
         assert!(slices.contains(&Kind::EndpointSlices) && !slices.contains(&Kind::Services), "{slices:?}");
     }

@@ -212,6 +212,7 @@ async fn follow(folder: &Path, cancel: &CancellationToken) -> (Table<RemoteServi
         },
         limits: Limits { services_stale: Some(Duration::from_secs(3)), ..Limits::default() },
         exports: true,
+        preference: Default::default(),
         mirror: false,
         relay: None,
     };

@@ -32,6 +32,7 @@ struct Reader {
 impl Reader {
     async fn start(folder: &Path) -> Self {
         let config = MeshConfig {
+            preference: Default::default(),
             mirror: false,
             relay: None,
             cluster: name("b"),
@@ -166,4 +167,71 @@ async fn the_ca_is_renewed_over_a_bundle_of_both() {
     reader.cancel.cancel();
     reader.task.await.unwrap();
     tokio::join!(one.stop(), two.stop());
+}
+
+/// Connections of this machine to a port of its own that stand, from the side that made them.
+fn connections_to(port: u16) -> usize {
+    let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
+    let wanted = format!(":{port:04X}");
+    let stands = |line: &&str| {
+        let mut fields = line.split_whitespace().skip(2);
+        fields.next().is_some_and(|remote| remote.ends_with(&wanted)) && fields.next() == Some("01")
+    };
+    table.lines().skip(1).filter(stands).count()
+}
+
+/// Two clusters in one etcd, as a relay holds them: their followers share a connection, and what becomes of one follower costs
+/// the other nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn followers_of_one_etcd_share_a_connection_until_one_gives_it_up() {
+    let (pki, folder) = (Pki::new(), tempfile::tempdir().unwrap());
+    let etcd = Etcd::start(&pki, "a").await;
+    let put = async |entries: Vec<(String, String)>| {
+        let mut client = etcd.client(&pki, "root").await;
+        for (key, value) in entries {
+            client.put(key, value, None).await.unwrap();
+        }
+    };
+    let node = |cluster: &str, n: u8| {
+        let id = if cluster == "a" { 1 } else { 3 };
+        let text = format!(r#"{{"Name":"n{n}","Cluster":"{cluster}","ClusterID":{id}}}"#);
+        (format!("cilium/state/nodes/v1/{cluster}/n{n}"), text)
+    };
+    put(vec![("cilium/.heartbeat".to_owned(), "now".to_owned())]).await;
+    for (cluster, id) in [("a", 1), ("c", 3)] {
+        let config =
+            format!(r#"{{"id":{id},"capabilities":{{"syncedCanaries":true,"maxConnectedClusters":255}}}}"#);
+        put(vec![(format!("cilium/cluster-config/{cluster}"), config), node(cluster, 1)]).await;
+        let canary = |kind| (format!("cilium/synced/{cluster}/cilium/state/{kind}/v1"), "now".to_owned());
+        put(["nodes", "identities", "ip", "services"].map(canary).into()).await;
+    }
+    let remotes = folder.path().join("remotes");
+    std::fs::create_dir_all(&remotes).unwrap();
+    pki.issue("admin-a", &[]);
+    let file = |cluster: &str| remotes.join(format!("{cluster}.yaml"));
+    ["a", "c"].iter().for_each(|cluster| etcd.write_file(&pki, "admin-a", &file(cluster)));
+    let reader = Reader::start(folder.path()).await;
+    let all = async || reader.mesh.status().await;
+    let current = async |nodes: usize, connections: usize| {
+        until("both followers and their connections", async || {
+            let known = |cluster: &ClusterStatus| cluster.ready && cluster.counts[&Kind::Nodes] == nodes;
+            all().await.iter().filter(|cluster| known(cluster)).count() == 2
+                && connections_to(etcd.port) == connections
+        })
+        .await;
+        let lost: Vec<u64> = all().await.iter().map(|cluster| cluster.reconnections).collect();
+        assert_eq!(lost, [0, 0], "nobody lost a connection");
+    };
+    current(1, 1).await;
+    // The file of one changes and means the same: it connects anew, alone.
+    let text = std::fs::read_to_string(file("c")).unwrap();
+    std::fs::write(file("c"), format!("{text}# looked over\n")).unwrap();
+    put(vec![node("a", 2), node("c", 2)]).await;
+    current(2, 2).await;
+    // Renewed certificates: one makes the new connection, the other one takes it, too.
+    pki.issue("admin-a", &[]);
+    put(vec![node("a", 3), node("c", 3)]).await;
+    current(3, 1).await;
+    reader.cancel.cancel();
+    reader.task.await.unwrap();
 }

@@ -52,6 +52,7 @@ impl Reader {
             },
             limits: Limits::default(),
             exports: true,
+            preference: Default::default(),
             mirror: false,
             relay: None,
         };

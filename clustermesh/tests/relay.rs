@@ -104,6 +104,7 @@ impl Reader {
             timers: timers(),
             limits: Limits::default(),
             exports: true,
+            preference: Default::default(),
             mirror: false,
             relay: None,
         };

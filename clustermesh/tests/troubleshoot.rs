@@ -14,6 +14,7 @@ use rig::{Etcd, Pki};
 use std::path::Path;
 use tombolo_base::ids::MaxClusters;
 use tombolo_clustermesh::troubleshoot::{Viewpoint, Walk, walk};
+use tombolo_clustermesh::wire::ServicePreference;
 
 fn from(folder: &Path) -> Viewpoint {
     Viewpoint {
@@ -22,6 +23,7 @@ fn from(folder: &Path) -> Viewpoint {
         own_id: Some(id(2)),
         max: MaxClusters::C255,
         allow_plaintext: false,
+        preference: ServicePreference::default(),
     }
 }
 

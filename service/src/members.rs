@@ -85,7 +85,7 @@ fn remote(inputs: &Inputs, service: &ServiceRow, port: &ServicePort, ipv4: bool,
                 state: published(backend.state, service),
                 local_node: false,
                 zone: backend.zone.clone(),
-                for_zones: backend.for_zones.clone(),
+                for_zones: backend.for_zones.to_vec(),
                 for_nodes: Vec::new(),
                 failing: false,
             }));

@@ -361,8 +361,8 @@ pub struct RemoteBackend {
     pub state: BackendState,
     /// Its zone.
     pub zone: Option<Arc<str>>,
-    /// Zones that should use it.
-    pub for_zones: Vec<Arc<str>>,
+    /// Zones that should use it; addresses of one endpoint share them.
+    pub for_zones: Arc<[Arc<str>]>,
     /// Its name within a headless service.
     pub hostname: Option<Arc<str>>,
     /// The node of its cluster it runs on, where slices say so.

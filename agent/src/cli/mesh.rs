@@ -19,8 +19,9 @@ use tombolo_base::source::SourceState;
 use tombolo_clustermesh::MeshError;
 use tombolo_clustermesh::etcd::EtcdConfig;
 use tombolo_clustermesh::follower::{self, Change, Dump, Limits, MeshConfig, MeshHandle, MeshSink, Timers};
-use tombolo_clustermesh::partner::{Invitation, invite, uninvite, user_of};
+use tombolo_clustermesh::partner::{Invitation, Reads, invite, uninvite};
 use tombolo_clustermesh::troubleshoot::{Step, Viewpoint, Walk, walk};
+use tombolo_clustermesh::wire::ServicePreference;
 
 pub(super) async fn run(command: MeshCommand) -> Result<ExitCode, ClientError> {
     match command {
@@ -137,6 +138,7 @@ fn viewpoint(reader: ReaderArgs) -> Result<Viewpoint, ClientError> {
         own_id: id.map_err(|error| ClientError::Refused(format!("--cluster-id: {error}")))?,
         max: reader.max_connected_clusters,
         allow_plaintext: reader.allow_plaintext,
+        preference: reader.service_preference,
     })
 }
 
@@ -165,6 +167,7 @@ async fn read(from: Viewpoint, wait: Duration) -> Dump {
         timers: Timers::default(),
         limits: Limits::default(),
         exports: true,
+        preference: from.preference,
         mirror: false,
         relay: None,
     };
@@ -220,22 +223,30 @@ fn ours(args: &PartnerArgs) -> Result<(ClusterName, EtcdConfig), ClientError> {
             "etcd is reached without TLS: there a partner cannot be told from anybody else; give it certificates first".to_owned(),
         ));
     }
-    if identity.cluster == args.partner {
-        return Err(ClientError::Refused(format!(
-            "{} is this cluster itself; name the other one",
-            args.partner
-        )));
+    let own = identity.cluster;
+    match (own == args.partner, reads(args)) {
+        (true, Reads::Published) => Err(ClientError::Refused(format!(
+            "{own} is this cluster itself; name the other one, or give --mirrors for what a relay mirrors here"
+        ))),
+        (false, Reads::Mirrors) => Err(ClientError::Refused(format!(
+            "mirrors are for this cluster's own agents; name {own}, or leave --mirrors out"
+        ))),
+        _ => Ok((own, etcd)),
     }
-    Ok((identity.cluster, etcd))
+}
+
+const fn reads(args: &PartnerArgs) -> Reads {
+    if args.mirrors { Reads::Mirrors } else { Reads::Published }
 }
 
 async fn connect(args: ConnectArgs) -> Result<ExitCode, ClientError> {
     let (cluster, etcd) = ours(&args.partner)?;
-    let partner = args.partner.partner;
+    let (partner, reads) = (args.partner.partner, reads(&args.partner));
     let endpoints = if args.endpoint.is_empty() { etcd.endpoints.clone() } else { args.endpoint };
     let invitation = Invitation {
         cluster,
         partner,
+        reads,
         etcd,
         endpoints,
         ca_key: args.ca_key,
@@ -244,8 +255,12 @@ async fn connect(args: ConnectArgs) -> Result<ExitCode, ClientError> {
         folder_there: args.folder_there,
     };
     let invited = invite(&invitation).await.map_err(refused)?;
+    let what = match reads {
+        Reads::Published => format!("what {cluster} publishes"),
+        Reads::Mirrors => "what a relay mirrors there".to_owned(),
+    };
     println!(
-        "etcd of {cluster}: user {} may read what {cluster} publishes; its certificate is good until {}",
+        "etcd of {cluster}: user {} may read {what}; its certificate is good until {}",
         invited.user,
         invited.until()
     );
@@ -253,18 +268,26 @@ async fn connect(args: ConnectArgs) -> Result<ExitCode, ClientError> {
         "proved: with it the configuration of {cluster} can be read; nothing outside can, and nothing can be written"
     );
     invited.files.iter().for_each(|file| println!("wrote {}", file.display()));
-    println!(
-        "next: copy these files to each node of {partner}, into the folder that clustermesh.folder (Cilium: --clustermesh-config) names; agents take them up by themselves"
-    );
-    println!("for the way back, run `tombolo mesh connect {cluster}` in {partner}");
+    let folder = "the folder that clustermesh.folder (Cilium: --clustermesh-config) names";
+    match reads {
+        Reads::Published => {
+            println!(
+                "next: copy these files to each node of {partner}, into {folder}; agents take them up by themselves"
+            );
+            println!("for the way back, run `tombolo mesh connect {cluster}` in {partner}");
+        }
+        Reads::Mirrors => println!(
+            "next: copy the certificates and the key to each node here, into {folder}, and the file {cluster} once for each cluster that is mirrored, named after it; agents take them up by themselves"
+        ),
+    }
     Ok(ExitCode::SUCCESS)
 }
 
 async fn disconnect(args: PartnerArgs) -> Result<ExitCode, ClientError> {
     let (cluster, etcd) = ours(&args)?;
-    let partner = &args.partner;
-    let user = user_of(partner);
-    if !uninvite(&etcd, partner).await.map_err(refused)? {
+    let (partner, reads) = (&args.partner, reads(&args));
+    let user = reads.user(partner);
+    if !uninvite(&etcd, reads, partner).await.map_err(refused)? {
         return Err(ClientError::Refused(format!(
             "etcd of {cluster} has no user {user}; nothing was changed"
         )));
@@ -272,6 +295,12 @@ async fn disconnect(args: PartnerArgs) -> Result<ExitCode, ClientError> {
     println!(
         "etcd of {cluster}: user {user} is gone; its requests are refused from now on, a watch that stands ends with its connection"
     );
+    if reads == Reads::Mirrors {
+        println!(
+            "next: give this cluster's agents other files in clustermesh.folder: what is known stays in use until they read again"
+        );
+        return Ok(ExitCode::SUCCESS);
+    }
     println!(
         "next: remove the file {partner} from clustermesh.folder on each node here: what is known of {partner} is taken away then; and that of {cluster} in {partner}"
     );
@@ -297,6 +326,13 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     number.checked_mul(millis).map(Duration::from_millis).ok_or_else(|| "too long".to_owned())
 }
 
+/// Cilium's words.
+pub(super) fn preference(text: &str) -> Result<ServicePreference, String> {
+    let all = ServicePreference::ALL;
+    let words = || all.map(ServicePreference::word).join(", ");
+    all.into_iter().find(|one| one.word() == text).ok_or_else(|| format!("give one of {}", words()))
+}
+
 /// 255 or 511.
 pub(super) fn max_clusters(text: &str) -> Result<MaxClusters, String> {
     let number: u32 = text.parse().map_err(|error| format!("{error}"))?;
@@ -306,6 +342,21 @@ pub(super) fn max_clusters(text: &str) -> Result<MaxClusters, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn preferences_are_those_of_the_configuration() {
+        use crate::config::Preference;
+        for (word, wanted) in [
+            ("prefer-legacy", ServicePreference::Services),
+            ("prefer-endpointslice", ServicePreference::Slices),
+            ("only-endpointslice", ServicePreference::OnlySlices),
+        ] {
+            assert_eq!(preference(word), Ok(wanted));
+            let configured: Preference = serde_json::from_value(word.into()).unwrap();
+            assert_eq!(ServicePreference::from(configured), wanted);
+        }
+        assert!(preference("slices").unwrap_err().contains("only-endpointslice"));
+    }
 
     #[test]
     fn durations_have_units() {

@@ -18,6 +18,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 use tombolo_base::ids::{ClusterName, MaxClusters};
 use tombolo_clustermesh::partner::MAX_DAYS;
+use tombolo_clustermesh::wire::ServicePreference;
 
 pub(crate) use bgp::BgpCommand;
 pub(crate) use commands::{Query, block_on, run};
@@ -147,8 +148,11 @@ pub(crate) enum MeshCommand {
 /// Which cluster, and this cluster's etcd as its administrator.
 #[derive(Debug, Args)]
 pub(crate) struct PartnerArgs {
-    /// The other cluster's name
+    /// The other cluster's name; with --mirrors this cluster's own
     pub(crate) partner: ClusterName,
+    /// For this cluster's own agents behind a relay: reads what it mirrors here, instead of what this cluster publishes
+    #[arg(long)]
+    pub(crate) mirrors: bool,
     /// Configuration file of an agent of this cluster: its name, and etcd's endpoints and CA
     #[arg(long, required = true)]
     pub(crate) config: Vec<PathBuf>,
@@ -230,6 +234,9 @@ pub(crate) struct ReaderArgs {
     /// The size of the mesh, which decides how identities are cut
     #[arg(long, value_name = "255|511", default_value = "255", value_parser = mesh::max_clusters, requires = "clustermesh_config")]
     pub(crate) max_connected_clusters: MaxClusters,
+    /// Which form of backends is read of clusters that publish both (Cilium: clustermesh-service-v2)
+    #[arg(long, value_name = "WORD", default_value = "prefer-legacy", value_parser = mesh::preference, requires = "clustermesh_config")]
+    pub(crate) service_preference: ServicePreference,
     /// Accept `http://` endpoints: nobody is known then, and everybody on the way reads and forges
     #[arg(long, requires = "clustermesh_config")]
     pub(crate) allow_plaintext: bool,

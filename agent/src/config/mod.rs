@@ -13,7 +13,7 @@ use tombolo_base::ids::{ClusterId, ClusterName, MaxClusters};
 use tombolo_base::prefix::Prefix;
 use tombolo_clustermesh::etcd::EtcdConfig;
 use tombolo_clustermesh::follower::Limits;
-use tombolo_clustermesh::wire::ExportMode;
+use tombolo_clustermesh::wire::{ExportMode, ServicePreference};
 
 /// `agent.yaml`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -128,6 +128,8 @@ pub(crate) struct Clustermesh {
     pub(crate) relay: bool,
     /// How backends of global services are published.
     pub(crate) backends: Backends,
+    /// Which form of them is read of clusters that publish both.
+    pub(crate) service_preference: Preference,
     /// Whether services are exported and imported by the Multi-Cluster Services API.
     pub(crate) service_exports: bool,
     /// Where imported services get their addresses from, of either family; the same on all nodes of a cluster.
@@ -147,6 +149,7 @@ impl Default for Clustermesh {
             allow_plaintext: false,
             relay: false,
             backends: Backends::default(),
+            service_preference: Preference::default(),
             service_exports: true,
             clusterset_cidrs: Vec::new(),
             services_stale_secs: 900,
@@ -188,6 +191,29 @@ impl From<Backends> for ExportMode {
             Backends::Services => Self::Services,
             Backends::ServicesAndEndpointslices => Self::ServicesAndSlices,
             Backends::EndpointslicesOnly => Self::SlicesOnly,
+        }
+    }
+}
+
+/// The form of backends that is read, in Cilium's words (`clustermesh-service-v2`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Preference {
+    /// Services where there are any.
+    #[default]
+    PreferLegacy,
+    /// Endpoint slices where there are any.
+    PreferEndpointslice,
+    /// Endpoint slices only: clusters that publish services alone have no backends.
+    OnlyEndpointslice,
+}
+
+impl From<Preference> for ServicePreference {
+    fn from(preference: Preference) -> Self {
+        match preference {
+            Preference::PreferLegacy => Self::Services,
+            Preference::PreferEndpointslice => Self::Slices,
+            Preference::OnlyEndpointslice => Self::OnlySlices,
         }
     }
 }

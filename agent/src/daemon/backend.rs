@@ -425,6 +425,7 @@ impl Backend for Daemon {
             own_id: Some(self.identity.cluster_id),
             max: self.identity.max_clusters,
             allow_plaintext: self.clustermesh.allow_plaintext,
+            preference: self.clustermesh.service_preference.into(),
         };
         walk(&from, only.as_deref()).await.map_err(|error| error.to_string())
     }

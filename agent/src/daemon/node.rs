@@ -267,6 +267,7 @@ pub(crate) async fn start_mesh(
         timers: Timers::default(),
         limits: config.clustermesh.limits(),
         exports: config.clustermesh.service_exports,
+        preference: config.clustermesh.service_preference.into(),
         mirror: false,
         relay: config.etcd.as_ref().filter(|_| config.clustermesh.relay).map(Etcd::client),
     };

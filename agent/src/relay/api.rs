@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tombolo_clustermesh::certificate::unix_now;
 use tombolo_clustermesh::relay::{RelayConfig, RelayHandle, RelayStatus, RelayedCluster};
 use tombolo_clustermesh::troubleshoot::{Viewpoint, walk};
+use tombolo_clustermesh::wire::ServicePreference;
 use tombolo_observe::metrics::ClusterLabels;
 use tombolo_observe::relay::{RelayMetrics, SourceLabels};
 
@@ -65,6 +66,7 @@ impl Shown {
             own_id: self.config.cluster_id,
             max: self.config.max,
             allow_plaintext: self.config.allow_plaintext,
+            preference: ServicePreference::default(),
         };
         match walk(&from, only.as_deref()).await {
             Ok(walks) => Json(walks).into_response(),

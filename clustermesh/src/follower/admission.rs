@@ -2,8 +2,7 @@
 
 use super::core::{Follower, Link};
 use super::event::{Header, News, Output};
-use super::store::Store;
-use crate::wire::{Capabilities, ClusterConfig, ConfigError, Kind, Layout, Remote, ServicePreference, key};
+use crate::wire::{ClusterConfig, ConfigError, Layout, Remote, key};
 use tombolo_base::clock::Moment;
 use tombolo_base::source::SourceState;
 
@@ -40,8 +39,11 @@ impl Follower {
                 };
                 if changed {
                     self.disconnect(now, "the cluster's configuration changed; reading it anew", out);
+                } else {
+                    self.judge_configured(now, true, out);
                 }
             }
+            (Link::Running, None) => self.judge_configured(now, false, out),
             _ => {}
         }
     }
@@ -72,34 +74,6 @@ impl Follower {
         }
         self.published = Some(published);
         Ok(())
-    }
-
-    /// Backends are published as services or as endpoint slices, and exports not by all. Only what this cluster has is
-    /// read, for of the rest no canary may come; what was known of it goes.
-    fn choose_kinds(&mut self, said: &Capabilities, out: &mut Vec<Output>) {
-        let forms = said.reader(ServicePreference::default());
-        let (mirror, exports) = (self.config.mirror, self.config.exports);
-        let optional = [Kind::Services, Kind::EndpointSlices, Kind::ServiceExports];
-        let reads = |kind| match kind {
-            // A mirror has readers of all tastes.
-            _ if mirror => said.publishes(kind),
-            Kind::ServiceExports => exports && forms.reads(kind),
-            _ => forms.reads(kind),
-        };
-        for kind in optional {
-            if reads(kind) == self.stores.contains_key(&kind) {
-                continue;
-            }
-            if reads(kind) {
-                self.stores.insert(kind, Store::new(kind, mirror));
-            } else {
-                self.drain_kind(kind, out);
-                self.stores.remove(&kind);
-                self.withheld.remove(&kind);
-            }
-            // What is to be read now was not followed before.
-            self.bookmarks.forget();
-        }
     }
 
     pub(super) fn layout(&self) -> Layout {

@@ -9,12 +9,12 @@ use crate::certificate::unix_now;
 use crate::error::MeshError;
 use crate::wire::Kind;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The present form of the file.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Largest file that is read, in bytes.
 const MAX_BYTES: u64 = 16 * 1024;
 
@@ -57,15 +57,25 @@ impl Stamp {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Confirmed {
     version: u32,
-    /// When it was.
-    pub(crate) at: Stamp,
-    /// Which kinds were confirmed then.
-    pub(crate) kinds: BTreeSet<Kind>,
+    /// When each kind was confirmed last.
+    kinds: BTreeMap<Kind, Stamp>,
+}
+
+impl Default for Confirmed {
+    fn default() -> Self {
+        Self { version: VERSION, kinds: BTreeMap::new() }
+    }
 }
 
 impl Confirmed {
-    pub(crate) fn new(at: Stamp, kinds: BTreeSet<Kind>) -> Self {
-        Self { version: VERSION, at, kinds }
+    /// These kinds are confirmed at that time; of the others what was known stays.
+    pub(crate) fn note(&mut self, at: &Stamp, kinds: impl IntoIterator<Item = Kind>) {
+        self.kinds.extend(kinds.into_iter().map(|kind| (kind, at.clone())));
+    }
+
+    /// How long before `now` a kind was confirmed; `None` if that was never noted.
+    pub(crate) fn age(&self, kind: Kind, now: &Stamp) -> Option<Duration> {
+        self.kinds.get(&kind).map(|at| at.age(now))
     }
 }
 
@@ -121,9 +131,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let snapshot = folder.path().join("west.json");
         assert_eq!(read(&snapshot).await, None);
-        let confirmed = Confirmed::new(Stamp::at(7), BTreeSet::from([Kind::Services]));
+        let mut confirmed = Confirmed::default();
+        confirmed.note(&Stamp::at(7), [Kind::Services]);
         write(&snapshot, confirmed.clone()).await.unwrap();
         assert_eq!(read(&snapshot).await, Some(confirmed.clone()));
+        // Another kind is confirmed later, and the first one is not forgotten.
+        confirmed.note(&Stamp::at(17), [Kind::Ips]);
+        let ages = [Kind::Services, Kind::Ips, Kind::Nodes].map(|kind| confirmed.age(kind, &Stamp::at(27)));
+        assert_eq!(ages.map(|age| age.map(|age| age.as_secs())), [Some(20), Some(10), None]);
         let later = serde_json::to_string(&Confirmed { version: 9, ..confirmed }).unwrap();
         for bad in [later, "{".to_owned(), String::new(), " ".repeat(20_000)] {
             std::fs::write(beside(&snapshot), bad).unwrap();

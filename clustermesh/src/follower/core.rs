@@ -5,13 +5,14 @@
 
 use super::conflict::Conflicts;
 use super::event::{Applied, Change, Input, Output, Scope, Ticket, Timers};
+use super::forms::FormChange;
 use super::ids::IdBook;
 use super::lag::LagMeter;
 use super::limits::{Limits, Usage};
 use super::resume::{Bookmarks, Repetition};
 use super::store::{Intake, Phase, Store};
 use super::upstream::Upstream;
-use crate::wire::{ClusterConfig, KINDS, Kind, Record, Rejections, Remote};
+use crate::wire::{ClusterConfig, KINDS, Kind, Record, Rejections, Remote, ServicePreference};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -40,6 +41,8 @@ pub struct FollowerConfig {
     pub limits: Limits,
     /// Whether exports of the Multi-Cluster Services API are read, where there are some.
     pub exports: bool,
+    /// Which form of backends is read where the cluster publishes both.
+    pub preference: ServicePreference,
     /// Read everything the cluster publishes, as it stands, to write it elsewhere: records are [`Record::Raw`], and what is
     /// known is not taken away when the cluster is removed.
     pub mirror: bool,
@@ -109,6 +112,7 @@ pub struct Follower {
     pub(super) conflicts: Conflicts,
     pub(super) lag: LagMeter,
     pub(super) upstream: Upstream,
+    pub(super) form_change: Option<FormChange>,
 }
 
 impl Follower {
@@ -160,12 +164,14 @@ impl Follower {
             conflicts: Conflicts::default(),
             lag: LagMeter::default(),
             upstream: Upstream::default(),
+            form_change: None,
             config,
         }
     }
 
     /// Takes over entries of an earlier life as *stale*: usable, to be confirmed or deleted by the first complete list.
-    /// Each is checked like one read from etcd. Nothing is taken if the number now belongs to another cluster.
+    /// Each is checked like one read from etcd. Nothing is taken if the number now belongs to another cluster, or is not
+    /// the own cluster's any more.
     ///
     /// `age` says how long ago each kind was confirmed: services are used for what is left of their time, and a minute at least, so that
     /// a cluster that lives can confirm them.
@@ -178,6 +184,11 @@ impl Follower {
         out: &mut Vec<Output>,
     ) {
         let own = self.is_own();
+        // Our own number is what the configuration says; nothing that is read later would correct an old one.
+        if own != (Some(id) == self.config.own_id) {
+            tracing::info!(cluster = %self.config.cluster, %id, own_id = ?self.config.own_id, "the snapshot is of before a cluster got another id and is not used; entries come from etcd alone");
+            return;
+        }
         if !own && self.config.ids.reserve(&self.config.cluster, id).is_err() {
             return;
         }
@@ -315,6 +326,7 @@ impl Follower {
             self.drain_kind(kind, out);
         }
         self.withheld.clear();
+        self.form_change = None;
     }
 
     pub(super) fn drain_kind(&mut self, kind: Kind, out: &mut Vec<Output>) {
@@ -329,8 +341,12 @@ impl Follower {
     pub(super) fn emit(&mut self, changes: Vec<Change>, out: &mut Vec<Output>) {
         self.revision += u64::try_from(changes.len()).unwrap_or(1);
         out.reserve(changes.len());
-        for change in changes.into_iter().filter(|change| !self.withheld.contains(&change.kind())) {
-            self.applied.entry(change.kind()).or_default().count(&change);
+        for change in changes {
+            let kind = change.kind();
+            if self.withheld.contains(&kind) || self.is_held_back(kind) {
+                continue;
+            }
+            self.applied.entry(kind).or_default().count(&change);
             out.push(Output::Change(change));
         }
     }

@@ -116,6 +116,7 @@ pub(crate) struct Driver {
     certificate_interval: Duration,
     warned: Vec<String>,
     written: u64,
+    confirmed: Confirmed,
     next_write: Instant,
 }
 
@@ -156,6 +157,7 @@ impl Driver {
             certificate_interval: certificates,
             warned: Vec::new(),
             written: 0,
+            confirmed: Confirmed::default(),
             next_write: Instant::now(),
         }
     }
@@ -473,11 +475,12 @@ impl Driver {
                 return;
             }
         };
-        let (now, confirmed) = (Stamp::now().await, confirmed::read(&path).await);
+        let now = Stamp::now().await;
+        self.confirmed = confirmed::read(&path).await.unwrap_or_default();
+        let confirmed = &self.confirmed;
         let age = |kind: Kind| {
-            let later = confirmed.as_ref().filter(|confirmed| confirmed.kinds.contains(&kind));
             let age = saved.at.age(&now);
-            later.map_or(age, |confirmed| confirmed.at.age(&now).min(age))
+            confirmed.age(kind, &now).map_or(age, |later| later.min(age))
         };
         let mut out = Vec::new();
         self.core.restore(self.now(), saved.id, saved.iter(), age, &mut out);
@@ -508,8 +511,8 @@ impl Driver {
     async fn write_confirmed(&mut self) {
         let kinds = self.core.confirmed_now();
         let Some(path) = self.snapshot.as_ref().filter(|_| !kinds.is_empty()) else { return };
-        let confirmed = Confirmed::new(Stamp::now().await, kinds);
-        if let Err(error) = confirmed::write(path, confirmed).await {
+        self.confirmed.note(&Stamp::now().await, kinds);
+        if let Err(error) = confirmed::write(path, self.confirmed.clone()).await {
             tracing::warn!(cluster = %self.cluster, %error, "after a restart its services may stop being used earlier");
         }
     }

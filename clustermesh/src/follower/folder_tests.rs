@@ -50,6 +50,7 @@ impl Rig {
             timers: Timers::default(),
             limits: Limits::default(),
             exports: true,
+            preference: Default::default(),
             mirror: false,
             relay: None,
         };

@@ -8,7 +8,7 @@ use std::time::Duration;
 pub struct Limits {
     /// Most entries of all kinds together; more are refused (`too-many`), and asked for again when others have gone.
     pub max_entries: usize,
-    /// Most bytes of keys' names and values, as read; more are refused likewise.
+    /// Most bytes of keys' names and values, slices as they are unpacked; more are refused likewise.
     pub max_bytes: usize,
     /// How long services are used after they were confirmed last; `None` for ever.
     pub services_stale: Option<Duration>,

@@ -190,7 +190,7 @@ impl Follower {
 
     /// From now on the kind's entries are not known to be current.
     pub(super) fn unconfirmed(&mut self, now: Moment, kind: Kind) {
-        if self.synced.insert(kind, false) == Some(true) {
+        if self.synced.get_mut(&kind).is_some_and(std::mem::take) {
             let last = self.last_event.map_or(self.heartbeat, |event| self.heartbeat.max(event));
             self.confirmed_kinds.insert(kind, last.min(now));
         }

@@ -13,6 +13,7 @@ mod event;
 mod folder;
 #[cfg(test)]
 mod folder_tests;
+mod forms;
 #[cfg(test)]
 mod hostile_tests;
 mod ids;
@@ -54,6 +55,7 @@ pub use status::{
 pub use times::{Histogram, Quantiles};
 
 use crate::etcd::EtcdConfig;
+use crate::wire::ServicePreference;
 use connections::Connections;
 use driver::{Command, Driver};
 use folder::{Folder, Reading, Scan};
@@ -89,6 +91,8 @@ pub struct MeshConfig {
     pub limits: Limits,
     /// Whether exports of the Multi-Cluster Services API are read.
     pub exports: bool,
+    /// Which form of backends is read where a cluster publishes both.
+    pub preference: ServicePreference,
     /// Read everything the clusters publish, as it stands, to write it elsewhere.
     pub mirror: bool,
     /// The etcd that a relay mirrors the clusters in: all are read from there, and the files only name them. With `mirror`:
@@ -231,6 +235,7 @@ impl Mesh {
                 timers: self.config.timers,
                 limits: self.config.limits,
                 exports: self.config.exports,
+                preference: self.config.preference,
                 mirror: self.config.mirror,
             },
             tombolo_base::clock::Moment::from_origin(self.origin.elapsed()),

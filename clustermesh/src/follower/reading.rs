@@ -18,8 +18,7 @@ impl Follower {
     /// Foreign clusters are listed when their canaries show; the own one at once, but nothing of it is deleted before.
     pub(super) fn start_reading(&mut self, out: &mut Vec<Output>) {
         let gated = self.is_own() || self.published.as_ref().is_some_and(|c| c.capabilities.synced_canaries);
-        let kinds: Vec<Kind> = self.stores.keys().copied().collect();
-        for kind in kinds {
+        for kind in self.read_kinds() {
             let resumed = self.is_bookmarked(kind);
             self.canaries.insert(kind, !gated || resumed);
             self.synced.insert(kind, false);
@@ -167,6 +166,7 @@ impl Follower {
             out.push(Output::News(News::Complete(kind)));
         }
         self.release(kind, out);
+        self.end_form_change(now, kind, out);
         if self.synced.values().all(|synced| *synced) {
             self.confirmed = Some(now);
             "ready".clone_into(&mut self.text);
@@ -265,7 +265,11 @@ impl Follower {
                 for (key, value) in entries {
                     match value {
                         Some(value) => self.upstream.put(cluster, key, value),
-                        None => self.upstream.delete(cluster, key),
+                        None => {
+                            self.upstream.delete(cluster, key);
+                            // The relay is gone, or the cluster from it: its configuration tells which.
+                            out.push(Output::GetConfig(key::cluster_config(cluster)));
+                        }
                     }
                 }
             }
@@ -311,7 +315,7 @@ impl Follower {
 
     /// Something went: kinds of which entries were refused for want of room are listed again, some time later, so that one
     /// cluster at its limit does not list all the time.
-    fn ask_again(&mut self, now: Moment) {
+    pub(super) fn ask_again(&mut self, now: Moment) {
         let wanting = |(kind, store): (&Kind, &Store)| store.is_wanting().then_some(Scope::Entries(*kind));
         let scopes: Vec<Scope> = self.stores.iter().filter_map(wanting).collect();
         for scope in scopes {
@@ -332,8 +336,7 @@ impl Follower {
         let own = self.is_own();
         let awaited = |kind: Kind| if own && kind == Kind::ServiceExports { Kind::Services } else { kind };
         let named = |kind: &Kind| awaited(*kind).canary(layout, cluster).as_bytes() == key;
-        let kinds: Vec<Kind> = self.stores.keys().copied().filter(named).collect();
-        for kind in kinds {
+        for kind in self.read_kinds().into_iter().filter(named).collect::<Vec<Kind>>() {
             if self.canaries.insert(kind, true) != Some(true) {
                 self.start_list(Scope::Entries(kind), out);
             }

@@ -19,7 +19,8 @@ impl Follower {
     /// When the entries of `kind` stop being used; `None` while they are confirmed, or if they have no limit.
     fn unused_from(&self, kind: Kind) -> Option<Moment> {
         let limit = self.config.limits.stale_after(kind)?;
-        if self.synced.get(&kind) == Some(&true) || self.withheld.contains(&kind) {
+        let unused = self.withheld.contains(&kind) || self.is_held_back(kind);
+        if self.synced.get(&kind) == Some(&true) || unused {
             return None;
         }
         self.stores.get(&kind).filter(|store| store.len() > 0)?;

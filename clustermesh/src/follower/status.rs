@@ -63,7 +63,7 @@ pub struct ClusterStatus {
     pub warnings: Vec<String>,
     /// Entries by kind that are known and not used, because they were not confirmed for too long.
     pub withheld: BTreeMap<Kind, usize>,
-    /// Bytes of the known entries' names and values, as read.
+    /// Bytes of the known entries' names and values, slices as they are unpacked.
     pub bytes: usize,
     /// The same and the number of keys, by kind, as it is known now.
     pub usage: BTreeMap<Kind, KindUsage>,
@@ -85,7 +85,7 @@ pub struct ClusterStatus {
 pub struct KindUsage {
     /// Keys.
     pub keys: usize,
-    /// Bytes of names and values.
+    /// Bytes of names and values, slices as they are unpacked.
     pub bytes: usize,
 }
 
@@ -183,7 +183,8 @@ impl Follower {
                 .collect(),
             synced: self.stores.keys().map(|k| (*k, self.synced.get(k) == Some(&true))).collect(),
             config: ConfigStatus {
-                retrieved: matches!(self.link, Link::Running | Link::Proving),
+                retrieved: matches!(self.link, Link::Running | Link::Proving)
+                    && !self.upstream.is_unconfigured(),
                 cluster_id: self.remote.as_ref().map(|remote| u32::from(remote.id.get())),
                 kvstoremesh: published.is_some_and(|config| config.capabilities.cached),
                 sync_canaries: published.is_some_and(|config| config.capabilities.synced_canaries),

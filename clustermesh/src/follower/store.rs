@@ -54,7 +54,7 @@ pub(crate) struct Store {
     /// Entries are checked and kept byte for byte.
     raw: bool,
     entries: Entries,
-    /// Bytes of their names and values.
+    /// What they cost: bytes of their names and values, slices as they are unpacked.
     bytes: usize,
     bad: BTreeMap<Arc<str>, Bad>,
     generation: u32,
@@ -96,16 +96,21 @@ impl Store {
     /// Takes the value of `prefix` + `name` in. A refused one costs this entry only, and by the wire's rules (2.6) the
     /// value before it stays.
     pub(crate) fn put(&mut self, (prefix, name): (&str, &str), value: &[u8], intake: &mut Intake<'_>) {
-        let bytes = name.len().saturating_add(value.len());
-        let taken = Record::decode(intake.remote, self.kind, name, value)
-            .and_then(|record| if self.raw { self.as_read(name, value).map(Some) } else { Ok(record) })
-            .and_then(|record| match record {
-                Some(record) => self.take_in((name, Sought::record(name, &record)), bytes, record, intake),
-                None => {
-                    self.delete(name, intake.usage, &mut intake.changes);
-                    Ok(())
-                }
-            });
+        let read = Record::decode(intake.remote, self.kind, name, value).and_then(|record| match record {
+            // What a relay's readers make of it is theirs to say.
+            _ if self.raw => self.as_read(name, value).map(Some),
+            record => Ok(record.map(Record::kept)),
+        });
+        let taken = read.and_then(|record| match record {
+            Some(record) => {
+                let bytes = name.len().saturating_add(record.cost_bytes(value.len()));
+                self.take_in((name, Sought::record(name, &record)), bytes, record, intake)
+            }
+            None => {
+                self.delete(name, intake.usage, &mut intake.changes);
+                Ok(())
+            }
+        });
         match taken {
             Ok(()) => drop(self.bad.remove(name)),
             Err(reject) => {
@@ -297,6 +302,10 @@ mod tests {
 
         /// How many upserts and deletes a value causes.
         fn put(&mut self, name: &str, value: &str) -> (usize, usize) {
+            self.put_bytes(name, value.as_bytes())
+        }
+
+        fn put_bytes(&mut self, name: &str, value: &[u8]) -> (usize, usize) {
             let mut intake = Intake {
                 remote: &self.remote,
                 limits: &self.limits,
@@ -304,7 +313,7 @@ mod tests {
                 rejections: &mut self.rejections,
                 changes: Vec::new(),
             };
-            self.store.put(("some/", name), value.as_bytes(), &mut intake);
+            self.store.put(("some/", name), value, &mut intake);
             count(&intake.changes)
         }
 
@@ -382,5 +391,38 @@ mod tests {
         assert_eq!((count(&changes), rig.store.len(), rig.usage.entries), ((0, 0), 2, 2));
         rig.store.drain(&mut rig.usage, &mut changes);
         assert_eq!((rig.usage, changes.len()), (Usage::default(), 2));
+    }
+
+    #[test]
+    fn slices_cost_what_they_are_unpacked_to() {
+        use crate::wire::EndpointSlice;
+        use crate::wire::slice::Endpoint;
+        let mut rig = Rig::new(Kind::EndpointSlices);
+        rig.limits.max_bytes = 64 << 20;
+        let endpoint = Endpoint {
+            addresses: vec!["10.1.200.7".parse().unwrap(); 100],
+            for_zones: Some(vec!["z".into(); 64]),
+            topology: [("rack".into(), "r1".into())].into(),
+            ..Endpoint::default()
+        };
+        let mut taken = 0;
+        for number in 0..4 {
+            let name = format!("web-{number}");
+            let mut slice = EndpointSlice::new("c1", 1, "shop", &name, true);
+            slice.endpoints = vec![endpoint.clone(); 1000];
+            slice.annotations.insert("a".into(), "b".into());
+            slice.labels.insert("app".into(), "web".into());
+            let (message, value) = (slice.to_message().len(), slice.encode());
+            assert!(message > 1_500_000 && value.len() < 100_000, "{message} bytes in {}", value.len());
+            taken += rig.put_bytes(&format!("shop/{name}"), &value).0;
+        }
+        assert!((1..4).contains(&taken), "{taken} of 25 MB and more each fit into 64");
+        assert!(rig.refused()[0].contains("too-many: more than 67108864 bytes"), "{:?}", rig.refused());
+        // What nobody reads is not kept.
+        let (_, record) = rig.store.iter().next().unwrap();
+        let Record::EndpointSlice(slice) = record.into_owned() else { panic!("a slice") };
+        assert!(slice.annotations.is_empty() && slice.labels.is_empty(), "{:?}", slice.labels);
+        assert!(slice.endpoints.iter().all(|endpoint| endpoint.topology.is_empty()));
+        assert_eq!(rig.store.usage().bytes, rig.usage.bytes);
     }
 }

@@ -85,6 +85,27 @@ fn a_silent_heartbeat_ends_the_connection_and_keeps_everything() {
 }
 
 #[test]
+fn a_cluster_without_its_configuration_is_not_ready_and_keeps_what_is_known() {
+    let mut world = ready();
+    let lists = site(&mut world).listed;
+    site(&mut world).publishing = false;
+    site(&mut world).etcd.delete(&[key::cluster_config("c1")]);
+    let deadline = world.now.after(Duration::from_secs(61));
+    while status(&world).ready && world.now < deadline {
+        world.step(false);
+    }
+    let seen = status(&world);
+    assert!(
+        seen.status.starts_with("its configuration is gone") && !seen.ready && seen.connected,
+        "{seen:?}"
+    );
+    assert_eq!((site(&mut world).known.len(), site(&mut world).state), (3, SourceState::Stale));
+    world.settle();
+    assert!(status(&world).ready);
+    assert_eq!((site(&mut world).listed, status(&world).reconnections), (lists, 0), "nothing was missed");
+}
+
+#[test]
 fn a_lost_connection_is_taken_up_where_it_broke_and_lists_nothing() {
     let mut world = ready();
     // A heartbeat is the witness.
@@ -98,7 +119,7 @@ fn a_lost_connection_is_taken_up_where_it_broke_and_lists_nothing() {
     assert_eq!(site(&mut world).state, SourceState::Stale);
     world.settle();
     assert_eq!(site(&mut world).listed, before.1, "no list was asked for");
-    assert_eq!(site(&mut world).resumed, 4, "one watch of each kind");
+    assert_eq!(site(&mut world).resumed, 5, "one watch of each kind");
     let after = applied(&world);
     assert_eq!((after.upserts - before.0.upserts, after.deletes - before.0.deletes), (1, 1));
     assert_eq!(status(&world).stale_secs, None);
@@ -139,7 +160,7 @@ fn what_was_learned_after_the_last_heartbeat_is_listed_again_later() {
     let (lost, _) = ip(1, 4, 1);
     site(&mut world).want.remove(&lost);
     world.settle();
-    assert_eq!(site(&mut world).resumed, 4);
+    assert_eq!(site(&mut world).resumed, 5);
     assert!(site(&mut world).known.keys().all(|(_, name)| name != "10.1.0.4"));
 }
 
@@ -297,6 +318,39 @@ fn removal_drains_everything_and_restored_entries_are_stale() {
     );
 }
 
+/// Ids are corrected by giving a cluster another one and restarting its agents: the snapshots of before must not undo it.
+#[test]
+fn a_snapshot_of_before_a_cluster_got_its_id_is_not_taken() {
+    let name = |text| ClusterName::new(text).unwrap();
+    let id = |id| ClusterId::new(id, MaxClusters::C255).unwrap();
+    // The follower, what its snapshot says, and the id that entries are checked against afterwards. Our own id is 9.
+    for (cluster, saved, taken, after) in
+        [("own", 1, 0, Some(9)), ("own", 9, 1, Some(9)), ("c1", 9, 0, None), ("c1", 1, 1, Some(1))]
+    {
+        let config = FollowerConfig {
+            cluster: name(cluster),
+            own_name: name("own"),
+            own_id: Some(id(9)),
+            max: MaxClusters::C255,
+            ids: IdBook::default(),
+            seed: 1,
+            timers: Timers::default(),
+            limits: Limits::default(),
+            exports: true,
+            preference: ServicePreference::default(),
+            mirror: false,
+        };
+        let mut core = Follower::new(config, Moment::ZERO);
+        let (key, value) = ip(saved, 8, 3);
+        let entry = (Kind::Ips, key.rsplit('/').next().unwrap(), value.as_bytes().into());
+        let mut out = Vec::new();
+        core.restore(Moment::ZERO, id(saved), [entry], |_| Duration::ZERO, &mut out);
+        let changes = out.iter().filter(|output| matches!(output, Output::Change(_))).count();
+        assert_eq!(changes, taken, "{cluster} with id {saved}: {out:?}");
+        assert_eq!(core.remote.map(|remote| u32::from(remote.id.get())), after, "{cluster} with id {saved}");
+    }
+}
+
 /// A follower that starts from a snapshot whose services were confirmed so long ago, of a cluster that does not answer.
 fn restarted(age: Duration) -> World {
     let mut world = World::new(7, 1, Limits::default());
@@ -340,7 +394,7 @@ fn renewed_certificates_cost_no_reconnection_and_no_list() {
     world.settle();
     let after = status(&world);
     assert_eq!((after.reconnections, site(&mut world).listed), (before.0.reconnections, before.1));
-    assert_eq!((site(&mut world).resumed, after.last_failure), (4, before.0.last_failure));
+    assert_eq!((site(&mut world).resumed, after.last_failure), (5, before.0.last_failure));
     let ips = (after.applied[&Kind::Ips], before.0.applied[&Kind::Ips]);
     assert_eq!((ips.0.upserts - ips.1.upserts, ips.0.deletes), (1, ips.1.deletes));
 }

@@ -1,4 +1,4 @@
-//! A cluster that is read from a mirror: whether the relay that writes it reads the cluster itself.
+//! Whether somebody vouches for what is read: the cluster by its configuration, and for a mirror the relay that writes it.
 //!
 //! The connection to a mirror stands also while the cluster behind it is dead. So the elected relay says beside the mirror
 //! how far it reads each cluster (`tombolo/relay/<cluster>/`). What it cannot confirm is not confirmed here, and nothing
@@ -22,7 +22,9 @@ pub(super) struct Upstream {
     ours: bool,
     report: Option<RelayReport>,
     denied: bool,
-    /// Why the mirror is not to be relied on.
+    /// The cluster's configuration went while it was read.
+    unconfigured: bool,
+    /// Why what is read is not to be relied on.
     lost: Option<String>,
     /// The canaries are looked at once the relay's word is known.
     waiting: bool,
@@ -39,8 +41,12 @@ impl Upstream {
     /// The connection is lost.
     pub(super) fn lose(&mut self) {
         self.listing();
-        self.waiting = false;
+        (self.waiting, self.unconfigured) = (false, false);
         self.unswept.clear();
+    }
+
+    pub(super) const fn is_unconfigured(&self) -> bool {
+        self.unconfigured
     }
 
     pub(super) const fn is_lost(&self) -> bool {
@@ -82,9 +88,14 @@ impl Upstream {
         }
     }
 
-    /// What the mirror is worth now.
+    /// What the entries are worth now.
     fn verdict(&self) -> Option<String> {
         match &self.report {
+            // Whoever removes a cluster takes its configuration away first, and then the rest.
+            _ if self.unconfigured => Some(
+                "its configuration is gone; the relay or the cluster removed it: remove its file here, too, or look why nobody publishes it"
+                    .to_owned(),
+            ),
             Some(report) if report.ready => None,
             Some(report) => Some(format!("the relay {} does not confirm it: {}", report.relay, report.status)),
             None if self.ours => Some(
@@ -104,6 +115,7 @@ impl Upstream {
             ready: report.is_some_and(|report| report.ready),
             status: match report {
                 _ if self.denied => format!("not known: this user may not read {}", key::RELAY),
+                None if self.unconfigured => "does not mirror it any more".to_owned(),
                 None => "no relay is elected".to_owned(),
                 Some(report) => report.status.clone(),
             },
@@ -127,6 +139,14 @@ impl Follower {
         self.upstream.listing();
         self.upstream.denied = true;
         self.judge_upstream(now, out);
+    }
+
+    /// The cluster's configuration went, or came back as it was. The watches go on: what they tell is the cluster's word.
+    pub(super) fn judge_configured(&mut self, now: Moment, there: bool, out: &mut Vec<Output>) {
+        if self.upstream.unconfigured == there {
+            self.upstream.unconfigured = !there;
+            self.judge_upstream(now, out);
+        }
     }
 
     /// The relay said something, or nothing although it was asked.

@@ -51,6 +51,7 @@ impl Rig {
             timers: Timers::default(),
             limits: Limits::default(),
             exports: true,
+            preference: ServicePreference::default(),
             mirror: false,
         };
         let mut rig = Self {
@@ -213,6 +214,41 @@ fn what_was_only_watched_meanwhile_is_not_listed_again() {
     rig.feed(Input::WatchEnded(ticket, Scope::Relay, Failure { kind: FailureKind::Denied, text }));
     assert!(rig.status().ready, "who may not hear the relay reads all the same");
     assert!(rig.status().relay.unwrap().status.contains("may not read"));
+}
+
+#[test]
+fn a_cluster_that_its_relay_removes_is_told_so_and_is_never_ready() {
+    let mut rig = Rig::new();
+    let (n1, text) = node(1);
+    rig.put(n1.clone(), &text);
+    rig.put(key::relay_status("c1"), READY);
+    rig.feed(Input::Tick);
+    assert!(rig.status().ready);
+    let config = rig.etcd[&key::cluster_config("c1")].0.clone();
+    // In a relay's order: configuration and report at once, after some time the rest, its leases' key last.
+    rig.remove(&key::cluster_config("c1"));
+    rig.remove(&key::relay_status("c1"));
+    let told = rig.status();
+    assert!(told.status.starts_with("its configuration is gone") && !told.ready, "{}", told.status);
+    assert!(told.relay.unwrap().status.contains("not mirror it any more"));
+    assert!(rig.has(Kind::Nodes) && rig.state == SourceState::Stale && !told.config.retrieved);
+    rig.remove(&n1);
+    assert!(!rig.has(Kind::Nodes), "what the watches tell counts");
+    rig.remove(&key::relay_leases("c1"));
+    let told = rig.status();
+    assert!(told.status.starts_with("its configuration is gone") && !told.ready, "{}", told.status);
+    // Back: nothing is read anew, for nothing was missed.
+    let (listed, failed) = (rig.listed, rig.status().reconnections);
+    rig.put(key::cluster_config("c1"), &config);
+    rig.put(key::relay_leases("c1"), "[1]");
+    rig.put(key::relay_status("c1"), READY);
+    let end = rig.now.after(Duration::from_secs(61));
+    while !rig.status().ready {
+        rig.reconnect();
+        rig.put(key::HEARTBEAT.to_owned(), "beat");
+        assert!(rig.now <= end, "{:?}", rig.status());
+    }
+    assert_eq!((rig.listed, rig.status().reconnections), (listed, failed));
 }
 
 #[test]

@@ -146,6 +146,7 @@ pub async fn start(config: RelayConfig, cancel: CancellationToken) -> (RelayHand
         // Agents judge by the relay's reports how long they use what is not confirmed.
         limits: Limits { services_stale: None, ..config.limits },
         exports: false,
+        preference: crate::wire::ServicePreference::default(),
         mirror: true,
         relay: Some(config.etcd.clone()),
     };

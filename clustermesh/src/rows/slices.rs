@@ -45,11 +45,11 @@ impl SliceBook {
     /// The row of a service; `None` when no slice of it is left.
     pub(super) fn row(&self, cluster: &ClusterName, name: &ServiceName) -> Option<RemoteService> {
         let slices = self.0.get(cluster)?.slices.get(name)?;
-        let mut backends = Backends::new();
+        let (mut backends, mut unions) = (Backends::new(), Unions::new());
         for (ip, backend) in slices.values().flatten() {
             match backends.entry(*ip) {
                 Entry::Vacant(place) => drop(place.insert(backend.clone())),
-                Entry::Occupied(mut place) => join(place.get_mut(), backend),
+                Entry::Occupied(mut place) => join(place.get_mut(), backend, &mut unions),
             }
         }
         Some(RemoteService { source: Source::Cluster(*cluster), name: name.clone(), backends })
@@ -82,10 +82,16 @@ impl Cluster {
     }
 }
 
+/// The ports of two sets, by the sets: the addresses of two slices have one union, not each its own.
+type Unions = BTreeMap<[*const BTreeSet<RemotePort>; 2], Arc<BTreeSet<RemotePort>>>;
+
 /// An address in two slices: while Kubernetes moves an endpoint, or for ports that differ. Ready is who is it in one.
-fn join(known: &mut RemoteBackend, other: &RemoteBackend) {
+fn join(known: &mut RemoteBackend, other: &RemoteBackend, unions: &mut Unions) {
     if known.ports != other.ports {
-        Arc::make_mut(&mut known.ports).extend(other.ports.iter().cloned());
+        let union = || Arc::new(known.ports.union(&other.ports).cloned().collect());
+        let sets = [&known.ports, &other.ports].map(Arc::as_ptr);
+        let ports = unions.entry(sets).or_insert_with(union).clone();
+        known.ports = ports;
     }
     known.state = known.state.min(other.state);
 }
@@ -112,7 +118,7 @@ fn backends(slice: &EndpointSlice) -> Backends {
             ports: ports.clone(),
             state,
             zone: endpoint.zone.clone().filter(|zone| !zone.is_empty()),
-            for_zones: endpoint.for_zones.clone().unwrap_or_default(),
+            for_zones: endpoint.for_zones.as_deref().unwrap_or_default().into(),
             hostname: None,
             node: endpoint.node.clone().filter(|node| !node.is_empty()),
         };
@@ -203,5 +209,24 @@ mod tests {
             2,
             "both names of one port number"
         );
+    }
+
+    /// A hostile cluster may name a thousand times a hundred addresses: what they have in common stands in memory once.
+    #[test]
+    fn addresses_share_zones_and_ports_also_those_of_two_slices() {
+        let mut one = slice("a", "web", &["10.1.0.1"]);
+        one.endpoints[0].addresses.extend(["10.1.0.2", "10.1.0.3"].map(|ip| ip.parse::<IpAddr>().unwrap()));
+        one.endpoints[0].for_zones = Some(vec!["z".into()]);
+        let mut other = one.clone();
+        (other.name, other.ports[0].port) = ("b".into(), Some(81));
+        let mut book = SliceBook::default();
+        book.take(&cluster(), [(one, true), (other, true)]);
+        let row = book.row(&cluster(), &name("web")).unwrap();
+        let backends: Vec<_> = row.backends.values().collect();
+        assert_eq!((backends.len(), backends[0].ports.len()), (3, 2));
+        for backend in &backends {
+            assert!(Arc::ptr_eq(&backend.ports, &backends[0].ports));
+            assert!(Arc::ptr_eq(&backend.for_zones, &backends[0].for_zones));
+        }
     }
 }

@@ -121,6 +121,21 @@ pub enum ServicePreference {
     OnlySlices,
 }
 
+impl ServicePreference {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Services, Self::Slices, Self::OnlySlices];
+
+    /// Cilium's word.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Services => "prefer-legacy",
+            Self::Slices => "prefer-endpointslice",
+            Self::OnlySlices => "only-endpointslice",
+        }
+    }
+}
+
 /// How one cluster is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReaderForms {

@@ -127,16 +127,21 @@ pub const IDENTITY_VALUES: &str = "cilium/state/identities/v1/value/";
 /// Locks of identity allocation.
 pub const IDENTITY_LOCKS: &str = "cilium/state/identities/v1/locks/";
 
+/// Below it lie the clusters' configurations.
+pub const CLUSTER_CONFIGS: &str = "cilium/cluster-config/";
+/// Below it lie the clusters' canaries.
+pub const SYNCED: &str = "cilium/synced/";
+
 /// The key of a cluster's configuration.
 #[must_use]
 pub fn cluster_config(cluster: &str) -> String {
-    format!("cilium/cluster-config/{cluster}")
+    format!("{CLUSTER_CONFIGS}{cluster}")
 }
 
 /// The prefix of a cluster's canaries.
 #[must_use]
 pub fn synced_prefix(cluster: &str) -> String {
-    format!("cilium/synced/{cluster}/")
+    format!("{SYNCED}{cluster}/")
 }
 
 /// The prefix of what a relay says of a cluster.

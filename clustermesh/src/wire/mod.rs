@@ -148,6 +148,26 @@ impl Record {
         }
     }
 
+    /// As a reader keeps it: without what only the cluster that publishes it reads.
+    #[must_use]
+    pub(crate) fn kept(self) -> Self {
+        match self {
+            Self::EndpointSlice(slice) => {
+                Self::EndpointSlice(Arc::new(Arc::unwrap_or_clone(slice).trimmed()))
+            }
+            other => other,
+        }
+    }
+
+    /// What it costs, given its value's length: that of most kinds is near what they take in memory; a slice is unpacked.
+    #[must_use]
+    pub(crate) fn cost_bytes(&self, value: usize) -> usize {
+        match self {
+            Self::EndpointSlice(slice) => value.max(slice.memory_bytes()),
+            _ => value,
+        }
+    }
+
     /// The name of its key below the prefix of its kind.
     #[must_use]
     pub fn key_name(&self) -> String {

@@ -10,6 +10,7 @@ use super::{MAX_MAP_ENTRIES, Remote, StringMap, address, check_names, zstd};
 use std::net::IpAddr;
 use std::sync::Arc;
 use tombolo_base::prefix::Prefix;
+use tombolo_service::rows::RemoteBackend;
 
 /// Most bytes of a slice's message once decompressed. Kubernetes stores a slice in 1.5 MiB at most.
 pub const MAX_MESSAGE_BYTES: usize = super::MAX_VALUE_BYTES;
@@ -129,6 +130,26 @@ impl EndpointSlice {
         slice.endpoints =
             raw.endpoints.into_iter().map(|message| endpoint(message, ipv4)).collect::<Result<_, _>>()?;
         Ok(slice)
+    }
+
+    /// Without what only its own cluster reads: labels but the service's, annotations, topology labels.
+    #[must_use]
+    pub(super) fn trimmed(mut self) -> Self {
+        self.labels.retain(|name, _| name.as_ref() == SERVICE_LABEL);
+        self.annotations.clear();
+        self.endpoints.iter_mut().for_each(|endpoint| endpoint.topology.clear());
+        self
+    }
+
+    /// About what it takes in memory, with its part of the service's row: a value of some hundred bytes may unpack to a
+    /// thousand endpoints.
+    #[must_use]
+    pub(super) fn memory_bytes(&self) -> usize {
+        let endpoints: usize = self.endpoints.iter().map(Endpoint::memory_bytes).sum();
+        let named = |port: &Port| [&port.name, &port.protocol].map(|text| text_bytes(text.as_ref()));
+        let names: usize = self.ports.iter().flat_map(named).sum();
+        // Twice: here, and with each backend's row.
+        endpoints + 2 * (self.ports.len() * size_of::<Port>() + names)
     }
 
     /// The value to publish.
@@ -308,7 +329,22 @@ fn port(message: &[u8]) -> Result<Port, Reject> {
     Ok(port)
 }
 
+/// What a text takes beside the pointer to it: its length and two counters.
+fn text_bytes(text: Option<&Arc<str>>) -> usize {
+    text.map_or(0, |text| text.len() + 2 * size_of::<usize>())
+}
+
 impl Endpoint {
+    fn memory_bytes(&self) -> usize {
+        // An address stands here, with its slice, and in the service's row.
+        let address = size_of::<IpAddr>() + 2 * size_of::<(IpAddr, RemoteBackend)>();
+        let zones =
+            self.for_zones.iter().flatten().map(|zone| size_of::<Arc<str>>() + text_bytes(Some(zone)));
+        let texts = text_bytes(self.node.as_ref()) + text_bytes(self.zone.as_ref());
+        // The zones stand here and, for all addresses together, in the row.
+        size_of::<Self>() + self.addresses.len() * address + 2 * zones.sum::<usize>() + texts
+    }
+
     fn write(&self, message: &mut Writer) {
         for ip in &self.addresses {
             message.text(1, &ip.to_string());

@@ -7,12 +7,15 @@ use tombolo_base::clock::Moment;
 use tombolo_base::source::{Source, SourceState};
 use tombolo_base::table::Table;
 use tombolo_clustermesh::follower::{
-    Change, Follower, FollowerConfig, Header, IdBook, Input, Limits, MeshSink, Output, Scope, Timers,
+    Change, Failure, FailureKind, Follower, FollowerConfig, Header, IdBook, Input, Limits, MeshSink, Output,
+    Scope, Timers,
 };
 use tombolo_clustermesh::publisher::Desired;
 use tombolo_clustermesh::rows::{RemoteSlices, TableSink};
 use tombolo_clustermesh::wire::key;
-use tombolo_clustermesh::wire::{Capabilities, ClusterConfig, ExportMode, Layout, ProducerForms};
+use tombolo_clustermesh::wire::{
+    Capabilities, ClusterConfig, ExportMode, Layout, ProducerForms, ServicePreference,
+};
 use tombolo_service::rows::{
     Affinity, BackendState, Distribution, Protocol, RemoteService, ServiceName, ServiceRow, ServiceType,
     SliceEndpoint, SlicePort, SliceRow, TrafficPolicy,
@@ -29,6 +32,8 @@ fn now() -> Moment {
 struct Etcd {
     forms: ProducerForms,
     entries: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Breaks the connection after the first page of these.
+    breaks_at: Option<Kind>,
 }
 
 impl Etcd {
@@ -42,7 +47,13 @@ impl Etcd {
             let Some(kind) = kept.kind.filter(|kind| forms.writes(*kind)) else { continue };
             entries.push((kind.key(layout, "c1", &kept.name).into_bytes(), kept.value));
         }
-        Self { forms, entries }
+        Self { forms, entries, breaks_at: None }
+    }
+
+    fn without_canary(mut self, kind: Kind) -> Self {
+        let canary = kind.canary(self.forms.layout, "c1").into_bytes();
+        self.entries.retain(|(name, _)| *name != canary);
+        self
     }
 
     fn config(&self) -> Vec<u8> {
@@ -57,10 +68,15 @@ impl Etcd {
                 assert_eq!(name, key::cluster_config("c1"));
                 Some(Input::Config(HEADER, Some(self.config())))
             }
-            Output::List { ticket, scope, prefix, .. } => {
+            Output::List { ticket, scope, from, prefix, .. } => {
                 let below = self.entries.iter().filter(|(name, _)| name.starts_with(prefix.as_bytes()));
                 let entries = below.cloned().collect();
-                Some(Input::Page { ticket, scope, header: HEADER, entries, more: false })
+                let more = self.breaks_at.is_some_and(|kind| scope == Scope::Entries(kind));
+                if more && from != prefix.as_bytes() {
+                    let failure = Failure { kind: FailureKind::Transport, text: "broken".to_owned() };
+                    return Some(Input::ListFailed(ticket, scope, failure));
+                }
+                Some(Input::Page { ticket, scope, header: HEADER, entries, more })
             }
             _ => None,
         }
@@ -78,6 +94,7 @@ fn follower() -> Follower {
         timers: Timers::default(),
         limits: Limits::default(),
         exports: true,
+        preference: ServicePreference::default(),
         mirror: false,
     };
     Follower::new(config, now())
@@ -180,6 +197,52 @@ fn a_cluster_that_turns_to_slices_keeps_its_backends_in_the_table() {
     });
     sink.apply(&cluster, gone.collect());
     assert!(row().is_none());
+}
+
+/// Its backends may be dead or alive: what was known of them counts until the new form says it all.
+#[test]
+fn a_cluster_that_changes_its_form_loses_no_backend_on_the_way() {
+    use ExportMode::{Services, SlicesOnly};
+    let golden = |mode| Etcd::new(mode, Layout::State);
+    for (before, after, kind) in
+        [(Services, SlicesOnly, Kind::EndpointSlices), (SlicesOnly, Services, Kind::Services)]
+    {
+        let (sink, table) = sink();
+        let cluster = ClusterName::new("c1").unwrap();
+        let row = || {
+            let name = ServiceName { namespace: "shop".into(), name: "web".into() };
+            table.snapshot().get(&(name, Source::Cluster(cluster))).cloned()
+        };
+        let mut follower = follower();
+        let mut read = |etcd: &Etcd| {
+            let (changes, state, _) = run(&mut follower, etcd, Input::Reconfigured);
+            let told = names(&changes, kind).len();
+            sink.apply(&cluster, changes);
+            (told, state)
+        };
+        read(&golden(before));
+        let known = row().expect("the golden service");
+        // Not written whole yet; then read in part.
+        let parts = [
+            golden(after).without_canary(kind),
+            Etcd { breaks_at: Some(kind), ..golden(after) },
+            // Back again, and forth.
+            golden(before),
+            golden(after).without_canary(kind),
+        ];
+        for (at, etcd) in parts.iter().enumerate() {
+            let (told, state) = read(etcd);
+            assert_eq!((told, row().as_ref()), (0, Some(&known)), "{after:?} {at}");
+            assert_eq!(state == Some(SourceState::Initialized), at == 2, "{after:?} {at}: {state:?}");
+        }
+        let (told, state) = read(&golden(after));
+        assert!(told > 0 && state == Some(SourceState::Initialized), "{after:?}: {state:?}");
+        let now_known = row().expect("it is in both forms");
+        assert_ne!(now_known, known, "the forms differ, so this is the new one");
+        // What the new form did not bring is gone with the old one.
+        let other = if kind == Kind::Services { Kind::EndpointSlices } else { Kind::Services };
+        assert!(!follower.status(now()).counts.contains_key(&other));
+    }
 }
 
 /// A global service without addresses of its own.

@@ -6,6 +6,16 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 /// Changes that are kept without a compaction; the model compacts by itself beyond.
 const MAX_LOG: usize = 4_000;
 
+/// Values are kept as text, one character for each byte: most are text, and slices are none.
+pub(crate) fn text_of(bytes: &[u8]) -> String {
+    bytes.iter().copied().map(char::from).collect()
+}
+
+/// The bytes of a value.
+pub(crate) fn bytes_of(text: &str) -> Vec<u8> {
+    text.chars().map(|letter| u8::try_from(letter).unwrap()).collect()
+}
+
 /// What the versions of a key are: the revision, and the value or its absence.
 type Versions = Vec<(i64, Option<String>)>;
 
@@ -69,7 +79,7 @@ impl Etcd {
         self.log.push_back((
             revision,
             match value {
-                Some(value) => KeyEvent::Put(name, value.as_bytes().to_vec()),
+                Some(value) => KeyEvent::Put(name, bytes_of(value)),
                 None => KeyEvent::Delete(name),
             },
         ));
@@ -117,7 +127,7 @@ impl Etcd {
         let from = String::from_utf8(from.to_vec()).unwrap();
         let inside = self.keys.range(from..).take_while(|(key, _)| key.starts_with(prefix));
         let mut found = inside.filter_map(|(key, versions)| {
-            at(versions, revision).map(|(_, value)| (key.clone().into_bytes(), value.into_bytes()))
+            at(versions, revision).map(|(_, value)| (key.clone().into_bytes(), bytes_of(&value)))
         });
         let entries = found.by_ref().take(limit).collect();
         Ok((entries, found.next().is_some()))

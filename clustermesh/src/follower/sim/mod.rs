@@ -85,7 +85,7 @@ fn after_any_faults_what_is_known_is_the_truth() {
     );
     // A simulation in which something never happens says nothing about it.
     if total >= 1_000_000 {
-        assert_eq!(faults.len(), 15, "{faults:?}");
+        assert_eq!(faults.len(), 16, "{faults:?}");
         assert!(resumed > 1_000 && withheld > 100, "resumed {resumed}, withheld {withheld}");
     }
 }

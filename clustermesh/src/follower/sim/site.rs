@@ -1,12 +1,12 @@
 //! One cluster of the simulation: its etcd, whoever publishes there, and the follower that reads it.
 
-use super::etcd::Etcd;
+use super::etcd::{Etcd, bytes_of};
 use super::random::Random;
 use crate::follower::{
     Change, Failure, FailureKind, Follower, FollowerConfig, IdBook, Input, Limits, Output, Scope, Ticket,
     Timers,
 };
-use crate::wire::{KINDS, Kind, Layout, Record, Remote, key};
+use crate::wire::{ExportMode, KINDS, Kind, Layout, Record, Remote, ServicePreference, key};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use tombolo_base::clock::Moment;
 use tombolo_base::ids::{ClusterId, ClusterName, MaxClusters};
@@ -48,6 +48,8 @@ pub(crate) struct Site {
     pub(crate) up: bool,
     pub(crate) leader: bool,
     pub(crate) publishing: bool,
+    /// The form of its backends.
+    pub(crate) mode: ExportMode,
     pub(crate) denied: BTreeSet<Scope>,
     pub(crate) core: Follower,
     lanes: BTreeMap<Lane, VecDeque<Work>>,
@@ -71,6 +73,10 @@ pub(crate) struct Site {
     trace: Option<VecDeque<String>>,
 }
 
+/// Every kind that a cluster may publish.
+pub(crate) const ALL: [Kind; 6] =
+    [KINDS[0], KINDS[1], KINDS[2], KINDS[3], Kind::ServiceExports, Kind::EndpointSlices];
+
 /// Lines of the trace.
 const TRACED: usize = 150;
 
@@ -86,7 +92,8 @@ impl Site {
             seed,
             timers: Timers::default(),
             limits,
-            exports: false,
+            exports: true,
+            preference: ServicePreference::default(),
             mirror: false,
         };
         Self {
@@ -98,6 +105,7 @@ impl Site {
             up: true,
             leader: true,
             publishing: true,
+            mode: ExportMode::Services,
             denied: BTreeSet::new(),
             core: Follower::new(config, Moment::ZERO),
             lanes: BTreeMap::new(),
@@ -118,7 +126,29 @@ impl Site {
     }
 
     pub(crate) fn config_text(&self) -> String {
-        format!(r#"{{"id":{},"capabilities":{{"syncedCanaries":true,"maxConnectedClusters":255}}}}"#, self.id)
+        format!(
+            r#"{{"id":{},"capabilities":{{"syncedCanaries":true,"maxConnectedClusters":255,"serviceExportsEnabled":true,"endpointSlicesExportMode":"{}"}}}}"#,
+            self.id,
+            self.mode.word()
+        )
+    }
+
+    /// The kinds that it publishes.
+    fn published_kinds(&self) -> Vec<Kind> {
+        let mode = self.mode;
+        let is = |kind: &Kind| match kind {
+            Kind::Services => mode.services(),
+            Kind::EndpointSlices => mode.slices(),
+            _ => true,
+        };
+        ALL.into_iter().filter(is).collect()
+    }
+
+    /// What is to be published in the present form.
+    fn wanted(&self) -> impl Iterator<Item = (&String, &String)> {
+        let prefixes = self.published_kinds().into_iter().map(|kind| kind.prefix(Layout::State, &self.name));
+        let prefixes: Vec<String> = prefixes.collect();
+        self.want.iter().filter(move |(key, _)| prefixes.iter().any(|prefix| key.starts_with(prefix)))
     }
 
     pub(crate) fn feed(&mut self, now: Moment, input: Input) {
@@ -196,13 +226,23 @@ impl Site {
                 let removed = self.known.remove(&row).is_some();
                 assert!(removed || withheld, "{}: {row:?} was deleted twice", self.name);
                 assert!(
-                    withheld || self.excused.contains(&row),
+                    withheld || self.excused.contains(&row) || self.is_replaced(row.0),
                     "{}: {row:?} was deleted although no event and no complete list said so{}",
                     self.name,
                     self.traced()
                 );
             }
         }
+    }
+
+    /// Whether backends are read in the other form now, and those of that form are all known.
+    fn is_replaced(&self, kind: Kind) -> bool {
+        let other = match kind {
+            Kind::Services => Kind::EndpointSlices,
+            Kind::EndpointSlices => Kind::Services,
+            _ => return false,
+        };
+        !self.core.stores.contains_key(&kind) && self.core.synced.get(&other) == Some(&true)
     }
 
     fn assert_own(&self, record: &Record) {
@@ -392,8 +432,11 @@ impl Site {
             return;
         }
         let config = (key::cluster_config(&self.name), self.config_text());
-        let canaries = KINDS.map(|kind| (kind.canary(Layout::State, &self.name), "now".to_owned()));
-        let prefixes = KINDS.map(|kind| kind.prefix(Layout::State, &self.name));
+        let kinds = self.published_kinds();
+        let canary = |kind: &Kind| (kind.canary(Layout::State, &self.name), "now".to_owned());
+        let canaries: Vec<_> = kinds.iter().map(canary).collect();
+        // What stands in another form stays until its leases end.
+        let prefixes: Vec<_> = kinds.iter().map(|kind| kind.prefix(Layout::State, &self.name)).collect();
         let inside = |key: &str| prefixes.iter().any(|prefix| key.starts_with(prefix.as_str()));
         let extra = self.etcd.content().find(|(key, _)| inside(key) && !self.want.contains_key(*key));
         if let Some(extra) = extra.map(|(key, _)| key.to_owned()) {
@@ -401,11 +444,12 @@ impl Site {
             return self.excuse();
         }
         let differs = |(key, value): &(&String, &String)| self.etcd.get(key) != Some(value.as_str());
-        let entries = self.want.iter();
+        let entries = self.wanted();
         let first = std::iter::once((&config.0, &config.1)).chain(entries).find(differs);
         if let Some((key, value)) = first.map(|(key, value)| (key.clone(), value.clone())) {
             self.published.extend(self.row_of(&key));
-            if key == config.0 {
+            let same_id = format!("{{\"id\":{},", self.id);
+            if key == config.0 && !self.etcd.get(&key).is_some_and(|text| text.starts_with(&same_id)) {
                 // It may give the cluster back a number that a restored backup had not.
                 self.published
                     .extend(self.etcd.content().filter_map(|(key, _)| self.row_of(key)).collect::<Vec<_>>());
@@ -426,7 +470,7 @@ impl Site {
             let name = key.strip_prefix(&kind.prefix(Layout::State, &self.name))?;
             Some((kind, name.to_owned()))
         };
-        KINDS.into_iter().find_map(of)
+        ALL.into_iter().find_map(of)
     }
 
     /// What an event deleted may go.
@@ -466,11 +510,13 @@ impl Site {
             own: false,
         };
         let mut truth = BTreeMap::new();
+        // Of the form of backends that is not read nothing is known.
+        let other = if self.mode.services() { Kind::EndpointSlices } else { Kind::Services };
         for (key, value) in self.etcd.content() {
-            for kind in KINDS {
+            for kind in ALL.into_iter().filter(|kind| *kind != other) {
                 let Some(name) = key.strip_prefix(&kind.prefix(Layout::State, &self.name)) else { continue };
-                if let Ok(Some(record)) = Record::decode(&remote, kind, name, value.as_bytes()) {
-                    truth.insert((kind, name.to_owned()), record);
+                if let Ok(Some(record)) = Record::decode(&remote, kind, name, &bytes_of(value)) {
+                    truth.insert((kind, name.to_owned()), record.kept());
                 }
             }
         }
@@ -479,9 +525,10 @@ impl Site {
 
     /// Whether everything that the cluster wants published is there, and nothing else.
     pub(crate) fn is_published(&self) -> bool {
-        let canaries = KINDS.map(|kind| kind.canary(Layout::State, &self.name));
-        let entries = self.want.iter().all(|(key, value)| self.etcd.get(key) == Some(value.as_str()));
-        entries && canaries.iter().all(|key| self.etcd.get(key).is_some()) && self.is_configured()
+        let canaries = self.published_kinds();
+        let mut canaries = canaries.into_iter().map(|kind| kind.canary(Layout::State, &self.name));
+        let entries = self.wanted().all(|(key, value)| self.etcd.get(key) == Some(value.as_str()));
+        entries && canaries.all(|key| self.etcd.get(&key).is_some()) && self.is_configured()
     }
 
     /// Whether the cluster's configuration is there, and the present one.

@@ -1,10 +1,10 @@
 //! Several clusters at once, and what can happen to them.
 
-use super::etcd::Etcd;
+use super::etcd::{Etcd, text_of};
 use super::random::Random;
-use super::site::Site;
+use super::site::{ALL, Site};
 use crate::follower::{FailureKind, IdBook, Limits, Scope};
-use crate::wire::{KINDS, Kind, Layout, key};
+use crate::wire::{ExportMode, Kind, Layout, key};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tombolo_base::clock::Moment;
@@ -39,13 +39,15 @@ pub(crate) enum Fault {
     Silence,
     /// The cluster gets another number.
     NewId,
+    /// The cluster publishes its backends in another form.
+    NewForm,
     /// Time passes without anything happening.
     Pause,
     /// Certificates were renewed: a second connection takes the place of the first.
     Renewal,
 }
 
-const FAULTS: [Fault; 15] = [
+const FAULTS: [Fault; 16] = [
     Fault::Cut,
     Fault::Compaction,
     Fault::Outage,
@@ -59,6 +61,7 @@ const FAULTS: [Fault; 15] = [
     Fault::LeaderLoss,
     Fault::Silence,
     Fault::NewId,
+    Fault::NewForm,
     Fault::Pause,
     Fault::Renewal,
 ];
@@ -127,11 +130,13 @@ impl World {
     pub(crate) fn change(&mut self, at: usize) {
         let random = &mut self.random;
         let site = &mut self.sites[at];
-        let (key, value) = match random.below(8) {
+        let (key, value) = match random.below(10) {
             0..=3 => ip(site.id, random.below(40), random.below(20)),
             4 | 5 => identity(&site.name, site.id, random.below(20), random.below(5)),
             6 => node(&site.name, site.id, random.below(4), random.below(3)),
-            _ => service(&site.name, site.id, random.below(5), random.below(9)),
+            7 => service(&site.name, site.id, random.below(5), random.below(9)),
+            8 => slice(&site.name, site.id, random.below(5), random.below(9)),
+            _ => export(&site.name, random.below(5), random.below(9)),
         };
         if random.once_in(3) {
             site.want.remove(&key);
@@ -197,6 +202,10 @@ impl World {
             }
             Fault::Silence => site.publishing = !site.publishing,
             Fault::NewId => self.new_id(at),
+            Fault::NewForm => {
+                let modes = [ExportMode::Services, ExportMode::ServicesAndSlices, ExportMode::SlicesOnly];
+                site.mode = modes[self.random.index(modes.len())];
+            }
             Fault::Renewal => site.renewed(now),
             Fault::Pause => {
                 let minutes = 1 + self.random.below(25);
@@ -255,7 +264,7 @@ impl World {
 
     fn permission(&mut self, at: usize) {
         let (random, site) = (&mut self.random, &mut self.sites[at]);
-        let scope = Scope::Entries(KINDS[random.index(KINDS.len())]);
+        let scope = Scope::Entries(ALL[random.index(ALL.len())]);
         if !site.denied.remove(&scope) {
             site.denied.insert(scope);
             site.end_watches(FailureKind::Denied, |other| other == scope);
@@ -355,4 +364,24 @@ pub(crate) fn service(cluster: &str, id: u32, number: u64, backend: u64) -> (Str
     (service.include_external, service.shared) = (true, true);
     let value = String::from_utf8(service.encode().unwrap()).unwrap();
     (key_of(Kind::Services, cluster, &format!("shop/{name}")), value)
+}
+
+/// A slice of the service of the same number.
+fn slice(cluster: &str, id: u32, number: u64, backend: u64) -> (String, String) {
+    let name = format!("s{number}-a");
+    let mut slice = crate::wire::EndpointSlice::new(cluster, id, "shop", &name, true);
+    slice.labels.insert(crate::wire::slice::SERVICE_LABEL.into(), format!("s{number}").into());
+    slice.endpoints.push(crate::wire::slice::Endpoint {
+        addresses: vec![format!("10.{id}.0.{backend}").parse().unwrap()],
+        ..Default::default()
+    });
+    (key_of(Kind::EndpointSlices, cluster, &format!("shop/{name}")), text_of(&slice.encode()))
+}
+
+fn export(cluster: &str, number: u64, age: u64) -> (String, String) {
+    let name = format!("s{number}");
+    let created = 1_700_000_000 + i64::try_from(age).unwrap();
+    let export = crate::wire::ServiceExport::new(cluster, "shop", &name, created);
+    let value = String::from_utf8(export.encode().unwrap()).unwrap();
+    (key_of(Kind::ServiceExports, cluster, &format!("shop/{name}")), value)
 }

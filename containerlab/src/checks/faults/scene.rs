@@ -113,26 +113,35 @@ impl<'a> Scene<'a> {
         }
     }
 
-    /// While etcd is away: shown as stale by every node in time and from then on, and every entry kept.
-    pub(super) async fn while_away(&self) -> Result<Duration, Failure> {
-        let stopped_at = Instant::now();
-        let stale = |node: &str, remote: &Remote| match remote.stale_secs {
+    /// The age of what a node knows, if it shows the cluster as lost.
+    async fn stale(&self, node: &str) -> Result<u64, Failure> {
+        let remote = self.remote(node).await?;
+        match remote.stale_secs {
             Some(secs) if !remote.connected && !remote.ready => Ok(secs),
             _ => {
                 let what = format!("{node} shows {} as stale", self.victim.name);
                 let got = format!("stale-secs {:?}, {}", remote.stale_secs, remote.status);
                 Err(Failure::new(what, got, self.look(node)))
             }
-        };
-        let patience = STALE_PATIENCE.min(self.context.etcd_down);
-        let (first, stale_after) = poll::until(patience, || async {
+        }
+    }
+
+    /// Waits until every node of the other clusters shows the cluster as lost; the ages they tell, and how long that took.
+    pub(super) async fn lost(&self, patience: Duration) -> Result<(Vec<u64>, Duration), Failure> {
+        poll::until(patience, || async {
             let mut all = Vec::new();
             for node in self.known.nodes() {
-                all.push(stale(node, &self.remote(node).await?)?);
+                all.push(self.stale(node).await?);
             }
             Ok(all)
         })
-        .await?;
+        .await
+    }
+
+    /// While etcd is away: shown as stale by every node in time and from then on, and every entry kept.
+    pub(super) async fn while_away(&self) -> Result<Duration, Failure> {
+        let stopped_at = Instant::now();
+        let (first, stale_after) = self.lost(STALE_PATIENCE.min(self.context.etcd_down)).await?;
         let shown_at = Instant::now();
         let mut ticks = tokio::time::interval(Duration::from_secs(2));
         while stopped_at.elapsed() < self.context.etcd_down {
@@ -141,7 +150,7 @@ impl<'a> Scene<'a> {
         }
         for (node, before) in self.known.nodes().zip(first) {
             let grown = shown_at.elapsed().as_secs();
-            let now = stale(node, &self.remote(node).await?)?;
+            let now = self.stale(node).await?;
             // Both ages are cut to whole seconds.
             if now + 1 < before + grown {
                 let what = format!("the age of {} at {node} grows with the time", self.victim.name);

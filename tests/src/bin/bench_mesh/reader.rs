@@ -184,6 +184,7 @@ pub(crate) fn mesh(folder: &Path, max: MaxClusters) -> Result<MeshConfig, Failur
         own: None,
         timers: Timers::default(),
         limits: Limits::default(),
+        preference: Default::default(),
         mirror: false,
         relay: None,
         exports: true,

@@ -1,6 +1,7 @@
 //! Packets to an etcd vanish: nobody is told, connections stand and are silent.
 
 use std::process::Stdio;
+use std::time::Duration;
 
 use super::super::scene::{Etcd, RESYNC_PATIENCE, Scene};
 use super::kept;
@@ -8,6 +9,9 @@ use crate::checks::access::Place;
 use crate::checks::check::{CheckResult, Failure};
 use crate::checks::context::Context;
 use crate::checks::inventory::Cluster;
+
+/// How long readers may take to notice that nothing answers: keep-alives find it after 40 s, nothing else before two minutes.
+const NOTICE: Duration = Duration::from_secs(60);
 
 /// Packets from the nodes of other clusters to the members of an etcd are dropped at the router between them; no longer when
 /// this is dropped.
@@ -85,7 +89,9 @@ pub(super) async fn partitioned(context: &Context, cluster: &str) -> CheckResult
     let loads = scene.loads().await?;
     let cut = Cut::others_from(context, scene.victim).await?;
     let changed = scene.change()?;
-    scene.hold().await?;
+    // However short outages are in this run: before that, the connections might just go on.
+    let (_, noticed) = scene.lost(NOTICE).await?;
+    scene.unchanged().await?;
     cut.mend().await?;
     scene.applied(1).await?;
     let took = scene.resync(RESYNC_PATIENCE, Etcd::Same).await?;
@@ -93,5 +99,13 @@ pub(super) async fn partitioned(context: &Context, cluster: &str) -> CheckResult
     scene.applied(2).await?;
     let sum =
         scene.unharmed(loads, &format!("while all others are cut off from the etcd of {cluster}")).await?;
-    Ok(vec![format!("in sync {:.1} s after the change came through", took.as_secs_f64()), kept(&scene), sum])
+    Ok(vec![
+        format!(
+            "noticed by all after {:.1} s; in sync {:.1} s after the change came through",
+            noticed.as_secs_f64(),
+            took.as_secs_f64()
+        ),
+        kept(&scene),
+        sum,
+    ])
 }
