@@ -242,7 +242,8 @@ impl Rooms<'_> {
             told: told.clone(),
         };
         self.ground.daemon.names.set(sources).ok();
-        let planner = tombolo_service::names::Planner::new(&self.ground.identity.cluster);
+        let now = self.driver().clock.now();
+        let planner = tombolo_service::names::Planner::new(&self.ground.identity.cluster, now);
         let exports = self.ground.config.clustermesh.service_exports;
         let imports = exports.then(|| self.desired.service_imports.clone());
         let run = names::planner(self.driver(), planner, self.intent.clone(), imports, out, told);
