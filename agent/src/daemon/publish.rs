@@ -162,7 +162,7 @@ pub(crate) async fn cluster(
         let mut decided = pools::assign(&pools, &all, &known);
         let mut exports = Vec::new();
         if let Some((speaker, _)) = &mut mcs {
-            let imports = speaker.assign(&tables.imports, &known);
+            let imports = speaker.assign(&tables, &decided.rows, &known);
             decided.rows.extend(imports.rows);
             decided.problems.extend(imports.problems);
             exports = speaker.entries(&tables);

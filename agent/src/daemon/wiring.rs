@@ -215,7 +215,8 @@ impl Rooms<'_> {
             nodes: self.intent.kube.nodes.clone(),
             own: self.ground.node.own.key(),
         };
-        self.spawn("planner/services", planners::services(self.driver(), planner, inputs, out));
+        let problems = self.ground.daemon.service_problems.clone();
+        self.spawn("planner/services", planners::services(self.driver(), planner, inputs, out, problems));
     }
 
     /// Exports and imports, unless they are switched off.
@@ -230,7 +231,8 @@ impl Rooms<'_> {
         kube.services.set_source(&Source::Planner, SourceState::Pending);
         let (services, slices) = (kube.services.clone(), kube.slices.clone());
         let out = Outputs { exports, imports, services, slices };
-        self.spawn("planner/mcs", mcs::planner(driver, planner, self.intent.clone(), out));
+        let problems = self.ground.daemon.import_problems.clone();
+        self.spawn("planner/mcs", mcs::planner(driver, planner, self.intent.clone(), out, problems));
     }
 
     /// Names of services, the stream of them, and the unit that reads it if the agent keeps one.
