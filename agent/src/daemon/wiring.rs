@@ -256,6 +256,9 @@ impl Rooms<'_> {
             self.ground.daemon.dns.set(seen).ok();
             let settings = dns::settings(config, Some(&self.ground.node.own));
             self.spawn("dns", dns::keep(self.driver(), settings, dns::run_folder(config).to_owned(), part));
+        } else {
+            let end = dns::end(dns::control_socket(config), dns::run_folder(config).to_owned());
+            self.ground.tasks.spawn_work("dns/end", end);
         }
     }
 
