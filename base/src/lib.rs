@@ -26,6 +26,7 @@
 #![forbid(unsafe_code)]
 
 pub mod aggregate;
+pub mod cells;
 pub mod clock;
 pub mod flow;
 pub mod ids;

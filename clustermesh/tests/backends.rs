@@ -27,8 +27,8 @@ use tombolo_clustermesh::rows::{RemoteSlices, TableSink, service_entry, slice_en
 use tombolo_clustermesh::wire::ExportMode;
 use tombolo_service::plan::{InputChanges, Outputs, Planner};
 use tombolo_service::rows::{
-    Affinity, BackendRow, BackendState, Distribution, FrontendRow, Protocol, RemoteService, ServiceName,
-    ServicePort, ServiceRow, ServiceType, SliceEndpoint, SlicePort, SliceRow, TrafficPolicy,
+    BackendRow, BackendState, FrontendRow, Protocol, RemoteService, ServiceName, ServicePort, ServiceRow,
+    SliceEndpoint, SlicePort, SliceRow,
 };
 use tombolo_service::spread::Spread;
 
@@ -38,27 +38,12 @@ fn web() -> ServiceName {
 
 fn service() -> ServiceRow {
     ServiceRow {
-        source: Source::Manifests,
-        name: web(),
-        kind: ServiceType::ClusterIP,
         cluster_ips: vec!["10.102.0.10".parse().unwrap(), "fd00:102::10".parse().unwrap()],
-        headless: false,
         ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80 }],
-        external_traffic_policy: TrafficPolicy::Cluster,
-        internal_traffic_policy: TrafficPolicy::Cluster,
-        load_balancer_class: None,
         families_ipv4: vec![true, false],
-        external_ips: vec![],
-        requested_addresses: vec![],
-        publish_not_ready: false,
         global: true,
         shared: true,
-        affinity: Affinity::None,
-        spread: Spread::default(),
-        distribution: Distribution::Any,
-        labels: std::collections::BTreeMap::new(),
-        selector: std::collections::BTreeMap::new(),
-        details: Default::default(),
+        ..ServiceRow::new(Source::Manifests, web())
     }
 }
 

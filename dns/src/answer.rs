@@ -197,7 +197,7 @@ impl Domains {
             [namespace, "pod"] if zone == NameZone::Cluster => namespace_at(zones, zone, namespace),
             [dashed, namespace, "pod"] if zone == NameZone::Cluster => pod(zones, dashed, namespace),
             [below @ .., name, namespace, "svc"] => match zones.get(zone, namespace, name) {
-                Some(entry) => self.below(entry, below),
+                Some(entry) => self.below(zones, entry, below),
                 // Nothing is imported into a namespace that is not here, whatever others export.
                 None if zones.is_known(NameZone::Cluster) && !zones.has_namespace(zone, namespace) => {
                     Found::Missing
@@ -209,7 +209,7 @@ impl Domains {
     }
 
     /// A service's own name, or one below it.
-    fn below(&self, entry: &NameEntry, below: &[&str]) -> Found {
+    fn below(&self, zones: &Zones, entry: &NameEntry, below: &[&str]) -> Found {
         let base = [entry.name.as_ref(), entry.namespace.as_ref(), "svc"];
         match (&entry.answer, below) {
             (NameAnswer::Alias { target }, []) => alias(target),
@@ -233,7 +233,11 @@ impl Domains {
                 services(ports.filter_map(|p| Some((p.port, target.clone()?, addresses.clone()))).collect())
             }
             (NameAnswer::Service { .. }, _) => Found::Missing,
-            (NameAnswer::Headless { endpoints }, below) => self.endpoint(entry, endpoints, below),
+            // An endpoint that is not there may be of a cluster that has not spoken.
+            (NameAnswer::Headless { endpoints }, below) => match self.endpoint(entry, endpoints, below) {
+                Found::Missing => missing(zones, entry.zone),
+                found => found,
+            },
         }
     }
 

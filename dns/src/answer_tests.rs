@@ -195,6 +195,10 @@ fn what_is_not_known_yet_is_neither_there_nor_not() {
     assert_eq!(ask(&zones, "nobody.demo.svc.cluster.local.", a), "nxdomain cluster.local.");
     assert_eq!(ask(&zones, "nobody.demo.svc.clusterset.local.", a), "unknown");
     assert_eq!(ask(&zones, "nobody.nowhere.svc.clusterset.local.", a), "nxdomain clusterset.local.");
+    // Endpoints of a cluster that has not spoken.
+    let endpoints = ["north.db.demo.svc.clusterset.local.", "db-0.north.db.demo.svc.clusterset.local."];
+    endpoints.iter().for_each(|name| assert_eq!(ask(&zones, name, a), "unknown"));
+    assert_eq!(ask(&zones, "db-0.west.db.demo.svc.clusterset.local.", a), "10.2.1.5");
     zones.take([Line::State { cluster: true, clusterset: true }]);
     assert_eq!(ask(&zones, "nobody.demo.svc.clusterset.local.", a), "nxdomain clusterset.local.");
 }

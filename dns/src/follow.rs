@@ -97,39 +97,46 @@ async fn listen(
         let frame = frame.map_err(|error| ClientError::Broken(socket.to_owned(), error))?;
         let Some(bytes) = frame.data_ref() else { continue };
         talking.set(|talk| talk.heard = Some(Instant::now()));
-        let batch = reader.take(bytes)?;
-        if !batch.is_empty() {
-            server.zones_mut().take(batch);
+        let batch = reader.take(bytes);
+        server.metrics.lines_refused.inc_by(std::mem::take(&mut reader.refused));
+        if !batch.is_empty() && server.zones_mut().take(batch) {
             changed.send_modify(|count| *count = count.wrapping_add(1));
         }
     }
 }
 
-/// Bytes to whole batches: lines up to one that says how much they are.
+/// Bytes to whole batches: lines up to one that says how much they are. A line that cannot be used is told and left out: it
+/// would come again in every conversation, and costs its own name only.
 #[derive(Debug, Default)]
 pub struct Reader {
     bytes: Vec<u8>,
     lines: Vec<Line>,
+    /// Bytes that were passed over of a line that is too long.
+    passed: usize,
+    /// Lines that were left out.
+    refused: u64,
 }
 
 /// Lines that are held until their batch is whole; a first list that is longer is taken in pieces.
 const MAX_HELD: usize = 10_000;
+/// How much of a line is shown: it begins with the name it is about.
+const SHOWN_BYTES: usize = 200;
 
 impl Reader {
     /// Takes bytes in; what is whole.
-    ///
-    /// # Errors
-    /// A line that is none, or too long.
-    pub fn take(&mut self, bytes: &[u8]) -> Result<Vec<Line>, serde_json::Error> {
+    pub fn take(&mut self, bytes: &[u8]) -> Vec<Line> {
         let mut whole = 0;
         for part in bytes.split_inclusive(|byte| *byte == b'\n') {
-            self.bytes.extend_from_slice(part);
-            if self.bytes.len() > MAX_LINE_BYTES {
-                return Err(serde::de::Error::custom("a line is too long"));
+            if self.bytes.len() + part.len() > MAX_LINE_BYTES {
+                // The beginning is kept, for it has the name.
+                self.passed += part.len();
+            } else {
+                self.bytes.extend_from_slice(part);
             }
-            if part.ends_with(b"\n") {
-                let line: Line = serde_json::from_slice(&self.bytes)?;
-                self.bytes.clear();
+            if !part.ends_with(b"\n") {
+                continue;
+            }
+            if let Some(line) = self.line() {
                 let ends = matches!(line, Line::State { .. });
                 self.lines.push(line);
                 if ends || self.lines.len() - whole > MAX_HELD {
@@ -137,7 +144,22 @@ impl Reader {
                 }
             }
         }
-        Ok(self.lines.drain(..whole).collect())
+        self.lines.drain(..whole).collect()
+    }
+
+    /// The line that has just ended.
+    fn line(&mut self) -> Option<Line> {
+        let (bytes, passed) = (std::mem::take(&mut self.bytes), std::mem::take(&mut self.passed));
+        let line = match passed {
+            0 => serde_json::from_slice(&bytes).map_err(|error| error.to_string()),
+            _ => Err(format!("{} bytes, more than {MAX_LINE_BYTES}", bytes.len() + passed)),
+        };
+        line.inspect_err(|why| {
+            self.refused += 1;
+            let start = String::from_utf8_lossy(bytes.get(..SHOWN_BYTES).unwrap_or(&bytes));
+            tracing::warn!(why, %start, "a line of the agent's is left out, and with it its name; is the unit of another version than the agent?");
+        })
+        .ok()
     }
 }
 
@@ -157,13 +179,30 @@ mod tests {
         }
         for step in [1, 7, text.len()] {
             let mut reader = Reader::default();
-            let batches: Vec<Vec<Line>> = text.chunks(step).map(|part| reader.take(part).unwrap()).collect();
+            let batches: Vec<Vec<Line>> = text.chunks(step).map(|part| reader.take(part)).collect();
             assert!(
                 batches.iter().all(|batch| batch.is_empty() || batch.last() == Some(&state)),
                 "{batches:?}"
             );
             assert_eq!(batches.concat(), lines);
         }
-        assert!(Reader::default().take(b"{}\n").is_err());
+    }
+
+    /// What one line is costs the others nothing.
+    #[test]
+    fn a_line_that_is_too_long_or_none_is_left_out() {
+        let state = Line::State { cluster: true, clusterset: true };
+        let mut text = b"{}\n".to_vec();
+        let long = Line::Namespace { name: "x".repeat(MAX_LINE_BYTES).into(), exists: true };
+        for line in [&long, &state, &long, &state] {
+            text.extend(serde_json::to_vec(line).unwrap());
+            text.push(b'\n');
+        }
+        for step in [65_536, text.len()] {
+            let mut reader = Reader::default();
+            let lines: Vec<Line> = text.chunks(step).flat_map(|part| reader.take(part)).collect();
+            assert_eq!((lines, reader.refused), (vec![state.clone(), state.clone()], 3));
+            assert!(reader.bytes.capacity() <= MAX_LINE_BYTES);
+        }
     }
 }

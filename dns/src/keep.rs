@@ -12,7 +12,7 @@ const MAX_BYTES: u64 = 1 << 30;
 pub(crate) fn load(file: &Path) -> Zones {
     let mut zones = Zones::default();
     match read(file) {
-        Ok(Some(lines)) => zones.take(lines),
+        Ok(Some(lines)) => drop(zones.take(lines)),
         Ok(None) => {}
         Err(error) => {
             let path = file.display();

@@ -7,7 +7,7 @@ use tombolo_service::names::{NameEntry, NameZone};
 /// Where the agent tells it, in its local API.
 pub const PATH: &str = "/v1/names/follow";
 
-/// Longest line that is read: a headless service of ten thousand endpoints is 1 MiB.
+/// Longest line that is read: the planner bounds a service's records, which come to a third of it at most.
 pub const MAX_LINE_BYTES: usize = 16 << 20;
 
 /// One line.

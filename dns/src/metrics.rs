@@ -39,6 +39,7 @@ pub(crate) struct Metrics {
     pub(crate) forward_failures: Counter,
     pub(crate) agent_connections: Counter,
     pub(crate) agent_connected: Gauge,
+    pub(crate) lines_refused: Counter,
     names: Family<ZoneLabels, Gauge>,
     known: Family<ZoneLabels, Gauge>,
 }
@@ -62,6 +63,8 @@ impl Metrics {
         registry.register("agent_connections", "Conversations with an agent", agent_connections.clone());
         let agent_connected = Gauge::default();
         registry.register("agent_connected", "Whether an agent speaks now", agent_connected.clone());
+        let lines_refused = Counter::default();
+        registry.register("lines_refused", "Lines of an agent that were left out", lines_refused.clone());
         let names = Family::default();
         registry.register("names", "Known names by zone", names.clone());
         let known = Family::default();
@@ -74,6 +77,7 @@ impl Metrics {
             forward_failures,
             agent_connections,
             agent_connected,
+            lines_refused,
             names,
             known,
         }

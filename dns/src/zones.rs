@@ -37,8 +37,10 @@ pub struct Zones {
     namespaces: HashMap<Arc<str>, u64>,
     reverse: HashMap<IpAddr, BTreeSet<Owner>>,
     conversation: u64,
+    /// The conversation in which the names of each zone that were not told again went.
+    swept: (Option<u64>, Option<u64>),
     known: (bool, bool),
-    /// Grows with every batch: the zones' serial number.
+    /// Grows with every batch that says something new: the zones' serial number.
     serial: u32,
 }
 
@@ -48,31 +50,45 @@ impl Zones {
         self.conversation = self.conversation.wrapping_add(1);
     }
 
-    /// Takes lines in.
-    pub fn take(&mut self, lines: impl IntoIterator<Item = Line>) {
+    /// Takes lines in; whether they said anything new.
+    pub fn take(&mut self, lines: impl IntoIterator<Item = Line>) -> bool {
+        let mut changed = false;
         for line in lines {
-            match line {
+            changed |= match line {
                 Line::Entry(entry) => self.put(entry),
                 Line::Gone { zone, namespace, name } => self.remove(zone, &namespace, &name),
                 Line::Namespace { name, exists: true } => {
-                    self.namespaces.insert(name, self.conversation);
+                    self.namespaces.insert(name, self.conversation).is_none()
                 }
-                Line::Namespace { name, exists: false } => drop(self.namespaces.remove(&name)),
-                Line::State { cluster, clusterset } => {
-                    if cluster {
-                        self.sweep(NameZone::Cluster);
-                        let conversation = self.conversation;
-                        self.namespaces.retain(|_, seen| *seen == conversation);
-                    }
-                    if clusterset {
-                        self.sweep(NameZone::ClusterSet);
-                    }
-                    // Never lowered: an agent that starts knows less than this unit.
-                    self.known = (self.known.0 || cluster, self.known.1 || clusterset);
-                }
-            }
+                Line::Namespace { name, exists: false } => self.namespaces.remove(&name).is_some(),
+                Line::State { cluster, clusterset } => self.state(cluster, clusterset),
+            };
         }
-        self.serial = self.serial.wrapping_add(1);
+        if changed {
+            self.serial = self.serial.wrapping_add(1);
+        }
+        changed
+    }
+
+    /// What was told in full; whether that is new, or something goes because it was not named.
+    fn state(&mut self, cluster: bool, clusterset: bool) -> bool {
+        let mut changed = false;
+        // Once in a conversation: after that everything is told as it goes.
+        if cluster && self.swept.0 != Some(self.conversation) {
+            self.swept.0 = Some(self.conversation);
+            changed |= self.sweep(NameZone::Cluster);
+            let (conversation, before) = (self.conversation, self.namespaces.len());
+            self.namespaces.retain(|_, seen| *seen == conversation);
+            changed |= self.namespaces.len() != before;
+        }
+        if clusterset && self.swept.1 != Some(self.conversation) {
+            self.swept.1 = Some(self.conversation);
+            changed |= self.sweep(NameZone::ClusterSet);
+        }
+        // Never lowered: an agent that starts knows less than this unit.
+        let known = (self.known.0 || cluster, self.known.1 || clusterset);
+        changed |= std::mem::replace(&mut self.known, known) != known;
+        changed
     }
 
     const fn names(&self, zone: NameZone) -> &Names {
@@ -89,10 +105,12 @@ impl Zones {
         }
     }
 
-    fn put(&mut self, entry: NameEntry) {
+    /// Whether it is new.
+    fn put(&mut self, entry: NameEntry) -> bool {
         let (zone, seen) = (entry.zone, self.conversation);
         let known = self.names(zone).get(&entry.namespace).and_then(|names| names.get(&entry.name));
-        if known.is_none_or(|held| held.entry != entry) {
+        let new = known.is_none_or(|held| held.entry != entry);
+        if new {
             self.remove(zone, &entry.namespace.clone(), &entry.name.clone());
             for (address, owner) in owners(&entry) {
                 self.reverse.entry(address).or_default().insert(owner);
@@ -100,11 +118,13 @@ impl Zones {
         }
         let names = self.names_mut(zone).entry(entry.namespace.clone()).or_default();
         names.insert(entry.name.clone(), Held { entry, seen });
+        new
     }
 
-    fn remove(&mut self, zone: NameZone, namespace: &str, name: &str) {
-        let Some(names) = self.names_mut(zone).get_mut(namespace) else { return };
-        let Some(held) = names.remove(name) else { return };
+    /// Whether it was there.
+    fn remove(&mut self, zone: NameZone, namespace: &str, name: &str) -> bool {
+        let Some(names) = self.names_mut(zone).get_mut(namespace) else { return false };
+        let Some(held) = names.remove(name) else { return false };
         if names.is_empty() {
             self.names_mut(zone).remove(namespace);
         }
@@ -116,16 +136,19 @@ impl Zones {
                 }
             }
         }
+        true
     }
 
-    fn sweep(&mut self, zone: NameZone) {
+    /// Whether something went.
+    fn sweep(&mut self, zone: NameZone) -> bool {
         let conversation = self.conversation;
         let all = self.names(zone).values().flat_map(HashMap::values);
         let old = all.filter(|held| held.seen != conversation);
         let old: Vec<_> = old.map(|held| (held.entry.namespace.clone(), held.entry.name.clone())).collect();
-        for (namespace, name) in old {
-            self.remove(zone, &namespace, &name);
+        for (namespace, name) in &old {
+            self.remove(zone, namespace, name);
         }
+        !old.is_empty()
     }
 
     /// A name.
@@ -245,6 +268,29 @@ mod tests {
         assert!(
             !zones.has_namespace(Cluster, "demo") && zones.owners("10.0.0.1".parse().unwrap()).count() == 0
         );
+    }
+
+    #[test]
+    fn what_is_said_again_changes_nothing() {
+        let mut zones = Zones::default();
+        let space = |exists| Line::Namespace { name: "demo".into(), exists };
+        let gone = || Line::Gone { zone: NameZone::Cluster, namespace: "demo".into(), name: "b".into() };
+        let all = || [space(true), service(NameZone::Cluster, "a", "10.0.0.1"), gone(), state(true, true)];
+        zones.begin();
+        assert!(zones.take(all()));
+        let serial = zones.serial();
+        // Heartbeats, and another life of the agent that says the same.
+        assert!(!zones.take([state(true, true)]));
+        zones.begin();
+        assert!(!zones.take(all()) && !zones.take([state(false, false)]));
+        assert_eq!(zones.serial(), serial);
+        for line in [service(NameZone::Cluster, "a", "10.0.0.2"), space(false)] {
+            assert!(zones.take([line.clone()]) && !zones.take([line]));
+        }
+        // A third life, in which it is not named any more.
+        zones.begin();
+        assert!(zones.take([state(true, false)]) && !zones.take([state(true, true)]));
+        assert_eq!((names(&zones), zones.serial()), ((0, 0), serial.wrapping_add(3)));
     }
 
     #[test]

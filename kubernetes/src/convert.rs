@@ -170,6 +170,20 @@ fn address(path: impl Into<String>, text: &str) -> Result<IpAddr, Issue> {
     })
 }
 
+/// An address that means something beyond one host or link.
+fn routed_address(path: String, text: &str) -> Result<IpAddr, Issue> {
+    let ip = address(path.clone(), text)?;
+    let local = match ip {
+        IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    if local || ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() {
+        let remedy = "use an address that routers can lead to this cluster";
+        return Err(Issue::new(path, format!("{ip} means nothing beyond one host or link"), remedy));
+    }
+    Ok(ip)
+}
+
 fn prefix(path: impl Into<String>, text: &str) -> Result<Prefix, Issue> {
     text.parse().map_err(|_| {
         Issue::new(

@@ -115,6 +115,8 @@ fn exports_and_imports_of_both_versions() {
         for (spec, told) in [
             ("{type: ClusterSetIP, ips: [10.0.0.1, 10.0.0.2]}", "second address"),
             ("{type: ClusterSetIP, ips: [here]}", "no IP address"),
+            ("{type: ClusterSetIP, ips: [127.0.0.1]}", "beyond one host"),
+            ("{type: ClusterSetIP, ips: ['fe80::1']}", "beyond one host"),
             ("{type: Other}", "not allowed"),
         ] {
             let problems = import(spec).problems;

@@ -9,8 +9,9 @@ mod address;
 mod plan;
 mod resolve;
 mod rows;
+mod share;
 
-pub use address::{ClusterSetRange, assign};
+pub use address::{ClusterSetRange, Round, assign};
 pub use plan::{InputChanges, Inputs, Namespaces, Outputs, Planner, own_exports};
 pub use resolve::{Conflict, Constituent, Reason, Resolved, resolve};
 pub use rows::{

@@ -8,7 +8,7 @@ use tombolo_base::source::Source;
 use tombolo_base::table::Row;
 
 /// The candidates of one port and family, ordered by key, no key twice: of two that say the same address this cluster's
-/// counts before others', those by name, and a ready one before others.
+/// counts before others', of those the readiest, so that no cluster takes another's backend out, and then the first by name.
 pub(crate) fn candidates(
     inputs: &Inputs,
     service: &ServiceRow,
@@ -21,7 +21,11 @@ pub(crate) fn candidates(
     if service.global {
         remote(inputs, service, port, ipv4, &mut all);
     }
-    all.sort_by(|a, b| (a.key, &a.cluster, a.state).cmp(&(b.key, &b.cluster, b.state)));
+    let order = |a: &Candidate, b: &Candidate| {
+        let of_others = |candidate: &Candidate| (candidate.key, candidate.cluster.is_some(), candidate.state);
+        of_others(a).cmp(&of_others(b)).then_with(|| a.cluster.cmp(&b.cluster))
+    };
+    all.sort_by(order);
     all.dedup_by(|later, first| later.key == first.key);
     if service.spread.probe.is_some() && !inputs.probes.is_empty() {
         for candidate in all.iter_mut().filter(|candidate| candidate.cluster.is_some()) {

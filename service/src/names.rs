@@ -12,9 +12,19 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use tombolo_base::aggregate::Gate;
+use tombolo_base::cells::list;
+use tombolo_base::clock::Moment;
 use tombolo_base::ids::ClusterName;
 use tombolo_base::source::{Source, SourceState};
 use tombolo_base::table::{Batch, NoIndex, Row, Snapshot, Writer};
+
+/// Records of an entry at most: one of each endpoint and one of each of its ports. An answer carries 2000.
+const RECORDS_MAX: usize = 32_768;
+/// Longest name of a port that can be asked for: its label begins with an underscore.
+const PORT_NAME_MAX: usize = 62;
+/// Longest label of a name.
+const LABEL_MAX: usize = 63;
 
 /// Which zone a name is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -114,14 +124,9 @@ impl Row for NameRow {
         &["ZONE", "NAMESPACE", "NAME", "KIND", "ADDRESSES"]
     }
     fn cells(&self) -> Vec<String> {
-        let texts = |ips: Vec<String>| if ips.is_empty() { "-".to_owned() } else { ips.join(" ") };
         let (kind, text) = match &self.entry.answer {
-            NameAnswer::Service { addresses, .. } => {
-                ("service", texts(addresses.iter().map(ToString::to_string).collect()))
-            }
-            NameAnswer::Headless { endpoints } => {
-                ("headless", texts(endpoints.iter().map(|e| e.address.to_string()).collect()))
-            }
+            NameAnswer::Service { addresses, .. } => ("service", list(addresses)),
+            NameAnswer::Headless { endpoints } => ("headless", list(endpoints.iter().map(|e| e.address))),
             NameAnswer::Alias { target } => ("alias", target.to_string()),
         };
         let zone = format!("{:?}", self.entry.zone).to_lowercase();
@@ -156,32 +161,55 @@ pub struct InputChanges {
 }
 
 /// Plans what DNS says.
+///
+/// The reader of entries knows those of an earlier life: an entry that says less only because its sources have not spoken
+/// yet is held back until they have, or the gate opens.
 pub struct Planner {
     own: Arc<str>,
     inputs: Inputs,
+    gate: Gate,
+    open: bool,
+    held: BTreeSet<NameKey>,
 }
 
 impl Planner {
-    /// For a cluster of this name.
+    /// For a cluster of this name, and a life that began at `start`.
     #[must_use]
-    pub fn new(own: &ClusterName) -> Self {
-        Self { own: own.as_str().into(), inputs: Inputs::default() }
+    pub fn new(own: &ClusterName, start: Moment) -> Self {
+        Self {
+            own: own.as_str().into(),
+            inputs: Inputs::default(),
+            gate: Gate::new(start),
+            open: false,
+            held: BTreeSet::new(),
+        }
+    }
+
+    /// When a step without changes is due: what is held back is told.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Moment> {
+        (!self.open).then(|| self.gate.opens_at())
     }
 
     /// Takes in what changed and writes the entries it touches.
-    pub fn step(&mut self, changes: InputChanges, out: &Writer<NameRow>) {
-        let affected = self.take(changes);
+    pub fn step(&mut self, changes: InputChanges, now: Moment, out: &Writer<NameRow>) {
+        let mut affected = self.take(changes);
+        let inputs = &self.inputs;
+        let own = inputs.services.sources().chain(inputs.slices.sources());
+        self.gate.observe(own.chain(inputs.remote.sources()).chain(inputs.imports.sources()));
+        self.open |= self.gate.is_open(now);
+        affected.append(&mut self.held);
         out.commit(|txn| {
             for key in affected {
                 match self.entry(&key) {
+                    Some(entry) if !self.open && self.says_less(&entry) => drop(self.held.insert(key)),
                     Some(entry) => {
                         txn.upsert(NameRow { source: Source::Planner, entry });
                     }
                     None => drop(txn.remove(&key)),
                 }
             }
-            let known = |state: Option<SourceState>| state.is_some_and(|state| state != SourceState::Pending);
-            let complete = known(self.inputs.services.source_state(&Source::Manifests));
+            let complete = self.knows_manifests() && !self.holds(NameZone::Cluster);
             let state = if complete { SourceState::Initialized } else { SourceState::Pending };
             txn.set_source(&Source::Planner, state);
         });
@@ -190,7 +218,38 @@ impl Planner {
     /// Whether an import that is not there is nowhere: every cluster has said what it exports.
     #[must_use]
     pub fn knows_imports(&self) -> bool {
-        self.inputs.imports.source_state(&Source::Planner) == Some(SourceState::Initialized)
+        let state = self.inputs.imports.source_state(&Source::Planner);
+        state == Some(SourceState::Initialized) && !self.holds(NameZone::ClusterSet)
+    }
+
+    fn holds(&self, zone: NameZone) -> bool {
+        self.held.iter().any(|(held, _)| *held == zone)
+    }
+
+    fn knows_manifests(&self) -> bool {
+        let known = |state: Option<SourceState>| state.is_some_and(|state| state != SourceState::Pending);
+        known(self.inputs.services.source_state(&Source::Manifests))
+            && known(self.inputs.slices.source_state(&Source::Manifests))
+    }
+
+    /// Whether an entry may say less than what its sources will say.
+    fn says_less(&self, entry: &NameEntry) -> bool {
+        let name = ServiceName { namespace: entry.namespace.clone(), name: entry.name.clone() };
+        let waits = || self.inputs.remote.sources().any(|(_, state)| state == SourceState::Pending);
+        let short = match (&entry.answer, entry.zone) {
+            (NameAnswer::Headless { .. }, NameZone::Cluster) => {
+                self.inputs.services.get(&name).is_some_and(|service| service.global) && waits()
+            }
+            (NameAnswer::Headless { .. }, NameZone::ClusterSet) => {
+                let import = self.inputs.imports.get(&name);
+                let carried = import.is_some_and(|row| self.inputs.services.get(&row.derived).is_some());
+                !carried || waits()
+            }
+            // Addresses are read from etcd.
+            (NameAnswer::Service { addresses, .. }, NameZone::ClusterSet) => addresses.is_empty(),
+            _ => false,
+        };
+        short || !self.knows_manifests()
     }
 
     fn take(&mut self, changes: InputChanges) -> BTreeSet<NameKey> {
@@ -299,8 +358,35 @@ impl Planner {
             |((cluster, hostname, address), ports): ((Arc<str>, Arc<str>, IpAddr), BTreeSet<NamePort>)| {
                 NameEndpoint { hostname, cluster, address, ports: ports.into_iter().collect() }
             };
-        chosen.into_iter().map(endpoint).collect()
+        bounded(chosen.into_iter().map(endpoint).collect())
     }
+}
+
+/// At most [`RECORDS_MAX`] records. Where there are more, clusters with many give way: none costs another its endpoints.
+fn bounded(endpoints: Vec<NameEndpoint>) -> Vec<NameEndpoint> {
+    let records = |endpoint: &NameEndpoint| 1 + endpoint.ports.len();
+    let mut by_cluster: BTreeMap<Arc<str>, usize> = BTreeMap::new();
+    for endpoint in &endpoints {
+        *by_cluster.entry(endpoint.cluster.clone()).or_default() += records(endpoint);
+    }
+    let mut sizes: Vec<usize> = by_cluster.values().copied().collect();
+    sizes.sort_unstable();
+    let (mut left, mut share) = (RECORDS_MAX, RECORDS_MAX);
+    for (position, size) in sizes.iter().enumerate() {
+        share = left / (sizes.len() - position);
+        if *size > share {
+            break;
+        }
+        left -= size;
+        share = RECORDS_MAX;
+    }
+    let mut used: BTreeMap<Arc<str>, usize> = BTreeMap::new();
+    let fits = |endpoint: &NameEndpoint| {
+        let used = used.entry(endpoint.cluster.clone()).or_default();
+        *used += records(endpoint);
+        *used <= share
+    };
+    endpoints.into_iter().filter(fits).collect()
 }
 
 /// A backend of another cluster that is ready.
@@ -323,13 +409,21 @@ fn port(name: &Arc<str>, protocol: Protocol, port: u16) -> NamePort {
     NamePort { name: name.clone(), protocol, port }
 }
 
+/// Whether a text can be a label of a name. Other clusters' names of ports and hosts are what those clusters like.
+fn is_label(text: &str, longest: usize) -> bool {
+    (1..=longest).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+}
+
+/// The ports that can be asked for.
 fn named(ports: impl Iterator<Item = NamePort>) -> Vec<NamePort> {
-    ports.filter(|port| !port.name.is_empty()).collect()
+    ports.filter(|port| is_label(&port.name, PORT_NAME_MAX)).collect()
 }
 
 /// The endpoint's own name, or one made of its address.
 fn hostname(given: Option<&Arc<str>>, ip: IpAddr) -> Arc<str> {
-    given.cloned().unwrap_or_else(|| ip.to_string().replace(['.', ':'], "-").into())
+    let given = given.filter(|name| is_label(name, LABEL_MAX)).cloned();
+    given.unwrap_or_else(|| ip.to_string().replace(['.', ':'], "-").into())
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 use super::*;
 use crate::mcs::{Condition, ExportSpec, ExportedPort, derived_name};
-use crate::rows::{RemoteBackend, ServicePort, SlicePort, TrafficPolicy};
+use crate::rows::{RemoteBackend, ServicePort, SlicePort};
 use proptest::prelude::*;
+use std::time::Duration;
 use tombolo_base::table::{Changes, Table};
 
 fn named_service(name: &str) -> ServiceName {
@@ -10,27 +11,10 @@ fn named_service(name: &str) -> ServiceName {
 
 fn service(name: &str, source: Source) -> ServiceRow {
     ServiceRow {
-        source,
-        name: named_service(name),
-        kind: ServiceType::ClusterIP,
         cluster_ips: vec!["10.101.0.9".parse().unwrap(), "fd00:101::9".parse().unwrap()],
-        headless: false,
         ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80 }],
-        external_traffic_policy: TrafficPolicy::Cluster,
-        internal_traffic_policy: TrafficPolicy::Cluster,
-        load_balancer_class: None,
         families_ipv4: vec![true, false],
-        external_ips: vec![],
-        requested_addresses: vec![],
-        publish_not_ready: false,
-        global: false,
-        shared: false,
-        affinity: Affinity::None,
-        spread: Default::default(),
-        distribution: Default::default(),
-        labels: BTreeMap::new(),
-        selector: BTreeMap::new(),
-        details: Default::default(),
+        ..ServiceRow::new(source, named_service(name))
     }
 }
 
@@ -99,6 +83,12 @@ impl World {
         Self { services: Table::new(), slices: Table::new(), remote: Table::new(), imports: Table::new() }
     }
 
+    /// Manifests were read.
+    fn read(&self) {
+        self.services.1.set_source(&Source::Manifests, SourceState::Initialized);
+        self.slices.1.set_source(&Source::Manifests, SourceState::Initialized);
+    }
+
     fn run(&self) -> Run {
         let (names, writer) = Table::new();
         let changes = (
@@ -107,19 +97,29 @@ impl World {
             self.remote.0.changes(),
             self.imports.0.changes(),
         );
-        Run { planner: Planner::new(&ClusterName::new("east").unwrap()), changes, names, writer }
+        Run {
+            planner: Planner::new(&ClusterName::new("east").unwrap(), Moment::ZERO),
+            changes,
+            names,
+            writer,
+        }
     }
 }
 
 impl Run {
+    /// When nobody is waited for any more.
     fn step(&mut self) {
+        self.step_at(60);
+    }
+
+    fn step_at(&mut self, secs: u64) {
         let changes = InputChanges {
             services: self.changes.0.drain(),
             slices: self.changes.1.drain(),
             remote: self.changes.2.drain(),
             imports: self.changes.3.drain(),
         };
-        self.planner.step(changes, &self.writer);
+        self.planner.step(changes, Moment::from_origin(Duration::from_secs(secs)), &self.writer);
     }
 
     fn answer(&self, zone: NameZone, name: &str) -> Option<NameAnswer> {
@@ -138,7 +138,7 @@ fn services_headless_ones_and_aliases() {
     let mut run = world.run();
     run.step();
     assert_eq!(run.names.snapshot().source_state(&Source::Planner), Some(SourceState::Pending));
-    world.services.1.set_source(&Source::Manifests, SourceState::Initialized);
+    world.read();
     world.services.1.upsert(service("web", Source::Manifests));
     world.services.1.upsert(ServiceRow { headless: true, ..service("db", Source::Manifests) });
     world.slices.1.upsert(slice("db", false));
@@ -200,6 +200,107 @@ fn a_global_headless_service_and_a_headless_import_have_the_others_endpoints() {
     world.imports.1.remove(&named_service("set"));
     run.step();
     assert_eq!(run.answer(NameZone::ClusterSet, "set"), None);
+}
+
+fn west() -> Source {
+    Source::Cluster(ClusterName::new("west").unwrap())
+}
+
+/// A reader that knows what an earlier life told is told nothing less before everybody has spoken.
+#[test]
+fn an_entry_that_would_say_less_waits_for_its_sources() {
+    let (world, derived) = (World::new(), derived_name(&named_service("set")));
+    let mut run = world.run();
+    let headless = |name: &str, source| ServiceRow { headless: true, ..service(name, source) };
+    world.services.1.upsert(headless("own", Source::Manifests));
+    world.services.1.upsert(ServiceRow { global: true, ..headless("db", Source::Manifests) });
+    world.services.1.upsert(ServiceRow { global: true, ..headless(&derived.name, Source::Planner) });
+    world.imports.1.upsert(import("set", ImportType::Headless));
+    world.imports.1.upsert(ImportRow { ips: [].into(), ..import("web", ImportType::ClusterSetIP) });
+    world.remote.1.set_source(&west(), SourceState::Pending);
+    let told =
+        |run: &Run| run.names.snapshot().iter().map(|row| row.entry.name.to_string()).collect::<Vec<_>>();
+    let state = |run: &Run| run.names.snapshot().source_state(&Source::Planner);
+    // Its slices are not read yet.
+    world.services.1.set_source(&Source::Manifests, SourceState::Initialized);
+    run.step_at(0);
+    assert_eq!((told(&run), state(&run)), (vec![], Some(SourceState::Pending)));
+    world.slices.1.upsert(slice("own", true));
+    world.slices.1.upsert(slice("db", true));
+    world.read();
+    run.step_at(1);
+    assert_eq!(told(&run), ["own"]);
+    assert_eq!(hosts(run.answer(NameZone::Cluster, "own")).len(), 2);
+    // What others have of it, as it was in the last life, is as good.
+    world.remote.1.upsert(shared(named_service("db"), "10.2.1.5"));
+    world.remote.1.upsert(shared(derived.clone(), "10.2.1.7"));
+    world.remote.1.set_source(&west(), SourceState::Stale);
+    world.imports.1.set_source(&Source::Planner, SourceState::Initialized);
+    run.step_at(2);
+    assert_eq!(
+        (told(&run), state(&run)),
+        (["db", "own", "set"].map(Into::into).to_vec(), Some(SourceState::Initialized))
+    );
+    assert_eq!(hosts(run.answer(NameZone::ClusterSet, "set")), ["db-7.west=10.2.1.7"]);
+    assert!(!run.planner.knows_imports(), "an address is to come");
+    // A cluster that is silent is waited for no longer than a minute.
+    run.step_at(59);
+    assert!(run.answer(NameZone::ClusterSet, "web").is_none());
+    assert_eq!(run.planner.next_deadline(), Some(Moment::from_origin(Duration::from_secs(60))));
+    run.step();
+    assert!(run.answer(NameZone::ClusterSet, "web").is_some() && run.planner.knows_imports());
+    assert_eq!(run.planner.next_deadline(), None);
+}
+
+#[test]
+fn names_that_cannot_be_asked_for_are_left_out() {
+    let world = World::new();
+    let mut run = world.run();
+    world.services.1.upsert(ServiceRow { headless: true, global: true, ..service("db", Source::Manifests) });
+    let port = |name: &str| RemotePort { name: name.into(), protocol: Protocol::Tcp, port: 1 };
+    let names = ["p".repeat(62), "p".repeat(63), "p".repeat(1 << 20), "a.b".into(), String::new()];
+    let mut row = shared(named_service("db"), "10.2.1.5");
+    let backend = row.backends.values_mut().next().unwrap();
+    backend.ports = Arc::new(names.iter().map(|name| port(name)).collect());
+    backend.hostname = Some("h".repeat(64).into());
+    world.remote.1.upsert(row);
+    run.step();
+    let Some(NameAnswer::Headless { endpoints }) = run.answer(NameZone::Cluster, "db") else { panic!() };
+    let ports: Vec<usize> = endpoints[0].ports.iter().map(|port| port.name.len()).collect();
+    assert_eq!((&*endpoints[0].hostname, ports), ("10-2-1-5", vec![62]));
+}
+
+/// A cluster with very many endpoints costs its own, and a line that the unit reads.
+#[test]
+fn an_entry_is_bounded_and_each_cluster_has_its_part() {
+    let endpoint = |cluster: &str, n: u32, ports: u16| {
+        let ports = 0..ports;
+        NameEndpoint {
+            hostname: "h".repeat(63).into(),
+            cluster: cluster.into(),
+            address: std::net::Ipv6Addr::from(u128::MAX - u128::from(n)).into(),
+            ports: ports
+                .map(|n| NamePort { name: "p".repeat(62).into(), protocol: Protocol::Sctp, port: n })
+                .collect(),
+        }
+    };
+    let all = |hostile: u32| -> Vec<NameEndpoint> {
+        let sizes = [("aa", hostile, 100), ("east", 3, 2), ("west", 10_000, 1)];
+        sizes.iter().flat_map(|(name, count, ports)| (0..*count).map(|n| endpoint(name, n, *ports))).collect()
+    };
+    let of =
+        |endpoints: &[NameEndpoint], name: &str| endpoints.iter().filter(|e| &*e.cluster == name).count();
+    assert_eq!(bounded(all(10)), all(10));
+    let kept = bounded(all(1_000));
+    assert_eq!((of(&kept, "east"), of(&kept, "west"), of(&kept, "aa")), (3, 8_189, 162));
+    let entry = NameEntry {
+        zone: NameZone::ClusterSet,
+        namespace: "n".repeat(63).into(),
+        name: "s".repeat(63).into(),
+        answer: NameAnswer::Headless { endpoints: kept },
+    };
+    // The unit reads lines of 16 MiB.
+    assert!(serde_json::to_vec(&entry).unwrap().len() < 6 << 20);
 }
 
 proptest! {

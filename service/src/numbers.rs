@@ -33,6 +33,9 @@ impl<K: Ord + Clone> Numbers<K> {
         if let Some(number) = self.by_key.get(key) {
             return Some(*number);
         }
+        if u32::try_from(self.used.len()).is_ok_and(|used| used >= self.max) {
+            return None;
+        }
         let free = |number: &u32| !self.used.contains(number);
         let number = (self.next..=self.max).find(free).or_else(|| (1..self.next).find(free))?;
         self.next = if number == self.max { 1 } else { number + 1 };

@@ -3,6 +3,9 @@
 //! One service is computed from its Service, its EndpointSlices, what other clusters share under its name and its
 //! LoadBalancer addresses. Backends are shared between frontends and counted.
 
+mod numbers;
+
+use self::numbers::FrontendNumbers;
 use crate::choice::{Candidate, Choice, Member, Rules, Site, TierUse, Why, choose};
 use crate::maglev;
 use crate::members;
@@ -120,7 +123,7 @@ pub struct Planner {
     inputs: Inputs,
     gate: Gate,
     gate_was_open: bool,
-    frontend_numbers: Numbers<FrontendKey>,
+    frontend_numbers: FrontendNumbers,
     backend_numbers: Numbers<BackendKey>,
     /// What an earlier life's datapath held; members stay until the gate opens.
     before: BTreeMap<FrontendKey, BTreeSet<BackendKey>>,
@@ -141,7 +144,7 @@ impl Planner {
             inputs: Inputs::default(),
             gate: Gate::new(start),
             gate_was_open: false,
-            frontend_numbers: Numbers::new(u32::from(u16::MAX)),
+            frontend_numbers: FrontendNumbers::new(),
             backend_numbers: Numbers::new(u32::MAX),
             before: BTreeMap::new(),
             by_service: BTreeMap::new(),
@@ -191,7 +194,7 @@ impl Planner {
             self.backend_numbers.restore(key, number);
         }
         for (key, number, members) in frontends {
-            self.frontend_numbers.restore(number_key(key), u32::from(number));
+            self.frontend_numbers.restore(key, number);
             self.held.extend(members.iter().copied());
             self.before.insert(key, members);
         }
@@ -227,14 +230,11 @@ impl Planner {
                 .collect();
             out.backends.commit(|txn| kept.iter().for_each(|id| drop(txn.remove(id))));
             self.backend_numbers.retain(|key| self.uses.contains_key(key));
-            let planned: BTreeSet<_> = self
-                .by_service
-                .values()
-                .flat_map(|planned| &planned.frontends)
-                .copied()
-                .map(number_key)
-                .collect();
-            self.frontend_numbers.retain(|key| planned.contains(key));
+            let planned = self.by_service.values().flat_map(|planned| &planned.frontends);
+            self.frontend_numbers.retain(planned);
+        }
+        for name in self.frontend_numbers.waiting() {
+            self.plan_service(&name, out);
         }
         let state = if self.gate_was_open { SourceState::Initialized } else { SourceState::Pending };
         out.frontends.set_source(&Source::Planner, state);
@@ -296,6 +296,7 @@ impl Planner {
         };
         let gone = self.write_backends(&old.backends, &new.backends, out);
         let rows = self.frontend_rows(name, &wanted, &pools, out);
+        self.frontend_numbers.note(name, self.is_import(name), rows.len() < wanted.len());
         // Another service may have taken over an external address before this one let go of it.
         let taken: BTreeSet<FrontendKey> = old
             .frontends
@@ -309,9 +310,7 @@ impl Planner {
             }
             for key in old.frontends.difference(&new.frontends).filter(|key| !taken.contains(key)) {
                 txn.remove(key);
-                if !new.frontends.iter().any(|other| number_key(*other) == number_key(*key)) {
-                    self.frontend_numbers.release(&number_key(*key));
-                }
+                self.frontend_numbers.release(*key, &new.frontends);
             }
         });
         out.backends.commit(|txn| {
@@ -390,6 +389,7 @@ impl Planner {
         out: &Outputs,
     ) -> Vec<FrontendRow> {
         let present = out.frontends.table().snapshot();
+        let import = self.is_import(service);
         let mut numbered: BTreeMap<usize, Numbered> = BTreeMap::new();
         let mut rows = Vec::with_capacity(wanted.len());
         for frontend in wanted {
@@ -405,8 +405,7 @@ impl Planner {
                 }
                 None => self.number(&with_restored(&pool.choice, &restored), old),
             };
-            let Some(id) = self.frontend_numbers.of(&number_key(frontend.key)) else { continue };
-            let Ok(id) = u16::try_from(id) else { continue };
+            let Some(id) = self.frontend_numbers.of(frontend.key, import) else { continue };
             rows.push(FrontendRow {
                 source: Source::Planner,
                 key: frontend.key,
@@ -421,6 +420,17 @@ impl Planner {
             });
         }
         rows
+    }
+
+    /// Whether a service carries an import.
+    fn is_import(&self, name: &ServiceName) -> bool {
+        self.inputs.services.get(name).is_some_and(|row| row.source == Source::Planner)
+    }
+
+    /// What is not served for want of numbers.
+    #[must_use]
+    pub fn problems(&self) -> Vec<String> {
+        self.frontend_numbers.problems()
     }
 
     /// A choice in numbers. Ordered by address: every node of the cluster builds the same Maglev table.
@@ -553,11 +563,6 @@ fn with_restored(choice: &Choice, restored: &BTreeSet<BackendKey>) -> Choice {
     members.sort_by_key(|member| member.key);
     let spare = choice.spare.iter().filter(|(key, _)| !restored.contains(key)).copied().collect();
     Choice { members, spare, tiers: choice.tiers.clone() }
-}
-
-/// Both scopes of an address and port share one number: an answer is translated back whoever asked.
-const fn number_key(key: FrontendKey) -> FrontendKey {
-    FrontendKey { scope: Scope::Internal, ..key }
 }
 
 fn backend_row(candidate: &Candidate, id: u32) -> BackendRow {

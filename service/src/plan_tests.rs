@@ -13,27 +13,12 @@ fn name() -> ServiceName {
 
 pub(crate) fn service() -> ServiceRow {
     ServiceRow {
-        source: Source::Manifests,
-        name: name(),
-        kind: ServiceType::ClusterIP,
         cluster_ips: vec!["10.101.0.10".parse().unwrap(), "fd00:101::10".parse().unwrap()],
-        headless: false,
         ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80 }],
-        external_traffic_policy: TrafficPolicy::Cluster,
-        internal_traffic_policy: TrafficPolicy::Cluster,
-        load_balancer_class: None,
         families_ipv4: vec![true, false],
-        external_ips: vec![],
-        requested_addresses: vec![],
-        publish_not_ready: false,
         global: true,
         shared: true,
-        affinity: Affinity::None,
-        spread: Spread::default(),
-        distribution: Distribution::Any,
-        labels: BTreeMap::new(),
-        selector: BTreeMap::new(),
-        details: Default::default(),
+        ..ServiceRow::new(Source::Manifests, name())
     }
 }
 
@@ -157,6 +142,28 @@ fn affinity_decides_between_clusters() {
         assert!(world.backends_of("10.101.0.10", Scope::Internal).is_empty());
         assert_eq!(world.out.backends.table().snapshot().len(), 0, "unused backends go");
     }
+}
+
+#[test]
+fn a_cluster_does_not_take_anothers_backend_out() {
+    let mut world = World::new();
+    world.initialize();
+    world.services.1.upsert(service());
+    world.remote.1.upsert(remote(&["10.2.1.5"]));
+    // It comes first by name, and says that nobody is ready there.
+    let mut claim = remote(&["10.2.1.5"]);
+    claim.source = Source::Cluster(ClusterName::new("aa").unwrap());
+    claim.backends.values_mut().for_each(|backend| backend.state = BackendState::NotReady);
+    world.remote.1.upsert(claim);
+    world.step(1);
+    assert_eq!(world.backends_of("10.101.0.10", Scope::Internal), ["10.2.1.5"]);
+    let row = world.out.backends.table().snapshot().iter().next().unwrap().clone();
+    assert_eq!((row.state, row.cluster.as_deref()), (BackendState::Ready, Some("west")));
+    // This cluster's word counts before both.
+    world.slices.1.upsert(slice(vec![endpoint("10.2.1.5", "n1", false)]));
+    world.step(2);
+    let row = world.out.backends.table().snapshot().iter().next().unwrap().clone();
+    assert_eq!((row.state, row.cluster), (BackendState::Serving, None));
 }
 
 #[test]

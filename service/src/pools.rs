@@ -76,9 +76,20 @@ pub fn assign(
     services: &[ServiceRow],
     present: &BTreeMap<ServiceName, BTreeSet<IpAddr>>,
 ) -> Assigned {
+    assign_beside(pools, services, present, BTreeMap::new())
+}
+
+/// As [`assign`], where some addresses are others' already and nobody's here.
+pub(crate) fn assign_beside(
+    pools: &[LbPool],
+    services: &[ServiceRow],
+    present: &BTreeMap<ServiceName, BTreeSet<IpAddr>>,
+    others: BTreeMap<IpAddr, ServiceName>,
+) -> Assigned {
     let mut services: Vec<_> = services.iter().filter(|service| is_served(service)).collect();
     services.sort_by(|a, b| a.name.cmp(&b.name));
     let mut book = Book::new(pools);
+    book.owners = others;
     // All that is kept is booked before anything new is handed out.
     for service in &services {
         for address in present.get(&service.name).into_iter().flatten() {

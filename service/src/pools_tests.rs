@@ -1,6 +1,4 @@
 use super::*;
-use crate::rows::{Affinity, Distribution, TrafficPolicy};
-use crate::spread::Spread;
 use proptest::prelude::*;
 
 fn name(text: &str) -> ServiceName {
@@ -9,27 +7,10 @@ fn name(text: &str) -> ServiceName {
 
 fn service(text: &str, families: &[bool]) -> ServiceRow {
     ServiceRow {
-        source: Source::Manifests,
-        name: name(text),
         kind: ServiceType::LoadBalancer,
-        cluster_ips: vec![],
-        headless: false,
-        ports: vec![],
-        external_traffic_policy: TrafficPolicy::Cluster,
-        internal_traffic_policy: TrafficPolicy::Cluster,
-        load_balancer_class: None,
         families_ipv4: families.to_vec(),
-        external_ips: vec![],
-        requested_addresses: vec![],
-        publish_not_ready: false,
-        global: false,
-        shared: false,
-        affinity: Affinity::None,
-        spread: Spread::default(),
-        distribution: Distribution::Any,
         labels: BTreeMap::from([("app".into(), text.into())]),
-        selector: BTreeMap::new(),
-        details: Default::default(),
+        ..ServiceRow::new(Source::Manifests, name(text))
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! A backend is taken out after three failures in a row and comes back after two answers. All nodes probe for themselves,
 //! since what is reachable from one need not be from another; so the time between two probes grows with the backends that
-//! this node probes and with the nodes that probe one backend.
+//! this node probes and with the nodes that probe one backend. Verdicts are not kept over a restart: each backend is probed
+//! once as soon as that goes.
 
 use crate::plan::BackendKey;
 use crate::rows::{BackendState, Protocol, RemoteService, ServiceName, ServiceRow};
@@ -19,13 +20,13 @@ use tombolo_base::table::{NoIndex, Row};
 const IN_FLIGHT_MAX: usize = 64;
 /// Most backends that are probed; more are taken as they say.
 const TARGETS_MAX: usize = 65_536;
-/// Probes a second that a node sends, and that a backend gets from all nodes of this cluster.
+/// Probes a second that a node sends, and that a backend gets from all nodes of this cluster, repeated ones among them.
 const NODE_RATE: u64 = 50;
 const BACKEND_RATE: u64 = 10;
 /// Failures in a row that take a backend out, and answers that bring it back.
 const FAILURES: u32 = 3;
 const ANSWERS: u32 = 2;
-/// The wait between failures until one counts, so that an outage is noticed before the next period.
+/// The least wait between failures until one counts, so that an outage is noticed before the next period.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Intent: a backend that does not answer this node's probes.
@@ -125,9 +126,13 @@ pub enum Verdict {
 pub struct Prober {
     services: BTreeMap<ServiceName, (Probe, BTreeSet<BackendKey>)>,
     watched: BTreeMap<Target, Watched>,
-    /// Those that wait, by time.
+    /// Those that wait for their time.
     queue: BTreeSet<(Moment, Target)>,
+    /// Those that there was no room to watch.
+    waiting: BTreeSet<Target>,
     in_flight: usize,
+    /// When the node may send the next one.
+    paced: Moment,
     nodes: u64,
     random: u64,
 }
@@ -140,7 +145,9 @@ impl Prober {
             services: BTreeMap::new(),
             watched: BTreeMap::new(),
             queue: BTreeSet::new(),
+            waiting: BTreeSet::new(),
             in_flight: 0,
+            paced: Moment::ZERO,
             nodes: 1,
             random: seed,
         }
@@ -164,33 +171,40 @@ impl Prober {
         let mut verdicts = Vec::new();
         for backend in old.difference(&new) {
             let target = (name.clone(), *backend);
+            self.waiting.remove(&target);
             let Some(watched) = self.watched.remove(&target) else { continue };
             self.queue.remove(&(watched.due, target.clone()));
             if watched.failing {
                 verdicts.push(Verdict::In(target));
             }
         }
-        let Some((probe, backends)) = wanted else { return verdicts };
-        let period = self.period_of(&probe, backends.len());
-        for backend in new.difference(&old) {
-            if self.watched.len() < TARGETS_MAX {
-                let due = now.after(self.part_of(period));
-                let target = (name.clone(), *backend);
-                self.queue.insert((due, target.clone()));
-                let fresh = Watched { due, in_flight: false, failing: false, against: 0 };
-                self.watched.insert(target, fresh);
-            }
-        }
-        self.services.insert(name.clone(), (probe, backends));
+        self.waiting.extend(new.difference(&old).map(|backend| (name.clone(), *backend)));
+        self.services.extend(wanted.map(|wanted| (name.clone(), wanted)));
+        self.watch(now);
         verdicts
     }
 
-    /// The time between two probes of one backend of a service.
-    fn period_of(&self, probe: &Probe, more: usize) -> Duration {
+    /// Takes in those that wait, as far as there is room. What is new is probed once as soon as the rates allow.
+    fn watch(&mut self, now: Moment) {
+        let room = TARGETS_MAX.saturating_sub(self.watched.len()).min(self.waiting.len());
+        let spread = self.all_once(room).max(self.all_nodes());
+        for _ in 0..room {
+            let Some(target) = self.waiting.pop_first() else { return };
+            let due = now.after(self.part_of(spread));
+            self.queue.insert((due, target.clone()));
+            self.watched.insert(target, Watched { due, in_flight: false, failing: false, against: 0 });
+        }
+    }
+
+    /// How long this node takes to probe all its backends and `more`.
+    fn all_once(&self, more: usize) -> Duration {
         let all = u64::try_from(self.watched.len() + more).unwrap_or(u64::MAX);
-        let own = Duration::from_millis(all.saturating_mul(1000) / NODE_RATE);
-        let others = Duration::from_millis(self.nodes.saturating_mul(1000) / BACKEND_RATE);
-        probe.period.max(own).max(others)
+        Duration::from_millis(all.saturating_mul(1000) / NODE_RATE)
+    }
+
+    /// How long all nodes take to probe one backend.
+    const fn all_nodes(&self) -> Duration {
+        Duration::from_millis(self.nodes.saturating_mul(1000) / BACKEND_RATE)
     }
 
     /// Uniform in `0..whole` (splitmix64).
@@ -206,7 +220,7 @@ impl Prober {
     /// The next probe that is due, if there is room for one more.
     pub fn next(&mut self, now: Moment) -> Option<Ask> {
         loop {
-            if self.in_flight >= IN_FLIGHT_MAX || self.queue.first().is_none_or(|(due, _)| *due > now) {
+            if self.next_deadline().is_none_or(|due| due > now) {
                 return None;
             }
             let (_, target) = self.queue.pop_first()?;
@@ -214,6 +228,8 @@ impl Prober {
             let (Some(watched), Some(probe)) = (self.watched.get_mut(&target), probe) else { continue };
             watched.in_flight = true;
             self.in_flight += 1;
+            self.paced =
+                self.paced.max(now).after(Duration::from_secs(1) / u32::try_from(NODE_RATE).unwrap_or(1));
             return Some(Ask { target, probe });
         }
     }
@@ -221,17 +237,19 @@ impl Prober {
     /// When [`Self::next`] has something again, as far as time decides it.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Moment> {
-        self.queue.first().map(|(due, _)| *due).filter(|_| self.in_flight < IN_FLIGHT_MAX)
+        let due = self.queue.first().map(|(due, _)| (*due).max(self.paced));
+        due.filter(|_| self.in_flight < IN_FLIGHT_MAX)
     }
 
     /// Takes a probe's outcome: each ask is answered once.
     pub fn finish(&mut self, target: &Target, outcome: Result<(), String>, now: Moment) -> Option<Verdict> {
         self.in_flight = self.in_flight.saturating_sub(1);
         let probe = self.services.get(&target.0).map(|(probe, _)| probe.clone())?;
-        let period = self.period_of(&probe, 0);
+        let period = probe.period.max(self.all_once(0)).max(self.all_nodes());
         // A tenth earlier or later, so that targets that fell together part again.
         let usual = period * 9 / 10 + self.part_of(period / 5);
-        let soon = RETRY + self.part_of(RETRY / 2);
+        let soon = RETRY.max(self.all_nodes());
+        let soon = soon + self.part_of(soon / 2);
         let watched = self.watched.get_mut(target).filter(|watched| watched.in_flight)?;
         watched.in_flight = false;
         let agrees = outcome.is_err() == watched.failing;

@@ -48,8 +48,6 @@ pub struct ClusterView {
     pub ready: usize,
     /// Seconds since the cluster's services were confirmed last; absent while they are current.
     pub stale_secs: Option<u64>,
-    /// Services of the cluster that are known and not used, because they were not confirmed for too long.
-    pub withheld: usize,
 }
 
 /// One port in one family, as new flows of this node's pods meet it.

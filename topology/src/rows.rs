@@ -6,20 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use tombolo_base::cells::{list, opt};
 use tombolo_base::ids::{ClusterId, ClusterName, IdentityId};
 use tombolo_base::labels::Labels;
 use tombolo_base::prefix::Prefix;
 use tombolo_base::source::Source;
 use tombolo_base::table::{NoIndex, Row};
-
-fn opt<T: ToString>(value: Option<T>) -> String {
-    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
-}
-
-fn list<T: ToString>(values: impl IntoIterator<Item = T>) -> String {
-    let texts: Vec<_> = values.into_iter().map(|value| value.to_string()).collect();
-    if texts.is_empty() { "-".to_owned() } else { texts.join(" ") }
-}
 
 /// What a node's address is for (Kubernetes' and Cilium's type names).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]

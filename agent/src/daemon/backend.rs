@@ -89,6 +89,10 @@ pub(crate) struct Daemon {
     pub(crate) conflict_counts: OnceLock<Arc<ConflictCounts>>,
     /// LoadBalancer services without address.
     pub(crate) lb_problems: Texts,
+    /// Services that are not served as they should be.
+    pub(crate) service_problems: Texts,
+    /// Exports of other clusters that are not imported.
+    pub(crate) import_problems: Texts,
     /// Backends that are probed, and those that fail.
     pub(crate) probes: super::probe::Counts,
     /// Policies that cannot be enforced.
@@ -137,6 +141,8 @@ impl Daemon {
             conflict_counts: OnceLock::new(),
             lb_problems: Texts::default(),
             probes: super::probe::Counts::default(),
+            service_problems: Texts::default(),
+            import_problems: Texts::default(),
             policy_problems: Texts::default(),
             flows: Flows::new(),
             metrics: Arc::new(Metrics::default()),
@@ -269,8 +275,8 @@ impl Daemon {
             let conditions = rows.desired.bgp_conditions.snapshot();
             all.extend(conditions.iter().map(|row| row.condition.to_string()));
         }
-        all.extend(texts(&self.lb_problems));
-        all.extend(texts(&self.policy_problems));
+        let lists = [&self.lb_problems, &self.service_problems, &self.import_problems, &self.policy_problems];
+        all.extend(lists.into_iter().flat_map(texts));
         if let Some(publisher) = self.publisher.get() {
             let warnings = publisher.status().borrow().warnings(unix_now());
             all.extend(warnings.iter().map(|text| format!("cluster {}: {text}", self.identity.cluster)));

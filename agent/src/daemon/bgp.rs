@@ -12,7 +12,7 @@ use tombolo_base::aggregate::HOLD;
 use tombolo_base::ids::ClusterName;
 use tombolo_base::reconcile::Progress;
 use tombolo_base::source::{Source, SourceState};
-use tombolo_base::table::{Row, Table, Writer};
+use tombolo_base::table::{Row, Snapshot, Table, Writer};
 use tombolo_bgp::BmpStation;
 use tombolo_bgp::bfd::client::Unit;
 use tombolo_bgp::mrt::MessageLog;
@@ -55,8 +55,8 @@ pub(crate) struct Who {
 /// A service as far as advertising it goes.
 fn advertised(
     service: &ServiceRow,
-    slices: &tombolo_base::table::Snapshot<SliceRow>,
-    addresses: &tombolo_base::table::Snapshot<LbAssignment>,
+    slices: &Snapshot<SliceRow>,
+    addresses: &Snapshot<LbAssignment>,
     node: &Arc<str>,
 ) -> AdvertisedService {
     let mut endpoints = slices.by_index(&service.name).flat_map(|slice| &slice.endpoints);
@@ -74,6 +74,18 @@ fn advertised(
             (endpoint.ready || service.publish_not_ready) && endpoint.node.as_ref() == Some(node)
         }),
     }
+}
+
+/// The services that may be advertised: those of the manifests. A derived one carries an import, whose clusterset IP means
+/// something in this cluster only.
+fn all_advertised(
+    services: &Snapshot<ServiceRow>,
+    slices: &Snapshot<SliceRow>,
+    addresses: &Snapshot<LbAssignment>,
+    node: &Arc<str>,
+) -> Vec<AdvertisedService> {
+    let own = services.by_source(&Source::Manifests);
+    own.map(|service| advertised(service, slices, addresses, node)).collect()
 }
 
 /// How this node judges its own state.
@@ -153,8 +165,7 @@ fn step(
     out: &Pens,
 ) {
     let (slices, addresses) = (tables.slices.snapshot(), addresses.snapshot());
-    let advertised = |service: &ServiceRow| advertised(service, &slices, &addresses, &who.node);
-    let services: Vec<_> = tables.services.snapshot().iter().map(advertised).collect();
+    let services = all_advertised(&tables.services.snapshot(), &slices, &addresses, &who.node);
     let nodes = tables.nodes.snapshot();
     let own = (Source::Manifests, who.cluster, who.node.clone());
     let Some(node) = nodes.get(&own) else { return };
@@ -355,34 +366,17 @@ async fn lose(driver: Driver, mut lost: broadcast::Receiver<IpAddr>, kernel: Ker
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tombolo_service::{
-        Affinity, Distribution, Protocol, ServiceName, ServicePort, ServiceType, SliceEndpoint, SlicePort,
-        Spread,
-    };
+    use tombolo_service::{Protocol, ServiceName, ServicePort, ServiceType, SliceEndpoint, SlicePort};
 
     fn service(publish_not_ready: bool) -> ServiceRow {
         ServiceRow {
-            source: Source::Manifests,
-            name: ServiceName { namespace: "shop".into(), name: "web".into() },
             kind: ServiceType::LoadBalancer,
-            cluster_ips: Vec::new(),
-            headless: false,
             ports: vec![ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80 }],
             external_traffic_policy: TrafficPolicy::Local,
-            internal_traffic_policy: TrafficPolicy::Cluster,
-            load_balancer_class: None,
             families_ipv4: vec![true],
             external_ips: vec!["198.51.100.7".parse().unwrap()],
-            requested_addresses: Vec::new(),
             publish_not_ready,
-            global: false,
-            shared: false,
-            affinity: Affinity::None,
-            spread: Spread::default(),
-            distribution: Distribution::Any,
-            labels: BTreeMap::new(),
-            selector: BTreeMap::new(),
-            details: Default::default(),
+            ..ServiceRow::new(Source::Manifests, ServiceName { namespace: "shop".into(), name: "web".into() })
         }
     }
 
@@ -420,5 +414,27 @@ mod tests {
         assert!(!seen("n1", false, true, false), "it ends, and still serves: withdrawn before it is gone");
         assert!(!seen("n2", true, false, false), "another node's");
         assert!(seen("n1", false, false, true), "publishNotReadyAddresses");
+    }
+
+    #[test]
+    fn what_carries_an_import_is_not_advertised() {
+        let (services, writer) = Table::new();
+        let (addresses, given) = Table::new();
+        let (slices, _kept) = Table::new();
+        let derived = ServiceName { namespace: "shop".into(), name: "derived-scaifns3gd".into() };
+        let row = ServiceRow { source: Source::Planner, name: derived.clone(), ..service(false) };
+        for row in [row, service(false)] {
+            given.upsert(LbAssignment {
+                source: Source::Planner,
+                name: row.name.clone(),
+                addresses: ["203.0.113.1".parse().unwrap()].into(),
+                pools: ["pool".into()].into(),
+            });
+            writer.upsert(row);
+        }
+        let all =
+            all_advertised(&services.snapshot(), &slices.snapshot(), &addresses.snapshot(), &"n1".into());
+        let found: Vec<_> = all.iter().map(|row| (&*row.name, row.load_balancer_ips.len())).collect();
+        assert_eq!(found, [("web", 1)]);
     }
 }

@@ -20,6 +20,9 @@ const EVERY: Duration = Duration::from_secs(2);
 /// How long a unit that was started may take to answer.
 const START: Duration = Duration::from_secs(10);
 
+/// The settings of a unit that the agent started, in the folder of its socket.
+const SETTINGS: &str = "dns.json";
+
 /// The socket of the unit beside the agent's.
 pub(crate) fn control_socket(config: &Config) -> PathBuf {
     run_folder(config).join("dns.sock")
@@ -89,6 +92,27 @@ pub(crate) async fn keep(driver: Driver, settings: Settings, run: PathBuf, part:
     }
 }
 
+/// Ends a unit that an earlier life of the agent started, which had `dns.enabled`; its settings lie in `run`. One that
+/// somebody else runs has none there and is left alone.
+pub(crate) async fn end(socket: PathBuf, run: PathBuf) {
+    let file = run.join(SETTINGS);
+    if !file.exists() {
+        return;
+    }
+    match client::stop(&socket).await {
+        Ok(()) => tracing::info!("the DNS unit was ended, for dns.enabled is not set any more"),
+        // It ended by itself.
+        Err(ClientError::Connect { .. }) => {}
+        Err(error) => {
+            tracing::warn!(%error, "the DNS unit goes on though dns.enabled is not set; end it, or restart the agent");
+            return;
+        }
+    }
+    if let Err(error) = std::fs::remove_file(&file) {
+        tracing::warn!(path = %file.display(), %error, "cannot be removed; the next agent asks for the unit's end again");
+    }
+}
+
 fn failing(detail: String) -> Part {
     Part::failing("dns", detail, "look at dns.log beside the agent's socket; tombolo dns status")
 }
@@ -134,7 +158,7 @@ async fn start(settings: &Settings, run: &Path, children: &mut tokio::task::Join
 }
 
 fn spawn(settings: &Settings, run: &Path) -> std::io::Result<tokio::process::Child> {
-    let file = run.join("dns.json");
+    let file = run.join(SETTINGS);
     let private = |path: &Path, append: bool| {
         std::fs::OpenOptions::new()
             .create(true)
@@ -155,4 +179,39 @@ fn spawn(settings: &Settings, run: &Path) -> std::io::Result<tokio::process::Chi
         .process_group(0)
         .kill_on_drop(false)
         .spawn()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixListener;
+
+    /// The next one that asks, and what for; the answer is its last word.
+    async fn asked(listener: UnixListener, socket: &Path) -> String {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut head = [0; 1024];
+        let read = stream.read(&mut head).await.unwrap();
+        drop(listener);
+        std::fs::remove_file(socket).unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+        String::from_utf8_lossy(&head[..read]).lines().next().unwrap().to_owned()
+    }
+
+    #[tokio::test]
+    async fn a_unit_of_an_agent_that_had_it_enabled_is_ended_once() {
+        let run = tempfile::tempdir().unwrap();
+        let (socket, file) = (run.path().join("dns.sock"), run.path().join(SETTINGS));
+        let unit = UnixListener::bind(&socket).unwrap();
+        // Somebody else's unit.
+        end(socket.clone(), run.path().to_owned()).await;
+        assert!(socket.exists());
+        std::fs::write(&file, "{}").unwrap();
+        let (line, ()) = tokio::join!(asked(unit, &socket), end(socket.clone(), run.path().to_owned()));
+        assert_eq!((line.as_str(), file.exists()), ("GET /v1/stop HTTP/1.1", false));
+        // One that has died left its settings only.
+        std::fs::write(&file, "{}").unwrap();
+        end(socket, run.path().to_owned()).await;
+        assert!(!file.exists());
+    }
 }

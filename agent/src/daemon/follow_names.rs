@@ -12,8 +12,8 @@ use tombolo_service::names::NameRow;
 
 /// Batches of lines that wait for a reader; a slow one makes batches larger, not more.
 const WAITING: usize = 4;
-/// Lines of a batch that are handed over at once.
-const AT_ONCE: usize = 1000;
+/// Bytes of a batch from which on they are handed over.
+const AT_ONCE_BYTES: usize = 256 * 1024;
 
 /// Whether every import is among the names.
 #[derive(Clone, Debug)]
@@ -78,14 +78,13 @@ impl Teller {
                 changed = self.known.changed() => if changed.is_err() { return },
                 _ = heartbeat.tick() => {}
             }
-            let lines = self.batch(&mut names, &mut namespaces);
-            for part in lines.chunks(AT_ONCE) {
-                let text = part.iter().flat_map(|line| {
-                    let mut text = serde_json::to_vec(line).unwrap_or_default();
-                    text.push(b'\n');
-                    text
-                });
-                if sender.send(text.collect()).await.is_err() {
+            let mut text = Vec::new();
+            let mut lines = self.batch(&mut names, &mut namespaces).into_iter().peekable();
+            while let Some(line) = lines.next() {
+                text.extend(serde_json::to_vec(&line).unwrap_or_default());
+                text.push(b'\n');
+                let whole = text.len() >= AT_ONCE_BYTES || lines.peek().is_none();
+                if whole && sender.send(std::mem::take(&mut text)).await.is_err() {
                     return;
                 }
             }
@@ -141,7 +140,7 @@ mod tests {
         let sources = Sources { names, namespaces, told: Told::default() };
         name_writer.upsert(row("a"));
         let (mut stream, mut reader) = (sources.stream(), Reader::default());
-        let mut next = async || reader.take(&stream.recv().await.unwrap()).unwrap();
+        let mut next = async || reader.take(&stream.recv().await.unwrap());
         let open = Line::State { cluster: false, clusterset: false };
         assert_eq!(next().await, [Line::Entry(row("a").entry), open.clone()]);
         name_writer.remove(&(

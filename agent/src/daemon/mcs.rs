@@ -1,13 +1,15 @@
 //! Exports and imports of the Multi-Cluster Services API: the task that runs the pure planner, and what the elected agent
 //! says for all.
 
+use super::backend::Texts;
 use super::drive::Driver;
 use super::tables::Intent;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::PoisonError;
 use tombolo_base::ids::{ClusterId, ClusterName, MaxClusters};
 use tombolo_base::source::{Source, SourceState};
-use tombolo_base::table::{Snapshot, Table};
+use tombolo_base::table::{Row, Snapshot, Table};
 use tombolo_clustermesh::MeshError;
 use tombolo_clustermesh::certificate::unix_now;
 use tombolo_clustermesh::publisher::{Desired, PublisherHandle};
@@ -27,7 +29,13 @@ fn namespaces(table: &Snapshot<NamespaceRow>) -> mcs::Namespaces {
 }
 
 /// Runs the planner until cancelled.
-pub(crate) async fn planner(driver: Driver, mut planner: mcs::Planner, intent: Intent, out: mcs::Outputs) {
+pub(crate) async fn planner(
+    driver: Driver,
+    mut planner: mcs::Planner,
+    intent: Intent,
+    out: mcs::Outputs,
+    problems: Texts,
+) {
     let kube = &intent.kube;
     let (mut exports, mut requests) = (kube.exports.changes(), kube.imports.changes());
     let (mut services, mut slices) = (kube.services.changes(), kube.slices.changes());
@@ -55,6 +63,7 @@ pub(crate) async fn planner(driver: Driver, mut planner: mcs::Planner, intent: I
         let spaces = spaces.drain().map(|batch| namespaces(&batch.snapshot));
         changes.namespaces = changes.namespaces.or(spaces);
         planner.step(changes, driver.clock.now(), &out);
+        *problems.lock().unwrap_or_else(PoisonError::into_inner) = planner.problems();
     }
 }
 
@@ -118,17 +127,31 @@ impl Speaker {
         exports.iter().map(entry).collect()
     }
 
-    /// Clusterset IPs, given `present` ones. As long as a cluster has not said what it exports, what was given stays.
-    pub(crate) fn assign(&self, requests: &Table<ImportRequest>, present: &Given) -> Assigned {
+    /// Clusterset IPs, given `present` ones; `lb` are the addresses of LoadBalancer services. As long as a cluster has not said
+    /// what it exports, what was given stays.
+    pub(crate) fn assign(&self, tables: &Tables, lb: &[LbAssignment], present: &Given) -> Assigned {
         let imports = self.imports.snapshot();
-        let mut assigned = mcs::assign(&self.range, &imports, &requests.snapshot(), present);
+        let services = tables.services.snapshot();
+        let own = services.by_source(&Source::Manifests);
+        let own = own.flat_map(|row| row.indexes().into_iter().map(|ip| (ip, row.name.clone())));
+        let lb = lb.iter().flat_map(|row| row.addresses.iter().map(|ip| (*ip, row.name.clone())));
+        let others: BTreeMap<IpAddr, ServiceName> = lb.chain(own).collect();
+        let mut assigned = mcs::assign(mcs::Round {
+            own: self.cluster.as_str(),
+            range: &self.range,
+            imports: &imports,
+            requests: &tables.imports.snapshot(),
+            taken: others.clone(),
+            present,
+        });
         let confirmed = imports.source_state(&Source::Planner) == Some(SourceState::Initialized);
         if !(confirmed && self.exports.snapshot().is_complete()) {
             let decided: BTreeSet<ServiceName> = assigned.rows.iter().map(|row| row.name.clone()).collect();
             let taken: BTreeSet<IpAddr> =
                 assigned.rows.iter().flat_map(|row| &row.addresses).copied().collect();
             let held = present.iter().filter(|(name, addresses)| {
-                mcs::is_derived(name) && !decided.contains(name) && addresses.is_disjoint(&taken)
+                let free = |ip: &IpAddr| !taken.contains(ip) && !others.contains_key(ip);
+                mcs::is_derived(name) && !decided.contains(name) && addresses.iter().all(free)
             });
             assigned.rows.extend(held.map(|(name, addresses)| LbAssignment {
                 source: Source::Planner,

@@ -33,12 +33,13 @@ pub(crate) async fn planner(
             batch = slices.next() => changes.slices = Some(batch),
             batch = remote.next() => changes.remote = Some(batch),
             batch = next_import => changes.imports = Some(batch),
+            () = driver.clock.sleep_until(planner.next_deadline()) => {}
         }
         changes.services = changes.services.or_else(|| services.drain());
         changes.slices = changes.slices.or_else(|| slices.drain());
         changes.remote = changes.remote.or_else(|| remote.drain());
         changes.imports = changes.imports.or_else(|| imported.as_mut().and_then(|imported| imported.drain()));
-        planner.step(changes, &out);
+        planner.step(changes, driver.clock.now(), &out);
         // After the rows: whoever sees this sees them.
         told.set_imports_known(imports.is_none() || planner.knows_imports());
     }

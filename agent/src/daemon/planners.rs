@@ -1,10 +1,11 @@
 //! The tasks that run the pure planners: wait for changes, step, sleep again. No logic of their own.
 
+use super::backend::Texts;
 use super::drive::Driver;
 use crate::config::Config;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use tombolo_base::prefix::Prefix;
 use tombolo_base::source::Source;
 use tombolo_base::table::{Batch, Row, Table, Writer};
@@ -109,6 +110,7 @@ pub(crate) async fn services(
     mut planner: tombolo_service::plan::Planner,
     inputs: ServiceInputs,
     out: tombolo_service::plan::Outputs,
+    problems: Texts,
 ) {
     let (mut services, mut slices) = (inputs.services.changes(), inputs.slices.changes());
     let (mut remote, mut addresses) = (inputs.remote.changes(), inputs.addresses.changes());
@@ -136,6 +138,7 @@ pub(crate) async fn services(
         changes.probes = changes.probes.or_else(|| probes.drain());
         changes.zone = changes.zone.or_else(|| zone(nodes.drain()));
         planner.step(changes, driver.clock.now(), &out);
+        *problems.lock().unwrap_or_else(PoisonError::into_inner) = planner.problems();
     }
 }
 

@@ -145,16 +145,12 @@ async fn answers(address: SocketAddr, probe: &Probe) -> Result<(), String> {
 mod tests {
     use super::*;
     use crate::daemon::drive::{Board, Clock, Resync};
-    use std::collections::BTreeMap;
     use std::time::Duration;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
     use tokio_util::sync::CancellationToken;
     use tombolo_base::table::Row;
-    use tombolo_service::{
-        Affinity, Distribution, Protocol, RemoteBackend, RemotePort, ServicePort, ServiceType, Spread,
-        TrafficPolicy,
-    };
+    use tombolo_service::{Protocol, RemoteBackend, RemotePort, ServicePort, Spread};
 
     /// A server that says `status` to everybody, in each family.
     async fn server(address: &str, status: &'static str) -> SocketAddr {
@@ -204,30 +200,15 @@ mod tests {
 
     fn service() -> ServiceRow {
         ServiceRow {
-            source: Source::Manifests,
-            name: ServiceName { namespace: "shop".into(), name: "web".into() },
-            kind: ServiceType::ClusterIP,
-            headless: false,
-            cluster_ips: Vec::new(),
             ports: vec![ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80 }],
-            external_traffic_policy: TrafficPolicy::Cluster,
-            internal_traffic_policy: TrafficPolicy::Cluster,
-            load_balancer_class: None,
             families_ipv4: vec![true],
-            external_ips: Vec::new(),
-            requested_addresses: Vec::new(),
-            publish_not_ready: false,
             global: true,
             shared: true,
-            affinity: Affinity::None,
             spread: Spread {
                 probe: Some(Spread::parse_probe("tcp period=1s timeout=1s").unwrap()),
                 ..Spread::default()
             },
-            distribution: Distribution::Any,
-            labels: BTreeMap::new(),
-            selector: BTreeMap::new(),
-            details: Default::default(),
+            ..ServiceRow::new(Source::Manifests, ServiceName { namespace: "shop".into(), name: "web".into() })
         }
     }
 

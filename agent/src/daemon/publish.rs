@@ -162,7 +162,7 @@ pub(crate) async fn cluster(
         let mut decided = pools::assign(&pools, &all, &known);
         let mut exports = Vec::new();
         if let Some((speaker, _)) = &mut mcs {
-            let imports = speaker.assign(&tables.imports, &known);
+            let imports = speaker.assign(&tables, &decided.rows, &known);
             decided.rows.extend(imports.rows);
             decided.problems.extend(imports.problems);
             exports = speaker.entries(&tables);
@@ -187,31 +187,16 @@ pub(crate) async fn cluster(
 mod tests {
     use super::*;
     use tombolo_base::table::Row;
-    use tombolo_service::{Affinity, Distribution, ServiceType, Spread, TrafficPolicy};
 
     fn service(name: &str, namespace: &str, global: bool, shared: bool) -> ServiceRow {
         ServiceRow {
-            source: Source::Manifests,
-            name: ServiceName { namespace: namespace.into(), name: name.into() },
-            kind: ServiceType::ClusterIP,
-            headless: false,
-            cluster_ips: Vec::new(),
-            ports: Vec::new(),
-            external_traffic_policy: TrafficPolicy::Cluster,
-            internal_traffic_policy: TrafficPolicy::Cluster,
-            load_balancer_class: None,
             families_ipv4: vec![true],
-            external_ips: Vec::new(),
-            requested_addresses: Vec::new(),
-            publish_not_ready: false,
             global,
             shared,
-            affinity: Affinity::None,
-            spread: Spread::default(),
-            distribution: Distribution::Any,
-            labels: BTreeMap::new(),
-            selector: BTreeMap::new(),
-            details: Default::default(),
+            ..ServiceRow::new(
+                Source::Manifests,
+                ServiceName { namespace: namespace.into(), name: name.into() },
+            )
         }
     }
 

@@ -235,7 +235,8 @@ impl Rooms<'_> {
             nodes: self.intent.kube.nodes.clone(),
             own: self.ground.node.own.key(),
         };
-        self.spawn("planner/services", planners::services(self.driver(), planner, inputs, out));
+        let problems = self.ground.daemon.service_problems.clone();
+        self.spawn("planner/services", planners::services(self.driver(), planner, inputs, out, problems));
     }
 
     /// Exports and imports, unless they are switched off.
@@ -250,7 +251,8 @@ impl Rooms<'_> {
         kube.services.set_source(&Source::Planner, SourceState::Pending);
         let (services, slices) = (kube.services.clone(), kube.slices.clone());
         let out = Outputs { exports, imports, services, slices };
-        self.spawn("planner/mcs", mcs::planner(driver, planner, self.intent.clone(), out));
+        let problems = self.ground.daemon.import_problems.clone();
+        self.spawn("planner/mcs", mcs::planner(driver, planner, self.intent.clone(), out, problems));
     }
 
     /// Names of services, the stream of them, and the unit that reads it if the agent keeps one.
@@ -262,7 +264,8 @@ impl Rooms<'_> {
             told: told.clone(),
         };
         self.ground.daemon.names.set(sources).ok();
-        let planner = tombolo_service::names::Planner::new(&self.ground.identity.cluster);
+        let now = self.driver().clock.now();
+        let planner = tombolo_service::names::Planner::new(&self.ground.identity.cluster, now);
         let exports = self.ground.config.clustermesh.service_exports;
         let imports = exports.then(|| self.desired.service_imports.clone());
         let run = names::planner(self.driver(), planner, self.intent.clone(), imports, out, told);
@@ -273,6 +276,9 @@ impl Rooms<'_> {
             self.ground.daemon.dns.set(seen).ok();
             let settings = dns::settings(config, Some(&self.ground.node.own));
             self.spawn("dns", dns::keep(self.driver(), settings, dns::run_folder(config).to_owned(), part));
+        } else {
+            let end = dns::end(dns::control_socket(config), dns::run_folder(config).to_owned());
+            self.ground.tasks.spawn_work("dns/end", end);
         }
     }
 

@@ -17,10 +17,8 @@ use tombolo_clustermesh::wire::{
     Capabilities, ClusterConfig, ExportMode, Layout, ProducerForms, ServicePreference,
 };
 use tombolo_service::rows::{
-    Affinity, BackendState, Distribution, Protocol, RemoteService, ServiceName, ServiceRow, ServiceType,
-    SliceEndpoint, SlicePort, SliceRow, TrafficPolicy,
+    BackendState, Protocol, RemoteService, ServiceName, ServiceRow, SliceEndpoint, SlicePort, SliceRow,
 };
-use tombolo_service::spread::Spread;
 
 const HEADER: Header = Header { etcd: 7, revision: 3, term: 2 };
 
@@ -247,29 +245,7 @@ fn a_cluster_that_changes_its_form_loses_no_backend_on_the_way() {
 
 /// A global service without addresses of its own.
 fn global(name: ServiceName) -> ServiceRow {
-    ServiceRow {
-        source: Source::Manifests,
-        name,
-        kind: ServiceType::ClusterIP,
-        cluster_ips: Vec::new(),
-        headless: true,
-        ports: Vec::new(),
-        external_traffic_policy: TrafficPolicy::Cluster,
-        internal_traffic_policy: TrafficPolicy::Cluster,
-        load_balancer_class: None,
-        families_ipv4: Vec::new(),
-        external_ips: Vec::new(),
-        requested_addresses: Vec::new(),
-        publish_not_ready: false,
-        global: true,
-        shared: true,
-        affinity: Affinity::None,
-        spread: Spread::default(),
-        distribution: Distribution::Any,
-        labels: std::collections::BTreeMap::new(),
-        selector: std::collections::BTreeMap::new(),
-        details: Default::default(),
-    }
+    ServiceRow { headless: true, global: true, shared: true, ..ServiceRow::new(Source::Manifests, name) }
 }
 
 /// What we publish of an EndpointSlice, as a reader of slices and one of services take it.

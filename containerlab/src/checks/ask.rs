@@ -48,7 +48,7 @@ pub enum Target {
         /// Port.
         port: u16,
     },
-    /// A service by its name, as the pod's /etc/hosts knows it.
+    /// A service by its name, as the pod resolves it: by DNS, or in a lab without it by its /etc/hosts.
     ServiceName {
         /// Cluster whose manifest holds the service.
         cluster: String,

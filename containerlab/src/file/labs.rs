@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{Node as KubernetesNode, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::Value;
 
 use super::*;
@@ -187,6 +188,33 @@ fn pods_stand_on_nodes_of_their_cluster_and_services_find_them() {
             assert_eq!(nodes.len(), if matches!(name, "echo" | "lb-cluster") { 1 } else { 2 }, "{name}");
         }
         assert_eq!(addresses.len(), 16, "both families everywhere, but where there is none");
+    }
+}
+
+/// Pods ask at the address of a Service whose endpoints are the cluster's nodes.
+#[test]
+fn every_clusters_dns_is_answered_by_its_nodes() {
+    for lab in [TWO, MESH] {
+        for cluster in &settings(lab).clusters {
+            let documents = manifests(lab, &cluster.name);
+            let services: Vec<Service> = of_kind(&documents, "Service");
+            let dns = services.iter().find(|one| one.metadata.name.as_deref() == Some("kube-dns")).unwrap();
+            let asked = cluster.dns.as_ref().unwrap().servers.iter().map(ToString::to_string);
+            let addresses = dns.spec.as_ref().unwrap().cluster_ips.as_ref().unwrap();
+            assert_eq!(asked.collect::<BTreeSet<_>>(), addresses.iter().cloned().collect(), "{}", cluster.name);
+            let nodes: Vec<KubernetesNode> = of_kind(&documents, "Node");
+            let of_nodes = nodes.iter().flat_map(|node| {
+                let name = node.metadata.name.clone();
+                let addresses = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
+                let own = addresses.filter(|address| address.type_ == "InternalIP");
+                own.map(move |address| (name.clone(), address.address.clone())).collect::<Vec<_>>()
+            });
+            let slices: Vec<EndpointSlice> = of_kind(&documents, "EndpointSlice");
+            let endpoints = slices.iter().flat_map(|slice| &slice.endpoints).flat_map(|endpoint| {
+                endpoint.addresses.iter().map(|address| (endpoint.node_name.clone(), address.clone()))
+            });
+            assert_eq!(endpoints.collect::<BTreeSet<_>>(), of_nodes.collect(), "{}", cluster.name);
+        }
     }
 }
 

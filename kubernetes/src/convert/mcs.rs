@@ -1,6 +1,6 @@
 //! ServiceExport and ServiceImport of the Multi-Cluster Services API, v1alpha1 and v1beta1 alike.
 
-use super::{address, labels, word};
+use super::{labels, routed_address, word};
 use crate::crd::{ExportObject, ImportSpec};
 use crate::object::{Object, ObjectId};
 use crate::problem::Issue;
@@ -36,7 +36,7 @@ pub(super) fn import(id: &ObjectId, spec: ImportSpec) -> Result<Object, Issue> {
     let mut ips = Vec::new();
     for (position, text) in spec.ips.iter().enumerate() {
         let at = format!("spec.ips[{position}]");
-        let ip = address(at.clone(), text)?;
+        let ip = routed_address(at.clone(), text)?;
         if ips.iter().any(|other: &std::net::IpAddr| other.is_ipv4() == ip.is_ipv4()) {
             return Err(Issue::new(at, "a second address of one family", "give one of each family at most"));
         }

@@ -1,6 +1,6 @@
 //! Service and EndpointSlice.
 
-use super::{Converted, address, labels, number, port, word};
+use super::{Converted, address, labels, number, port, routed_address, word};
 use crate::object::{Object, ObjectId};
 use crate::problem::{Issue, shorten};
 use k8s_openapi::api::core::v1::{Service, ServiceSpec};
@@ -96,15 +96,7 @@ fn external_ips(spec: &ServiceSpec) -> Result<Vec<IpAddr>, Issue> {
     let mut ips = Vec::new();
     for (position, text) in spec.external_ips.iter().flatten().enumerate() {
         let at = format!("spec.externalIPs[{position}]");
-        let ip = address(at.clone(), text)?;
-        let local = match ip {
-            IpAddr::V4(v4) => v4.is_link_local(),
-            IpAddr::V6(v6) => v6.is_unicast_link_local(),
-        };
-        if local || ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() {
-            let remedy = "use an address that routers can lead to this cluster";
-            return Err(Issue::new(at, format!("{ip} means nothing beyond one host or link"), remedy));
-        }
+        let ip = routed_address(at, text)?;
         if !ips.contains(&ip) {
             ips.push(ip);
         }

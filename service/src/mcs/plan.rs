@@ -2,18 +2,17 @@
 //! and its clusterset IPs.
 
 use super::address::ClusterSetRange;
-use super::derived_name;
 use super::resolve::{Constituent, Reason, Resolved, resolve};
 use super::rows::{
     Condition, ExportRow, ExportSpec, ExportStatus, ExportedPort, ImportRequest, ImportRow, ImportType,
     RemoteExport,
 };
+use super::share::{PORTS_OF_CLUSTER_MAX, Shares};
+use super::{derived_name, is_derived};
 use crate::details::ServiceDetails;
 use crate::rows::{
     Affinity, Distribution, LbAssignment, ServiceName, ServicePort, ServiceRow, ServiceType, SliceRow,
-    TrafficPolicy,
 };
-use crate::spread::Spread;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -50,6 +49,15 @@ pub struct Inputs {
     pub addresses: Snapshot<LbAssignment>,
     /// Namespaces.
     pub namespaces: Namespaces,
+}
+
+impl Inputs {
+    /// The Service of this cluster that has an address: a cluster, external or LoadBalancer address is no import's.
+    fn owner(&self, address: &IpAddr) -> Option<&ServiceName> {
+        let own = self.services.by_index(address).find(|row| row.source == Source::Manifests);
+        let given = || self.addresses.by_index(address).find(|row| !is_derived(&row.name));
+        own.map(|row| &row.name).or_else(|| given().map(|row| &row.name))
+    }
 }
 
 /// What changed since the last step.
@@ -92,6 +100,7 @@ pub struct Planner {
     inputs: Inputs,
     gate: Gate,
     open: bool,
+    shares: Shares,
     /// Imports by their derived services.
     derived: BTreeMap<ServiceName, ServiceName>,
     /// Derived slices of each name that has some.
@@ -117,6 +126,7 @@ impl Planner {
             inputs: Inputs::default(),
             gate: Gate::new(start),
             open: false,
+            shares: Shares::new(PORTS_OF_CLUSTER_MAX),
             derived: BTreeMap::new(),
             slices: BTreeMap::new(),
         }
@@ -126,6 +136,19 @@ impl Planner {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Moment> {
         (!self.open).then(|| self.gate.opens_at())
+    }
+
+    /// One in which each of the other clusters may bring so many ports.
+    #[cfg(test)]
+    pub(super) fn with_ports_of_cluster(mut self, ports_max: usize) -> Self {
+        self.shares = Shares::new(ports_max);
+        self
+    }
+
+    /// What is not imported, and why.
+    #[must_use]
+    pub fn problems(&self) -> Vec<String> {
+        self.shares.problems()
     }
 
     /// Takes in what changed and writes the rows of the names it touches.
@@ -164,10 +187,25 @@ impl Planner {
             inputs.requests = batch.snapshot;
         }
         if let Some(batch) = changes.remote {
-            affected.extend(batch.keys.into_iter().map(|(name, _)| name));
+            for key in batch.keys {
+                let (name, source) = &key;
+                if *source != self.own {
+                    let ports = batch.snapshot.get(&key).map(|row| row.spec.ports.len());
+                    self.shares.note(name, *source, ports);
+                }
+                affected.insert(key.0);
+            }
+            affected.append(&mut self.shares.settle());
             inputs.remote = batch.snapshot;
         }
         if let Some(batch) = changes.services {
+            let rows = batch.keys.iter().flat_map(|key| [inputs.services.get(key), batch.snapshot.get(key)]);
+            let own = rows.flatten().filter(|row| row.source == Source::Manifests);
+            for address in own.flat_map(Row::indexes) {
+                affected.extend(inputs.requests.by_index(&address).map(|request| request.name.clone()));
+                let given = inputs.addresses.by_index(&address);
+                affected.extend(given.filter_map(|row| self.derived.get(&row.name).cloned()));
+            }
             affected.extend(batch.keys.into_iter().filter(|name| inputs.exports.get(name).is_some()));
             inputs.services = batch.snapshot;
         }
@@ -179,6 +217,12 @@ impl Planner {
             inputs.slices = batch.snapshot;
         }
         if let Some(batch) = changes.addresses {
+            let rows = batch.keys.iter().flat_map(|key| [inputs.addresses.get(key), batch.snapshot.get(key)]);
+            for address in rows.flatten().flat_map(|row| &row.addresses) {
+                affected.extend(inputs.requests.by_index(address).map(|request| request.name.clone()));
+                let given = batch.snapshot.by_index(address);
+                affected.extend(given.filter_map(|row| self.derived.get(&row.name).cloned()));
+            }
             affected.extend(batch.keys.iter().filter_map(|name| self.derived.get(name).cloned()));
             inputs.addresses = batch.snapshot;
         }
@@ -264,7 +308,8 @@ impl Planner {
                 spec: spec.clone(),
             });
         }
-        for row in inputs.remote.by_index(name).filter(|row| row.source != self.own) {
+        let others = inputs.remote.by_index(name).filter(|row| row.source != self.own);
+        for row in others.filter(|row| self.shares.admits(name, &row.source)) {
             let Source::Cluster(cluster) = &row.source else { continue };
             constituents.push(Constituent {
                 cluster: cluster.as_str().into(),
@@ -306,8 +351,19 @@ impl Planner {
             let theirs = std::mem::take(&mut spec.families_ipv4);
             spec.families_ipv4 = theirs.iter().copied().filter(|ipv4| usable(*ipv4)).collect();
             let assigned = self.inputs.addresses.get(&derived).into_iter().flat_map(|row| &row.addresses);
-            ips = assigned.filter(|ip| spec.families_ipv4.contains(&ip.is_ipv4())).copied().collect();
-            self.addressed(&spec, &ips, &theirs)
+            let usable =
+                |ip: &&IpAddr| spec.families_ipv4.contains(&ip.is_ipv4()) && self.inputs.owner(ip).is_none();
+            ips = assigned.filter(usable).copied().collect();
+            let taken = asked.iter().find_map(|ip| Some((ip, self.inputs.owner(ip)?)));
+            match taken {
+                Some((ip, owner)) => Condition::new(
+                    "Ready",
+                    false,
+                    "AddressInUse",
+                    format!("{ip} of spec.ips is an address of Service {owner}; ask for another"),
+                ),
+                None => self.addressed(&spec, &ips, &theirs),
+            }
         };
         ImportRow {
             source: Source::Planner,
@@ -473,23 +529,15 @@ fn derived_service(import: &ImportRow, exported: Option<&ServiceRow>) -> Service
     let mut labels = spec.labels.clone();
     labels.insert(NAME_LABEL.into(), import.name.name.clone());
     ServiceRow {
-        source: Source::Planner,
-        name: import.derived.clone(),
-        kind: ServiceType::ClusterIP,
         cluster_ips: import.ips.iter().copied().collect(),
         headless: spec.kind == ImportType::Headless,
         ports: spec.ports.iter().map(port).collect(),
-        external_traffic_policy: TrafficPolicy::Cluster,
         internal_traffic_policy: spec.internal_traffic_policy.unwrap_or_default(),
-        load_balancer_class: None,
         families_ipv4: spec.families_ipv4.clone(),
-        external_ips: Vec::new(),
-        requested_addresses: Vec::new(),
         publish_not_ready: exported.is_some_and(|service| service.publish_not_ready),
         global: true,
         shared: true,
         affinity,
-        spread: Spread::default(),
         distribution: match spec.traffic_distribution.as_deref() {
             Some("PreferClose" | "PreferSameZone") => Distribution::SameZone,
             Some("PreferSameNode") => Distribution::SameNode,
@@ -503,6 +551,7 @@ fn derived_service(import: &ImportRow, exported: Option<&ServiceRow>) -> Service
             traffic_distribution: spec.traffic_distribution.clone(),
             ..ServiceDetails::default()
         },
+        ..ServiceRow::new(Source::Planner, import.derived.clone())
     }
 }
 

@@ -4,6 +4,7 @@
 //! are those that all have; a cluster that has none of them is left out.
 
 use super::rows::{ExportSpec, ExportedPort, ImportType};
+use super::share::PORTS_OF_EXPORT_MAX;
 use crate::rows::Protocol;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -146,7 +147,14 @@ impl Join<'_> {
     }
 
     fn ports(&mut self, other: &Constituent) {
-        for port in &other.spec.ports {
+        if other.spec.ports.len() > PORTS_OF_EXPORT_MAX {
+            let message = format!(
+                "it exports {} ports, of which the first {PORTS_OF_EXPORT_MAX} are used",
+                other.spec.ports.len()
+            );
+            self.tell(&other.cluster, Reason::PortConflict, message);
+        }
+        for port in other.spec.ports.iter().take(PORTS_OF_EXPORT_MAX) {
             let number = (port.port, port.protocol);
             let same = |place: &usize| self.ports.taken.get(*place);
             let at = format!("port {}/{}", port.port, port.protocol);

@@ -5,15 +5,11 @@ use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use tombolo_base::cells::list;
 use tombolo_base::source::Source;
 use tombolo_base::table::{NoIndex, Row};
 
 type Texts = BTreeMap<Arc<str>, Arc<str>>;
-
-fn list<T: ToString>(values: impl IntoIterator<Item = T>) -> String {
-    let texts: Vec<_> = values.into_iter().map(|value| value.to_string()).collect();
-    if texts.is_empty() { "-".to_owned() } else { texts.join(" ") }
-}
 
 /// What an import is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -111,13 +107,16 @@ pub struct ImportRequest {
 
 impl Row for ImportRequest {
     type Key = ServiceName;
-    type Index = NoIndex;
+    type Index = IpAddr;
     const TABLE: &'static str = "import-objects";
     fn key(&self) -> ServiceName {
         self.name.clone()
     }
     fn source(&self) -> &Source {
         &self.source
+    }
+    fn indexes(&self) -> Vec<IpAddr> {
+        self.ips.clone()
     }
     fn columns() -> &'static [&'static str] {
         &["NAMESPACE", "NAME", "IPS"]

@@ -1,7 +1,9 @@
 use super::*;
-use crate::rows::{
-    Affinity, LbAssignment, Protocol, ServicePort, ServiceRow, ServiceType, SliceRow, TrafficPolicy,
-};
+
+#[path = "hostile_tests.rs"]
+mod hostile;
+
+use crate::rows::{LbAssignment, Protocol, ServicePort, ServiceRow, ServiceType, SliceRow, TrafficPolicy};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -183,7 +185,17 @@ impl World {
     fn lead(&self, run: &Run, range: &ClusterSetRange) -> Vec<String> {
         let present = self.addresses.0.snapshot();
         let present: BTreeMap<_, _> = present.iter().map(|r| (r.name.clone(), r.addresses.clone())).collect();
-        let given = assign(range, &run.imports.snapshot(), &self.requests.0.snapshot(), &present);
+        let services = self.services.0.snapshot();
+        let own = services.by_source(&Source::Manifests);
+        let own = own.flat_map(|row| row.indexes().into_iter().map(|ip| (ip, row.name.clone())));
+        let given = assign(Round {
+            own: "east",
+            range,
+            imports: &run.imports.snapshot(),
+            requests: &self.requests.0.snapshot(),
+            taken: own.collect(),
+            present: &present,
+        });
         let rows = given.rows.into_iter().map(|row| LbAssignment { source: cluster("east"), ..row });
         self.addresses.1.replace_source(&cluster("east"), rows);
         let known: BTreeMap<_, _> = [].into();
@@ -221,12 +233,16 @@ fn range() -> ClusterSetRange {
     ClusterSetRange(vec!["10.111.0.0/24".parse().unwrap(), "fd00:111::/120".parse().unwrap()])
 }
 
+fn planner(range: ClusterSetRange) -> Planner {
+    Planner::new(&ClusterName::new("east").unwrap(), range, Moment::ZERO)
+}
+
 impl Run {
     fn new(world: &World, range: ClusterSetRange) -> Self {
         let (statuses, exports) = Table::new();
         let (imports_table, imports) = Table::new();
         Self {
-            planner: Planner::new(&ClusterName::new("east").unwrap(), range, Moment::ZERO),
+            planner: planner(range),
             changes: (
                 world.exports.0.changes(),
                 world.requests.0.changes(),
@@ -268,27 +284,10 @@ impl Run {
 
 fn service(name: ServiceName) -> ServiceRow {
     ServiceRow {
-        source: Source::Manifests,
-        name,
-        kind: ServiceType::ClusterIP,
         cluster_ips: vec!["10.101.0.9".parse().unwrap()],
-        headless: false,
         ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80 }],
-        external_traffic_policy: TrafficPolicy::Cluster,
-        internal_traffic_policy: TrafficPolicy::Cluster,
-        load_balancer_class: None,
         families_ipv4: vec![true, false],
-        external_ips: vec![],
-        requested_addresses: vec![],
-        publish_not_ready: false,
-        global: false,
-        shared: false,
-        affinity: Affinity::None,
-        spread: Default::default(),
-        distribution: Default::default(),
-        labels: BTreeMap::new(),
-        selector: BTreeMap::new(),
-        details: Default::default(),
+        ..ServiceRow::new(Source::Manifests, name)
     }
 }
 
@@ -467,8 +466,15 @@ fn take(world: &mut World, run: &Run, op: &Op) {
         Op::Service(n, bits) => {
             let kind = if bits & 1 == 0 { ServiceType::ClusterIP } else { ServiceType::ExternalName };
             let headless = bits & 2 != 0;
+            // Which an import may have, or ask for.
+            let external_ips = match bits & 12 {
+                4 => vec![IpAddr::from([198, 51, 100, bits >> 6])],
+                8 => vec![IpAddr::from([10, 111, 0, 1 + (bits >> 6)])],
+                _ => vec![],
+            };
+            let row = ServiceRow { kind, headless, external_ips, ..service(nth(n)) };
             {
-                world.services.1.upsert(ServiceRow { kind, headless, ..service(nth(n)) });
+                world.services.1.upsert(row);
             }
         }
         Op::DropService(n) => drop(world.services.1.remove(&nth(n))),
@@ -505,7 +511,12 @@ proptest! {
     #[test]
     fn incremental_is_full(script in prop::collection::vec(ops(), 1..60)) {
         let mut world = World::new();
-        let mut run = Run::new(&world, range());
+        let bounded = |world: &World| {
+            let mut run = Run::new(world, range());
+            run.planner = planner(range()).with_ports_of_cluster(3);
+            run
+        };
+        let mut run = bounded(&world);
         for op in &script {
             take(&mut world, &run, op);
             run.step(&world, 0);
@@ -519,7 +530,7 @@ proptest! {
         let said = |source: &Source| *source != Source::Planner;
         rows(&world.services.0, |r| said(&r.source)).into_iter().for_each(|r| { fresh.services.1.upsert(r); });
         rows(&world.slices.0, |r| said(&r.source)).into_iter().for_each(|r| { fresh.slices.1.upsert(r); });
-        let mut full = Run::new(&fresh, range());
+        let mut full = bounded(&fresh);
         full.step(&fresh, 0);
         prop_assert_eq!(rows(&run.statuses, |_| true), rows(&full.statuses, |_| true));
         prop_assert_eq!(rows(&run.imports, |_| true), rows(&full.imports, |_| true));

@@ -14,10 +14,7 @@ use tombolo_clustermesh::wire::service::L4;
 use tombolo_clustermesh::wire::slice::{Endpoint, Port, SERVICE_LABEL};
 use tombolo_clustermesh::wire::{EndpointSlice, Kind, Record, Remote, Service};
 use tombolo_service::plan::{InputChanges, Outputs, Planner};
-use tombolo_service::rows::{
-    Affinity, FrontendKey, FrontendRow, Protocol, ServiceName, ServicePort, ServiceRow, ServiceType,
-    TrafficPolicy,
-};
+use tombolo_service::rows::{FrontendKey, FrontendRow, Protocol, ServiceName, ServicePort, ServiceRow};
 
 use crate::Failure;
 use crate::reader::Tables;
@@ -44,27 +41,12 @@ fn address(number: u32) -> IpAddr {
 /// A service of this cluster that shares its name with the remote one.
 fn own() -> Result<ServiceRow, Failure> {
     Ok(ServiceRow {
-        source: Source::Manifests,
-        name: ServiceName { namespace: "shop".into(), name: "web".into() },
-        kind: ServiceType::ClusterIP,
         cluster_ips: vec!["10.96.0.10".parse()?],
-        headless: false,
         ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80 }],
-        external_traffic_policy: TrafficPolicy::Cluster,
-        internal_traffic_policy: TrafficPolicy::Cluster,
-        load_balancer_class: None,
         families_ipv4: vec![true],
-        external_ips: Vec::new(),
-        requested_addresses: Vec::new(),
-        publish_not_ready: false,
         global: true,
         shared: true,
-        affinity: Affinity::None,
-        spread: Default::default(),
-        distribution: Default::default(),
-        details: Default::default(),
-        labels: BTreeMap::new(),
-        selector: BTreeMap::new(),
+        ..ServiceRow::new(Source::Manifests, ServiceName { namespace: "shop".into(), name: "web".into() })
     })
 }
 
