@@ -354,6 +354,11 @@ pub(crate) fn request_error(what: String, error: &Error) -> MeshError {
     MeshError::Request { what, why, kind }
 }
 
+/// A connection that is of no use any more: what failed on it, and why, with what to try.
+pub(crate) const fn broken(what: String, why: String) -> MeshError {
+    MeshError::Request { what, why, kind: FailureKind::Transport }
+}
+
 impl From<&MeshError> for Failure {
     fn from(error: &MeshError) -> Self {
         let kind = match error {
@@ -426,6 +431,8 @@ fn explain(error: &Error) -> (FailureKind, String) {
         "; check routes and firewalls on the way"
     } else if lower.contains("nospace") || lower.contains("space exceeded") {
         "; etcd is out of quota: compact, defragment and disarm its alarm"
+    } else if lower.contains("lease not found") {
+        "; it ended before it was kept alive: what hung on it is written again, if that goes on look at etcd's load"
     } else {
         ""
     };

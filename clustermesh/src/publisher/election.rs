@@ -1,12 +1,10 @@
 //! Which agent writes what belongs to the whole cluster: the holder of one key on a short lease.
 
-use super::lease::short_lease;
+use super::lease::{give_back, short_lease};
+use super::watching::until_event;
 use crate::error::MeshError;
-use crate::etcd::{request, request_error};
-use crate::follower::FailureKind;
-use etcd_client::{
-    Client, Compare, CompareOp, EventType, PutOptions, Txn, TxnOp, TxnOpResponse, WatchOptions,
-};
+use crate::etcd::{broken, request, request_error};
+use etcd_client::{Client, Compare, CompareOp, EventType, PutOptions, Txn, TxnOp, TxnOpResponse};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -29,21 +27,44 @@ pub(crate) struct Won {
 
 /// Waits until this agent is elected.
 pub(crate) async fn campaign(seat: &Seat, client: &Client) -> Result<Won, MeshError> {
-    let Seat { key, candidate, ttl } = seat;
-    let (key, ttl) = (*key, *ttl);
     loop {
-        let lease = short_lease(client, i64::try_from(ttl.as_secs()).unwrap_or(15).max(1)).await?;
+        let lease = short_lease(client, i64::try_from(seat.ttl.as_secs()).unwrap_or(15).max(1)).await?;
+        let attempt = seat.take(client, lease).await?;
+        if let Attempt::Won(won) = attempt {
+            return Ok(won);
+        }
+        // Nobody keeps it alive meanwhile, and waiting may take days.
+        give_back(client, lease).await?;
+        if let Attempt::Held(revision) = attempt {
+            until_event(client, seat.key, revision, |event| event == EventType::Delete).await?;
+        }
+    }
+}
+
+/// What came of standing once.
+enum Attempt {
+    Won(Won),
+    /// Somebody else is elected, as of that revision.
+    Held(i64),
+    /// The holder changed meanwhile.
+    Changed,
+}
+
+impl Seat {
+    async fn take(&self, client: &Client, lease: i64) -> Result<Attempt, MeshError> {
+        let key = self.key;
         let put = || {
             let options = PutOptions::new().with_lease(lease);
-            TxnOp::put(key, candidate.as_bytes(), Some(options))
+            TxnOp::put(key, self.candidate.as_bytes(), Some(options))
         };
+        let won = || Attempt::Won(Won { lease, key, ttl: self.ttl });
         let txn = Txn::new()
             .when([Compare::create_revision(key, CompareOp::Equal, 0)])
             .and_then([put()])
             .or_else([TxnOp::get(key, None)]);
         let answer = request(|| format!("standing for {key}"), client.kv_client().txn(txn)).await?;
         if answer.succeeded() {
-            return Ok(Won { lease, key, ttl });
+            return Ok(won());
         }
         let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
         let holder = answer.op_responses().into_iter().find_map(|op| match op {
@@ -51,40 +72,14 @@ pub(crate) async fn campaign(seat: &Seat, client: &Client) -> Result<Won, MeshEr
             _ => None,
         });
         // A key of our own name is from our last life: one agent runs per node, so it is ours to take.
-        if let Some(holder) = holder.filter(|holder| holder.value() == candidate.as_bytes()) {
-            let same = Compare::mod_revision(key, CompareOp::Equal, holder.mod_revision());
-            let txn = Txn::new().when([same]).and_then([put()]);
-            let mut kv = client.kv_client();
-            if request(|| format!("taking over {key}"), kv.txn(txn)).await?.succeeded() {
-                return Ok(Won { lease, key, ttl });
-            }
-        } else {
-            wait_until_free(key, client, revision).await?;
-        }
-        let mut leases = client.lease_client();
-        request(|| "giving a lease back".to_owned(), leases.revoke(lease)).await?;
+        let Some(holder) = holder.filter(|holder| holder.value() == self.candidate.as_bytes()) else {
+            return Ok(Attempt::Held(revision));
+        };
+        let same = Compare::mod_revision(key, CompareOp::Equal, holder.mod_revision());
+        let txn = Txn::new().when([same]).and_then([put()]);
+        let taken = request(|| format!("taking over {key}"), client.kv_client().txn(txn)).await?;
+        Ok(if taken.succeeded() { won() } else { Attempt::Changed })
     }
-}
-
-async fn wait_until_free(key: &str, client: &Client, revision: i64) -> Result<(), MeshError> {
-    let what = || format!("watching {key}");
-    let options = WatchOptions::new().with_start_revision(revision.saturating_add(1));
-    let mut stream = request(what, client.watch_client().watch(key, Some(options))).await?;
-    loop {
-        let answer = stream.message().await.map_err(|error| request_error(what(), &error))?;
-        match answer {
-            Some(answer) if !answer.canceled() => {
-                if answer.events().iter().any(|event| event.event_type() == EventType::Delete) {
-                    return Ok(());
-                }
-            }
-            _ => return Err(ended(what())),
-        }
-    }
-}
-
-pub(crate) fn ended(what: String) -> MeshError {
-    MeshError::Request { what, why: "etcd ended the watch".to_owned(), kind: FailureKind::Transport }
 }
 
 impl Won {
@@ -104,12 +99,8 @@ impl Won {
                 Ok(Ok(_)) => proved = Instant::now(),
                 Ok(Err(error)) => return request_error("keeping the election".to_owned(), &error),
                 Err(_) => {
-                    return MeshError::Request {
-                        what: "keeping the election".to_owned(),
-                        why: "no answer in time; another agent may be elected, so this one stops writing for the cluster"
-                            .to_owned(),
-                        kind: FailureKind::Transport,
-                    };
+                    let why = "no answer in time; another one may be elected, so this one stops writing for the cluster";
+                    return broken("keeping the election".to_owned(), why.to_owned());
                 }
             }
         }

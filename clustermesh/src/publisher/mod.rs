@@ -17,6 +17,7 @@ mod node;
 mod pace;
 pub(crate) mod scope;
 mod sweep;
+pub(crate) mod watching;
 
 pub use contest::{Contest, Contested};
 pub use desired::{Desired, DesiredSet};

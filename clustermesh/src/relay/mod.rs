@@ -20,9 +20,9 @@ pub use status::{MirrorStatus, RelayStatus, RelayedCluster};
 
 use crate::certificate::Expiry;
 use crate::error::MeshError;
-use crate::etcd::{EtcdConfig, request};
+use crate::etcd::{EtcdConfig, broken, request};
 use crate::follower::{self, FailureKind, Limits, MeshConfig, MeshHandle, Timers};
-use crate::publisher::election::{Seat, Won, campaign, ended};
+use crate::publisher::election::{Seat, Won, campaign};
 use crate::wire::key;
 use book::{Book, Slot};
 use etcd_client::Client;
@@ -292,7 +292,10 @@ async fn tend_all(context: &Arc<Context>, client: &Client, won: &Won) -> MeshErr
             Some(ended_task) = tasks.join_next() => match ended_task {
                 Ok(Ok(gone)) => drop(tended.remove(&gone)),
                 Ok(Err(error)) => return error,
-                Err(error) => return ended(format!("writing a mirror ({error})")),
+                Err(error) => {
+                    let why = format!("its task broke off: {error}; this is a bug, please report the log");
+                    return broken("writing a mirror".to_owned(), why);
+                }
             }
         }
     }

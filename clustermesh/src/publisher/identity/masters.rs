@@ -2,13 +2,13 @@
 
 use super::super::Context;
 use super::super::desired::{Desired, DesiredSet};
-use super::super::election::ended;
 use super::super::scope::{ScopeWriter, get, list, list_at};
+use super::super::watching::next_answer;
 use super::Shared;
 use super::known::Known;
 use super::lock::Lock;
 use crate::error::MeshError;
-use crate::etcd::{request, request_error};
+use crate::etcd::{broken, request};
 use crate::follower::snapshot::write_json;
 use crate::wire::{Kind, Layout, Remote, decode_identity, key};
 use etcd_client::{
@@ -136,10 +136,7 @@ impl Masters {
     }
 
     pub(super) async fn follow(&self, stream: &mut WatchStream) -> Result<(), MeshError> {
-        let what = || "watching identities".to_owned();
-        let answer = stream.message().await.map_err(|error| request_error(what(), &error))?;
-        let Some(answer) = answer.filter(|answer| !answer.canceled()) else { return Err(ended(what())) };
-        for event in answer.events() {
+        for event in next_answer(stream, || "watching identities".to_owned()).await?.events() {
             let Some(kv) = event.kv() else { continue };
             match event.event_type() {
                 // What is not sound was told.
@@ -272,7 +269,8 @@ impl Masters {
                 self.learn(&kv);
                 start = Some(id.0);
             } else {
-                return Err(ended(format!("locking the labels {labels}")));
+                let why = "the lock was lost before the number was taken: its lease ended, or somebody deleted it; the next try takes it anew, if that goes on look at etcd's load";
+                return Err(broken(format!("locking the labels {labels}"), why.to_owned()));
             }
         }
         Err(MeshError::Exhausted { first, last })
