@@ -240,28 +240,6 @@ impl EtcdConfig {
         }
     }
 
-    /// Looks at the certificate files once a minute, and returns when they were renewed and can be used: why the connection
-    /// that uses the old ones is given up. Why changed ones cannot be used is told.
-    pub(crate) async fn renewed(&self, told: impl Fn(Option<String>)) -> MeshError {
-        let before = self.fingerprint().await;
-        loop {
-            tokio::time::sleep(Duration::from_secs(60)).await;
-            told(match self.fingerprint().await == before {
-                true => None,
-                false => match self.certificates().await {
-                    Ok(_) => {
-                        return MeshError::Request {
-                            what: "using the old certificate".to_owned(),
-                            why: "its files were renewed, so the connection is made anew".to_owned(),
-                            kind: FailureKind::Transport,
-                        };
-                    }
-                    Err(error) => Some(format!("changed certificate files are not used: {error}")),
-                },
-            });
-        }
-    }
-
     /// Tells whether a renewal needs a new connection.
     pub(crate) async fn fingerprint(&self) -> [u8; 32] {
         let files = [&self.trusted_ca_file, &self.cert_file, &self.key_file];

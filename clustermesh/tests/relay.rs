@@ -12,7 +12,7 @@ mod rig;
 use etcd_client::{Client, EventType, GetOptions, WatchOptions};
 use rig::agent::{id, name};
 use rig::recorder::{Recorder, View};
-use rig::{Etcd, Pki, until};
+use rig::{Etcd, Pki, connection, until};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -50,6 +50,7 @@ impl Relay {
             RelayConfig::new(name("b"), name_of_relay.into(), folder.into(), own.config(pki, "admin-b"));
         config.cluster_id = Some(id(2));
         config.election_ttl = Duration::from_secs(2);
+        config.connection = connection();
         config.removal_grace = GRACE;
         config.heartbeat = Some(Duration::from_secs(1));
         config.timers = timers();
