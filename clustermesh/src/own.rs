@@ -59,8 +59,7 @@ impl Backoff {
         if lasted >= timers.lasting {
             self.attempts = 0;
         }
-        let doubled =
-            timers.backoff_min.saturating_mul(1 << self.attempts.min(16)).min(timers.backoff_max);
+        let doubled = timers.backoff_min.saturating_mul(1 << self.attempts.min(16)).min(timers.backoff_max);
         self.attempts = self.attempts.saturating_add(1);
         doubled / 2 + random((doubled / 2).saturating_add(timers.spread))
     }
@@ -149,7 +148,9 @@ async fn serve(own: &OwnEtcd<'_>, work: &mut impl Work, mut opened: Opened) -> M
         work.ended();
         match next {
             Ok(next) => {
-                tracing::info!("own etcd: connected with the renewed certificate files; the old connection is closed");
+                tracing::info!(
+                    "own etcd: connected with the renewed certificate files; the old connection is closed"
+                );
                 opened = next;
             }
             Err(error) => return error,

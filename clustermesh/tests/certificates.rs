@@ -172,13 +172,15 @@ async fn a_writer_keeps_its_connection_until_the_renewed_certificate_is_answered
     // One that etcd does not take: everything goes on over the connection that stands.
     let good = exchange(&pki, "admin-a");
     let refused = |status: &PublisherStatus| {
-        status.renewal.as_ref().is_some_and(|text| {
-            text.contains("is kept") && text.contains("refuses this client certificate")
-        })
+        status
+            .renewal
+            .as_ref()
+            .is_some_and(|text| text.contains("is kept") && text.contains("refuses this client certificate"))
     };
     status.wait_for(refused).await.unwrap();
     one.handle.set_node([]);
-    until("what it takes away", async || raw(&etcd, &pki, "cilium/state/nodes/v1/a/n1").await.is_empty()).await;
+    until("what it takes away", async || raw(&etcd, &pki, "cilium/state/nodes/v1/a/n1").await.is_empty())
+        .await;
     good.put_back();
     status.wait_for(|status| status.renewal.is_none()).await.unwrap();
     let found = status.borrow().clone();

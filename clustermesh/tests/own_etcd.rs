@@ -9,9 +9,9 @@
 
 mod rig;
 
+use etcd_client::{AlarmAction, AlarmType};
 use rig::agent::Agent;
 use rig::{Etcd, Pki, until};
-use etcd_client::{AlarmAction, AlarmType};
 use std::time::Duration;
 use tombolo_clustermesh::publisher::PublisherConfig;
 
@@ -57,5 +57,24 @@ async fn a_full_etcd_is_not_asked_again_and_again() {
     client.alarm(AlarmAction::Deactivate, AlarmType::Nospace, None).await.unwrap();
     one.handle.set_node([]);
     until("the agent to have published", async || one.handle.status().borrow().published).await;
+    one.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_agents_of_one_name_take_the_election_from_each_other_once() {
+    let (pki, folders) = (Pki::new(), [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()]);
+    let etcd = Etcd::start(&pki, "a").await;
+    let one = Agent::start(&etcd, &pki, 1, folders[0].path(), short);
+    one.handle.leader().wait_for(|leads| *leads).await.unwrap();
+    let two = Agent::start(&etcd, &pki, 1, folders[1].path(), short);
+    two.handle.leader().wait_for(|leads| *leads).await.unwrap();
+    one.handle.status().wait_for(|status| status.namesake && status.connected).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let (first, second) = (one.handle.status().borrow().clone(), two.handle.status().borrow().clone());
+    assert_eq!((first.leader, first.reconnections), (false, 1), "{first:?}");
+    assert_eq!((second.leader, second.reconnections, second.namesake), (true, 0, false), "{second:?}");
+    assert!(first.warnings(0).iter().any(|text| text.contains("another agent of this node's name")));
+    two.stop().await;
+    one.handle.status().wait_for(|status| status.leader && !status.namesake).await.unwrap();
     one.stop().await;
 }

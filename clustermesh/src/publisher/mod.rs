@@ -151,6 +151,8 @@ pub struct PublisherStatus {
     pub collected: usize,
     /// Keys of ours that somebody else changed or deleted.
     pub contested: Contested,
+    /// Whether another agent of this node's name was elected in place of this one, which lives.
+    pub namesake: bool,
     /// Connections lost.
     pub reconnections: u64,
     /// The last failure.
@@ -181,7 +183,11 @@ impl PublisherStatus {
     #[must_use]
     pub fn warnings(&self, now: i64) -> Vec<String> {
         let expiry = self.certificate.as_ref().and_then(|expiry| expiry.warning(now));
-        let found = [expiry, self.renewal.clone(), self.identity_warning(), self.contested.warning(now)];
+        let namesake = self.namesake.then(|| {
+            "another agent of this node's name runs and was elected in place of this one; give one of them another node.name (agent.yaml)".to_owned()
+        });
+        let found =
+            [expiry, self.renewal.clone(), self.identity_warning(), self.contested.warning(now), namesake];
         found.into_iter().flatten().collect()
     }
 }
@@ -192,6 +198,7 @@ type Nodes = watch::Sender<Option<Arc<BTreeSet<Arc<str>>>>>;
 /// What all parts of the publisher share.
 pub(crate) struct Context {
     pub(crate) config: PublisherConfig,
+    candidate: election::Candidate,
     node_keys: Keys,
     cluster_keys: Keys,
     nodes: Nodes,
@@ -323,6 +330,7 @@ pub fn start(config: PublisherConfig, cancel: CancellationToken) -> (PublisherHa
     let (requests, inbox) = mpsc::channel(256);
     let shared = Shared::new(config.cluster.as_str(), requests);
     let context = Arc::new(Context {
+        candidate: election::Candidate::new(config.node.clone()),
         config,
         node_keys: watch::Sender::new(None),
         cluster_keys: watch::Sender::new(None),
@@ -404,8 +412,9 @@ impl Work for Publishing {
 async fn stand(context: &Context, client: &Client) -> MeshError {
     let seat = election::Seat {
         key: key::ELECTION,
-        candidate: context.config.node.clone(),
+        candidate: &context.candidate,
         ttl: context.config.election_ttl,
+        namesake: &|namesake| context.update(|status| status.namesake = namesake),
     };
     let won = match election::campaign(&seat, client).await {
         Ok(won) => won,

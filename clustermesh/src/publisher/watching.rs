@@ -19,7 +19,9 @@ pub(crate) async fn next_answer(
             };
             Err(broken(
                 what(),
-                format!("etcd cancelled the watch: {reason}; if that goes on, compare the user's role with docs/clustermesh.md"),
+                format!(
+                    "etcd cancelled the watch: {reason}; if that goes on, compare the user's role with docs/clustermesh.md"
+                ),
             ))
         }
         None => Err(broken(

@@ -23,7 +23,7 @@ use crate::error::MeshError;
 use crate::etcd::{EtcdConfig, broken};
 use crate::follower::{self, FailureKind, Limits, MeshConfig, MeshHandle, Timers};
 use crate::own::{self, ConnectionTimers, Opened, OwnEtcd, Work};
-use crate::publisher::election::{Seat, Won, campaign};
+use crate::publisher::election::{Candidate, Seat, Won, campaign};
 use crate::publisher::lease::give_back;
 use crate::wire::key;
 use book::{Book, Slot};
@@ -49,7 +49,7 @@ pub struct RelayConfig {
     pub cluster_id: Option<ClusterId>,
     /// The size of the mesh.
     pub max: MaxClusters,
-    /// This relay's name; one of that name at a time.
+    /// This relay's name, its own among the relays of the cluster.
     pub name: Arc<str>,
     /// The folder with an etcd client file for each cluster.
     pub folder: PathBuf,
@@ -112,11 +112,14 @@ struct Own {
     renewal: Option<String>,
     /// Mirrors that were removed.
     removed: u64,
+    /// Another relay of this one's name was elected in its place, while it lived.
+    namesake: bool,
 }
 
 /// What all parts of the relay share.
 struct Context {
     config: RelayConfig,
+    candidate: Candidate,
     book: Arc<Book>,
     mesh: MeshHandle,
     own: watch::Sender<Own>,
@@ -154,7 +157,9 @@ pub async fn start(config: RelayConfig, cancel: CancellationToken) -> (RelayHand
         relay: Some(config.etcd.clone()),
     };
     let (mesh, following) = follower::start(mesh, book.clone(), cancel.clone()).await;
-    let context = Arc::new(Context { config, book, mesh, own: watch::Sender::new(Own::default()) });
+    let candidate = Candidate::new(config.name.clone());
+    let own = watch::Sender::new(Own::default());
+    let context = Arc::new(Context { config, candidate, book, mesh, own });
     let handle = RelayHandle { context: context.clone() };
     let task = tokio::spawn(async move {
         let renewal = |renewal| context.update(|own| own.renewal = renewal);
@@ -217,8 +222,9 @@ impl Work for Relaying {
 async fn session(context: &Arc<Context>, client: &Client, cancel: &CancellationToken) -> MeshError {
     let seat = Seat {
         key: key::RELAY_ELECTION,
-        candidate: context.config.name.clone(),
+        candidate: &context.candidate,
         ttl: context.config.election_ttl,
+        namesake: &|namesake| context.update(|own| own.namesake = namesake),
     };
     let won = tokio::select! {
         () = cancel.cancelled() => return MeshError::Stopped,

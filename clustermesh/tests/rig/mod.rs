@@ -3,6 +3,7 @@
 
 pub(crate) mod agent;
 pub(crate) mod recorder;
+pub(crate) mod relay;
 
 use etcd_client::{
     Certificate, Client, ConnectOptions, Identity, Permission, PermissionType, RoleAddResponse, TlsOptions,
