@@ -105,7 +105,7 @@ async fn what_the_own_etcd_refuses_costs_itself_only() {
         r#"{{"Name":"n9","Cluster":"a","ClusterID":1,"Annotations":{{"x":"{}"}}}}"#,
         "y".repeat(30_000)
     );
-    put(&world.at_a().await, [("cilium/state/nodes/v1/a/n9".to_owned(), large)]).await;
+    put(&world.at_a().await, [("cilium/state/nodes/v1/a/n9".to_owned(), large.clone())]).await;
     let relay = Relay::start(&small, &world.pki, "r1", &world.remotes()).await;
     relay.complete("a").await;
     let at_small = small.client(&world.pki, "root").await;
@@ -120,6 +120,16 @@ async fn what_the_own_etcd_refuses_costs_itself_only() {
     })
     .await;
     assert_exact(&at_small, &world.entries).await;
+    // What is mended there, or goes, is told no more.
+    let (node, key) = (r#"{"Name":"n9","Cluster":"a","ClusterID":1}"#, "cilium/state/nodes/v1/a/n9");
+    put(&world.at_a().await, [(key.to_owned(), node.to_owned())]).await;
+    world.entries.insert(key.to_owned(), node.to_owned());
+    until("the warning to go", async || relay.of("a").await.mirror.warnings.is_empty()).await;
+    assert_exact(&at_small, &world.entries).await;
+    put(&world.at_a().await, [(key.to_owned(), large)]).await;
+    until("the warning", async || relay.of("a").await.mirror.warnings.len() == 1).await;
+    world.at_a().await.kv_client().delete(key, None).await.unwrap();
+    until("the warning to go", async || relay.of("a").await.mirror.warnings.is_empty()).await;
     relay.stop().await;
 }
 

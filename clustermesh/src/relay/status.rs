@@ -74,7 +74,7 @@ impl RelayHandle {
                     entries: progress.entries,
                     queued: progress.queued,
                     removing: !*slot.wanted.borrow(),
-                    warnings: notes.warnings(),
+                    warnings: notes.warnings(slot.mirror().unwritable()),
                     problem: notes.problem,
                 }
             };
