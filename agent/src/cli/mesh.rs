@@ -115,6 +115,7 @@ async fn troubleshoot(args: TroubleshootArgs) -> Result<ExitCode, ClientError> {
     let row = |walk: &Walk, step: &Step| {
         vec![
             walk.cluster.clone(),
+            walk.way.to_string(),
             step.step.clone(),
             output::mark(step.ok),
             step.at.clone(),
@@ -122,7 +123,7 @@ async fn troubleshoot(args: TroubleshootArgs) -> Result<ExitCode, ClientError> {
         ]
     };
     let rows = walks.iter().flat_map(|walk| walk.steps.iter().map(|step| row(walk, step)));
-    output::table(&["CLUSTER", "STEP", "STATE", "AT", "FOUND"], rows.collect::<Vec<_>>());
+    output::table(&["CLUSTER", "WAY", "STEP", "STATE", "AT", "FOUND"], rows.collect::<Vec<_>>());
     let good = walks.iter().filter(|walk| walk.ok()).count();
     println!("{good}/{} remote clusters can be read", walks.len());
     Ok(code)
@@ -136,6 +137,7 @@ fn viewpoint(reader: ReaderArgs) -> Result<Viewpoint, ClientError> {
         own_id: id.map_err(|error| ClientError::Refused(format!("--cluster-id: {error}")))?,
         max: reader.max_connected_clusters,
         allow_plaintext: reader.allow_plaintext,
+        relay: None,
     })
 }
 

@@ -121,6 +121,13 @@ impl Etcd {
     }
 }
 
+impl Config {
+    /// The etcd that a relay mirrors the other clusters in, where they are read through one.
+    pub(crate) fn relay(&self) -> Option<EtcdConfig> {
+        self.etcd.as_ref().filter(|_| self.clustermesh.relay).map(Etcd::client)
+    }
+}
+
 /// `identities`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

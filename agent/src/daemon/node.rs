@@ -268,7 +268,7 @@ pub(crate) async fn start_mesh(
         limits: config.clustermesh.limits(),
         exports: config.clustermesh.service_exports,
         mirror: false,
-        relay: config.etcd.as_ref().filter(|_| config.clustermesh.relay).map(Etcd::client),
+        relay: config.relay(),
     };
     let (handle, task) = follower::start(mesh, sink, cancel).await;
     tasks.spawn("mesh", async move {

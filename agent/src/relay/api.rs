@@ -67,6 +67,7 @@ impl Shown {
             own_id: self.config.cluster_id,
             max: self.config.max,
             allow_plaintext: self.config.allow_plaintext,
+            relay: None,
         };
         match walk(&from, only.as_deref()).await {
             Ok(walks) => Json(walks).into_response(),
