@@ -60,7 +60,7 @@ namespaces: ## netlink, CNI, tunnels and the lab runner in network namespaces
 	$(TEST) --test namespaces --test pods --test underlay --test lab
 
 mesh: ## The cluster mesh with a real etcd
-	$(TEST) --test mesh --test backends --test certificates --test identities --test partner --test troubleshoot --test relay
+	$(TEST) --test mesh --test backends --test certificates --test identities --test partner --test troubleshoot --test relay --test relay_faults --test own_etcd
 
 soak: ## Ten million steps of the followers' simulation (TOMBOLO_SEED=n for others)
 	TOMBOLO_SIM_STEPS=10000000 $(TEST) --lib -- --nocapture after_any_faults

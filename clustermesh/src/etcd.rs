@@ -249,28 +249,6 @@ impl EtcdConfig {
         }
     }
 
-    /// Looks at the certificate files once a minute, and returns when they were renewed and can be used: why the connection
-    /// that uses the old ones is given up. Why changed ones cannot be used is told.
-    pub(crate) async fn renewed(&self, told: impl Fn(Option<String>)) -> MeshError {
-        let before = self.fingerprint().await;
-        loop {
-            tokio::time::sleep(Duration::from_secs(60)).await;
-            told(match self.fingerprint().await == before {
-                true => None,
-                false => match self.certificates().await {
-                    Ok(_) => {
-                        return MeshError::Request {
-                            what: "using the old certificate".to_owned(),
-                            why: "its files were renewed, so the connection is made anew".to_owned(),
-                            kind: FailureKind::Transport,
-                        };
-                    }
-                    Err(error) => Some(format!("changed certificate files are not used: {error}")),
-                },
-            });
-        }
-    }
-
     /// Tells whether a renewal needs a new connection.
     pub(crate) async fn fingerprint(&self) -> [u8; 32] {
         let files = [&self.trusted_ca_file, &self.cert_file, &self.key_file];
@@ -363,6 +341,11 @@ pub(crate) fn request_error(what: String, error: &Error) -> MeshError {
     MeshError::Request { what, why, kind }
 }
 
+/// A connection that is of no use any more: what failed on it, and why, with what to try.
+pub(crate) const fn broken(what: String, why: String) -> MeshError {
+    MeshError::Request { what, why, kind: FailureKind::Transport }
+}
+
 impl From<&MeshError> for Failure {
     fn from(error: &MeshError) -> Self {
         let kind = match error {
@@ -435,6 +418,8 @@ fn explain(error: &Error) -> (FailureKind, String) {
         "; check routes and firewalls on the way"
     } else if lower.contains("nospace") || lower.contains("space exceeded") {
         "; etcd is out of quota: compact, defragment and disarm its alarm"
+    } else if lower.contains("lease not found") {
+        "; it ended before it was kept alive: what hung on it is written again, if that goes on look at etcd's load"
     } else {
         ""
     };

@@ -8,6 +8,8 @@
 //! * [`publisher`]: [`publisher::start`] writes to the own etcd what [`publisher::PublisherHandle::set_node`] (this node
 //!   and its pods) and [`publisher::PublisherHandle::set_cluster`] (services and assignments; only while elected) say;
 //!   [`publisher::IdentityAllocator`] gives label sets their numbers.
+//! * [`relay`]: mirrors other clusters into the own etcd.
+//! * [`own`]: how the connection of publisher and relay to the own etcd is kept.
 //! * [`troubleshoot`]: walks the way to another cluster step by step and says which one fails.
 //! * [`partner`]: lets another cluster read this one, and takes that back.
 //! * [`rows`]: wire records from and to rows.
@@ -43,6 +45,7 @@ pub mod certificate;
 pub mod error;
 pub mod etcd;
 pub mod follower;
+pub mod own;
 pub mod partner;
 pub mod publisher;
 pub mod relay;

@@ -3,7 +3,9 @@
 use crate::certificate::{self, Certificates, date, one_line, unix_now};
 use crate::error::MeshError;
 use crate::etcd::{EtcdConfig, host_and_port, request};
+use crate::follower::FailureKind;
 use crate::rfc3339;
+use crate::wire::relay::RelayReport;
 use crate::wire::{ClusterConfig, KINDS, Kind, Layout, ServicePreference, key};
 use etcd_client::{Client, GetOptions, KeyValue};
 use rustls::pki_types::pem::PemObject;
@@ -38,6 +40,27 @@ pub struct Viewpoint {
     pub allow_plaintext: bool,
     /// Which form of backends is read where a cluster publishes both.
     pub preference: ServicePreference,
+    /// The etcd that a relay mirrors the clusters in: all are read from there, and the files only name them.
+    pub relay: Option<EtcdConfig>,
+}
+
+/// Where a cluster is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Way {
+    /// In its own etcd.
+    Direct,
+    /// In a mirror.
+    Mirror,
+}
+
+impl std::fmt::Display for Way {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Direct => "direct",
+            Self::Mirror => "mirror",
+        })
+    }
 }
 
 /// The way to one cluster.
@@ -45,6 +68,8 @@ pub struct Viewpoint {
 pub struct Walk {
     /// Its name.
     pub cluster: String,
+    /// Which way was walked.
+    pub way: Way,
     /// In the order they were taken; those behind a failing one are not taken.
     pub steps: Vec<Step>,
 }
@@ -52,7 +77,7 @@ pub struct Walk {
 /// One step.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Step {
-    /// `file`, `certificates`, `name`, `tcp`, `tls`, `etcd`, `heartbeat`, `configuration`, `canaries`.
+    /// `file`, `certificates`, `name`, `tcp`, `tls`, `etcd`, `heartbeat`, `relay`, `configuration`, `canaries`.
     pub step: String,
     /// What it was taken at: a folder, a file, an endpoint, a key.
     pub at: String,
@@ -63,6 +88,11 @@ pub struct Step {
 }
 
 impl Walk {
+    fn new(cluster: String, from: &Viewpoint) -> Self {
+        let way = if from.relay.is_some() { Way::Mirror } else { Way::Direct };
+        Self { cluster, way, steps: Vec::new() }
+    }
+
     /// Whether every step succeeded.
     #[must_use]
     pub fn ok(&self) -> bool {
@@ -98,18 +128,22 @@ pub async fn walk(from: &Viewpoint, only: Option<&str>) -> Result<Vec<Walk>, Mes
     let wanted = |name: &str| only.is_none_or(|only| only == name);
     let mut walks = Vec::new();
     for (name, reason) in scan.broken.into_iter().filter(|(name, _)| wanted(name)) {
-        let mut walk = Walk { cluster: name, steps: Vec::new() };
+        let mut walk = Walk::new(name, from);
         walk.take::<()>("file", folder(), Err(reason));
         walks.push(walk);
     }
     for (cluster, (etcd, _)) in scan.remotes.into_iter().filter(|(name, _)| wanted(name.as_str())) {
-        let mut walk = Walk { cluster: cluster.to_string(), steps: Vec::new() };
-        walk.take("file", folder(), Ok(((), etcd.endpoints.join(" "))));
+        let mut walk = Walk::new(cluster.to_string(), from);
+        let (etcd, told) = match &from.relay {
+            None => (etcd, ""),
+            Some(relay) => (relay.clone(), "only names the cluster, which is read through the relay at "),
+        };
+        walk.take("file", folder(), Ok(((), format!("{told}{}", etcd.endpoints.join(" ")))));
         walk_to(&mut walk, from, &cluster, etcd).await;
         walks.push(walk);
     }
     if let Some(only) = only.filter(|_| walks.is_empty()) {
-        let mut walk = Walk { cluster: only.to_owned(), steps: Vec::new() };
+        let mut walk = Walk::new(only.to_owned(), from);
         let reason = format!("there is no file for it; write {only}.yaml there, an etcd client file");
         walk.take::<()>("file", folder(), Err(reason));
         walks.push(walk);
@@ -272,13 +306,21 @@ async fn ask(walk: &mut Walk, from: &Viewpoint, cluster: &ClusterName, etcd: &Et
         return;
     };
     walk.take("heartbeat", key::HEARTBEAT, age(heartbeat.as_ref(), unix_now()));
+    if from.relay.is_some() {
+        take_report(walk, cluster, &client).await;
+    }
     let name = key::cluster_config(cluster.as_str());
     let config = match get(&client, &name).await.map_err(told) {
         Ok(Some(kv)) => judge(&kv, from),
+        Ok(None) if from.relay.is_some() => Err("is not there: no relay has mirrored this cluster; does `tombolo relay` run, and does `tombolo relay status` know it?".to_owned()),
         Ok(None) => Err("is not there; is that the etcd of this cluster, is the file named after it, and does its agent (Cilium: clustermesh-apiserver) run?".to_owned()),
         Err(reason) => Err(reason),
     };
     let Some(config) = walk.take("configuration", name, config) else { return };
+    if from.relay.is_none() && config.layout() == Layout::Cache {
+        walk.way = Way::Mirror;
+        take_report(walk, cluster, &client).await;
+    }
     for kind in read_of(&config, from.preference) {
         let prefix = kind.prefix(config.layout(), cluster.as_str());
         let found = first(&client, &prefix).await.map_err(told);
@@ -298,6 +340,33 @@ async fn ask(walk: &mut Walk, from: &Viewpoint, cluster: &ClusterName, etcd: &Et
             walk.take("canaries", canary, found);
         }
     }
+}
+
+/// What the relay that writes a mirror says of the cluster.
+async fn take_report(walk: &mut Walk, cluster: &ClusterName, client: &Client) {
+    let (status, leases) = (key::relay_status(cluster.as_str()), key::relay_leases(cluster.as_str()));
+    let found = match get(client, &status).await {
+        Ok(Some(kv)) => match RelayReport::decode(kv.value()) {
+            Some(report) if report.ready => Ok(format!("the relay {} confirms the mirror", report.relay)),
+            Some(report) => Err(format!("the relay {} does not confirm it: {}", report.relay, report.status)),
+            None => Err("cannot be read; run relays and agents of one version".to_owned()),
+        },
+        Ok(None) => match get(client, &leases).await {
+            Ok(Some(_)) => {
+                Err("no relay is elected, so the mirror is not kept up; start `tombolo relay`".to_owned())
+            }
+            Ok(None) => {
+                Ok("nothing is there: a mirror would be another program's, and is taken as it is".to_owned())
+            }
+            Err(error) => Err(error.to_string()),
+        },
+        // Agents read the mirror all the same.
+        Err(MeshError::Request { kind: FailureKind::Denied, .. }) => {
+            Ok(format!("not known: this user may not read {}", key::RELAY))
+        }
+        Err(error) => Err(error.to_string()),
+    };
+    walk.take("relay", status, found.map(|text| ((), text)));
 }
 
 /// The kinds that agents read of a cluster: of the form of backends that it lacks no canary may ever come.

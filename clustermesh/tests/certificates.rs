@@ -9,16 +9,17 @@
 
 mod rig;
 
-use rig::agent::{Agent, id, name};
+use rig::agent::{Agent, id, name, raw};
 use rig::recorder::Recorder;
 use rig::{Etcd, Pki, until};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tombolo_base::ids::MaxClusters;
 use tombolo_clustermesh::follower::{self, ClusterStatus, Limits, MeshConfig, MeshHandle, Timers};
+use tombolo_clustermesh::publisher::PublisherStatus;
 use tombolo_clustermesh::wire::Kind;
 
 /// A reader of cluster b that looks at its certificates often.
@@ -95,6 +96,28 @@ async fn mesh(pki: &Pki, etcd: &Etcd, folder: &Path) -> (Agent, Agent, Reader) {
     (one, two, reader)
 }
 
+/// Certificate and key of a user, which a stranger's took the place of.
+struct Good {
+    files: [(PathBuf, Vec<u8>); 2],
+}
+
+fn exchange(pki: &Pki, user: &str) -> Good {
+    let stranger = Pki::new();
+    let files = ["crt", "key"].map(|end| {
+        let file = pki.path(&format!("{user}.{end}"));
+        let good = std::fs::read(&file).unwrap();
+        std::fs::copy(stranger.path(&format!("{user}.{end}")), &file).unwrap();
+        (file, good)
+    });
+    Good { files }
+}
+
+impl Good {
+    fn put_back(self) {
+        self.files.iter().for_each(|(file, text)| std::fs::write(file, text).unwrap());
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_renewed_certificate_is_used_by_a_second_connection_before_the_first_is_closed() {
     let (pki, folder) = (Pki::new(), tempfile::tempdir().unwrap());
@@ -113,11 +136,7 @@ async fn a_renewed_certificate_is_used_by_a_second_connection_before_the_first_i
     until("the new address", async || reader.seen.view("a").names(Kind::Ips).contains(&"10.1.9.9/32")).await;
     reader.has_lost_nothing("renewed").await;
     // One that the server does not take: the old connection stays, and the reader says so.
-    let (cert, key) = (pki.path("remote.crt"), pki.path("remote.key"));
-    let good = (std::fs::read(&cert).unwrap(), std::fs::read(&key).unwrap());
-    let stranger = Pki::new();
-    std::fs::copy(stranger.path("remote.crt"), &cert).unwrap();
-    std::fs::copy(stranger.path("remote.key"), &key).unwrap();
+    let good = exchange(&pki, "remote");
     until("the refusal", async || {
         let warnings = reader.status().await.warnings;
         warnings
@@ -127,13 +146,48 @@ async fn a_renewed_certificate_is_used_by_a_second_connection_before_the_first_i
     .await;
     let status = reader.status().await;
     assert!(status.ready && status.reconnections == before.reconnections, "{status:?}");
-    std::fs::write(&cert, good.0).unwrap();
-    std::fs::write(&key, good.1).unwrap();
+    good.put_back();
     until("the warning to go", async || reader.status().await.warnings.is_empty()).await;
     reader.has_lost_nothing("after a bad renewal").await;
     reader.cancel.cancel();
     reader.task.await.unwrap();
     tokio::join!(one.stop(), two.stop());
+}
+
+/// Who writes to the own etcd does the same: an agent, and so a relay, whose connection is kept by the same code.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_writer_keeps_its_connection_until_the_renewed_certificate_is_answered() {
+    let (pki, folder) = (Pki::new(), tempfile::tempdir().unwrap());
+    let etcd = Etcd::start(&pki, "a").await;
+    let one = Agent::start(&etcd, &pki, 1, folder.path(), |_| {});
+    one.publish(&["n1"]).await;
+    let mut status = one.handle.status();
+    status.wait_for(|status| status.published && status.canaries).await.unwrap();
+    pki.issue_with("admin-a", &[], |params| params.not_after = rcgen::date_time_ymd(2040, 1, 1));
+    let end = rcgen::date_time_ymd(2040, 1, 1).unix_timestamp();
+    let renewed = |status: &PublisherStatus| {
+        let used = status.certificate.as_ref().is_some_and(|expiry| expiry.not_after_unix_secs == end);
+        used && status.published && status.canaries
+    };
+    status.wait_for(renewed).await.unwrap();
+    // One that etcd does not take: everything goes on over the connection that stands.
+    let good = exchange(&pki, "admin-a");
+    let refused = |status: &PublisherStatus| {
+        status
+            .renewal
+            .as_ref()
+            .is_some_and(|text| text.contains("is kept") && text.contains("refuses this client certificate"))
+    };
+    status.wait_for(refused).await.unwrap();
+    one.handle.set_node([]);
+    until("what it takes away", async || raw(&etcd, &pki, "cilium/state/nodes/v1/a/n1").await.is_empty())
+        .await;
+    good.put_back();
+    status.wait_for(|status| status.renewal.is_none()).await.unwrap();
+    let found = status.borrow().clone();
+    assert!(found.connected && found.leader && found.canaries, "{found:?}");
+    assert_eq!((found.reconnections, found.last_failure), (0, None));
+    one.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -10,10 +10,11 @@
 mod rig;
 
 use rig::agent::{Agent, id, name};
-use rig::{Etcd, Pki};
+use rig::relay::World;
+use rig::{Etcd, Pki, until};
 use std::path::Path;
 use tombolo_base::ids::MaxClusters;
-use tombolo_clustermesh::troubleshoot::{Viewpoint, Walk, walk};
+use tombolo_clustermesh::troubleshoot::{Viewpoint, Walk, Way, walk};
 use tombolo_clustermesh::wire::ServicePreference;
 
 fn from(folder: &Path) -> Viewpoint {
@@ -24,6 +25,7 @@ fn from(folder: &Path) -> Viewpoint {
         max: MaxClusters::C255,
         allow_plaintext: false,
         preference: ServicePreference::default(),
+        relay: None,
     }
 }
 
@@ -113,4 +115,39 @@ async fn each_broken_step_is_named_with_what_to_do() {
     let same = Viewpoint { own_id: Some(id(1)), ..view };
     ends_at(&same, "configuration", "our own id 1").await;
     agent.stop().await;
+}
+
+/// An agent with `clustermesh.relay`, and one whose file names the own etcd, walk where they read: the mirror.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn through_a_relay_the_mirror_is_walked_to_and_its_relay_is_asked() {
+    let mut world = World::new().await;
+    let set = Viewpoint { relay: Some(world.b.config(&world.pki, "admin-b")), ..from(&world.remotes()) };
+    let named = from(&world.through("agent"));
+    // A word of nobody, and no mirror.
+    let (steps, failing) = walked(&set).await;
+    assert_eq!(steps.last().map(String::as_str), Some("configuration"));
+    assert!(failing.last().unwrap().1.contains("no relay has mirrored"), "{failing:?}");
+    let relay = world.relay("r1").await;
+    relay.complete("a").await;
+    for view in [&set, &named] {
+        let walks = walk(view, Some("a")).await.unwrap();
+        let step = walks[0].steps.iter().find(|step| step.step == "relay").unwrap();
+        assert_eq!((walks[0].way, step.ok), (Way::Mirror, true), "{walks:?}");
+        assert!(step.detail.contains("the relay r1 confirms the mirror"), "{step:?}");
+        assert!(walks[0].ok() && walks[0].steps.iter().any(|step| step.at.starts_with("cilium/cache/")));
+        assert!(walks[0].steps.iter().all(|step| !step.at.contains(&world.a.port.to_string())), "{walks:?}");
+    }
+    let direct = walk(&from(&world.remotes()), Some("a")).await.unwrap();
+    assert_eq!(direct[0].way, Way::Direct);
+    // What the relay cannot reach fails here, too.
+    world.a.stop();
+    for view in [&set, &named] {
+        until("the relay's word", async || walked(view).await.1.iter().any(|(step, _)| step == "relay"))
+            .await;
+        let (_, failing) = walked(view).await;
+        assert!(failing[0].1.contains("the relay r1 does not confirm it"), "{failing:?}");
+    }
+    relay.kill().await;
+    let gone = async |view| walked(view).await.1.iter().any(|(_, told)| told.contains("no relay is elected"));
+    until("the last report to end", async || gone(&set).await && gone(&named).await).await;
 }

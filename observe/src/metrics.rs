@@ -156,7 +156,7 @@ impl Metrics {
     }
 }
 
-fn add<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: &M) {
+pub(crate) fn add<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: &M) {
     registry.register(name, help, metric.clone());
 }
 

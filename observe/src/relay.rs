@@ -1,11 +1,11 @@
 //! Metrics of a relay, with the names of Cilium's KVStoreMesh where it has them.
 
-use crate::metrics::ClusterLabels;
+use crate::metrics::{ClusterLabels, add};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::{Metric, Registry};
+use prometheus_client::registry::Registry;
 
 /// Labels of a mirror's gauge.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -71,10 +71,6 @@ impl RelayMetrics {
         encode(&mut text, &registry)?;
         Ok(text)
     }
-}
-
-fn add<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: &M) {
-    registry.register(name, help, metric.clone());
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
-use hyper::{Method, Request};
+use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use std::path::{Path, PathBuf};
 use tokio::net::UnixStream;
@@ -23,6 +23,18 @@ pub(crate) enum ClientError {
     /// It went away in the middle.
     #[error("the agent at {0} broke off: {1}; look at its log")]
     Broken(PathBuf, hyper::Error),
+    /// It does not know what was asked.
+    #[error(
+        "{socket} answers {status} to {path}; is it the socket of a program that has this, and is that of the command line's version?"
+    )]
+    Unanswered {
+        /// The socket.
+        socket: PathBuf,
+        /// What was asked for.
+        path: String,
+        /// The answer.
+        status: StatusCode,
+    },
     /// It refused.
     #[error("{0}")]
     Refused(String),
@@ -58,6 +70,9 @@ async fn call(socket: &Path, method: Method, path: &str, body: Bytes) -> Result<
         return Ok(body);
     }
     let text = body.collect().await.map_err(broken)?.to_bytes();
+    if text.is_empty() {
+        return Err(ClientError::Unanswered { socket: socket.to_owned(), path: path.to_owned(), status });
+    }
     Err(ClientError::Refused(String::from_utf8_lossy(&text).into_owned()))
 }
 

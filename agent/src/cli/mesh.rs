@@ -117,6 +117,7 @@ async fn troubleshoot(args: TroubleshootArgs) -> Result<ExitCode, ClientError> {
     let row = |walk: &Walk, step: &Step| {
         vec![
             walk.cluster.clone(),
+            walk.way.to_string(),
             step.step.clone(),
             output::mark(step.ok),
             step.at.clone(),
@@ -124,7 +125,7 @@ async fn troubleshoot(args: TroubleshootArgs) -> Result<ExitCode, ClientError> {
         ]
     };
     let rows = walks.iter().flat_map(|walk| walk.steps.iter().map(|step| row(walk, step)));
-    output::table(&["CLUSTER", "STEP", "STATE", "AT", "FOUND"], rows.collect::<Vec<_>>());
+    output::table(&["CLUSTER", "WAY", "STEP", "STATE", "AT", "FOUND"], rows.collect::<Vec<_>>());
     let good = walks.iter().filter(|walk| walk.ok()).count();
     println!("{good}/{} remote clusters can be read", walks.len());
     Ok(code)
@@ -139,6 +140,7 @@ fn viewpoint(reader: ReaderArgs) -> Result<Viewpoint, ClientError> {
         max: reader.max_connected_clusters,
         allow_plaintext: reader.allow_plaintext,
         preference: reader.service_preference,
+        relay: None,
     })
 }
 

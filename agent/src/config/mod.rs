@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 use tombolo_base::ids::{ClusterId, ClusterName, MaxClusters};
 use tombolo_base::prefix::Prefix;
-use tombolo_clustermesh::etcd::EtcdConfig;
+use tombolo_clustermesh::etcd::{EtcdConfig, Flaw};
 use tombolo_clustermesh::follower::Limits;
 use tombolo_clustermesh::wire::{ExportMode, ServicePreference};
 
@@ -104,6 +104,27 @@ impl Etcd {
             key_file: file(&self.key),
             host_aliases: Vec::new(),
         }
+    }
+
+    /// Every mistake in it, under the name that it has here.
+    pub(crate) fn flaws(&self) -> Vec<Flaw> {
+        let named = |flaw: Flaw| {
+            let name = match flaw.key.as_str() {
+                "trusted-ca-file" => "ca",
+                "cert-file" => "cert",
+                "key-file" => "key",
+                endpoints => endpoints,
+            };
+            Flaw { key: format!("etcd.{name}"), ..flaw }
+        };
+        self.client().check(self.allow_plaintext).into_iter().map(named).collect()
+    }
+}
+
+impl Config {
+    /// The etcd that a relay mirrors the other clusters in, where they are read through one.
+    pub(crate) fn relay(&self) -> Option<EtcdConfig> {
+        self.etcd.as_ref().filter(|_| self.clustermesh.relay).map(Etcd::client)
     }
 }
 

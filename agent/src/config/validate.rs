@@ -1,6 +1,6 @@
 //! What the types cannot say: numbers that must fit each other, things that must be there.
 
-use super::{Config, Identity};
+use super::{Config, Etcd, Identity};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use tombolo_base::ids::ClusterId;
@@ -83,16 +83,9 @@ pub(crate) fn validate(config: &Config, problems: &mut Vec<Problem>) -> Option<I
         "name the folder of Kubernetes manifests",
     );
     require(config.etcd.is_none(), "etcd", "give endpoints, ca, cert and key of the cluster's own etcd");
-    for flaw in config.etcd.iter().flat_map(|etcd| etcd.client().check(etcd.allow_plaintext)) {
-        let name = match flaw.key.as_str() {
-            "trusted-ca-file" => "ca",
-            "cert-file" => "cert",
-            "key-file" => "key",
-            endpoints => endpoints,
-        };
-        let key = format!("etcd.{name}");
-        if !told(problems, &key) {
-            problems.push(Problem::key(&key, &flaw.reason, &flaw.remedy));
+    for flaw in config.etcd.iter().flat_map(Etcd::flaws) {
+        if !told(problems, &flaw.key) {
+            problems.push(Problem::key(&flaw.key, &flaw.reason, &flaw.remedy));
         }
     }
     for (place, reason) in LabelFilter::new(&config.identities.labels).err().into_iter().flatten() {

@@ -24,6 +24,7 @@ use tokio::sync::{broadcast, watch};
 use tombolo_base::table::Row;
 use tombolo_bgp_node::{BgpNode, PeerName};
 use tombolo_clustermesh::certificate::unix_now;
+use tombolo_clustermesh::etcd::EtcdConfig;
 use tombolo_clustermesh::follower::{ClusterStatus, Dump, MeshHandle};
 use tombolo_clustermesh::publisher::PublisherHandle;
 use tombolo_clustermesh::troubleshoot::{Viewpoint, Walk, walk};
@@ -58,6 +59,7 @@ pub(crate) struct Rows {
 pub(crate) struct Daemon {
     identity: Identity,
     clustermesh: Clustermesh,
+    relay: Option<EtcdConfig>,
     path: String,
     encryption: Encryption,
     driver: Driver,
@@ -122,6 +124,7 @@ impl Daemon {
         Self {
             identity: identity.clone(),
             clustermesh: config.clustermesh.clone(),
+            relay: config.relay(),
             path: format!("{:?}", path_kind(config.datapath.path)).to_lowercase(),
             encryption: config.datapath.encryption,
             driver,
@@ -432,6 +435,7 @@ impl Backend for Daemon {
             max: self.identity.max_clusters,
             allow_plaintext: self.clustermesh.allow_plaintext,
             preference: self.clustermesh.service_preference.into(),
+            relay: self.relay.clone(),
         };
         walk(&from, only.as_deref()).await.map_err(|error| error.to_string())
     }

@@ -50,8 +50,8 @@ fn wide<T: TryInto<i64>>(value: T) -> i64 {
 /// Sets all of them anew.
 pub(crate) fn fill(metrics: &MeshMetrics, seen: &Seen<'_>) {
     metrics.clear();
-    let remote = seen.clusters.iter().filter(|cluster| cluster.name != seen.own);
-    metrics.remote_clusters.set(wide(remote.count()));
+    let others = seen.clusters.iter().filter(|cluster| cluster.name != seen.own);
+    metrics.remote_clusters.set(wide(others.count()));
     let names: BTreeSet<_> = seen.services.iter().map(|row| &row.name).collect();
     metrics.global_services.set(wide(names.len()));
     for (kind, count) in counted(seen.conflicts) {

@@ -269,7 +269,7 @@ pub(crate) async fn start_mesh(
         exports: config.clustermesh.service_exports,
         preference: config.clustermesh.service_preference.into(),
         mirror: false,
-        relay: config.etcd.as_ref().filter(|_| config.clustermesh.relay).map(Etcd::client),
+        relay: config.relay(),
     };
     let (handle, task) = follower::start(mesh, sink, cancel).await;
     tasks.spawn("mesh", async move {

@@ -61,9 +61,13 @@ pub(crate) async fn topology(
 /// What the configuration says that no other cluster's pods may have.
 pub(crate) fn reserved(config: &Config, connected: &[Prefix]) -> Vec<ReservedRow> {
     let row = |purpose| move |prefix| ReservedRow { source: Source::Local, prefix, purpose };
-    let etcd = config.etcd.client();
+    let etcd = config.etcd.as_ref().map(crate::config::Etcd::client);
     let links = connected.iter().copied().map(row(Purpose::Link));
-    let members = etcd.addresses().map(Prefix::host).map(row(Purpose::Etcd));
+    let members = etcd
+        .iter()
+        .flat_map(tombolo_clustermesh::etcd::EtcdConfig::addresses)
+        .map(Prefix::host)
+        .map(row(Purpose::Etcd));
     let clusterset = config.clustermesh.clusterset_cidrs.iter().copied().map(row(Purpose::Clusterset));
     links.chain(members).chain(clusterset).collect()
 }

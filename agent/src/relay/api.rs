@@ -2,6 +2,7 @@
 //! `tombolo status` and `tombolo mesh` can ask it too.
 
 use crate::daemon::api::ClusterQuery;
+use crate::daemon::mesh_view::Conflict;
 use crate::daemon::status::{Part, Status};
 use crate::daemon::{mesh_view, parts};
 use axum::extract::{Query, State};
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use std::time::Instant;
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
+use tombolo_base::table::Snapshot;
 use tombolo_clustermesh::certificate::unix_now;
 use tombolo_clustermesh::relay::{RelayConfig, RelayHandle, RelayStatus, RelayedCluster};
 use tombolo_clustermesh::troubleshoot::{Viewpoint, walk};
@@ -67,11 +69,18 @@ impl Shown {
             max: self.config.max,
             allow_plaintext: self.config.allow_plaintext,
             preference: ServicePreference::default(),
+            relay: None,
         };
         match walk(&from, only.as_deref()).await {
             Ok(walks) => Json(walks).into_response(),
             Err(error) => (StatusCode::NOT_FOUND, error.to_string()).into_response(),
         }
+    }
+
+    /// As far as the clusters' own etcds show them: what several claim is for the agents to judge, who know the rows.
+    async fn conflicts(&self) -> Vec<Conflict> {
+        let now = u64::try_from(unix_now()).unwrap_or(0);
+        mesh_view::conflicts(&Snapshot::default(), |_| 0, &self.handle.mesh().status().await, now)
     }
 
     async fn metrics(&self) -> String {
@@ -129,6 +138,10 @@ pub(super) async fn serve(listener: UnixListener, shown: Arc<Shown>, cancel: Can
         .route("/v1/status", get(|State(s): State<Arc<Shown>>| async move { Json(s.status().await) }))
         .route("/v1/relay", get(|State(s): State<Arc<Shown>>| async move { Json(s.handle.status().await) }))
         .route("/v1/mesh", get(|State(s): State<Arc<Shown>>| async move { Json(mesh(&s).await) }))
+        .route(
+            "/v1/mesh/conflicts",
+            get(|State(s): State<Arc<Shown>>| async move { Json(s.conflicts().await) }),
+        )
         .route(
             "/v1/mesh/troubleshoot",
             get(|State(s): State<Arc<Shown>>, Query(query): Query<ClusterQuery>| async move {

@@ -136,14 +136,8 @@ fn check(file: &RelayFile) -> Result<mesh::RelayConfig, Vec<String>> {
         problems
             .push("etcd: is missing (give endpoints, ca, cert and key of the cluster's own etcd)".to_owned());
     }
-    for flaw in etcd.iter().flat_map(|etcd| etcd.client().check(etcd.allow_plaintext)) {
-        let name = match flaw.key.as_str() {
-            "trusted-ca-file" => "ca",
-            "cert-file" => "cert",
-            "key-file" => "key",
-            endpoints => endpoints,
-        };
-        problems.push(format!("etcd.{name}: {} ({})", flaw.reason, flaw.remedy));
+    for flaw in etcd.iter().flat_map(Etcd::flaws) {
+        problems.push(format!("{}: {} ({})", flaw.key, flaw.reason, flaw.remedy));
     }
     if !(60..=1_000_000).contains(&relay.lease_secs) {
         let text =

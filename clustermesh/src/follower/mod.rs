@@ -49,6 +49,7 @@ pub(crate) use folder::scan;
 pub use ids::IdBook;
 pub use lag::LagStatus;
 pub use limits::Limits;
+pub(crate) use requests::open;
 pub use status::{
     ClusterStatus, ConfigStatus, FailureStatus, KindUsage, MAX_REFUSED, Refused, UpstreamStatus,
 };

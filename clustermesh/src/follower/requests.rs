@@ -12,7 +12,7 @@ use etcd_client::{Client, GetOptions, ResponseHeader};
 pub(super) const MAX_ANSWER_BYTES: usize = 64 << 20;
 
 /// A client whose connection was proved by one answer, and the certificates it uses.
-pub(super) async fn open(etcd: &EtcdConfig) -> Result<(Client, Option<Certificates>), MeshError> {
+pub(crate) async fn open(etcd: &EtcdConfig) -> Result<(Client, Option<Certificates>), MeshError> {
     let (client, certificates) = etcd.client().await?;
     prove_answers(etcd, &client).await?;
     Ok((client, certificates))

@@ -1,10 +1,10 @@
 //! When canaries may be written: all known nodes have published, or a minute has passed, or they stand already.
 
 use super::Context;
-use super::election::ended;
 use super::scope::list_at;
+use super::watching::next_answer;
 use crate::error::MeshError;
-use crate::etcd::{request, request_error};
+use crate::etcd::request;
 use crate::wire::{Kind, Layout, key};
 use etcd_client::{Client, EventType, WatchOptions, WatchStream};
 use std::collections::BTreeSet;
@@ -65,11 +65,8 @@ impl Gate {
         tokio::select! {
             () = sleep_until(opens) => Ok(()),
             changed = self.nodes.changed() => changed.map_err(|_| MeshError::Stopped),
-            answer = self.stream.message() => {
-                let what = || format!("watching {}", key::PUBLISHED);
-                let answer = answer.map_err(|error| request_error(what(), &error))?;
-                let Some(answer) = answer.filter(|answer| !answer.canceled()) else { return Err(ended(what())) };
-                for event in answer.events() {
+            answer = next_answer(&mut self.stream, || format!("watching {}", key::PUBLISHED)) => {
+                for event in answer?.events() {
                     let Some(name) = event.kv().and_then(|kv| node(kv.key())) else { continue };
                     // Whether it was news does not matter here.
                     match event.event_type() {

@@ -2,14 +2,14 @@
 
 use super::beat::Beat;
 use super::desired::{Desired, DesiredSet};
-use super::election::{Won, ended};
+use super::election::Won;
 use super::gate::Gate;
 use super::identity::Collector;
 use super::lease::LeasePool;
 use super::scope::{Area, ScopeWriter};
 use super::{Context, sweep};
 use crate::error::MeshError;
-use crate::etcd::request;
+use crate::etcd::{broken, request};
 use crate::rfc3339;
 use crate::wire::{ClusterConfig, Kind, Layout, key};
 use etcd_client::{Client, PutOptions};
@@ -91,7 +91,8 @@ async fn try_lead(context: &Context, client: &Client, won: &Won) -> Result<Infal
             }
             _ = keep_alive.tick() => {
                 if writer.pool.keep_alive().await? {
-                    return Err(ended("keeping the cluster's leases".to_owned()));
+                    let why = "one of them ended before it was kept alive; its keys are written again on the next connection, if that goes on look at etcd's load";
+                    return Err(broken("keeping the cluster's leases".to_owned(), why.to_owned()));
                 }
             }
             _ = audit.tick() => writer.resync().await?,

@@ -237,6 +237,15 @@ pub(crate) fn is_lease_lost(error: &MeshError) -> bool {
     error.to_string().contains("requested lease not found")
 }
 
+/// Gives a lease back; one that has expired is as good as given back.
+pub(crate) async fn give_back(client: &Client, lease: i64) -> Result<(), MeshError> {
+    let mut leases = client.lease_client();
+    match request(|| format!("giving back lease {lease:x}"), leases.revoke(lease)).await {
+        Err(error) if !is_lease_lost(&error) => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// A lease of its own, for locks and elections.
 pub(crate) async fn short_lease(client: &Client, ttl_secs: i64) -> Result<i64, MeshError> {
     let answer = client.lease_client().grant(ttl_secs, None).await;

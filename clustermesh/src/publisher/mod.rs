@@ -17,6 +17,7 @@ mod node;
 mod pace;
 pub(crate) mod scope;
 mod sweep;
+pub(crate) mod watching;
 mod writes;
 
 pub use contest::{Contest, Contested};
@@ -27,12 +28,13 @@ pub use writes::WriteCounts;
 
 use crate::certificate::{Expiry, unix_now};
 use crate::error::MeshError;
-use crate::etcd::{EtcdConfig, request};
+use crate::etcd::EtcdConfig;
 use crate::follower::{Failure, FailureKind};
+use crate::own::{self, ConnectionTimers, Opened, OwnEtcd, Work};
 use crate::wire::{ExportMode, ProducerForms, key};
+use etcd_client::Client;
 use identity::{Allocation, Shared};
 use kv::ClientSlot;
-use rand::Rng;
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -62,6 +64,8 @@ pub struct PublisherConfig {
     pub node: Arc<str>,
     /// The own etcd.
     pub etcd: EtcdConfig,
+    /// Durations of its connection.
+    pub connection: ConnectionTimers,
     /// Where leases and identities are kept over restarts.
     pub state_dir: PathBuf,
     /// Life of a lease without its agent.
@@ -98,6 +102,7 @@ impl PublisherConfig {
             exports: false,
             node,
             etcd,
+            connection: ConnectionTimers::default(),
             state_dir,
             lease_ttl: Duration::from_secs(15 * 60),
             election_ttl: Duration::from_secs(15),
@@ -150,6 +155,8 @@ pub struct PublisherStatus {
     pub collected: usize,
     /// Keys of ours that somebody else changed or deleted.
     pub contested: Contested,
+    /// Whether another agent of this node's name was elected in place of this one, which lives.
+    pub namesake: bool,
     /// Connections lost.
     pub reconnections: u64,
     /// Those that were lost because etcd had no leader.
@@ -182,7 +189,11 @@ impl PublisherStatus {
     #[must_use]
     pub fn warnings(&self, now: i64) -> Vec<String> {
         let expiry = self.certificate.as_ref().and_then(|expiry| expiry.warning(now));
-        let found = [expiry, self.renewal.clone(), self.identity_warning(), self.contested.warning(now)];
+        let namesake = self.namesake.then(|| {
+            "another agent of this node's name runs and was elected in place of this one; give one of them another node.name (agent.yaml)".to_owned()
+        });
+        let found =
+            [expiry, self.renewal.clone(), self.identity_warning(), self.contested.warning(now), namesake];
         found.into_iter().flatten().collect()
     }
 }
@@ -193,6 +204,7 @@ type Nodes = watch::Sender<Option<Arc<BTreeSet<Arc<str>>>>>;
 /// What all parts of the publisher share.
 pub(crate) struct Context {
     pub(crate) config: PublisherConfig,
+    candidate: election::Candidate,
     node_keys: Keys,
     cluster_keys: Keys,
     node_writes: Arc<Writes>,
@@ -339,6 +351,7 @@ pub fn start(config: PublisherConfig, cancel: CancellationToken) -> (PublisherHa
     let (requests, inbox) = mpsc::channel(256);
     let shared = Shared::new(config.cluster.as_str(), requests);
     let context = Arc::new(Context {
+        candidate: election::Candidate::new(config.node.clone()),
         config,
         node_keys: watch::Sender::new(None),
         cluster_keys: watch::Sender::new(None),
@@ -349,87 +362,84 @@ pub fn start(config: PublisherConfig, cancel: CancellationToken) -> (PublisherHa
         status: watch::Sender::new(PublisherStatus::default()),
         client: watch::Sender::new(None),
     });
-    let allocation = Allocation::new(&context, shared.clone(), inbox);
+    let mut allocation = Allocation::new(&context, shared.clone(), inbox);
     let handle = PublisherHandle { context: context.clone(), identities: IdentityAllocator::new(shared) };
     let task = tokio::spawn(async move {
+        let renewal = |renewal| context.update(|status| status.renewal = renewal);
+        let (etcd, timers) = (&context.config.etcd, context.config.connection);
+        let own = OwnEtcd { etcd, timers, cancel: &cancel, renewal: &renewal };
+        let publishing = async {
+            allocation.restore(&context).await;
+            own::keep(&own, &mut Publishing { context: context.clone(), allocation }).await;
+        };
         tokio::select! {
             () = cancel.cancelled() => {}
-            () = run(&context, allocation) => {}
+            () = publishing => {}
         }
     });
     (handle, task)
 }
 
-/// One connection after the other, with jittered waits between them.
-async fn run(context: &Context, mut allocation: Allocation) {
-    allocation.restore(context).await;
-    let mut attempts = 0_u32;
-    loop {
-        // Requests for identities wait meanwhile; connecting is bounded.
-        let error = match connect(context).await {
-            Ok(client) => {
-                attempts = 0;
-                session(context, &client, &mut allocation).await
-            }
-            Err(error) => error,
-        };
-        context.client.send_replace(None);
-        context.set_leader(false);
-        let text = error.to_string();
-        let no_leader = u64::from(Failure::from(&error).kind == FailureKind::NoLeader);
-        tracing::warn!(reason = %text, "own etcd: connection given up; published keys stay until their leases end");
+/// Everything that is done in the own etcd.
+struct Publishing {
+    context: Arc<Context>,
+    allocation: Allocation,
+}
+
+impl Work for Publishing {
+    fn connected(&mut self, opened: &Opened) {
+        let context = &self.context;
+        context.client.send_replace(Some(ClientSlot(opened.client.clone())));
         context.update(|status| {
-            status.connected = false;
-            status.published = false;
-            status.reconnections = status.reconnections.saturating_add(1);
-            status.no_leader = status.no_leader.saturating_add(no_leader);
-            status.status.clone_from(&text);
-            status.last_failure = Some(text.clone());
+            status.connected = true;
+            "connected".clone_into(&mut status.status);
+            status.certificate.clone_from(&opened.expiry);
+            status.renewal = None;
+            status.plaintext = context.config.etcd.is_plaintext();
         });
-        let longest =
-            Duration::from_millis(250).saturating_mul(1 << attempts.min(7)).min(Duration::from_secs(15));
-        attempts = attempts.saturating_add(1);
-        let wait = longest / 2 + rand::rng().random_range(Duration::ZERO..longest / 2);
+    }
+
+    /// Runs all parts on one connection; the first that fails ends it.
+    async fn session(&mut self, client: &Client) -> MeshError {
+        let Self { context, allocation } = self;
         tokio::select! {
-            () = tokio::time::sleep(wait) => {}
-            () = allocation.refuse(&text) => {}
+            error = allocation.serve(context, client) => error,
+            error = node::publish(context, client) => error,
+            error = stand(context, client) => error,
         }
     }
-}
 
-async fn connect(context: &Context) -> Result<etcd_client::Client, MeshError> {
-    let etcd = &context.config.etcd;
-    let (client, files) = etcd.client().await?;
-    let what = || format!("reading {} at {}", key::ELECTION, etcd.endpoints.join(" "));
-    let answer = request(what, client.kv_client().get(key::ELECTION, None)).await;
-    answer.map_err(|error| etcd.blame(error))?;
-    context.client.send_replace(Some(ClientSlot(client.clone())));
-    context.update(|status| {
-        status.connected = true;
-        "connected".clone_into(&mut status.status);
-        status.certificate = files.map(|files| files.expiry);
-        status.renewal = None;
-        status.plaintext = etcd.is_plaintext();
-    });
-    Ok(client)
-}
+    fn ended(&mut self) {
+        self.context.set_leader(false);
+        self.context.update(|status| status.published = false);
+    }
 
-/// Runs all parts on one connection; the first that fails ends it.
-async fn session(context: &Context, client: &etcd_client::Client, allocation: &mut Allocation) -> MeshError {
-    tokio::select! {
-        error = allocation.serve(context, client) => error,
-        error = node::publish(context, client) => error,
-        error = stand(context, client) => error,
-        error = renewed(context) => error,
+    fn lost(&mut self, error: &MeshError, why: &str) {
+        tracing::warn!(reason = %why, "own etcd: connection given up; published keys stay until their leases end");
+        let no_leader = u64::from(Failure::from(error).kind == FailureKind::NoLeader);
+        self.context.client.send_replace(None);
+        self.context.update(|status| {
+            status.connected = false;
+            status.reconnections = status.reconnections.saturating_add(1);
+            status.no_leader = status.no_leader.saturating_add(no_leader);
+            why.clone_into(&mut status.status);
+            status.last_failure = Some(why.to_owned());
+        });
+    }
+
+    /// Requests for identities wait while a connection is made, which is bounded, and are refused between two tries.
+    async fn idle(&mut self, why: &str) {
+        self.allocation.refuse(why).await;
     }
 }
 
 /// Stands for election and, once elected, writes what belongs to the cluster.
-async fn stand(context: &Context, client: &etcd_client::Client) -> MeshError {
+async fn stand(context: &Context, client: &Client) -> MeshError {
     let seat = election::Seat {
         key: key::ELECTION,
-        candidate: context.config.node.clone(),
+        candidate: &context.candidate,
         ttl: context.config.election_ttl,
+        namesake: &|namesake| context.update(|status| status.namesake = namesake),
     };
     let won = match election::campaign(&seat, client).await {
         Ok(won) => won,
@@ -440,10 +450,4 @@ async fn stand(context: &Context, client: &etcd_client::Client) -> MeshError {
         error = won.hold(client) => error,
         error = leader::lead(context, client, &won) => error,
     }
-}
-
-/// Ends the connection when the certificate files were renewed. One that stands is not given up for files that cannot be
-/// used.
-async fn renewed(context: &Context) -> MeshError {
-    context.config.etcd.renewed(|renewal| context.update(|status| status.renewal = renewal)).await
 }

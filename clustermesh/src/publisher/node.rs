@@ -2,10 +2,10 @@
 
 use super::Context;
 use super::desired::{Desired, DesiredSet};
-use super::election::ended;
 use super::lease::{LeasePool, is_lease_lost};
 use super::scope::{Area, ScopeWriter};
 use crate::error::MeshError;
+use crate::etcd::broken;
 use crate::wire::{Kind, Layout, key};
 use etcd_client::Client;
 use std::convert::Infallible;
@@ -90,5 +90,6 @@ async fn publish_all(
             Err(error) => return Err(error),
         }
     }
-    Err(ended("writing this node's keys: leases are lost again and again".to_owned()))
+    let why = "their leases end again and again while they are written; look at etcd's load, and whether somebody revokes leases";
+    Err(broken("writing this node's keys".to_owned(), why.to_owned()))
 }

@@ -2,12 +2,12 @@
 
 use super::contest;
 use super::desired::{Actual, Desired, DesiredSet, Plan, digest, plan};
-use super::election::ended;
 use super::lease::LeasePool;
 use super::pace::Pace;
+use super::watching::next_answer;
 use super::writes::Writes;
 use crate::error::MeshError;
-use crate::etcd::{MAX_RESPONSE_BYTES, PAGE, request, request_error};
+use crate::etcd::{MAX_RESPONSE_BYTES, PAGE, broken, request};
 use crate::follower::FailureKind;
 use crate::wire::key;
 use etcd_client::{
@@ -163,7 +163,10 @@ impl ScopeWriter {
                 Some(stream) => request(what, stream.watch(name.as_str(), options)).await?,
             }
         }
-        let stream = stream.ok_or_else(|| ended("watching own keys: there are none".to_owned()))?;
+        let stream = stream.ok_or_else(|| {
+            let why = "this writer has none; this is a bug, please report it";
+            broken("watching own keys".to_owned(), why.to_owned())
+        })?;
         Ok(AreaWatch { stream, pending: false, not_before: Instant::now() })
     }
 
@@ -332,10 +335,8 @@ pub(crate) struct AreaWatch {
 impl AreaWatch {
     /// Waits until somebody else has changed or removed a key of `writer`. May be dropped and called again.
     pub(crate) async fn foreign(&mut self, writer: &ScopeWriter) -> Result<(), MeshError> {
-        let what = || "watching own keys".to_owned();
         while !self.pending {
-            let answer = self.stream.message().await.map_err(|error| request_error(what(), &error))?;
-            let Some(answer) = answer.filter(|answer| !answer.canceled()) else { return Err(ended(what())) };
+            let answer = next_answer(&mut self.stream, || "watching own keys".to_owned()).await?;
             let foreign = answer.events().iter().find(|event| writer.is_foreign(event));
             if let Some(kv) = foreign.and_then(Event::kv) {
                 let key = String::from_utf8_lossy(kv.key());

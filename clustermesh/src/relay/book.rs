@@ -26,18 +26,17 @@ pub(super) struct Notes {
     pub(super) problem: Option<String>,
     /// Capabilities that are not passed on.
     pub(super) left_out: Vec<String>,
-    /// Keys that etcd does not take, the first of them and their number.
-    pub(super) unwritable: Option<(String, usize)>,
 }
 
 impl Notes {
-    /// In sentences.
-    pub(super) fn warnings(&self) -> Vec<String> {
+    /// What is not mirrored, in sentences; `unwritable` are keys that etcd does not take.
+    pub(super) fn warnings(&self, unwritable: &BTreeSet<String>) -> Vec<String> {
         let left_out = (!self.left_out.is_empty()).then(|| {
             let names = self.left_out.join(", ");
             format!("its capabilities {names} are not announced in the mirror: what they stand for is not mirrored; a newer tombolo may know them")
         });
-        let unwritable = self.unwritable.as_ref().map(|(first, number)| {
+        let number = unwritable.len();
+        let unwritable = unwritable.first().map(|first| {
             format!("{number} entries are not mirrored, because the own etcd refuses them as too large; raise its --max-request-bytes; the first is {}", first.escape_debug())
         });
         left_out.into_iter().chain(unwritable).collect()

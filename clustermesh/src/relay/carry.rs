@@ -102,7 +102,6 @@ async fn write(slot: &Slot, writer: &mut ScopeWriter, singly: bool) -> Result<bo
         match writer.put_all(step.puts).await {
             Err(error) if is_too_large(&error) => {
                 slot.mirror().begin();
-                slot.notes().unwritable = None;
                 return Ok(true);
             }
             other => other?,
@@ -119,9 +118,7 @@ async fn put_one(slot: &Slot, writer: &mut ScopeWriter, one: Desired) -> Result<
     match writer.put_all(vec![one]).await {
         Err(error) if is_too_large(&error) => {
             tracing::warn!(cluster = %slot.cluster, key = %key.escape_debug(), %error, "not mirrored; raise the own etcd's --max-request-bytes");
-            let mut notes = slot.notes();
-            let (_, number) = notes.unwritable.get_or_insert((key, 0));
-            *number = number.saturating_add(1);
+            slot.mirror().refused(key);
             Ok(())
         }
         other => other,

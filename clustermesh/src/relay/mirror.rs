@@ -109,6 +109,8 @@ pub(super) struct Mirror {
     writing: bool,
     /// It was exact once: since then it only follows.
     established: bool,
+    /// Keys whose values etcd does not take, until they are looked at again.
+    unwritable: BTreeSet<String>,
 }
 
 impl Mirror {
@@ -124,6 +126,7 @@ impl Mirror {
             carried: false,
             writing: false,
             established: false,
+            unwritable: BTreeSet::new(),
         }
     }
 
@@ -194,6 +197,7 @@ impl Mirror {
     /// A writer begins, or what it knew of etcd was not right any more: everything is compared.
     pub(super) fn begin(&mut self) {
         self.round.clear();
+        self.unwritable.clear();
         (self.carried, self.unsettled, self.writing) = (true, true, false);
         for part in self.parts.values_mut() {
             part.dirty = part.wanted.keys().cloned().collect();
@@ -205,6 +209,7 @@ impl Mirror {
     /// Nobody writes any more.
     pub(super) fn end(&mut self) {
         self.round.clear();
+        self.unwritable.clear();
         self.carried = false;
         self.parts.values_mut().for_each(|part| part.dirty.clear());
     }
@@ -253,6 +258,16 @@ impl Mirror {
         step
     }
 
+    /// Etcd does not take what the last step would write there.
+    pub(super) fn refused(&mut self, key: String) {
+        self.unwritable.insert(key);
+    }
+
+    /// The keys that etcd does not take.
+    pub(super) const fn unwritable(&self) -> &BTreeSet<String> {
+        &self.unwritable
+    }
+
     /// The last step was carried out.
     pub(super) fn written(&mut self) {
         self.writing = false;
@@ -295,6 +310,8 @@ impl Mirror {
             looks += 1;
             let Some((kind, name)) = self.round.pop_front() else { return };
             let key = kind.key(Layout::Cache, self.cluster.as_str(), &name);
+            // Mended, deleted, or refused once more.
+            self.unwritable.remove(&key);
             match self.parts.get(&kind).and_then(|part| part.wanted.get(&name)) {
                 Some(value) if standing.is(&key, value) => {}
                 Some(value) => {

@@ -20,13 +20,14 @@ pub use status::{MirrorStatus, RelayStatus, RelayedCluster};
 
 use crate::certificate::Expiry;
 use crate::error::MeshError;
-use crate::etcd::{EtcdConfig, request};
+use crate::etcd::{EtcdConfig, broken};
 use crate::follower::{self, FailureKind, Limits, MeshConfig, MeshHandle, Timers};
-use crate::publisher::election::{Seat, Won, campaign, ended};
+use crate::own::{self, ConnectionTimers, Opened, OwnEtcd, Work};
+use crate::publisher::election::{Candidate, Seat, Won, campaign};
+use crate::publisher::lease::give_back;
 use crate::wire::key;
 use book::{Book, Slot};
 use etcd_client::Client;
-use rand::Rng;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -48,7 +49,7 @@ pub struct RelayConfig {
     pub cluster_id: Option<ClusterId>,
     /// The size of the mesh.
     pub max: MaxClusters,
-    /// This relay's name; one of that name at a time.
+    /// This relay's name, its own among the relays of the cluster.
     pub name: Arc<str>,
     /// The folder with an etcd client file for each cluster.
     pub folder: PathBuf,
@@ -56,6 +57,8 @@ pub struct RelayConfig {
     pub allow_plaintext: bool,
     /// The own etcd.
     pub etcd: EtcdConfig,
+    /// Durations of its connection.
+    pub connection: ConnectionTimers,
     /// Life of the mirrors when no relay runs.
     pub lease_ttl: Duration,
     /// Life of an election without its holder.
@@ -82,6 +85,7 @@ impl RelayConfig {
             folder,
             allow_plaintext: false,
             etcd,
+            connection: ConnectionTimers::default(),
             lease_ttl: Duration::from_secs(24 * 3600),
             election_ttl: Duration::from_secs(15),
             removal_grace: Duration::from_secs(180),
@@ -108,11 +112,14 @@ struct Own {
     renewal: Option<String>,
     /// Mirrors that were removed.
     removed: u64,
+    /// Another relay of this one's name was elected in its place, while it lived.
+    namesake: bool,
 }
 
 /// What all parts of the relay share.
 struct Context {
     config: RelayConfig,
+    candidate: Candidate,
     book: Arc<Book>,
     mesh: MeshHandle,
     own: watch::Sender<Own>,
@@ -151,10 +158,15 @@ pub async fn start(config: RelayConfig, cancel: CancellationToken) -> (RelayHand
         relay: Some(config.etcd.clone()),
     };
     let (mesh, following) = follower::start(mesh, book.clone(), cancel.clone()).await;
-    let context = Arc::new(Context { config, book, mesh, own: watch::Sender::new(Own::default()) });
+    let candidate = Candidate::new(config.name.clone());
+    let own = watch::Sender::new(Own::default());
+    let context = Arc::new(Context { config, candidate, book, mesh, own });
     let handle = RelayHandle { context: context.clone() };
     let task = tokio::spawn(async move {
-        run(&context, &cancel).await;
+        let renewal = |renewal| context.update(|own| own.renewal = renewal);
+        let (etcd, timers) = (&context.config.etcd, context.config.connection);
+        let own = OwnEtcd { etcd, timers, cancel: &cancel, renewal: &renewal };
+        own::keep(&own, &mut Relaying { context: context.clone(), cancel: cancel.clone() }).await;
         // A panic was reported by the runtime already.
         drop(following.await);
     });
@@ -167,99 +179,77 @@ impl Context {
     }
 }
 
-/// One connection after the other, with jittered waits between them.
-async fn run(context: &Arc<Context>, cancel: &CancellationToken) {
-    let mut attempts = 0_u32;
-    loop {
-        let error = match connect(context).await {
-            Ok(client) => {
-                attempts = 0;
-                session(context, &client, cancel).await
-            }
-            Err(error) => error,
-        };
-        if cancel.is_cancelled() {
-            return;
-        }
-        let text = error.to_string();
-        tracing::warn!(reason = %text, "own etcd: connection given up; the mirrors stay as they are");
-        context.update(|own| {
+/// Everything that is done in the own etcd.
+struct Relaying {
+    context: Arc<Context>,
+    cancel: CancellationToken,
+}
+
+impl Work for Relaying {
+    fn connected(&mut self, opened: &Opened) {
+        self.context.update(|own| {
+            own.connected = true;
+            "connected; another relay is elected, this one is ready to take over".clone_into(&mut own.status);
+            own.certificate.clone_from(&opened.expiry);
+            own.renewal = None;
+        });
+    }
+
+    async fn session(&mut self, client: &Client) -> MeshError {
+        session(&self.context, client, &self.cancel).await
+    }
+
+    fn ended(&mut self) {
+        self.context.book.slots().iter().for_each(|slot| slot.mirror().end());
+        self.context.update(|own| own.leader = false);
+    }
+
+    fn lost(&mut self, _error: &MeshError, why: &str) {
+        tracing::warn!(reason = %why, "own etcd: connection given up; the mirrors stay as they are");
+        self.context.update(|own| {
             own.connected = false;
             own.reconnections = own.reconnections.saturating_add(1);
-            own.status.clone_from(&text);
-            own.last_failure = Some(text);
+            why.clone_into(&mut own.status);
+            own.last_failure = Some(why.to_owned());
         });
-        let longest =
-            Duration::from_millis(250).saturating_mul(1 << attempts.min(7)).min(Duration::from_secs(15));
-        attempts = attempts.saturating_add(1);
-        let wait = longest / 2 + rand::rng().random_range(Duration::ZERO..longest / 2);
-        tokio::select! {
-            () = cancel.cancelled() => return,
-            () = tokio::time::sleep(wait) => {}
-        }
+    }
+
+    async fn idle(&mut self, _why: &str) {
+        std::future::pending().await
     }
 }
 
-async fn connect(context: &Context) -> Result<Client, MeshError> {
-    let etcd = &context.config.etcd;
-    let (client, files) = etcd.client().await?;
-    let what = || format!("reading {} at {}", key::RELAY_ELECTION, etcd.endpoints.join(" "));
-    let answer = request(what, client.kv_client().get(key::RELAY_ELECTION, None)).await;
-    answer.map_err(|error| etcd.blame(error))?;
-    context.update(|own| {
-        own.connected = true;
-        "connected; another relay is elected, this one is ready to take over".clone_into(&mut own.status);
-        own.certificate = files.map(|files| files.expiry);
-        own.renewal = None;
-    });
-    Ok(client)
-}
-
-/// Stands for election and, once elected, writes the mirrors; the first part that fails ends the connection.
+/// Stands for election and, once elected, writes the mirrors, until a part fails or the program stops.
 async fn session(context: &Arc<Context>, client: &Client, cancel: &CancellationToken) -> MeshError {
     let seat = Seat {
         key: key::RELAY_ELECTION,
-        candidate: context.config.name.clone(),
+        candidate: &context.candidate,
         ttl: context.config.election_ttl,
+        namesake: &|namesake| context.update(|own| own.namesake = namesake),
     };
-    let work = async {
-        let won = tokio::select! {
-            () = cancel.cancelled() => return MeshError::Stopped,
-            won = campaign(&seat, client) => match won {
-                Ok(won) => won,
-                Err(error) => return error,
-            }
-        };
-        tracing::info!("elected: this relay writes the mirrors");
-        context.update(|own| {
-            own.leader = true;
-            "elected: writes the mirrors".clone_into(&mut own.status);
-        });
-        tokio::select! {
-            error = won.hold(client) => error,
-            error = lead(context, client, &won) => error,
-            () = cancel.cancelled() => {
-                // The next one need not wait until the election has expired.
-                if let Err(error) = request(|| "giving the election up".to_owned(), client.lease_client().revoke(won.lease)).await {
-                    tracing::info!(%error, "another relay takes over when the election expires");
-                }
-                MeshError::Stopped
-            }
+    let won = tokio::select! {
+        () = cancel.cancelled() => return MeshError::Stopped,
+        won = campaign(&seat, client) => match won {
+            Ok(won) => won,
+            Err(error) => return error,
         }
     };
-    let error = tokio::select! {
-        error = work => error,
-        error = renewed(context) => error,
-    };
-    context.book.slots().iter().for_each(|slot| slot.mirror().end());
-    context.update(|own| own.leader = false);
-    error
-}
-
-/// Ends the connection when the certificate files were renewed and can be used.
-async fn renewed(context: &Context) -> MeshError {
-    let told = |renewal| context.update(|own| own.renewal = renewal);
-    context.config.etcd.renewed(told).await
+    tracing::info!("elected: this relay writes the mirrors");
+    context.update(|own| {
+        own.leader = true;
+        "elected: writes the mirrors".clone_into(&mut own.status);
+    });
+    tokio::select! {
+        error = won.hold(client) => error,
+        error = lead(context, client, &won) => error,
+        () = cancel.cancelled() => {
+            // The next one need not wait until the election has expired.
+            if let Err(error) = give_back(client, won.lease).await {
+                tracing::info!(%error, "another relay takes over when the election expires");
+            }
+            MeshError::Stopped
+        }
+    }
 }
 
 /// Runs until the election or the connection is lost.
@@ -293,7 +283,10 @@ async fn tend_all(context: &Arc<Context>, client: &Client, won: &Won) -> MeshErr
             Some(ended_task) = tasks.join_next() => match ended_task {
                 Ok(Ok(gone)) => drop(tended.remove(&gone)),
                 Ok(Err(error)) => return error,
-                Err(error) => return ended(format!("writing a mirror ({error})")),
+                Err(error) => {
+                    let why = format!("its task broke off: {error}; this is a bug, please report the log");
+                    return broken("writing a mirror".to_owned(), why);
+                }
             }
         }
     }

@@ -4,7 +4,7 @@ use super::Context;
 use crate::error::MeshError;
 use crate::etcd::request;
 use crate::follower::ClusterStatus;
-use crate::publisher::election::{Won, ended};
+use crate::publisher::election::Won;
 use crate::publisher::lease::short_lease;
 use crate::publisher::scope::lost_election;
 use crate::rfc3339;
@@ -48,9 +48,7 @@ async fn try_report(context: &Context, client: &Client, won: &Won) -> Result<Inf
         tokio::select! {
             _ = keep_alive.tick() => {
                 let mut leases = client.lease_client();
-                if let Err(error) = request(|| "keeping the reports".to_owned(), leases.keep_alive(lease)).await {
-                    return Err(ended(format!("keeping the reports ({error})")));
-                }
+                request(|| "keeping the reports".to_owned(), leases.keep_alive(lease)).await?;
                 continue;
             }
             _ = heartbeat.tick(), if context.config.heartbeat.is_some() => {

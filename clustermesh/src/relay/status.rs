@@ -74,7 +74,7 @@ impl RelayHandle {
                     entries: progress.entries,
                     queued: progress.queued,
                     removing: !*slot.wanted.borrow(),
-                    warnings: notes.warnings(),
+                    warnings: notes.warnings(slot.mirror().unwritable()),
                     problem: notes.problem,
                 }
             };
@@ -86,6 +86,12 @@ impl RelayHandle {
         clusters.sort_by(|left, right| left.remote.name.cmp(&right.remote.name));
         let own = context.own.borrow().clone();
         let expiry = own.certificate.as_ref().and_then(|expiry| expiry.warning(unix_now()));
+        let namesake = own.namesake.then(|| {
+            format!(
+                "another relay named {} runs and was elected in place of this one; give one another relay.name in relay.yaml",
+                context.config.name
+            )
+        });
         RelayStatus {
             name: context.config.name.to_string(),
             connected: own.connected,
@@ -94,7 +100,7 @@ impl RelayHandle {
             reconnections: own.reconnections,
             last_failure: own.last_failure,
             removed: own.removed,
-            warnings: expiry.into_iter().chain(own.renewal).collect(),
+            warnings: expiry.into_iter().chain(own.renewal).chain(namesake).collect(),
             clusters,
         }
     }

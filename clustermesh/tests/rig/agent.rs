@@ -1,6 +1,6 @@
 //! An agent of cluster a: a real publisher with one pod and one service.
 
-use super::{Etcd, Pki, until};
+use super::{Etcd, Pki, connection, until};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
@@ -52,6 +52,7 @@ impl Agent {
         let state = state.join(&node);
         let mut config =
             PublisherConfig::new(name("a"), id(1), node.into(), etcd.config(pki, "admin-a"), state);
+        config.connection = connection();
         change(&mut config);
         let exports = config.exports;
         let cancel = CancellationToken::new();

@@ -3,6 +3,7 @@
 
 pub(crate) mod agent;
 pub(crate) mod recorder;
+pub(crate) mod relay;
 
 use etcd_client::{
     Certificate, Client, ConnectOptions, Identity, Permission, PermissionType, RoleAddResponse, TlsOptions,
@@ -13,6 +14,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tombolo_clustermesh::etcd::EtcdConfig;
+use tombolo_clustermesh::own::ConnectionTimers;
+
+/// The connection to an own etcd, looked at often and made again soon.
+pub(crate) fn connection() -> ConnectionTimers {
+    ConnectionTimers {
+        spread: Duration::from_millis(100),
+        certificates: Duration::from_millis(200),
+        ..ConnectionTimers::default()
+    }
+}
 
 /// Certificates of one mesh, in a folder.
 pub(crate) struct Pki {

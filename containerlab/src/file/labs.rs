@@ -201,7 +201,12 @@ fn every_clusters_dns_is_answered_by_its_nodes() {
             let dns = services.iter().find(|one| one.metadata.name.as_deref() == Some("kube-dns")).unwrap();
             let asked = cluster.dns.as_ref().unwrap().servers.iter().map(ToString::to_string);
             let addresses = dns.spec.as_ref().unwrap().cluster_ips.as_ref().unwrap();
-            assert_eq!(asked.collect::<BTreeSet<_>>(), addresses.iter().cloned().collect(), "{}", cluster.name);
+            assert_eq!(
+                asked.collect::<BTreeSet<_>>(),
+                addresses.iter().cloned().collect(),
+                "{}",
+                cluster.name
+            );
             let nodes: Vec<KubernetesNode> = of_kind(&documents, "Node");
             let of_nodes = nodes.iter().flat_map(|node| {
                 let name = node.metadata.name.clone();

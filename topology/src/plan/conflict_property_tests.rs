@@ -102,7 +102,7 @@ proptest! {
         let mut told = BTreeMap::new();
         for key in keys {
             let holder = Holder { source: entries.get(&key).map(|entry| &entry.source), restored: None, founding: &founding };
-            let decided = prefix_entry(key, &planner.inputs.prefixes, known, &planner.indexes, holder);
+            let decided = prefix_entry(key, &planner.inputs.prefixes, &mut Views::new(known), &planner.indexes, holder);
             prop_assert_eq!(decided.entry.as_ref(), entries.get(&key), "{}", key);
             let route = route_entry(key, known, &planner.inputs.learned);
             prop_assert_eq!(route.as_ref(), routes.get(&key), "{}", key);

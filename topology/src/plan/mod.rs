@@ -23,7 +23,7 @@ mod routes;
 
 pub use nodes::{Known, NodeIndexes, NodeView};
 pub use planner::{Inputs, Outputs, Planner};
-pub use prefixes::{Decided, prefix_entry};
+pub use prefixes::{Decided, Views, prefix_entry};
 pub use routes::route_entry;
 
 use crate::rows::PathKind;

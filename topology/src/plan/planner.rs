@@ -5,7 +5,7 @@ use super::conflicts::{Conflicts, claim_conflict, key_conflict};
 use super::hops::RestoredHops;
 use super::keys::Node;
 use super::nodes::node_view;
-use super::prefixes::Holder;
+use super::prefixes::{Holder, Views};
 use super::reserved::Reserved;
 use super::{Known, NodeIndexes, NodeView, PlanConfig, prefix_entry, route_entry};
 use crate::conflict::{Claimed, ConflictCounts, ConflictKind, ConflictRow};
@@ -445,13 +445,13 @@ impl Planner {
     fn write_entries(&mut self, affected: &Affected, out: &Outputs) {
         let known = Known { nodes: &self.inputs.nodes, claims: &self.claims, config: &self.config };
         let founding = &*self.founding.get_or_insert_default();
-        let mut contests = Vec::new();
+        let (mut contests, mut views) = (Vec::new(), Views::new(known));
         out.entries.commit(|txn| {
             for prefix in &affected.prefixes {
                 let present = txn.current().get(prefix).map(|entry| entry.source);
                 let restored = self.restored.get(prefix).copied();
                 let holder = Holder { source: present.as_ref(), restored, founding };
-                let decided = prefix_entry(*prefix, &self.inputs.prefixes, known, &self.indexes, holder);
+                let decided = prefix_entry(*prefix, &self.inputs.prefixes, &mut views, &self.indexes, holder);
                 if !decided.contest.is_empty()
                     || self.conflicts.has(ConflictKind::Address, Claimed::Prefix(*prefix))
                 {
@@ -487,7 +487,8 @@ impl Planner {
                 (ConflictKind::Address, Claimed::Prefix(prefix)) => {
                     let source = entries.get(&prefix).map(|entry| &entry.source);
                     let holder = Holder { source, restored: self.restored.get(&prefix).copied(), founding };
-                    prefix_entry(prefix, &self.inputs.prefixes, known, &self.indexes, holder).contest
+                    prefix_entry(prefix, &self.inputs.prefixes, &mut Views::new(known), &self.indexes, holder)
+                        .contest
                 }
                 (_, Claimed::Prefix(prefix)) => {
                     claim_conflict(prefix, known).map_or_else(Vec::new, |(_, all)| all)

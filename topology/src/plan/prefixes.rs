@@ -43,6 +43,26 @@ pub struct Decided {
     pub contest: Vec<Claimant>,
 }
 
+/// The nodes that addresses live on, as far as they are known. Addresses are planned in their order, and those of a node lie
+/// together: the last one is remembered.
+pub struct Views<'a> {
+    known: Known<'a>,
+    last: Option<(IpAddr, ClusterName, Option<NodeView>)>,
+}
+
+impl<'a> Views<'a> {
+    pub(super) const fn new(known: Known<'a>) -> Self {
+        Self { known, last: None }
+    }
+
+    fn at(&mut self, address: IpAddr, cluster: &ClusterName) -> Option<&NodeView> {
+        if !self.last.as_ref().is_some_and(|(ip, of, _)| *ip == address && of == cluster) {
+            self.last = Some((address, *cluster, self.known.at(address, Some(cluster))));
+        }
+        self.last.as_ref().and_then(|(_, _, view)| view.as_ref())
+    }
+}
+
 /// A claim whose node is known.
 struct Claim<'a> {
     row: &'a PrefixRow,
@@ -60,13 +80,14 @@ struct Claim<'a> {
 pub fn prefix_entry(
     prefix: Prefix,
     prefixes: &Snapshot<PrefixRow>,
-    known: Known<'_>,
+    views: &mut Views<'_>,
     indexes: &NodeIndexes,
     holder: Holder<'_>,
 ) -> Decided {
+    let known = views.known;
     let rows = prefixes.from_key(&(prefix, Source::Manifests)).take_while(|row| row.prefix == prefix);
     let mut claims: Vec<Claim<'_>> =
-        rows.filter_map(|row| claimed(row, known, indexes, holder.restored)).collect();
+        rows.filter_map(|row| claimed(row, views, indexes, holder.restored)).collect();
     let by_id = claims.iter().any(|claim| holder.founding.contains(&claim.row.source));
     claims.sort_by_key(|claim| {
         let had = by_id || holder.source != Some(&claim.row.source);
@@ -126,10 +147,11 @@ fn index_of(view: &NodeView, indexes: &NodeIndexes, config: &PlanConfig) -> Opti
 /// nodes only.
 fn claimed<'a>(
     row: &'a PrefixRow,
-    known: Known<'_>,
+    views: &mut Views<'_>,
     indexes: &NodeIndexes,
     restored: Option<IpAddr>,
 ) -> Option<Claim<'a>> {
+    let known = views.known;
     let config = known.config;
     let entry = |identity, node, remote_cluster| PrefixEntry {
         source: row.source,
@@ -144,9 +166,9 @@ fn claimed<'a>(
         let node = config.node.clone();
         return Some(Claim { row, party: OWN, node, entry, refused: false, restored: false });
     }
-    let view = known.at(row.host_ip?, Some(cluster(&row.source, config)))?;
+    let view = views.at(row.host_ip?, cluster(&row.source, config))?;
     // What another source says of this node's own pods is an echo, or a mistake.
-    let node = index_of(&view, indexes, config).filter(|index| *index != NodeIndex::LOCAL)?;
+    let node = index_of(view, indexes, config).filter(|index| *index != NodeIndex::LOCAL)?;
     let within = |cidrs: &[Prefix]| cidrs.iter().any(|cidr| cidr.covers(&row.prefix));
     let lost = within(&view.refused) && !within(&view.pod_cidrs);
     let reserved = || known.claims.reserved.at(row.prefix).is_some() && !view.holds(row.prefix);
@@ -155,7 +177,7 @@ fn claimed<'a>(
     let identity = if row.identity == IdentityId::HOST { IdentityId::REMOTE_NODE } else { row.identity };
     let entry = entry(identity, node, view.party != OWN);
     let restored = restored.is_some_and(|ip| view.underlay.contains(&ip));
-    Some(Claim { row, party: view.party, node: view.name, entry, refused, restored })
+    Some(Claim { row, party: view.party, node: view.name.clone(), entry, refused, restored })
 }
 
 /// A node's own address, or its pod prefix for pods that nobody has named yet.

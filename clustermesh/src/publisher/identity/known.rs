@@ -17,6 +17,8 @@ pub(super) struct Known {
     /// Numbers not in use here that were not there when etcd was read anew. They are remembered for a while, so that
     /// sets get their old numbers again after etcd was emptied or restored.
     absent: BTreeSet<IdentityId>,
+    /// Numbers whose masters stand and are not used: whatever is wrong with them, nobody else may have the number.
+    unsound: BTreeSet<IdentityId>,
     /// Counts the changes of `by_id`.
     generation: u64,
 }
@@ -26,6 +28,7 @@ impl Known {
     pub(super) fn learn(&mut self, id: IdentityId, labels: &Labels) {
         self.lost.remove(&id);
         self.absent.remove(&id);
+        self.unsound.remove(&id);
         if self.by_id.get(&id) == Some(labels) {
             return;
         }
@@ -35,8 +38,19 @@ impl Known {
         self.generation += 1;
     }
 
+    /// A master stands that cannot be used.
+    pub(super) fn unsound(&mut self, id: IdentityId) {
+        self.unsound.insert(id);
+    }
+
+    /// All masters are read anew.
+    pub(super) fn reading(&mut self) {
+        self.unsound.clear();
+    }
+
     /// A master was deleted. The number of a set in use here stays taken and is written again.
     pub(super) fn deleted(&mut self, id: IdentityId) {
+        self.unsound.remove(&id);
         if self.is_used(id) {
             self.lost.insert(id);
         } else {
@@ -109,7 +123,8 @@ impl Known {
     /// left.
     pub(super) fn free(&mut self, from: u32, first: u32, last: u32) -> Option<IdentityId> {
         let search = |known: &Self| {
-            (from..=last).chain(first..from).map(IdentityId).find(|id| !known.by_id.contains_key(id))
+            let taken = |id: &IdentityId| known.by_id.contains_key(id) || known.unsound.contains(id);
+            (from..=last).chain(first..from).map(IdentityId).find(|id| !taken(id))
         };
         search(self).or_else(|| {
             self.drop_absent();
@@ -216,5 +231,24 @@ mod tests {
         assert_eq!(known.free(70_001, 70_000, 70_002), Some(IdentityId(70_002)));
         assert_eq!((known.number(&labels("cache")), known.len()), (None, 2));
         assert_eq!(known.free(70_000, 70_000, 70_001), None);
+    }
+
+    #[test]
+    fn a_number_whose_master_cannot_be_used_is_not_free() {
+        let mut known = Known::default();
+        known.learn(IdentityId(70_000), &labels("web"));
+        known.unsound(IdentityId(70_001));
+        assert_eq!(known.free(70_001, 70_000, 70_002), Some(IdentityId(70_002)));
+        assert_eq!(known.free(70_001, 70_000, 70_001), None, "the search ends");
+        // It goes, or is mended, or all are read anew and it is not among them.
+        known.deleted(IdentityId(70_001));
+        assert_eq!(known.free(70_001, 70_000, 70_001), Some(IdentityId(70_001)));
+        known.unsound(IdentityId(70_001));
+        known.learn(IdentityId(70_001), &labels("db"));
+        known.deleted(IdentityId(70_001));
+        assert_eq!(known.free(70_001, 70_000, 70_001), Some(IdentityId(70_001)));
+        known.unsound(IdentityId(70_001));
+        known.reading();
+        assert_eq!(known.free(70_001, 70_000, 70_001), Some(IdentityId(70_001)));
     }
 }

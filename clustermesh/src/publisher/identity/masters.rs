@@ -2,13 +2,13 @@
 
 use super::super::Context;
 use super::super::desired::{Desired, DesiredSet};
-use super::super::election::ended;
 use super::super::scope::{ScopeWriter, get, list, list_at};
+use super::super::watching::next_answer;
 use super::Shared;
 use super::known::Known;
 use super::lock::Lock;
 use crate::error::MeshError;
-use crate::etcd::{request, request_error};
+use crate::etcd::{broken, request};
 use crate::follower::snapshot::write_json;
 use crate::wire::{Kind, Layout, Remote, decode_identity, key};
 use etcd_client::{
@@ -22,7 +22,7 @@ use tombolo_base::ids::IdentityId;
 use tombolo_base::labels::Labels;
 
 /// Tries with random numbers before the range is searched from its start.
-const RANDOM_TRIES: usize = 64;
+const RANDOM_TRIES: u32 = 64;
 
 /// The masters in etcd and what is known of them here.
 pub(super) struct Masters {
@@ -111,6 +111,7 @@ impl Masters {
     pub(super) async fn read(&self, client: &Client) -> Result<WatchStream, MeshError> {
         let prefix = Kind::Identities.prefix(Layout::State, "");
         let (entries, revision) = list_at(client, &prefix).await?;
+        self.known().reading();
         let standing: BTreeSet<IdentityId> = entries.iter().filter_map(|kv| self.learn(kv)).collect();
         self.known().only_standing(&standing);
         let options = WatchOptions::new().with_prefix().with_start_revision(revision.saturating_add(1));
@@ -130,16 +131,17 @@ impl Masters {
             Err(reject) => {
                 let (key, remedy) = (String::from_utf8_lossy(kv.key()), reject.reason.remedy());
                 tracing::warn!(key = %key.escape_debug(), %reject, remedy, "identity in the own etcd not used");
+                let (first, last) = self.range();
+                if let Some(id) = number_of(kv.key()).filter(|id| (first..=last).contains(&id.0)) {
+                    self.known().unsound(id);
+                }
                 None
             }
         }
     }
 
     pub(super) async fn follow(&self, stream: &mut WatchStream) -> Result<(), MeshError> {
-        let what = || "watching identities".to_owned();
-        let answer = stream.message().await.map_err(|error| request_error(what(), &error))?;
-        let Some(answer) = answer.filter(|answer| !answer.canceled()) else { return Err(ended(what())) };
-        for event in answer.events() {
+        for event in next_answer(stream, || "watching identities".to_owned()).await?.events() {
             let Some(kv) = event.kv() else { continue };
             match event.event_type() {
                 // What is not sound was told.
@@ -258,21 +260,20 @@ impl Masters {
         {
             return Ok(found);
         }
-        let mut start = None;
-        for attempt in 0.. {
-            let wanted = if attempt < RANDOM_TRIES { rand::rng().random_range(first..=last) } else { first };
-            let from = start.unwrap_or(wanted).max(wanted);
+        // Each number that turns out to be taken is one less to try.
+        for attempt in 0..=last.saturating_sub(first) {
+            let from = if attempt < RANDOM_TRIES { rand::rng().random_range(first..=last) } else { first };
             let free = self.known().free(from, first, last);
-            let Some(id) = free else { return Err(MeshError::Exhausted { first, last }) };
+            let Some(id) = free else { break };
             if let Some(found) = self.claim(context, client, writer, labels, lock, id).await? {
                 return Ok(found);
             }
             // Taken by somebody we do not know of yet: learn whose it is, then try another.
             if let Some(kv) = get(client, &master_key(id)).await? {
                 self.learn(&kv);
-                start = Some(id.0);
             } else {
-                return Err(ended(format!("locking the labels {labels}")));
+                let why = "the lock was lost before the number was taken: its lease ended, or somebody deleted it; the next try takes it anew, if that goes on look at etcd's load";
+                return Err(broken(format!("locking the labels {labels}"), why.to_owned()));
             }
         }
         Err(MeshError::Exhausted { first, last })

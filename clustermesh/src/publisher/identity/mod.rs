@@ -9,7 +9,6 @@ mod masters;
 pub(super) use collect::Collector;
 
 use super::Context;
-use super::election::ended;
 use super::lease::LeasePool;
 use super::scope::{Area, ScopeWriter};
 use crate::error::MeshError;
@@ -206,18 +205,13 @@ impl Allocation {
             masters.count(context);
             tokio::select! {
                 Some(request) = requests.recv() => {
-                    let answer = masters.allocate(context, client, &mut writer, &request.labels).await;
-                    let lost = matches!(&answer, Err(MeshError::Request { .. }));
-                    let answer = answer.map_err(|error| match error {
-                        MeshError::Request { .. } => MeshError::Unknown {
-                            labels: request.labels.to_string(),
-                            why: error.to_string(),
-                        },
-                        other => other,
-                    });
-                    request.reply.send(answer).ok();
-                    if lost {
-                        return Err(ended("allocating an identity".to_owned()));
+                    match masters.allocate(context, client, &mut writer, &request.labels).await {
+                        Err(error @ MeshError::Request { .. }) => {
+                            let (labels, why) = (request.labels.to_string(), error.to_string());
+                            request.reply.send(Err(MeshError::Unknown { labels, why })).ok();
+                            return Err(error);
+                        }
+                        answer => drop(request.reply.send(answer)),
                     }
                 }
                 () = shared.used_changed.notified() => {}
