@@ -222,13 +222,13 @@ fn heartbeats_are_judged_by_their_arrival() {
         .enumerate()
     {
         for _ in 0..9 {
-            world.now = world.now.after(Duration::from_secs(7));
+            world.now = world.now.after(Duration::from_secs(5));
             for _ in 0..60 {
                 world.step(false);
             }
         }
         world.sites[1].etcd.put(key::HEARTBEAT, text);
-        for _ in 0..100 {
+        for _ in 0..250 {
             world.step(false);
         }
         let status = world.sites[1].core.status(world.now);
