@@ -448,6 +448,10 @@ impl Site {
         let first = std::iter::once((&config.0, &config.1)).chain(entries).find(differs);
         if let Some((key, value)) = first.map(|(key, value)| (key.clone(), value.clone())) {
             self.published.extend(self.row_of(&key));
+            // An export carries no number: it is taken under the one of before, and goes with it.
+            if self.core.remote.as_ref().is_some_and(|remote| u32::from(remote.id.get()) != self.id) {
+                self.excused.extend(self.row_of(&key));
+            }
             let same_id = format!("{{\"id\":{},", self.id);
             if key == config.0 && !self.etcd.get(&key).is_some_and(|text| text.starts_with(&same_id)) {
                 // It may give the cluster back a number that a restored backup had not.
