@@ -129,6 +129,7 @@ async fn through_a_relay_the_mirror_is_walked_to_and_its_relay_is_asked() {
     assert!(failing.last().unwrap().1.contains("no relay has mirrored"), "{failing:?}");
     let relay = world.relay("r1").await;
     relay.complete("a").await;
+    until("its word and its heartbeat", async || walked(&set).await.1.is_empty()).await;
     for view in [&set, &named] {
         let walks = walk(view, Some("a")).await.unwrap();
         let step = walks[0].steps.iter().find(|step| step.step == "relay").unwrap();

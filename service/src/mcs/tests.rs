@@ -358,6 +358,19 @@ fn an_export_becomes_an_import_with_stable_addresses_carried_by_a_global_service
 }
 
 #[test]
+fn the_carrier_has_the_exports_session_affinity() {
+    let (mut world, web) = (World::new(), named("demo", "web"));
+    let mut run = Run::new(&world, range());
+    world.namespaces.insert("demo".into(), true);
+    let sticky =
+        ExportSpec { client_ip_affinity: true, affinity_timeout_secs: Some(60), ..spec(&[("http", 80)]) };
+    world.remote.1.upsert(theirs(&web, "west", 5, sticky));
+    run.step(&world, 0);
+    let details = world.services.0.snapshot().get(&derived_name(&web)).unwrap().details.clone();
+    assert_eq!((details.client_ip_affinity, details.affinity_timeout_secs), (true, Some(60)));
+}
+
+#[test]
 fn what_cannot_be_exported_or_imported_says_why() {
     let (mut world, web) = (World::new(), named("demo", "web"));
     let mut run = Run::new(&world, ClusterSetRange::default());
