@@ -240,10 +240,10 @@ fn connections_to(port: u16) -> usize {
 async fn followers_of_one_etcd_share_a_connection_until_one_gives_it_up() {
     let (pki, folder) = (Pki::new(), tempfile::tempdir().unwrap());
     let etcd = Etcd::start(&pki, "a").await;
+    let client = etcd.client(&pki, "root").await;
     let put = async |entries: Vec<(String, String)>| {
-        let mut client = etcd.client(&pki, "root").await;
         for (key, value) in entries {
-            client.put(key, value, None).await.unwrap();
+            client.kv_client().put(key, value, None).await.unwrap();
         }
     };
     let node = |cluster: &str, n: u8| {
@@ -264,13 +264,14 @@ async fn followers_of_one_etcd_share_a_connection_until_one_gives_it_up() {
     pki.issue("admin-a", &[]);
     let file = |cluster: &str| remotes.join(format!("{cluster}.yaml"));
     ["a", "c"].iter().for_each(|cluster| etcd.write_file(&pki, "admin-a", &file(cluster)));
+    let ours = connections_to(etcd.port);
     let reader = Reader::start(folder.path()).await;
     let all = async || reader.mesh.status().await;
     let current = async |nodes: usize, connections: usize| {
         until("both followers and their connections", async || {
             let known = |cluster: &ClusterStatus| cluster.ready && cluster.counts[&Kind::Nodes] == nodes;
             all().await.iter().filter(|cluster| known(cluster)).count() == 2
-                && connections_to(etcd.port) == connections
+                && connections_to(etcd.port) == ours + connections
         })
         .await;
         let lost: Vec<u64> = all().await.iter().map(|cluster| cluster.reconnections).collect();
