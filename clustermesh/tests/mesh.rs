@@ -424,6 +424,8 @@ async fn the_other_nodes_of_the_own_cluster_are_followed_too() {
     assert!(!reader.seen.is_initialized("a"));
     one.handle.set_nodes([Arc::from("n1")]);
     reader.ready("a").await;
+    // Everything was listed once more then: each kind gives one watch up and asks for another one on the same stream.
+    assert_eq!(reader.status("a").await.reconnections, 0);
     assert_eq!(reader.seen.view("a").count(Kind::Services), 0, "own services come from the manifests");
     tokio::join!(one.stop(), reader.stop());
 }

@@ -11,7 +11,7 @@ use crate::wire::key;
 use etcd_client::{
     Client, EventType, WatchOptions, WatchRequestSender, WatchResponse, WatchResponseStream, WatchStream,
 };
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use tokio::sync::mpsc;
 
 /// A range to be watched.
@@ -81,6 +81,8 @@ struct Watches {
     requests: WatchRequestSender,
     /// By etcd's number.
     known: BTreeMap<i64, Watch>,
+    /// Numbers of watches that were given up, until etcd says that they are.
+    given_up: BTreeSet<i64>,
     /// The one that etcd has not answered yet.
     asked: Option<Watch>,
     /// Whether nobody wants that one any more.
@@ -93,6 +95,7 @@ impl Watches {
         Self {
             requests,
             known: BTreeMap::new(),
+            given_up: BTreeSet::new(),
             asked: Some(first),
             unwanted: false,
             waiting: VecDeque::new(),
@@ -164,6 +167,7 @@ impl Watches {
 
     async fn end(&mut self, number: i64) -> Result<(), etcd_client::Error> {
         self.known.remove(&number);
+        self.given_up.insert(number);
         self.requests.cancel(number).await
     }
 
@@ -188,6 +192,9 @@ impl Watches {
     /// What a response says; `None` if it is of a watch that nobody wants any more.
     fn input(&mut self, response: &WatchResponse) -> Option<Input> {
         let number = response.watch_id();
+        if response.canceled() && self.given_up.remove(&number) {
+            return None;
+        }
         let answers = response.created() || (response.canceled() && !self.known.contains_key(&number));
         if answers && let Some(watch) = self.asked.take() {
             self.known.insert(number, watch);
