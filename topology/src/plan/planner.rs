@@ -164,6 +164,10 @@ impl Planner {
         out: &Outputs,
     ) {
         let mut affected = std::mem::take(&mut self.touched);
+        // There may be hundreds, and most batches only bring rows.
+        let sources_changed = nodes.as_ref().is_some_and(|batch| batch.sources_changed)
+            || prefixes.as_ref().is_some_and(|batch| batch.sources_changed)
+            || learned.as_ref().is_some_and(|batch| batch.sources_changed);
         if self.founding.is_none() {
             let of_nodes = nodes.iter().flat_map(|batch| batch.snapshot.sources());
             let of_prefixes = prefixes.iter().flat_map(|batch| batch.snapshot.sources());
@@ -195,7 +199,9 @@ impl Planner {
             self.inputs.learned = batch.snapshot;
         }
         self.write(&affected, out);
-        self.carry_sources(out);
+        if sources_changed {
+            self.carry_sources(out);
+        }
         self.found();
     }
 
