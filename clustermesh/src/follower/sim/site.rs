@@ -3,8 +3,8 @@
 use super::etcd::{Etcd, bytes_of};
 use super::random::Random;
 use crate::follower::{
-    Change, Failure, FailureKind, Follower, FollowerConfig, IdBook, Input, Limits, Output, Scope, Ticket,
-    Timers,
+    Change, Failure, FailureKind, Follower, FollowerConfig, IdBook, Input, KeyEvent, Limits, Output, Scope,
+    Ticket, Timers,
 };
 use crate::wire::{ExportMode, KINDS, Kind, Layout, Record, Remote, ServicePreference, key};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -423,7 +423,25 @@ impl Site {
         }
         let seen = if events.is_empty() { header.revision } else { last };
         watch.next = watch.next.max(seen + 1);
+        self.excuse_short_lived(&events);
         self.queue(Lane::Of(scope), Work::Answer(Input::Events { ticket, scope, header, seen, events }));
+    }
+
+    /// What one response brings and takes away: in a backup's past it may have come and gone before the last quiet.
+    fn excuse_short_lived(&mut self, events: &[KeyEvent]) {
+        let mut brought = BTreeSet::new();
+        for event in events {
+            match event {
+                KeyEvent::Put(key, _) => {
+                    brought.insert(key);
+                }
+                KeyEvent::Delete(key) if brought.contains(key) => {
+                    let row = std::str::from_utf8(key).ok().and_then(|key| self.row_of(key));
+                    self.excused.extend(row);
+                }
+                KeyEvent::Delete(_) => {}
+            }
+        }
     }
 
     /// Whoever publishes makes one step towards what it wants; canaries come last.
