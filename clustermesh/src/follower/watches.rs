@@ -174,7 +174,11 @@ impl Watches {
     /// What an answer to the one that was asked for makes possible.
     async fn settle(&mut self, response: &WatchResponse) -> Result<(), etcd_client::Error> {
         if self.asked.is_none() && std::mem::take(&mut self.unwanted) {
-            self.end(response.watch_id()).await?;
+            // One that was refused has ended by itself, and perhaps without a number of its own.
+            let number = response.watch_id();
+            if self.known.contains_key(&number) {
+                self.end(number).await?;
+            }
         }
         self.ask_next().await
     }
