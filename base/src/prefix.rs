@@ -3,7 +3,7 @@
 use ipnet::{IpNet, Ipv4Net, Ipv4Subnets, Ipv6Net, Ipv6Subnets};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
 /// An address prefix; host bits are always zero, a v4-mapped IPv6 host is kept as written.
@@ -16,6 +16,9 @@ pub struct Prefix(IpNet);
 pub struct PrefixError(String);
 
 impl Prefix {
+    /// No prefix comes before this one.
+    pub const LOWEST: Self = Self(IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0)));
+
     /// A prefix of `len` bits; bits past it are cleared. `None` when `len` is too long for the family.
     #[must_use]
     pub fn new(address: IpAddr, len: u8) -> Option<Self> {

@@ -230,10 +230,22 @@ impl<K: Ord + Clone> Dirty<K> {
     fn note(&mut self, keys: &[K]) {
         self.keys.extend_from_slice(keys);
         if self.keys.len() > NOTED_MIN.max(2 * self.unique) {
-            self.keys.sort_unstable();
-            self.keys.dedup();
-            self.unique = self.keys.len();
+            self.tidy();
         }
+    }
+
+    fn tidy(&mut self) {
+        // What is sorted already costs little.
+        self.keys.sort();
+        self.keys.dedup();
+        self.unique = self.keys.len();
+    }
+
+    /// Sorted, each once; none are left.
+    fn take(&mut self) -> Vec<K> {
+        self.tidy();
+        self.unique = 0;
+        std::mem::take(&mut self.keys)
     }
 }
 
@@ -438,8 +450,8 @@ impl<R: Row> Writer<R> {
 /// What changed since the last batch, with the content to read it from.
 #[derive(Debug, Clone)]
 pub struct Batch<R: Row> {
-    /// Keys that were written or removed.
-    pub keys: BTreeSet<R::Key>,
+    /// Keys that were written or removed: sorted, each once.
+    pub keys: Vec<R::Key>,
     /// Whether a source appeared, went, or changed its state.
     pub sources_changed: bool,
     /// The content after all these changes.
@@ -463,9 +475,7 @@ impl<R: Row> Changes<R> {
         if dirty.keys.is_empty() && !dirty.sources {
             return None;
         }
-        // Made of what is in order already it costs little.
-        let keys = std::mem::take(&mut dirty.keys).into_iter().collect();
-        dirty.unique = 0;
+        let keys = dirty.take();
         let sources_changed = std::mem::take(&mut dirty.sources);
         Some(Batch { keys, sources_changed, snapshot: snapshot.clone() })
     }

@@ -249,15 +249,12 @@ fn wireguard_key(text: &str) -> Option<WireguardKey> {
 }
 
 fn prefix_row(source: &Source, entry: IpEntry) -> PrefixRow {
-    let filled = |text: Arc<str>| Some(text).filter(|text| !text.is_empty());
     PrefixRow {
         source: *source,
         prefix: entry.prefix,
         identity: entry.identity,
-        host_ip: entry.host_ip,
-        encryption_key: entry.encryption_key,
-        namespace: filled(entry.namespace),
-        pod: filled(entry.pod),
+        residence: entry.residence,
+        pod: Some(entry.pod).filter(|name| !name.is_empty()),
     }
 }
 
@@ -339,10 +336,8 @@ pub fn ip_entry(row: &PrefixRow) -> IpEntry {
     IpEntry {
         prefix: row.prefix,
         masked: !row.prefix.is_host(),
-        host_ip: row.host_ip,
         identity: row.identity,
-        encryption_key: row.encryption_key,
-        namespace: row.namespace.clone().unwrap_or_else(|| "".into()),
+        residence: row.residence.clone(),
         pod: row.pod.clone().unwrap_or_else(|| "".into()),
         service_account: "".into(),
         named_ports: Vec::new(),

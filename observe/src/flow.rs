@@ -198,7 +198,7 @@ impl Enricher {
             peer.pod = Some(endpoint.pod.to_string());
             peer.cluster = Some(self.cluster.to_string());
         } else if let Some(row) = row.filter(|row| row.prefix == Prefix::host(end.ip)) {
-            peer.namespace = row.namespace.as_ref().map(ToString::to_string);
+            peer.namespace = row.residence.namespace.as_ref().map(ToString::to_string);
             peer.pod = row.pod.as_ref().map(ToString::to_string);
             peer.cluster = self.cluster_of(&row.source);
             if peer.identity == 0 {
@@ -234,6 +234,7 @@ mod tests {
     use super::*;
     use tombolo_base::ids::ClusterName;
     use tombolo_base::labels::Labels;
+    use tombolo_base::residence::Residence;
     use tombolo_base::table::Table;
 
     struct Web;
@@ -256,9 +257,7 @@ mod tests {
             source: west,
             prefix: "10.2.1.5".parse().unwrap(),
             identity: IdentityId(131_400),
-            host_ip: None,
-            encryption_key: 0,
-            namespace: Some("demo".into()),
+            residence: Residence::of(None, 0, "demo"),
             pod: Some("web-1".into()),
         });
         let (identities, writer) = Table::new();

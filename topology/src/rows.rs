@@ -10,6 +10,7 @@ use tombolo_base::cells::{list, opt};
 use tombolo_base::ids::{ClusterId, ClusterName, IdentityId};
 use tombolo_base::labels::Labels;
 use tombolo_base::prefix::Prefix;
+use tombolo_base::residence::Residence;
 use tombolo_base::source::Source;
 use tombolo_base::table::{NoIndex, Row};
 
@@ -270,19 +271,16 @@ pub struct PrefixRow {
     pub prefix: Prefix,
     /// The identity behind it.
     pub identity: IdentityId,
-    /// The node it lives on, by an underlay address.
-    pub host_ip: Option<IpAddr>,
-    /// Encryption key index: 255 for WireGuard, 0 for none.
-    pub encryption_key: u8,
-    /// Kubernetes namespace, if it is a pod.
-    pub namespace: Option<Arc<str>>,
+    /// Where it lives.
+    #[serde(flatten)]
+    pub residence: Arc<Residence>,
     /// Pod name, if it is a pod.
     pub pod: Option<Arc<str>>,
 }
 
 impl Row for PrefixRow {
     type Key = (Prefix, Source);
-    type Index = IpAddr;
+    type Index = NoIndex;
     const TABLE: &'static str = "prefixes";
     fn key(&self) -> Self::Key {
         (self.prefix, self.source)
@@ -293,9 +291,6 @@ impl Row for PrefixRow {
     fn source(&self) -> &Source {
         &self.source
     }
-    fn indexes(&self) -> Vec<IpAddr> {
-        self.host_ip.into_iter().collect()
-    }
     fn columns() -> &'static [&'static str] {
         &["PREFIX", "IDENTITY", "NODE", "NAMESPACE", "POD", "SOURCE"]
     }
@@ -303,8 +298,8 @@ impl Row for PrefixRow {
         vec![
             self.prefix.to_string(),
             self.identity.to_string(),
-            opt(self.host_ip),
-            opt(self.namespace.clone()),
+            opt(self.residence.host_ip),
+            opt(self.residence.namespace.clone()),
             opt(self.pod.clone()),
             self.source.to_string(),
         ]

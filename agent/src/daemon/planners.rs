@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, PoisonError};
 use tombolo_base::prefix::Prefix;
+use tombolo_base::residence::Residence;
 use tombolo_base::source::Source;
 use tombolo_base::table::{Batch, Row, Table, Writer};
 use tombolo_clustermesh::certificate::unix_now;
@@ -170,9 +171,7 @@ pub(crate) async fn local_rows(
                 source: Source::Local,
                 prefix: Prefix::host(ip),
                 identity,
-                host_ip,
-                encryption_key,
-                namespace: Some(row.namespace.clone()),
+                residence: Residence::of(host_ip, encryption_key, &row.namespace),
                 pod: Some(row.pod.clone()),
             })
         };

@@ -144,12 +144,12 @@ impl Compiling {
         let renamed = ports.keys().chain(self.ports.keys());
         let identity = |(id, _): (IdentityId, _)| id;
         Change::Rows {
-            rules: changed.rules.map(|batch| batch.keys).unwrap_or_default(),
+            rules: changed.rules.into_iter().flat_map(|batch| batch.keys).collect(),
             identities: changed
                 .identities
                 .map(|batch| batch.keys.into_iter().map(identity).collect())
                 .unwrap_or_default(),
-            endpoints: changed.endpoints.map(|batch| batch.keys).unwrap_or_default(),
+            endpoints: changed.endpoints.into_iter().flat_map(|batch| batch.keys).collect(),
             named_ports: renamed.filter(|id| ports.get(id) != self.ports.get(id)).copied().collect(),
         }
     }

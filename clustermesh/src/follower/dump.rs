@@ -81,7 +81,11 @@ impl Dump {
                 self.identities.entry(id.0).or_insert_with(|| labels.to_string());
             }
             Record::Ip(entry) => {
-                let ip = DumpedIp { id: entry.identity.0, host: entry.host_ip, key: entry.encryption_key };
+                let ip = DumpedIp {
+                    id: entry.identity.0,
+                    host: entry.residence.host_ip,
+                    key: entry.residence.encryption_key,
+                };
                 self.ips.entry(entry.prefix.short()).or_insert(ip);
             }
             Record::ServiceExport(_) => {

@@ -6,11 +6,11 @@
 use crate::wire::ip::{self, IpEntry, NamedPort};
 use crate::wire::{Kind, Node, Record};
 use std::borrow::Cow;
-use std::net::IpAddr;
 use std::sync::Arc;
 use tombolo_base::ids::IdentityId;
 use tombolo_base::labels::Labels;
 use tombolo_base::prefix::Prefix;
+use tombolo_base::residence::Residence;
 use tombolo_base::text::shared;
 use tombolo_base::tree::Tree;
 
@@ -70,10 +70,9 @@ impl What {
 struct Ip {
     prefix: Prefix,
     masked: bool,
-    host_ip: Option<IpAddr>,
-    encryption_key: u8,
     identity: IdentityId,
-    namespace: Arc<str>,
+    /// One copy, for the row as well.
+    residence: Arc<Residence>,
     pod: Arc<str>,
     rare: Option<Box<Rare>>,
 }
@@ -94,10 +93,8 @@ impl Ip {
         Self {
             prefix: entry.prefix,
             masked: entry.masked,
-            host_ip: entry.host_ip,
-            encryption_key: entry.encryption_key,
             identity: entry.identity,
-            namespace: entry.namespace.clone(),
+            residence: entry.residence.clone(),
             pod: entry.pod.clone(),
             rare: is_rare.then(|| Box::new(rare())),
         }
@@ -108,10 +105,8 @@ impl Ip {
         IpEntry {
             prefix: self.prefix,
             masked: self.masked,
-            host_ip: self.host_ip,
             identity: self.identity,
-            encryption_key: self.encryption_key,
-            namespace: self.namespace.clone(),
+            residence: self.residence.clone(),
             pod: self.pod.clone(),
             service_account: rare.map_or_else(|| shared(""), |rare| rare.service_account.clone()),
             named_ports: rare.map_or_else(Vec::new, |rare| rare.named_ports.clone()),

@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use tombolo_base::ids::IdentityId;
 use tombolo_base::prefix::Prefix;
+use tombolo_base::residence::Residence;
 use tombolo_base::text::shared;
 
 /// Most named ports that an entry may have.
@@ -34,14 +35,10 @@ pub struct IpEntry {
     pub prefix: Prefix,
     /// Whether a single address was written with a mask (`/32` in the key).
     pub masked: bool,
-    /// The underlay address of the node it lives on.
-    pub host_ip: Option<IpAddr>,
     /// The identity; the remote's own host (1) is read as remote-node (6).
     pub identity: IdentityId,
-    /// 0 none, 1-15 IPsec, 255 WireGuard.
-    pub encryption_key: u8,
-    /// Kubernetes namespace, `""` if none.
-    pub namespace: Arc<str>,
+    /// Where it lives; the encryption key is 0 for none, 1-15 for IPsec, 255 for WireGuard.
+    pub residence: Arc<Residence>,
     /// Pod name, `""` if none.
     pub pod: Arc<str>,
     /// Service account, `""` if none.
@@ -57,10 +54,8 @@ impl IpEntry {
         Self {
             prefix: Prefix::host(address.to_canonical()),
             masked: false,
-            host_ip: Some(host_ip),
             identity,
-            encryption_key: 0,
-            namespace: namespace.into(),
+            residence: Residence::of(Some(host_ip), 0, namespace),
             pod: pod.into(),
             service_account: "".into(),
             named_ports: Vec::new(),
@@ -112,10 +107,12 @@ impl IpEntry {
         Ok(Some(Self {
             prefix,
             masked: mask.is_some(),
-            host_ip: host_ip.filter(|address| !address.is_unspecified()),
             identity: remote.check_ip_identity(root.number("ID", u32::MAX)?)?,
-            encryption_key: root.byte("Key")?,
-            namespace: shared(root.text("K8sNamespace")?),
+            residence: Residence::of(
+                host_ip.filter(|address| !address.is_unspecified()),
+                root.byte("Key")?,
+                root.text("K8sNamespace")?,
+            ),
             pod: root.text("K8sPodName")?.into(),
             service_account: shared(root.text("K8sServiceAccount")?),
             named_ports: named_ports(&root)?,
@@ -167,16 +164,16 @@ impl Serialize for IpEntry {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let with_mask = self.masked || !self.prefix.is_host();
         let mask = with_mask.then(|| address::mask_text(self.prefix.prefix_len(), self.prefix.is_ipv4()));
-        let host = self.host_ip.map_or_else(String::new, |address| address.to_string());
+        let host = self.residence.host_ip.map_or_else(String::new, |address| address.to_string());
         let mut record = serializer.serialize_struct("IPIdentityPair", 10)?;
         record.serialize_field("IP", &self.prefix.address())?;
         record.serialize_field("Mask", &mask)?;
         record.serialize_field("HostIP", &host)?;
         record.serialize_field("ID", &self.identity)?;
-        record.serialize_field("Key", &self.encryption_key)?;
+        record.serialize_field("Key", &self.residence.encryption_key)?;
         record.serialize_field("Metadata", "")?;
         for (name, text) in [
-            ("K8sNamespace", &self.namespace),
+            ("K8sNamespace", self.residence.namespace.as_deref().unwrap_or_default()),
             ("K8sPodName", &self.pod),
             ("K8sServiceAccount", &self.service_account),
         ] {

@@ -6,6 +6,7 @@ use super::address;
 use super::ip::IpEntry;
 use std::net::IpAddr;
 use tombolo_base::prefix::Prefix;
+use tombolo_base::residence::Residence;
 use tombolo_base::text::shared;
 
 /// The fields of an entry.
@@ -104,10 +105,12 @@ impl<'a> Plain<'a> {
         Some(IpEntry {
             prefix,
             masked: false,
-            host_ip: host.filter(|address| !address.is_unspecified()),
             identity: remote.check_ip_identity(self.id.unwrap_or_default()).ok()?,
-            encryption_key: u8::try_from(self.key.unwrap_or_default()).ok()?,
-            namespace: shared(self.namespace.unwrap_or_default()),
+            residence: Residence::of(
+                host.filter(|address| !address.is_unspecified()),
+                u8::try_from(self.key.unwrap_or_default()).ok()?,
+                self.namespace.unwrap_or_default(),
+            ),
             pod: self.pod.unwrap_or_default().into(),
             service_account: shared(self.service_account.unwrap_or_default()),
             named_ports: Vec::new(),

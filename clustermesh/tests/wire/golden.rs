@@ -142,7 +142,7 @@ fn addresses_that_must_be_accepted() {
     assert_eq!(accepted(Kind::Ips, "10.1.0.7", &mapped), plain);
     let long = r#"{"IP":"FD00:0010:0001:0:0:0:0:7","HostIP":"2001:DB8::12","ID":66001,"Extra":{}}"#;
     let Record::Ip(entry) = accepted(Kind::Ips, "fd00:10:1::7", long) else { panic!("an address") };
-    assert_eq!((entry.key_name().as_str(), entry.encryption_key), ("fd00:10:1::7", 0));
+    assert_eq!((entry.key_name().as_str(), entry.residence.encryption_key), ("fd00:10:1::7", 0));
     // A mask of a single address is written in the key as well.
     let masked = golden.replace("\"Mask\":null", "\"Mask\":\"/////w==\"");
     let Record::Ip(entry) = accepted(Kind::Ips, "10.1.0.7/32", &masked) else { panic!("an address") };

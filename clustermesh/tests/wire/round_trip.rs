@@ -11,6 +11,7 @@ use std::sync::Arc;
 use tombolo_base::ids::IdentityId;
 use tombolo_base::labels::{CLUSTER_KEY, Labels};
 use tombolo_base::prefix::Prefix;
+use tombolo_base::residence::Residence;
 use tombolo_clustermesh::wire::export::{
     ExportPort, ExportType, InternalTrafficPolicy, IpFamily, ServiceExport, SessionAffinity,
     TrafficDistribution,
@@ -77,10 +78,8 @@ fn entry() -> impl Strategy<Value = Record> {
                 Record::Ip(IpEntry {
                     prefix,
                     masked: masked || !prefix.is_host(),
-                    host_ip,
                     identity: IdentityId(identity),
-                    encryption_key,
-                    namespace,
+                    residence: Residence::of(host_ip, encryption_key, &namespace),
                     pod,
                     service_account,
                     named_ports: named

@@ -14,6 +14,7 @@
 mod claims;
 mod conflicts;
 mod hops;
+mod hosts;
 mod keys;
 mod nodes;
 mod planner;

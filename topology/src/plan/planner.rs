@@ -3,6 +3,7 @@
 use super::claims::{Changed, Claims, Lengths, OWN, Party, Standing};
 use super::conflicts::{Conflicts, claim_conflict, key_conflict};
 use super::hops::RestoredHops;
+use super::hosts::Hosts;
 use super::keys::Node;
 use super::nodes::node_view;
 use super::prefixes::{Holder, Views};
@@ -72,6 +73,8 @@ pub struct Planner {
     restored_keys: BTreeMap<WireguardKey, IpAddr>,
     /// Lengths of prefix rows that are no single addresses.
     masked: Lengths,
+    /// Which rows a change of a node touches.
+    hosts: Hosts,
     /// What the next step looks at besides what changed in its tables.
     touched: Affected,
 }
@@ -116,6 +119,7 @@ impl Planner {
             restored: BTreeMap::new(),
             restored_keys: BTreeMap::new(),
             masked: Lengths::default(),
+            hosts: Hosts::default(),
             touched: Affected::default(),
         }
     }
@@ -177,7 +181,7 @@ impl Planner {
         }
         if let Some(batch) = prefixes {
             affected.prefixes.extend(batch.keys.iter().map(|(prefix, _)| *prefix));
-            self.count_lengths(&batch);
+            self.note_rows(&batch);
             self.inputs.prefixes = batch.snapshot;
         }
         if let Some(batch) = nodes {
@@ -224,11 +228,15 @@ impl Planner {
         }
     }
 
-    fn count_lengths(&mut self, batch: &Batch<PrefixRow>) {
-        for key in batch.keys.iter().filter(|(prefix, _)| !prefix.is_host()) {
-            match (self.inputs.prefixes.get(key).is_some(), batch.snapshot.get(key).is_some()) {
-                (false, true) => self.masked.add(key.0),
-                (true, false) => self.masked.remove(key.0),
+    /// Keeps up what finds rows by their lengths and nodes.
+    fn note_rows(&mut self, batch: &Batch<PrefixRow>) {
+        for key in &batch.keys {
+            let (old, new) = (self.inputs.prefixes.get(key), batch.snapshot.get(key));
+            self.hosts.change(old, new);
+            match (old, new) {
+                _ if key.0.is_host() => {}
+                (None, Some(_)) => self.masked.add(key.0),
+                (Some(_), None) => self.masked.remove(key.0),
                 _ => {}
             }
         }
@@ -410,7 +418,7 @@ impl Planner {
         affected.nodes.insert((row.cluster, row.name.clone()));
         for address in &row.addresses {
             affected.prefixes.insert(Prefix::host(address.ip));
-            affected.prefixes.extend(self.inputs.prefixes.by_index(&address.ip).map(|row| row.prefix));
+            affected.prefixes.extend(self.hosts.at(address.ip, &self.inputs.prefixes));
         }
         affected.prefixes.extend(row.pod_cidrs.iter().copied());
         affected.routes.extend(row.pod_cidrs.iter().copied());
@@ -558,4 +566,4 @@ mod conflict_property_tests;
 mod conflict_tests;
 #[cfg(test)]
 #[path = "planner_tests.rs"]
-mod tests;
+pub(super) mod tests;

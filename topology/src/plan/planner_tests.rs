@@ -6,6 +6,7 @@ use crate::rows::{AddressKind, LearnedNextHop, NodeAddress, RouteOrigin, Wiregua
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use tombolo_base::ids::{ClusterId, IdentityId, MaxClusters};
+use tombolo_base::residence::Residence;
 use tombolo_base::table::Table;
 
 pub(super) fn config(path: PathKind, encrypt: bool) -> PlanConfig {
@@ -48,14 +49,12 @@ pub(super) fn node(cluster: u8, n: u8, key: bool) -> NodeRow {
     }
 }
 
-pub(super) fn pod(source: Source, ip: &str, host: &str, id: u32) -> PrefixRow {
+pub(in crate::plan) fn pod(source: Source, ip: &str, host: &str, id: u32) -> PrefixRow {
     PrefixRow {
         source,
         prefix: ip.parse().unwrap(),
         identity: IdentityId(id),
-        host_ip: Some(host.parse().unwrap()),
-        encryption_key: 0,
-        namespace: None,
+        residence: Residence::of(Some(host.parse().unwrap()), 0, ""),
         pod: None,
     }
 }

@@ -166,7 +166,7 @@ fn claimed<'a>(
         let node = config.node.clone();
         return Some(Claim { row, party: OWN, node, entry, refused: false, restored: false });
     }
-    let view = views.at(row.host_ip?, cluster(&row.source, config))?;
+    let view = views.at(row.residence.host_ip?, cluster(&row.source, config))?;
     // What another source says of this node's own pods is an echo, or a mistake.
     let node = index_of(view, indexes, config).filter(|index| *index != NodeIndex::LOCAL)?;
     let within = |cidrs: &[Prefix]| cidrs.iter().any(|cidr| cidr.covers(&row.prefix));
