@@ -40,4 +40,5 @@ pub mod rows;
 pub mod source;
 pub mod table;
 pub mod text;
+pub mod texts;
 pub mod tree;

@@ -226,7 +226,7 @@ fn node_row(source: &Source, cluster: &ClusterName, node: &Node, max: MaxCluster
         _ => None,
     };
     let addresses = node.addresses.iter();
-    Some(NodeRow {
+    let mut row = NodeRow {
         source: *source,
         cluster: *cluster,
         cluster_id: ClusterId::new(node.cluster_id, max).ok()?,
@@ -240,7 +240,11 @@ fn node_row(source: &Source, cluster: &ClusterName, node: &Node, max: MaxCluster
         labels: node.labels.clone(),
         ready: None,
         health: Default::default(),
-    })
+    };
+    // There may be 50,000, and what a vector begins with is more than most have.
+    row.addresses.shrink_to_fit();
+    row.pod_cidrs.shrink_to_fit();
+    Some(row)
 }
 
 fn wireguard_key(text: &str) -> Option<WireguardKey> {

@@ -2,7 +2,7 @@
 
 use serde::{Serialize, Serializer};
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use tombolo_base::prefix::Prefix;
 use tombolo_base::residence::Residence;
 use tombolo_base::source::Source;
 use tombolo_base::table::{NoIndex, Row};
+use tombolo_base::texts::Texts;
 
 /// What a node's address is for (Kubernetes' and Cilium's type names).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -73,7 +74,7 @@ pub struct NodeRow {
     /// Cilium's `EncryptionKey`: 255 for WireGuard, 0 for none.
     pub encryption_key: u8,
     /// Its labels; shared with the entry they were read from.
-    pub labels: Arc<BTreeMap<Arc<str>, Arc<str>>>,
+    pub labels: Texts,
     /// Kubernetes' Ready condition, where the source knows it.
     pub ready: Option<bool>,
     /// What else Kubernetes says of its state.
@@ -170,7 +171,7 @@ pub struct IdentityRow {
 
 impl Row for IdentityRow {
     type Key = (IdentityId, Source);
-    type Index = Labels;
+    type Index = NoIndex;
     const TABLE: &'static str = "identities";
     fn key(&self) -> Self::Key {
         (self.id, self.source)
@@ -180,9 +181,6 @@ impl Row for IdentityRow {
     }
     fn source(&self) -> &Source {
         &self.source
-    }
-    fn indexes(&self) -> Vec<Labels> {
-        vec![self.labels.clone()]
     }
     fn columns() -> &'static [&'static str] {
         &["ID", "LABELS", "SOURCE"]

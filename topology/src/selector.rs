@@ -3,6 +3,7 @@
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use tombolo_base::texts::Texts;
 
 /// One line of `matchExpressions`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -63,6 +64,12 @@ impl LabelSelector {
     /// Whether these labels satisfy every line.
     #[must_use]
     pub fn matches_map(&self, labels: &BTreeMap<Arc<str>, Arc<str>>) -> bool {
+        self.matches(|key| labels.get(key).map(AsRef::as_ref))
+    }
+
+    /// Likewise.
+    #[must_use]
+    pub fn matches_texts(&self, labels: &Texts) -> bool {
         self.matches(|key| labels.get(key).map(AsRef::as_ref))
     }
 

@@ -502,7 +502,7 @@ mod tests {
             pod_cidrs: vec!["10.1.1.0/24".parse().unwrap()],
             wireguard_key: None,
             encryption_key: 0,
-            labels: std::sync::Arc::default(),
+            labels: Default::default(),
             ready: None,
             health: Default::default(),
         };

@@ -93,10 +93,9 @@ fn names_and_numbers_of_others_are_refused() {
 fn labels_and_annotations_that_name_others_stay_text() {
     let mut world = world(Limits::default());
     let mut node = crate::wire::Node::new("c2", 2, "n9");
-    for key in ["io.cilium.k8s.policy.cluster", "topology.kubernetes.io/cluster", "cluster"] {
-        std::sync::Arc::make_mut(&mut node.labels).insert(key.into(), "c1".into());
-        node.annotations.insert(key.into(), "c1".into());
-    }
+    let keys = ["io.cilium.k8s.policy.cluster", "topology.kubernetes.io/cluster", "cluster"];
+    node.annotations = keys.into_iter().map(|key| (key.into(), "c1".into())).collect();
+    node.labels = node.annotations.clone().into();
     let text = String::from_utf8(node.encode().unwrap()).unwrap();
     publish(&mut world, &[(of(Kind::Nodes, "n9"), text)]);
     let Record::Node(taken) = &world.sites[1].known[&(Kind::Nodes, "n9".to_owned())] else { panic!() };

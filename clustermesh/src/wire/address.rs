@@ -116,6 +116,13 @@ pub(crate) fn cidr(value: &Value<'_>, name: &str) -> Result<Prefix, Reject> {
     Ok(prefix)
 }
 
+/// A CIDR of an address and a mask in base64, if nothing is wrong with it.
+pub(crate) fn plain_cidr(ip: &str, mask: &str) -> Option<Prefix> {
+    let address = parse_ip(ip)?;
+    let len = mask_len(&GO_BASE64.decode(mask).ok()?, address.is_ipv4())?;
+    Prefix::new(address, len).filter(|prefix| check_ownable(prefix).is_ok())
+}
+
 /// Writes a prefix as Go writes `*net.IPNet`.
 pub(crate) struct GoCidr<'a>(pub(crate) &'a Prefix);
 

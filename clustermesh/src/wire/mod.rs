@@ -12,6 +12,7 @@ pub mod json;
 pub mod key;
 pub mod node;
 mod plain;
+mod plain_node;
 mod proto;
 mod reject;
 pub mod relay;

@@ -2,6 +2,7 @@
 
 use super::address::{self, GoCidr};
 use super::json::{self, JsonError, Object, Value};
+use super::plain_node;
 use super::reject::{Reason, Reject};
 use super::{Remote, filled, string_map};
 use serde::Serialize;
@@ -11,6 +12,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use tombolo_base::prefix::Prefix;
 use tombolo_base::text::shared;
+use tombolo_base::texts::Texts;
 
 /// Most addresses that a node may have.
 pub const MAX_ADDRESSES: usize = 256;
@@ -52,7 +54,7 @@ pub struct Node {
     /// 0 none, 1-15 IPsec, 255 WireGuard.
     pub encryption_key: u8,
     /// Kubernetes labels.
-    pub labels: Arc<BTreeMap<Arc<str>, Arc<str>>>,
+    pub labels: Texts,
     /// Kubernetes annotations.
     pub annotations: BTreeMap<Arc<str>, Arc<str>>,
     /// Base64 of the public key, `""` if none.
@@ -76,7 +78,7 @@ impl Node {
             ingress: [None, None],
             source: shared("local"),
             encryption_key: 0,
-            labels: Arc::default(),
+            labels: Texts::default(),
             annotations: BTreeMap::new(),
             wireguard_key: shared(""),
             boot_id: shared(""),
@@ -88,6 +90,14 @@ impl Node {
     /// # Errors
     /// [`Reject`] with the counted reason.
     pub fn decode(remote: &Remote, key_name: &str, value: &[u8]) -> Result<Self, Reject> {
+        match plain_node::read(remote, key_name, value) {
+            Some(node) => Ok(node),
+            None => Self::decode_any(remote, key_name, value),
+        }
+    }
+
+    /// Reads a node in any form, and says what is wrong with it.
+    pub(super) fn decode_any(remote: &Remote, key_name: &str, value: &[u8]) -> Result<Self, Reject> {
         let value = json::parse(value)?;
         let root = value.object("node")?;
         let (name, cluster) = (root.text("Name")?, root.text("Cluster")?);
@@ -131,6 +141,7 @@ fn addresses(root: &Object<'_, '_>) -> Result<Vec<Address>, Reject> {
             return Err(Reject::new(Reason::TooMany, format!("more than {MAX_ADDRESSES} addresses")));
         }
     }
+    addresses.shrink_to_fit();
     Ok(addresses)
 }
 
@@ -146,6 +157,7 @@ fn pod_cidrs(root: &Object<'_, '_>, first: &str, rest: &str, ipv4: bool) -> Resu
             return Err(Reject::new(Reason::TooMany, format!("more than {MAX_POD_CIDRS} pod CIDRs")));
         }
     }
+    cidrs.shrink_to_fit();
     match cidrs.iter().find(|cidr| cidr.is_ipv4() != ipv4) {
         Some(_) => Err(JsonError::field(first, "pod CIDR of the other family").into()),
         None => Ok(cidrs),
@@ -197,7 +209,8 @@ impl Serialize for Node {
         record.serialize_field("ClusterID", &self.cluster_id)?;
         record.serialize_field("Source", &self.source)?;
         record.serialize_field("EncryptionKey", &self.encryption_key)?;
-        record.serialize_field("Labels", &filled(&self.labels))?;
+        let labels = if self.labels.is_empty() { None } else { Some(&self.labels) };
+        record.serialize_field("Labels", &labels)?;
         record.serialize_field("Annotations", &filled(&self.annotations))?;
         record.serialize_field("WireguardPubKey", &self.wireguard_key)?;
         record.serialize_field("BootID", &self.boot_id)?;

@@ -23,18 +23,28 @@ pub(super) struct Plain<'a> {
     service_account: Option<&'a str>,
 }
 
-struct Reader<'a> {
+/// Reads what is written plainly, from left to right.
+pub(super) struct Reader<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Reader<'a> {
-    fn take(&mut self, expected: &[u8]) -> Option<()> {
+    pub(super) const fn new(value: &'a [u8]) -> Self {
+        Self { rest: value }
+    }
+
+    pub(super) const fn is_at_end(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    /// What stands there and nothing else; otherwise nothing is read.
+    pub(super) fn take(&mut self, expected: &[u8]) -> Option<()> {
         self.rest = self.rest.strip_prefix(expected)?;
         Some(())
     }
 
     /// Text between quotes, of printable ASCII.
-    fn text(&mut self) -> Option<&'a str> {
+    pub(super) fn text(&mut self) -> Option<&'a str> {
         self.take(b"\"")?;
         let plain = |byte: &u8| matches!(byte, b' '..=b'~') && *byte != b'\\' && *byte != b'"';
         let end = self.rest.iter().position(|byte| !plain(byte))?;
@@ -45,7 +55,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Digits without a leading zero.
-    fn number(&mut self) -> Option<u32> {
+    pub(super) fn number(&mut self) -> Option<u32> {
         let end = self.rest.iter().position(|byte| !byte.is_ascii_digit())?;
         let (digits, rest) = self.rest.split_at_checked(end)?;
         self.rest = rest;
@@ -54,38 +64,54 @@ impl<'a> Reader<'a> {
         }
         std::str::from_utf8(digits).ok()?.parse().ok()
     }
+
+    /// What stands between brackets, item by item.
+    pub(super) fn items(
+        &mut self,
+        open: &[u8],
+        close: &[u8],
+        mut item: impl FnMut(&mut Self) -> Option<()>,
+    ) -> Option<()> {
+        self.take(open)?;
+        if self.take(close).is_some() {
+            return Some(());
+        }
+        loop {
+            item(self)?;
+            if self.take(close).is_some() {
+                return Some(());
+            }
+            self.take(b",")?;
+        }
+    }
 }
 
 /// Fills a field; one that stands twice is not plain.
-fn once<T>(field: &mut Option<T>, value: Option<T>) -> Option<()> {
+pub(super) fn once<T>(field: &mut Option<T>, value: Option<T>) -> Option<()> {
     field.replace(value?).is_none().then_some(())
 }
 
 impl<'a> Plain<'a> {
     pub(super) fn read(value: &'a [u8]) -> Option<Self> {
-        let mut reader = Reader { rest: value };
+        let mut reader = Reader::new(value);
         let mut plain = Self::default();
-        reader.take(b"{")?;
-        loop {
+        reader.items(b"{", b"}", |reader| {
             let name = reader.text()?;
             reader.take(b":")?;
             match name {
-                "IP" => once(&mut plain.ip, reader.text())?,
-                "Mask" => once(&mut plain.mask, reader.take(b"null"))?,
-                "HostIP" => once(&mut plain.host, reader.text())?,
-                "ID" => once(&mut plain.id, reader.number())?,
-                "Key" => once(&mut plain.key, reader.number())?,
-                "Metadata" => once(&mut plain.metadata, reader.text())?,
-                "K8sNamespace" => once(&mut plain.namespace, reader.text())?,
-                "K8sPodName" => once(&mut plain.pod, reader.text())?,
-                "K8sServiceAccount" => once(&mut plain.service_account, reader.text())?,
-                _ => return None,
+                "IP" => once(&mut plain.ip, reader.text()),
+                "Mask" => once(&mut plain.mask, reader.take(b"null")),
+                "HostIP" => once(&mut plain.host, reader.text()),
+                "ID" => once(&mut plain.id, reader.number()),
+                "Key" => once(&mut plain.key, reader.number()),
+                "Metadata" => once(&mut plain.metadata, reader.text()),
+                "K8sNamespace" => once(&mut plain.namespace, reader.text()),
+                "K8sPodName" => once(&mut plain.pod, reader.text()),
+                "K8sServiceAccount" => once(&mut plain.service_account, reader.text()),
+                _ => None,
             }
-            match reader.rest {
-                b"}" => return Some(plain),
-                _ => reader.take(b",")?,
-            }
-        }
+        })?;
+        reader.is_at_end().then_some(plain)
     }
 
     /// The entry, if nothing is wrong with it.
@@ -119,11 +145,11 @@ impl<'a> Plain<'a> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use tombolo_base::ids::{ClusterId, ClusterName, MaxClusters};
 
-    fn remote() -> Remote {
+    pub(crate) fn remote() -> Remote {
         let max = MaxClusters::C255;
         let name = ClusterName::new("c1").unwrap();
         Remote { name, id: ClusterId::new(1, max).unwrap(), max, own: false }
@@ -149,16 +175,17 @@ mod tests {
         }
     }
 
-    /// It may say less than the other reader, and never something else.
-    #[test]
-    fn damaged_values_are_read_alike_or_left_alone() {
-        let pieces: [&[u8]; 14] = [
+    /// Small damage of all sorts to some of the texts.
+    pub(crate) fn damage(texts: &[&'static str], times: usize, mut look: impl FnMut(&[u8], &'static str)) {
+        let pieces: [&[u8]; 16] = [
             b"\"",
             b"\\",
             b"0",
             b"9",
             b",",
             b"}",
+            b"]",
+            b"{",
             b"null",
             b" ",
             b"IP",
@@ -173,22 +200,30 @@ mod tests {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             usize::try_from(seed >> 33).unwrap() % below
         };
-        let mut read = 0;
-        for _ in 0..60_000 {
-            let text = TEXTS[random(TEXTS.len())];
+        for _ in 0..times {
+            let text = texts[random(texts.len())];
             let mut value = text.as_bytes().to_vec();
             for _ in 0..=random(2) {
                 let (at, piece) = (random(value.len()), pieces[random(pieces.len())]);
                 let until = if random(2) == 0 { at } else { value.len().min(at + 1 + random(3)) };
                 value.splice(at..until, piece.iter().copied());
             }
-            let quick = Plain::read(&value).and_then(|plain| plain.entry(&remote(), name(text)));
+            look(&value, text);
+        }
+    }
+
+    /// It may say less than the other reader, and never something else.
+    #[test]
+    fn damaged_values_are_read_alike_or_left_alone() {
+        let mut read = 0;
+        damage(&TEXTS, 60_000, |value, text| {
+            let quick = Plain::read(value).and_then(|plain| plain.entry(&remote(), name(text)));
             if let Some(entry) = quick {
                 read += 1;
-                let slow = IpEntry::decode_any(&remote(), name(text), &value);
-                assert_eq!(slow, Ok(Some(entry)), "{}", String::from_utf8_lossy(&value));
+                let slow = IpEntry::decode_any(&remote(), name(text), value);
+                assert_eq!(slow, Ok(Some(entry)), "{}", String::from_utf8_lossy(value));
             }
-        }
+        });
         assert!(read > 1000, "{read}");
     }
 }

@@ -16,6 +16,7 @@ use crate::rows::NodeRow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use tombolo_base::texts::Texts;
 
 /// The load balancer class that this control plane serves besides services without one.
 pub const LOAD_BALANCER_CLASS: &str = "io.cilium/bgp-control-plane";
@@ -56,7 +57,7 @@ pub struct Inputs<'a> {
     /// This node.
     pub node: &'a NodeRow,
     /// The labels of every node of this cluster, this one included.
-    pub nodes: &'a [Arc<BTreeMap<Arc<str>, Arc<str>>>],
+    pub nodes: &'a [Texts],
     /// `CiliumBGPClusterConfig`s.
     pub configs: &'a [ClusterConfigRow],
     /// `CiliumBGPPeerConfig`s.
@@ -119,7 +120,7 @@ pub fn plan(inputs: &Inputs<'_>) -> Plan {
 /// Configurations that no node of the cluster fits.
 fn unmatched(inputs: &Inputs<'_>, plan: &mut Plan) {
     for config in inputs.configs {
-        let fits = |labels: &Arc<_>| config.node_selector.matches_map(labels);
+        let fits = |labels: &Texts| config.node_selector.matches_texts(labels);
         if !fits(&inputs.node.labels) && !inputs.nodes.iter().any(fits) {
             let text = "no node has the labels of spec.nodeSelector; correct the selector or label a node";
             plan.complain((CLUSTER_CONFIG, &config.name), ConditionType::NoMatchingNode, text);
@@ -130,7 +131,7 @@ fn unmatched(inputs: &Inputs<'_>, plan: &mut Plan) {
 /// The configuration whose selector matches; the first by name if several do.
 fn choose_config<'a>(inputs: &Inputs<'a>, plan: &mut Plan) -> Option<&'a ClusterConfigRow> {
     let mut matching: Vec<_> =
-        inputs.configs.iter().filter(|c| c.node_selector.matches_map(&inputs.node.labels)).collect();
+        inputs.configs.iter().filter(|c| c.node_selector.matches_texts(&inputs.node.labels)).collect();
     matching.sort_by(|a, b| a.name.cmp(&b.name));
     let (first, others) = matching.split_first()?;
     for other in others {

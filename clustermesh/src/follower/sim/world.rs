@@ -352,7 +352,7 @@ pub(crate) fn identity(cluster: &str, id: u32, number: u64, app: u64) -> (String
 
 fn node(cluster: &str, id: u32, number: u64, label: u64) -> (String, String) {
     let mut node = crate::wire::Node::new(cluster, id, &format!("n{number}"));
-    node.labels = std::sync::Arc::new([("rack".into(), format!("r{label}").into())].into());
+    node.labels = [("rack".into(), format!("r{label}").into())].into_iter().collect();
     let value = String::from_utf8(node.encode().unwrap()).unwrap();
     (key_of(Kind::Nodes, cluster, &format!("n{number}")), value)
 }

@@ -1,7 +1,6 @@
 //! The clusters that are read: keys and values as an agent publishes them, in cache layout, many clusters in one etcd.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::Arc;
 
 use tombolo_base::ids::{ClusterId, ClusterName, IdentityId, MaxClusters};
 use tombolo_base::labels::Labels;
@@ -118,7 +117,7 @@ impl Cluster {
         ];
         let turn = (turn > 0).then(|| ("turn", turn.to_string()));
         let labels = labels.into_iter().chain(turn).map(|(key, value)| (key.into(), value.into()));
-        entry.labels = Arc::new(labels.collect());
+        entry.labels = labels.collect();
         Ok((self.key(Kind::Nodes, &name), entry.encode()?))
     }
 

@@ -226,7 +226,7 @@ fn tuning(inputs: &Inputs<'_>, speaker: &Speaker<'_>, peer: &PeerIntent, plan: &
     let mut matching: Vec<_> = inputs
         .policies
         .iter()
-        .filter(|policy| policy.node_selector.matches_map(&inputs.node.labels))
+        .filter(|policy| policy.node_selector.matches_texts(&inputs.node.labels))
         .filter(|policy| {
             policy.peers.iter().any(|one| one.fits(instance, &peer.name, peer.peer_config.as_deref()))
         })
