@@ -235,8 +235,10 @@ impl<K: Ord + Clone> Dirty<K> {
     }
 
     fn tidy(&mut self) {
-        // What is sorted already costs little.
-        self.keys.sort();
+        // Sorting where it stands needs no room: there may be a million.
+        if self.unique < self.keys.len() {
+            self.keys.sort_unstable();
+        }
         self.keys.dedup();
         self.unique = self.keys.len();
     }
@@ -299,9 +301,21 @@ impl<R: Row> Table<R> {
     /// A stream of changes that starts with all present rows.
     #[must_use]
     pub fn changes(&self) -> Changes<R> {
+        self.reader(|snapshot| {
+            let keys: Vec<_> = snapshot.rows.keys().collect();
+            Dirty { unique: keys.len(), keys, sources: !snapshot.sources.is_empty() }
+        })
+    }
+
+    /// A stream of the changes from now on.
+    #[must_use]
+    pub fn later_changes(&self) -> Changes<R> {
+        self.reader(|_| Dirty { unique: 0, keys: Vec::new(), sources: false })
+    }
+
+    fn reader(&self, unseen: impl FnOnce(&Snapshot<R>) -> Dirty<R::Key>) -> Changes<R> {
         let snapshot = lock(&self.0.snapshot);
-        let keys: Vec<_> = snapshot.rows.keys().collect();
-        let dirty = Dirty { unique: keys.len(), keys, sources: !snapshot.sources.is_empty() };
+        let dirty = unseen(&snapshot);
         let subscriber = Arc::new(Subscriber { dirty: Mutex::new(dirty), event: Event::new() });
         let mut subscribers = lock(&self.0.subscribers);
         subscribers.retain(|weak| weak.strong_count() > 0);

@@ -255,6 +255,23 @@ impl<T: Clone> Tree<T> {
         old
     }
 
+    /// Moves the items into as few nodes as can be: what came in no order leaves them two thirds full.
+    pub fn pack(&mut self) {
+        let items: Vec<T> = self.iter().cloned().collect();
+        let mut nodes: Vec<Node<T>> = items.chunks(MAX).map(|chunk| Node::Leaf(chunk.to_vec())).collect();
+        drop(items);
+        while nodes.len() > 1 {
+            let mut children =
+                nodes.into_iter().filter_map(|node| Some((node.first()?.clone(), Arc::new(node))));
+            nodes = std::iter::from_fn(|| {
+                let some: Vec<_> = children.by_ref().take(MAX).collect();
+                (!some.is_empty()).then_some(Node::Branch(some))
+            })
+            .collect();
+        }
+        self.root = Arc::new(nodes.pop().unwrap_or_else(|| Node::Leaf(Vec::new())));
+    }
+
     /// Takes the item out that compares as equal.
     pub fn remove(&mut self, order: impl Fn(&T) -> Ordering) -> Option<T> {
         // What is not there must not cost a copy.
@@ -322,12 +339,7 @@ mod tests {
         tree.insert((key, value), |item| item.0.cmp(&key))
     }
 
-    #[test]
-    fn ascending_runs_fill_the_leaves() {
-        let mut tree = Tree::default();
-        for key in 0..20_000u16 {
-            insert(&mut tree, key, 0);
-        }
+    fn leaves(tree: &Tree<(u16, u8)>) -> usize {
         let mut nodes = vec![tree.root.clone()];
         let mut leaves = 0;
         while let Some(node) = nodes.pop() {
@@ -336,13 +348,33 @@ mod tests {
                 Node::Branch(children) => nodes.extend(children.iter().map(|(_, child)| child.clone())),
             }
         }
-        assert_eq!(leaves, 20_000 / MAX);
+        leaves
+    }
+
+    #[test]
+    fn ascending_runs_fill_the_leaves() {
+        let mut tree = Tree::default();
+        for key in 0..20_000u16 {
+            insert(&mut tree, key, 0);
+        }
+        assert_eq!(leaves(&tree), 20_000 / MAX);
+    }
+
+    #[test]
+    fn packing_fills_the_leaves() {
+        let mut tree = Tree::default();
+        for key in 0..20_000u16 {
+            insert(&mut tree, key.wrapping_mul(40_503), 0);
+        }
+        assert!(leaves(&tree) > 20_000 / MAX * 5 / 4, "{}", leaves(&tree));
+        tree.pack();
+        assert_eq!(leaves(&tree), 20_000 / MAX);
     }
 
     proptest! {
         /// It is what a `BTreeMap` would be, and clones do not change.
         #[test]
-        fn like_a_map(ops in prop::collection::vec((0u16..600, any::<u8>(), 0u8..9), 0..3000), sorted in any::<bool>()) {
+        fn like_a_map(ops in prop::collection::vec((0u16..600, any::<u8>(), 0u8..10), 0..3000), sorted in any::<bool>()) {
             let mut ops = ops;
             if sorted {
                 ops.sort_unstable();
@@ -353,7 +385,8 @@ mod tests {
                 match op {
                     0..=4 => prop_assert_eq!(insert(&mut tree, key, value).map(|old| old.1), model.insert(key, value)),
                     5..=7 => prop_assert_eq!(tree.remove(|item| item.0.cmp(&key)).map(|old| old.1), model.remove(&key)),
-                    _ => kept = Some((tree.clone(), model.clone())),
+                    8 => kept = Some((tree.clone(), model.clone())),
+                    _ => tree.pack(),
                 }
                 prop_assert_eq!(tree.len(), model.len());
                 prop_assert_eq!(tree.get(|item| item.0.cmp(&key)).map(|item| item.1), model.get(&key).copied());

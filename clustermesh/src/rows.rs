@@ -73,6 +73,9 @@ impl MeshSink for TableSink {
                 }
             });
         }
+        // Entries come in the order of their names. In that of the rows they go in beside each other, and fill what holds them.
+        sorted.identities.sort_by_key(|(id, ..)| *id);
+        sorted.ips.sort_by_key(|(entry, _)| entry.prefix);
         if !sorted.identities.is_empty() {
             self.identities.commit(|table| {
                 for (id, labels, keep) in sorted.identities {

@@ -185,11 +185,13 @@ pub(super) struct Entries {
     tree: Tree<Entry>,
     /// Single addresses with a mask: hardly any producer writes them.
     masked_hosts: usize,
+    /// Entries that came since the tree was packed.
+    loose: usize,
 }
 
 impl Entries {
     pub(super) fn new(kind: Option<Kind>) -> Self {
-        Self { kind, tree: Tree::default(), masked_hosts: 0 }
+        Self { kind, tree: Tree::default(), masked_hosts: 0, loose: 0 }
     }
 
     pub(super) const fn len(&self) -> usize {
@@ -229,6 +231,7 @@ impl Entries {
     ) {
         let entry = Entry { what: What::new(name, record), seen, bytes };
         self.masked_hosts += usize::from(entry.is_masked_host());
+        self.loose += 1;
         self.tree.insert(entry, |entry| entry.what.sought().cmp(&sought));
     }
 
@@ -236,6 +239,14 @@ impl Entries {
         let entry = self.tree.remove(|entry| entry.what.sought().cmp(&sought))?;
         self.masked_hosts -= usize::from(entry.is_masked_host());
         Some(entry)
+    }
+
+    /// A list is over, in the order of names and not of what they mean: if it brought much, less room is enough.
+    pub(super) fn pack(&mut self) {
+        if self.loose > self.tree.len() / 2 {
+            self.tree.pack();
+            self.loose = 0;
+        }
     }
 
     /// Takes out what a list did not show.

@@ -261,6 +261,7 @@ impl Store {
             self.bytes = self.bytes.saturating_sub(size(entry.bytes));
             changes.push(Change::Delete(entry.record().into_owned()));
         }
+        self.entries.pack();
     }
 
     /// Forgets everything.

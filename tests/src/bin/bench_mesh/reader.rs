@@ -210,8 +210,7 @@ pub(crate) async fn ours(folder: &Path, size: Size, planned: bool) -> Result<(),
     println!("done {rows}");
     let mut lags = Vec::new();
     let mut asked = std::pin::pin!(tokio::task::spawn_blocking(told));
-    let mut changes = tables.prefixes.changes();
-    changes.drain();
+    let mut changes = tables.prefixes.later_changes();
     loop {
         let batch = tokio::select! {
             batch = changes.next() => batch,
