@@ -1,11 +1,6 @@
 //! `tombolo router` as a process, with BIRD as its peers: what a changed file does to sessions, what outlives a kill, and next hops that go. Needs root.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "all of this file is test code, helpers included"
-)]
+#![cfg(test)]
 
 use std::path::PathBuf;
 use std::process::Command;

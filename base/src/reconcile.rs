@@ -177,11 +177,18 @@ impl<R: Row> Reconciler<R> {
 
     /// Takes in what changed in the desired table.
     pub fn observe(&mut self, batch: Batch<R>, now: Moment) {
-        let Batch { keys, snapshot, .. } = batch;
+        let Batch { keys, sources_changed, snapshot } = batch;
         self.desired = snapshot;
         for key in keys {
             self.enqueue(key);
         }
+        // There may be hundreds, and whose leftovers may go follows from nothing else.
+        if sources_changed {
+            self.sources_changed(now);
+        }
+    }
+
+    fn sources_changed(&mut self, now: Moment) {
         let (confirmed, desired) = (&mut self.confirmed, &self.desired);
         confirmed.retain(|source| desired.source_state(source).is_some());
         let initialized = desired.sources().filter(|(_, state)| *state == SourceState::Initialized);

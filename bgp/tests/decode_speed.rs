@@ -1,11 +1,6 @@
 //! How fast UPDATEs are read: 10 NLRI each, as in `make bench-bgp`. Prints; fails only below a fiftieth of the goal, as test machines are shared.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "all of this file is test code, helpers included"
-)]
+#![cfg(test)]
 
 mod support;
 

@@ -2,12 +2,7 @@
 //!
 //! Where they differ and we hold to our reading, `excused` says why. `TOMBOLO_BGP_DIFFERENCES` says how many messages (default 200,000).
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "all of this file is test code, helpers included"
-)]
+#![cfg(test)]
 
 mod support;
 

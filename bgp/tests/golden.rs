@@ -1,11 +1,6 @@
 //! The bytes of the corpus are what we send, and say what was meant. `TOMBOLO_BLESS=1` writes them anew.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "all of this file is test code, helpers included"
-)]
+#![cfg(test)]
 
 mod support;
 

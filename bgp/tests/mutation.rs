@@ -4,12 +4,7 @@
 //! twentieth part of the 10 million of `make fuzz-bgp`), `TOMBOLO_SEED` from where. A message that ever broke something is added to the
 //! corpus as a file of its own.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "all of this file is test code, helpers included"
-)]
+#![cfg(test)]
 
 mod support;
 

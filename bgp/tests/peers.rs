@@ -1,12 +1,7 @@
 //! What BIRD 2.0.12, FRR 8.4.4 and GoBGP 3.10 said when they were told `update-for-peers` by us (AS 65002) and passed it on to AS 65003:
 //! their OPENs, their words for our routes, their End-of-RIB. Captured once in a network namespace and kept; live sessions are in `tests/interop`.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "all of this file is test code, helpers included"
-)]
+#![cfg(test)]
 
 mod support;
 

@@ -1,11 +1,6 @@
 //! Whatever can be said is heard as it was said.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "all of this file is test code, helpers included"
-)]
+#![cfg(test)]
 
 mod support;
 

@@ -1,12 +1,7 @@
 //! What zettabgp 0.6.0 gets wrong (reference/bgp.md section 1), shown beside our answer. If one of its halves fails after an update, the
 //! library was repaired: then docs/adr/0010 may be thought over.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "all of this file is test code, helpers included"
-)]
+#![cfg(test)]
 
 mod support;
 

@@ -12,6 +12,7 @@
 //! * [`own`]: how the connection of publisher and relay to the own etcd is kept.
 //! * [`troubleshoot`]: walks the way to another cluster step by step and says which one fails.
 //! * [`partner`]: lets another cluster read this one, and takes that back.
+//! * [`operations`]: how long etcd takes.
 //! * [`rows`]: wire records from and to rows.
 //!
 //! ```no_run
@@ -45,6 +46,7 @@ pub mod certificate;
 pub mod error;
 pub mod etcd;
 pub mod follower;
+pub mod operations;
 pub mod own;
 pub mod partner;
 pub mod publisher;

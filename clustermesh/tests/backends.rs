@@ -1,16 +1,11 @@
 //! Backends of another cluster over a real etcd, from slices with conditions to the frontends of this cluster's node: tiers,
 //! overflow, what terminates, and an etcd that is gone for too long.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test that cannot go on fails"
-)]
+#![cfg(test)]
 
 mod rig;
 
 use rig::agent::{id, name};
+use rig::reader::reading;
 use rig::{Etcd, Pki, until};
 use std::path::Path;
 use std::sync::Arc;
@@ -21,7 +16,7 @@ use tombolo_base::clock::Moment;
 use tombolo_base::ids::MaxClusters;
 use tombolo_base::source::{Source, SourceState};
 use tombolo_base::table::{Changes, Table, Writer};
-use tombolo_clustermesh::follower::{self, Limits, MeshConfig, Timers};
+use tombolo_clustermesh::follower::{self, Limits, MeshConfig};
 use tombolo_clustermesh::publisher::{self, Desired, PublisherConfig, PublisherHandle};
 use tombolo_clustermesh::rows::{RemoteSlices, TableSink, service_entry, slice_entry};
 use tombolo_clustermesh::wire::ExportMode;
@@ -180,27 +175,8 @@ async fn follow(folder: &Path, cancel: &CancellationToken) -> (Table<RemoteServi
         own: name("b"),
         max: MaxClusters::C255,
     };
-    let config = MeshConfig {
-        cluster: name("b"),
-        cluster_id: Some(id(2)),
-        max: MaxClusters::C255,
-        folder: folder.to_owned(),
-        snapshots: None,
-        allow_plaintext: false,
-        own: None,
-        timers: Timers {
-            backoff_min: Duration::from_millis(200),
-            backoff_max: Duration::from_secs(1),
-            spread: Duration::from_millis(100),
-            config_retry: Duration::from_millis(500),
-            ..Timers::default()
-        },
-        limits: Limits { services_stale: Some(Duration::from_secs(3)), ..Limits::default() },
-        exports: true,
-        preference: Default::default(),
-        mirror: false,
-        relay: None,
-    };
+    let limits = Limits { services_stale: Some(Duration::from_secs(3)), ..Limits::default() };
+    let config = MeshConfig { limits, ..reading(folder) };
     let (_, task) = follower::start(config, Arc::new(sink), cancel.clone()).await;
     (table, task)
 }

@@ -1,87 +1,38 @@
 //! The drill of docs/clustermesh.md: certificates and the CA are renewed under connections that stand, and nothing is lost.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test that cannot go on fails"
-)]
+#![cfg(test)]
 
 mod rig;
 
-use rig::agent::{Agent, id, name, raw};
-use rig::recorder::Recorder;
+use rig::agent::{Agent, raw};
+use rig::reader::{Reader, remembering};
 use rig::{Etcd, Pki, until};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
-use tombolo_base::ids::MaxClusters;
-use tombolo_clustermesh::follower::{self, ClusterStatus, Limits, MeshConfig, MeshHandle, Timers};
+use tombolo_clustermesh::follower::{ClusterStatus, MeshConfig, Timers};
 use tombolo_clustermesh::publisher::PublisherStatus;
 use tombolo_clustermesh::wire::Kind;
 
 /// A reader of cluster b that looks at its certificates often.
-struct Reader {
-    seen: Recorder,
-    mesh: MeshHandle,
-    task: JoinHandle<()>,
-    cancel: CancellationToken,
+/// A reader that looks at its certificates often.
+fn watchful(folder: &Path) -> MeshConfig {
+    let config = remembering(folder);
+    MeshConfig { timers: Timers { certificates: Duration::from_millis(200), ..config.timers }, ..config }
 }
 
-impl Reader {
-    async fn start(folder: &Path) -> Self {
-        let config = MeshConfig {
-            preference: Default::default(),
-            mirror: false,
-            relay: None,
-            cluster: name("b"),
-            cluster_id: Some(id(2)),
-            max: MaxClusters::C255,
-            folder: folder.join("remotes"),
-            snapshots: Some(folder.join("snapshots")),
-            allow_plaintext: false,
-            own: None,
-            timers: Timers {
-                backoff_min: Duration::from_millis(200),
-                backoff_max: Duration::from_secs(1),
-                spread: Duration::from_millis(100),
-                config_retry: Duration::from_millis(500),
-                certificates: Duration::from_millis(200),
-                ..Timers::default()
-            },
-            limits: Limits::default(),
-            exports: true,
-        };
-        let (seen, cancel) = (Recorder::default(), CancellationToken::new());
-        let (mesh, task) = follower::start(config, Arc::new(seen.clone()), cancel.clone()).await;
-        Self { seen, mesh, task, cancel }
-    }
+/// Nothing was taken away so far, the services least of all.
+async fn has_lost_nothing(reader: &Reader, when: &str) {
+    let (view, status) = (reader.seen.view("a"), reader.status("a").await);
+    assert_eq!((view.deletes, view.count(Kind::Services)), (0, 1), "{when}");
+    assert!(status.withheld.is_empty() && view.count(Kind::Ips) >= 4, "{when}: {status:?}");
+}
 
-    async fn status(&self) -> ClusterStatus {
-        self.mesh.status().await.into_iter().find(|status| status.name == "a").unwrap_or_default()
-    }
-
-    async fn ready(&self) {
-        until("the reader to be ready", async || self.status().await.ready).await;
-    }
-
-    /// Nothing was taken away so far, the services least of all.
-    async fn has_lost_nothing(&self, when: &str) {
-        let (view, status) = (self.seen.view("a"), self.status().await);
-        assert_eq!((view.deletes, view.count(Kind::Services)), (0, 1), "{when}");
-        assert!(status.withheld.is_empty() && view.count(Kind::Ips) >= 4, "{when}: {status:?}");
-    }
-
-    async fn uses(&self, year: i32) {
-        let end = rcgen::date_time_ymd(year, 1, 1).unix_timestamp();
-        until("the renewed certificate", async || {
-            let status = self.status().await;
-            status.ready && status.certificate_expires_unix_secs == Some(end)
-        })
-        .await;
-    }
+async fn uses(reader: &Reader, year: i32) {
+    let end = rcgen::date_time_ymd(year, 1, 1).unix_timestamp();
+    until("the renewed certificate", async || {
+        let status = reader.status("a").await;
+        status.ready && status.certificate_expires_unix_secs == Some(end)
+    })
+    .await;
 }
 
 /// Two agents of a, and a reader of b that has seen everything.
@@ -91,8 +42,8 @@ async fn mesh(pki: &Pki, etcd: &Etcd, folder: &Path) -> (Agent, Agent, Reader) {
     tokio::join!(one.publish(&["n1", "n2"]), two.publish(&["n1", "n2"]));
     std::fs::create_dir_all(folder.join("remotes")).unwrap();
     etcd.write_file(pki, "remote", &folder.join("remotes/a.yaml"));
-    let reader = Reader::start(folder).await;
-    reader.ready().await;
+    let reader = Reader::start(watchful(folder)).await;
+    reader.ready("a").await;
     (one, two, reader)
 }
 
@@ -123,10 +74,10 @@ async fn a_renewed_certificate_is_used_by_a_second_connection_before_the_first_i
     let (pki, folder) = (Pki::new(), tempfile::tempdir().unwrap());
     let etcd = Etcd::start(&pki, "a").await;
     let (one, two, reader) = mesh(&pki, &etcd, folder.path()).await;
-    let before = reader.status().await;
+    let before = reader.status("a").await;
     pki.issue_with("remote", &[], |params| params.not_after = rcgen::date_time_ymd(2040, 1, 1));
-    reader.uses(2040).await;
-    let after = reader.status().await;
+    uses(&reader, 2040).await;
+    let after = reader.status("a").await;
     assert_eq!((after.reconnections, &after.last_failure), (before.reconnections, &before.last_failure));
     assert_eq!(after.etcd_id, before.etcd_id);
     // What comes now comes over the new connection.
@@ -134,23 +85,22 @@ async fn a_renewed_certificate_is_used_by_a_second_connection_before_the_first_i
     let ip = r#"{"IP":"10.1.9.9","Mask":null,"HostIP":"192.0.2.1","ID":2,"Key":0,"Metadata":""}"#;
     client.put("cilium/state/ip/v1/default/10.1.9.9", ip, None).await.unwrap();
     until("the new address", async || reader.seen.view("a").names(Kind::Ips).contains(&"10.1.9.9/32")).await;
-    reader.has_lost_nothing("renewed").await;
+    has_lost_nothing(&reader, "renewed").await;
     // One that the server does not take: the old connection stays, and the reader says so.
     let good = exchange(&pki, "remote");
     until("the refusal", async || {
-        let warnings = reader.status().await.warnings;
+        let warnings = reader.status("a").await.warnings;
         warnings
             .iter()
             .any(|text| text.contains("is kept") && text.contains("refuses this client certificate"))
     })
     .await;
-    let status = reader.status().await;
+    let status = reader.status("a").await;
     assert!(status.ready && status.reconnections == before.reconnections, "{status:?}");
     good.put_back();
-    until("the warning to go", async || reader.status().await.warnings.is_empty()).await;
-    reader.has_lost_nothing("after a bad renewal").await;
-    reader.cancel.cancel();
-    reader.task.await.unwrap();
+    until("the warning to go", async || reader.status("a").await.warnings.is_empty()).await;
+    has_lost_nothing(&reader, "after a bad renewal").await;
+    reader.stop().await;
     tokio::join!(one.stop(), two.stop());
 }
 
@@ -200,26 +150,25 @@ async fn the_ca_is_renewed_over_a_bundle_of_both() {
     let new = pki.renew_ca();
     std::fs::write(pki.path("ca.crt"), format!("{old}{new}")).unwrap();
     etcd.restart(&pki).await;
-    reader.ready().await;
-    reader.has_lost_nothing("old and new").await;
+    reader.ready("a").await;
+    has_lost_nothing(&reader, "old and new").await;
     // 2. New certificates for servers and clients; etcd takes its own at the next connection.
     pki.issue("server", &["localhost", "127.0.0.1"]);
     for user in ["root", "admin-a"] {
         pki.issue(user, &[]);
     }
     pki.issue_with("remote", &[], |params| params.not_after = rcgen::date_time_ymd(2041, 1, 1));
-    reader.uses(2041).await;
-    reader.has_lost_nothing("new certificates").await;
+    uses(&reader, 2041).await;
+    has_lost_nothing(&reader, "new certificates").await;
     // 3. Nobody trusts the old one any more.
     std::fs::write(pki.path("ca.crt"), &new).unwrap();
     etcd.restart(&pki).await;
-    reader.ready().await;
-    reader.has_lost_nothing("new").await;
+    reader.ready("a").await;
+    has_lost_nothing(&reader, "new").await;
     // The agents go on writing with theirs. (What somebody else wrote now, the next elected agent would sweep away.)
     one.handle.set_node([]);
     until("what an agent takes away", async || reader.seen.view("a").names(Kind::Nodes) == ["n2"]).await;
-    reader.cancel.cancel();
-    reader.task.await.unwrap();
+    reader.stop().await;
     tokio::join!(one.stop(), two.stop());
 }
 
@@ -265,7 +214,7 @@ async fn followers_of_one_etcd_share_a_connection_until_one_gives_it_up() {
     let file = |cluster: &str| remotes.join(format!("{cluster}.yaml"));
     ["a", "c"].iter().for_each(|cluster| etcd.write_file(&pki, "admin-a", &file(cluster)));
     let ours = connections_to(etcd.port);
-    let reader = Reader::start(folder.path()).await;
+    let reader = Reader::start(watchful(folder.path())).await;
     let all = async || reader.mesh.status().await;
     let current = async |nodes: usize, connections: usize| {
         until("both followers and their connections", async || {
@@ -287,6 +236,5 @@ async fn followers_of_one_etcd_share_a_connection_until_one_gives_it_up() {
     pki.issue("admin-a", &[]);
     put(vec![node("a", 3), node("c", 3)]).await;
     current(3, 1).await;
-    reader.cancel.cancel();
-    reader.task.await.unwrap();
+    reader.stop().await;
 }

@@ -1,80 +1,26 @@
 //! Publish in cluster a, follow from cluster b, over real etcds with mutual TLS and roles; and every fault between.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test that cannot go on fails"
-)]
+#![cfg(test)]
 
 mod rig;
 
 use rig::agent::{Agent, id, labels, name, raw};
-use rig::recorder::Recorder;
+use rig::reader::{Reader, remembering};
 use rig::{Etcd, Pki, until};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
-use tombolo_base::ids::{IdentityId, MaxClusters};
+use tombolo_base::ids::IdentityId;
 use tombolo_base::source::SourceState;
 use tombolo_clustermesh::MeshError;
-use tombolo_clustermesh::follower::{self, ClusterStatus, Limits, MeshConfig, MeshHandle, Timers};
+use tombolo_clustermesh::etcd::EtcdConfig;
+use tombolo_clustermesh::follower::MeshConfig;
 use tombolo_clustermesh::publisher::PublisherConfig;
 use tombolo_clustermesh::wire::Kind;
 
-/// A reader of cluster b.
-struct Reader {
-    seen: Recorder,
-    mesh: MeshHandle,
-    task: JoinHandle<()>,
-    cancel: CancellationToken,
-}
-
-impl Reader {
-    async fn start(folder: &Path, own: &str, own_id: u32, change: impl FnOnce(&mut MeshConfig)) -> Self {
-        let mut config = MeshConfig {
-            cluster: name(own),
-            cluster_id: Some(id(own_id)),
-            max: MaxClusters::C255,
-            folder: folder.join("remotes"),
-            snapshots: Some(folder.join("snapshots")),
-            allow_plaintext: false,
-            own: None,
-            timers: Timers {
-                backoff_min: Duration::from_millis(200),
-                backoff_max: Duration::from_secs(2),
-                spread: Duration::from_millis(200),
-                config_retry: Duration::from_millis(500),
-                ..Timers::default()
-            },
-            limits: Limits::default(),
-            exports: true,
-            preference: Default::default(),
-            mirror: false,
-            relay: None,
-        };
-        change(&mut config);
-        std::fs::create_dir_all(&config.folder).unwrap();
-        let (seen, cancel) = (Recorder::default(), CancellationToken::new());
-        let (mesh, task) = follower::start(config, Arc::new(seen.clone()), cancel.clone()).await;
-        Self { seen, mesh, task, cancel }
-    }
-
-    async fn status(&self, cluster: &str) -> ClusterStatus {
-        self.mesh.status().await.into_iter().find(|status| status.name == cluster).unwrap_or_default()
-    }
-
-    async fn ready(&self, cluster: &str) {
-        until("the reader to be ready", async || self.status(cluster).await.ready).await;
-    }
-
-    async fn stop(self) {
-        self.cancel.cancel();
-        self.task.await.unwrap();
-    }
+/// An agent of cluster a itself.
+fn sibling(folder: &Path, own: EtcdConfig) -> MeshConfig {
+    MeshConfig { cluster: name("a"), cluster_id: Some(id(1)), own: Some(own), ..remembering(folder) }
 }
 
 fn remotes(folder: &Path) -> std::path::PathBuf {
@@ -90,7 +36,7 @@ async fn two_agents(pki: &Pki, etcd: &Etcd, folder: &Path) -> (Agent, Agent, Rea
     let identities = tokio::join!(one.publish(&["n1", "n2"]), two.publish(&["n1", "n2"]));
     assert_eq!(identities.0, identities.1, "equal labels, one number");
     etcd.write_file(pki, "remote", &remotes(folder).join("a.yaml"));
-    let reader = Reader::start(folder, "b", 2, |_| {}).await;
+    let reader = Reader::start(remembering(folder)).await;
     reader.ready("a").await;
     (one, two, reader)
 }
@@ -108,6 +54,18 @@ async fn what_is_published_is_followed_and_removal_drains() {
     let status = reader.status("a").await;
     assert_eq!(status.config.cluster_id, Some(1));
     assert!(status.config.sync_canaries && status.rejected.total() == 0, "{status:?}");
+    // What publisher, allocator and follower asked of etcd was timed.
+    let timed = rig::operations();
+    for labels in [
+        "scope=\"nodes/v1\",kind=\"set\",action=\"Update\",outcome=\"success\"",
+        "scope=\"identities/v1\",kind=\"set\",action=\"CreateOnly\",outcome=\"success\"",
+        "scope=\"ip/v1\",kind=\"read\",action=\"ListPrefix\",outcome=\"success\"",
+    ] {
+        assert!(
+            timed.contains(&format!("_operations_duration_seconds_count{{{labels}}} ")),
+            "{labels}: {timed}"
+        );
+    }
     assert!(status.certificate_expires_unix_secs.is_some());
     // One pod goes; one bad entry costs only itself.
     two.handle.set_node([]);
@@ -149,8 +107,8 @@ async fn exports_are_followed_where_they_are_announced() {
     etcd.write_file(&pki, "remote", &remotes(folder.path()).join("a.yaml"));
     let own = etcd.config(&pki, "admin-a");
     // Another cluster's agent, and another node of the same cluster.
-    let reader = Reader::start(folder.path(), "b", 2, |_| {}).await;
-    let sibling = Reader::start(&folder.path().join("own"), "a", 1, |config| config.own = Some(own)).await;
+    let reader = Reader::start(remembering(folder.path())).await;
+    let sibling = Reader::start(sibling(&folder.path().join("own"), own)).await;
     for reader in [&reader, &sibling] {
         reader.ready("a").await;
         until("the export", async || reader.seen.view("a").names(Kind::ServiceExports) == ["shop/web"]).await;
@@ -167,7 +125,7 @@ async fn exports_are_followed_where_they_are_announced() {
         snapshot.contains("serviceexports") && snapshot.contains("exportCreationTimestamp"),
         "{snapshot}"
     );
-    let reader = Reader::start(folder.path(), "b", 2, |config| config.exports = true).await;
+    let reader = Reader::start(remembering(folder.path())).await;
     until("the snapshot", async || reader.seen.view("a").count(Kind::ServiceExports) == 1).await;
     // It stops announcing them: what was known goes, and nobody waits for a canary.
     one.stop().await;
@@ -188,7 +146,7 @@ async fn nothing_is_shown_before_all_nodes_have_published() {
     let one = Agent::start(&etcd, &pki, 1, folder.path(), |_| {});
     one.publish(&["n1", "n2"]).await;
     etcd.write_file(&pki, "remote", &remotes(folder.path()).join("a.yaml"));
-    let reader = Reader::start(folder.path(), "b", 2, |_| {}).await;
+    let reader = Reader::start(remembering(folder.path())).await;
     let mut published = one.handle.status();
     published.wait_for(|status| status.published && status.leader).await.unwrap();
     until("the configuration", async || reader.status("a").await.config.retrieved).await;
@@ -417,7 +375,7 @@ async fn the_other_nodes_of_the_own_cluster_are_followed_too() {
     let one = Agent::start(&etcd, &pki, 1, folder.path(), |_| {});
     one.publish(&["n1", "never"]).await;
     let own = etcd.config(&pki, "admin-a");
-    let reader = Reader::start(folder.path(), "a", 1, |config| config.own = Some(own)).await;
+    let reader = Reader::start(sibling(folder.path(), own)).await;
     // Before the canaries: what is there is used at once, only nothing is deleted.
     until("the node", async || reader.seen.view("a").names(Kind::Nodes) == ["n1"]).await;
     until("the assignment", async || reader.seen.view("a").names(Kind::Assignments) == ["shop/web"]).await;
@@ -439,7 +397,7 @@ async fn a_restarted_reader_starts_with_what_it_knew_and_broken_files_cost_only_
     reader.stop().await;
     etcd.stop();
     std::fs::write(folder.path().join("remotes/c.yaml"), "endpoints: [http://192.0.2.1:1]\n").unwrap();
-    let reader = Reader::start(folder.path(), "b", 2, |_| {}).await;
+    let reader = Reader::start(remembering(folder.path())).await;
     // Whoever prunes from here on knows of whom to spare, the one with the broken file included.
     assert!(
         reader.seen.view("a").state.is_some() && reader.seen.view("c").state == Some(SourceState::Pending)
@@ -460,7 +418,7 @@ async fn a_user_without_rights_and_a_stranger_are_told_what_to_do() {
     let (pki, folder) = (Pki::new(), tempfile::tempdir().unwrap());
     let etcd = Etcd::start(&pki, "a").await;
     etcd.write_file(&pki, "nobody", &remotes(folder.path()).join("a.yaml"));
-    let reader = Reader::start(folder.path(), "b", 2, |_| {}).await;
+    let reader = Reader::start(remembering(folder.path())).await;
     until("the refusal", async || reader.status("a").await.last_failure.is_some()).await;
     let text = reader.status("a").await.last_failure.unwrap().text;
     assert!(text.contains("denied") && text.contains("role"), "{text}");
@@ -502,7 +460,7 @@ async fn a_broken_certificate_names_its_file_and_one_that_ends_soon_is_told() {
     let (good_cert, good_key) = (std::fs::read(&cert).unwrap(), std::fs::read(&key).unwrap());
     std::fs::write(&cert, "garbage").unwrap();
     etcd.write_file(&pki, "remote", &file);
-    let reader = Reader::start(folder.path(), "b", 2, |_| {}).await;
+    let reader = Reader::start(remembering(folder.path())).await;
     failure_of(&reader, &cert.display().to_string(), "holds no certificate").await;
     std::fs::write(&cert, &good_cert).unwrap();
     std::fs::copy(pki.path("nobody.key"), &key).unwrap();
@@ -567,7 +525,7 @@ async fn the_lag_is_measured_by_the_beats_of_the_elected_agent_with_a_readers_ri
     let one = Agent::start(&etcd, &pki, 1, folder.path(), |config| config.beat = Duration::from_millis(100));
     one.publish(&["n1"]).await;
     etcd.write_file(&pki, "remote", &remotes(folder.path()).join("a.yaml"));
-    let reader = Reader::start(folder.path(), "b", 2, |_| {}).await;
+    let reader = Reader::start(remembering(folder.path())).await;
     reader.ready("a").await;
     until("twenty beats", async || reader.status("a").await.lag.is_some_and(|lag| lag.lag.count >= 20)).await;
     let status = reader.status("a").await;

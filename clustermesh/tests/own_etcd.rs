@@ -1,19 +1,16 @@
 //! The own etcd, really: who is elected there, and how often an agent comes back that cannot work.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test that cannot go on fails"
-)]
+#![cfg(test)]
 
 mod rig;
 
 use etcd_client::{AlarmAction, AlarmType};
-use rig::agent::Agent;
+use rig::agent::{Agent, raw};
 use rig::{Etcd, Pki, until};
+use std::collections::BTreeMap;
 use std::time::Duration;
-use tombolo_clustermesh::publisher::PublisherConfig;
+use tombolo_base::ids::IdentityId;
+use tombolo_clustermesh::publisher::{Desired, PublisherConfig};
+use tombolo_clustermesh::wire::IpEntry;
 
 const TTL: Duration = Duration::from_secs(2);
 
@@ -77,5 +74,29 @@ async fn two_agents_of_one_name_take_the_election_from_each_other_once() {
     assert!(first.warnings(0).iter().any(|text| text.contains("another agent of this node's name")));
     two.stop().await;
     one.handle.status().wait_for(|status| status.leader && !status.namesake).await.unwrap();
+    one.stop().await;
+}
+
+/// etcd slows down with more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_holds_a_thousand_keys_at_most() {
+    const PODS: u16 = 2500;
+    let (pki, folder) = (Pki::new(), tempfile::tempdir().unwrap());
+    let etcd = Etcd::start(&pki, "a").await;
+    let one = Agent::start(&etcd, &pki, 1, folder.path(), |_| {});
+    let pod = |n: u16| {
+        let [high, low] = n.to_be_bytes();
+        let entry =
+            IpEntry::pod([10, 1, high, low].into(), IdentityId(66_001), [192, 0, 2, 1].into(), "shop", "web");
+        Desired::ip(&entry).unwrap()
+    };
+    one.handle.set_node((0..PODS).map(pod));
+    one.handle.status().wait_for(|status| status.node_keys == usize::from(PODS)).await.unwrap();
+    let mut by_lease = BTreeMap::<i64, usize>::new();
+    for (_, lease, _) in raw(&etcd, &pki, "cilium/state/ip/v1/default/").await {
+        *by_lease.entry(lease).or_default() += 1;
+    }
+    assert_eq!(by_lease.values().sum::<usize>(), usize::from(PODS));
+    assert!(by_lease.len() == 3 && by_lease.values().all(|keys| *keys <= 1000), "{by_lease:?}");
     one.stop().await;
 }

@@ -1,18 +1,13 @@
 //! What may befall a relay and the etcds on its sides: none of it takes anything from who reads the mirrors.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test that cannot go on fails"
-)]
+#![cfg(test)]
 
 mod rig;
 
-use rig::relay::{Reader, Relay, World, assert_exact, below, ip, publish, put};
+use rig::reader::{Reader, reading};
+use rig::relay::{Relay, World, assert_exact, below, ip, publish, put};
 use rig::{Etcd, until};
 use std::time::Duration;
-use tombolo_clustermesh::follower::MeshConfig;
+use tombolo_clustermesh::follower::{Limits, MeshConfig};
 use tombolo_clustermesh::wire::Kind;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -20,7 +15,7 @@ async fn emptied_etcds_on_either_side_take_nothing_from_agents() {
     let mut world = World::new().await;
     let relay = world.relay("r1").await;
     relay.complete("a").await;
-    let through = Reader::start(world.through("agent"), |_| {}).await;
+    let through = Reader::start(reading(&world.through("agent"))).await;
     let before = through.ready("a").await;
     // The own etcd is wiped: the mirror is written anew, canaries last.
     world.b.wipe(&world.pki).await;
@@ -71,8 +66,8 @@ async fn a_dead_cluster_is_seen_through_the_relay_and_does_not_hold_up_others() 
     assert!(dead["status"].as_str().unwrap().contains("refused"), "{dead}");
     assert_eq!(report("a").await["ready"], true);
     // An agent with a short limit.
-    let limit = |config: &mut MeshConfig| config.limits.services_stale = Some(Duration::from_secs(4));
-    let through = Reader::start(world.through("agent"), limit).await;
+    let limits = Limits { services_stale: Some(Duration::from_secs(4)), ..Limits::default() };
+    let through = Reader::start(MeshConfig { limits, ..reading(&world.through("agent")) }).await;
     let before = through.ready("a").await;
     world.a.stop();
     until("the agent to be told", async || through.status("a").await.stale_secs.is_some()).await;

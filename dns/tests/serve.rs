@@ -1,11 +1,5 @@
 //! The unit over real sockets: datagrams, streams, upstreams, an agent that comes and goes, and damaged packets.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test that cannot go on fails"
-)]
+#![cfg(test)]
 
 use axum::body::{Body, Bytes};
 use axum::routing::get;

@@ -1,5 +1,5 @@
 //! Too big, encryption, hooks and pins.
-#![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#![cfg(test)]
 
 mod support;
 use support::*;

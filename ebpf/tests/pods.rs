@@ -1,5 +1,5 @@
 //! Pod traffic by BPF_PROG_TEST_RUN: source check, fail closed, same node, overlay, direct, policy, answers.
-#![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#![cfg(test)]
 
 mod support;
 use support::*;

@@ -1,11 +1,6 @@
 //! Services by BPF_PROG_TEST_RUN: ClusterIP, LoadBalancer with local and remote backends, answers, hairpin, ICMP errors.
-#![allow(
-    missing_docs,
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::cast_possible_truncation
-)]
+#![cfg(test)]
+#![allow(clippy::cast_possible_truncation)]
 
 mod support;
 use support::*;

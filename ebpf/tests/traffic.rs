@@ -1,7 +1,6 @@
 //! Real traffic: pods in namespaces of their own, two nodes with a real VXLAN device between them, everything through
 //! the hooked programs. One group forces clsact.
-#![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
-#![allow(clippy::expect_used)]
+#![cfg(test)]
 
 mod support;
 use support::space::*;

@@ -1,6 +1,7 @@
 //! The WireGuard device is a TUN: packets without a link layer. What comes out of it reaches pods, what must be encrypted
 //! goes into it.
-#![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, unsafe_code)]
+#![cfg(test)]
+#![allow(unsafe_code)]
 
 mod support;
 use std::fs::File;

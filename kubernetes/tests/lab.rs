@@ -1,5 +1,5 @@
 //! The manifests that the lab ships, through the source and the pure planners that read its tables.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test may panic")]
+#![cfg(test)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;

@@ -1,6 +1,6 @@
 //! The verbs against a real kernel, in private network namespaces. Needs root: without it the tests fail.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
+#![cfg(test)]
 
 use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::time::Duration;

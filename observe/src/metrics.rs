@@ -104,12 +104,13 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// All metrics as text.
+    /// All metrics as text, with those that `more` adds: what is not set here but counted where it happens.
     ///
     /// # Errors
     /// Only if the writer fails, which a `String` does not.
-    pub fn render(&self) -> Result<String, std::fmt::Error> {
+    pub fn render(&self, more: impl FnOnce(&mut Registry)) -> Result<String, std::fmt::Error> {
         let mut registry = Registry::default();
+        more(&mut registry);
         add(&mut registry, "tombolo_datapath_packets", "Packets by verdict and direction", &self.packets);
         add(&mut registry, "tombolo_table_rows", "Rows by table", &self.rows);
         add(
@@ -169,7 +170,7 @@ mod tests {
         let metrics = Metrics::default();
         metrics.rows.get_or_create(&TableLabels { table: "nodes".to_owned() }).set(4);
         metrics.flows.inc();
-        let text = metrics.render().unwrap();
+        let text = metrics.render(|_| {}).unwrap();
         assert!(text.contains("tombolo_table_rows{table=\"nodes\"} 4"), "{text}");
         assert!(text.contains("tombolo_flows_total 1"), "{text}");
     }

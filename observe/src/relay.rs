@@ -42,12 +42,13 @@ pub struct RelayMetrics {
 }
 
 impl RelayMetrics {
-    /// All metrics as text.
+    /// All metrics as text, with those that `more` adds: what is not set here but counted where it happens.
     ///
     /// # Errors
     /// Only if the writer fails, which a `String` does not.
-    pub fn render(&self) -> Result<String, std::fmt::Error> {
+    pub fn render(&self, more: impl FnOnce(&mut Registry)) -> Result<String, std::fmt::Error> {
         let mut registry = Registry::default();
+        more(&mut registry);
         let mesh = "cilium_kvstoremesh";
         add(&mut registry, "tombolo_relay_elected", "1 if elected", &self.elected);
         add(&mut registry, &format!("{mesh}_remote_clusters"), "Clusters with a file", &self.remote_clusters);
@@ -82,7 +83,7 @@ mod tests {
         let metrics = RelayMetrics::default();
         metrics.queue.get_or_create(&SourceLabels { source_cluster: "west".to_owned() }).set(4);
         metrics.elected.set(1);
-        let text = metrics.render().unwrap();
+        let text = metrics.render(|_| {}).unwrap();
         assert!(
             text.contains("cilium_kvstoremesh_kvstore_sync_queue_size{source_cluster=\"west\"} 4"),
             "{text}"

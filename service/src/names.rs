@@ -169,6 +169,8 @@ pub struct Planner {
     inputs: Inputs,
     gate: Gate,
     open: bool,
+    /// Whether some cluster has said nothing of what it shares.
+    remote_pending: bool,
     held: BTreeSet<NameKey>,
 }
 
@@ -181,6 +183,7 @@ impl Planner {
             inputs: Inputs::default(),
             gate: Gate::new(start),
             open: false,
+            remote_pending: false,
             held: BTreeSet::new(),
         }
     }
@@ -193,10 +196,11 @@ impl Planner {
 
     /// Takes in what changed and writes the entries it touches.
     pub fn step(&mut self, changes: InputChanges, now: Moment, out: &Writer<NameRow>) {
+        self.gate.observe(changes.services.as_ref());
+        self.gate.observe(changes.slices.as_ref());
+        self.gate.observe(changes.remote.as_ref());
+        self.gate.observe(changes.imports.as_ref());
         let mut affected = self.take(changes);
-        let inputs = &self.inputs;
-        let own = inputs.services.sources().chain(inputs.slices.sources());
-        self.gate.observe(own.chain(inputs.remote.sources()).chain(inputs.imports.sources()));
         self.open |= self.gate.is_open(now);
         affected.append(&mut self.held);
         out.commit(|txn| {
@@ -235,15 +239,14 @@ impl Planner {
     /// Whether an entry may say less than what its sources will say.
     fn says_less(&self, entry: &NameEntry) -> bool {
         let name = ServiceName { namespace: entry.namespace.clone(), name: entry.name.clone() };
-        let waits = || self.inputs.remote.sources().any(|(_, state)| state == SourceState::Pending);
         let short = match (&entry.answer, entry.zone) {
             (NameAnswer::Headless { .. }, NameZone::Cluster) => {
-                self.inputs.services.get(&name).is_some_and(|service| service.global) && waits()
+                self.inputs.services.get(&name).is_some_and(|service| service.global) && self.remote_pending
             }
             (NameAnswer::Headless { .. }, NameZone::ClusterSet) => {
                 let import = self.inputs.imports.get(&name);
                 let carried = import.is_some_and(|row| self.inputs.services.get(&row.derived).is_some());
-                !carried || waits()
+                !carried || self.remote_pending
             }
             // Addresses are read from etcd.
             (NameAnswer::Service { addresses, .. }, NameZone::ClusterSet) => addresses.is_empty(),
@@ -268,6 +271,10 @@ impl Planner {
             inputs.slices = batch.snapshot;
         }
         if let Some(batch) = changes.remote {
+            if batch.sources_changed {
+                let pending = |(_, state)| state == SourceState::Pending;
+                self.remote_pending = batch.snapshot.sources().any(pending);
+            }
             services.extend(batch.keys.into_iter().map(|(name, _)| name));
             inputs.remote = batch.snapshot;
         }

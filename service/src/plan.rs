@@ -208,10 +208,11 @@ impl Planner {
 
     /// Takes in what changed and writes the rows of the services it touches.
     pub fn step(&mut self, changes: InputChanges, now: Moment, out: &Outputs) {
+        self.gate.observe(changes.services.as_ref());
+        self.gate.observe(changes.slices.as_ref());
+        self.gate.observe(changes.remote.as_ref());
+        self.gate.observe(changes.addresses.as_ref());
         let mut affected = self.take(changes);
-        let (services, remote) = (&self.inputs.services, &self.inputs.remote);
-        let others = self.inputs.slices.sources().chain(self.inputs.addresses.sources());
-        self.gate.observe(services.sources().chain(others).chain(remote.sources()));
         let opened = self.gate.is_open(now) && !self.gate_was_open;
         if opened {
             // Members that only the earlier life knew may go now: every service is looked at once.

@@ -1,9 +1,10 @@
 //! The house keeps its shape: arrows point down only, and every dependency may be used under our licence.
 
-#![allow(clippy::expect_used, reason = "a test that cannot read the workspace has failed")]
+#![cfg(test)]
 
 use cargo_metadata::{DependencyKind, Metadata, MetadataCommand};
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
 /// Floors from the top; a crate may use crates of lower floors only. `bgp` stands alone; containerlab and tests stand
 /// beside the house and may look at what is named for them.
@@ -204,7 +205,7 @@ fn a_version_in_a_member_is_found_wherever_it_stands() {
 const UNSAFE: &[&str] = &["ebpf/", "containerlab/src/enter.rs", "bgp/src/transport/sockopt.rs"];
 
 /// Rust files of a member, its bins, tests, benches and build script too.
-fn sources(folder: &std::path::Path, found: &mut Vec<std::path::PathBuf>) {
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(folder).expect("a folder of the workspace") {
         let path = entry.expect("an entry of a folder").path();
         if path.is_dir() && path.file_name().is_some_and(|name| name != "target") {
@@ -247,4 +248,46 @@ fn unsafe_code_stands_only_where_the_design_allows_it() {
             );
         }
     }
+}
+
+/// Names of functions in all members that the test harness, or a property, runs.
+fn tests_of_the_house() -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for package in metadata().workspace_packages() {
+        let mut files = Vec::new();
+        sources(package.manifest_path.parent().expect("a member's folder").as_std_path(), &mut files);
+        for file in files {
+            let text = std::fs::read_to_string(&file).expect("a source file");
+            let mut attributed = false;
+            for line in text.lines().map(str::trim_start) {
+                attributed |= line.starts_with("#[test]") || line.starts_with("#[tokio::test");
+                let function = line.strip_prefix("async ").unwrap_or(line).strip_prefix("fn ");
+                let name = function.and_then(|rest| rest.split_once('(')).map(|(name, _)| name.to_owned());
+                names.extend(name.filter(|_| std::mem::take(&mut attributed)));
+            }
+        }
+    }
+    names
+}
+
+/// Each answer to what hurts elsewhere is shown by a test, or says that it is none.
+#[test]
+fn the_tests_that_answer_what_hurts_elsewhere_exist() {
+    let text = std::fs::read_to_string("../docs/clustermesh.md").expect("docs/clustermesh.md");
+    let section = text.split("\n## ").find(|section| section.starts_with("Where others hurt\n"));
+    let rows = section.into_iter().flat_map(str::lines).filter(|line| line.starts_with("| "));
+    let rows: Vec<Vec<&str>> = rows.map(|row| row.split('|').map(str::trim).collect()).collect();
+    let rows = rows.iter().filter(|cells| cells.get(1).is_some_and(|number| number.parse::<u8>().is_ok()));
+    let known = tests_of_the_house();
+    let mut answered = 0;
+    for cells in rows {
+        let (answer, tests) = (cells[3], cells[4]);
+        let named: Vec<&str> = tests.split('`').skip(1).step_by(2).collect();
+        assert!(named.is_empty() == answer.starts_with("not answered"), "{cells:?}");
+        for name in named {
+            assert!(known.contains(name), "docs/clustermesh.md names the test {name}, which does not exist");
+        }
+        answered += 1;
+    }
+    assert_eq!(answered, 25, "pains in docs/clustermesh.md");
 }

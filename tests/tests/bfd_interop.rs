@@ -1,11 +1,6 @@
 //! The BFD unit against FRR's bfdd and BIRD: real daemons in namespaces, IPv4 and IPv6. Needs root.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "all of this file is test code, helpers included"
-)]
+#![cfg(test)]
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;

@@ -1,11 +1,6 @@
 //! Graceful restart with notification support, long-lived graceful restart and enhanced route refresh, against BIRD and FRR. Needs root.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "all of this file is test code, helpers included"
-)]
+#![cfg(test)]
 
 use serde_json::{Value, json};
 use tombolo_tests::matrix::{Feature, Peer, cell};

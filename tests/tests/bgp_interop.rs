@@ -1,11 +1,6 @@
 //! The BGP speaker against BIRD, FRR and GoBGP: real daemons, real sessions over IPv4 and IPv6, in namespaces. Needs root.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "all of this file is test code, helpers included"
-)]
+#![cfg(test)]
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

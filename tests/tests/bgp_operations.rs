@@ -1,11 +1,6 @@
 //! What operators look at, with the programs that they use: pmacct's BMP collector, bgpdump, StayRTR as RPKI cache, and BIRD as the peer. Needs root.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "all of this file is test code, helpers included"
-)]
+#![cfg(test)]
 
 use std::path::{Path, PathBuf};
 

@@ -1,12 +1,7 @@
 //! What passes from peer to peer, with real BIRD and FRR: several paths (RFC 7911), reflection (RFC 4456), large communities by policy (RFC 8092), prefix
 //! limits (RFC 4486), graceful shutdown (RFC 8326). Needs root.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "all of this file is test code, helpers included"
-)]
+#![cfg(test)]
 
 use serde_json::{Value, json};
 use tombolo_tests::matrix::{Feature, Peer, cell};

@@ -1,6 +1,6 @@
 //! Renders `docs/interop.md` from what the tests of `make interop` have recorded; that runs this last. `TOMBOLO_BLESS=1` writes the file.
 
-#![allow(clippy::unwrap_used, reason = "all of this file is test code")]
+#![cfg(test)]
 
 use tombolo_tests::matrix::{Peer, proved, render};
 

@@ -1,7 +1,7 @@
 //! Devices, routes and WireGuard against a real kernel, in private network namespaces. Needs root and /dev/net/tun: without
 //! them the tests fail.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
+#![cfg(test)]
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr, UdpSocket};

@@ -26,6 +26,7 @@ use tombolo_bgp_node::{BgpNode, PeerName};
 use tombolo_clustermesh::certificate::unix_now;
 use tombolo_clustermesh::etcd::EtcdConfig;
 use tombolo_clustermesh::follower::{ClusterStatus, Dump, MeshHandle};
+use tombolo_clustermesh::operations::Operations;
 use tombolo_clustermesh::publisher::PublisherHandle;
 use tombolo_clustermesh::troubleshoot::{Viewpoint, Walk, walk};
 use tombolo_cni::protocol::{CniError, Code};
@@ -536,6 +537,7 @@ impl Backend for Daemon {
         if let Some(bgp) = self.bgp.get() {
             bgp_api::gauges(&bgp.peers().await.unwrap_or_default(), &self.metrics);
         }
-        self.metrics.render().unwrap_or_default()
+        let etcd = Operations::of_process();
+        self.metrics.render(|registry| etcd.register(registry, "cilium_kvstore")).unwrap_or_default()
     }
 }

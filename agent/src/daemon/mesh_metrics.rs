@@ -171,6 +171,7 @@ mod tests {
     use super::*;
     use std::collections::BTreeMap;
     use tombolo_clustermesh::follower::{FailureStatus, KindUsage, LagStatus};
+    use tombolo_clustermesh::operations::{Operation, Operations};
     use tombolo_clustermesh::wire::{Reason, Reject, Rejections};
     use tombolo_observe::metrics::Metrics;
 
@@ -217,7 +218,9 @@ mod tests {
             }),
         };
         fill(&metrics.mesh, &seen);
-        metrics.render().unwrap()
+        let etcd = Operations::default();
+        etcd.note(Operation::Get, "cilium/.heartbeat", Duration::from_millis(2), true);
+        metrics.render(|registry| etcd.register(registry, "cilium_kvstore")).unwrap()
     }
 
     /// Names of the mesh's metrics in a text, each a word that begins as they do.
@@ -228,7 +231,11 @@ mod tests {
                 .iter()
                 .any(|prefix| word.starts_with(prefix))
         };
-        text.split(word).filter(ours).map(str::to_owned).collect()
+        let series = |name: &str| {
+            let suffixes = ["_bucket", "_sum", "_count"];
+            suffixes.iter().find_map(|suffix| name.strip_suffix(suffix)).unwrap_or(name).to_owned()
+        };
+        text.split(word).filter(ours).map(series).collect()
     }
 
     #[test]
@@ -246,6 +253,7 @@ mod tests {
             "cilium_clustermesh_global_services 0",
             "cilium_kvstore_sync_queue_size{scope=\"node\",source_cluster=\"east\"} 4",
             "cilium_kvstore_sync_errors_total{scope=\"cluster\",source_cluster=\"east\"} 6",
+            "cilium_kvstore_operations_duration_seconds_bucket{le=\"0.005\",scope=\"cilium/.hear\",kind=\"read\",action=\"Get\",outcome=\"success\"} 1",
             "cilium_kvstore_quorum_errors_total{error=\"no leader\"} 7",
             "cilium_clustermesh_remote_cluster_endpoints{target_cluster=\"west\"} 7",
             "tombolo_clustermesh_keys{target_cluster=\"west\",kind=\"ips\"} 7",

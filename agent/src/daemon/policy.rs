@@ -112,7 +112,8 @@ impl Compiling {
         let rules = self.inputs.rules.snapshot();
         let identities = self.inputs.identities.snapshot();
         let endpoints = self.inputs.endpoints.snapshot();
-        self.gate.observe(rules.sources().chain(identities.sources()));
+        self.gate.observe(changed.rules.as_ref());
+        self.gate.observe(changed.identities.as_ref());
         let may_shrink = self.gate.is_open(now);
         let ports = named_ports(&self.inputs.endpoints, &self.inputs.pods);
         let change = self.change(changed, &ports, may_shrink);

@@ -16,6 +16,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 use tombolo_base::table::Snapshot;
 use tombolo_clustermesh::certificate::unix_now;
+use tombolo_clustermesh::operations::Operations;
 use tombolo_clustermesh::relay::{RelayConfig, RelayHandle, RelayStatus, RelayedCluster};
 use tombolo_clustermesh::troubleshoot::{Viewpoint, walk};
 use tombolo_clustermesh::wire::ServicePreference;
@@ -108,7 +109,8 @@ impl Shown {
             metrics.refused.get_or_create(&source).set(wide(remote.refused_now));
             metrics.stale.get_or_create(&source).set(long(remote.stale_secs.unwrap_or(0)));
         }
-        metrics.render().unwrap_or_default()
+        let etcd = Operations::of_process();
+        metrics.render(|registry| etcd.register(registry, "cilium_kvstoremesh_kvstore")).unwrap_or_default()
     }
 }
 

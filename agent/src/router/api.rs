@@ -164,6 +164,6 @@ impl Backend for Router {
             self.metrics.failed.get_or_create(&name(table)).set(wide(progress.failed));
         }
         bgp_api::gauges(&self.bgp.peers().await.unwrap_or_default(), &self.metrics);
-        self.metrics.render().unwrap_or_default()
+        self.metrics.render(|_| {}).unwrap_or_default()
     }
 }

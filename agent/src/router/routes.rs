@@ -45,6 +45,9 @@ fn links(seen: &Seen) -> BTreeSet<Prefix> {
 fn step(batch: &Batch<LearnedRoute>, own: &BTreeSet<Prefix>, out: &Writer<RouteEntry>) {
     let touched: BTreeSet<Prefix> = batch.keys.iter().map(|(prefix, _)| *prefix).collect();
     write(&touched, &batch.snapshot, own, out);
+    if !batch.sources_changed {
+        return;
+    }
     // A source is ready after its rows, and one that is gone holds nothing.
     out.commit(|txn| {
         let known: Vec<Source> = txn.current().sources().map(|(source, _)| *source).collect();

@@ -1,14 +1,8 @@
 //! A speaker on real TCP before a peer that says everything wrong: each error of RFC 4271 section 6 has its NOTIFICATION, each of RFC 7606
 //! the least treatment, and nothing else ends a session or makes the process grow.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    unreachable_pub,
-    reason = "all of this file is test code, helpers included"
-)]
+#![cfg(test)]
+#![allow(unreachable_pub)]
 
 mod cease;
 mod client;

@@ -48,6 +48,26 @@ pub struct FollowerConfig {
     pub mirror: bool,
 }
 
+impl FollowerConfig {
+    /// Of `cluster`, for a reader of `own_name`'s mesh that follows nobody else, as far as nothing else is said.
+    #[must_use]
+    pub fn new(cluster: ClusterName, own_name: ClusterName) -> Self {
+        Self {
+            cluster,
+            own_name,
+            own_id: None,
+            max: MaxClusters::C255,
+            ids: IdBook::default(),
+            seed: 1,
+            timers: Timers::default(),
+            limits: Limits::default(),
+            exports: true,
+            preference: ServicePreference::default(),
+            mirror: false,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Link {
     /// Not connected; tries again then.

@@ -3,7 +3,8 @@
 use super::event::{Failure, FailureKind, Header, Input, Scope, Ticket};
 use crate::certificate::Certificates;
 use crate::error::MeshError;
-use crate::etcd::{EtcdConfig, request};
+use crate::etcd::EtcdConfig;
+use crate::operations::{Operation, operate};
 use crate::wire::key;
 use etcd_client::{Client, GetOptions, ResponseHeader};
 
@@ -22,7 +23,9 @@ pub(crate) async fn open(etcd: &EtcdConfig) -> Result<(Client, Option<Certificat
 pub(super) async fn prove_answers(etcd: &EtcdConfig, client: &Client) -> Result<(), MeshError> {
     let what = || format!("reading {} at {}", key::HEARTBEAT, etcd.endpoints.join(" "));
     let options = GetOptions::new().with_range(key::range_end(key::HEARTBEAT)).with_count_only();
-    let answer = request(what, client.kv_client().get(key::HEARTBEAT, Some(options))).await;
+    let mut kv = client.kv_client();
+    let call = kv.get(key::HEARTBEAT, Some(options));
+    let answer = operate(Operation::Get, key::HEARTBEAT, what, call).await;
     answer.map(|_| ()).map_err(|error| etcd.blame(error))
 }
 
@@ -44,7 +47,9 @@ pub(super) fn header(header: Option<&ResponseHeader>, what: &str) -> Result<Head
 pub(super) async fn get(client: Client, name: String) -> Input {
     let what = format!("reading {name}");
     let answer = async {
-        let mut response = request(|| what.clone(), client.kv_client().get(name.as_str(), None)).await?;
+        let mut kv = client.kv_client();
+        let call = kv.get(name.as_str(), None);
+        let mut response = operate(Operation::Get, &name, || what.clone(), call).await?;
         let header = header(response.header(), &what)?;
         let value = response.take_kvs().into_iter().next().map(|kv| kv.into_key_value().1);
         Ok::<_, MeshError>(Input::Config(header, value))
@@ -57,8 +62,9 @@ pub(super) async fn prove(client: Client, revision: i64) -> Input {
     let what = format!("reading {} at revision {revision}", key::HEARTBEAT);
     let answer = async {
         let options = GetOptions::new().with_revision(revision);
-        let mut response =
-            request(|| what.clone(), client.kv_client().get(key::HEARTBEAT, Some(options))).await?;
+        let mut kv = client.kv_client();
+        let call = kv.get(key::HEARTBEAT, Some(options));
+        let mut response = operate(Operation::Get, key::HEARTBEAT, || what.clone(), call).await?;
         let header = header(response.header(), &what)?;
         let found = response.take_kvs().into_iter().next();
         Ok::<_, MeshError>(Input::Proof(header, found.map(|kv| (kv.mod_revision(), kv.into_key_value().1))))
@@ -84,7 +90,8 @@ pub(super) async fn list(client: Client, page: Page) -> Input {
         let options =
             GetOptions::new().with_range(key::range_end(&prefix)).with_limit(limit).with_revision(revision);
         let mut kv = client.kv_client().max_decoding_message_size(MAX_ANSWER_BYTES);
-        let mut response = request(|| what.clone(), kv.get(from, Some(options))).await?;
+        let call = kv.get(from, Some(options));
+        let mut response = operate(Operation::ListPrefix, &prefix, || what.clone(), call).await?;
         let header = header(response.header(), &what)?;
         let more = response.more();
         let entries = response.take_kvs().into_iter().map(etcd_client::KeyValue::into_key_value).collect();

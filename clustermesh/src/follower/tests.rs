@@ -327,19 +327,8 @@ fn a_snapshot_of_before_a_cluster_got_its_id_is_not_taken() {
     for (cluster, saved, taken, after) in
         [("own", 1, 0, Some(9)), ("own", 9, 1, Some(9)), ("c1", 9, 0, None), ("c1", 1, 1, Some(1))]
     {
-        let config = FollowerConfig {
-            cluster: name(cluster),
-            own_name: name("own"),
-            own_id: Some(id(9)),
-            max: MaxClusters::C255,
-            ids: IdBook::default(),
-            seed: 1,
-            timers: Timers::default(),
-            limits: Limits::default(),
-            exports: true,
-            preference: ServicePreference::default(),
-            mirror: false,
-        };
+        let config =
+            FollowerConfig { own_id: Some(id(9)), ..FollowerConfig::new(name(cluster), name("own")) };
         let mut core = Follower::new(config, Moment::ZERO);
         let (key, value) = ip(saved, 8, 3);
         let entry = (Kind::Ips, key.rsplit('/').next().unwrap(), value.as_bytes().into());

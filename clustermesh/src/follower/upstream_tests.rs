@@ -41,21 +41,8 @@ impl Rig {
     fn new() -> Self {
         let cluster = |text| ClusterName::new(text).unwrap();
         let now = Moment::from_origin(Duration::from_secs(5000));
-        let config = FollowerConfig {
-            cluster: cluster("c1"),
-            own_name: cluster("own"),
-            own_id: None,
-            max: MaxClusters::C255,
-            ids: IdBook::default(),
-            seed: 1,
-            timers: Timers::default(),
-            limits: Limits::default(),
-            exports: true,
-            preference: ServicePreference::default(),
-            mirror: false,
-        };
         let mut rig = Self {
-            core: Follower::new(config, now),
+            core: Follower::new(FollowerConfig::new(cluster("c1"), cluster("own")), now),
             now,
             etcd: BTreeMap::new(),
             revision: 1,

@@ -8,9 +8,7 @@ use super::requests::{MAX_ANSWER_BYTES, header};
 use crate::error::MeshError;
 use crate::etcd::{NO_LEADER, kind_of, request, request_error};
 use crate::wire::key;
-use etcd_client::{
-    Client, EventType, WatchOptions, WatchRequestSender, WatchResponse, WatchResponseStream, WatchStream,
-};
+use etcd_client::{Client, EventType, WatchOptions, WatchRequestSender, WatchResponse, WatchStream};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use tokio::sync::mpsc;
 
@@ -49,6 +47,43 @@ impl Watch {
     }
 }
 
+/// What is to be sent to etcd.
+#[derive(Debug)]
+enum Request {
+    Watch(String, WatchOptions),
+    Cancel(i64),
+}
+
+/// What etcd sent, of one watch.
+#[derive(Debug)]
+struct Answer {
+    number: i64,
+    created: bool,
+    canceled: bool,
+    compacted: bool,
+    reason: String,
+    header: Result<Header, MeshError>,
+    /// The revision of the last event.
+    last: Option<i64>,
+    events: Vec<KeyEvent>,
+}
+
+impl From<&WatchResponse> for Answer {
+    fn from(response: &WatchResponse) -> Self {
+        let last = response.events().last().and_then(|event| event.kv());
+        Self {
+            number: response.watch_id(),
+            created: response.created(),
+            canceled: response.canceled(),
+            compacted: response.compact_revision() != 0,
+            reason: response.cancel_reason().to_owned(),
+            header: header(response.header(), "watching"),
+            last: last.map(etcd_client::KeyValue::mod_revision),
+            events: response.events().iter().map(event).collect(),
+        }
+    }
+}
+
 /// Carries orders out until nobody gives any, or listens, any more.
 pub(super) async fn run<T: Future<Output = bool>>(
     client: Client,
@@ -60,10 +95,7 @@ pub(super) async fn run<T: Future<Output = bool>>(
         // In a future of its own: what opening a stream needs is large in this library, and the stream lasts.
         let opening = Box::pin(open(client.clone(), &first));
         let told = match opening.await {
-            Ok(stream) => {
-                let (requests, responses) = stream.split();
-                Watches::new(requests, first).follow(responses, &mut orders, &tell).await
-            }
+            Ok(stream) => follow(Watches::new(first), stream, &mut orders, &tell).await,
             Err(error) => tell(first.ended(Failure::from(&error))).await,
         };
         if !told {
@@ -77,8 +109,61 @@ async fn open(client: Client, watch: &Watch) -> Result<WatchStream, MeshError> {
     request(|| watch.what(), watches.watch(watch.prefix.as_str(), Some(watch.options()))).await
 }
 
+/// Follows a stream to its end; false if nobody listens any more.
+async fn follow<T: Future<Output = bool>>(
+    mut watches: Watches,
+    stream: WatchStream,
+    orders: &mut mpsc::UnboundedReceiver<Order>,
+    tell: &impl Fn(Input) -> T,
+) -> bool {
+    let (mut requests, mut responses) = stream.split();
+    let failure = loop {
+        tokio::select! {
+            order = orders.recv() => match order {
+                Some(order) => watches.carry_out(order),
+                None => return false,
+            },
+            response = responses.message() => match response {
+                Ok(Some(response)) => {
+                    if let Some(input) = watches.take(Answer::from(&response))
+                        && !tell(input).await
+                    {
+                        return false;
+                    }
+                }
+                Ok(None) => {
+                    let text = "etcd closed the stream of the watches; it is probably stopping".to_owned();
+                    break Failure { kind: FailureKind::Transport, text };
+                }
+                Err(error) => break Failure::from(&request_error("watching".to_owned(), &error)),
+            },
+        }
+        if let Err(error) = send(&mut watches, &mut requests).await {
+            break Failure::from(&request_error("asking for a watch".to_owned(), &error));
+        }
+    };
+    for watch in watches.into_open() {
+        if !tell(watch.ended(failure.clone())).await {
+            return false;
+        }
+    }
+    true
+}
+
+async fn send(watches: &mut Watches, stream: &mut WatchRequestSender) -> Result<(), etcd_client::Error> {
+    while let Some(request) = watches.requests.pop_front() {
+        match request {
+            Request::Watch(prefix, options) => stream.watch(prefix, Some(options)).await?,
+            Request::Cancel(number) => stream.cancel(number).await?,
+        }
+    }
+    Ok(())
+}
+
+/// The watches of a stream, without the stream.
 struct Watches {
-    requests: WatchRequestSender,
+    /// What is to be sent, in this order.
+    requests: VecDeque<Request>,
     /// By etcd's number.
     known: BTreeMap<i64, Watch>,
     /// Numbers of watches that were given up, until etcd says that they are.
@@ -91,9 +176,10 @@ struct Watches {
 }
 
 impl Watches {
-    const fn new(requests: WatchRequestSender, first: Watch) -> Self {
+    /// Those of a stream that was opened with the first one.
+    const fn new(first: Watch) -> Self {
         Self {
-            requests,
+            requests: VecDeque::new(),
             known: BTreeMap::new(),
             given_up: BTreeSet::new(),
             asked: Some(first),
@@ -102,129 +188,80 @@ impl Watches {
         }
     }
 
-    /// Follows the stream to its end; false if nobody listens any more.
-    async fn follow<T: Future<Output = bool>>(
-        mut self,
-        mut responses: WatchResponseStream,
-        orders: &mut mpsc::UnboundedReceiver<Order>,
-        tell: &impl Fn(Input) -> T,
-    ) -> bool {
-        let failure = loop {
-            let carried_out = tokio::select! {
-                order = orders.recv() => match order {
-                    Some(order) => self.carry_out(order).await,
-                    None => return false,
-                },
-                response = responses.message() => match response {
-                    Ok(Some(response)) => {
-                        if let Some(input) = self.input(&response)
-                            && !tell(input).await
-                        {
-                            return false;
-                        }
-                        self.settle(&response).await
-                    }
-                    Ok(None) => {
-                        let text = "etcd closed the stream of the watches; it is probably stopping".to_owned();
-                        break Failure { kind: FailureKind::Transport, text };
-                    }
-                    Err(error) => break Failure::from(&request_error("watching".to_owned(), &error)),
-                },
-            };
-            if let Err(error) = carried_out {
-                break Failure::from(&request_error("asking for a watch".to_owned(), &error));
-            }
-        };
-        for watch in self.known.values().chain(&self.asked).chain(&self.waiting) {
-            if !tell(watch.ended(failure.clone())).await {
-                return false;
-            }
-        }
-        true
+    /// Those that end with the stream.
+    fn into_open(self) -> impl Iterator<Item = Watch> {
+        self.known.into_values().chain(self.asked).chain(self.waiting)
     }
 
-    async fn carry_out(&mut self, order: Order) -> Result<(), etcd_client::Error> {
+    fn carry_out(&mut self, order: Order) {
         match order {
             Order::Begin(watch) => {
                 self.waiting.push_back(watch);
-                self.ask_next().await
+                self.ask_next();
             }
             Order::End(ticket) => {
                 self.waiting.retain(|watch| watch.ticket != ticket);
                 if self.asked.as_ref().is_some_and(|watch| watch.ticket == ticket) {
                     // Its number is known when etcd has answered.
                     self.unwanted = true;
-                    return Ok(());
+                    return;
                 }
                 let number = self.known.iter().find(|(_, watch)| watch.ticket == ticket).map(|(id, _)| *id);
-                match number {
-                    Some(number) => self.end(number).await,
-                    None => Ok(()),
-                }
+                number.into_iter().for_each(|number| self.end(number));
             }
         }
     }
 
-    async fn end(&mut self, number: i64) -> Result<(), etcd_client::Error> {
+    fn end(&mut self, number: i64) {
         self.known.remove(&number);
         self.given_up.insert(number);
-        self.requests.cancel(number).await
+        self.requests.push_back(Request::Cancel(number));
     }
 
-    /// What an answer to the one that was asked for makes possible.
-    async fn settle(&mut self, response: &WatchResponse) -> Result<(), etcd_client::Error> {
-        if self.asked.is_none() && std::mem::take(&mut self.unwanted) {
-            // One that was refused has ended by itself, and perhaps without a number of its own.
-            let number = response.watch_id();
-            if self.known.contains_key(&number) {
-                self.end(number).await?;
-            }
-        }
-        self.ask_next().await
-    }
-
-    async fn ask_next(&mut self) -> Result<(), etcd_client::Error> {
+    fn ask_next(&mut self) {
         if self.asked.is_none()
             && let Some(watch) = self.waiting.pop_front()
         {
-            self.requests.watch(watch.prefix.as_str(), Some(watch.options())).await?;
+            self.requests.push_back(Request::Watch(watch.prefix.clone(), watch.options()));
             self.asked = Some(watch);
         }
-        Ok(())
     }
 
-    /// What a response says; `None` if it is of a watch that nobody wants any more.
-    fn input(&mut self, response: &WatchResponse) -> Option<Input> {
-        let number = response.watch_id();
-        if response.canceled() && self.given_up.remove(&number) {
+    /// Takes in what etcd sent, and does what an answer to the one that was asked for makes possible.
+    fn take(&mut self, answer: Answer) -> Option<Input> {
+        let number = answer.number;
+        let input = self.input(answer);
+        // One that was refused has ended by itself, and perhaps without a number of its own.
+        if self.asked.is_none() && std::mem::take(&mut self.unwanted) && self.known.contains_key(&number) {
+            self.end(number);
+        }
+        self.ask_next();
+        input
+    }
+
+    /// What an answer says; `None` if it is of a watch that nobody wants any more.
+    fn input(&mut self, answer: Answer) -> Option<Input> {
+        let number = answer.number;
+        if answer.canceled && self.given_up.remove(&number) {
             return None;
         }
-        let answers = response.created() || (response.canceled() && !self.known.contains_key(&number));
+        let answers = answer.created || (answer.canceled && !self.known.contains_key(&number));
         if answers && let Some(watch) = self.asked.take() {
             self.known.insert(number, watch);
         }
         let watch = self.known.get(&number)?;
-        if response.canceled() {
+        if answer.canceled {
             let watch = self.known.remove(&number)?;
-            return Some(watch.ended(cancelled(&watch.what(), response)));
+            return Some(watch.ended(cancelled(&watch.what(), &answer)));
         }
-        let header = match header(response.header(), "watching") {
+        let header = match answer.header {
             Ok(header) => header,
             Err(error) => return Some(watch.ended(Failure::from(&error))),
         };
-        let events = response.events().iter().map(event).collect();
-        let seen = seen(response, header);
-        Some(Input::Events { ticket: watch.ticket, scope: watch.scope, header, seen, events })
-    }
-}
-
-/// Up to which revision the watch has told everything with this response; 0 when it does not say.
-fn seen(response: &WatchResponse, header: Header) -> i64 {
-    let last = response.events().last().and_then(|event| event.kv());
-    match last {
-        Some(kv) => kv.mod_revision(),
-        None if response.created() => 0,
-        None => header.revision,
+        // Up to which revision the watch has told everything; 0 when that is not said.
+        let seen = answer.last.unwrap_or(if answer.created { 0 } else { header.revision });
+        let (ticket, scope) = (watch.ticket, watch.scope);
+        Some(Input::Events { ticket, scope, header, seen, events: answer.events })
     }
 }
 
@@ -237,9 +274,9 @@ fn event(event: &etcd_client::Event) -> KeyEvent {
 }
 
 /// A cancelled watch is an answer, not a broken connection: it says whether to list again or to give up.
-fn cancelled(what: &str, response: &WatchResponse) -> Failure {
-    let reason = response.cancel_reason();
-    let kind = if response.compact_revision() != 0 { FailureKind::Compacted } else { kind_of(reason) };
+fn cancelled(what: &str, answer: &Answer) -> Failure {
+    let reason = answer.reason.as_str();
+    let kind = if answer.compacted { FailureKind::Compacted } else { kind_of(reason) };
     let remedy = match kind {
         FailureKind::Denied => "; give the certificate's user a role that covers this range",
         FailureKind::Compacted => "; the list starts over",
@@ -249,3 +286,7 @@ fn cancelled(what: &str, response: &WatchResponse) -> Failure {
     let reason = if reason.is_empty() { "no reason given" } else { reason };
     Failure { kind, text: format!("{what}: cancelled by etcd: {reason}{remedy}") }
 }
+
+#[cfg(test)]
+#[path = "watches_tests.rs"]
+mod tests;

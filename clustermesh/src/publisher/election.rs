@@ -4,7 +4,8 @@ use super::lease::{give_back, short_lease};
 use super::scope::lost_election;
 use super::watching::until_event;
 use crate::error::MeshError;
-use crate::etcd::{broken, request, request_error};
+use crate::etcd::{broken, request_error};
+use crate::operations::{Operation, operate};
 use etcd_client::{
     Client, Compare, CompareOp, EventType, PutOptions, ResponseHeader, Txn, TxnOp, TxnOpResponse, TxnResponse,
 };
@@ -127,7 +128,8 @@ impl Seat<'_> {
             .when([Compare::create_revision(key, CompareOp::Equal, 0)])
             .and_then([put()])
             .or_else([TxnOp::get(key, None)]);
-        let answer = request(|| format!("standing for {key}"), client.kv_client().txn(txn)).await?;
+        let what = || format!("standing for {key}");
+        let answer = operate(Operation::CreateOnly, key, what, client.kv_client().txn(txn)).await?;
         if answer.succeeded() {
             return Ok(won(&answer));
         }
@@ -144,7 +146,8 @@ impl Seat<'_> {
         }
         let same = Compare::mod_revision(key, CompareOp::Equal, holder.mod_revision());
         let txn = Txn::new().when([same]).and_then([put()]);
-        let taken = request(|| format!("taking over {key}"), client.kv_client().txn(txn)).await?;
+        let what = || format!("taking over {key}");
+        let taken = operate(Operation::Update, key, what, client.kv_client().txn(txn)).await?;
         Ok(if taken.succeeded() { won(&taken) } else { Attempt::Changed })
     }
 }

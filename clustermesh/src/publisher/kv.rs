@@ -2,8 +2,8 @@
 
 use super::scope::{get, list};
 use crate::error::MeshError;
-use crate::etcd::request;
 use crate::follower::FailureKind;
+use crate::operations::{Operation, operate};
 use etcd_client::{Client, Compare, CompareOp, Txn, TxnOp};
 use std::collections::BTreeMap;
 use tokio::sync::watch;
@@ -78,7 +78,8 @@ impl KeyValues {
         let txn = Txn::new()
             .when([Compare::mod_revision(name, CompareOp::Equal, revision)])
             .and_then([TxnOp::put(name, value, None)]);
-        Ok(request(|| format!("writing {name}"), client.kv_client().txn(txn)).await?.succeeded())
+        let what = || format!("writing {name}");
+        Ok(operate(Operation::Update, name, what, client.kv_client().txn(txn)).await?.succeeded())
     }
 
     /// Writes a value.
@@ -87,7 +88,8 @@ impl KeyValues {
     /// [`MeshError::Request`].
     pub async fn put(&self, name: &str, value: &[u8]) -> Result<(), MeshError> {
         let client = self.writer(name)?;
-        request(|| format!("writing {name}"), client.kv_client().put(name, value, None)).await.map(drop)
+        let what = || format!("writing {name}");
+        operate(Operation::Update, name, what, client.kv_client().put(name, value, None)).await.map(drop)
     }
 
     /// Deletes a key.
@@ -96,6 +98,7 @@ impl KeyValues {
     /// [`MeshError::Request`].
     pub async fn delete(&self, name: &str) -> Result<(), MeshError> {
         let client = self.writer(name)?;
-        request(|| format!("deleting {name}"), client.kv_client().delete(name, None)).await.map(drop)
+        let what = || format!("deleting {name}");
+        operate(Operation::Delete, name, what, client.kv_client().delete(name, None)).await.map(drop)
     }
 }

@@ -9,7 +9,8 @@ use super::lease::LeasePool;
 use super::scope::{Area, ScopeWriter};
 use super::{Context, sweep};
 use crate::error::MeshError;
-use crate::etcd::{broken, request};
+use crate::etcd::broken;
+use crate::operations::{Operation, operate};
 use crate::rfc3339;
 use crate::wire::{ClusterConfig, Kind, Layout, key};
 use etcd_client::{Client, PutOptions};
@@ -87,7 +88,7 @@ async fn try_lead(context: &Context, client: &Client, won: &Won) -> Result<Infal
                 let options = PutOptions::new().with_lease(heartbeat_lease);
                 let mut kv = client.kv_client();
                 let put = kv.put(key::HEARTBEAT, rfc3339::now(), Some(options));
-                request(|| format!("writing {}", key::HEARTBEAT), put).await?;
+                operate(Operation::Update, key::HEARTBEAT, || format!("writing {}", key::HEARTBEAT), put).await?;
             }
             _ = keep_alive.tick() => {
                 if writer.pool.keep_alive().await? {

@@ -5,6 +5,7 @@ use super::scope::{get, lost_election};
 use crate::error::MeshError;
 use crate::etcd::{MAX_RESPONSE_BYTES, request, request_error};
 use crate::follower::snapshot::write_json;
+use crate::operations::{Operation, operate};
 use crate::wire::key;
 use etcd_client::{
     Client, Compare, CompareOp, Error, KeyValue, LeaseTimeToLiveOptions, PutOptions, Txn, TxnOp,
@@ -121,8 +122,8 @@ impl LeasePool {
             let gets: Vec<TxnOp> = some.iter().map(|name| TxnOp::get(name.as_slice(), None)).collect();
             let mut kv = self.client.kv_client().max_decoding_message_size(MAX_RESPONSE_BYTES);
             let call = kv.txn(Txn::new().and_then(gets));
-            let answer =
-                request(|| format!("reading {} keys of ours below {prefix}", some.len()), call).await?;
+            let what = || format!("reading {} keys of ours below {prefix}", some.len());
+            let answer = operate(Operation::Get, prefix, what, call).await?;
             for op in answer.op_responses() {
                 let TxnOpResponse::Get(mut get) = op else { continue };
                 // Written over by somebody else meanwhile: not ours any more.
@@ -181,7 +182,8 @@ impl LeasePool {
         let fence = self.fence.iter();
         let fence = fence.map(|(key, lease)| Compare::lease(key.as_str(), CompareOp::Equal, *lease));
         let txn = Txn::new().when(fence.collect::<Vec<_>>()).and_then([TxnOp::put(name, value, options)]);
-        let answer = request(|| format!("writing {name}"), self.client.kv_client().txn(txn)).await?;
+        let what = || format!("writing {name}");
+        let answer = operate(Operation::Update, name, what, self.client.kv_client().txn(txn)).await?;
         if answer.succeeded() { Ok(()) } else { Err(lost_election()) }
     }
 

@@ -9,6 +9,7 @@ use super::writes::Writes;
 use crate::error::MeshError;
 use crate::etcd::{MAX_RESPONSE_BYTES, PAGE, broken, request};
 use crate::follower::FailureKind;
+use crate::operations::{Operation, operate};
 use crate::wire::key;
 use etcd_client::{
     Client, Compare, CompareOp, Event, EventType, GetOptions, KeyValue, PutOptions, Txn, TxnOp, WatchOptions,
@@ -248,7 +249,7 @@ impl ScopeWriter {
         sleep_until(self.pace.not_before).await;
         let turn = self.turn().await;
         let sent = Instant::now();
-        let response = request(what, self.client.kv_client().txn(txn)).await;
+        let response = operate(Operation::Update, &first, what, self.client.kv_client().txn(txn)).await;
         let response = response.inspect_err(|_| self.writes.failed())?;
         self.pace.answered(sent, Instant::now());
         drop(turn);
@@ -279,7 +280,7 @@ impl ScopeWriter {
         sleep_until(self.pace.not_before).await;
         let turn = self.turn().await;
         let sent = Instant::now();
-        let answer = request(what, self.client.kv_client().txn(txn)).await;
+        let answer = operate(Operation::Delete, first, what, self.client.kv_client().txn(txn)).await;
         let answer = answer.inspect_err(|_| self.writes.failed())?;
         self.pace.answered(sent, Instant::now());
         drop(turn);
@@ -359,7 +360,8 @@ pub(crate) async fn get(client: &Client, name: &str) -> Result<Option<KeyValue>,
 /// One key, and the revision it was read at.
 async fn get_at(client: &Client, name: &str) -> Result<(Option<KeyValue>, i64), MeshError> {
     let mut kv = client.kv_client().max_decoding_message_size(MAX_RESPONSE_BYTES);
-    let mut response = request(|| format!("reading {name}"), kv.get(name, None)).await?;
+    let what = || format!("reading {name}");
+    let mut response = operate(Operation::Get, name, what, kv.get(name, None)).await?;
     let revision = response.header().map_or(0, etcd_client::ResponseHeader::revision);
     Ok((response.take_kvs().into_iter().next(), revision))
 }
@@ -388,7 +390,8 @@ pub(crate) async fn pages(
         let options =
             GetOptions::new().with_range(key::range_end(prefix)).with_limit(PAGE).with_revision(revision);
         let call = kv.get(from.clone(), Some(options));
-        let mut response = request(|| format!("listing {prefix}"), call).await?;
+        let what = || format!("listing {prefix}");
+        let mut response = operate(Operation::ListPrefix, prefix, what, call).await?;
         if revision == 0 {
             revision = response.header().map_or(0, etcd_client::ResponseHeader::revision);
         }

@@ -3,7 +3,7 @@
 use super::Context;
 use super::scope::list;
 use crate::error::MeshError;
-use crate::etcd::request;
+use crate::operations::{Operation, operate};
 use crate::wire::{Kind, Layout, key};
 use etcd_client::{Client, Compare, CompareOp, Txn, TxnOp};
 use std::collections::BTreeSet;
@@ -43,7 +43,8 @@ pub(super) async fn sweep(context: &Context, client: &Client, election: i64) -> 
                 Compare::mod_revision(kv.key(), CompareOp::Equal, kv.mod_revision()),
             ])
             .and_then([TxnOp::delete(kv.key(), None)]);
-        let done = request(|| format!("sweeping {name}"), client.kv_client().txn(txn)).await?;
+        let what = || format!("sweeping {name}");
+        let done = operate(Operation::Delete, &name, what, client.kv_client().txn(txn)).await?;
         swept += usize::from(done.succeeded());
     }
     if swept > 0 {

@@ -6,6 +6,7 @@ use super::carry::Hand;
 use super::mirror::ORDER;
 use crate::error::MeshError;
 use crate::etcd::request;
+use crate::operations::{Operation, operate};
 use crate::publisher::lease::announced;
 use crate::publisher::scope::{list, lost_election};
 use crate::wire::{Layout, key};
@@ -23,7 +24,8 @@ impl Hand {
         tracing::info!(%cluster, grace_secs = grace.as_secs(), "it has no file any more: its mirror is removed");
         slot.mirror().end();
         let first = [key::cluster_config(cluster), key::relay_status(cluster)];
-        self.delete(first.map(|name| TxnOp::delete(name, None)).into(), cluster).await?;
+        let deletes = first.each_ref().map(|name| TxnOp::delete(name.as_str(), None));
+        self.delete(deletes.into(), &first[0]).await?;
         tokio::time::sleep(grace).await;
         let kinds = ORDER.iter().rev().map(|kind| kind.prefix(Layout::Cache, cluster));
         for prefix in std::iter::once(key::synced_prefix(cluster)).chain(kinds) {
@@ -38,17 +40,18 @@ impl Hand {
                 tracing::debug!(%cluster, %error, "a lease of its mirror is not given back");
             }
         }
-        self.delete(vec![TxnOp::delete(leases, None)], cluster).await?;
+        self.delete(vec![TxnOp::delete(leases.as_str(), None)], &leases).await?;
         self.context.update(|own| own.removed = own.removed.saturating_add(1));
         Ok(())
     }
 
-    async fn delete(&self, deletes: Vec<TxnOp>, what: &str) -> Result<(), MeshError> {
+    /// Deletes keys, of which `first` is one, or those below it.
+    async fn delete(&self, deletes: Vec<TxnOp>, first: &str) -> Result<(), MeshError> {
         let (name, lease) = &self.fence;
         let fence = Compare::lease(name.as_str(), CompareOp::Equal, *lease);
         let txn = Txn::new().when([fence]).and_then(deletes);
-        let answer =
-            request(|| format!("removing the mirror of {what}"), self.client.kv_client().txn(txn)).await?;
+        let what = || format!("removing {first} of a mirror");
+        let answer = operate(Operation::Delete, first, what, self.client.kv_client().txn(txn)).await?;
         if answer.succeeded() { Ok(()) } else { Err(lost_election()) }
     }
 
@@ -57,7 +60,9 @@ impl Hand {
             let options =
                 GetOptions::new().with_range(key::range_end(prefix)).with_keys_only().with_limit(PAGE);
             let mut kv = self.client.kv_client();
-            let found = request(|| format!("listing {prefix}"), kv.get(prefix, Some(options))).await?;
+            let what = || format!("listing {prefix}");
+            let call = kv.get(prefix, Some(options));
+            let found = operate(Operation::ListPrefix, prefix, what, call).await?;
             let (Some(first), Some(last)) = (found.kvs().first(), found.kvs().last()) else { return Ok(()) };
             let mut end = last.key().to_vec();
             end.push(0);

@@ -4,6 +4,7 @@ use super::Context;
 use crate::error::MeshError;
 use crate::etcd::request;
 use crate::follower::ClusterStatus;
+use crate::operations::{Operation, operate};
 use crate::publisher::election::Won;
 use crate::publisher::lease::short_lease;
 use crate::publisher::scope::lost_election;
@@ -80,12 +81,14 @@ async fn write(
     lease: i64,
 ) -> Result<(), MeshError> {
     let (fence, held) = won.fence();
+    let first = entries.first().map(|(key, _)| key.clone()).unwrap_or_default();
     let put =
         |(key, value): (String, Vec<u8>)| TxnOp::put(key, value, Some(PutOptions::new().with_lease(lease)));
     let txn = Txn::new()
         .when([Compare::lease(fence, CompareOp::Equal, held)])
         .and_then(entries.into_iter().map(put).collect::<Vec<_>>());
-    let answer = request(|| "writing reports".to_owned(), client.kv_client().txn(txn)).await?;
+    let what = || "writing reports".to_owned();
+    let answer = operate(Operation::Update, &first, what, client.kv_client().txn(txn)).await?;
     if answer.succeeded() { Ok(()) } else { Err(lost_election()) }
 }
 

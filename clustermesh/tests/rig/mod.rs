@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 pub(crate) mod agent;
+pub(crate) mod reader;
 pub(crate) mod recorder;
 pub(crate) mod relay;
 
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tombolo_clustermesh::etcd::EtcdConfig;
+use tombolo_clustermesh::operations::Operations;
 use tombolo_clustermesh::own::ConnectionTimers;
 
 /// The connection to an own etcd, looked at often and made again soon.
@@ -100,6 +102,14 @@ pub(crate) struct Etcd {
     cluster: String,
     /// Arguments besides the usual ones.
     arguments: Vec<String>,
+}
+
+/// What this process has asked of etcds, and how long that took, as it is scraped.
+pub(crate) fn operations() -> String {
+    let (mut registry, mut text) = (prometheus_client::registry::Registry::default(), String::new());
+    Operations::of_process().register(&mut registry, "cilium_kvstore");
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    text
 }
 
 fn free_port() -> u16 {

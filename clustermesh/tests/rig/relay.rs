@@ -1,7 +1,7 @@
 //! Relays between two real etcds with mutual TLS: cluster a is mirrored into cluster b's.
 
 use super::agent::{id, name};
-use super::recorder::{Recorder, View};
+use super::reader::timers;
 use super::{Etcd, Pki, connection, until};
 use etcd_client::{Client, EventType, GetOptions, WatchOptions};
 use std::collections::BTreeMap;
@@ -11,21 +11,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tombolo_base::ids::MaxClusters;
-use tombolo_clustermesh::follower::{self, ClusterStatus, Limits, MeshConfig, MeshHandle, Timers};
 use tombolo_clustermesh::relay::{self, RelayConfig, RelayHandle, RelayedCluster};
 
 pub(crate) const GRACE: Duration = Duration::from_secs(2);
-
-pub(crate) fn timers() -> Timers {
-    Timers {
-        backoff_min: Duration::from_millis(200),
-        backoff_max: Duration::from_secs(1),
-        spread: Duration::from_millis(100),
-        config_retry: Duration::from_millis(200),
-        ..Timers::default()
-    }
-}
 
 /// A relay of cluster b.
 pub(crate) struct Relay {
@@ -72,52 +60,6 @@ impl Relay {
     pub(crate) async fn stop(self) {
         self.cancel.cancel();
         self.task.await.unwrap();
-    }
-}
-
-/// An agent of cluster b as a reader.
-pub(crate) struct Reader {
-    pub(crate) seen: Recorder,
-    pub(crate) mesh: MeshHandle,
-    pub(crate) cancel: CancellationToken,
-}
-
-impl Reader {
-    pub(crate) async fn start(folder: PathBuf, change: impl FnOnce(&mut MeshConfig)) -> Self {
-        let mut config = MeshConfig {
-            cluster: name("b"),
-            cluster_id: Some(id(2)),
-            max: MaxClusters::C255,
-            folder,
-            snapshots: None,
-            allow_plaintext: false,
-            own: None,
-            timers: timers(),
-            limits: Limits::default(),
-            exports: true,
-            preference: Default::default(),
-            mirror: false,
-            relay: None,
-        };
-        change(&mut config);
-        let (seen, cancel) = (Recorder::default(), CancellationToken::new());
-        let (mesh, _task) = follower::start(config, Arc::new(seen.clone()), cancel.clone()).await;
-        Self { seen, mesh, cancel }
-    }
-
-    pub(crate) async fn status(&self, cluster: &str) -> ClusterStatus {
-        self.mesh.status().await.into_iter().find(|status| status.name == cluster).unwrap_or_default()
-    }
-
-    pub(crate) async fn ready(&self, cluster: &str) -> View {
-        until("the reader to be ready", async || self.status(cluster).await.ready).await;
-        self.seen.view(cluster)
-    }
-}
-
-impl Drop for Reader {
-    fn drop(&mut self) {
-        self.cancel.cancel();
     }
 }
 

@@ -7,15 +7,12 @@ use tombolo_base::clock::Moment;
 use tombolo_base::source::{Source, SourceState};
 use tombolo_base::table::Table;
 use tombolo_clustermesh::follower::{
-    Change, Failure, FailureKind, Follower, FollowerConfig, Header, IdBook, Input, Limits, MeshSink, Output,
-    Scope, Timers,
+    Change, Failure, FailureKind, Follower, FollowerConfig, Header, Input, MeshSink, Output, Scope,
 };
 use tombolo_clustermesh::publisher::Desired;
 use tombolo_clustermesh::rows::{RemoteSlices, TableSink};
 use tombolo_clustermesh::wire::key;
-use tombolo_clustermesh::wire::{
-    Capabilities, ClusterConfig, ExportMode, Layout, ProducerForms, ServicePreference,
-};
+use tombolo_clustermesh::wire::{Capabilities, ClusterConfig, ExportMode, Layout, ProducerForms};
 use tombolo_service::rows::{
     BackendState, Protocol, RemoteService, ServiceName, ServiceRow, SliceEndpoint, SlicePort, SliceRow,
 };
@@ -83,17 +80,8 @@ impl Etcd {
 
 fn follower() -> Follower {
     let config = FollowerConfig {
-        cluster: ClusterName::new("c1").unwrap(),
-        own_name: ClusterName::new("own").unwrap(),
         own_id: ClusterId::new(9, MaxClusters::C255).ok(),
-        max: MaxClusters::C255,
-        ids: IdBook::default(),
-        seed: 1,
-        timers: Timers::default(),
-        limits: Limits::default(),
-        exports: true,
-        preference: ServicePreference::default(),
-        mirror: false,
+        ..FollowerConfig::new(ClusterName::new("c1").unwrap(), ClusterName::new("own").unwrap())
     };
     Follower::new(config, now())
 }

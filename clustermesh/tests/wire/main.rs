@@ -5,12 +5,7 @@
 //! producers. The first line is the kind and the key's name, the second one the value; in `.hex` files the message and
 //! the value, the value made by the `zstd` program from what `protoc` made.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "all of this file is test code, helpers included"
-)]
+#![cfg(test)]
 
 mod follow;
 mod golden;

@@ -1,6 +1,6 @@
 //! A node for packet tests: private network and mount namespaces of the test's thread, a private bpffs, veth pairs in
 //! place of pods and uplink, and the datapath opened on them. Everything goes away with the thread.
-#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(dead_code)]
 #![allow(clippy::cast_possible_truncation, missing_docs, unreachable_pub)]
 
 pub mod space;

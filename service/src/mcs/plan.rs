@@ -124,7 +124,7 @@ impl Planner {
             own_name: own.as_str().into(),
             range,
             inputs: Inputs::default(),
-            gate: Gate::new(start),
+            gate: Gate::new(start).not_waiting_for(Source::Planner),
             open: false,
             shares: Shares::new(PORTS_OF_CLUSTER_MAX),
             derived: BTreeMap::new(),
@@ -153,14 +153,15 @@ impl Planner {
 
     /// Takes in what changed and writes the rows of the names it touches.
     pub fn step(&mut self, changes: InputChanges, now: Moment, out: &Outputs) {
+        self.gate.observe(changes.exports.as_ref());
+        self.gate.observe(changes.services.as_ref());
+        self.gate.observe(changes.remote.as_ref());
+        self.gate.observe(changes.addresses.as_ref());
         for name in self.take(changes) {
             self.plan(&name, out);
         }
         let (inputs, planner) = (&self.inputs, Source::Planner);
         let manifests = inputs.services.source_state(&Source::Manifests).unwrap_or(SourceState::Pending);
-        let others = inputs.remote.sources().chain(inputs.addresses.sources());
-        let all = others.chain(inputs.exports.sources()).chain(inputs.services.sources());
-        self.gate.observe(all.filter(|(source, _)| **source != planner));
         self.open |= self.gate.is_open(now);
         // Usable as soon as this cluster's objects are known; confirmed when everybody has spoken.
         let state = match (manifests, self.open) {

@@ -1,12 +1,7 @@
 //! The cells of the interoperability matrix that no other test shows: every daemon with everything on, one after the other, over one pair of
 //! sessions each. Needs root.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "all of this file is test code, helpers included"
-)]
+#![cfg(test)]
 
 mod daemons;
 

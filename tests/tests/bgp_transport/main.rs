@@ -1,11 +1,6 @@
 //! What carries sessions, against BIRD, FRR, GoBGP and OpenBGPD: TCP MD5, GTSM, hops, IPv4 over IPv6 next hops, unnumbered links, listen ranges. Needs root.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "all of this file is test code, helpers included"
-)]
+#![cfg(test)]
 
 mod daemons;
 mod families;

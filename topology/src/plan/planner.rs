@@ -197,7 +197,7 @@ impl Planner {
         if let Some(batch) = learned {
             affected.routes.extend(batch.keys.iter().map(|(prefix, _)| *prefix));
             batch.keys.iter().filter_map(|key| batch.snapshot.get(key)).for_each(|row| self.hops.heard(row));
-            if batch.snapshot.unconfirmed_sources().is_empty() {
+            if batch.sources_changed && batch.snapshot.unconfirmed_sources().is_empty() {
                 affected.routes.extend(self.hops.release());
             }
             self.inputs.learned = batch.snapshot;
@@ -205,27 +205,28 @@ impl Planner {
         self.write(&affected, out);
         if sources_changed {
             self.carry_sources(out);
+            self.found();
         }
-        self.found();
+        self.end_founding();
     }
 
-    /// Sources whose first list is complete are no founders any more: what they say from now on comes later than what is there. Likewise
-    /// who has not been read for long: what an earlier life left is not remembered for ever.
+    /// Sources whose first list is complete are no founders any more: what they say from now on comes later than what is there.
     fn found(&mut self) {
-        let Some(founding) = self.founding.as_mut().filter(|founding| !founding.is_empty()) else {
-            self.restored_keys.clear();
-            return self.restored.clear();
-        };
+        let Some(founding) = self.founding.as_mut().filter(|founding| !founding.is_empty()) else { return };
         let Inputs { nodes, prefixes, .. } = &self.inputs;
         let told = least(nodes.sources().chain(prefixes.sources()));
+        founding.retain(|source| told.get(source).is_some_and(|state| *state != SourceState::Initialized));
+    }
+
+    /// Nor are those that have not been read for long: what an earlier life left is not remembered for ever.
+    fn end_founding(&mut self) {
         let over = self.now.since(self.began) > FOUNDING;
-        founding.retain(|source| {
-            !over && told.get(source).is_some_and(|state| *state != SourceState::Initialized)
-        });
-        if founding.is_empty() {
-            self.restored_keys.clear();
-            self.restored.clear();
-        }
+        let Some(founding) = self.founding.as_mut().filter(|founding| over || founding.is_empty()) else {
+            return;
+        };
+        founding.clear();
+        self.restored_keys.clear();
+        self.restored.clear();
     }
 
     /// Keeps up what finds rows by their lengths and nodes.

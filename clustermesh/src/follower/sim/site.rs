@@ -4,9 +4,9 @@ use super::etcd::{Etcd, bytes_of};
 use super::random::Random;
 use crate::follower::{
     Change, Failure, FailureKind, Follower, FollowerConfig, IdBook, Input, KeyEvent, Limits, Output, Scope,
-    Ticket, Timers,
+    Ticket,
 };
-use crate::wire::{ExportMode, KINDS, Kind, Layout, Record, Remote, ServicePreference, key};
+use crate::wire::{ExportMode, KINDS, Kind, Layout, Record, Remote, key};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use tombolo_base::clock::Moment;
 use tombolo_base::ids::{ClusterId, ClusterName, MaxClusters};
@@ -84,17 +84,11 @@ impl Site {
     pub(crate) fn new(name: &str, id: u32, seed: u64, ids: &IdBook, limits: Limits) -> Self {
         let cluster = |text| ClusterName::new(text).unwrap();
         let config = FollowerConfig {
-            cluster: cluster(name),
-            own_name: cluster("own"),
             own_id: Some(ClusterId::new(9, MaxClusters::C255).unwrap()),
-            max: MaxClusters::C255,
             ids: ids.clone(),
             seed,
-            timers: Timers::default(),
             limits,
-            exports: true,
-            preference: ServicePreference::default(),
-            mirror: false,
+            ..FollowerConfig::new(cluster(name), cluster("own"))
         };
         Self {
             name: name.to_owned(),

@@ -2,7 +2,7 @@
 
 use super::masters::{master_key, number_of};
 use crate::error::MeshError;
-use crate::etcd::request;
+use crate::operations::{Operation, operate};
 use crate::publisher::scope::pages;
 use crate::wire::{Kind, Layout, key};
 use etcd_client::{Client, Compare, CompareOp, Txn, TxnOp};
@@ -74,6 +74,7 @@ async fn remove(
             Compare::create_revision(references, CompareOp::Equal, 0).with_range(end),
         ])
         .and_then([TxnOp::delete(master.as_str(), None)]);
-    let answer = request(|| format!("removing {master}"), client.kv_client().txn(txn)).await?;
+    let what = || format!("removing {master}");
+    let answer = operate(Operation::Delete, &master, what, client.kv_client().txn(txn)).await?;
     Ok(answer.succeeded())
 }

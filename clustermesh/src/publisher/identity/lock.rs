@@ -4,6 +4,7 @@ use super::super::lease::{give_back, short_lease};
 use super::super::watching::until_event;
 use crate::error::MeshError;
 use crate::etcd::request;
+use crate::operations::{Operation, operate};
 use crate::wire::key;
 use etcd_client::{Client, Compare, CompareOp, EventType, PutOptions, Txn, TxnOp};
 use std::time::Duration;
@@ -29,7 +30,8 @@ impl Lock {
             let txn = Txn::new()
                 .when([Compare::create_revision(key.as_str(), CompareOp::Equal, 0)])
                 .and_then([TxnOp::put(key.as_str(), "", Some(options))]);
-            let answer = request(|| format!("locking {key}"), client.kv_client().txn(txn)).await?;
+            let what = || format!("locking {key}");
+            let answer = operate(Operation::CreateOnly, &key, what, client.kv_client().txn(txn)).await?;
             if answer.succeeded() {
                 return Ok(Self { key, lease });
             }

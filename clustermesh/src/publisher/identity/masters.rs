@@ -10,6 +10,7 @@ use super::lock::Lock;
 use crate::error::MeshError;
 use crate::etcd::{broken, request};
 use crate::follower::snapshot::write_json;
+use crate::operations::{Operation, operate};
 use crate::wire::{Kind, Layout, Remote, decode_identity, key};
 use etcd_client::{
     Client, Compare, CompareOp, EventType, KeyValue, PutOptions, Txn, TxnOp, TxnOpResponse, WatchOptions,
@@ -195,7 +196,8 @@ impl Masters {
             .when([Compare::create_revision(master.as_str(), CompareOp::Equal, 0)])
             .and_then([TxnOp::put(master.as_str(), labels.to_string(), None)])
             .or_else([TxnOp::get(master.as_str(), None)]);
-        let answer = request(|| format!("writing {master}"), client.kv_client().txn(txn)).await?;
+        let what = || format!("writing {master}");
+        let answer = operate(Operation::CreateOnly, &master, what, client.kv_client().txn(txn)).await?;
         let value = answer.op_responses().into_iter().find_map(|op| match op {
             TxnOpResponse::Get(mut get) => get.take_kvs().into_iter().next(),
             _ => None,
@@ -303,7 +305,8 @@ impl Masters {
                 TxnOp::put(master.as_str(), labels.to_string(), None),
                 TxnOp::put(reference.as_str(), number.as_str(), Some(options)),
             ]);
-        let answer = request(|| format!("creating {master}"), client.kv_client().txn(txn)).await?;
+        let what = || format!("creating {master}");
+        let answer = operate(Operation::CreateOnly, &master, what, client.kv_client().txn(txn)).await?;
         if !answer.succeeded() {
             writer.pool.free(lease);
             return Ok(None);
