@@ -97,10 +97,8 @@ async fn a_mirror_is_exact_and_reads_like_the_cluster_itself() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_relay_is_followed_by_another_without_a_write() {
-    let world = World::new().await;
+    let (world, one) = World::mirrored().await;
     let at_b = world.at_b().await;
-    let one = world.relay("r1").await;
-    one.complete("a").await;
     let two = world.relay("r2").await;
     until("the second relay to have read", async || two.of("a").await.remote.ready).await;
     let through = Reader::start(world.through("agent"), |_| {}).await;
@@ -132,9 +130,8 @@ async fn a_killed_relay_is_followed_by_another_without_a_write() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn removed_clusters_leave_nothing_also_when_no_relay_ran() {
-    let world = World::new().await;
-    let (at_b, relay) = (world.at_b().await, world.relay("r1").await);
-    relay.complete("a").await;
+    let (world, relay) = World::mirrored().await;
+    let at_b = world.at_b().await;
     put(&at_b, [("cilium/cluster-config/other".to_owned(), "{}".to_owned())]).await;
     std::fs::remove_file(world.remotes().join("a.yaml")).unwrap();
     until("the configuration to go", async || below(&at_b, "cilium/cluster-config/a").await.is_empty()).await;
@@ -164,9 +161,7 @@ async fn removed_clusters_leave_nothing_also_when_no_relay_ran() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn agents_go_from_direct_to_relay_and_back_without_a_gap() {
-    let world = World::new().await;
-    let relay = world.relay("r1").await;
-    relay.complete("a").await;
+    let (world, relay) = World::mirrored().await;
     let folder = world.subfolder("agent");
     a_file(&world.a, &world.pki, &folder);
     let agent = Reader::start(folder.clone(), |_| {}).await;
@@ -216,9 +211,7 @@ async fn agents_go_from_direct_to_relay_and_back_without_a_gap() {
 /// A relay may read what another one wrote, and says what that one cannot confirm.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mirror_of_a_mirror_is_the_same() {
-    let mut world = World::new().await;
-    let first = world.relay("r1").await;
-    first.complete("a").await;
+    let (mut world, first) = World::mirrored().await;
     let third = Etcd::start(&world.pki, "b").await;
     let second = Relay::start(&third, &world.pki, "r1", &world.through("second")).await;
     second.complete("a").await;

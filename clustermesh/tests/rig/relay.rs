@@ -225,6 +225,14 @@ impl World {
         world
     }
 
+    /// The same, and a relay that has mirrored all of a.
+    pub(crate) async fn mirrored() -> (Self, Relay) {
+        let world = Self::new().await;
+        let relay = world.relay("r1").await;
+        relay.complete("a").await;
+        (world, relay)
+    }
+
     /// The relay's folder.
     pub(crate) fn remotes(&self) -> PathBuf {
         self.subfolder("remotes")
