@@ -36,6 +36,16 @@ pub(crate) struct Relay {
 
 impl Relay {
     pub(crate) async fn start(own: &Etcd, pki: &Pki, name_of_relay: &str, folder: &Path) -> Self {
+        Self::start_with(own, pki, name_of_relay, folder, |_| {}).await
+    }
+
+    pub(crate) async fn start_with(
+        own: &Etcd,
+        pki: &Pki,
+        name_of_relay: &str,
+        folder: &Path,
+        change: impl FnOnce(&mut RelayConfig),
+    ) -> Self {
         let mut config =
             RelayConfig::new(name("b"), name_of_relay.into(), folder.into(), own.config(pki, "admin-b"));
         config.cluster_id = Some(id(2));
@@ -44,6 +54,7 @@ impl Relay {
         config.removal_grace = GRACE;
         config.heartbeat = Some(Duration::from_secs(1));
         config.timers = timers();
+        change(&mut config);
         let cancel = CancellationToken::new();
         let (handle, task) = relay::start(config, cancel.clone()).await;
         Self { handle, task, cancel }
