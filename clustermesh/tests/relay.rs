@@ -5,12 +5,16 @@ mod rig;
 
 use etcd_client::GetOptions;
 use rig::reader::{Reader, reading};
-use rig::relay::{Relay, World, a_file, assert_exact, below, count, ip, mirror_of, put, whole_mirror};
+use rig::relay::{
+    CONFIG, Relay, World, a_file, assert_exact, below, count, ip, mirror_of, put, whole_mirror,
+};
 use rig::{Etcd, until};
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 use tombolo_clustermesh::follower::MeshConfig;
-use tombolo_clustermesh::wire::Kind;
+use tombolo_clustermesh::publisher::Desired;
+use tombolo_clustermesh::wire::{EndpointSlice, Kind};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mirror_is_exact_and_reads_like_the_cluster_itself() {
@@ -91,10 +95,8 @@ async fn a_mirror_is_exact_and_reads_like_the_cluster_itself() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_relay_is_followed_by_another_without_a_write() {
-    let world = World::new().await;
+    let (world, one) = World::mirrored().await;
     let at_b = world.at_b().await;
-    let one = world.relay("r1").await;
-    one.complete("a").await;
     let two = world.relay("r2").await;
     until("the second relay to have read", async || two.of("a").await.remote.ready).await;
     let through = Reader::start(reading(&world.through("agent"))).await;
@@ -126,9 +128,8 @@ async fn a_killed_relay_is_followed_by_another_without_a_write() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn removed_clusters_leave_nothing_also_when_no_relay_ran() {
-    let world = World::new().await;
-    let (at_b, relay) = (world.at_b().await, world.relay("r1").await);
-    relay.complete("a").await;
+    let (world, relay) = World::mirrored().await;
+    let at_b = world.at_b().await;
     put(&at_b, [("cilium/cluster-config/other".to_owned(), "{}".to_owned())]).await;
     std::fs::remove_file(world.remotes().join("a.yaml")).unwrap();
     until("the configuration to go", async || below(&at_b, "cilium/cluster-config/a").await.is_empty()).await;
@@ -158,9 +159,7 @@ async fn removed_clusters_leave_nothing_also_when_no_relay_ran() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn agents_go_from_direct_to_relay_and_back_without_a_gap() {
-    let world = World::new().await;
-    let relay = world.relay("r1").await;
-    relay.complete("a").await;
+    let (world, relay) = World::mirrored().await;
     let folder = world.subfolder("agent");
     a_file(&world.a, &world.pki, &folder);
     let agent = Reader::start(reading(&folder)).await;
@@ -210,9 +209,7 @@ async fn agents_go_from_direct_to_relay_and_back_without_a_gap() {
 /// A relay may read what another one wrote, and says what that one cannot confirm.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mirror_of_a_mirror_is_the_same() {
-    let mut world = World::new().await;
-    let first = world.relay("r1").await;
-    first.complete("a").await;
+    let (mut world, first) = World::mirrored().await;
     let third = Etcd::start(&world.pki, "b").await;
     let second = Relay::start(&third, &world.pki, "r1", &world.through("second")).await;
     second.complete("a").await;
@@ -228,4 +225,44 @@ async fn a_mirror_of_a_mirror_is_the_same() {
     .await;
     assert_exact(&at_third, &world.entries).await;
     tokio::join!(first.stop(), second.stop());
+}
+
+/// The relay reads the new form long before its readers look whether there is one: until then they have the old one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_that_changes_its_form_loses_no_backend_at_readers_of_its_mirror() {
+    let world = World::new().await;
+    let (at_a, at_b) = (world.at_a().await, world.at_b().await);
+    // Both followers look at the configuration each 30 times their retry.
+    let relay = Relay::start_with(&world.b, &world.pki, "r1", &world.remotes(), |config| {
+        config.timers.config_retry = Duration::from_millis(20);
+        config.removal_grace = Duration::from_secs(9);
+    })
+    .await;
+    relay.complete("a").await;
+    let through = Reader::start(reading(&world.through("agent"))).await;
+    through.ready("a").await;
+    let slice = Desired::slice(&EndpointSlice::new("a", 1, "shop", "web-1", true)).unwrap();
+    at_a.kv_client().put(slice.key, slice.value, None).await.unwrap();
+    let config = CONFIG.replace("services-and-endpointslices", "endpointslices-only");
+    put(&at_a, [("cilium/cluster-config/a".to_owned(), config)]).await;
+    until("the relay to pass it on", async || {
+        let passed_on = below(&at_b, "cilium/cluster-config/a").await;
+        passed_on.values().all(|text| text.contains("only")) && relay.of("a").await.mirror.complete
+    })
+    .await;
+    let forms = || {
+        let view = through.seen.view("a");
+        (view.count(Kind::Services), view.count(Kind::EndpointSlices))
+    };
+    assert_eq!(forms(), (1, 0), "its reader has not looked yet");
+    until("the reader to have the new form", async || {
+        let held = forms();
+        assert!(held == (1, 0) || held == (0, 1), "{held:?}");
+        held == (0, 1)
+    })
+    .await;
+    assert_eq!(below(&at_b, "cilium/cache/services/").await.len(), 2, "others may not have looked yet");
+    until("the old form to go", async || below(&at_b, "cilium/cache/services/").await.is_empty()).await;
+    assert!(relay.of("a").await.mirror.complete);
+    relay.stop().await;
 }

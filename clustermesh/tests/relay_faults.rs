@@ -12,9 +12,7 @@ use tombolo_clustermesh::wire::Kind;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn emptied_etcds_on_either_side_take_nothing_from_agents() {
-    let mut world = World::new().await;
-    let relay = world.relay("r1").await;
-    relay.complete("a").await;
+    let (mut world, relay) = World::mirrored().await;
     let through = Reader::start(reading(&world.through("agent"))).await;
     let before = through.ready("a").await;
     // The own etcd is wiped: the mirror is written anew, canaries last.
@@ -132,9 +130,7 @@ async fn what_the_own_etcd_refuses_costs_itself_only() {
 /// As cloned machines have: both take their host's name.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_relays_of_one_name_take_the_election_from_each_other_once_and_say_so() {
-    let world = World::new().await;
-    let one = world.relay("r1").await;
-    one.complete("a").await;
+    let (world, one) = World::mirrored().await;
     let two = world.relay("r1").await;
     two.complete("a").await;
     let told = "another relay named r1 runs";

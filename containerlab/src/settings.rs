@@ -150,6 +150,12 @@ pub struct Cluster {
     /// Folders of etcd client files of other clusters, copied to `LAB_DIR/NAME/clustermesh` in the same way.
     #[serde(default)]
     pub clustermesh: Vec<PathBuf>,
+    /// Folders of etcd client files that the cluster's relays read, copied to `LAB_DIR/NAME/remotes` in the same way.
+    #[serde(default)]
+    pub remotes: Vec<PathBuf>,
+    /// Nodes that run a relay (`tombolo relay`): the agents read the other clusters through them.
+    #[serde(default)]
+    pub relays: Vec<String>,
     /// Nodes whose pods the node init runs (short node names).
     pub nodes: Vec<String>,
     /// The node that runs the cluster's etcd.
@@ -186,6 +192,11 @@ impl Cluster {
     /// Where the running lab keeps the etcd client files of other clusters, for labs whose agents read them there.
     pub fn live_clustermesh(&self, lab_dir: &Path) -> PathBuf {
         lab_dir.join(&self.name).join("clustermesh")
+    }
+
+    /// Where the running lab keeps the etcd client files that the cluster's relays read.
+    pub fn live_remotes(&self, lab_dir: &Path) -> PathBuf {
+        lab_dir.join(&self.name).join("remotes")
     }
 }
 

@@ -13,7 +13,7 @@ use etcd_client::Client;
 use std::convert::Infallible;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 /// What the elected relay writes with.
 pub(super) struct Hand {
@@ -43,9 +43,10 @@ impl Hand {
         slot.mirror().begin();
         let mut keep_alive = interval(self.context.config.keep_alive());
         keep_alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut singly = false;
+        let (mut singly, mut outlasting) = (false, None);
         loop {
             let busy = slot.mirror().has_work();
+            outlasting = self.outlasting(slot, outlasting);
             if !busy && slot.notes().problem.take().is_some() {
                 self.context.book.states.notify_one();
             }
@@ -63,6 +64,7 @@ impl Hand {
                     writer.resync().await?;
                     slot.mirror().begin();
                 }
+                () = at(outlasting) => slot.mirror().drop_outlasting(),
                 () = std::future::ready(()), if busy => {
                     let before = slot.progress().established;
                     singly = write(slot, &mut writer, singly).await?;
@@ -75,6 +77,13 @@ impl Hand {
         }
     }
 
+    /// When kinds go that the cluster does not publish any more: as much later as a configuration that is gone gives readers to
+    /// look, once all that takes their place stands.
+    fn outlasting(&self, slot: &Slot, known: Option<Instant>) -> Option<Instant> {
+        let grace = self.context.config.removal_grace;
+        slot.mirror().holds_outlasting().then(|| known.unwrap_or_else(|| Instant::now() + grace))
+    }
+
     async fn writer(&self, slot: &Slot) -> Result<ScopeWriter, MeshError> {
         let name = slot.cluster.as_str();
         let (ttl, leases) = (self.context.config.lease_ttl, key::relay_leases(name));
@@ -84,6 +93,14 @@ impl Hand {
         let areas = areas.into_iter().chain(kinds).collect();
         let writer = ScopeWriter::new(self.client.clone(), pool, areas, Some(self.fence.clone()));
         Ok(writer.taking_turns(self.turns.clone()))
+    }
+}
+
+/// That moment; without one it never comes.
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -5,6 +5,9 @@
 //! like (identities before addresses), so that no kind waits for ever behind another. A kind's canary is written when a
 //! round has carried everything that was dirty after the kind was complete, leftovers among it. Until a kind is complete
 //! nothing of it is deleted but what the cluster itself deleted.
+//!
+//! Readers learn from the configuration which kinds there are, and look at it now and then. So a kind that the cluster does
+//! not publish any more *outlasts* its successor: it stays as it stands until the writer says that all readers have looked.
 
 use crate::follower::{Change, News};
 use crate::publisher::Desired;
@@ -68,6 +71,8 @@ struct Part {
     dirty: BTreeSet<Arc<str>>,
     /// Whether the cluster publishes it.
     published: bool,
+    /// It is not published any more, and readers may not know yet: what stands of it stays.
+    outlasts: bool,
     /// All entries are known: what stands besides them is a leftover.
     complete: bool,
     /// Leftovers are to be looked for.
@@ -175,8 +180,11 @@ impl Mirror {
 
     /// What the cluster does not publish has no entries, and no canary to wait for.
     fn published(&mut self, kind: Kind, published: bool, renumbered: bool) {
+        // An earlier relay may have mirrored a kind that went before this one ever saw it.
+        let first = self.config.is_none();
         let Some(part) = self.parts.get_mut(&kind) else { return };
         let begins = published && !part.published && part.complete;
+        part.outlasts = !published && !renumbered && (part.published || part.outlasts || first);
         part.published = published;
         if begins || renumbered {
             (part.complete, part.covered, part.announced) = (false, false, false);
@@ -214,9 +222,27 @@ impl Mirror {
         self.parts.values_mut().for_each(|part| part.dirty.clear());
     }
 
+    /// Whether all that takes the place of kinds that are not published any more stands, and these do, too.
+    pub(super) fn holds_outlasting(&self) -> bool {
+        self.carried && self.announced() && self.parts.values().any(|part| part.outlasts)
+    }
+
+    /// All readers know by now which kinds are published: the others go.
+    pub(super) fn drop_outlasting(&mut self) {
+        if !self.holds_outlasting() {
+            return;
+        }
+        for part in self.parts.values_mut().filter(|part| part.outlasts) {
+            (part.outlasts, part.sweep) = (false, true);
+        }
+        self.unsettled = true;
+    }
+
     /// Whether [`Self::step`] has something to look at.
     pub(super) fn has_work(&self) -> bool {
-        let part_has = |part: &Part| !part.dirty.is_empty() || part.sweep || part.complete != part.announced;
+        let part_has = |part: &Part| {
+            !part.dirty.is_empty() || (part.sweep && !part.outlasts) || part.complete != part.announced
+        };
         self.carried
             && (self.unsettled
                 || !self.withdraw.is_empty()
@@ -282,7 +308,7 @@ impl Mirror {
                 part.announced = true;
                 self.unsettled = true;
             }
-            if std::mem::take(&mut part.sweep) {
+            if !part.outlasts && std::mem::take(&mut part.sweep) {
                 let prefix = kind.prefix(Layout::Cache, cluster);
                 let names = below(standing.actual, &prefix).filter_map(|(key, _)| key.strip_prefix(&prefix));
                 let leftover = names.filter(|name| !part.wanted.contains_key(*name)).map(Arc::from);
@@ -312,12 +338,14 @@ impl Mirror {
             let key = kind.key(Layout::Cache, self.cluster.as_str(), &name);
             // Mended, deleted, or refused once more.
             self.unwritable.remove(&key);
-            match self.parts.get(&kind).and_then(|part| part.wanted.get(&name)) {
+            let Some(part) = self.parts.get(&kind) else { continue };
+            match part.wanted.get(&name) {
                 Some(value) if standing.is(&key, value) => {}
                 Some(value) => {
                     bytes += value.len();
                     step.puts.push(Desired { key, value: value.to_vec(), leased: true });
                 }
+                None if part.outlasts => {}
                 None => step.delete(standing, &key),
             }
         }
@@ -344,6 +372,8 @@ impl Mirror {
             canaries.insert(key);
         }
         if self.parts.values().all(|part| part.announced) {
+            let outlasting = self.parts.iter().filter(|(_, part)| part.outlasts);
+            canaries.extend(outlasting.map(|(kind, _)| kind.canary(Layout::Cache, cluster)));
             let prefix = key::synced_prefix(cluster);
             let leftover = below(standing.actual, &prefix).filter(|(key, _)| !canaries.contains(*key));
             step.deletes.extend(leftover.map(|(key, found)| (key.clone(), found.revision)));

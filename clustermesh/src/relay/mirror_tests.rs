@@ -114,6 +114,22 @@ impl World {
         self.mirror.news(News::Config(id, config.as_bytes().into()));
     }
 
+    /// The cluster has one entry in the form of this configuration.
+    fn publishes(&mut self, config: &'static str, kind: Kind) {
+        self.reconfigure(config, 1);
+        self.truth.insert((kind, "web".to_owned()), "v".to_owned());
+        self.mirror.take(vec![Change::Upsert(raw(kind, "web", "v"))]);
+    }
+
+    /// The lists are complete, and all is written.
+    fn read(&mut self) {
+        for kind in ORDER.into_iter().filter(|kind| self.is_published(*kind)).collect::<Vec<_>>() {
+            self.complete.insert(kind);
+            self.mirror.news(News::Complete(kind));
+        }
+        while self.step() {}
+    }
+
     fn complete(&mut self) {
         for kind in ORDER.into_iter().filter(|kind| self.is_published(*kind)).collect::<Vec<_>>() {
             if self.below(2) == 0 {
@@ -215,7 +231,8 @@ fn run(seed: u64) {
                 world.begin();
             }
             3 => world.begin(),
-            4..12 => world.change(),
+            4 => world.mirror.drop_outlasting(),
+            5..12 => world.change(),
             _ => drop(world.step()),
         }
     }
@@ -226,9 +243,12 @@ fn run(seed: u64) {
         world.mirror.news(News::Complete(kind));
     }
     let mut steps = 0;
-    while world.step() {
-        steps += 1;
-        assert!(steps < 1000, "it never comes to rest");
+    for _ in 0..2 {
+        while world.step() {
+            steps += 1;
+            assert!(steps < 1000, "it never comes to rest");
+        }
+        world.mirror.drop_outlasting();
     }
     world.exact();
     let progress = world.mirror.progress();
@@ -289,6 +309,40 @@ fn what_an_earlier_relay_wrote_stays_until_the_cluster_was_read() {
         assert!(world.etcd.contains_key(&canary), "a canary that stands does not flap");
     }
     assert!(!world.etcd.contains_key(&kept) && world.mirror.progress().announced);
+}
+
+/// The form of backends changes. Readers that have not looked at the configuration since have nothing but the old one, also when
+/// another relay takes over meanwhile.
+#[test]
+fn what_is_not_published_any_more_stays_until_readers_know() {
+    let mut world = World::new(7);
+    world.begin();
+    world.publishes(PLAIN, Kind::Services);
+    world.read();
+    world.exact();
+    for (config, kind, before) in
+        [(SLICES, Kind::EndpointSlices, Kind::Services), (PLAIN, Kind::Services, Kind::EndpointSlices)]
+    {
+        world.publishes(config, kind);
+        assert!(!world.mirror.holds_outlasting(), "what takes its place is not complete");
+        world.read();
+        let old = [before.key(Layout::Cache, "c1", "web"), before.canary(Layout::Cache, "c1")];
+        let stands = |world: &World| old.iter().all(|key| world.etcd.contains_key(key));
+        assert!(stands(&world) && world.mirror.progress().announced);
+        // The next relay knows only what the cluster says now.
+        world.mirror = Mirror::new(ClusterName::new("c1").unwrap());
+        world.begin();
+        world.publishes(config, kind);
+        world.read();
+        assert!(stands(&world) && world.mirror.holds_outlasting());
+        world.mirror.drop_outlasting();
+        while world.step() {}
+        world.exact();
+    }
+    // What had another number nobody can use.
+    world.reconfigure(SLICES, 2);
+    world.read();
+    world.exact();
 }
 
 /// Rounds of several steps: when a canary comes, all entries of before stand and no leftover does.

@@ -24,6 +24,16 @@ pub(crate) struct Relay {
 
 impl Relay {
     pub(crate) async fn start(own: &Etcd, pki: &Pki, name_of_relay: &str, folder: &Path) -> Self {
+        Self::start_with(own, pki, name_of_relay, folder, |_| {}).await
+    }
+
+    pub(crate) async fn start_with(
+        own: &Etcd,
+        pki: &Pki,
+        name_of_relay: &str,
+        folder: &Path,
+        change: impl FnOnce(&mut RelayConfig),
+    ) -> Self {
         let mut config =
             RelayConfig::new(name("b"), name_of_relay.into(), folder.into(), own.config(pki, "admin-b"));
         config.cluster_id = Some(id(2));
@@ -32,6 +42,7 @@ impl Relay {
         config.removal_grace = GRACE;
         config.heartbeat = Some(Duration::from_secs(1));
         config.timers = timers();
+        change(&mut config);
         let cancel = CancellationToken::new();
         let (handle, task) = relay::start(config, cancel.clone()).await;
         Self { handle, task, cancel }
@@ -165,6 +176,14 @@ impl World {
         a_file(&world.a, &world.pki, &world.remotes());
         publish(&world.at_a().await, &world.entries).await;
         world
+    }
+
+    /// The same, and a relay that has mirrored all of a.
+    pub(crate) async fn mirrored() -> (Self, Relay) {
+        let world = Self::new().await;
+        let relay = world.relay("r1").await;
+        relay.complete("a").await;
+        (world, relay)
     }
 
     /// The relay's folder.

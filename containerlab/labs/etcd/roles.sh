@@ -1,8 +1,10 @@
 #!/bin/sh
-# Users and roles of one cluster's etcd: roles.sh CLUSTER PARTNER
+# Users and roles of one cluster's etcd: roles.sh CLUSTER PARTNER [relay]
 #   root             everything; used by this script and by `tombolo mesh connect`
 #   agent-CLUSTER    writes what the cluster publishes: cilium/ and tombolo/
 #   remote-PARTNER   reads what a partner may read; none if PARTNER is `-`: `tombolo mesh connect` makes it
+#   relay-CLUSTER    with `relay`: writes mirrors of other clusters and stands for election, and nothing else
+#   local-CLUSTER    with `relay`: reads those mirrors, as `tombolo mesh connect --mirrors` would have it
 # Saying it again changes nothing: what is there already answers "already exists". Each member of an etcd says it.
 set -u
 export ETCDCTL_API=3
@@ -25,6 +27,20 @@ said=$(
             e role grant-permission remote --prefix=true read "cilium/synced/$1/"
             e user add "remote-$2" --no-password
             e user grant-role "remote-$2" remote
+        fi
+        if [ "${3:-}" = relay ]; then
+            e role add relay
+            e role add local
+            for prefix in cilium/cache/ cilium/cluster-config/ cilium/synced/ tombolo/relay/; do
+                e role grant-permission relay --prefix=true readwrite "$prefix"
+                e role grant-permission local --prefix=true read "$prefix"
+            done
+            e role grant-permission relay readwrite tombolo/election/relay
+            for role in relay local; do
+                e role grant-permission "$role" --prefix=true read cilium/.heartbeat
+                e user add "$role-$1" --no-password
+                e user grant-role "$role-$1" "$role"
+            done
         fi
         e user add root --no-password
         e role add root

@@ -108,6 +108,10 @@ fn mesh(inventory: &Inventory, list: &mut List) {
         return list.missing("mesh", "three clusters");
     };
     let (first, second, guest) = (first.name.clone(), second.name.clone(), last.name.clone());
+    let Some(relayed) = clusters.iter().find(|cluster| !cluster.relays.is_empty()) else {
+        return list.missing("mesh", "a cluster with relays");
+    };
+    let relayed = relayed.name.clone();
     let faults = [
         MeshFault::Joins(guest.clone()),
         MeshFault::EtcdKilled(first.clone()),
@@ -122,6 +126,8 @@ fn mesh(inventory: &Inventory, list: &mut List) {
         MeshFault::CertificateExpires(second.clone()),
         MeshFault::ClockJumps(second),
         MeshFault::AgentsKilled(first),
+        MeshFault::RelaysKilled(relayed.clone()),
+        MeshFault::RelaysLeft(relayed),
         MeshFault::Leaves(guest),
     ];
     for fault in faults {
@@ -456,10 +462,12 @@ mod tests {
         assert_eq!(names(&lab), ["missing/mesh: three clusters"]);
         let north = Cluster { id: 3, ..cluster("north") };
         lab.clusters.insert("north".to_owned(), north);
+        assert_eq!(names(&lab), ["missing/mesh: a cluster with relays"]);
+        lab.clusters.entry("east".to_owned()).or_default().relays = vec!["east-relay".to_owned()];
         let all = names(&lab);
         assert_eq!(all.first().map(String::as_str), Some("mesh/joins/north"), "the last by id, not by name");
         assert_eq!(all.last().map(String::as_str), Some("mesh/leaves/north"));
-        assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), 14);
+        assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), 16);
     }
 
     #[test]

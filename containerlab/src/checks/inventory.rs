@@ -49,6 +49,10 @@ pub struct Cluster {
     pub manifests: PathBuf,
     /// Folder of the running etcd client files of other clusters.
     pub clustermesh: PathBuf,
+    /// Folder of the running etcd client files that its relays read.
+    pub remotes: PathBuf,
+    /// Nodes of its relays; none if its agents read the other clusters themselves.
+    pub relays: Vec<String>,
     /// Node of its etcd.
     pub etcd: String,
     /// Nodes of all members of its etcd.
@@ -180,6 +184,12 @@ impl Cluster {
         })
     }
 
+    /// The folder whose files name the etcds of the other clusters themselves: that of its relays, if it has any.
+    #[must_use]
+    pub fn sources(&self) -> &Path {
+        if self.relays.is_empty() { &self.clustermesh } else { &self.remotes }
+    }
+
     /// The nodes that must advertise a service's LoadBalancer address: all, or with external traffic policy Local
     /// those with a ready backend.
     #[must_use]
@@ -252,6 +262,8 @@ impl Inventory {
             read.id = cluster.id;
             read.etcd.clone_from(&cluster.etcd);
             read.clustermesh = cluster.live_clustermesh(&topology.lab_dir);
+            read.remotes = cluster.live_remotes(&topology.lab_dir);
+            read.relays.clone_from(&cluster.relays);
             read.members =
                 if cluster.members.is_empty() { vec![cluster.etcd.clone()] } else { cluster.members.clone() };
             inventory.clusters.insert(cluster.name.clone(), read);

@@ -377,6 +377,7 @@ impl Lab {
             let copies = [
                 ("manifests", cluster.live_manifests(dir), &cluster.manifests),
                 ("etcd client files", cluster.live_clustermesh(dir), &cluster.clustermesh),
+                ("relays' etcd client files", cluster.live_remotes(dir), &cluster.remotes),
             ];
             for (what, target, folders) in copies {
                 std::fs::create_dir_all(&target).map_err(made(&target))?;

@@ -1,10 +1,10 @@
 #!/bin/sh
-# A member of one cluster's etcd: start.sh CLUSTER PARTNER NAME ADDRESS NAME=PEER-URL,...
+# A member of one cluster's etcd: start.sh CLUSTER PARTNER NAME ADDRESS NAME=PEER-URL,... [relay]
 # Mutual TLS, between members too; a client certificate's common name is the user. roles.sh gives the users their roles as soon
 # as etcd answers: it runs at every start, so that an etcd whose data was wiped is closed again by itself.
 set -eu
 rm -f /run/etcd-roles-set
-sh /etc/etcd/roles.sh "$1" "$2" &
+sh /etc/etcd/roles.sh "$1" "$2" "${6:-}" &
 # A single member has a token of its own for each life of its data: readers must see that an emptied etcd is another one.
 case "$5" in
 *,*) token=$1 ;;

@@ -15,6 +15,9 @@ use crate::checks::inventory::Cluster;
 const TABLES: [&str; 4] = ["nodes", "identities", "prefixes", "remote-services"];
 /// The state of the remote clusters.
 const MESH: [&str; 5] = ["tombolo", "mesh", "status", "-o", "json"];
+/// The same at a relay.
+const RELAY_MESH: [&str; 7] =
+    ["tombolo", "mesh", "status", "-o", "json", "--socket", "/run/tombolo/relay.sock"];
 
 /// Changes of one kind of entries that an agent has applied since it started.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -44,6 +47,16 @@ pub(super) struct Remote {
     pub stale_secs: Option<u64>,
     /// Applied changes by kind.
     pub applied: BTreeMap<String, Applied>,
+    /// What the relay says that it is read through, if it is.
+    pub relay: Option<Word>,
+}
+
+/// What a relay says of a cluster that it mirrors.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub(super) struct Word {
+    /// Whether its connection stands.
+    pub connected: bool,
 }
 
 impl Remote {
@@ -55,7 +68,7 @@ impl Remote {
     }
 }
 
-/// How the agent of `node` sees a remote cluster.
+/// How the agent of `node` sees a remote cluster; of one that it reads through a relay, which etcd that one reads.
 ///
 /// # Errors
 /// When it cannot be asked, knows none of the name, or counts no changes.
@@ -71,7 +84,27 @@ pub(super) async fn remote(context: &Context, node: &str, cluster: &str) -> Resu
         let what = format!("{node} counts the changes of cluster {cluster}");
         return Err(Failure::new(what, "no `applied` in its mesh status", look));
     }
-    Ok(remote)
+    behind(context, node, remote).await
+}
+
+/// The agent's own connection is to the mirror: what is behind it, a relay knows.
+async fn behind(context: &Context, node: &str, mut remote: Remote) -> Result<Remote, Failure> {
+    let Some(word) = &remote.relay else { return Ok(remote) };
+    remote.connected &= word.connected;
+    let relays = context.inventory.cluster_of(node).map_or(&[][..], |cluster| cluster.relays.as_slice());
+    let mut last = Failure::new(format!("a relay for {node}"), "none", "lab.yaml");
+    for relay in relays {
+        // One of them may be away.
+        match context.access.json::<Vec<Remote>>(&Place::node(relay), &RELAY_MESH, COMMAND_TIMEOUT).await {
+            Ok(all) => {
+                let same = all.into_iter().find(|read| read.name == remote.name);
+                remote.etcd_id = same.and_then(|read| read.etcd_id);
+                return Ok(remote);
+            }
+            Err(failure) => last = failure,
+        }
+    }
+    Err(last)
 }
 
 /// Whether a node reads another cluster.

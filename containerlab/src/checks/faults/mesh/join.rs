@@ -1,14 +1,15 @@
 //! A cluster is let in and put out by `tombolo mesh connect|disconnect`, as its operator would, while the others run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::super::known::{Known, RemoteState};
 use super::super::load;
 use super::super::scene::{SETTLE, loads_between};
+use super::mirror;
 use crate::checks::access::Place;
 use crate::checks::check::{CheckResult, Failure};
 use crate::checks::context::Context;
@@ -61,7 +62,8 @@ pub(super) async fn again(context: &Context, cluster: &str) -> Result<(), Failur
     Ok(())
 }
 
-/// `reader` is to read `cluster`: made there, and copied to where the reader's agents look.
+/// `reader` is to read `cluster`: made there, and copied to where the reader's agents look; or its relays, whose mirror the
+/// agents are told to read then.
 async fn connect(context: &Context, cluster: &Cluster, reader: &Cluster) -> Result<(), Failure> {
     let place = Place::node(&cluster.etcd);
     let out = format!("{OUT}-{}", reader.name);
@@ -83,14 +85,29 @@ async fn connect(context: &Context, cluster: &Cluster, reader: &Cluster) -> Resu
         )
     })?;
     for (file, text) in files.iter().chain([(&cluster.name, &client)]) {
-        copy(&reader.clustermesh.join(file), text)?;
+        copy(&reader.sources().join(file), text)?;
+    }
+    if !reader.relays.is_empty() {
+        copy(&reader.clustermesh.join(&cluster.name), &mirrors_file(reader)?)?;
     }
     context.access.text(&place, &["rm", "-r", &out]).await?;
     Ok(())
 }
 
+/// The file by which the agents of a cluster read what its relays mirror: the same for each mirrored cluster.
+fn mirrors_file(reader: &Cluster) -> Result<String, Failure> {
+    let failed = |why: String| {
+        Failure::tool("the file for what relays mirror", why, reader.clustermesh.display().to_string())
+    };
+    let entries = std::fs::read_dir(&reader.clustermesh).map_err(|error| failed(error.to_string()))?;
+    let yaml = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "yaml");
+    let any = entries.filter_map(Result::ok).map(|entry| entry.path()).find(yaml);
+    let any = any.ok_or_else(|| failed("there is none of another cluster".to_owned()))?;
+    std::fs::read_to_string(any).map_err(|error| failed(error.to_string()))
+}
+
 /// Writes by rename: no agent sees half.
-fn copy(path: &Path, text: &str) -> Result<(), Failure> {
+pub(super) fn copy(path: &Path, text: &str) -> Result<(), Failure> {
     let failed = |error: std::io::Error| {
         Failure::tool("copying an etcd client file", error, path.display().to_string())
     };
@@ -108,9 +125,13 @@ fn copy(path: &Path, text: &str) -> Result<(), Failure> {
 async fn disconnect(context: &Context, cluster: &Cluster, reader: &Cluster) -> Result<(), Failure> {
     let script = format!("tombolo mesh disconnect {} {AS_ROOT}", reader.name);
     context.access.text(&Place::node(&cluster.etcd), &["sh", "-ec", &script]).await?;
-    let file = reader.clustermesh.join(&cluster.name);
-    std::fs::remove_file(&file)
-        .map_err(|error| Failure::tool("removing an etcd client file", error, file.display().to_string()))
+    for folder in BTreeSet::from([reader.sources(), reader.clustermesh.as_path()]) {
+        let file = folder.join(&cluster.name);
+        std::fs::remove_file(&file).map_err(|error| {
+            Failure::tool("removing an etcd client file", error, file.display().to_string())
+        })?;
+    }
+    Ok(())
 }
 
 /// Waits until two clusters are in sync with each other at every node.
@@ -210,23 +231,27 @@ pub(super) async fn leaves(context: &Context, cluster: &str) -> CheckResult {
     let (before, began) = (uptimes(context).await?, Instant::now());
     let mut loads = loads_between(context, &others).await?;
     let seen = known_of_each_other(context, &others).await?;
+    let kept = mirror::kept_of(context, own, &others).await?;
     for other in &others {
         disconnect(context, own, other).await?;
         disconnect(context, other, own).await?;
     }
     let (_, took) = poll::until(PATIENCE, || gone(context, own, &others)).await?;
+    let mirrors = mirror::all_gone(context, own, &kept).await?;
     load::all_settled(&mut loads, SETTLE).await?;
     let reports = load::stop_all(loads).await?;
     unchanged(context, &others, &seen).await?;
     load::unharmed(&reports, &format!("while {cluster} is put out"))?;
     none_restarted(context, &before, began).await?;
-    Ok(vec![
+    let mut notes = vec![
         format!(
             "nothing of it is known to the others after {:.1} s, nor of them to it; no agent restarted",
             took.as_secs_f64()
         ),
         format!("between the others: {}", load::sum(&reports)),
-    ])
+    ];
+    notes.extend(mirrors);
+    Ok(notes)
 }
 
 /// What clusters know of each other.

@@ -7,6 +7,7 @@ mod clock;
 mod data;
 mod join;
 mod members;
+mod mirror;
 mod network;
 mod slow;
 
@@ -43,6 +44,10 @@ pub enum MeshFault {
     ClockJumps(String),
     /// The agent of each node of a cluster is killed.
     AgentsKilled(String),
+    /// The elected relay of a cluster is killed and comes back, and another one takes its place.
+    RelaysKilled(String),
+    /// The agents of a cluster with relays read the others themselves, and through the relays again.
+    RelaysLeft(String),
     /// A cluster is put out by `tombolo mesh disconnect`, in both directions.
     Leaves(String),
 }
@@ -65,6 +70,8 @@ impl MeshFault {
             Self::CertificateExpires(whom) => ("certificate-expires", whom),
             Self::ClockJumps(whom) => ("clock-jumps", whom),
             Self::AgentsKilled(whom) => ("agents-killed", whom),
+            Self::RelaysKilled(whom) => ("relays-killed", whom),
+            Self::RelaysLeft(whom) => ("relays-left", whom),
             Self::Leaves(whom) => ("leaves", whom),
         };
         format!("mesh/{what}/{whom}")
@@ -95,6 +102,8 @@ impl MeshFault {
             Self::CertificateExpires(whom) => certificate::expires(context, whom).await,
             Self::ClockJumps(whom) => clock::jumps(context, whom).await,
             Self::AgentsKilled(whom) => agents::killed(context, whom).await,
+            Self::RelaysKilled(whom) => mirror::killed(context, whom).await,
+            Self::RelaysLeft(whom) => mirror::left(context, whom).await,
             Self::Joins(_) | Self::Leaves(_) => Ok(Vec::new()),
         }
     }

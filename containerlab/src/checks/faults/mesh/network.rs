@@ -32,8 +32,14 @@ impl<'a> Cut<'a> {
         })?;
         let mut cut = Self { context, core, rules: Vec::new() };
         let others = context.inventory.clusters.values().filter(|cluster| cluster.name != victim.name);
-        let readers: Vec<_> =
-            others.flat_map(|other| other.nodes.values()).flat_map(|node| &node.underlay).collect();
+        let mut readers = Vec::new();
+        for other in others {
+            readers.extend(other.nodes.values().flat_map(|node| node.underlay.iter().copied()));
+            for relay in &other.relays {
+                let nets = crate::checks::routers::addresses(context, &Place::node(relay)).await?;
+                readers.extend(nets.iter().map(ipnet::IpNet::addr));
+            }
+        }
         for member in &victim.members {
             let place = Place::node(member);
             for etcd in crate::checks::routers::addresses(context, &place).await? {
