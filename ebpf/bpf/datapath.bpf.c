@@ -131,7 +131,7 @@ INLINE int pod_receives(struct __sk_buff *skb, struct tb_pkt *p)
 		return act;
 	if (addr_multicast(&p->dst, p->family))
 		return TC_ACT_SHOT;
-	tb_identify();
+	tb_identify(0);
 	act = tb_ingress(ifindex);
 	if (act != TB_GO)
 		return act;
@@ -183,8 +183,12 @@ INLINE int overlay_receives(struct __sk_buff *skb, struct tb_pkt *p)
 	if (act != TB_GO)
 		return act;
 	p->src_identity = key.tunnel_id == TB_ID_HOST ? TB_ID_REMOTE_NODE : key.tunnel_id;
-	if (!p->src_identity)
-		tb_identify();
+	/* A sender that says no identity is known by its address, and only by one that others can have. */
+	if (!p->src_identity) {
+		tb_identify(1);
+		if (p->local_source)
+			return DROP(p, TB_DROP_INVALID_SOURCE, "it comes out of the tunnel with an address of this node", "look for a spoofing machine among the nodes");
+	}
 	if (is_internal(p, cfg) && tb_unsnat() == 1)
 		return answer_of_backend(skb, p);
 	act = tb_locate();
@@ -289,16 +293,20 @@ INLINE int uplink_receives(struct __sk_buff *skb, struct tb_pkt *p)
 		p->reason = 0;
 		return TC_ACT_OK;
 	}
-	tb_identify();
+	tb_identify(1);
+	if (p->local_source == TB_POD)
+		return DROP(p, TB_DROP_INVALID_SOURCE, "it comes from the network with the address of a pod of this node", "look for another machine with the address, or a spoofing one");
 	if (is_internal(p, cfg) && tb_unsnat() == 1)
 		return answer_of_backend(skb, p);
 	act = tb_locate();
 	if (act != TB_GO)
 		return act;
-	if (p->where == TB_HOST)
-		return TC_ACT_OK;
-	if (p->where == TB_POD)
-		return onward(skb, p);
+	if (p->where != TB_AWAY) {
+		/* Only a router that sends the node's own packets to a service back does this, and those are for neither. */
+		if (p->local_source)
+			return DROP(p, TB_DROP_INVALID_SOURCE, "it comes from the network with an address of this node", "look for another machine with the address, or a spoofing one");
+		return p->where == TB_HOST ? TC_ACT_OK : onward(skb, p);
+	}
 	act = tb_service(TB_SCOPE_EXTERNAL);
 	if (act == TB_GO)
 		return TC_ACT_OK;

@@ -56,8 +56,11 @@ GLOBAL int tb_locate(void)
 	return TB_GO;
 }
 
-/* The sender's identity by its address, where neither interface nor tunnel says it. */
-GLOBAL int tb_identify(void)
+/*
+ * The sender's identity by its address, where neither interface nor tunnel says it. A packet from the network that
+ * names an address of this node is not from there: local_source is set, and it is nobody's but the world's.
+ */
+GLOBAL int tb_identify(__u32 from_network)
 {
 	struct tb_pkt *p = tb_pkt();
 	union tb_addr *addr;
@@ -69,6 +72,11 @@ GLOBAL int tb_identify(void)
 		return TC_ACT_SHOT;
 	addr = &p->outer_src;
 	ep = bpf_map_lookup_elem(&tb_endpoints, addr);
+	if (ep && from_network) {
+		p->local_source = ep->flags & TB_EP_HOST ? TB_HOST : TB_POD;
+		p->src_identity = TB_ID_WORLD;
+		return TB_GO;
+	}
 	if (ep && ep->flags & TB_EP_HOST) {
 		p->src_identity = TB_ID_HOST;
 		return TB_GO;
@@ -81,7 +89,20 @@ GLOBAL int tb_identify(void)
 	}
 	pfx = prefix_of(p, addr);
 	p->src_identity = pfx ? pfx->identity : TB_ID_WORLD;
+	/* Addresses of this node that are in no endpoint row. */
+	if (from_network && p->src_identity == TB_ID_HOST) {
+		p->local_source = TB_HOST;
+		p->src_identity = TB_ID_WORLD;
+	}
 	return TB_GO;
+}
+
+/* Whether an address is that of a node of the mesh. */
+INLINE int is_node(const union tb_addr *addr)
+{
+	struct tb_prefix *pfx = bpf_map_lookup_elem(&tb_hosts, addr);
+
+	return pfx && pfx->node && pfx->identity == TB_ID_REMOTE_NODE;
 }
 
 /* 1: an answer to a flow that came into this pod; its translation is undone. TB_GO: not one. */

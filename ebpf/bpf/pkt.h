@@ -90,6 +90,8 @@ struct tb_pkt {
 	__u8 where, reply, fresh, report;
 	__u8 point, dir, encrypted, loopback;
 	__u8 policed, stale, reason, translated;
+	__u8 local_source; /* came from the network with a source of this node: TB_POD or TB_HOST */
+	__u8 pad1[7];
 	/* From here on not cleared. */
 	struct tb_tuple key;
 	struct tb_ct ct;

@@ -48,6 +48,7 @@ pub const fn reason_name(reason: u8) -> &'static str {
         167 => "No mapping for NAT masquerade",
         169 => "FIB lookup failed",
         170 => "Encapsulation traffic is prohibited",
+        172 => "Unknown sender",
         175 => "First logical datagram fragment not found",
         176 => "Forbidden ICMPv6 message",
         181 => "Policy denied by denylist",

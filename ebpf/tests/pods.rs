@@ -307,3 +307,29 @@ fn later_fragments_follow_the_first() {
     assert!(node.events().iter().all(|e| e.kind != EventKind::Drop));
     assert_eq!(node.datapath.conntrack().unwrap().len(), 2);
 }
+
+#[test]
+fn nobody_outside_speaks_as_a_local_address() {
+    let mut node = Node::new();
+    policed(&node, Some(vec![]), None);
+    node.datapath
+        .upsert_interface(node.a, &Interface { policy_id: 5, ..pod(POD_A, ID_A, 1, MAC_A) })
+        .unwrap();
+    let second = ["172.20.11.9", "fd00:20:11::9"];
+    for f in FAMILIES {
+        // An address of the node that only its Node object tells of.
+        let own = PrefixEntry { identity: 1, ..PrefixEntry::default() };
+        node.datapath.upsert_prefix(ip(second[f]).into(), &own).unwrap();
+        for source in [NODE[f], GATEWAY[f], POD_B[f], second[f]] {
+            for target in [POD_A[f], POD_B[f], GATEWAY[f]] {
+                node.drops("from_uplink", node.uplink, &udp((source, 1), (target, 53), 9), 132);
+            }
+        }
+        node.drops("from_uplink", node.uplink, &udp((CLIENT[f], 1), (POD_A[f], 53), 9), 133);
+        // The node's own packet to a service that a router sends back: anybody's, as the address proves nothing.
+        node.service(VIP[f], 80, Scope::External, 20, &[(1, POD_B[f], 8080)]);
+        let back = node.run("from_uplink", node.uplink, &tcp((NODE[f], 4000), (VIP[f], 80), "S"));
+        assert_eq!((back.action, node.traced().flow.source.identity), (REDIRECT, 2));
+        node.drops("from_uplink", node.uplink, &tcp((POD_A[f], 4000), (VIP[f], 80), "S"), 132);
+    }
+}
