@@ -58,6 +58,33 @@ INLINE int own_address(struct tb_pkt *p, const struct tb_iface *iface)
 	return addr_eq(&p->outer_src, own) && (p->reason || addr_eq(&p->src, own));
 }
 
+/* fe80::/10, or a group that no router forwards (ff02::/16). */
+INLINE int on_link(const union tb_addr *addr)
+{
+	return (addr->b[0] == 0xfe && (addr->b[1] & 0xc0) == 0x80) || (addr->b[0] == 0xff && addr->b[1] == 0x02);
+}
+
+/*
+ * Neighbour discovery of a pod is between it and the node: the stack must not carry it on, and a pod is no router. No
+ * policy judges it, so what is not this goes no further.
+ */
+INLINE int pod_discovers(struct tb_pkt *p, const struct tb_iface *iface)
+{
+	int unnamed = addr_zero(&p->src); /* it asks whether its address is taken */
+	struct tb_endpoint *ep;
+
+	if (p->icmp_type == 134 || p->icmp_type == 137)
+		return DROP(p, TB_DROP_FORBIDDEN_ICMP6, "a pod is no router and may not advertise or redirect", "stop the router daemon in the pod");
+	if (!unnamed && !addr_eq(&p->src, &iface->addr6) && !(on_link(&p->src) && p->src.b[0] == 0xfe))
+		return DROP(p, TB_DROP_INVALID_SOURCE, "neighbour discovery under an address that is not the pod's", "use the address that the pod was given");
+	if (on_link(&p->dst))
+		return TC_ACT_OK;
+	ep = bpf_map_lookup_elem(&tb_endpoints, &p->dst);
+	if (ep && ep->flags & TB_EP_HOST)
+		return TC_ACT_OK;
+	return DROP(p, TB_DROP_FORBIDDEN_ICMP6, "neighbour discovery of a pod that is not for the node", "none; a pod's only neighbour is its node");
+}
+
 INLINE int pod_sends(struct __sk_buff *skb, struct tb_pkt *p)
 {
 	__u32 ifindex = skb->ifindex, policy_id;
@@ -78,7 +105,7 @@ INLINE int pod_sends(struct __sk_buff *skb, struct tb_pkt *p)
 		return TC_ACT_OK;
 	act = tb_parse(skb);
 	if (p->nd)
-		return p->nd == 1 ? TC_ACT_OK : TC_ACT_SHOT;
+		return p->nd == 1 ? pod_discovers(p, iface) : TC_ACT_SHOT;
 	if (p->family && !own_address(p, iface))
 		return DROP(p, TB_DROP_INVALID_SOURCE, "the source is not the pod's address", "use the address that the pod was given");
 	if (act != TB_GO)

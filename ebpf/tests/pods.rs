@@ -333,3 +333,45 @@ fn nobody_outside_speaks_as_a_local_address() {
         node.drops("from_uplink", node.uplink, &tcp((POD_A[f], 4000), (VIP[f], 80), "S"), 132);
     }
 }
+
+const LINK_LOCAL: &str = "fe80::1";
+
+#[test]
+fn discovery_is_believed_only_where_it_may_come_from() {
+    let mut node = Node::new();
+    let (pod, other, gateway) = (POD_A[1], POD_B[1], GATEWAY[1]);
+    for (from, to, kind, hops, reason) in [
+        (other, CLIENT[1], (136, 0), 64, 132),
+        (pod, CLIENT[1], (136, 0), 64, 176),
+        (pod, REMOTE[1], (135, 0), 255, 176),
+        (pod, other, (136, 0), 255, 176),
+        (pod, LINK_LOCAL, (135, 1), 255, 176),
+        (pod, LINK_LOCAL, (135, 0), 254, 176),
+        (pod, "ff05::2", (133, 0), 255, 176),
+        (other, gateway, (135, 0), 255, 132),
+        (pod, "ff02::1", (134, 0), 255, 176),
+        (LINK_LOCAL, "ff02::1", (134, 0), 255, 176),
+        (pod, LINK_LOCAL, (137, 0), 255, 176),
+    ] {
+        node.drops("from_endpoint", node.a, &icmp6(from, to, kind, hops), reason);
+    }
+    for (from, to, kind) in [
+        (pod, "ff02::1:ff00:1", 135),
+        ("::", "ff02::1:ff00:2", 135),
+        (pod, gateway, 135),
+        (pod, LINK_LOCAL, 136),
+        (pod, "ff02::1", 136),
+        ("fe80::a", "ff02::2", 133),
+    ] {
+        let ran = node.run("from_endpoint", node.a, &icmp6(from, to, (kind, 0), 255));
+        assert_eq!(ran.action, OK, "{from} {to} {kind}: {:#?}", node.events());
+    }
+    // What the stack forwards has lost a hop; what it says itself has not.
+    node.drops("to_endpoint", node.a, &icmp6(other, pod, (136, 0), 254), 176);
+    assert_eq!(node.run("to_endpoint", node.a, &icmp6(LINK_LOCAL, pod, (135, 0), 255)).action, OK);
+    node.drops("from_uplink", node.uplink, &icmp6(CLIENT[1], pod, (136, 0), 60), 176);
+    for hops in [255, 64] {
+        let to_node = icmp6(CLIENT[1], NODE[1], (135, 0), hops);
+        assert_eq!(node.run("from_uplink", node.uplink, &to_node).action, OK, "the stack judges its own");
+    }
+}
