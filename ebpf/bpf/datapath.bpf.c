@@ -85,6 +85,12 @@ INLINE int pod_discovers(struct tb_pkt *p, const struct tb_iface *iface)
 	return DROP(p, TB_DROP_FORBIDDEN_ICMP6, "neighbour discovery of a pod that is not for the node", "none; a pod's only neighbour is its node");
 }
 
+/* Whoever writes tunnel packets says any identity he likes, so nobody is translated to where they are read. */
+INLINE int to_tunnel(const struct tb_pkt *p, const struct tb_config *cfg)
+{
+	return p->tproto == TB_UDP && !p->is_error && p->ndport == bswap16(cfg->vxlan_port);
+}
+
 INLINE int pod_sends(struct __sk_buff *skb, struct tb_pkt *p)
 {
 	__u32 ifindex = skb->ifindex, policy_id;
@@ -112,7 +118,7 @@ INLINE int pod_sends(struct __sk_buff *skb, struct tb_pkt *p)
 		return act;
 	if (addr_multicast(&p->dst, p->family))
 		return TC_ACT_SHOT;
-	if (p->tproto == TB_UDP && !p->is_error && p->dport == bswap16(cfg->vxlan_port))
+	if (to_tunnel(p, cfg))
 		return DROP(p, TB_DROP_ENCAP_PROHIBITED, "a pod may not send tunnel packets", "use another UDP port");
 	act = tb_answer();
 	if (act != TB_GO)
@@ -120,6 +126,8 @@ INLINE int pod_sends(struct __sk_buff *skb, struct tb_pkt *p)
 	act = tb_service(TB_SCOPE_INTERNAL);
 	if (act != TB_GO && act != 1)
 		return act;
+	if (act == 1 && to_tunnel(p, cfg))
+		return DROP(p, TB_DROP_ENCAP_PROHIBITED, "a service leads a pod to the tunnel's port", "give the service's backends another UDP port");
 	act = tb_locate();
 	if (act != TB_GO)
 		return act;
@@ -195,18 +203,25 @@ INLINE int overlay_receives(struct __sk_buff *skb, struct tb_pkt *p)
 {
 	struct bpf_tunnel_key key = {};
 	struct tb_config *cfg = tb_cfg();
+	union tb_addr outer = {};
 	int act;
 
 	if (!is_ip(skb))
 		return TC_ACT_SHOT;
 	if (!cfg || !(cfg->flags & TB_CFG_READY))
 		return DROP(p, TB_DROP_HOST_NOT_READY, "tunnel packet before the node is ready", "tombolo status; wait for the agent");
-	if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0) < 0 &&
-	    bpf_skb_get_tunnel_key(skb, &key, sizeof(key), BPF_F_TUNINFO_IPV6) < 0)
+	if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0) == 0)
+		addr_v4(&outer, bswap32(key.remote_ipv4));
+	else if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), BPF_F_TUNINFO_IPV6) == 0)
+		__builtin_memcpy(outer.b, key.remote_ipv6, 16);
+	else
 		return DROP(p, TB_DROP_NO_TUNNEL_KEY, "packet on the VXLAN device without a tunnel key", "make the device in collect-metadata mode");
 	act = tb_parse(skb);
 	if (p->nd)
 		return TC_ACT_SHOT;
+	/* The identity is the sender's word, so only a node's counts. */
+	if (!is_node(&outer))
+		return DROP(p, TB_DROP_UNKNOWN_SENDER, "tunnel packet from an address that is no known node's", "tombolo show nodes; the node must send from an address that its Node object names");
 	if (act != TB_GO)
 		return act;
 	p->src_identity = key.tunnel_id == TB_ID_HOST ? TB_ID_REMOTE_NODE : key.tunnel_id;
@@ -239,10 +254,13 @@ static const __u8 other_mac[6] = { 0x02, 0x74, 0x6f, 0x6d, 0x62, 0x00 };
 /* The node's own packets to pods of other nodes; those of pods carry their key already. */
 INLINE int overlay_sends(struct __sk_buff *skb, struct tb_pkt *p)
 {
+	struct tb_config *cfg = tb_cfg();
 	struct tb_node *node;
 	__u32 index;
 	int act;
 
+	if (!cfg)
+		return DROP(p, TB_DROP_HOST_NOT_READY, "packet into the tunnel before the node is ready", "tombolo status; wait for the agent");
 	if ((skb->mark & TB_MARK_MASK) == TB_MARK_KEYED)
 		return TC_ACT_OK;
 	if (!is_ip(skb))
@@ -264,7 +282,7 @@ INLINE int overlay_sends(struct __sk_buff *skb, struct tb_pkt *p)
 	/* Every node's device has the same address, and the kernel drops a tunnelled frame that comes from its own. */
 	if (bpf_skb_store_bytes(skb, 6, other_mac, sizeof(other_mac), 0) < 0)
 		return DROP(p, TB_DROP_WRITE_ERROR, "cannot rewrite the sender's MAC", "report it: this does not happen");
-	act = encapsulate(skb, p, node, TB_ID_REMOTE_NODE);
+	act = encapsulate(skb, p, cfg, node, TB_ID_REMOTE_NODE);
 	return act == TB_GO ? TC_ACT_OK : act;
 }
 
@@ -276,10 +294,13 @@ SEC("classifier") int to_overlay(struct __sk_buff *skb)
 }
 
 /* A service's client outside: local backends see its address, remote ones the node's. */
-INLINE int outside_client(struct __sk_buff *skb, struct tb_pkt *p)
+INLINE int outside_client(struct __sk_buff *skb, struct tb_pkt *p, const struct tb_config *cfg)
 {
-	int act = tb_locate();
+	int act;
 
+	if (to_tunnel(p, cfg))
+		return DROP(p, TB_DROP_ENCAP_PROHIBITED, "a service leads an outside client to the tunnel's port", "give the service's backends another UDP port");
+	act = tb_locate();
 	if (act != TB_GO)
 		return act;
 	if (p->where == TB_POD) {
@@ -337,7 +358,7 @@ INLINE int uplink_receives(struct __sk_buff *skb, struct tb_pkt *p)
 	act = tb_service(TB_SCOPE_EXTERNAL);
 	if (act == TB_GO)
 		return TC_ACT_OK;
-	return act == 1 ? outside_client(skb, p) : act;
+	return act == 1 ? outside_client(skb, p, cfg) : act;
 }
 
 SEC("classifier") int from_uplink(struct __sk_buff *skb)

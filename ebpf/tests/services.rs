@@ -250,8 +250,8 @@ fn snat_ports_of_flows_that_are_over_are_given_again() {
     }
 }
 
-/// Puts the end of the mapping behind `port` into the past, as time would.
-fn expire(node: &Node, backend: &str, port: u16) {
+/// Looks at the mapping behind `port`, and writes back what became of it.
+fn mapping(node: &Node, backend: &str, port: u16, change: impl FnOnce(&mut [u8; 48])) {
     let path = node.bpffs.path().join("tombolo");
     let schema = std::fs::read_dir(path).unwrap().next().unwrap().unwrap().path();
     let map = aya::maps::Map::LruHashMap(aya::maps::MapData::from_pin(schema.join("tb_nat")).unwrap());
@@ -266,8 +266,27 @@ fn expire(node: &Node, backend: &str, port: u16) {
         .map(Result::unwrap)
         .find(|(key, _)| key[..16] == address && key[34..36] == port.to_be_bytes() && key[37] == 4);
     let (key, mut value) = found.unwrap();
-    value[32..40].copy_from_slice(&1_u64.to_ne_bytes());
+    change(&mut value);
     map.insert(key, value, 0).unwrap();
+}
+
+/// Puts its end into the past, as time would.
+fn expire(node: &Node, backend: &str, port: u16) {
+    mapping(node, backend, port, |value| value[32..40].copy_from_slice(&1_u64.to_ne_bytes()));
+}
+
+#[test]
+fn a_service_leads_nobody_into_the_tunnel() {
+    let mut node = Node::new();
+    for f in FAMILIES {
+        node.service(CLUSTER_IP[f], 80, Scope::Internal, 10, &[(1, REMOTE_NODE[f], 8472)]);
+        node.service(VIP[f], 80, Scope::External, 11, &[(1, REMOTE_NODE[f], 8472)]);
+        node.drops("from_endpoint", node.a, &udp((POD_A[f], 4000), (CLUSTER_IP[f], 80), 50), 170);
+        node.drops("from_uplink", node.uplink, &udp((CLIENT[f], 4000), (VIP[f], 80), 50), 170);
+        let ran = node.run("from_endpoint", node.a, &tcp((POD_A[f], 4000), (CLUSTER_IP[f], 80), "S"));
+        assert_eq!(ran.action, REDIRECT, "the tunnel is UDP");
+        node.events();
+    }
 }
 
 #[test]
