@@ -111,6 +111,7 @@ GLOBAL int tb_answer(void)
 	struct tb_pkt *p = tb_pkt();
 	__u32 rev_nat, loopback;
 	struct tb_ct *ct;
+	__u16 signs;
 	__u8 half;
 
 	if (!p)
@@ -127,9 +128,10 @@ GLOBAL int tb_answer(void)
 	if (loopback) {
 		p->loopback = 1;
 	} else if (rev_nat) {
+		signs = ct_signs(p, 1, 0);
 		unmask(p, rev_nat);
-		if (half)
-			service_answered(p, &p->dst, p->dport, rev_nat);
+		if (half || signs != TB_CTF_REPLIED)
+			service_answered(p, &p->dst, p->dport, signs);
 	}
 	return 1;
 }
@@ -139,6 +141,7 @@ GLOBAL int tb_egress(struct __sk_buff *skb, __u32 policy_id)
 {
 	struct tb_pkt *p = tb_pkt();
 	struct tb_ct *ct;
+	__u16 signs;
 	__u8 half;
 	int act;
 
@@ -156,9 +159,9 @@ GLOBAL int tb_egress(struct __sk_buff *skb, __u32 policy_id)
 			ct->policy_revision = p->policy_revision;
 		}
 		ct_renumber(p, ct, p->rev_nat);
-		ct_touch(p, ct, half, 0);
-		if (p->fresh && !half && p->rev_nat)
-			service_answered(p, &p->src, p->sport, p->rev_nat);
+		signs = ct_touch(p, ct, half, 0) & (TB_CTF_REPLIED | TB_CTF_CONFIRMED);
+		if (p->fresh && signs & TB_CTF_REPLIED && p->rev_nat)
+			service_answered(p, &p->src, p->sport, signs);
 		return TB_GO;
 	}
 	if (p->is_error)
@@ -181,6 +184,7 @@ INLINE int opened_here(struct tb_pkt *p)
 {
 	struct tb_ct *ct;
 	__u32 rev_nat;
+	__u16 signs;
 	__u8 half;
 
 	key_set(&p->key, &p->ndst, &p->nsrc, p->ndport, p->nsport, p->tproto, TB_CT_EGRESS);
@@ -192,9 +196,10 @@ INLINE int opened_here(struct tb_pkt *p)
 	p->reply = 1;
 	ct_touch(p, ct, half, 1);
 	if (rev_nat) {
+		signs = ct_signs(p, 1, 0);
 		unmask(p, rev_nat);
-		if (half)
-			service_answered(p, &p->ndst, p->ndport, rev_nat);
+		if (half || signs != TB_CTF_REPLIED)
+			service_answered(p, &p->ndst, p->ndport, signs);
 	}
 	return 1;
 }
@@ -206,6 +211,7 @@ GLOBAL int tb_ingress(__u32 ifindex)
 	struct tb_iface *iface;
 	struct tb_ct *ct;
 	__u32 policy_id;
+	__u16 signs;
 	__u8 half;
 	int act;
 
@@ -235,9 +241,9 @@ GLOBAL int tb_ingress(__u32 ifindex)
 			ct->policy_revision = p->policy_revision;
 		}
 		ct_renumber(p, ct, p->in_rev_nat);
-		ct_touch(p, ct, half, 0);
-		if (p->fresh && !half && p->in_rev_nat)
-			service_answered(p, &p->nsrc, p->nsport, p->in_rev_nat);
+		signs = ct_touch(p, ct, half, 0) & (TB_CTF_REPLIED | TB_CTF_CONFIRMED);
+		if (p->fresh && signs & TB_CTF_REPLIED && p->in_rev_nat)
+			service_answered(p, &p->nsrc, p->nsport, signs);
 		return TB_GO;
 	}
 	if (p->is_error)

@@ -179,6 +179,7 @@ fn collection_deletes_what_expired_and_nothing_else() {
     ping_through(&mut node);
     node.run("from_endpoint", node.a, &tcp((POD_A[0], 4000), (POD_B[0], 80), "S"));
     node.run("from_endpoint", node.b, &tcp((POD_B[0], 80), (POD_A[0], 4000), "SA"));
+    node.run("from_endpoint", node.a, &tcp((POD_A[0], 4000), (POD_B[0], 80), "A"));
     let stats = node.datapath.gc().unwrap();
     assert_eq!((stats.seen, stats.deleted, stats.complete), (4, 0, true));
     // Two minutes on only TCP is left, two hours later (8000 s) nothing.
@@ -199,9 +200,28 @@ fn flows_of_an_address_are_forgotten() {
     assert!(!left.is_empty() && left.iter().all(|flow| flow.source.0 == ip(POD_A[1])), "{left:?}");
 }
 
-fn monotonic_ns() -> u64 {
-    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap();
-    u64::try_from(now.tv_sec()).unwrap() * 1_000_000_000 + u64::try_from(now.tv_nsec()).unwrap()
+#[test]
+fn a_flood_of_openings_stays_out_of_the_established_table() {
+    let mut node = Node::new();
+    for f in FAMILIES {
+        for port in 5000..5100 {
+            node.run("from_uplink", node.uplink, &tcp((CLIENT[f], port), (POD_A[f], 80), "S"));
+            let answer = tcp((POD_A[f], 80), (CLIENT[f], port), if port % 2 == 0 { "SA" } else { "RA" });
+            assert_eq!(node.run("from_endpoint", node.a, &answer).action, REDIRECT);
+        }
+        let limit = monotonic_ns() + 60 * 1_000_000_000;
+        let flows = node.datapath.conntrack().unwrap();
+        assert!(flows.iter().all(|flow| !flow.established && flow.expires_ns <= limit), "{flows:#?}");
+        let repeated = tcp((CLIENT[f], 5000), (POD_A[f], 80), "S");
+        node.run("from_uplink", node.uplink, &repeated);
+        assert!(node.datapath.conntrack().unwrap().iter().all(|flow| !flow.established), "once more");
+        node.run("from_uplink", node.uplink, &tcp((CLIENT[f], 5000), (POD_A[f], 80), "A"));
+        let flows = node.datapath.conntrack().unwrap();
+        let found: Vec<_> = flows.iter().filter(|flow| flow.established).collect();
+        assert!(found.len() == 1 && found[0].source.1 == 5000 && found[0].expires_ns > limit, "{found:#?}");
+        assert_eq!(node.datapath.forget_flows(&[ip(CLIENT[f])]).unwrap(), 100);
+        node.events();
+    }
 }
 
 #[test]

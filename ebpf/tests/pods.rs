@@ -26,6 +26,8 @@ fn same_node_goes_straight_to_the_peer() {
         assert_eq!(ran.action, REDIRECT);
         let event = node.traced().flow;
         assert!(event.reply && !event.new);
+        assert!(node.datapath.conntrack().unwrap().iter().all(|c| !c.established || c.source.0 != ip(POD_A[f])));
+        node.run("from_endpoint", node.a, &tcp((POD_A[f], 4000), (POD_B[f], 80), "A"));
         let flows = node.datapath.conntrack().unwrap();
         let established = flows.iter().filter(|c| c.established && c.source.0 == ip(POD_A[f])).count();
         assert_eq!(established, 2, "egress of A and ingress of B: {flows:#?}");

@@ -34,6 +34,9 @@ fn cluster_ip_to_a_backend_of_another_node_and_back() {
             let event = node.traced();
             assert!(event.flow.reply && event.rev_nat == 10 + f as u32);
             assert_eq!(event.flow.source.ip, ip(REMOTE[f]), "events name the backend");
+            // The opener speaks again: of TCP, only now it is known to be where it says.
+            node.run("from_endpoint", node.a, &tcp((POD_A[f], 4000), (CLUSTER_IP[f], 80), "A"));
+            node.events();
         }
     }
     let kept = node.datapath.conntrack().unwrap();
@@ -273,6 +276,91 @@ fn mapping(node: &Node, backend: &str, port: u16, change: impl FnOnce(&mut [u8; 
 /// Puts its end into the past, as time would.
 fn expire(node: &Node, backend: &str, port: u16) {
     mapping(node, backend, port, |value| value[32..40].copy_from_slice(&1_u64.to_ne_bytes()));
+}
+
+/// Seconds that the mapping behind `port` has still to live.
+fn lives(node: &Node, backend: &str, port: u16) -> u64 {
+    let mut left = 0;
+    mapping(node, backend, port, |value| {
+        let ends = u64::from_ne_bytes(value[32..40].try_into().unwrap());
+        left = ends.saturating_sub(monotonic_ns()) / 1_000_000_000;
+    });
+    left
+}
+
+#[test]
+fn a_flood_of_openings_does_not_hold_snat_ports() {
+    let mut node = Node::new();
+    node.remote(NodePath::Direct, false);
+    for f in FAMILIES {
+        node.service(VIP[f], 80, Scope::External, 20 + f as u32, &[(1 + f as u32, REMOTE[f], 8080)]);
+        let open = |node: &Node, port: u16| {
+            let ran = node.run("from_uplink", node.uplink, &tcp((CLIENT[f], port), (VIP[f], 80), "S"));
+            ran.seen().source.1
+        };
+        let ports: Vec<u16> = (5000..5100).map(|port| open(&node, port)).collect();
+        for port in &ports {
+            node.run("from_uplink", node.uplink, &tcp((REMOTE[f], 8080), (GATEWAY[f], *port), "SA"));
+        }
+        assert!(ports.iter().all(|port| lives(&node, REMOTE[f], *port) <= 60), "answered is not confirmed");
+        let flows = node.datapath.conntrack().unwrap();
+        assert!(flows.iter().all(|flow| !flow.established), "{flows:#?}");
+        node.run("from_uplink", node.uplink, &tcp((CLIENT[f], 5007), (VIP[f], 80), "A"));
+        assert!(lives(&node, REMOTE[f], ports[7]) > 7900, "the client answered");
+        let service = |flow: &&ConntrackEntry| flow.kind == ConntrackKind::Service && flow.established;
+        let flows = node.datapath.conntrack().unwrap();
+        assert_eq!(flows.iter().filter(service).map(|flow| flow.source.1).collect::<Vec<_>>(), [5007]);
+        node.datapath.forget_flows(&[ip(CLIENT[f])]).unwrap();
+        node.events();
+    }
+}
+
+/// The service's entry of a flow from the client's port.
+fn memory(node: &Node, port: u16) -> ConntrackEntry {
+    let flows = node.datapath.conntrack().unwrap();
+    let found = flows.iter().find(|flow| flow.kind == ConntrackKind::Service && flow.source.1 == port);
+    found.unwrap_or_else(|| panic!("{flows:#?}")).clone()
+}
+
+#[test]
+fn a_server_that_closes_ends_the_memory_of_the_choice() {
+    let mut node = Node::new();
+    node.remote(NodePath::Direct, false);
+    let left = |flow: &ConntrackEntry| flow.expires_ns.saturating_sub(monotonic_ns()) / 1_000_000_000;
+    for f in FAMILIES {
+        node.service(VIP[f], 80, Scope::External, 20, &[(1, POD_A[f], 8080)]);
+        node.service(VIP[f], 81, Scope::External, 21, &[(2, REMOTE[f], 8080)]);
+        node.service(CLUSTER_IP[f], 80, Scope::Internal, 22, &[(3, REMOTE[f], 8080)]);
+        for (n, (flags, life)) in [("RA", 10), ("FA", 120)].into_iter().enumerate() {
+            let port = 5000 + 2 * n as u16 + f as u16;
+            for (client, hook, ifindex, to, backend) in [
+                (CLIENT[f], "from_uplink", node.uplink, (VIP[f], 80), POD_A[f]),
+                (CLIENT[f], "from_uplink", node.uplink, (VIP[f], 81), REMOTE[f]),
+                (POD_B[f], "from_endpoint", node.b, (CLUSTER_IP[f], 80), REMOTE[f]),
+            ] {
+                let seen = node.run(hook, ifindex, &tcp((client, port), to, "S")).seen();
+                let answer = |flags: &str| {
+                    let (hook, ifindex) = if backend == POD_A[f] {
+                        ("from_endpoint", node.a)
+                    } else {
+                        ("from_uplink", node.uplink)
+                    };
+                    let packet = tcp((backend, 8080), (&seen.source.0.to_string(), seen.source.1), flags);
+                    assert_eq!(node.run(hook, ifindex, &packet).action, REDIRECT);
+                };
+                answer("SA");
+                node.run(hook, ifindex, &tcp((client, port), to, "A"));
+                answer("A");
+                let open = memory(&node, port);
+                assert!(open.established && !open.closing && left(&open) > 7900, "{open:#?}");
+                answer(flags);
+                let closed = memory(&node, port);
+                assert!(closed.closing && left(&closed) <= life, "{flags} {closed:#?}");
+                node.datapath.forget_flows(&[ip(client)]).unwrap();
+                node.events();
+            }
+        }
+    }
 }
 
 #[test]
