@@ -120,7 +120,7 @@ INLINE int pod_sends(struct __sk_buff *skb, struct tb_pkt *p)
 		return TC_ACT_SHOT;
 	if (to_tunnel(p, cfg))
 		return DROP(p, TB_DROP_ENCAP_PROHIBITED, "a pod may not send tunnel packets", "use another UDP port");
-	act = tb_answer();
+	act = tb_answer(policy_id);
 	if (act != TB_GO)
 		return act == 1 ? answer_of_pod(skb, p) : act;
 	act = tb_service(TB_SCOPE_INTERNAL);

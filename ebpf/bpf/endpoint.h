@@ -105,14 +105,24 @@ INLINE int is_node(const union tb_addr *addr)
 	return pfx && pfx->node && pfx->identity == TB_ID_REMOTE_NODE;
 }
 
-/* 1: an answer to a flow that came into this pod; its translation is undone. TB_GO: not one. */
-GLOBAL int tb_answer(void)
+/* The node itself may always reach its pods, and a pod itself. */
+INLINE int exempt(__u32 identity, __u32 loopback)
+{
+	return identity == TB_ID_HOST || loopback;
+}
+
+/*
+ * 1: an answer to a flow that came into this pod; its translation is undone. TB_GO: not one. Else dropped: its flow is no
+ * longer allowed.
+ */
+GLOBAL int tb_answer(__u32 policy_id)
 {
 	struct tb_pkt *p = tb_pkt();
 	__u32 rev_nat, loopback;
 	struct tb_ct *ct;
 	__u16 signs;
 	__u8 half;
+	int act;
 
 	if (!p)
 		return TC_ACT_SHOT;
@@ -124,6 +134,10 @@ GLOBAL int tb_answer(void)
 	rev_nat = ct->rev_nat;
 	loopback = ct->flags & TB_CTF_LOOPBACK;
 	p->reply = 1;
+	p->dst_identity = ct->identity;
+	act = answer_verdict(p, ct, exempt(ct->identity, loopback) ? 0 : policy_id, 0, p->sport);
+	if (act != TB_GO)
+		return act;
 	ct_touch(p, ct, half, 1);
 	if (loopback) {
 		p->loopback = 1;
@@ -151,7 +165,7 @@ GLOBAL int tb_egress(struct __sk_buff *skb, __u32 policy_id)
 	ct = ct_get(p, &half);
 	if (ct) {
 		if (!verdict_cached(ct, policy_id, p->dst_identity)) {
-			act = tb_verdict(policy_id, p->dst_identity, 1);
+			act = tb_verdict(policy_id, p->dst_identity, 1, p->ndport);
 			if (act != TB_GO)
 				return act;
 			ct->identity = p->dst_identity;
@@ -166,7 +180,7 @@ GLOBAL int tb_egress(struct __sk_buff *skb, __u32 policy_id)
 	}
 	if (p->is_error)
 		return DROP(p, TB_DROP_UNKNOWN_CT, "ICMP error from a pod belongs to no flow", "none; the flow is gone");
-	act = tb_verdict(policy_id, p->dst_identity, 1);
+	act = tb_verdict(policy_id, p->dst_identity, 1, p->ndport);
 	if (act != TB_GO)
 		return act;
 	ct_blank(p);
@@ -179,21 +193,25 @@ GLOBAL int tb_egress(struct __sk_buff *skb, __u32 policy_id)
 	return ct_create(p);
 }
 
-/* 1: an answer to a flow this pod opened; the frontend's address is put back. */
-INLINE int opened_here(struct tb_pkt *p)
+/* 1: an answer to a flow this pod opened; the frontend's address is put back. TB_GO: not one. Else dropped. */
+INLINE int opened_here(struct tb_pkt *p, __u32 policy_id)
 {
 	struct tb_ct *ct;
 	__u32 rev_nat;
 	__u16 signs;
 	__u8 half;
+	int act;
 
 	key_set(&p->key, &p->ndst, &p->nsrc, p->ndport, p->nsport, p->tproto, TB_CT_EGRESS);
 	ct = ct_get(p, &half);
 	p->stale = 0;
 	if (!ct)
-		return 0;
+		return TB_GO;
 	rev_nat = ct->rev_nat;
 	p->reply = 1;
+	act = answer_verdict(p, ct, policy_id, 1, p->nsport);
+	if (act != TB_GO)
+		return act;
 	ct_touch(p, ct, half, 1);
 	if (rev_nat) {
 		signs = ct_signs(p, 1, 0);
@@ -225,15 +243,17 @@ GLOBAL int tb_ingress(__u32 ifindex)
 	p->out_ifindex = ifindex;
 	if (p->loopback && p->reply)
 		return TB_GO;
-	if (!p->loopback && opened_here(p))
-		return TB_GO;
-	/* The node itself may always reach its pods, and a pod itself. */
-	policy_id = p->src_identity == TB_ID_HOST || p->loopback ? 0 : iface->policy_id;
+	if (!p->loopback) {
+		act = opened_here(p, iface->policy_id);
+		if (act != TB_GO)
+			return act == 1 ? TB_GO : act;
+	}
+	policy_id = exempt(p->src_identity, p->loopback) ? 0 : iface->policy_id;
 	key_set(&p->key, &p->nsrc, &p->ndst, p->nsport, p->ndport, p->tproto, TB_CT_INGRESS);
 	ct = ct_get(p, &half);
 	if (ct) {
 		if (!verdict_cached(ct, policy_id, p->src_identity)) {
-			act = tb_verdict(policy_id, p->src_identity, 0);
+			act = tb_verdict(policy_id, p->src_identity, 0, p->ndport);
 			if (act != TB_GO)
 				return act;
 			ct->identity = p->src_identity;
@@ -248,7 +268,7 @@ GLOBAL int tb_ingress(__u32 ifindex)
 	}
 	if (p->is_error)
 		return DROP(p, TB_DROP_UNKNOWN_CT, "ICMP error to a pod belongs to no flow", "none; the flow is gone");
-	act = tb_verdict(policy_id, p->src_identity, 0);
+	act = tb_verdict(policy_id, p->src_identity, 0, p->ndport);
 	if (act != TB_GO)
 		return act;
 	ct_blank(p);

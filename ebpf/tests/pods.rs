@@ -377,3 +377,41 @@ fn discovery_is_believed_only_where_it_may_come_from() {
         assert_eq!(node.run("from_uplink", node.uplink, &to_node).action, OK, "the stack judges its own");
     }
 }
+
+#[test]
+fn answers_end_with_the_allow_of_their_flow() {
+    for f in FAMILIES {
+        let mut node = Node::new();
+        let udp_to = |identity, port| {
+            let matching = RuleMatch { identity: Some(identity), protocol: Some(17), port: Some(port) };
+            (matching, RuleAction::Allow, 9)
+        };
+        policed(&node, Some(vec![udp_to(ID_A, 53), allow(ID_A, 80)]), None);
+        node.datapath.set_policy(6, &PolicySet { ingress: None, egress: Some(vec![udp_to(ID_B, 53)]) }).unwrap();
+        for (ifindex, row, policy_id) in
+            [(node.a, pod(POD_A, ID_A, 1, MAC_A), 6), (node.b, pod(POD_B, ID_B, 2, MAC_B), 5)]
+        {
+            node.datapath.upsert_interface(ifindex, &Interface { policy_id, ..row }).unwrap();
+        }
+        let question = udp((POD_A[f], 4000), (POD_B[f], 53), 9);
+        let answer = udp((POD_B[f], 53), (POD_A[f], 4000), 9);
+        assert_eq!(node.run("from_endpoint", node.a, &question).action, REDIRECT);
+        assert_eq!(node.run("from_endpoint", node.b, &answer).action, REDIRECT);
+        policed(&node, Some(vec![udp_to(ID_A, 53)]), None);
+        assert_eq!(node.run("from_endpoint", node.b, &answer).action, REDIRECT, "another allow went");
+        policed(&node, Some(vec![allow(ID_A, 80)]), None);
+        node.drops("from_endpoint", node.b, &answer, 133);
+        policed(&node, Some(vec![udp_to(ID_A, 53)]), None);
+        assert_eq!(node.run("from_endpoint", node.b, &answer).action, REDIRECT, "allowed again");
+        // The asking pod's own egress.
+        node.datapath.set_policy(6, &PolicySet { ingress: None, egress: Some(vec![]) }).unwrap();
+        node.drops("from_endpoint", node.b, &answer, 133);
+        node.datapath.set_policy(6, &PolicySet { ingress: None, egress: Some(vec![udp_to(ID_B, 53)]) }).unwrap();
+        assert_eq!(node.run("from_endpoint", node.b, &answer).action, REDIRECT);
+        // A flow of the node itself is nobody's to judge.
+        let asked = udp((GATEWAY[f], 4000), (POD_B[f], 99), 9);
+        assert_eq!(node.run("to_endpoint", node.b, &asked).action, OK);
+        policed(&node, Some(vec![]), None);
+        assert_eq!(node.run("from_endpoint", node.b, &udp((POD_B[f], 99), (GATEWAY[f], 4000), 9)).action, OK);
+    }
+}
