@@ -349,16 +349,18 @@ INLINE int uplink_receives(struct __sk_buff *skb, struct tb_pkt *p)
 	act = tb_locate();
 	if (act != TB_GO)
 		return act;
-	if (p->where != TB_AWAY) {
-		/* Only a router that sends the node's own packets to a service back does this, and those are for neither. */
-		if (p->local_source)
-			return DROP(p, TB_DROP_INVALID_SOURCE, "it comes from the network with an address of this node", "look for another machine with the address, or a spoofing one");
-		return p->where == TB_HOST ? TC_ACT_OK : onward(skb, p);
+	/* An address of the node may be a service's, too; but the tunnel's packets spare the look-up. */
+	if (p->where == TB_AWAY || (p->where == TB_HOST && !to_tunnel(p, cfg))) {
+		act = tb_service(TB_SCOPE_EXTERNAL);
+		if (act == 1)
+			return outside_client(skb, p, cfg);
+		if (act != TB_GO || p->where == TB_AWAY)
+			return act == TB_GO ? TC_ACT_OK : act;
 	}
-	act = tb_service(TB_SCOPE_EXTERNAL);
-	if (act == TB_GO)
-		return TC_ACT_OK;
-	return act == 1 ? outside_client(skb, p, cfg) : act;
+	/* Only a router that sends the node's own packets to a service back does this, and those were translated above. */
+	if (p->local_source)
+		return DROP(p, TB_DROP_INVALID_SOURCE, "it comes from the network with an address of this node", "look for another machine with the address, or a spoofing one");
+	return p->where == TB_HOST ? TC_ACT_OK : onward(skb, p);
 }
 
 SEC("classifier") int from_uplink(struct __sk_buff *skb)

@@ -378,6 +378,33 @@ fn a_service_leads_nobody_into_the_tunnel() {
 }
 
 #[test]
+fn the_nodes_own_address_serves_what_is_served_there() {
+    let mut node = Node::new();
+    node.remote(NodePath::Direct, false);
+    for f in FAMILIES {
+        node.service(NODE[f], 80, Scope::External, 20, &[(1, POD_A[f], 8080)]);
+        node.service(NODE[f], 81, Scope::External, 21, &[(2, REMOTE[f], 8080)]);
+        node.service(NODE[f], 8472, Scope::External, 22, &[(3, POD_A[f], 8080)]);
+        let ran = node.run("from_uplink", node.uplink, &tcp((CLIENT[f], 4000), (NODE[f], 80), "S"));
+        assert_eq!((ran.action, ran.macs().0), (REDIRECT, MAC_A));
+        assert_eq!(ran.seen().destination, (ip(POD_A[f]), 8080));
+        let ran = node.run("from_endpoint", node.a, &tcp((POD_A[f], 8080), (CLIENT[f], 4000), "SA"));
+        assert_eq!((ran.action, ran.seen().source), (REDIRECT, (ip(NODE[f]), 80)));
+        let ran = node.run("from_uplink", node.uplink, &udp((CLIENT[f], 4000), (NODE[f], 81), 9));
+        assert_eq!((ran.action, ran.seen().source.0), (REDIRECT, ip(GATEWAY[f])));
+        assert_eq!(ran.seen().destination, (ip(REMOTE[f]), 8080));
+        node.events();
+        for (packet, why) in [
+            (tcp((CLIENT[f], 4000), (NODE[f], 22), "S"), "other ports are the host's"),
+            (udp((CLIENT[f], 4000), (NODE[f], 8472), 50), "and so is the tunnel's"),
+            (ping(CLIENT[f], NODE[f], 3, true), "and echo"),
+        ] {
+            assert_eq!(node.run("from_uplink", node.uplink, &packet).action, OK, "{why}");
+        }
+    }
+}
+
+#[test]
 fn service_addresses_without_backend_or_port_are_dropped() {
     let mut node = Node::new();
     for f in FAMILIES {
