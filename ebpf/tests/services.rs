@@ -405,6 +405,40 @@ fn the_nodes_own_address_serves_what_is_served_there() {
 }
 
 #[test]
+fn reverse_translations_go_when_nobody_needs_them() {
+    let mut node = Node::new();
+    let frontend = |port: u16| Frontend { ip: ip(VIP[0]), port, protocol: 17, scope: Scope::External };
+    let entry = |rev_nat: u32| ServiceEntry { rev_nat, maglev: vec![], local_only: false };
+    let rows = |datapath: &Datapath| {
+        datapath.usage().unwrap().into_iter().find(|usage| usage.map == "tb_rev_nat").unwrap().entries
+    };
+    // More in a row than the node may have services at a time.
+    for number in 1..=5000 {
+        node.datapath.set_service(&frontend(1), &entry(number)).unwrap();
+        node.datapath.delete_service(&frontend(1)).unwrap();
+    }
+    node.datapath.gc().unwrap();
+    assert_eq!(rows(&node.datapath), 0);
+    for f in FAMILIES {
+        node.service(VIP[f], 80, Scope::External, 20 + f as u32, &[(1 + f as u32, POD_A[f], 8080)]);
+        node.run("from_uplink", node.uplink, &udp((CLIENT[f], 5000), (VIP[f], 80), 9));
+        for protocol in [6, 17] {
+            let frontend = Frontend { ip: ip(VIP[f]), port: 80, protocol, scope: Scope::External };
+            node.datapath.delete_service(&frontend).unwrap();
+        }
+    }
+    node.datapath.gc().unwrap();
+    assert_eq!(rows(&node.datapath), 2, "of flows that live on");
+    let second = node.reopen(Attach::Auto, small_sizes());
+    second.gc().unwrap();
+    assert_eq!(rows(&second), 2);
+    second.forget_flows(&[ip(CLIENT[0]), ip(CLIENT[1])]).unwrap();
+    second.gc().unwrap();
+    assert_eq!(rows(&second), 0, "also of an earlier life");
+    node.events();
+}
+
+#[test]
 fn service_addresses_without_backend_or_port_are_dropped() {
     let mut node = Node::new();
     for f in FAMILIES {
