@@ -151,26 +151,58 @@ fn hooks_with_clsact() {
 }
 
 #[test]
-fn other_map_sizes_keep_the_flows() {
+fn other_map_sizes_keep_flows_and_rows() {
     let mut node = Node::new();
     ping_through(&mut node);
     let before = node.datapath.conntrack().unwrap().len();
-    node.service(CLUSTER_IP[0], 80, Scope::Internal, 10, &[(1, REMOTE[0], 8080), (2, REMOTE[0], 8081)]);
-    let services = node.datapath.services().unwrap();
-    let maglev_slots = small_sizes().maglev_slots * 2;
-    let larger = MapSizes {
+    let backends = [(1, REMOTE[0], 8080), (2, REMOTE[0], 8081)];
+    node.service(CLUSTER_IP[0], 80, Scope::Internal, 10, &backends);
+    let any = RuleMatch { identity: None, protocol: None, port: None };
+    let open = PolicySet { ingress: Some(vec![(any, RuleAction::Allow, 1)]), egress: None };
+    node.datapath.set_policy(5, &open).unwrap();
+    let kept = |datapath: &Datapath| {
+        let mut nodes = datapath.nodes().unwrap();
+        nodes.sort_by_key(|(index, _)| *index);
+        let mut local = datapath.local_addresses().unwrap();
+        local.sort_by_key(|(ip, _)| *ip);
+        let mut hosts = datapath.prefixes().unwrap();
+        hosts.sort_by_key(|(prefix, _)| *prefix);
+        let mut interfaces = datapath.interfaces().unwrap();
+        interfaces.sort_by_key(|(ifindex, _)| *ifindex);
+        format!(
+            "{nodes:?} {local:?} {hosts:?} {interfaces:?} {:?} {:?} {:?}",
+            datapath.services().unwrap(),
+            datapath.backends().unwrap(),
+            datapath.policies().unwrap()
+        )
+    };
+    let rows = kept(&node.datapath);
+    let small = small_sizes();
+    let other = MapSizes {
         conntrack: 2048,
         conntrack_half: 512,
         nat: 2048,
         rules: 64,
-        maglev_slots,
-        ..small_sizes()
+        maglev_slots: small.maglev_slots * 2,
+        endpoints: 4096,
+        nodes: 65_536,
+        policies: 4096,
+        services: 8192,
+        backends: 16_384,
+        hosts: 2048,
+        ..small
     };
-    let second = node.reopen(Attach::Auto, larger);
-    assert_eq!(second.services().unwrap(), services, "members are read back from the slots");
+    let second = node.reopen(Attach::Auto, other);
+    assert_eq!(kept(&second), rows, "packets find them before the agent has written all anew");
     assert_eq!(second.conntrack().unwrap().len(), before);
     let capacity = |map: &str| second.usage().unwrap().into_iter().find(|u| u.map == map).unwrap().capacity;
     assert_eq!((capacity("tb_ct"), capacity("tb_rules")), (2048, 64));
+    let entry = NodeEntry { tunnel: Some(ip(REMOTE_NODE[0])), path: NodePath::Overlay, encrypt: false, mtu: 1400 };
+    for index in 1..=2000 {
+        second.upsert_node(index, &entry).unwrap();
+    }
+    let full = (1025..).find_map(|index| node.datapath.upsert_node(index, &entry).err()).unwrap().to_string();
+    assert!(full.contains("tb_nodes") && full.contains("raise datapath.maps.nodes"), "{full}");
 }
 
 #[test]
