@@ -32,6 +32,8 @@
 #define TB_ID_HOST 1
 #define TB_ID_WORLD 2
 #define TB_ID_REMOTE_NODE 6
+#define TB_ID_WORLD4 9 /* in rules alone: packets, flows and events know one world */
+#define TB_ID_WORLD6 10
 
 #define TB_AWAY 0 /* not on this node */
 #define TB_POD 1

@@ -31,6 +31,9 @@ GLOBAL int tb_verdict(__u32 policy_id, __u32 identity, __u32 dir, __u32 port)
 	if (!(policy->flags & (dir ? TB_POL_EGRESS : TB_POL_INGRESS)))
 		return TB_GO;
 	p->policed = 1;
+	/* Rules know a world of each family: 0.0.0.0/0 says nothing of IPv6. */
+	if (identity == TB_ID_WORLD)
+		identity = p->family == 4 ? TB_ID_WORLD4 : TB_ID_WORLD6;
 	shapes = dir ? policy->shapes_egress : policy->shapes_ingress;
 	key.policy_id = policy_id;
 	key.dir = dir;

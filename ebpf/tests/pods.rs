@@ -1,5 +1,5 @@
 //! Pod traffic by BPF_PROG_TEST_RUN: source check, fail closed, same node, overlay, direct, policy, answers.
-#![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, clippy::cast_possible_truncation)]
 
 mod support;
 use support::*;
@@ -413,5 +413,26 @@ fn answers_end_with_the_allow_of_their_flow() {
         assert_eq!(node.run("to_endpoint", node.b, &asked).action, OK);
         policed(&node, Some(vec![]), None);
         assert_eq!(node.run("from_endpoint", node.b, &udp((POD_B[f], 99), (GATEWAY[f], 4000), 9)).action, OK);
+    }
+}
+
+#[test]
+fn each_family_has_a_world_of_its_own() {
+    let mut node = Node::new();
+    for (f, identity) in [(0, 9), (1, 10)] {
+        let everybody = RuleMatch { identity: Some(identity), protocol: None, port: None };
+        let world = Some(vec![(everybody, RuleAction::Allow, 1)]);
+        policed(&node, world.clone(), world);
+        node.datapath
+            .upsert_interface(node.a, &Interface { policy_id: 5, ..pod(POD_A, ID_A, 1, MAC_A) })
+            .unwrap();
+        let (own, other) = (f, 1 - f);
+        let out = |f: usize| udp((POD_A[f], 4000 + f as u16), (CLIENT[f], 53), 9);
+        let back = |f: usize| udp((CLIENT[f], 5000 + f as u16), (POD_A[f], 53), 9);
+        assert_eq!(node.run("from_endpoint", node.a, &out(own)).action, REDIRECT);
+        assert_eq!(node.run("from_uplink", node.uplink, &back(own)).action, REDIRECT);
+        node.drops("from_endpoint", node.a, &out(other), 133);
+        node.drops("from_uplink", node.uplink, &back(other), 133);
+        node.drops("from_endpoint", node.a, &udp((POD_A[own], 1), (POD_B[own], 2), 9), 133);
     }
 }
