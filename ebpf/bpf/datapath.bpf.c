@@ -110,14 +110,16 @@ INLINE int pod_sends(struct __sk_buff *skb, struct tb_pkt *p)
 	if (!is_ip(skb))
 		return TC_ACT_OK;
 	act = tb_parse(skb);
+	if (p->nd == 1)
+		return pod_discovers(p, iface);
 	if (p->nd)
-		return p->nd == 1 ? pod_discovers(p, iface) : TC_ACT_SHOT;
+		return DROP(p, TB_DROP_FORBIDDEN_ICMP6, "listener report of a pod: its node forwards no multicast", "none; every IPv6 host sends them");
 	if (p->family && !own_address(p, iface))
 		return DROP(p, TB_DROP_INVALID_SOURCE, "the source is not the pod's address", "use the address that the pod was given");
 	if (act != TB_GO)
 		return act;
 	if (addr_multicast(&p->dst, p->family))
-		return TC_ACT_SHOT;
+		return DROP(p, TB_DROP_UNKNOWN_TARGET, "a pod sends to a multicast or broadcast address", "none; pods have no link in common, so nobody would hear it");
 	if (to_tunnel(p, cfg))
 		return DROP(p, TB_DROP_ENCAP_PROHIBITED, "a pod may not send tunnel packets", "use another UDP port");
 	act = tb_answer(policy_id);
@@ -165,7 +167,7 @@ INLINE int pod_receives(struct __sk_buff *skb, struct tb_pkt *p)
 	if (act != TB_GO)
 		return act;
 	if (addr_multicast(&p->dst, p->family))
-		return TC_ACT_SHOT;
+		return DROP(p, TB_DROP_UNKNOWN_TARGET, "the node sends a pod a multicast or broadcast packet", "none; pods get none");
 	tb_identify(0);
 	act = tb_ingress(ifindex);
 	if (act != TB_GO)
@@ -207,7 +209,7 @@ INLINE int overlay_receives(struct __sk_buff *skb, struct tb_pkt *p)
 	int act;
 
 	if (!is_ip(skb))
-		return TC_ACT_SHOT;
+		return DROP(p, TB_DROP_UNKNOWN_L3, "a frame out of the tunnel that is not IP", "capture on the tunnel device; no node sends such");
 	if (!cfg || !(cfg->flags & TB_CFG_READY))
 		return DROP(p, TB_DROP_HOST_NOT_READY, "tunnel packet before the node is ready", "tombolo status; wait for the agent");
 	if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0) == 0)
@@ -218,7 +220,7 @@ INLINE int overlay_receives(struct __sk_buff *skb, struct tb_pkt *p)
 		return DROP(p, TB_DROP_NO_TUNNEL_KEY, "packet on the VXLAN device without a tunnel key", "make the device in collect-metadata mode");
 	act = tb_parse(skb);
 	if (p->nd)
-		return TC_ACT_SHOT;
+		return DROP(p, TB_DROP_FORBIDDEN_ICMP6, "neighbour discovery out of the tunnel, which is no link", "capture on the tunnel device; no node sends such");
 	/* The identity is the sender's word, so only a node's counts. */
 	if (!is_node(&outer))
 		return DROP(p, TB_DROP_UNKNOWN_SENDER, "tunnel packet from an address that is no known node's", "tombolo show nodes; the node must send from an address that its Node object names");
@@ -264,12 +266,14 @@ INLINE int overlay_sends(struct __sk_buff *skb, struct tb_pkt *p)
 	if ((skb->mark & TB_MARK_MASK) == TB_MARK_KEYED)
 		return TC_ACT_OK;
 	if (!is_ip(skb))
-		return TC_ACT_SHOT;
+		return DROP(p, TB_DROP_UNKNOWN_L3, "the node sends a frame that is not IP into the tunnel", "ip link set the tunnel device arp off");
 	act = tb_parse(skb);
 	if (act != TB_GO && p->proto == 0)
 		return act;
-	if (p->nd || addr_multicast(&p->dst, p->family))
-		return TC_ACT_SHOT;
+	if (p->nd)
+		return DROP(p, TB_DROP_FORBIDDEN_ICMP6, "the node's neighbour discovery on the tunnel, which is no link", "none; the kernel tries it on every device");
+	if (addr_multicast(&p->dst, p->family))
+		return DROP(p, TB_DROP_UNKNOWN_TARGET, "the node sends a multicast or broadcast packet into the tunnel", "none; the tunnel has single nodes as ends");
 	p->reason = 0;
 	p->src_identity = TB_ID_HOST;
 	act = tb_locate();

@@ -436,3 +436,31 @@ fn each_family_has_a_world_of_its_own() {
         node.drops("from_endpoint", node.a, &udp((POD_A[own], 1), (POD_B[own], 2), 9), 133);
     }
 }
+
+#[test]
+fn every_drop_has_a_reason() {
+    let mut node = Node::new();
+    let multicast = ["224.0.0.251", "ff02::fb"];
+    for f in FAMILIES {
+        node.drops("from_endpoint", node.a, &udp((POD_A[f], 5353), (multicast[f], 5353), 9), 150);
+        node.drops("to_endpoint", node.a, &udp((GATEWAY[f], 5353), (multicast[f], 5353), 9), 150);
+        node.drops("to_overlay", node.overlay, &udp((GATEWAY[f], 5353), (multicast[f], 5353), 9), 150);
+    }
+    node.drops("from_endpoint", node.a, &icmp6(POD_A[1], "ff02::16", (143, 0), 1), 176);
+    node.drops("to_overlay", node.overlay, &icmp6("fe80::1", "ff02::2", (133, 0), 255), 176);
+    let mut arp = udp((POD_A[0], 1), (POD_B[0], 2), 9);
+    arp[12..14].copy_from_slice(&[8, 6]);
+    node.drops("from_overlay", node.overlay, &arp, 139);
+    node.drops("to_overlay", node.overlay, &arp, 139);
+    // Too big, and nobody in whose name to answer.
+    let config = NodeConfig { internal4: None, internal6: None, ..node.config() };
+    node.datapath.set_config(&config).unwrap();
+    for f in FAMILIES {
+        node.events();
+        let large = udp((POD_A[f], 4000), (REMOTE[f], 9), 1480);
+        assert_eq!(node.run("from_endpoint", node.a, &large).action, SHOT);
+        let drop = node.dropped().flow;
+        assert_eq!(drop.drop_reason, 136);
+        assert!(site(drop.site).unwrap().why.contains("cannot be told"), "{drop:?}");
+    }
+}

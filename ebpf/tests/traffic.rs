@@ -211,6 +211,14 @@ fn forged_tunnel_packets(one: &Host, second: &Space) {
             second.inside(|| tunnelled(node, to, 0, &from(source)));
         }
         assert_eq!(counts(), (before.0 + 1, before.1 + 3), "VNI 0 and an address of the receiver");
+        let forbidden = || {
+            let all = one.datapath.metrics().unwrap();
+            all.iter().find(|m| m.reason == 176 && m.direction == Direction::Ingress).map_or(0, |m| m.packets)
+        };
+        let seen = forbidden();
+        let discovery = icmp6("fe80::9", "fd00:10:1:1::2", (136, 0), 255);
+        second.inside(|| tunnelled(node, to, 66_002, &discovery));
+        assert_eq!(forbidden(), seen + 1, "discovery out of the tunnel");
         second.inside(|| tunnelled(node, to, 0, &from(outside)));
         let known = one.datapath.conntrack().unwrap();
         assert!(known.iter().any(|flow| flow.source.0 == ip(outside) && flow.identity == 2), "{known:#?}");
