@@ -155,8 +155,7 @@ impl Datapath {
     /// # Errors
     /// A map cannot be read or written.
     pub fn forget_flows(&self, addresses: &[std::net::IpAddr]) -> Result<u64, DatapathError> {
-        let gone: BTreeSet<[u8; 16]> =
-            addresses.iter().map(|ip| abi::Addr::from(*ip).0).collect();
+        let gone: BTreeSet<[u8; 16]> = addresses.iter().map(|ip| abi::Addr::from(*ip).0).collect();
         let mut deleted = 0;
         for table in [&self.tables.ct, &self.tables.ct_half] {
             let mut cursor = Some(Cursor::default());

@@ -5,7 +5,7 @@ use crate::attach::{Attach, Links, Side};
 use crate::error::DatapathError;
 use crate::events::EventReader;
 use crate::maglev::Slots as MaglevSlots;
-use crate::policies::Revisions;
+use crate::policies::{Known, Revisions};
 use crate::rev_nats::Released;
 use crate::rows::{Direction, MapUsage, Metric, NodeConfig};
 use crate::tables::{Hash, Tables};
@@ -118,6 +118,7 @@ pub struct Datapath {
     pub(crate) maglev: Mutex<MaglevSlots>,
     pub(crate) revisions: Revisions,
     pub(crate) released: Mutex<Released>,
+    pub(crate) rules: Mutex<Known>,
     object: Mutex<Ebpf>,
     links: Links,
     directory: PathBuf,
@@ -171,6 +172,7 @@ impl Datapath {
             maglev: Mutex::new(maglev),
             revisions: Revisions::default(),
             released: Mutex::new(released),
+            rules: Mutex::new(None),
             object: Mutex::new(object),
             links: Links::new(links, config.attach),
             directory,

@@ -75,6 +75,13 @@ pub enum DatapathError {
     Events(#[source] io::Error),
 }
 
+impl DatapathError {
+    /// Whether there was no room for a new entry.
+    pub(crate) fn is_full(&self) -> bool {
+        matches!(self, Self::Map { source, .. } if source.raw_os_error() == Some(libc::E2BIG))
+    }
+}
+
 fn remedy(map: &str, source: &io::Error) -> String {
     match source.raw_os_error() {
         Some(libc::E2BIG | libc::ENOSPC) => match option_of(map) {

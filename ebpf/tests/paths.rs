@@ -197,7 +197,8 @@ fn other_map_sizes_keep_flows_and_rows() {
     assert_eq!(second.conntrack().unwrap().len(), before);
     let capacity = |map: &str| second.usage().unwrap().into_iter().find(|u| u.map == map).unwrap().capacity;
     assert_eq!((capacity("tb_ct"), capacity("tb_rules")), (2048, 64));
-    let entry = NodeEntry { tunnel: Some(ip(REMOTE_NODE[0])), path: NodePath::Overlay, encrypt: false, mtu: 1400 };
+    let entry =
+        NodeEntry { tunnel: Some(ip(REMOTE_NODE[0])), path: NodePath::Overlay, encrypt: false, mtu: 1400 };
     for index in 1..=2000 {
         second.upsert_node(index, &entry).unwrap();
     }

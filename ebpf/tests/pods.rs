@@ -1,5 +1,11 @@
 //! Pod traffic by BPF_PROG_TEST_RUN: source check, fail closed, same node, overlay, direct, policy, answers.
-#![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, clippy::cast_possible_truncation)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation
+)]
 
 mod support;
 use support::*;
@@ -26,7 +32,9 @@ fn same_node_goes_straight_to_the_peer() {
         assert_eq!(ran.action, REDIRECT);
         let event = node.traced().flow;
         assert!(event.reply && !event.new);
-        assert!(node.datapath.conntrack().unwrap().iter().all(|c| !c.established || c.source.0 != ip(POD_A[f])));
+        assert!(
+            node.datapath.conntrack().unwrap().iter().all(|c| !c.established || c.source.0 != ip(POD_A[f]))
+        );
         node.run("from_endpoint", node.a, &tcp((POD_A[f], 4000), (POD_B[f], 80), "A"));
         let flows = node.datapath.conntrack().unwrap();
         let established = flows.iter().filter(|c| c.established && c.source.0 == ip(POD_A[f])).count();
@@ -387,7 +395,9 @@ fn answers_end_with_the_allow_of_their_flow() {
             (matching, RuleAction::Allow, 9)
         };
         policed(&node, Some(vec![udp_to(ID_A, 53), allow(ID_A, 80)]), None);
-        node.datapath.set_policy(6, &PolicySet { ingress: None, egress: Some(vec![udp_to(ID_B, 53)]) }).unwrap();
+        node.datapath
+            .set_policy(6, &PolicySet { ingress: None, egress: Some(vec![udp_to(ID_B, 53)]) })
+            .unwrap();
         for (ifindex, row, policy_id) in
             [(node.a, pod(POD_A, ID_A, 1, MAC_A), 6), (node.b, pod(POD_B, ID_B, 2, MAC_B), 5)]
         {
@@ -406,7 +416,9 @@ fn answers_end_with_the_allow_of_their_flow() {
         // The asking pod's own egress.
         node.datapath.set_policy(6, &PolicySet { ingress: None, egress: Some(vec![]) }).unwrap();
         node.drops("from_endpoint", node.b, &answer, 133);
-        node.datapath.set_policy(6, &PolicySet { ingress: None, egress: Some(vec![udp_to(ID_B, 53)]) }).unwrap();
+        node.datapath
+            .set_policy(6, &PolicySet { ingress: None, egress: Some(vec![udp_to(ID_B, 53)]) })
+            .unwrap();
         assert_eq!(node.run("from_endpoint", node.b, &answer).action, REDIRECT);
         // A flow of the node itself is nobody's to judge.
         let asked = udp((GATEWAY[f], 4000), (POD_B[f], 99), 9);
@@ -435,6 +447,45 @@ fn each_family_has_a_world_of_its_own() {
         node.drops("from_uplink", node.uplink, &back(other), 133);
         node.drops("from_endpoint", node.a, &udp((POD_A[own], 1), (POD_B[own], 2), 9), 133);
     }
+}
+
+#[test]
+fn a_full_map_holds_up_no_revocation() {
+    let mut node = Node::new();
+    policed(&node, Some(vec![allow(ID_A, 80)]), None);
+    node.datapath
+        .upsert_interface(node.b, &Interface { policy_id: 5, ..pod(POD_B, ID_B, 2, MAC_B) })
+        .unwrap();
+    let syn = |f: usize, port: u16| tcp((POD_A[f], 4000), (POD_B[f], port), "S");
+    let others: Vec<_> = (0..1023).map(|n| allow(100_000 + n, 80)).collect();
+    node.datapath.set_policy(7, &PolicySet { ingress: Some(others), egress: None }).unwrap();
+    let set = |node: &Node, rules: &[RuleEntry]| {
+        node.datapath.set_policy(5, &PolicySet { ingress: Some(rules.to_vec()), egress: None })
+    };
+    let rules = |node: &Node| node.datapath.policies().unwrap()[&5].ingress.clone().unwrap();
+    for f in FAMILIES {
+        set(&node, &[allow(ID_A, 80)]).unwrap();
+        assert_eq!(node.run("from_endpoint", node.a, &syn(f, 80)).action, REDIRECT);
+        let full = set(&node, &[allow(ID_REMOTE, 81), allow(ID_REMOTE, 82)]).unwrap_err().to_string();
+        assert!(full.contains("raise datapath.maps.policy "), "{full}");
+        node.drops("from_endpoint", node.a, &syn(f, 80), 133);
+        assert_eq!(rules(&node), [allow(ID_REMOTE, 81)], "what there is room for");
+        // A deny comes in before all, and if it must, for an allow.
+        let any = RuleMatch { identity: None, protocol: None, port: None };
+        let deny = (RuleMatch { identity: Some(ID_A), ..any }, RuleAction::Deny, 3);
+        set(&node, &[(any, RuleAction::Allow, 1)]).unwrap();
+        assert_eq!(node.run("from_endpoint", node.a, &syn(f, 80)).action, REDIRECT);
+        set(&node, &[(any, RuleAction::Allow, 1), deny]).unwrap_err();
+        node.drops("from_endpoint", node.a, &syn(f, 80), 181);
+        set(&node, &[deny]).unwrap();
+    }
+    node.datapath.delete_policy(7).unwrap();
+    set(&node, &[allow(ID_A, 80), allow(ID_A, 81)]).unwrap();
+    assert_eq!(rules(&node).len(), 2);
+    // The same again is compared with what the map holds.
+    node.reopen(Attach::Auto, small_sizes()).delete_policy(5).unwrap();
+    set(&node, &[allow(ID_A, 80), allow(ID_A, 81)]).unwrap();
+    assert_eq!(rules(&node).len(), 2);
 }
 
 #[test]

@@ -196,7 +196,8 @@ fn tunnelled(from: &str, to: &str, vni: u32, inner: &[u8]) {
 /// What the first node makes of tunnel packets: the outer source must be a node, and without an identity the inner
 /// one must not be a local address.
 fn forged_tunnel_packets(one: &Host, second: &Space) {
-    let count = |reason: u8| drops(&one.datapath).iter().find(|drop| drop.0 == reason).map_or(0, |drop| drop.1);
+    let count =
+        |reason: u8| drops(&one.datapath).iter().find(|drop| drop.0 == reason).map_or(0, |drop| drop.1);
     let counts = || (count(172), count(132));
     second.sh("ip addr add 172.20.0.77/24 dev wire; ip addr add fd00:20::77/64 dev wire nodad");
     for f in FAMILIES {
