@@ -48,13 +48,13 @@ impl Datapath {
         }
         let wanted = rules(id, set)?;
         let old = self.tables.policies.get(id)?;
-        self.with_rules(id, |mut present| {
+        self.with_rules(id, |present| {
             let nothing_yet = old.is_none() && present.is_empty();
             if *present == wanted && !nothing_yet {
                 let mut all = self.all_rules()?;
                 *present = all.remove(&id).unwrap_or_default();
             }
-            self.change_policy(id, (old, header(set, &wanted)), &wanted, &mut present)
+            self.change_policy(id, (old, header(set, &wanted)), &wanted, present)
         })
     }
 
