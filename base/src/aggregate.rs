@@ -88,7 +88,6 @@ mod tests {
     use crate::table::{NoIndex, Table, Transaction};
     use proptest::prelude::*;
     use serde::Serialize;
-    use std::collections::BTreeSet;
 
     /// Rows of tables of which only the sources matter.
     macro_rules! rows {
@@ -168,8 +167,7 @@ mod tests {
         gate.observe(table.changes().drain().as_ref());
         assert!(gate.is_open(Moment::ZERO));
         pen.set_source(&source(2), SourceState::Pending);
-        let batch =
-            |sources_changed| Batch { keys: BTreeSet::new(), sources_changed, snapshot: table.snapshot() };
+        let batch = |sources_changed| Batch { keys: Vec::new(), sources_changed, snapshot: table.snapshot() };
         gate.observe(Some(&batch(false)));
         assert!(gate.is_open(Moment::ZERO));
         gate.observe(Some(&batch(true)));

@@ -194,6 +194,10 @@ impl IdentityId {
     pub const KUBE_APISERVER: Self = Self(7);
     /// The ingress proxy.
     pub const INGRESS: Self = Self(8);
+    /// The IPv4 addresses of the world: what `0.0.0.0/0` means in a policy's entry.
+    pub const WORLD_IPV4: Self = Self(9);
+    /// The IPv6 addresses of the world: what `::/0` means in a policy's entry.
+    pub const WORLD_IPV6: Self = Self(10);
     /// The first number that a cluster may allocate within its range.
     pub const FIRST_ALLOCATABLE: u32 = 256;
 

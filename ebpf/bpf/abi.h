@@ -161,6 +161,7 @@ struct tb_tuple {
 #define TB_CTF_CLOSING_ORIG (1u << 1)
 #define TB_CTF_CLOSING_REPLY (1u << 2)
 #define TB_CTF_LOOPBACK (1u << 3) /* a pod that reaches itself through a service */
+#define TB_CTF_CONFIRMED (1u << 4) /* TCP: the opener sent something after the answer, so it is where it says */
 
 struct tb_ct {
 	__u64 expires_ns; /* CLOCK_MONOTONIC */
@@ -300,10 +301,12 @@ struct tb_event {
 #define TB_DROP_INVALID 134
 #define TB_DROP_CT_INVALID_HDR 135
 #define TB_DROP_FRAG_NEEDED 136
+#define TB_DROP_UNKNOWN_L3 139
 #define TB_DROP_WRITE_ERROR 141
 #define TB_DROP_UNKNOWN_L4 142
 #define TB_DROP_NO_TUNNEL_KEY 147
 #define TB_DROP_CT_CREATE 155
+#define TB_DROP_UNKNOWN_TARGET 150
 #define TB_DROP_UNROUTABLE 151
 #define TB_DROP_INVALID_EXTHDR 156
 #define TB_DROP_NO_SERVICE 158
@@ -312,6 +315,7 @@ struct tb_event {
 #define TB_DROP_NAT_NO_MAPPING 167
 #define TB_DROP_FIB 169
 #define TB_DROP_ENCAP_PROHIBITED 170
+#define TB_DROP_UNKNOWN_SENDER 172
 #define TB_DROP_FRAG_NOT_FOUND 175
 #define TB_DROP_FORBIDDEN_ICMP6 176
 #define TB_DROP_POLICY_DENY 181

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause) */
 /*
  * Connection tracking in two tables: flows nobody has answered yet in an LRU, so that a flood of them only
- * evicts its like; answered ones in a plain hash that user space collects.
+ * evicts its like; answered ones in a plain hash that user space collects. Anybody can make a server answer by a SYN
+ * under a false address, so TCP is only answered when its opener has spoken again.
  */
 #ifndef TB_CT_H
 #define TB_CT_H
@@ -52,6 +53,14 @@ INLINE struct tb_ct *ct_get(struct tb_pkt *p, __u8 *half)
 	return ct;
 }
 
+/* Whether a flow with these signs of life belongs to the established ones. */
+INLINE int ct_lasts(__u8 proto, __u16 flags)
+{
+	__u16 needed = TB_CTF_REPLIED | (proto == TB_TCP ? TB_CTF_CONFIRMED : 0);
+
+	return (flags & needed) == needed;
+}
+
 INLINE __u64 ct_life(__u8 proto, __u16 flags)
 {
 	__u16 both = TB_CTF_CLOSING_ORIG | TB_CTF_CLOSING_REPLY;
@@ -62,7 +71,7 @@ INLINE __u64 ct_life(__u8 proto, __u16 flags)
 		return LIFE_CLOSING;
 	if (flags & both)
 		return LIFE_HALF_CLOSED;
-	return flags & TB_CTF_REPLIED ? LIFE_TCP : LIFE_SYN;
+	return ct_lasts(proto, flags) ? LIFE_TCP : LIFE_SYN;
 }
 
 /* Moves the entry of p->key to the established table. If that is full it stays where it is. */
@@ -73,13 +82,15 @@ INLINE void ct_promote(struct tb_pkt *p, const struct tb_ct *ct)
 		bpf_map_delete_elem(&tb_ct_half, &p->key);
 }
 
-/* What the packet says about the life of its connection. way: 0 opening, 1 answering. */
-INLINE __u16 ct_signs(const struct tb_pkt *p, int way)
+/* What the packet says about the life of a connection of which `known` is known. way: 0 opening, 1 answering. */
+INLINE __u16 ct_signs(const struct tb_pkt *p, int way, __u16 known)
 {
 	__u16 flags = way ? TB_CTF_REPLIED : 0;
 
 	if (p->tproto != TB_TCP)
 		return flags;
+	if (!way && known & TB_CTF_REPLIED && !(p->tcp_flags & (TB_SYN | TB_RST)))
+		flags |= TB_CTF_CONFIRMED;
 	if (p->tcp_flags & TB_FIN)
 		flags |= way ? TB_CTF_CLOSING_REPLY : TB_CTF_CLOSING_ORIG;
 	if (p->tcp_flags & TB_RST)
@@ -93,15 +104,18 @@ INLINE void ct_mark(struct tb_ct *ct, __u16 flags)
 	__sync_fetch_and_or((__u32 *)&ct->endpoint_id, (__u32)flags << 16);
 }
 
-/* Counts the packet, keeps the entry alive, decides whether an event is due. way: 0 opening, 1 answering. */
-INLINE void ct_touch(struct tb_pkt *p, struct tb_ct *ct, __u8 half, int way)
+/*
+ * Counts the packet, keeps the entry alive, decides whether an event is due. way: 0 opening, 1 answering. Returns the
+ * flow's flags.
+ */
+INLINE __u16 ct_touch(struct tb_pkt *p, struct tb_ct *ct, __u8 half, int way)
 {
 	struct tb_config *cfg = tb_cfg();
 	__u16 flags;
 
 	/* An error speaks of a flow without being part of it. */
 	if (p->is_error || !cfg)
-		return;
+		return 0;
 	if (p->tproto == TB_TCP) {
 		__u8 seen = p->tcp_flags & (TB_SYN | TB_FIN | TB_RST);
 
@@ -110,7 +124,10 @@ INLINE void ct_touch(struct tb_pkt *p, struct tb_ct *ct, __u8 half, int way)
 			p->report = 1;
 		}
 	}
-	flags = ct->flags | ct_signs(p, way);
+	flags = ct->flags | ct_signs(p, way, ct->flags);
+	/* Programs before this one asked for no confirmation. */
+	if (!half)
+		flags |= TB_CTF_CONFIRMED;
 	if (flags != ct->flags)
 		ct_mark(ct, flags);
 	__sync_fetch_and_add(&ct->packets[way], 1);
@@ -120,8 +137,9 @@ INLINE void ct_touch(struct tb_pkt *p, struct tb_ct *ct, __u8 half, int way)
 		ct->reported_ns[way] = p->now;
 		p->report = 1;
 	}
-	if (half && (flags & TB_CTF_REPLIED))
+	if (half && ct_lasts(p->tproto, flags))
 		ct_promote(p, ct);
+	return flags;
 }
 
 /*
@@ -160,25 +178,36 @@ INLINE void ct_blank(struct tb_pkt *p)
 }
 
 /*
- * The flow behind the translation is answered: the client's memory of its backend must live as long. Called with the
- * first answer, or when a new service entry meets a flow that was answered before.
+ * The flow behind the translation is answered, or its server closes it: the client's memory of its backend, which sees
+ * the client's packets alone, must live as long. orig_dst is the frontend. Called with the first answers and with a
+ * closing one, or when a new service entry meets a flow that was answered before.
  */
-INLINE void service_answered(struct tb_pkt *p, const union tb_addr *client, __be16 port, __u32 rev_nat)
+INLINE void service_answered(struct tb_pkt *p, const union tb_addr *client, __be16 port, __u16 signs)
 {
-	struct tb_rev_nat *rev = bpf_map_lookup_elem(&tb_rev_nat, &rev_nat);
 	struct tb_ct *ct;
+	__u16 flags;
+	int half = 1;
 
-	if (!rev)
+	if (p->is_error || !p->translated)
 		return;
-	key_set(&p->key, client, &rev->addr, port, rev->port, p->tproto, TB_CT_SERVICE);
+	key_set(&p->key, client, &p->orig_dst, port, p->orig_dport, p->tproto, TB_CT_SERVICE);
 	ct = bpf_map_lookup_elem(&tb_ct_half, &p->key);
+	if (!ct && signs & (TB_CTF_CLOSING_ORIG | TB_CTF_CLOSING_REPLY)) {
+		half = 0;
+		ct = bpf_map_lookup_elem(&tb_ct, &p->key);
+	}
 	if (!ct)
 		return;
-	ct->flags |= TB_CTF_REPLIED;
-	ct->expires_ns = p->now + ct_life(p->tproto, ct->flags);
-	ct_promote(p, ct);
+	flags = ct->flags | signs;
+	if (flags == ct->flags)
+		return;
 	/* Where the backend is on another node nothing else here knows that it answered. */
-	p->report = 1;
+	if (!(ct->flags & TB_CTF_REPLIED))
+		p->report = 1;
+	ct_mark(ct, flags);
+	ct->expires_ns = p->now + ct_life(p->tproto, flags);
+	if (half && ct_lasts(p->tproto, flags))
+		ct_promote(p, ct);
 }
 
 /* Gives an answer the frontend's address as source. */

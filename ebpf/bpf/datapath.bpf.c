@@ -58,6 +58,39 @@ INLINE int own_address(struct tb_pkt *p, const struct tb_iface *iface)
 	return addr_eq(&p->outer_src, own) && (p->reason || addr_eq(&p->src, own));
 }
 
+/* fe80::/10, or a group that no router forwards (ff02::/16). */
+INLINE int on_link(const union tb_addr *addr)
+{
+	return (addr->b[0] == 0xfe && (addr->b[1] & 0xc0) == 0x80) || (addr->b[0] == 0xff && addr->b[1] == 0x02);
+}
+
+/*
+ * Neighbour discovery of a pod is between it and the node: the stack must not carry it on, and a pod is no router. No
+ * policy judges it, so what is not this goes no further.
+ */
+INLINE int pod_discovers(struct tb_pkt *p, const struct tb_iface *iface)
+{
+	int unnamed = addr_zero(&p->src); /* it asks whether its address is taken */
+	struct tb_endpoint *ep;
+
+	if (p->icmp_type == 134 || p->icmp_type == 137)
+		return DROP(p, TB_DROP_FORBIDDEN_ICMP6, "a pod is no router and may not advertise or redirect", "stop the router daemon in the pod");
+	if (!unnamed && !addr_eq(&p->src, &iface->addr6) && !(on_link(&p->src) && p->src.b[0] == 0xfe))
+		return DROP(p, TB_DROP_INVALID_SOURCE, "neighbour discovery under an address that is not the pod's", "use the address that the pod was given");
+	if (on_link(&p->dst))
+		return TC_ACT_OK;
+	ep = bpf_map_lookup_elem(&tb_endpoints, &p->dst);
+	if (ep && ep->flags & TB_EP_HOST)
+		return TC_ACT_OK;
+	return DROP(p, TB_DROP_FORBIDDEN_ICMP6, "neighbour discovery of a pod that is not for the node", "none; a pod's only neighbour is its node");
+}
+
+/* Whoever writes tunnel packets says any identity he likes, so nobody is translated to where they are read. */
+INLINE int to_tunnel(const struct tb_pkt *p, const struct tb_config *cfg)
+{
+	return p->tproto == TB_UDP && !p->is_error && p->ndport == bswap16(cfg->vxlan_port);
+}
+
 INLINE int pod_sends(struct __sk_buff *skb, struct tb_pkt *p)
 {
 	__u32 ifindex = skb->ifindex, policy_id;
@@ -77,22 +110,26 @@ INLINE int pod_sends(struct __sk_buff *skb, struct tb_pkt *p)
 	if (!is_ip(skb))
 		return TC_ACT_OK;
 	act = tb_parse(skb);
+	if (p->nd == 1)
+		return pod_discovers(p, iface);
 	if (p->nd)
-		return p->nd == 1 ? TC_ACT_OK : TC_ACT_SHOT;
+		return DROP(p, TB_DROP_FORBIDDEN_ICMP6, "listener report of a pod: its node forwards no multicast", "none; every IPv6 host sends them");
 	if (p->family && !own_address(p, iface))
 		return DROP(p, TB_DROP_INVALID_SOURCE, "the source is not the pod's address", "use the address that the pod was given");
 	if (act != TB_GO)
 		return act;
 	if (addr_multicast(&p->dst, p->family))
-		return TC_ACT_SHOT;
-	if (p->tproto == TB_UDP && !p->is_error && p->dport == bswap16(cfg->vxlan_port))
+		return DROP(p, TB_DROP_UNKNOWN_TARGET, "a pod sends to a multicast or broadcast address", "none; pods have no link in common, so nobody would hear it");
+	if (to_tunnel(p, cfg))
 		return DROP(p, TB_DROP_ENCAP_PROHIBITED, "a pod may not send tunnel packets", "use another UDP port");
-	act = tb_answer();
+	act = tb_answer(policy_id);
 	if (act != TB_GO)
 		return act == 1 ? answer_of_pod(skb, p) : act;
 	act = tb_service(TB_SCOPE_INTERNAL);
 	if (act != TB_GO && act != 1)
 		return act;
+	if (act == 1 && to_tunnel(p, cfg))
+		return DROP(p, TB_DROP_ENCAP_PROHIBITED, "a service leads a pod to the tunnel's port", "give the service's backends another UDP port");
 	act = tb_locate();
 	if (act != TB_GO)
 		return act;
@@ -130,8 +167,8 @@ INLINE int pod_receives(struct __sk_buff *skb, struct tb_pkt *p)
 	if (act != TB_GO)
 		return act;
 	if (addr_multicast(&p->dst, p->family))
-		return TC_ACT_SHOT;
-	tb_identify();
+		return DROP(p, TB_DROP_UNKNOWN_TARGET, "the node sends a pod a multicast or broadcast packet", "none; pods get none");
+	tb_identify(0);
 	act = tb_ingress(ifindex);
 	if (act != TB_GO)
 		return act;
@@ -168,23 +205,34 @@ INLINE int overlay_receives(struct __sk_buff *skb, struct tb_pkt *p)
 {
 	struct bpf_tunnel_key key = {};
 	struct tb_config *cfg = tb_cfg();
+	union tb_addr outer = {};
 	int act;
 
 	if (!is_ip(skb))
-		return TC_ACT_SHOT;
+		return DROP(p, TB_DROP_UNKNOWN_L3, "a frame out of the tunnel that is not IP", "capture on the tunnel device; no node sends such");
 	if (!cfg || !(cfg->flags & TB_CFG_READY))
 		return DROP(p, TB_DROP_HOST_NOT_READY, "tunnel packet before the node is ready", "tombolo status; wait for the agent");
-	if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0) < 0 &&
-	    bpf_skb_get_tunnel_key(skb, &key, sizeof(key), BPF_F_TUNINFO_IPV6) < 0)
+	if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0) == 0)
+		addr_v4(&outer, bswap32(key.remote_ipv4));
+	else if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), BPF_F_TUNINFO_IPV6) == 0)
+		__builtin_memcpy(outer.b, key.remote_ipv6, 16);
+	else
 		return DROP(p, TB_DROP_NO_TUNNEL_KEY, "packet on the VXLAN device without a tunnel key", "make the device in collect-metadata mode");
 	act = tb_parse(skb);
 	if (p->nd)
-		return TC_ACT_SHOT;
+		return DROP(p, TB_DROP_FORBIDDEN_ICMP6, "neighbour discovery out of the tunnel, which is no link", "capture on the tunnel device; no node sends such");
+	/* The identity is the sender's word, so only a node's counts. */
+	if (!is_node(&outer))
+		return DROP(p, TB_DROP_UNKNOWN_SENDER, "tunnel packet from an address that is no known node's", "tombolo show nodes; the node must send from an address that its Node object names");
 	if (act != TB_GO)
 		return act;
 	p->src_identity = key.tunnel_id == TB_ID_HOST ? TB_ID_REMOTE_NODE : key.tunnel_id;
-	if (!p->src_identity)
-		tb_identify();
+	/* A sender that says no identity is known by its address, and only by one that others can have. */
+	if (!p->src_identity) {
+		tb_identify(1);
+		if (p->local_source)
+			return DROP(p, TB_DROP_INVALID_SOURCE, "it comes out of the tunnel with an address of this node", "look for a spoofing machine among the nodes");
+	}
 	if (is_internal(p, cfg) && tb_unsnat() == 1)
 		return answer_of_backend(skb, p);
 	act = tb_locate();
@@ -208,19 +256,24 @@ static const __u8 other_mac[6] = { 0x02, 0x74, 0x6f, 0x6d, 0x62, 0x00 };
 /* The node's own packets to pods of other nodes; those of pods carry their key already. */
 INLINE int overlay_sends(struct __sk_buff *skb, struct tb_pkt *p)
 {
+	struct tb_config *cfg = tb_cfg();
 	struct tb_node *node;
 	__u32 index;
 	int act;
 
+	if (!cfg)
+		return DROP(p, TB_DROP_HOST_NOT_READY, "packet into the tunnel before the node is ready", "tombolo status; wait for the agent");
 	if ((skb->mark & TB_MARK_MASK) == TB_MARK_KEYED)
 		return TC_ACT_OK;
 	if (!is_ip(skb))
-		return TC_ACT_SHOT;
+		return DROP(p, TB_DROP_UNKNOWN_L3, "the node sends a frame that is not IP into the tunnel", "ip link set the tunnel device arp off");
 	act = tb_parse(skb);
 	if (act != TB_GO && p->proto == 0)
 		return act;
-	if (p->nd || addr_multicast(&p->dst, p->family))
-		return TC_ACT_SHOT;
+	if (p->nd)
+		return DROP(p, TB_DROP_FORBIDDEN_ICMP6, "the node's neighbour discovery on the tunnel, which is no link", "none; the kernel tries it on every device");
+	if (addr_multicast(&p->dst, p->family))
+		return DROP(p, TB_DROP_UNKNOWN_TARGET, "the node sends a multicast or broadcast packet into the tunnel", "none; the tunnel has single nodes as ends");
 	p->reason = 0;
 	p->src_identity = TB_ID_HOST;
 	act = tb_locate();
@@ -233,7 +286,7 @@ INLINE int overlay_sends(struct __sk_buff *skb, struct tb_pkt *p)
 	/* Every node's device has the same address, and the kernel drops a tunnelled frame that comes from its own. */
 	if (bpf_skb_store_bytes(skb, 6, other_mac, sizeof(other_mac), 0) < 0)
 		return DROP(p, TB_DROP_WRITE_ERROR, "cannot rewrite the sender's MAC", "report it: this does not happen");
-	act = encapsulate(skb, p, node, TB_ID_REMOTE_NODE);
+	act = encapsulate(skb, p, cfg, node, TB_ID_REMOTE_NODE);
 	return act == TB_GO ? TC_ACT_OK : act;
 }
 
@@ -245,10 +298,13 @@ SEC("classifier") int to_overlay(struct __sk_buff *skb)
 }
 
 /* A service's client outside: local backends see its address, remote ones the node's. */
-INLINE int outside_client(struct __sk_buff *skb, struct tb_pkt *p)
+INLINE int outside_client(struct __sk_buff *skb, struct tb_pkt *p, const struct tb_config *cfg)
 {
-	int act = tb_locate();
+	int act;
 
+	if (to_tunnel(p, cfg))
+		return DROP(p, TB_DROP_ENCAP_PROHIBITED, "a service leads an outside client to the tunnel's port", "give the service's backends another UDP port");
+	act = tb_locate();
 	if (act != TB_GO)
 		return act;
 	if (p->where == TB_POD) {
@@ -289,20 +345,26 @@ INLINE int uplink_receives(struct __sk_buff *skb, struct tb_pkt *p)
 		p->reason = 0;
 		return TC_ACT_OK;
 	}
-	tb_identify();
+	tb_identify(1);
+	if (p->local_source == TB_POD)
+		return DROP(p, TB_DROP_INVALID_SOURCE, "it comes from the network with the address of a pod of this node", "look for another machine with the address, or a spoofing one");
 	if (is_internal(p, cfg) && tb_unsnat() == 1)
 		return answer_of_backend(skb, p);
 	act = tb_locate();
 	if (act != TB_GO)
 		return act;
-	if (p->where == TB_HOST)
-		return TC_ACT_OK;
-	if (p->where == TB_POD)
-		return onward(skb, p);
-	act = tb_service(TB_SCOPE_EXTERNAL);
-	if (act == TB_GO)
-		return TC_ACT_OK;
-	return act == 1 ? outside_client(skb, p) : act;
+	/* An address of the node may be a service's, too; but the tunnel's packets spare the look-up. */
+	if (p->where == TB_AWAY || (p->where == TB_HOST && !to_tunnel(p, cfg))) {
+		act = tb_service(TB_SCOPE_EXTERNAL);
+		if (act == 1)
+			return outside_client(skb, p, cfg);
+		if (act != TB_GO || p->where == TB_AWAY)
+			return act == TB_GO ? TC_ACT_OK : act;
+	}
+	/* Only a router that sends the node's own packets to a service back does this, and those were translated above. */
+	if (p->local_source)
+		return DROP(p, TB_DROP_INVALID_SOURCE, "it comes from the network with an address of this node", "look for another machine with the address, or a spoofing one");
+	return p->where == TB_HOST ? TC_ACT_OK : onward(skb, p);
 }
 
 SEC("classifier") int from_uplink(struct __sk_buff *skb)

@@ -56,8 +56,11 @@ GLOBAL int tb_locate(void)
 	return TB_GO;
 }
 
-/* The sender's identity by its address, where neither interface nor tunnel says it. */
-GLOBAL int tb_identify(void)
+/*
+ * The sender's identity by its address, where neither interface nor tunnel says it. A packet from the network that
+ * names an address of this node is not from there: local_source is set, and it is nobody's but the world's.
+ */
+GLOBAL int tb_identify(__u32 from_network)
 {
 	struct tb_pkt *p = tb_pkt();
 	union tb_addr *addr;
@@ -69,6 +72,11 @@ GLOBAL int tb_identify(void)
 		return TC_ACT_SHOT;
 	addr = &p->outer_src;
 	ep = bpf_map_lookup_elem(&tb_endpoints, addr);
+	if (ep && from_network) {
+		p->local_source = ep->flags & TB_EP_HOST ? TB_HOST : TB_POD;
+		p->src_identity = TB_ID_WORLD;
+		return TB_GO;
+	}
 	if (ep && ep->flags & TB_EP_HOST) {
 		p->src_identity = TB_ID_HOST;
 		return TB_GO;
@@ -81,16 +89,40 @@ GLOBAL int tb_identify(void)
 	}
 	pfx = prefix_of(p, addr);
 	p->src_identity = pfx ? pfx->identity : TB_ID_WORLD;
+	/* Addresses of this node that are in no endpoint row. */
+	if (from_network && p->src_identity == TB_ID_HOST) {
+		p->local_source = TB_HOST;
+		p->src_identity = TB_ID_WORLD;
+	}
 	return TB_GO;
 }
 
-/* 1: an answer to a flow that came into this pod; its translation is undone. TB_GO: not one. */
-GLOBAL int tb_answer(void)
+/* Whether an address is that of a node of the mesh. */
+INLINE int is_node(const union tb_addr *addr)
+{
+	struct tb_prefix *pfx = bpf_map_lookup_elem(&tb_hosts, addr);
+
+	return pfx && pfx->node && pfx->identity == TB_ID_REMOTE_NODE;
+}
+
+/* The node itself may always reach its pods, and a pod itself. */
+INLINE int exempt(__u32 identity, __u32 loopback)
+{
+	return identity == TB_ID_HOST || loopback;
+}
+
+/*
+ * 1: an answer to a flow that came into this pod; its translation is undone. TB_GO: not one. Else dropped: its flow is no
+ * longer allowed.
+ */
+GLOBAL int tb_answer(__u32 policy_id)
 {
 	struct tb_pkt *p = tb_pkt();
 	__u32 rev_nat, loopback;
 	struct tb_ct *ct;
+	__u16 signs;
 	__u8 half;
+	int act;
 
 	if (!p)
 		return TC_ACT_SHOT;
@@ -102,13 +134,18 @@ GLOBAL int tb_answer(void)
 	rev_nat = ct->rev_nat;
 	loopback = ct->flags & TB_CTF_LOOPBACK;
 	p->reply = 1;
+	p->dst_identity = ct->identity;
+	act = answer_verdict(p, ct, exempt(ct->identity, loopback) ? 0 : policy_id, 0, p->sport);
+	if (act != TB_GO)
+		return act;
 	ct_touch(p, ct, half, 1);
 	if (loopback) {
 		p->loopback = 1;
 	} else if (rev_nat) {
+		signs = ct_signs(p, 1, 0);
 		unmask(p, rev_nat);
-		if (half)
-			service_answered(p, &p->dst, p->dport, rev_nat);
+		if (half || signs != TB_CTF_REPLIED)
+			service_answered(p, &p->dst, p->dport, signs);
 	}
 	return 1;
 }
@@ -118,6 +155,7 @@ GLOBAL int tb_egress(struct __sk_buff *skb, __u32 policy_id)
 {
 	struct tb_pkt *p = tb_pkt();
 	struct tb_ct *ct;
+	__u16 signs;
 	__u8 half;
 	int act;
 
@@ -127,7 +165,7 @@ GLOBAL int tb_egress(struct __sk_buff *skb, __u32 policy_id)
 	ct = ct_get(p, &half);
 	if (ct) {
 		if (!verdict_cached(ct, policy_id, p->dst_identity)) {
-			act = tb_verdict(policy_id, p->dst_identity, 1);
+			act = tb_verdict(policy_id, p->dst_identity, 1, p->ndport);
 			if (act != TB_GO)
 				return act;
 			ct->identity = p->dst_identity;
@@ -135,14 +173,14 @@ GLOBAL int tb_egress(struct __sk_buff *skb, __u32 policy_id)
 			ct->policy_revision = p->policy_revision;
 		}
 		ct_renumber(p, ct, p->rev_nat);
-		ct_touch(p, ct, half, 0);
-		if (p->fresh && !half && p->rev_nat)
-			service_answered(p, &p->src, p->sport, p->rev_nat);
+		signs = ct_touch(p, ct, half, 0) & (TB_CTF_REPLIED | TB_CTF_CONFIRMED);
+		if (p->fresh && signs & TB_CTF_REPLIED && p->rev_nat)
+			service_answered(p, &p->src, p->sport, signs);
 		return TB_GO;
 	}
 	if (p->is_error)
 		return DROP(p, TB_DROP_UNKNOWN_CT, "ICMP error from a pod belongs to no flow", "none; the flow is gone");
-	act = tb_verdict(policy_id, p->dst_identity, 1);
+	act = tb_verdict(policy_id, p->dst_identity, 1, p->ndport);
 	if (act != TB_GO)
 		return act;
 	ct_blank(p);
@@ -155,25 +193,31 @@ GLOBAL int tb_egress(struct __sk_buff *skb, __u32 policy_id)
 	return ct_create(p);
 }
 
-/* 1: an answer to a flow this pod opened; the frontend's address is put back. */
-INLINE int opened_here(struct tb_pkt *p)
+/* 1: an answer to a flow this pod opened; the frontend's address is put back. TB_GO: not one. Else dropped. */
+INLINE int opened_here(struct tb_pkt *p, __u32 policy_id)
 {
 	struct tb_ct *ct;
 	__u32 rev_nat;
+	__u16 signs;
 	__u8 half;
+	int act;
 
 	key_set(&p->key, &p->ndst, &p->nsrc, p->ndport, p->nsport, p->tproto, TB_CT_EGRESS);
 	ct = ct_get(p, &half);
 	p->stale = 0;
 	if (!ct)
-		return 0;
+		return TB_GO;
 	rev_nat = ct->rev_nat;
 	p->reply = 1;
+	act = answer_verdict(p, ct, policy_id, 1, p->nsport);
+	if (act != TB_GO)
+		return act;
 	ct_touch(p, ct, half, 1);
 	if (rev_nat) {
+		signs = ct_signs(p, 1, 0);
 		unmask(p, rev_nat);
-		if (half)
-			service_answered(p, &p->ndst, p->ndport, rev_nat);
+		if (half || signs != TB_CTF_REPLIED)
+			service_answered(p, &p->ndst, p->ndport, signs);
 	}
 	return 1;
 }
@@ -185,6 +229,7 @@ GLOBAL int tb_ingress(__u32 ifindex)
 	struct tb_iface *iface;
 	struct tb_ct *ct;
 	__u32 policy_id;
+	__u16 signs;
 	__u8 half;
 	int act;
 
@@ -198,15 +243,17 @@ GLOBAL int tb_ingress(__u32 ifindex)
 	p->out_ifindex = ifindex;
 	if (p->loopback && p->reply)
 		return TB_GO;
-	if (!p->loopback && opened_here(p))
-		return TB_GO;
-	/* The node itself may always reach its pods, and a pod itself. */
-	policy_id = p->src_identity == TB_ID_HOST || p->loopback ? 0 : iface->policy_id;
+	if (!p->loopback) {
+		act = opened_here(p, iface->policy_id);
+		if (act != TB_GO)
+			return act == 1 ? TB_GO : act;
+	}
+	policy_id = exempt(p->src_identity, p->loopback) ? 0 : iface->policy_id;
 	key_set(&p->key, &p->nsrc, &p->ndst, p->nsport, p->ndport, p->tproto, TB_CT_INGRESS);
 	ct = ct_get(p, &half);
 	if (ct) {
 		if (!verdict_cached(ct, policy_id, p->src_identity)) {
-			act = tb_verdict(policy_id, p->src_identity, 0);
+			act = tb_verdict(policy_id, p->src_identity, 0, p->ndport);
 			if (act != TB_GO)
 				return act;
 			ct->identity = p->src_identity;
@@ -214,14 +261,14 @@ GLOBAL int tb_ingress(__u32 ifindex)
 			ct->policy_revision = p->policy_revision;
 		}
 		ct_renumber(p, ct, p->in_rev_nat);
-		ct_touch(p, ct, half, 0);
-		if (p->fresh && !half && p->in_rev_nat)
-			service_answered(p, &p->nsrc, p->nsport, p->in_rev_nat);
+		signs = ct_touch(p, ct, half, 0) & (TB_CTF_REPLIED | TB_CTF_CONFIRMED);
+		if (p->fresh && signs & TB_CTF_REPLIED && p->in_rev_nat)
+			service_answered(p, &p->nsrc, p->nsport, signs);
 		return TB_GO;
 	}
 	if (p->is_error)
 		return DROP(p, TB_DROP_UNKNOWN_CT, "ICMP error to a pod belongs to no flow", "none; the flow is gone");
-	act = tb_verdict(policy_id, p->src_identity, 0);
+	act = tb_verdict(policy_id, p->src_identity, 0, p->ndport);
 	if (act != TB_GO)
 		return act;
 	ct_blank(p);

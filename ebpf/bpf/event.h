@@ -81,7 +81,7 @@ GLOBAL int tb_emit(struct __sk_buff *skb, __u32 type)
 	return 0;
 }
 
-/* The end of every run. A drop without a reason is noise (listener reports and the like): counted nowhere. */
+/* The end of every run. A drop without a reason was counted before (too big, and no answer could be made). */
 INLINE int finish(struct __sk_buff *skb, struct tb_pkt *p, int act)
 {
 	struct tb_config *cfg;

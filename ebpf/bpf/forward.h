@@ -67,7 +67,8 @@ GLOBAL int tb_deliver(struct __sk_buff *skb)
 	return bpf_redirect_peer(ifindex, 0);
 }
 
-INLINE int encapsulate(struct __sk_buff *skb, struct tb_pkt *p, const struct tb_node *node, __u32 vni)
+/* The outer source is the address that the other nodes know this one by: they take no tunnel packets from others. */
+INLINE int encapsulate(struct __sk_buff *skb, struct tb_pkt *p, const struct tb_config *cfg, const struct tb_node *node, __u32 vni)
 {
 	struct bpf_tunnel_key key = {};
 	__u64 flags = 0;
@@ -76,9 +77,11 @@ INLINE int encapsulate(struct __sk_buff *skb, struct tb_pkt *p, const struct tb_
 	key.tunnel_ttl = 64;
 	if (node->tunnel.w[0] == 0 && node->tunnel.w[1] == 0 && node->tunnel.w[2] == bswap32(0xffff)) {
 		key.remote_ipv4 = bswap32(node->tunnel.w[3]);
+		key.local_ipv4 = bswap32(cfg->underlay4.w[3]);
 		flags = BPF_F_ZERO_CSUM_TX;
 	} else {
 		__builtin_memcpy(key.remote_ipv6, node->tunnel.b, 16);
+		__builtin_memcpy(key.local_ipv6, cfg->underlay6.b, 16);
 		flags = BPF_F_TUNINFO_IPV6;
 	}
 	if (bpf_skb_set_tunnel_key(skb, &key, sizeof(key), flags) < 0)
@@ -86,8 +89,9 @@ INLINE int encapsulate(struct __sk_buff *skb, struct tb_pkt *p, const struct tb_
 	return TB_GO;
 }
 
-INLINE int to_overlay_device(struct __sk_buff *skb, struct tb_pkt *p, const struct tb_node *node, __u32 device)
+INLINE int to_overlay_device(struct __sk_buff *skb, struct tb_pkt *p, const struct tb_config *cfg, const struct tb_node *node)
 {
+	__u32 device = cfg->overlay_ifindex;
 	int act;
 
 	if (!device)
@@ -105,7 +109,7 @@ INLINE int to_overlay_device(struct __sk_buff *skb, struct tb_pkt *p, const stru
 	act = hop(skb, p);
 	if (act != TB_GO)
 		return act;
-	act = encapsulate(skb, p, node, p->vni);
+	act = encapsulate(skb, p, cfg, node, p->vni);
 	if (act != TB_GO)
 		return act;
 	skb->mark = (skb->mark & ~TB_MARK_MASK) | TB_MARK_KEYED;
@@ -186,7 +190,7 @@ GLOBAL int tb_forward(struct __sk_buff *skb)
 			return act;
 	}
 	if (node && !plain && node->path == TB_PATH_OVERLAY)
-		return to_overlay_device(skb, p, node, cfg->overlay_ifindex);
+		return to_overlay_device(skb, p, cfg, node);
 	return along_route(skb, p);
 }
 

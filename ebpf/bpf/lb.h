@@ -98,6 +98,9 @@ GLOBAL int tb_service(__u32 scope)
 	key.proto = p->tproto;
 	key.scope = scope;
 	svc = bpf_map_lookup_elem(&tb_services, &key);
+	/* What is not served of an address of the node is the node's. */
+	if (!svc && p->where == TB_HOST)
+		return TB_GO;
 	if (!svc) {
 		key.port = 0;
 		key.proto = 0;

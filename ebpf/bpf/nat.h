@@ -23,7 +23,7 @@ INLINE void nat_touch(const struct tb_pkt *p, struct tb_nat *nat, int way)
 	/* An error speaks of a flow without being part of it. */
 	if (p->is_error)
 		return;
-	nat->flags |= ct_signs(p, way);
+	nat->flags |= ct_signs(p, way, nat->flags);
 	nat->expires_ns = p->now + ct_life(p->tproto, nat->flags);
 }
 
@@ -123,7 +123,7 @@ GLOBAL int tb_unsnat(void)
 	p->reply = 1;
 	if (nat->rev_nat) {
 		unmask(p, nat->rev_nat);
-		service_answered(p, &p->ndst, p->ndport, p->rev_nat);
+		service_answered(p, &p->ndst, p->ndport, ct_signs(p, 1, 0));
 	}
 	return 1;
 }

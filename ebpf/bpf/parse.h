@@ -171,6 +171,9 @@ INLINE int parse_icmp(struct __sk_buff *skb, struct tb_pkt *p)
 	if (p->family == 4 ? icmp4_is_error(h[0]) : icmp6_is_error(h[0]))
 		return parse_inner(skb, p);
 	if (p->family == 6 && icmp6_is_nd(h[0])) {
+		/* A hop limit of 255 proves that no router forwarded it (RFC 4861); all else that bears these types is made up. */
+		if (p->ttl != 255 || h[1] || p->frag)
+			return DROP(p, TB_DROP_FORBIDDEN_ICMP6, "neighbour discovery that did not come from the link", "capture at the sender; somebody forges it");
 		p->nd = 1;
 		return TB_GO;
 	}

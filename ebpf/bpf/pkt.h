@@ -32,6 +32,8 @@
 #define TB_ID_HOST 1
 #define TB_ID_WORLD 2
 #define TB_ID_REMOTE_NODE 6
+#define TB_ID_WORLD4 9 /* in rules alone: packets, flows and events know one world */
+#define TB_ID_WORLD6 10
 
 #define TB_AWAY 0 /* not on this node */
 #define TB_POD 1
@@ -90,6 +92,8 @@ struct tb_pkt {
 	__u8 where, reply, fresh, report;
 	__u8 point, dir, encrypted, loopback;
 	__u8 policed, stale, reason, translated;
+	__u8 local_source; /* came from the network with a source of this node: TB_POD or TB_HOST */
+	__u8 pad1[7];
 	/* From here on not cleared. */
 	struct tb_tuple key;
 	struct tb_ct ct;

@@ -104,10 +104,16 @@ GLOBAL int tb_too_big(struct __sk_buff *skb, __u32 mtu)
 	struct tb_config *cfg = tb_cfg();
 	union tb_addr *self;
 	__u32 quote, i;
+	int mute;
 	long err;
 
 	if (!p || !cfg)
 		return TC_ACT_SHOT;
+	self = internal_addr(cfg, p->family);
+	quote = p->l4_off - p->l3_off + (p->proto == TB_TCP ? 20 : 8);
+	mute = p->is_error || p->frag == TB_FRAG_LATER || addr_zero(self) || quote > TB_QUOTE || quote < 28;
+	if (mute)
+		return DROP(p, TB_DROP_FRAG_NEEDED, "larger than the path to the destination, and the sender cannot be told", "give the node a pod CIDR of the family; errors, later fragments and long headers are never answered");
 	/* The drop is counted and reported whatever becomes of the answer. */
 	err = DROP(p, TB_DROP_FRAG_NEEDED, "larger than the path to the destination", "the sender is told the MTU; check that its firewall lets ICMP in");
 	count(p, skb->len);
@@ -115,12 +121,6 @@ GLOBAL int tb_too_big(struct __sk_buff *skb, __u32 mtu)
 	p->reason = 0;
 	p->report = 0;
 	p->fresh = 0;
-	self = internal_addr(cfg, p->family);
-	if (p->is_error || p->frag == TB_FRAG_LATER || addr_zero(self))
-		return TC_ACT_SHOT;
-	quote = p->l4_off - p->l3_off + (p->proto == TB_TCP ? 20 : 8);
-	if (quote > TB_QUOTE || quote < 28)
-		return TC_ACT_SHOT;
 	__builtin_memset(p->buf, 0, sizeof(p->buf));
 	for (i = 0; i < TB_QUOTE / 4; i++) {
 		if (i * 4 >= quote)

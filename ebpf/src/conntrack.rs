@@ -5,9 +5,10 @@ use crate::datapath::Datapath;
 use crate::error::DatapathError;
 use crate::rows::{ConntrackEntry, ConntrackKind};
 use crate::sys::{self, Cursor};
+use std::collections::BTreeSet;
 
 /// Entries a step of a collection looks at.
-const STEP: usize = 4096;
+pub(crate) const STEP: usize = 4096;
 
 /// What a collection found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -27,6 +28,8 @@ pub struct GcStats {
 pub struct ConntrackGc {
     cursor: Option<Cursor>,
     total: GcStats,
+    /// Reverse translations that live flows name, if somebody wants to know.
+    named: Option<BTreeSet<u32>>,
 }
 
 impl ConntrackGc {
@@ -45,6 +48,10 @@ impl ConntrackGc {
     pub fn step(&mut self, datapath: &Datapath, entries: usize, now: u64) -> Result<GcStats, DatapathError> {
         let from = self.cursor.take().unwrap_or_default();
         let batch = datapath.tables.ct.batch(from, entries)?;
+        if let Some(named) = &mut self.named {
+            let live = batch.entries.iter().filter(|(_, flow)| flow.expires_ns >= now);
+            named.extend(live.map(|(_, flow)| flow.rev_nat));
+        }
         for (key, _) in
             batch.entries.iter().inspect(|_| self.total.seen += 1).filter(|(_, v)| v.expires_ns < now)
         {
@@ -66,7 +73,7 @@ impl ConntrackGc {
 }
 
 impl Datapath {
-    /// A whole collection of flows and address translations, in steps of 4096 entries. Call it from a blocking thread
+    /// A whole collection of flows, address translations and reverse translations of services that are gone, in steps of 4096 entries. Call it from a blocking thread
     /// every 10 to 30 seconds.
     ///
     /// # Errors
@@ -80,21 +87,30 @@ impl Datapath {
     /// # Errors
     /// A map cannot be read or written.
     pub fn gc_at(&self, now: u64) -> Result<GcStats, DatapathError> {
-        let mut walk = ConntrackGc::new();
+        let named = self.has_released().then(BTreeSet::new);
+        let mut walk = ConntrackGc { named, ..ConntrackGc::default() };
         let mut stats = loop {
             let stats = walk.step(self, STEP, now)?;
             if stats.complete {
                 break stats;
             }
         };
-        self.gc_nat(&mut stats, now)?;
+        self.gc_nat(&mut stats, &mut walk.named, now)?;
+        if let Some(named) = walk.named {
+            self.sweep_rev_nats(named, now)?;
+        }
         stats.alive = stats.seen.saturating_sub(stats.deleted);
         Ok(stats)
     }
 
     /// Deletes mappings whose flow is over: the answers' entry by its time, the way out when its twin is gone or
     /// has become another flow's.
-    fn gc_nat(&self, stats: &mut GcStats, now: u64) -> Result<(), DatapathError> {
+    fn gc_nat(
+        &self,
+        stats: &mut GcStats,
+        named: &mut Option<BTreeSet<u32>>,
+        now: u64,
+    ) -> Result<(), DatapathError> {
         let nat = &self.tables.nat;
         let mut cursor = Some(Cursor::default());
         while let Some(from) = cursor {
@@ -112,6 +128,8 @@ impl Datapath {
                 if over {
                     nat.delete(key)?;
                     stats.deleted += 1;
+                } else if let Some(named) = named {
+                    named.insert(value.rev_nat);
                 }
             }
             cursor = batch.next;
@@ -137,8 +155,7 @@ impl Datapath {
     /// # Errors
     /// A map cannot be read or written.
     pub fn forget_flows(&self, addresses: &[std::net::IpAddr]) -> Result<u64, DatapathError> {
-        let gone: std::collections::BTreeSet<[u8; 16]> =
-            addresses.iter().map(|ip| abi::Addr::from(*ip).0).collect();
+        let gone: BTreeSet<[u8; 16]> = addresses.iter().map(|ip| abi::Addr::from(*ip).0).collect();
         let mut deleted = 0;
         for table in [&self.tables.ct, &self.tables.ct_half] {
             let mut cursor = Some(Cursor::default());

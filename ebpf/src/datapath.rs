@@ -5,12 +5,14 @@ use crate::attach::{Attach, Links, Side};
 use crate::error::DatapathError;
 use crate::events::EventReader;
 use crate::maglev::Slots as MaglevSlots;
-use crate::policies::Revisions;
+use crate::policies::{Known, Revisions};
+use crate::rev_nats::Released;
 use crate::rows::{Direction, MapUsage, Metric, NodeConfig};
-use crate::tables::Tables;
+use crate::tables::{Hash, Tables};
 use aya::maps::{MapData, MapInfo};
 use aya::programs::SchedClassifier;
 use aya::{Ebpf, EbpfLoader};
+use std::fmt::Debug;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -80,7 +82,8 @@ impl MapSizes {
             ("tb_services", self.services),
             ("tb_backends", self.backends),
             ("tb_maglev", self.maglev_slots),
-            ("tb_rev_nat", self.services),
+            // One for every number a service can have: those of services that went stay while flows need them.
+            ("tb_rev_nat", 65_536),
             ("tb_ct_half", self.conntrack_half),
             ("tb_ct", self.conntrack),
             ("tb_nat", self.nat),
@@ -114,6 +117,8 @@ pub struct Datapath {
     pub(crate) tables: Tables,
     pub(crate) maglev: Mutex<MaglevSlots>,
     pub(crate) revisions: Revisions,
+    pub(crate) released: Mutex<Released>,
+    pub(crate) rules: Mutex<Known>,
     object: Mutex<Ebpf>,
     links: Links,
     directory: PathBuf,
@@ -157,12 +162,17 @@ impl Datapath {
                 .map_err(|source| DatapathError::Program { program: name, source: Box::new(source) })?;
         }
         let tables = Tables::take(&mut object)?;
-        replaced.copy_into(&tables)?;
+        for carry in replaced {
+            carry(&tables)?;
+        }
         let maglev = MaglevSlots::recover(&tables)?;
+        let released = crate::rev_nats::recover(&tables)?;
         Ok(Self {
             tables,
             maglev: Mutex::new(maglev),
             revisions: Revisions::default(),
+            released: Mutex::new(released),
+            rules: Mutex::new(None),
             object: Mutex::new(object),
             links: Links::new(links, config.attach),
             directory,
@@ -417,41 +427,36 @@ fn load(directory: &Path, sizes: &MapSizes) -> Result<Ebpf, DatapathError> {
     loader.load(OBJECT).map_err(|error| DatapathError::Load(Box::new(error)))
 }
 
-/// Maps that are made anew although their entries must survive.
-#[derive(Default)]
-struct Retired {
-    half: Vec<(abi::Tuple, abi::Ct)>,
-    established: Vec<(abi::Tuple, abi::Ct)>,
-    nat: Vec<(abi::Tuple, abi::Nat)>,
-    /// Slots in use: the frontends' rows point at them, and the next life reads members back from them.
-    maglev: Vec<(u32, u32)>,
-}
+type Carry = Box<dyn FnOnce(&Tables) -> Result<(), DatapathError>>;
 
-impl Retired {
-    /// Best effort: an entry that does not fit into a smaller map is left out.
-    fn copy_into(self, tables: &Tables) -> Result<(), DatapathError> {
-        for (key, value) in self.half {
-            tables.ct_half.upsert(key, value)?;
-        }
-        for (key, value) in self.nat {
-            tables.nat.upsert(key, value)?;
-        }
-        for (index, backend) in self.maglev.into_iter().filter(|(index, _)| *index < tables.maglev.len()) {
-            tables.maglev.set(index, backend)?;
-        }
-        for (key, value) in self.established {
-            if let Err(error) = tables.ct.upsert(key, value) {
-                tracing::warn!(%error, "conntrack entry not carried over; make datapath.maps.conntrack larger");
+/// Rows of a map that is made anew, to be written to the new one. Best effort: what does not fit into a smaller map is left
+/// out.
+fn carry<K, V>(
+    name: &'static str,
+    path: &Path,
+    table: fn(&Tables) -> &Hash<K, V>,
+) -> Result<Carry, DatapathError>
+where
+    K: aya::Pod + Debug + Default,
+    V: aya::Pod + Debug + Default + PartialEq,
+{
+    let rows: Vec<(K, V)> = entries(path)?;
+    Ok(Box::new(move |tables| {
+        let total = rows.len();
+        for (written, (key, value)) in rows.into_iter().enumerate() {
+            if let Err(error) = table(tables).upsert(key, value) {
+                tracing::warn!(map = name, %error, left_out = total - written, "rows not carried over");
                 break;
             }
         }
         Ok(())
-    }
+    }))
 }
 
-/// Unpins maps whose shape is not the wanted one; keeps the entries of those that hold live flows.
-fn retire_changed_maps(directory: &Path, sizes: &MapSizes) -> Result<Retired, DatapathError> {
-    let mut retired = Retired::default();
+/// Unpins maps whose shape is not the wanted one, and keeps their rows: live flows, and what the programs go by until the
+/// agent has written all anew.
+fn retire_changed_maps(directory: &Path, sizes: &MapSizes) -> Result<Vec<Carry>, DatapathError> {
+    let mut retired = Vec::new();
     for (name, wanted) in sizes.list() {
         let path = directory.join(name);
         let Ok(info) = MapInfo::from_pin(&path) else { continue };
@@ -465,15 +470,35 @@ fn retire_changed_maps(directory: &Path, sizes: &MapSizes) -> Result<Retired, Da
             "map size changed, making it anew"
         );
         match name {
-            "tb_ct_half" => retired.half = entries(&path)?,
-            "tb_ct" => retired.established = entries(&path)?,
-            "tb_nat" => retired.nat = entries(&path)?,
-            "tb_maglev" => retired.maglev = slots(&path)?,
+            "tb_ifaces" => retired.push(carry(name, &path, |tables| &tables.ifaces)?),
+            "tb_endpoints" => retired.push(carry(name, &path, |tables| &tables.endpoints)?),
+            "tb_hosts" => retired.push(carry(name, &path, |tables| &tables.hosts)?),
+            "tb_nodes" => retired.push(carry(name, &path, |tables| &tables.nodes)?),
+            "tb_services" => retired.push(carry(name, &path, |tables| &tables.services)?),
+            "tb_backends" => retired.push(carry(name, &path, |tables| &tables.backends)?),
+            "tb_rev_nat" => retired.push(carry(name, &path, |tables| &tables.rev_nat)?),
+            "tb_policies" => retired.push(carry(name, &path, |tables| &tables.policies)?),
+            "tb_rules" => retired.push(carry(name, &path, |tables| &tables.rules)?),
+            "tb_ct_half" => retired.push(carry(name, &path, |tables| &tables.ct_half)?),
+            "tb_ct" => retired.push(carry(name, &path, |tables| &tables.ct)?),
+            "tb_nat" => retired.push(carry(name, &path, |tables| &tables.nat)?),
+            "tb_maglev" => retired.push(carry_slots(&path)?),
             _ => {}
         }
         fs::remove_file(&path).map_err(|source| DatapathError::BpfFs { operation: "unpin", path, source })?;
     }
     Ok(retired)
+}
+
+/// Slots in use: the frontends' rows point at them, and the next life reads members back from them.
+fn carry_slots(path: &Path) -> Result<Carry, DatapathError> {
+    let used = slots(path)?;
+    Ok(Box::new(move |tables| {
+        for (index, backend) in used.into_iter().filter(|(index, _)| *index < tables.maglev.len()) {
+            tables.maglev.set(index, backend)?;
+        }
+        Ok(())
+    }))
 }
 
 fn slots(path: &Path) -> Result<Vec<(u32, u32)>, DatapathError> {

@@ -45,7 +45,7 @@ pub enum DatapathError {
         reason: String,
     },
     /// A map operation failed.
-    #[error("{operation} in map {map}: {source}{}", remedy(source))]
+    #[error("{operation} in map {map}: {source}{}", remedy(map, source))]
     Map {
         /// What was tried, with the key.
         operation: String,
@@ -75,10 +75,37 @@ pub enum DatapathError {
     Events(#[source] io::Error),
 }
 
-fn remedy(source: &io::Error) -> &'static str {
-    match source.raw_os_error() {
-        Some(libc::E2BIG | libc::ENOSPC) => "; the map is full: raise its size in the agent's datapath.maps",
-        Some(libc::EPERM) => "; the agent needs root or CAP_BPF",
-        _ => "",
+impl DatapathError {
+    /// Whether there was no room for a new entry.
+    pub(crate) fn is_full(&self) -> bool {
+        matches!(self, Self::Map { source, .. } if source.raw_os_error() == Some(libc::E2BIG))
     }
+}
+
+fn remedy(map: &str, source: &io::Error) -> String {
+    match source.raw_os_error() {
+        Some(libc::E2BIG | libc::ENOSPC) => match option_of(map) {
+            Some(option) => format!("; the map is full: raise datapath.maps.{option} and restart the agent"),
+            None => "; the map is full".into(),
+        },
+        Some(libc::EPERM) => "; the agent needs root or CAP_BPF".into(),
+        _ => String::new(),
+    }
+}
+
+/// Which of the agent's `datapath.maps` gives a map its size.
+fn option_of(map: &str) -> Option<&'static str> {
+    let option = match map {
+        "tb_ifaces" | "tb_endpoints" => "endpoints",
+        "tb_hosts" | "tb_prefixes" => "prefixes",
+        "tb_nodes" => "nodes",
+        "tb_services" => "services",
+        "tb_backends" => "backends",
+        "tb_ct" | "tb_ct_half" => "conntrack",
+        "tb_nat" => "nat",
+        "tb_policies" => "policies",
+        "tb_rules" => "policy",
+        _ => return None,
+    };
+    Some(option)
 }

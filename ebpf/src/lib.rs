@@ -36,6 +36,7 @@ mod layout;
 mod maglev;
 mod places;
 mod policies;
+mod rev_nats;
 mod rows;
 mod services;
 mod sites;

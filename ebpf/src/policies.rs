@@ -1,17 +1,22 @@
 //! Policies: entries keyed by policy id, shared by equal pods.
 //!
-//! Order of writes: new entries, then the policy's row (shapes, revision), then old entries go. The revision grows only
-//! when an allow may have disappeared: established flows are asked again then, and only then.
+//! Order of writes: new denies, new allows, then the policy's row (shapes, revision), then what is gone goes. The revision
+//! grows only when an allow may have disappeared: flows are asked again then, and only then. A full map holds up nothing
+//! but new allows: what is gone makes room first, and a deny that finds none takes that of an allow of its policy.
 
 use crate::abi;
-use crate::datapath::Datapath;
+use crate::datapath::{Datapath, lock};
 use crate::error::DatapathError;
 use crate::rows::{PolicySet, RuleAction, RuleEntry, RuleMatch};
 use crate::sys;
+use crate::tables::Hash;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 type Rules = BTreeMap<abi::RuleKey, abi::Rule>;
+
+/// Entries of all policies as the map holds them, read once: a policy's change needs no walk through everybody's entries.
+pub(crate) type Known = Option<BTreeMap<u32, Rules>>;
 
 /// Gives out revisions that no policy had before, of whatever number: conntrack holds allows under number and revision,
 /// and a number may be given to another policy. Across restarts the clock keeps them apart: hundredths of a second since
@@ -31,39 +36,69 @@ impl Revisions {
 }
 
 impl Datapath {
-    /// Makes a policy what `set` says, writing only differences.
+    /// Makes a policy what `set` says, writing only differences. The same again is compared with the map itself.
     ///
     /// # Errors
-    /// The map is full or cannot be written, or an entry names a port without a protocol.
+    /// The map is full or cannot be written, or an entry names a port without a protocol. With a full map all that is gone
+    /// has gone and all that is denied is denied; allows may be missing.
     pub fn set_policy(&self, id: u32, set: &PolicySet) -> Result<(), DatapathError> {
         if id == 0 {
             let why = "number 0 means no policy; give the policy another number";
             return Err(DatapathError::Invalid { what: "policy 0".into(), why });
         }
         let wanted = rules(id, set)?;
-        let present = self.rules_of(id)?;
         let old = self.tables.policies.get(id)?;
-        let old_row = old.unwrap_or_default();
-        let mut row = header(set, &wanted);
-        let shrinks = shrinks(&old_row, &row, &present, &wanted);
-        row.revision = if shrinks || old.is_none() { self.revisions.next() } else { old_row.revision };
-        for (key, rule) in &wanted {
-            if present.get(key) != Some(rule) {
-                self.tables.rules.upsert(*key, *rule)?;
+        self.with_rules(id, |present| {
+            let nothing_yet = old.is_none() && present.is_empty();
+            if *present == wanted && !nothing_yet {
+                let mut all = self.all_rules()?;
+                *present = all.remove(&id).unwrap_or_default();
             }
-        }
+            self.change_policy(id, (old, header(set, &wanted)), &wanted, present)
+        })
+    }
+
+    fn change_policy(
+        &self,
+        id: u32,
+        (old, mut row): (Option<abi::Policy>, abi::Policy),
+        wanted: &Rules,
+        present: &mut Rules,
+    ) -> Result<(), DatapathError> {
+        let old_row = old.unwrap_or_default();
+        let shrinks = shrinks(&old_row, &row, present, wanted);
+        row.revision = if shrinks || old.is_none() { self.revisions.next() } else { old_row.revision };
+        let differs = wanted.iter().filter(|(key, rule)| present.get(key) != Some(rule));
+        let (denying, allowing): (Rules, Rules) = differs.partition(|(_, rule)| denies(rule));
+        let gone: Rules = present
+            .iter()
+            .filter(|(key, _)| !wanted.contains_key(key))
+            .map(|(key, rule)| (*key, *rule))
+            .collect();
+        let mut map = Writer { table: &self.tables.rules, present, full: None };
+        let denying = map.write(denying)?;
+        // Who keeps an allow by another entry is never without, as long as there is room for both.
+        let allowing = map.write(allowing)?;
         if row != old_row {
             self.tables.policies.upsert(id, row)?;
         }
-        for key in present.keys().filter(|key| !wanted.contains_key(key)) {
-            self.tables.rules.delete(*key)?;
+        for key in gone.iter().filter(|(_, rule)| !denies(rule)).map(|(key, _)| *key) {
+            map.delete(key)?;
         }
+        map.deny(denying)?;
+        for key in gone.iter().filter(|(_, rule)| denies(rule)).map(|(key, _)| *key) {
+            map.delete(key)?;
+        }
+        let missing = map.write(allowing)?;
+        let full = map
+            .full
+            .filter(|_| !missing.is_empty() || wanted.iter().any(|(key, _)| !present.contains_key(key)));
         if shrinks {
-            // A flow that was judged between the two steps above carries the new revision with an old entry.
+            // A flow that was judged between the steps above carries the new revision with an old entry.
             row.revision = self.revisions.next();
             self.tables.policies.upsert(id, row)?;
         }
-        Ok(())
+        full.map_or(Ok(()), Err)
     }
 
     /// Deletes a policy and its entries. Pods whose row still names it drop everything (133).
@@ -72,14 +107,38 @@ impl Datapath {
     /// The map cannot be written.
     pub fn delete_policy(&self, id: u32) -> Result<(), DatapathError> {
         self.tables.policies.delete(id)?;
-        for key in self.rules_of(id)?.into_keys() {
-            self.tables.rules.delete(key)?;
-        }
-        Ok(())
+        self.with_rules(id, |present| {
+            let keys: Vec<_> = present.keys().copied().collect();
+            let mut map = Writer { table: &self.tables.rules, present, full: None };
+            keys.into_iter().try_for_each(|key| map.delete(key))
+        })
     }
 
-    fn rules_of(&self, id: u32) -> Result<Rules, DatapathError> {
-        Ok(self.tables.rules.dump()?.into_iter().filter(|(key, _)| key.policy_id == id).collect())
+    /// Lends a policy's entries as the map holds them; `work` keeps them in step with it.
+    fn with_rules(
+        &self,
+        id: u32,
+        work: impl FnOnce(&mut Rules) -> Result<(), DatapathError>,
+    ) -> Result<(), DatapathError> {
+        let mut known = lock(&self.rules);
+        let all = match &mut *known {
+            Some(all) => all,
+            None => known.insert(self.all_rules()?),
+        };
+        let present = all.entry(id).or_default();
+        let result = work(present);
+        if present.is_empty() {
+            all.remove(&id);
+        }
+        result
+    }
+
+    fn all_rules(&self) -> Result<BTreeMap<u32, Rules>, DatapathError> {
+        let mut all: BTreeMap<u32, Rules> = BTreeMap::new();
+        for (key, rule) in self.tables.rules.dump()? {
+            all.entry(key.policy_id).or_default().insert(key, rule);
+        }
+        Ok(all)
     }
 
     /// All policies.
@@ -102,6 +161,67 @@ impl Datapath {
             }
         }
         Ok(all)
+    }
+}
+
+const fn denies(rule: &abi::Rule) -> bool {
+    rule.flags & abi::RULE_DENY != 0
+}
+
+/// Writes entries of one policy and what is known of them.
+struct Writer<'a> {
+    table: &'a Hash<abi::RuleKey, abi::Rule>,
+    present: &'a mut Rules,
+    /// The first write that found the map full.
+    full: Option<DatapathError>,
+}
+
+impl Writer<'_> {
+    /// Whether it was written; false if the map is full.
+    fn put(&mut self, key: abi::RuleKey, rule: abi::Rule) -> Result<bool, DatapathError> {
+        match self.table.upsert(key, rule) {
+            Ok(()) => {
+                self.present.insert(key, rule);
+                Ok(true)
+            }
+            Err(error) if error.is_full() => {
+                self.full.get_or_insert(error);
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes what there is room for, and returns the rest.
+    fn write(&mut self, rules: Rules) -> Result<Rules, DatapathError> {
+        let mut rest = Rules::new();
+        for (key, rule) in rules {
+            // Of a full map no more is asked than what changes in place.
+            let hopeless = !rest.is_empty() && !self.present.contains_key(&key);
+            if hopeless || !self.put(key, rule)? {
+                rest.insert(key, rule);
+            }
+        }
+        Ok(rest)
+    }
+
+    /// Writes denies, whatever it takes: closed rather than open.
+    fn deny(&mut self, rules: Rules) -> Result<(), DatapathError> {
+        for (key, rule) in rules {
+            while !self.put(key, rule)? {
+                let allow = self.present.iter().rfind(|(_, rule)| !denies(rule)).map(|(key, _)| *key);
+                // Without any allow nothing passes, denied or not.
+                let Some(allow) = allow else { break };
+                self.delete(allow)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn delete(&mut self, key: abi::RuleKey) -> Result<(), DatapathError> {
+        self.table.delete(key)?;
+        self.present.remove(&key);
+        Ok(())
     }
 }
 
@@ -165,7 +285,6 @@ fn header(set: &PolicySet, rules: &Rules) -> abi::Policy {
 /// Whether something that was allowed may no longer be.
 fn shrinks(old: &abi::Policy, new: &abi::Policy, present: &Rules, wanted: &Rules) -> bool {
     let newly_enforced = new.flags & !old.flags != 0;
-    let denies = |rule: &abi::Rule| rule.flags & abi::RULE_DENY != 0;
     let allow_gone = present.iter().any(|(key, rule)| !denies(rule) && wanted.get(key).is_none_or(denies));
     let deny_new =
         wanted.iter().any(|(key, rule)| denies(rule) && present.get(key).is_none_or(|old| !denies(old)));

@@ -229,7 +229,7 @@ pub struct ConntrackEntry {
     pub source: (IpAddr, u16),
     /// To whom, after translation (before it for [`ConntrackKind::Service`]).
     pub destination: (IpAddr, u16),
-    /// Whether it is in the established table (an answer was seen).
+    /// Whether it is in the established table: an answer was seen and, of TCP, the opener's packet after it.
     pub established: bool,
     /// Whether FIN or RST was seen.
     pub closing: bool,

@@ -115,9 +115,7 @@ impl Datapath {
         let written = self.write_slots(offset, &entry.maglev, reuse.map(|_| before))?;
         if !wildcard {
             let rev = abi::RevNat { addr: key.addr, port: key.port, ..abi::RevNat::default() };
-            if self.tables.rev_nat.get(entry.rev_nat)? != Some(rev) {
-                self.tables.rev_nat.upsert(entry.rev_nat, rev)?;
-            }
+            self.keep_rev_nat(entry.rev_nat, rev)?;
         }
         let row = abi::Service {
             rev_nat: entry.rev_nat,
@@ -129,6 +127,9 @@ impl Datapath {
         };
         if old != Some(row) {
             self.tables.services.upsert(key, row)?;
+        }
+        if let Some(old) = old.filter(|old| old.rev_nat != entry.rev_nat) {
+            self.release_rev_nat(old.rev_nat);
         }
         if let Some(old) = old.filter(|old| reuse.is_none() && old.maglev_size > 0) {
             lock(&self.maglev).free(old.maglev_offset);
@@ -168,7 +169,7 @@ impl Datapath {
         Ok(written)
     }
 
-    /// Deletes a service. The reverse translation stays for flows that live on until [`Self::delete_rev_nat`].
+    /// Deletes a service. Its reverse translation stays as long as flows need it: [`Self::gc`] deletes it then.
     ///
     /// # Errors
     /// The map cannot be written.
@@ -176,18 +177,12 @@ impl Datapath {
         let key = frontend.key();
         let old = self.tables.services.get(key)?;
         self.tables.services.delete(key)?;
-        if let Some(old) = old.filter(|old| old.maglev_size > 0) {
+        let Some(old) = old else { return Ok(()) };
+        self.release_rev_nat(old.rev_nat);
+        if old.maglev_size > 0 {
             lock(&self.maglev).free(old.maglev_offset);
         }
         Ok(())
-    }
-
-    /// Deletes a reverse translation whose number is about to be reused.
-    ///
-    /// # Errors
-    /// The map cannot be written.
-    pub fn delete_rev_nat(&self, number: u32) -> Result<(), DatapathError> {
-        self.tables.rev_nat.delete(number)
     }
 
     /// All services with their Maglev tables.

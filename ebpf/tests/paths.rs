@@ -151,26 +151,59 @@ fn hooks_with_clsact() {
 }
 
 #[test]
-fn other_map_sizes_keep_the_flows() {
+fn other_map_sizes_keep_flows_and_rows() {
     let mut node = Node::new();
     ping_through(&mut node);
     let before = node.datapath.conntrack().unwrap().len();
-    node.service(CLUSTER_IP[0], 80, Scope::Internal, 10, &[(1, REMOTE[0], 8080), (2, REMOTE[0], 8081)]);
-    let services = node.datapath.services().unwrap();
-    let maglev_slots = small_sizes().maglev_slots * 2;
-    let larger = MapSizes {
+    let backends = [(1, REMOTE[0], 8080), (2, REMOTE[0], 8081)];
+    node.service(CLUSTER_IP[0], 80, Scope::Internal, 10, &backends);
+    let any = RuleMatch { identity: None, protocol: None, port: None };
+    let open = PolicySet { ingress: Some(vec![(any, RuleAction::Allow, 1)]), egress: None };
+    node.datapath.set_policy(5, &open).unwrap();
+    let kept = |datapath: &Datapath| {
+        let mut nodes = datapath.nodes().unwrap();
+        nodes.sort_by_key(|(index, _)| *index);
+        let mut local = datapath.local_addresses().unwrap();
+        local.sort_by_key(|(ip, _)| *ip);
+        let mut hosts = datapath.prefixes().unwrap();
+        hosts.sort_by_key(|(prefix, _)| *prefix);
+        let mut interfaces = datapath.interfaces().unwrap();
+        interfaces.sort_by_key(|(ifindex, _)| *ifindex);
+        format!(
+            "{nodes:?} {local:?} {hosts:?} {interfaces:?} {:?} {:?} {:?}",
+            datapath.services().unwrap(),
+            datapath.backends().unwrap(),
+            datapath.policies().unwrap()
+        )
+    };
+    let rows = kept(&node.datapath);
+    let small = small_sizes();
+    let other = MapSizes {
         conntrack: 2048,
         conntrack_half: 512,
         nat: 2048,
         rules: 64,
-        maglev_slots,
-        ..small_sizes()
+        maglev_slots: small.maglev_slots * 2,
+        endpoints: 4096,
+        nodes: 65_536,
+        policies: 4096,
+        services: 8192,
+        backends: 16_384,
+        hosts: 2048,
+        ..small
     };
-    let second = node.reopen(Attach::Auto, larger);
-    assert_eq!(second.services().unwrap(), services, "members are read back from the slots");
+    let second = node.reopen(Attach::Auto, other);
+    assert_eq!(kept(&second), rows, "packets find them before the agent has written all anew");
     assert_eq!(second.conntrack().unwrap().len(), before);
     let capacity = |map: &str| second.usage().unwrap().into_iter().find(|u| u.map == map).unwrap().capacity;
     assert_eq!((capacity("tb_ct"), capacity("tb_rules")), (2048, 64));
+    let entry =
+        NodeEntry { tunnel: Some(ip(REMOTE_NODE[0])), path: NodePath::Overlay, encrypt: false, mtu: 1400 };
+    for index in 1..=2000 {
+        second.upsert_node(index, &entry).unwrap();
+    }
+    let full = (1025..).find_map(|index| node.datapath.upsert_node(index, &entry).err()).unwrap().to_string();
+    assert!(full.contains("tb_nodes") && full.contains("raise datapath.maps.nodes"), "{full}");
 }
 
 #[test]
@@ -179,6 +212,7 @@ fn collection_deletes_what_expired_and_nothing_else() {
     ping_through(&mut node);
     node.run("from_endpoint", node.a, &tcp((POD_A[0], 4000), (POD_B[0], 80), "S"));
     node.run("from_endpoint", node.b, &tcp((POD_B[0], 80), (POD_A[0], 4000), "SA"));
+    node.run("from_endpoint", node.a, &tcp((POD_A[0], 4000), (POD_B[0], 80), "A"));
     let stats = node.datapath.gc().unwrap();
     assert_eq!((stats.seen, stats.deleted, stats.complete), (4, 0, true));
     // Two minutes on only TCP is left, two hours later (8000 s) nothing.
@@ -199,9 +233,28 @@ fn flows_of_an_address_are_forgotten() {
     assert!(!left.is_empty() && left.iter().all(|flow| flow.source.0 == ip(POD_A[1])), "{left:?}");
 }
 
-fn monotonic_ns() -> u64 {
-    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap();
-    u64::try_from(now.tv_sec()).unwrap() * 1_000_000_000 + u64::try_from(now.tv_nsec()).unwrap()
+#[test]
+fn a_flood_of_openings_stays_out_of_the_established_table() {
+    let mut node = Node::new();
+    for f in FAMILIES {
+        for port in 5000..5100 {
+            node.run("from_uplink", node.uplink, &tcp((CLIENT[f], port), (POD_A[f], 80), "S"));
+            let answer = tcp((POD_A[f], 80), (CLIENT[f], port), if port % 2 == 0 { "SA" } else { "RA" });
+            assert_eq!(node.run("from_endpoint", node.a, &answer).action, REDIRECT);
+        }
+        let limit = monotonic_ns() + 60 * 1_000_000_000;
+        let flows = node.datapath.conntrack().unwrap();
+        assert!(flows.iter().all(|flow| !flow.established && flow.expires_ns <= limit), "{flows:#?}");
+        let repeated = tcp((CLIENT[f], 5000), (POD_A[f], 80), "S");
+        node.run("from_uplink", node.uplink, &repeated);
+        assert!(node.datapath.conntrack().unwrap().iter().all(|flow| !flow.established), "once more");
+        node.run("from_uplink", node.uplink, &tcp((CLIENT[f], 5000), (POD_A[f], 80), "A"));
+        let flows = node.datapath.conntrack().unwrap();
+        let found: Vec<_> = flows.iter().filter(|flow| flow.established).collect();
+        assert!(found.len() == 1 && found[0].source.1 == 5000 && found[0].expires_ns > limit, "{found:#?}");
+        assert_eq!(node.datapath.forget_flows(&[ip(CLIENT[f])]).unwrap(), 100);
+        node.events();
+    }
 }
 
 #[test]

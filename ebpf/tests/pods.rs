@@ -26,6 +26,10 @@ fn same_node_goes_straight_to_the_peer() {
         assert_eq!(ran.action, REDIRECT);
         let event = node.traced().flow;
         assert!(event.reply && !event.new);
+        assert!(
+            node.datapath.conntrack().unwrap().iter().all(|c| !c.established || c.source.0 != ip(POD_A[f]))
+        );
+        node.run("from_endpoint", node.a, &tcp((POD_A[f], 4000), (POD_B[f], 80), "A"));
         let flows = node.datapath.conntrack().unwrap();
         let established = flows.iter().filter(|c| c.established && c.source.0 == ip(POD_A[f])).count();
         assert_eq!(established, 2, "egress of A and ingress of B: {flows:#?}");
@@ -306,4 +310,202 @@ fn later_fragments_follow_the_first() {
     assert_eq!(node.run("from_endpoint", node.a, &later).action, REDIRECT);
     assert!(node.events().iter().all(|e| e.kind != EventKind::Drop));
     assert_eq!(node.datapath.conntrack().unwrap().len(), 2);
+}
+
+#[test]
+fn nobody_outside_speaks_as_a_local_address() {
+    let mut node = Node::new();
+    policed(&node, Some(vec![]), None);
+    node.datapath
+        .upsert_interface(node.a, &Interface { policy_id: 5, ..pod(POD_A, ID_A, 1, MAC_A) })
+        .unwrap();
+    let second = ["172.20.11.9", "fd00:20:11::9"];
+    for f in FAMILIES {
+        // An address of the node that only its Node object tells of.
+        let own = PrefixEntry { identity: 1, ..PrefixEntry::default() };
+        node.datapath.upsert_prefix(ip(second[f]).into(), &own).unwrap();
+        for source in [NODE[f], GATEWAY[f], POD_B[f], second[f]] {
+            for target in [POD_A[f], POD_B[f], GATEWAY[f]] {
+                node.drops("from_uplink", node.uplink, &udp((source, 1), (target, 53), 9), 132);
+            }
+        }
+        node.drops("from_uplink", node.uplink, &udp((CLIENT[f], 1), (POD_A[f], 53), 9), 133);
+        // The node's own packet to a service that a router sends back: anybody's, as the address proves nothing.
+        node.service(VIP[f], 80, Scope::External, 20, &[(1, POD_B[f], 8080)]);
+        let back = node.run("from_uplink", node.uplink, &tcp((NODE[f], 4000), (VIP[f], 80), "S"));
+        assert_eq!((back.action, node.traced().flow.source.identity), (REDIRECT, 2));
+        node.drops("from_uplink", node.uplink, &tcp((POD_A[f], 4000), (VIP[f], 80), "S"), 132);
+    }
+}
+
+const LINK_LOCAL: &str = "fe80::1";
+
+#[test]
+fn discovery_is_believed_only_where_it_may_come_from() {
+    let mut node = Node::new();
+    let (pod, other, gateway) = (POD_A[1], POD_B[1], GATEWAY[1]);
+    for (from, to, kind, hops, reason) in [
+        (other, CLIENT[1], (136, 0), 64, 132),
+        (pod, CLIENT[1], (136, 0), 64, 176),
+        (pod, REMOTE[1], (135, 0), 255, 176),
+        (pod, other, (136, 0), 255, 176),
+        (pod, LINK_LOCAL, (135, 1), 255, 176),
+        (pod, LINK_LOCAL, (135, 0), 254, 176),
+        (pod, "ff05::2", (133, 0), 255, 176),
+        (other, gateway, (135, 0), 255, 132),
+        (pod, "ff02::1", (134, 0), 255, 176),
+        (LINK_LOCAL, "ff02::1", (134, 0), 255, 176),
+        (pod, LINK_LOCAL, (137, 0), 255, 176),
+    ] {
+        node.drops("from_endpoint", node.a, &icmp6(from, to, kind, hops), reason);
+    }
+    for (from, to, kind) in [
+        (pod, "ff02::1:ff00:1", 135),
+        ("::", "ff02::1:ff00:2", 135),
+        (pod, gateway, 135),
+        (pod, LINK_LOCAL, 136),
+        (pod, "ff02::1", 136),
+        ("fe80::a", "ff02::2", 133),
+    ] {
+        let ran = node.run("from_endpoint", node.a, &icmp6(from, to, (kind, 0), 255));
+        assert_eq!(ran.action, OK, "{from} {to} {kind}: {:#?}", node.events());
+    }
+    // What the stack forwards has lost a hop; what it says itself has not.
+    node.drops("to_endpoint", node.a, &icmp6(other, pod, (136, 0), 254), 176);
+    assert_eq!(node.run("to_endpoint", node.a, &icmp6(LINK_LOCAL, pod, (135, 0), 255)).action, OK);
+    node.drops("from_uplink", node.uplink, &icmp6(CLIENT[1], pod, (136, 0), 60), 176);
+    for hops in [255, 64] {
+        let to_node = icmp6(CLIENT[1], NODE[1], (135, 0), hops);
+        assert_eq!(node.run("from_uplink", node.uplink, &to_node).action, OK, "the stack judges its own");
+    }
+}
+
+#[test]
+fn answers_end_with_the_allow_of_their_flow() {
+    for f in FAMILIES {
+        let mut node = Node::new();
+        let udp_to = |identity, port| {
+            let matching = RuleMatch { identity: Some(identity), protocol: Some(17), port: Some(port) };
+            (matching, RuleAction::Allow, 9)
+        };
+        policed(&node, Some(vec![udp_to(ID_A, 53), allow(ID_A, 80)]), None);
+        node.datapath
+            .set_policy(6, &PolicySet { ingress: None, egress: Some(vec![udp_to(ID_B, 53)]) })
+            .unwrap();
+        for (ifindex, row, policy_id) in
+            [(node.a, pod(POD_A, ID_A, 1, MAC_A), 6), (node.b, pod(POD_B, ID_B, 2, MAC_B), 5)]
+        {
+            node.datapath.upsert_interface(ifindex, &Interface { policy_id, ..row }).unwrap();
+        }
+        let question = udp((POD_A[f], 4000), (POD_B[f], 53), 9);
+        let answer = udp((POD_B[f], 53), (POD_A[f], 4000), 9);
+        assert_eq!(node.run("from_endpoint", node.a, &question).action, REDIRECT);
+        assert_eq!(node.run("from_endpoint", node.b, &answer).action, REDIRECT);
+        policed(&node, Some(vec![udp_to(ID_A, 53)]), None);
+        assert_eq!(node.run("from_endpoint", node.b, &answer).action, REDIRECT, "another allow went");
+        policed(&node, Some(vec![allow(ID_A, 80)]), None);
+        node.drops("from_endpoint", node.b, &answer, 133);
+        policed(&node, Some(vec![udp_to(ID_A, 53)]), None);
+        assert_eq!(node.run("from_endpoint", node.b, &answer).action, REDIRECT, "allowed again");
+        // The asking pod's own egress.
+        node.datapath.set_policy(6, &PolicySet { ingress: None, egress: Some(vec![]) }).unwrap();
+        node.drops("from_endpoint", node.b, &answer, 133);
+        node.datapath
+            .set_policy(6, &PolicySet { ingress: None, egress: Some(vec![udp_to(ID_B, 53)]) })
+            .unwrap();
+        assert_eq!(node.run("from_endpoint", node.b, &answer).action, REDIRECT);
+        // A flow of the node itself is nobody's to judge.
+        let asked = udp((GATEWAY[f], 4000), (POD_B[f], 99), 9);
+        assert_eq!(node.run("to_endpoint", node.b, &asked).action, OK);
+        policed(&node, Some(vec![]), None);
+        assert_eq!(node.run("from_endpoint", node.b, &udp((POD_B[f], 99), (GATEWAY[f], 4000), 9)).action, OK);
+    }
+}
+
+#[test]
+fn each_family_has_a_world_of_its_own() {
+    let mut node = Node::new();
+    for (f, identity) in [(0, 9), (1, 10)] {
+        let everybody = RuleMatch { identity: Some(identity), protocol: None, port: None };
+        let world = Some(vec![(everybody, RuleAction::Allow, 1)]);
+        policed(&node, world.clone(), world);
+        node.datapath
+            .upsert_interface(node.a, &Interface { policy_id: 5, ..pod(POD_A, ID_A, 1, MAC_A) })
+            .unwrap();
+        let (own, other) = (f, 1 - f);
+        let out = |f: usize| udp((POD_A[f], [4000, 4001][f]), (CLIENT[f], 53), 9);
+        let back = |f: usize| udp((CLIENT[f], [5000, 5001][f]), (POD_A[f], 53), 9);
+        assert_eq!(node.run("from_endpoint", node.a, &out(own)).action, REDIRECT);
+        assert_eq!(node.run("from_uplink", node.uplink, &back(own)).action, REDIRECT);
+        node.drops("from_endpoint", node.a, &out(other), 133);
+        node.drops("from_uplink", node.uplink, &back(other), 133);
+        node.drops("from_endpoint", node.a, &udp((POD_A[own], 1), (POD_B[own], 2), 9), 133);
+    }
+}
+
+#[test]
+fn a_full_map_holds_up_no_revocation() {
+    let mut node = Node::new();
+    policed(&node, Some(vec![allow(ID_A, 80)]), None);
+    node.datapath
+        .upsert_interface(node.b, &Interface { policy_id: 5, ..pod(POD_B, ID_B, 2, MAC_B) })
+        .unwrap();
+    let syn = |f: usize, port: u16| tcp((POD_A[f], 4000), (POD_B[f], port), "S");
+    let others: Vec<_> = (0..1023).map(|n| allow(100_000 + n, 80)).collect();
+    node.datapath.set_policy(7, &PolicySet { ingress: Some(others), egress: None }).unwrap();
+    let set = |node: &Node, rules: &[RuleEntry]| {
+        node.datapath.set_policy(5, &PolicySet { ingress: Some(rules.to_vec()), egress: None })
+    };
+    let rules = |node: &Node| node.datapath.policies().unwrap()[&5].ingress.clone().unwrap();
+    for f in FAMILIES {
+        set(&node, &[allow(ID_A, 80)]).unwrap();
+        assert_eq!(node.run("from_endpoint", node.a, &syn(f, 80)).action, REDIRECT);
+        let full = set(&node, &[allow(ID_REMOTE, 81), allow(ID_REMOTE, 82)]).unwrap_err().to_string();
+        assert!(full.contains("raise datapath.maps.policy "), "{full}");
+        node.drops("from_endpoint", node.a, &syn(f, 80), 133);
+        assert_eq!(rules(&node), [allow(ID_REMOTE, 81)], "what there is room for");
+        // A deny comes in before all, and if it must, for an allow.
+        let any = RuleMatch { identity: None, protocol: None, port: None };
+        let deny = (RuleMatch { identity: Some(ID_A), ..any }, RuleAction::Deny, 3);
+        set(&node, &[(any, RuleAction::Allow, 1)]).unwrap();
+        assert_eq!(node.run("from_endpoint", node.a, &syn(f, 80)).action, REDIRECT);
+        set(&node, &[(any, RuleAction::Allow, 1), deny]).unwrap_err();
+        node.drops("from_endpoint", node.a, &syn(f, 80), 181);
+        set(&node, &[deny]).unwrap();
+    }
+    node.datapath.delete_policy(7).unwrap();
+    set(&node, &[allow(ID_A, 80), allow(ID_A, 81)]).unwrap();
+    assert_eq!(rules(&node).len(), 2);
+    // The same again is compared with what the map holds.
+    node.reopen(Attach::Auto, small_sizes()).delete_policy(5).unwrap();
+    set(&node, &[allow(ID_A, 80), allow(ID_A, 81)]).unwrap();
+    assert_eq!(rules(&node).len(), 2);
+}
+
+#[test]
+fn every_drop_has_a_reason() {
+    let mut node = Node::new();
+    let multicast = ["224.0.0.251", "ff02::fb"];
+    for f in FAMILIES {
+        node.drops("from_endpoint", node.a, &udp((POD_A[f], 5353), (multicast[f], 5353), 9), 150);
+        node.drops("to_endpoint", node.a, &udp((GATEWAY[f], 5353), (multicast[f], 5353), 9), 150);
+        node.drops("to_overlay", node.overlay, &udp((GATEWAY[f], 5353), (multicast[f], 5353), 9), 150);
+    }
+    node.drops("from_endpoint", node.a, &icmp6(POD_A[1], "ff02::16", (143, 0), 1), 176);
+    node.drops("to_overlay", node.overlay, &icmp6("fe80::1", "ff02::2", (133, 0), 255), 176);
+    let mut arp = udp((POD_A[0], 1), (POD_B[0], 2), 9);
+    arp[12..14].copy_from_slice(&[8, 6]);
+    node.drops("from_overlay", node.overlay, &arp, 139);
+    node.drops("to_overlay", node.overlay, &arp, 139);
+    // Too big, and nobody in whose name to answer.
+    let config = NodeConfig { internal4: None, internal6: None, ..node.config() };
+    node.datapath.set_config(&config).unwrap();
+    for f in FAMILIES {
+        node.events();
+        let large = udp((POD_A[f], 4000), (REMOTE[f], 9), 1480);
+        assert_eq!(node.run("from_endpoint", node.a, &large).action, SHOT);
+        let drop = node.dropped().flow;
+        assert_eq!(drop.drop_reason, 136);
+        assert!(site(drop.site).unwrap().why.contains("cannot be told"), "{drop:?}");
+    }
 }

@@ -29,6 +29,9 @@ fn cluster_ip_to_a_backend_of_another_node_and_back() {
             let event = node.traced();
             assert!(event.flow.reply && event.rev_nat == 10 + f as u32);
             assert_eq!(event.flow.source.ip, ip(REMOTE[f]), "events name the backend");
+            // The opener speaks again: of TCP, only now it is known to be where it says.
+            node.run("from_endpoint", node.a, &tcp((POD_A[f], 4000), (CLUSTER_IP[f], 80), "A"));
+            node.events();
         }
     }
     let kept = node.datapath.conntrack().unwrap();
@@ -245,8 +248,8 @@ fn snat_ports_of_flows_that_are_over_are_given_again() {
     }
 }
 
-/// Puts the end of the mapping behind `port` into the past, as time would.
-fn expire(node: &Node, backend: &str, port: u16) {
+/// Looks at the mapping behind `port`, and writes back what became of it.
+fn mapping(node: &Node, backend: &str, port: u16, change: impl FnOnce(&mut [u8; 48])) {
     let path = node.bpffs.path().join("tombolo");
     let schema = std::fs::read_dir(path).unwrap().next().unwrap().unwrap().path();
     let map = aya::maps::Map::LruHashMap(aya::maps::MapData::from_pin(schema.join("tb_nat")).unwrap());
@@ -261,8 +264,173 @@ fn expire(node: &Node, backend: &str, port: u16) {
         .map(Result::unwrap)
         .find(|(key, _)| key[..16] == address && key[34..36] == port.to_be_bytes() && key[37] == 4);
     let (key, mut value) = found.unwrap();
-    value[32..40].copy_from_slice(&1_u64.to_ne_bytes());
+    change(&mut value);
     map.insert(key, value, 0).unwrap();
+}
+
+/// Puts its end into the past, as time would.
+fn expire(node: &Node, backend: &str, port: u16) {
+    mapping(node, backend, port, |value| value[32..40].copy_from_slice(&1_u64.to_ne_bytes()));
+}
+
+/// Seconds that the mapping behind `port` has still to live.
+fn lives(node: &Node, backend: &str, port: u16) -> u64 {
+    let mut left = 0;
+    mapping(node, backend, port, |value| {
+        let ends = u64::from_ne_bytes(value[32..40].try_into().unwrap());
+        left = ends.saturating_sub(monotonic_ns()) / 1_000_000_000;
+    });
+    left
+}
+
+#[test]
+fn a_flood_of_openings_does_not_hold_snat_ports() {
+    let mut node = Node::new();
+    node.remote(NodePath::Direct, false);
+    for f in FAMILIES {
+        node.service(VIP[f], 80, Scope::External, 20 + f as u32, &[(1 + f as u32, REMOTE[f], 8080)]);
+        let open = |node: &Node, port: u16| {
+            let ran = node.run("from_uplink", node.uplink, &tcp((CLIENT[f], port), (VIP[f], 80), "S"));
+            ran.seen().source.1
+        };
+        let ports: Vec<u16> = (5000..5100).map(|port| open(&node, port)).collect();
+        for port in &ports {
+            node.run("from_uplink", node.uplink, &tcp((REMOTE[f], 8080), (GATEWAY[f], *port), "SA"));
+        }
+        assert!(ports.iter().all(|port| lives(&node, REMOTE[f], *port) <= 60), "answered is not confirmed");
+        let flows = node.datapath.conntrack().unwrap();
+        assert!(flows.iter().all(|flow| !flow.established), "{flows:#?}");
+        node.run("from_uplink", node.uplink, &tcp((CLIENT[f], 5007), (VIP[f], 80), "A"));
+        assert!(lives(&node, REMOTE[f], ports[7]) > 7900, "the client answered");
+        let service = |flow: &&ConntrackEntry| flow.kind == ConntrackKind::Service && flow.established;
+        let flows = node.datapath.conntrack().unwrap();
+        assert_eq!(flows.iter().filter(service).map(|flow| flow.source.1).collect::<Vec<_>>(), [5007]);
+        node.datapath.forget_flows(&[ip(CLIENT[f])]).unwrap();
+        node.events();
+    }
+}
+
+/// The service's entry of a flow from the client's port.
+fn memory(node: &Node, port: u16) -> ConntrackEntry {
+    let flows = node.datapath.conntrack().unwrap();
+    let found = flows.iter().find(|flow| flow.kind == ConntrackKind::Service && flow.source.1 == port);
+    found.unwrap_or_else(|| panic!("{flows:#?}")).clone()
+}
+
+#[test]
+fn a_server_that_closes_ends_the_memory_of_the_choice() {
+    let mut node = Node::new();
+    node.remote(NodePath::Direct, false);
+    let left = |flow: &ConntrackEntry| flow.expires_ns.saturating_sub(monotonic_ns()) / 1_000_000_000;
+    for f in FAMILIES {
+        node.service(VIP[f], 80, Scope::External, 20, &[(1, POD_A[f], 8080)]);
+        node.service(VIP[f], 81, Scope::External, 21, &[(2, REMOTE[f], 8080)]);
+        node.service(CLUSTER_IP[f], 80, Scope::Internal, 22, &[(3, REMOTE[f], 8080)]);
+        for (n, (flags, life)) in [("RA", 10), ("FA", 120)].into_iter().enumerate() {
+            let port = 5000 + 2 * n as u16 + f as u16;
+            for (client, hook, ifindex, to, backend) in [
+                (CLIENT[f], "from_uplink", node.uplink, (VIP[f], 80), POD_A[f]),
+                (CLIENT[f], "from_uplink", node.uplink, (VIP[f], 81), REMOTE[f]),
+                (POD_B[f], "from_endpoint", node.b, (CLUSTER_IP[f], 80), REMOTE[f]),
+            ] {
+                let seen = node.run(hook, ifindex, &tcp((client, port), to, "S")).seen();
+                let answer = |flags: &str| {
+                    let (hook, ifindex) = if backend == POD_A[f] {
+                        ("from_endpoint", node.a)
+                    } else {
+                        ("from_uplink", node.uplink)
+                    };
+                    let packet = tcp((backend, 8080), (&seen.source.0.to_string(), seen.source.1), flags);
+                    assert_eq!(node.run(hook, ifindex, &packet).action, REDIRECT);
+                };
+                answer("SA");
+                node.run(hook, ifindex, &tcp((client, port), to, "A"));
+                answer("A");
+                let open = memory(&node, port);
+                assert!(open.established && !open.closing && left(&open) > 7900, "{open:#?}");
+                answer(flags);
+                let closed = memory(&node, port);
+                assert!(closed.closing && left(&closed) <= life, "{flags} {closed:#?}");
+                node.datapath.forget_flows(&[ip(client)]).unwrap();
+                node.events();
+            }
+        }
+    }
+}
+
+#[test]
+fn a_service_leads_nobody_into_the_tunnel() {
+    let mut node = Node::new();
+    for f in FAMILIES {
+        node.service(CLUSTER_IP[f], 80, Scope::Internal, 10, &[(1, REMOTE_NODE[f], 8472)]);
+        node.service(VIP[f], 80, Scope::External, 11, &[(1, REMOTE_NODE[f], 8472)]);
+        node.drops("from_endpoint", node.a, &udp((POD_A[f], 4000), (CLUSTER_IP[f], 80), 50), 170);
+        node.drops("from_uplink", node.uplink, &udp((CLIENT[f], 4000), (VIP[f], 80), 50), 170);
+        let ran = node.run("from_endpoint", node.a, &tcp((POD_A[f], 4000), (CLUSTER_IP[f], 80), "S"));
+        assert_eq!(ran.action, REDIRECT, "the tunnel is UDP");
+        node.events();
+    }
+}
+
+#[test]
+fn the_nodes_own_address_serves_what_is_served_there() {
+    let mut node = Node::new();
+    node.remote(NodePath::Direct, false);
+    for f in FAMILIES {
+        node.service(NODE[f], 80, Scope::External, 20, &[(1, POD_A[f], 8080)]);
+        node.service(NODE[f], 81, Scope::External, 21, &[(2, REMOTE[f], 8080)]);
+        node.service(NODE[f], 8472, Scope::External, 22, &[(3, POD_A[f], 8080)]);
+        let ran = node.run("from_uplink", node.uplink, &tcp((CLIENT[f], 4000), (NODE[f], 80), "S"));
+        assert_eq!((ran.action, ran.macs().0), (REDIRECT, MAC_A));
+        assert_eq!(ran.seen().destination, (ip(POD_A[f]), 8080));
+        let ran = node.run("from_endpoint", node.a, &tcp((POD_A[f], 8080), (CLIENT[f], 4000), "SA"));
+        assert_eq!((ran.action, ran.seen().source), (REDIRECT, (ip(NODE[f]), 80)));
+        let ran = node.run("from_uplink", node.uplink, &udp((CLIENT[f], 4000), (NODE[f], 81), 9));
+        assert_eq!((ran.action, ran.seen().source.0), (REDIRECT, ip(GATEWAY[f])));
+        assert_eq!(ran.seen().destination, (ip(REMOTE[f]), 8080));
+        node.events();
+        for (packet, why) in [
+            (tcp((CLIENT[f], 4000), (NODE[f], 22), "S"), "other ports are the host's"),
+            (udp((CLIENT[f], 4000), (NODE[f], 8472), 50), "and so is the tunnel's"),
+            (ping(CLIENT[f], NODE[f], 3, true), "and echo"),
+        ] {
+            assert_eq!(node.run("from_uplink", node.uplink, &packet).action, OK, "{why}");
+        }
+    }
+}
+
+#[test]
+fn reverse_translations_go_when_nobody_needs_them() {
+    let mut node = Node::new();
+    let frontend = |port: u16| Frontend { ip: ip(VIP[0]), port, protocol: 17, scope: Scope::External };
+    let entry = |rev_nat: u32| ServiceEntry { rev_nat, maglev: vec![], local_only: false };
+    let rows = |datapath: &Datapath| {
+        datapath.usage().unwrap().into_iter().find(|usage| usage.map == "tb_rev_nat").unwrap().entries
+    };
+    // More in a row than the node may have services at a time.
+    for number in 1..=5000 {
+        node.datapath.set_service(&frontend(1), &entry(number)).unwrap();
+        node.datapath.delete_service(&frontend(1)).unwrap();
+    }
+    node.datapath.gc().unwrap();
+    assert_eq!(rows(&node.datapath), 0);
+    for f in FAMILIES {
+        node.service(VIP[f], 80, Scope::External, 20 + f as u32, &[(1 + f as u32, POD_A[f], 8080)]);
+        node.run("from_uplink", node.uplink, &udp((CLIENT[f], 5000), (VIP[f], 80), 9));
+        for protocol in [6, 17] {
+            let frontend = Frontend { ip: ip(VIP[f]), port: 80, protocol, scope: Scope::External };
+            node.datapath.delete_service(&frontend).unwrap();
+        }
+    }
+    node.datapath.gc().unwrap();
+    assert_eq!(rows(&node.datapath), 2, "of flows that live on");
+    let second = node.reopen(Attach::Auto, small_sizes());
+    second.gc().unwrap();
+    assert_eq!(rows(&second), 2);
+    second.forget_flows(&[ip(CLIENT[0]), ip(CLIENT[1])]).unwrap();
+    second.gc().unwrap();
+    assert_eq!(rows(&second), 0, "also of an earlier life");
+    node.events();
 }
 
 #[test]

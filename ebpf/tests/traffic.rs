@@ -136,7 +136,8 @@ fn build_host(bpffs: &std::path::Path, node: u8, other: u8, path: NodePath, atta
     prepare_node(&datapath, node);
     sh(&format!(
         "ip link set lo up; ip link set wire up
-         ip addr add 172.20.0.{node}/24 dev wire; ip addr add fd00:20::{node}/64 dev wire nodad
+         ip addr add 172.20.0.10{node}/24 dev wire; ip addr add 172.20.0.{node}/24 dev wire
+         ip addr add fd00:20::{node}/64 dev wire nodad
          ip link add vx type vxlan external dstport 8472; ip link set vx up mtu 1450 arp off
          ip link set vx addrgenmode none"
     ));
@@ -156,6 +157,9 @@ fn build_host(bpffs: &std::path::Path, node: u8, other: u8, path: NodePath, atta
         overlay_ifindex: index("vx"),
         internal4: format!("10.1.{node}.1").parse().ok(),
         internal6: format!("fd00:10:1:{node}::1").parse().ok(),
+        // Not the address that routing would choose as source.
+        underlay4: format!("172.20.0.{node}").parse().ok(),
+        underlay6: format!("fd00:20::{node}").parse().ok(),
         ..host_config()
     };
     datapath.set_config(&config).unwrap();
@@ -166,6 +170,10 @@ fn build_host(bpffs: &std::path::Path, node: u8, other: u8, path: NodePath, atta
         let prefix = PrefixEntry { identity: 6, node: 1, ..PrefixEntry::default() };
         datapath.upsert_prefix(cidr.parse().unwrap(), &prefix).unwrap();
     }
+    for address in [format!("172.20.0.{other}"), format!("fd00:20::{other}")] {
+        let row = PrefixEntry { identity: 6, node: 1, skip_tunnel: true, ..PrefixEntry::default() };
+        datapath.upsert_prefix(ip(&address).into(), &row).unwrap();
+    }
     for address in [format!("172.20.0.{node}"), format!("fd00:20::{node}")] {
         datapath.upsert_local_address(ip(&address), LocalAddress::Host).unwrap();
     }
@@ -173,6 +181,48 @@ fn build_host(bpffs: &std::path::Path, node: u8, other: u8, path: NodePath, atta
     datapath.attach_uplink(index("wire")).unwrap();
     datapath.attach_overlay(index("vx")).unwrap();
     Host { datapath, pod }
+}
+
+/// Sends a tunnel packet from an address of this namespace to the first node.
+fn tunnelled(from: &str, to: &str, vni: u32, inner: &[u8]) {
+    let socket = std::net::UdpSocket::bind((ip(from), 0)).unwrap();
+    let mut packet = vec![8, 0, 0, 0];
+    packet.extend((vni << 8).to_be_bytes());
+    packet.extend(inner);
+    socket.send_to(&packet, (ip(to), 8472)).unwrap();
+}
+
+/// What the first node makes of tunnel packets: the outer source must be a node, and without an identity the inner
+/// one must not be a local address.
+fn forged_tunnel_packets(one: &Host, second: &Space) {
+    let count =
+        |reason: u8| drops(&one.datapath).iter().find(|drop| drop.0 == reason).map_or(0, |drop| drop.1);
+    let counts = || (count(172), count(132));
+    second.sh("ip addr add 172.20.0.77/24 dev wire; ip addr add fd00:20::77/64 dev wire nodad");
+    for f in FAMILIES {
+        let (stranger, node) = (["172.20.0.77", "fd00:20::77"][f], ["172.20.0.2", "fd00:20::2"][f]);
+        let to = ["172.20.0.1", "fd00:20::1"][f];
+        let (before, pod) = (counts(), ["10.1.1.2", "fd00:10:1:1::2"][f]);
+        let from = |source: &str| udp((source, 1), (pod, 53), 9);
+        let outside = ["198.51.100.9", "2001:db8::9"][f];
+        second.inside(|| tunnelled(stranger, to, 66_002, &from(outside)));
+        assert_eq!(counts(), (before.0 + 1, before.1), "a stranger");
+        for source in [["10.1.1.1", "fd00:10:1:1::1"][f], to, pod] {
+            second.inside(|| tunnelled(node, to, 0, &from(source)));
+        }
+        assert_eq!(counts(), (before.0 + 1, before.1 + 3), "VNI 0 and an address of the receiver");
+        let forbidden = || {
+            let all = one.datapath.metrics().unwrap();
+            all.iter().find(|m| m.reason == 176 && m.direction == Direction::Ingress).map_or(0, |m| m.packets)
+        };
+        let seen = forbidden();
+        let discovery = icmp6("fe80::9", "fd00:10:1:1::2", (136, 0), 255);
+        second.inside(|| tunnelled(node, to, 66_002, &discovery));
+        assert_eq!(forbidden(), seen + 1, "discovery out of the tunnel");
+        second.inside(|| tunnelled(node, to, 0, &from(outside)));
+        let known = one.datapath.conntrack().unwrap();
+        assert!(known.iter().any(|flow| flow.source.0 == ip(outside) && flow.identity == 2), "{known:#?}");
+    }
 }
 
 fn two_nodes(path: NodePath, attach: Attach) {
@@ -221,6 +271,9 @@ fn two_nodes(path: NodePath, attach: Attach) {
         seen.iter().filter(|c| c.source.0 == ip("10.1.1.2")).map(|c| c.identity).collect();
     let expected = if path == NodePath::Overlay { 66_001 } else { 6 };
     assert!(!identities.is_empty() && identities.iter().all(|id| *id == expected), "{seen:#?}");
+    if path == NodePath::Overlay {
+        forged_tunnel_packets(&one, &second);
+    }
     for path in [bpffs.path(), other_bpffs.path()] {
         nix::mount::umount2(path, nix::mount::MntFlags::MNT_DETACH).unwrap();
     }

@@ -91,8 +91,7 @@ fn pods_talk_through_the_wireguard_device() {
     }
     let flows = datapath.conntrack().unwrap();
     assert!(flows.iter().filter(|c| c.identity == ID_REMOTE && c.established).count() == 2, "{flows:#?}");
-    let drops: Vec<_> = datapath.metrics().unwrap().into_iter().filter(|m| m.reason != 0).collect();
-    assert_eq!(drops, vec![]);
+    assert_eq!(drops(&datapath), vec![]);
     // Without the device nothing leaves.
     datapath.set_config(&NodeConfig { wireguard_ifindex: 0, ..config }).unwrap();
     let socket = pod.space.inside(|| UdpSocket::bind((ip(POD_A[0]), 8))).unwrap();

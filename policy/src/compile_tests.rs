@@ -174,7 +174,13 @@ fn peers_take_whom_kubernetes_says() {
         ("another cluster when named", vec![pods(cluster("west"), None)], vec![WEST]),
         ("any cluster when named", vec![pods(any_cluster, None)], vec![CLIENT, WEST]),
         ("nobody has the label", vec![pods(app("gone"), None)], vec![]),
-        ("the world", vec![cidr("0.0.0.0/0", &[]), cidr("::/0", &[])], vec![IdentityId::WORLD]),
+        (
+            "the world",
+            vec![cidr("0.0.0.0/0", &[]), cidr("::/0", &[])],
+            vec![IdentityId::WORLD_IPV4, IdentityId::WORLD_IPV6],
+        ),
+        ("that of IPv4", vec![cidr("0.0.0.0/0", &[])], vec![IdentityId::WORLD_IPV4]),
+        ("that of IPv6", vec![cidr("::/0", &[])], vec![IdentityId::WORLD_IPV6]),
     ];
     for (what, peers, expected) in cases {
         let entries = world().allowed(vec![block(peers, vec![])]);

@@ -93,7 +93,8 @@ impl Collector<'_> {
                     out.extend(taken.map(|(id, _)| *id));
                 }
                 PeerSelector::Cidr { prefix, except } if prefix.prefix_len() == 0 && except.is_empty() => {
-                    out.insert(IdentityId::WORLD);
+                    let ipv4 = prefix.is_ipv4();
+                    out.insert(if ipv4 { IdentityId::WORLD_IPV4 } else { IdentityId::WORLD_IPV6 });
                 }
                 PeerSelector::Cidr { prefix, except } => {
                     let cut = if except.is_empty() { "" } else { " with except" };

@@ -308,7 +308,7 @@ impl Default for Datapath {
     }
 }
 
-/// `datapath.maps`: entries per map; memory is taken at start.
+/// `datapath.maps`: entries per map; memory is taken at start, except for `nodes` and `prefixes`.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Maps {
@@ -318,6 +318,12 @@ pub(crate) struct Maps {
     pub(crate) nat: u32,
     /// Policy entries.
     pub(crate) policy: u32,
+    /// Policies: one for each kind of pod on this node.
+    pub(crate) policies: u32,
+    /// Pods of this node.
+    pub(crate) endpoints: u32,
+    /// Nodes of the mesh.
+    pub(crate) nodes: u32,
     /// Addresses and prefixes of the mesh.
     pub(crate) prefixes: u32,
     /// Service frontends.
@@ -334,6 +340,9 @@ impl Default for Maps {
             conntrack: 131_072,
             nat: 65_536,
             policy: 65_536,
+            policies: 16_384,
+            endpoints: 4096,
+            nodes: 65_536,
             prefixes: 512_000,
             services: 65_536,
             backends: 65_536,

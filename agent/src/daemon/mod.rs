@@ -184,9 +184,8 @@ impl Start {
     }
 }
 
-async fn open_datapath(config: &Config) -> anyhow::Result<Arc<Datapath>> {
-    let maps = &config.datapath.maps;
-    let sizes = MapSizes {
+fn map_sizes(maps: &crate::config::Maps) -> MapSizes {
+    MapSizes {
         hosts: maps.prefixes,
         prefixes: maps.prefixes.min(65_536),
         services: maps.services,
@@ -196,8 +195,15 @@ async fn open_datapath(config: &Config) -> anyhow::Result<Arc<Datapath>> {
         conntrack: maps.conntrack / 2,
         nat: maps.nat,
         rules: maps.policy,
+        policies: maps.policies,
+        endpoints: maps.endpoints,
+        nodes: maps.nodes,
         ..MapSizes::default()
-    };
+    }
+}
+
+async fn open_datapath(config: &Config) -> anyhow::Result<Arc<Datapath>> {
+    let sizes = map_sizes(&config.datapath.maps);
     let attach = match config.datapath.attach {
         Attach::Auto => tombolo_ebpf::Attach::Auto,
         Attach::Tcx => tombolo_ebpf::Attach::Tcx,
@@ -213,5 +219,17 @@ const fn path_kind(path: Path) -> PathKind {
     match path {
         Path::Overlay => PathKind::Overlay,
         Path::Direct => PathKind::Direct,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn every_map_has_the_size_that_is_configured() {
+        let sizes = super::map_sizes(&crate::config::Maps::default());
+        assert_eq!((sizes.nodes, sizes.endpoints, sizes.policies), (65_536, 4096, 16_384));
+        let text = r#"{"nodes": 100000, "endpoints": 512, "policies": 600, "policy": 700}"#;
+        let sizes = super::map_sizes(&serde_json::from_str(text).unwrap());
+        assert_eq!((sizes.nodes, sizes.endpoints, sizes.policies, sizes.rules), (100_000, 512, 600, 700));
     }
 }

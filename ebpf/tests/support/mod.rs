@@ -38,6 +38,11 @@ pub fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
+pub fn monotonic_ns() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap();
+    u64::try_from(now.tv_sec()).unwrap() * 1_000_000_000 + u64::try_from(now.tv_nsec()).unwrap()
+}
+
 pub fn sh(command: &str) {
     let out = Command::new("sh").arg("-ec").arg(command).output().unwrap();
     assert!(out.status.success(), "{command}: {}", String::from_utf8_lossy(&out.stderr));
@@ -241,6 +246,13 @@ impl Node {
         drop
     }
 
+    /// The packet is dropped, for this reason.
+    pub fn drops(&mut self, program: &'static str, ifindex: u32, packet: &[u8], reason: u8) {
+        self.events();
+        assert_eq!(self.run(program, ifindex, packet).action, SHOT, "wanted: dropped for {reason}");
+        assert_eq!(self.dropped().flow.drop_reason, reason);
+    }
+
     /// The last trace event.
     pub fn traced(&mut self) -> DatapathEvent {
         let events = self.events();
@@ -413,6 +425,15 @@ pub fn ping(src: &str, dst: &str, id: u16, request: bool) -> Vec<u8> {
         (false, true) => step.icmpv6_echo_request(id, 1).write(&mut packet, &[1; 56]).unwrap(),
         (false, false) => step.icmpv6_echo_reply(id, 1).write(&mut packet, &[1; 56]).unwrap(),
     }
+    packet
+}
+
+/// ICMPv6 of any type and code, with the hop limit it arrives with.
+pub fn icmp6(src: &str, dst: &str, (kind, code): (u8, u8), hops: u8) -> Vec<u8> {
+    let (IpAddr::V6(s), IpAddr::V6(d)) = (ip(src), ip(dst)) else { panic!("{src} {dst}") };
+    let mut packet = Vec::new();
+    let step = PacketBuilder::ethernet2(MAC_A, HOST_MAC).ipv6(s.octets(), d.octets(), hops);
+    step.icmpv6_raw(kind, code, [0; 4]).write(&mut packet, &[0; 24]).unwrap();
     packet
 }
 

@@ -107,9 +107,12 @@ pub fn open(attach: Attach, bpffs: &std::path::Path) -> Datapath {
     Datapath::open(&config).unwrap()
 }
 
+/// Packets dropped by reason, but for what every interface that comes up sends: listener reports and other
+/// multicast.
 pub fn drops(datapath: &Datapath) -> Vec<(u8, u64)> {
     let metrics = datapath.metrics().unwrap();
-    metrics.into_iter().filter(|m| m.reason != 0).map(|m| (m.reason, m.packets)).collect()
+    let noise = |reason: u8| matches!(reason, 0 | 150 | 176);
+    metrics.into_iter().filter(|m| !noise(m.reason)).map(|m| (m.reason, m.packets)).collect()
 }
 
 pub fn host_config() -> NodeConfig {
