@@ -4,6 +4,7 @@
 
 mod rig;
 
+use etcd_client::GetOptions;
 use rig::agent::{id, name};
 use rig::reader::reading;
 use rig::{Etcd, Pki, until};
@@ -19,7 +20,7 @@ use tombolo_base::table::{Changes, Table, Writer};
 use tombolo_clustermesh::follower::{self, Limits, MeshConfig};
 use tombolo_clustermesh::publisher::{self, Desired, PublisherConfig, PublisherHandle};
 use tombolo_clustermesh::rows::{RemoteSlices, TableSink, service_entry, slice_entry};
-use tombolo_clustermesh::wire::ExportMode;
+use tombolo_clustermesh::wire::{ExportMode, Kind, Layout};
 use tombolo_service::plan::{InputChanges, Outputs, Planner};
 use tombolo_service::rows::{
     BackendRow, BackendState, FrontendRow, Protocol, RemoteService, ServiceName, ServicePort, ServiceRow,
@@ -139,9 +140,20 @@ impl Publisher {
         mode: ExportMode,
         cancel: &CancellationToken,
     ) -> Self {
+        Self::keeping(etcd, pki, state, (mode, Duration::from_secs(180)), cancel).await
+    }
+
+    /// One that keeps what is not published any more for that long.
+    async fn keeping(
+        etcd: &Etcd,
+        pki: &Pki,
+        state: &Path,
+        (mode, form_grace): (ExportMode, Duration),
+        cancel: &CancellationToken,
+    ) -> Self {
         let etcd = etcd.config(pki, "admin-a");
         let mut config = PublisherConfig::new(name("a"), id(1), "n1".into(), etcd, state.join("n1"));
-        config.backends = mode;
+        (config.backends, config.form_grace) = (mode, form_grace);
         let (handle, task) = publisher::start(config, cancel.clone());
         handle.set_nodes([Arc::from("n1")]);
         handle.set_node([Desired::node(&tombolo_clustermesh::wire::Node::new("a", 1, "n1")).unwrap()]);
@@ -220,6 +232,46 @@ async fn what_another_cluster_says_of_its_backends_decides_here() {
         cancel.cancel();
         other.task.await.unwrap();
         following.await.unwrap();
+    }
+}
+
+/// Readers look at the configuration now and then: those that do not know of the new form yet keep their backends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_form_that_is_given_up_stays_until_readers_have_looked() {
+    let (pki, folder) = (Pki::new(), tempfile::tempdir().unwrap());
+    let etcd = Etcd::start(&pki, "a").await;
+    let client = etcd.config(&pki, "admin-a").client().await.unwrap().0;
+    let found = async |kind: Kind| {
+        let prefix = kind.prefix(Layout::State, "a");
+        let answer = client.kv_client().get(prefix, Some(GetOptions::new().with_prefix())).await.unwrap();
+        answer.kvs().iter().map(|kv| kv.value().to_vec()).collect::<Vec<_>>()
+    };
+    let (services, slices) =
+        ((ExportMode::Services, Kind::Services), (ExportMode::SlicesOnly, Kind::EndpointSlices));
+    let long = Duration::from_secs(3600);
+    for ((mode, kind), before, grace) in [
+        (services, None, long),
+        (slices, Some(Kind::Services), long),
+        (services, Some(Kind::EndpointSlices), long),
+        (services, Some(Kind::EndpointSlices), Duration::ZERO),
+    ] {
+        let cancel = CancellationToken::new();
+        let publisher = Publisher::keeping(&etcd, &pki, folder.path(), (mode, grace), &cancel).await;
+        publisher.publish("rr");
+        until("all of the new form", async || publisher.handle.status().borrow().canaries).await;
+        let whole = found(kind).await;
+        // What is written next comes after what was to be deleted with the canaries.
+        publisher.publish("rrr");
+        until("the next change", async || !whole.is_empty() && found(kind).await != whole).await;
+        match before {
+            Some(before) if grace.is_zero() => {
+                until("the old form to go", async || found(before).await.is_empty()).await;
+            }
+            Some(before) => assert!(!found(before).await.is_empty(), "{before}"),
+            None => {}
+        }
+        cancel.cancel();
+        publisher.task.await.unwrap();
     }
 }
 

@@ -7,7 +7,7 @@ use super::gate::Gate;
 use super::identity::Collector;
 use super::lease::LeasePool;
 use super::scope::{Area, ScopeWriter};
-use super::{Context, sweep};
+use super::{Context, at, sweep};
 use crate::error::MeshError;
 use crate::etcd::broken;
 use crate::operations::{Operation, operate};
@@ -15,7 +15,7 @@ use crate::rfc3339;
 use crate::wire::{ClusterConfig, Kind, Layout, key};
 use etcd_client::{Client, PutOptions};
 use std::convert::Infallible;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 /// Runs until the election or the connection is lost.
 pub(super) async fn lead(context: &Context, client: &Client, won: &Won) -> MeshError {
@@ -33,13 +33,15 @@ async fn try_lead(context: &Context, client: &Client, won: &Won) -> Result<Infal
         Area::Key(key::cluster_config(cluster)),
         Area::Whole(key::synced_prefix(cluster)),
         Area::Whole(Kind::Services.prefix(Layout::State, cluster)),
-        // Also when they are not announced: what an earlier setting left there goes.
+        // Also when they are not announced: what an earlier setting left there goes in time.
         Area::Whole(Kind::EndpointSlices.prefix(Layout::State, cluster)),
         Area::Whole(Kind::ServiceExports.prefix(Layout::State, cluster)),
         Area::Whole(key::ASSIGNMENTS.to_owned()),
     ];
     let writer = ScopeWriter::new(client.clone(), pool, areas, Some(won.fence()));
     let mut writer = writer.counted(context.cluster_writes.clone());
+    writer.spare(given_up(context));
+    let mut given_up_until = None;
     writer.resync().await?;
     let mut watch = writer.watch().await?;
     context.set_leader(true);
@@ -79,6 +81,9 @@ async fn try_lead(context: &Context, client: &Client, won: &Won) -> Result<Infal
             desired.extend(canaries.map(|canary| (canary.key.clone(), canary)));
         }
         writer.reconcile(&desired, known).await?;
+        if complete && given_up_until.is_none() {
+            given_up_until = Some(Instant::now() + context.config.form_grace);
+        }
         context.update(|status| {
             status.canaries = complete;
             status.cluster_keys = writer.written();
@@ -101,6 +106,7 @@ async fn try_lead(context: &Context, client: &Client, won: &Won) -> Result<Infal
                 let removed = collector.pass(client, won.lease).await?;
                 context.update(|status| status.collected += removed);
             }
+            () = at(given_up_until), if writer.is_sparing() => writer.spare(Vec::new()),
             foreign = watch.foreign(&writer) => {
                 foreign?;
                 writer.resync().await?;
@@ -109,6 +115,17 @@ async fn try_lead(context: &Context, client: &Client, won: &Won) -> Result<Infal
             news = gate.news(), if !complete => news?,
         }
     }
+}
+
+/// What an earlier setting published and this one does not. Readers that have not looked at the configuration since have
+/// nothing else, so it stays as it stands until they have.
+fn given_up(context: &Context) -> Vec<String> {
+    let (forms, cluster) = (context.config.forms(), context.config.cluster.as_str());
+    let kinds = [Kind::Services, Kind::EndpointSlices, Kind::ServiceExports].into_iter();
+    let kinds = kinds.filter(|kind| !forms.writes(*kind));
+    kinds
+        .flat_map(|kind| [kind.prefix(Layout::State, cluster), kind.canary(Layout::State, cluster)])
+        .collect()
 }
 
 /// What this cluster says about itself: it waits for nobody's exports and announces no capability it lacks.

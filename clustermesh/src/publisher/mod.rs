@@ -42,6 +42,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tombolo_base::ids::{ClusterId, ClusterName, MaxClusters};
 use writes::Writes;
@@ -82,6 +83,9 @@ pub struct PublisherConfig {
     pub audit: Duration,
     /// Interval of looking for identities that nobody uses: one goes at the second look in a row that finds it so.
     pub identity_gc: Duration,
+    /// How long entries stay in a form that is not published any more, once all that takes their place stands: readers look at
+    /// configurations once a minute.
+    pub form_grace: Duration,
 }
 
 impl PublisherConfig {
@@ -111,6 +115,7 @@ impl PublisherConfig {
             canary_wait: Duration::from_secs(60),
             audit: Duration::from_secs(300),
             identity_gc: Duration::from_secs(15 * 60),
+            form_grace: Duration::from_secs(180),
         }
     }
 
@@ -449,5 +454,13 @@ async fn stand(context: &Context, client: &Client) -> MeshError {
     tokio::select! {
         error = won.hold(client) => error,
         error = leader::lead(context, client, &won) => error,
+    }
+}
+
+/// That moment; without one it never comes.
+pub(crate) async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }

@@ -57,6 +57,8 @@ pub(crate) struct ScopeWriter {
     turns: Option<Arc<Semaphore>>,
     /// Keys of ours that somebody else changed or deleted, not told yet.
     contested: Vec<String>,
+    /// What begins so is not deleted for now.
+    spared: Vec<String>,
     writes: Arc<Writes>,
 }
 
@@ -67,7 +69,7 @@ impl ScopeWriter {
         areas: Vec<Area>,
         fence: Option<(String, i64)>,
     ) -> Self {
-        let (actual, contested) = (BTreeMap::new(), Vec::new());
+        let (actual, contested, spared) = (BTreeMap::new(), Vec::new(), Vec::new());
         Self {
             client,
             pool,
@@ -78,6 +80,7 @@ impl ScopeWriter {
             pace: Pace::default(),
             turns: None,
             contested,
+            spared,
             writes: Arc::default(),
         }
     }
@@ -92,6 +95,16 @@ impl ScopeWriter {
     pub(crate) fn counted(mut self, writes: Arc<Writes>) -> Self {
         self.writes = writes;
         self
+    }
+
+    /// Says what [`Self::reconcile`] does not delete from now on, though it is not desired.
+    pub(crate) fn spare(&mut self, prefixes: Vec<String>) {
+        self.spared = prefixes;
+    }
+
+    /// Whether anything is.
+    pub(crate) const fn is_sparing(&self) -> bool {
+        !self.spared.is_empty()
     }
 
     /// Number of keys known to stand in etcd.
@@ -182,7 +195,8 @@ impl ScopeWriter {
 
     /// Writes what differs from `desired`, and with `prune` deletes what it lacks. True if anything was written.
     pub(crate) async fn reconcile(&mut self, desired: &DesiredSet, prune: bool) -> Result<bool, MeshError> {
-        let Plan { puts, deletes } = plan(desired, &self.actual, |lease| self.pool.contains(lease));
+        let Plan { puts, mut deletes } = plan(desired, &self.actual, |lease| self.pool.contains(lease));
+        deletes.retain(|(name, _)| !self.spared.iter().any(|prefix| name.starts_with(prefix)));
         let changed = !puts.is_empty() || !deletes.is_empty();
         self.writes.planned(puts.len() + if prune { deletes.len() } else { 0 });
         let puts: Vec<Desired> = puts.iter().filter_map(|name| desired.get(name)).cloned().collect();

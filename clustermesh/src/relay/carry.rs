@@ -4,16 +4,16 @@ use super::Context;
 use super::book::Slot;
 use super::mirror::{ORDER, Standing};
 use crate::error::MeshError;
-use crate::publisher::Desired;
 use crate::publisher::lease::LeasePool;
 use crate::publisher::scope::{Area, ScopeWriter};
+use crate::publisher::{Desired, at};
 use crate::rfc3339;
 use crate::wire::{Layout, key};
 use etcd_client::Client;
 use std::convert::Infallible;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 /// What the elected relay writes with.
 pub(super) struct Hand {
@@ -93,14 +93,6 @@ impl Hand {
         let areas = areas.into_iter().chain(kinds).collect();
         let writer = ScopeWriter::new(self.client.clone(), pool, areas, Some(self.fence.clone()));
         Ok(writer.taking_turns(self.turns.clone()))
-    }
-}
-
-/// That moment; without one it never comes.
-async fn at(moment: Option<Instant>) {
-    match moment {
-        Some(moment) => sleep_until(moment).await,
-        None => std::future::pending().await,
     }
 }
 
