@@ -200,7 +200,8 @@ fn a_relay_mirrors_shows_what_it_does_and_leaves_the_mirror_when_it_stops() {
     for wanted in [
         "cilium_kvstoremesh_remote_cluster_readiness_status{target_cluster=\"west\"} 1",
         "cilium_kvstoremesh_kvstore_initial_sync_completed{source_cluster=\"west\"} 1",
-        "cilium_kvstoremesh_kvstore_operations_duration_seconds_bucket{le=\"10.0\",scope=\"nodes/v1\",kind=\"set\",action=\"Update\",outcome=\"success\"}",
+        "cilium_kvstoremesh_kvstore_operations_duration_seconds_bucket{le=\"10.0\",scope=\"nodes/v1\",kind=\"read\",action=\"ListPrefix\",outcome=\"success\"}",
+        "cilium_kvstoremesh_kvstore_operations_duration_seconds_bucket{le=\"10.0\",scope=\"cilium/synce\",kind=\"set\",action=\"Update\",outcome=\"success\"}",
         "tombolo_relay_elected 1",
         "tombolo_relay_refused_entries{source_cluster=\"west\"} 1",
     ] {
