@@ -117,12 +117,12 @@ async fn try_lead(context: &Context, client: &Client, won: &Won) -> Result<Infal
     }
 }
 
-/// What an earlier setting published and this one does not. Readers that have not looked at the configuration since have
-/// nothing else, so it stays as it stands until they have.
+/// The form of backends that an earlier setting published and this one does not. Readers that have not looked at the
+/// configuration since have nothing else, so it stays as it stands until they have. Exports have no other form: those that are not
+/// announced any more go at once.
 fn given_up(context: &Context) -> Vec<String> {
     let (forms, cluster) = (context.config.forms(), context.config.cluster.as_str());
-    let kinds = [Kind::Services, Kind::EndpointSlices, Kind::ServiceExports].into_iter();
-    let kinds = kinds.filter(|kind| !forms.writes(*kind));
+    let kinds = [Kind::Services, Kind::EndpointSlices].into_iter().filter(|kind| !forms.writes(*kind));
     kinds
         .flat_map(|kind| [kind.prefix(Layout::State, cluster), kind.canary(Layout::State, cluster)])
         .collect()
