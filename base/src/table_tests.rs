@@ -65,6 +65,18 @@ fn replacing_a_source_leaves_the_others_alone() {
     assert!(table.snapshot().is_complete());
 }
 
+#[test]
+fn later_changes_begin_with_what_comes_later() {
+    let (table, writer) = Table::new();
+    writer.replace_source(&Source::Local, [Cell { source: Source::Local, name: 1, value: 2 }]);
+    let mut changes = table.later_changes();
+    assert!(changes.drain().is_none());
+    writer.upsert(Cell { source: Source::Local, name: 2, value: 3 });
+    let batch = changes.drain().unwrap();
+    assert_eq!((batch.keys, batch.sources_changed), (vec![(Source::Local, 2)], false));
+    assert_eq!(batch.snapshot.len(), 2);
+}
+
 proptest! {
     /// A reader that applies batches always ends with the table, and indexes always agree with rows.
     #[test]
