@@ -189,14 +189,21 @@ async fn an_agent_reads_its_own_references_and_not_those_of_a_thousand_others() 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_identity_stands_before_an_address_names_it() {
     let (pki, folder) = (Pki::new(), tempfile::tempdir().unwrap());
-    let etcd = Etcd::start(&pki, "a").await;
+    let mut etcd = Etcd::start(&pki, "a").await;
     let one = Agent::start(&etcd, &pki, 1, folder.path(), |_| {});
     let id = one.publish(&["n1"]).await;
     one.handle.status().wait_for(|status| status.published && status.node_keys == 3).await.unwrap();
-    let master = raw(&etcd, &pki, &format!("cilium/state/identities/v1/id/{}", id.0)).await;
-    let [(_, _, made)] = master.as_slice() else { panic!("{master:?}") };
-    let addresses = raw(&etcd, &pki, "cilium/state/ip/v1/default/").await;
-    assert_eq!(addresses.len(), 2);
-    assert!(addresses.iter().all(|(_, _, named)| made < named), "{made}: {addresses:?}");
+    // Also when etcd has lost all: the canaries follow the addresses.
+    for wiped in [false, true] {
+        if wiped {
+            etcd.wipe(&pki).await;
+        }
+        let addresses = async || raw(&etcd, &pki, "cilium/state/ip/v1/default/").await;
+        until("the addresses", async || addresses().await.len() == 2).await;
+        let master = raw(&etcd, &pki, &format!("cilium/state/identities/v1/id/{}", id.0)).await;
+        let [(_, _, made)] = master.as_slice() else { panic!("{master:?}") };
+        let addresses = addresses().await;
+        assert!(addresses.iter().all(|(_, _, named)| made < named), "{made}: {addresses:?}");
+    }
     one.stop().await;
 }

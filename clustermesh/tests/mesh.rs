@@ -57,7 +57,7 @@ async fn what_is_published_is_followed_and_removal_drains() {
     // What publisher, allocator and follower asked of etcd was timed.
     let timed = rig::operations();
     for labels in [
-        "scope=\"nodes/v1\",kind=\"set\",action=\"Update\",outcome=\"success\"",
+        "scope=\"ip/v1\",kind=\"set\",action=\"Update\",outcome=\"success\"",
         "scope=\"identities/v1\",kind=\"set\",action=\"CreateOnly\",outcome=\"success\"",
         "scope=\"ip/v1\",kind=\"read\",action=\"ListPrefix\",outcome=\"success\"",
     ] {

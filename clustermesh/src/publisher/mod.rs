@@ -211,6 +211,8 @@ pub(crate) struct Context {
     pub(crate) config: PublisherConfig,
     candidate: election::Candidate,
     node_keys: Keys,
+    /// Whether the identities of this node's pods stand, on the present connection.
+    identities_stand: watch::Sender<bool>,
     cluster_keys: Keys,
     node_writes: Arc<Writes>,
     cluster_writes: Arc<Writes>,
@@ -359,6 +361,7 @@ pub fn start(config: PublisherConfig, cancel: CancellationToken) -> (PublisherHa
         candidate: election::Candidate::new(config.node.clone()),
         config,
         node_keys: watch::Sender::new(None),
+        identities_stand: watch::Sender::new(false),
         cluster_keys: watch::Sender::new(None),
         node_writes: Arc::default(),
         cluster_writes: Arc::default(),
@@ -407,6 +410,7 @@ impl Work for Publishing {
     /// Runs all parts on one connection; the first that fails ends it.
     async fn session(&mut self, client: &Client) -> MeshError {
         let Self { context, allocation } = self;
+        context.identities_stand.send_replace(false);
         tokio::select! {
             error = allocation.serve(context, client) => error,
             error = node::publish(context, client) => error,

@@ -37,6 +37,10 @@ async fn try_publish(context: &Context, client: &Client) -> Result<Infallible, M
     keep_alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
     audit.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut wanted = context.node_keys.subscribe();
+    // Etcd may have lost them: no address names an identity that is not there, and no marker, and after it no canary, says that all is.
+    if context.identities_stand.subscribe().wait_for(|stand| *stand).await.is_err() {
+        return Err(MeshError::Stopped);
+    }
     loop {
         context.contested(&writer.take_contested());
         let given = wanted.borrow_and_update().clone();

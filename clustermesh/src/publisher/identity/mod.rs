@@ -202,6 +202,7 @@ impl Allocation {
             // References of the last life stay until their leases end: which sets are in use is learnt pod by pod.
             let prune = context.initialized() && shared.all_counted.load(Ordering::Acquire);
             writer.reconcile(&masters.references(context), prune).await?;
+            context.identities_stand.send_if_modified(|stand| !std::mem::replace(stand, true));
             masters.count(context);
             tokio::select! {
                 Some(request) = requests.recv() => {
