@@ -26,6 +26,7 @@ union tb_addr {
 #define TB_CFG_READY (1u << 0)    /* without it every hook that polices drops with 202 */
 #define TB_CFG_ENCRYPT (1u << 1)  /* encrypt flags of prefixes and nodes are honoured */
 #define TB_CFG_VERDICTS (1u << 2) /* emit a verdict event for each new policed flow */
+#define TB_CFG_CSUM6 (1u << 3)    /* the kernel knows BPF_F_IPV6: set when it has accepted it */
 
 struct tb_config {
 	__u32 schema;

@@ -432,4 +432,10 @@ SEC("classifier") int to_uplink(struct __sk_buff *skb)
 	return p ? finish(skb, p, uplink_sends(skb, p)) : TC_ACT_SHOT;
 }
 
+/* Run once on a packet of zeros: 0 if the kernel knows BPF_F_IPV6. Never hooked. */
+SEC("classifier") int probe_csum6(struct __sk_buff *skb)
+{
+	return bpf_l4_csum_replace(skb, TB_ETH_HLEN + 40 + 16, 0, 1, BPF_F_PSEUDO_HDR | TB_F_IPV6) == 0 ? TC_ACT_OK : TC_ACT_SHOT;
+}
+
 char _license[] SEC("license") = "Dual BSD/GPL";

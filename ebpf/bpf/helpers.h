@@ -24,6 +24,9 @@
 #define bswap32(x) (x)
 #endif
 
+/* BPF_F_IPV6 of newer headers: an IPv6 address changes, so a sum over the whole packet (CHECKSUM_COMPLETE) stays. */
+#define TB_F_IPV6 (1ull << 7)
+
 #define EEXIST 17
 #define E2BIG 7
 

@@ -20,6 +20,14 @@ INLINE int store_addr(struct __sk_buff *skb, struct tb_pkt *p, __u32 v4_off, __u
 	return bpf_skb_store_bytes(skb, v6_off, to->b, 16, 0);
 }
 
+/* Flags for a sum over a pseudo header in which addresses change. Older kernels do not know the one for IPv6. */
+INLINE __u64 pseudo_flags(struct tb_pkt *p)
+{
+	struct tb_config *cfg = tb_cfg();
+
+	return BPF_F_PSEUDO_HDR | (p->family == 6 && cfg && cfg->flags & TB_CFG_CSUM6 ? TB_F_IPV6 : 0);
+}
+
 /* Offset of the checksum in the transport header; 0: none. */
 INLINE __u32 l4_csum_off(__u8 proto)
 {
@@ -74,7 +82,7 @@ INLINE int rewrite_packet(struct __sk_buff *skb, struct tb_pkt *p)
 	if (p->frag == TB_FRAG_LATER)
 		return err;
 	if (p->proto != TB_ICMP) {
-		__u64 flags = BPF_F_PSEUDO_HDR | (p->proto == TB_UDP ? BPF_F_MARK_MANGLED_0 : 0);
+		__u64 flags = pseudo_flags(p) | (p->proto == TB_UDP ? BPF_F_MARK_MANGLED_0 : 0);
 
 		err |= bpf_l4_csum_replace(skb, p->l4_off + l4_csum_off(p->proto), 0, diff, flags);
 	}
@@ -116,7 +124,7 @@ INLINE int rewrite_error(struct __sk_buff *skb, struct tb_pkt *p)
 		/* The inner header's checksum takes up the change, so that the ICMP checksum over both stays. */
 		err |= bpf_l3_csum_replace(skb, p->in_l3 + 10, 0, inner, 0);
 	} else {
-		err |= bpf_l4_csum_replace(skb, p->l4_off + 2, 0, outer, BPF_F_PSEUDO_HDR);
+		err |= bpf_l4_csum_replace(skb, p->l4_off + 2, 0, outer, pseudo_flags(p));
 		err |= bpf_l4_csum_replace(skb, p->l4_off + 2, 0, inner, 0);
 	}
 	if (p->tproto == TB_TCP || p->tproto == TB_UDP) {

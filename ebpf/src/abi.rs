@@ -14,6 +14,7 @@ pub(crate) const EVENT_VERSION: u16 = 1;
 pub(crate) const CFG_READY: u32 = 1;
 pub(crate) const CFG_ENCRYPT: u32 = 2;
 pub(crate) const CFG_VERDICTS: u32 = 4;
+pub(crate) const CFG_CSUM6: u32 = 8;
 pub(crate) const IF_READY: u32 = 1;
 pub(crate) const EP_HOST: u32 = 1;
 pub(crate) const PFX_ENCRYPT: u32 = 1;

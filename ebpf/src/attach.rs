@@ -46,6 +46,13 @@ impl Side {
     }
 }
 
+/// A pinned link of an earlier run.
+pub(crate) struct Hook {
+    pub(crate) ifindex: u32,
+    pub(crate) side: Side,
+    pin: PathBuf,
+}
+
 const PRIORITY: u16 = 1;
 const HANDLE: TcHandle = TcHandle::new(0, 1);
 
@@ -137,16 +144,78 @@ impl Links {
 
     /// Interface indexes that have a pinned link.
     pub(crate) fn attached(&self) -> io::Result<Vec<u32>> {
-        let mut found = Vec::new();
-        for entry in fs::read_dir(&self.directory)? {
-            let name = entry?.file_name();
-            let name = name.to_string_lossy();
-            found.extend(name.split_once('-').and_then(|(index, _)| index.parse::<u32>().ok()));
-        }
+        let mut found: Vec<u32> = pinned(&self.directory)?.into_iter().map(|hook| hook.ifindex).collect();
         found.sort_unstable();
         found.dedup();
         Ok(found)
     }
+
+    /// The pinned links here and in other folders, which may not be there.
+    pub(crate) fn hooks(&self, others: &[PathBuf]) -> Result<Vec<Hook>, DatapathError> {
+        let failed = |path: &Path, source| DatapathError::BpfFs {
+            operation: "list link pins in",
+            path: path.to_owned(),
+            source,
+        };
+        let mut found = Vec::new();
+        for directory in std::iter::once(&self.directory).chain(others) {
+            match pinned(directory) {
+                Ok(hooks) => found.extend(hooks),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(failed(directory, error)),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Runs `program` where the link is from now on, without a gap, and makes the link one of ours.
+    pub(crate) fn take_over(
+        &self,
+        name: &'static str,
+        program: &mut SchedClassifier,
+        hook: &Hook,
+    ) -> Result<(), DatapathError> {
+        let error = |reason: String| DatapathError::Attach {
+            program: name,
+            ifindex: hook.ifindex,
+            mode: "tcx",
+            reason,
+        };
+        match replace_tcx(program, &hook.pin) {
+            Err(cause) if detached(cause.as_ref()) => {
+                return remove(&hook.pin).map_err(|e| error(e.to_string()));
+            }
+            Err(cause) => return Err(error(chain(cause.as_ref()))),
+            Ok(()) => {}
+        }
+        let own = self.pin(hook.ifindex, hook.side);
+        if own == hook.pin {
+            return Ok(());
+        }
+        // Two links on one hook would run the packet through the programs twice.
+        let moved = if own.exists() { remove(&hook.pin) } else { fs::rename(&hook.pin, &own) };
+        moved.map_err(|e| error(e.to_string()))
+    }
+
+    /// Whether programs are hooked by clsact here.
+    pub(crate) fn without_tcx(&self) -> bool {
+        let tcx = || SchedClassifier::query_tcx("lo", TcAttachType::Ingress).is_ok();
+        self.mode == Attach::Clsact || (self.mode == Attach::Auto && !tcx())
+    }
+}
+
+fn pinned(directory: &Path) -> io::Result<Vec<Hook>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let pin = entry?.path();
+        let name = pin.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let Some((ifindex, side)) = name.split_once('-') else { continue };
+        let side = [Side::Ingress, Side::Egress].into_iter().find(|known| known.name() == side);
+        if let (Ok(ifindex), Some(side)) = (ifindex.parse(), side) {
+            found.push(Hook { ifindex, side, pin });
+        }
+    }
+    Ok(found)
 }
 
 /// The programs that the kernel runs by tcx at an interface; none where it cannot be asked.

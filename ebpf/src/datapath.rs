@@ -2,17 +2,16 @@
 
 use crate::abi;
 use crate::attach::{Attach, Links, Side};
+use crate::carry::Carrying;
 use crate::error::DatapathError;
 use crate::events::EventReader;
 use crate::maglev::Slots as MaglevSlots;
 use crate::policies::{Known, Revisions};
 use crate::rev_nats::Released;
 use crate::rows::{Direction, MapUsage, Metric, NodeConfig};
-use crate::tables::{Hash, Tables};
-use aya::maps::{MapData, MapInfo};
+use crate::tables::Tables;
 use aya::programs::SchedClassifier;
 use aya::{Ebpf, EbpfLoader};
-use std::fmt::Debug;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -41,7 +40,9 @@ pub struct MapSizes {
     pub conntrack_half: u32,
     /// Established flows.
     pub conntrack: u32,
-    /// SNAT entries, two a flow.
+    /// SNAT entries of flows that nobody has answered yet, two a flow.
+    pub nat_half: u32,
+    /// SNAT entries of answered flows, two a flow.
     pub nat: u32,
     /// Policies.
     pub policies: u32,
@@ -63,6 +64,7 @@ impl Default for MapSizes {
             maglev_slots: 131_072,
             conntrack_half: 16_384,
             conntrack: 16_384,
+            nat_half: 16_384,
             nat: 16_384,
             policies: 1024,
             rules: 16_384,
@@ -71,11 +73,14 @@ impl Default for MapSizes {
     }
 }
 
+/// Room for addresses of the machine itself.
+const MACHINE_ADDRESSES: u32 = 1024;
+
 impl MapSizes {
-    fn list(&self) -> [(&'static str, u32); 16] {
+    pub(crate) fn list(&self) -> [(&'static str, u32); 17] {
         [
             ("tb_ifaces", self.endpoints),
-            ("tb_endpoints", self.endpoints.saturating_mul(2).saturating_add(64)),
+            ("tb_endpoints", self.endpoints.saturating_mul(2).saturating_add(MACHINE_ADDRESSES)),
             ("tb_hosts", self.hosts),
             ("tb_prefixes", self.prefixes),
             ("tb_nodes", self.nodes),
@@ -86,6 +91,7 @@ impl MapSizes {
             ("tb_rev_nat", 65_536),
             ("tb_ct_half", self.conntrack_half),
             ("tb_ct", self.conntrack),
+            ("tb_nat_half", self.nat_half),
             ("tb_nat", self.nat),
             ("tb_policies", self.policies),
             ("tb_rules", self.rules),
@@ -100,15 +106,22 @@ impl MapSizes {
 pub struct DatapathConfig {
     /// Where bpffs is mounted.
     pub bpffs: PathBuf,
-    /// Map sizes; a map whose size differs from its pin is made anew (conntrack and NAT are copied).
+    /// Map sizes; a map whose size differs from its pin is made anew, with its rows.
     pub sizes: MapSizes,
     /// How programs are hooked.
     pub attach: Attach,
+    /// Under which schema's number the maps are pinned. The program's own; tests move a node from one to another.
+    pub schema: u32,
 }
 
 impl Default for DatapathConfig {
     fn default() -> Self {
-        Self { bpffs: PathBuf::from("/sys/fs/bpf"), sizes: MapSizes::default(), attach: Attach::Auto }
+        Self {
+            bpffs: PathBuf::from("/sys/fs/bpf"),
+            sizes: MapSizes::default(),
+            attach: Attach::Auto,
+            schema: abi::SCHEMA,
+        }
     }
 }
 
@@ -122,12 +135,17 @@ pub struct Datapath {
     object: Mutex<Ebpf>,
     links: Links,
     directory: PathBuf,
+    /// Whether the kernel knows `BPF_F_IPV6`.
+    csum6: bool,
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // What is guarded is consistent after each step, so a panic elsewhere does not spoil it.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// The folder of a schema's pinned links.
+pub(crate) const LINKS: &str = "links";
 
 const PROGRAMS: [&str; 7] = [
     "from_endpoint",
@@ -140,34 +158,39 @@ const PROGRAMS: [&str; 7] = [
 ];
 
 impl Datapath {
-    /// Makes or reuses the pinned maps and loads the programs. Nothing is hooked yet: interfaces keep running the
-    /// programs of the run before, on the same maps, until they are attached again. Attach after the rows are written.
+    /// Makes or reuses the pinned maps and loads the programs.
+    ///
+    /// Usually nothing is hooked yet: interfaces keep running the programs of the run before, on the same maps, until they
+    /// are attached again; attach after the rows are written. Where a map has to be made anew, because it has another
+    /// size, kind or schema, all its rows are carried over and every hook of the run before goes to the new programs
+    /// in one pass: there must not be two, each with a part of the flows.
     ///
     /// # Errors
-    /// No bpffs, no rights, or a kernel that refuses the programs.
+    /// No bpffs, no rights, or a kernel that refuses the programs. What ran before goes on.
     pub fn open(config: &DatapathConfig) -> Result<Self, DatapathError> {
         crate::layout::verify(OBJECT)?;
-        let directory = config.bpffs.join("tombolo").join(format!("v{}", abi::SCHEMA));
-        let links = directory.join("links");
+        let directory = config.bpffs.join("tombolo").join(format!("v{}", config.schema));
+        let links = directory.join(LINKS);
         fs::create_dir_all(&links).map_err(|source| DatapathError::BpfFs {
             operation: "create",
             path: links.clone(),
             source,
         })?;
-        let replaced = retire_changed_maps(&directory, &config.sizes)?;
+        let carrying = Carrying::prepare(&directory, &config.sizes)?;
         let mut object = load(&directory, &config.sizes)?;
-        for name in PROGRAMS {
+        for name in PROGRAMS.into_iter().chain([PROBE]) {
             program(&mut object, name)?
                 .load()
                 .map_err(|source| DatapathError::Program { program: name, source: Box::new(source) })?;
         }
-        let tables = Tables::take(&mut object)?;
-        for carry in replaced {
-            carry(&tables)?;
+        if let Some(carrying) = &carrying {
+            carrying.all_rows();
         }
+        let csum6 = knows_csum6(&mut object)?;
+        let tables = Tables::take(&mut object)?;
         let maglev = MaglevSlots::recover(&tables)?;
         let released = crate::rev_nats::recover(&tables)?;
-        Ok(Self {
+        let datapath = Self {
             tables,
             maglev: Mutex::new(maglev),
             revisions: Revisions::default(),
@@ -176,7 +199,49 @@ impl Datapath {
             object: Mutex::new(object),
             links: Links::new(links, config.attach),
             directory,
-        })
+            csum6,
+        };
+        if let Some(carrying) = carrying {
+            datapath.take_over(&carrying.other_links())?;
+            carrying.late_flows();
+            carrying.finish()?;
+        }
+        Ok(datapath)
+    }
+
+    /// Puts these programs where an earlier run's are, also another schema's.
+    fn take_over(&self, other_links: &[PathBuf]) -> Result<(), DatapathError> {
+        let mut object = lock(&self.object);
+        for hook in self.links.hooks(other_links)? {
+            let names = crate::attach::tcx_programs(hook.ifindex, hook.side);
+            // None: the interface is gone, and its link with it.
+            let Some(name) = PROGRAMS.into_iter().find(|ours| names.iter().any(|name| name == ours)) else {
+                continue;
+            };
+            self.links.take_over(name, program(&mut object, name)?, &hook)?;
+        }
+        if !self.links.without_tcx() {
+            return Ok(());
+        }
+        // Filters have no pins: what rows there are says where they must be.
+        let node = self.tables.config.get(0)?;
+        let pods = self.tables.ifaces.dump()?.into_iter().filter(|(_, row)| row.flags & abi::IF_READY != 0);
+        let pods = pods.flat_map(|(ifindex, _)| {
+            [(ifindex, "from_endpoint", Side::Ingress), (ifindex, "to_endpoint", Side::Egress)]
+        });
+        let devices = [
+            (node.uplink_ifindex, "from_uplink", Side::Ingress),
+            (node.uplink_ifindex, "to_uplink", Side::Egress),
+            (node.overlay_ifindex, "from_overlay", Side::Ingress),
+            (node.overlay_ifindex, "to_overlay", Side::Egress),
+            (node.wireguard_ifindex, "from_wireguard", Side::Ingress),
+        ];
+        for (ifindex, name, side) in devices.into_iter().chain(pods) {
+            if ifindex != 0 && nix::net::if_::if_indextoname(ifindex).is_ok() {
+                self.links.attach(name, program(&mut object, name)?, ifindex, side)?;
+            }
+        }
+        Ok(())
     }
 
     fn attach(&self, name: &'static str, ifindex: u32, side: Side) -> Result<(), DatapathError> {
@@ -264,21 +329,8 @@ impl Datapath {
         packet: &[u8],
         context: &[u8],
     ) -> Result<(u32, Vec<u8>, Vec<u8>), DatapathError> {
-        use aya::programs::{TestRun, TestRunOptions};
         let mut object = lock(&self.object);
-        let program = program(&mut object, name)?;
-        let mut data_out = vec![0; packet.len() + 512];
-        let mut ctx_out = vec![0; context.len()];
-        let mut options = TestRunOptions::new();
-        options.data_in = Some(packet);
-        options.data_out = Some(&mut data_out);
-        options.ctx_in = Some(context);
-        options.ctx_out = Some(&mut ctx_out);
-        let result = program
-            .test_run(options)
-            .map_err(|source| DatapathError::Program { program: name, source: Box::new(source) })?;
-        data_out.truncate(usize::try_from(result.data_size_out).unwrap_or_default());
-        Ok((result.return_value, data_out, ctx_out))
+        run(program(&mut object, name)?, name, packet, context)
     }
 
     /// Verified instructions of each program (0 where the kernel does not say), for the complexity budget.
@@ -352,6 +404,7 @@ impl Datapath {
             t.rev_nat.usage()?,
             t.ct_half.usage()?,
             t.ct.usage()?,
+            t.nat_half.usage()?,
             t.nat.usage()?,
             t.policies.usage()?,
             t.rules.usage()?,
@@ -369,7 +422,8 @@ impl Datapath {
             schema: abi::SCHEMA,
             flags: flag(config.ready, abi::CFG_READY)
                 | flag(config.encrypt, abi::CFG_ENCRYPT)
-                | flag(config.verdict_events, abi::CFG_VERDICTS),
+                | flag(config.verdict_events, abi::CFG_VERDICTS)
+                | flag(self.csum6, abi::CFG_CSUM6),
             cluster_id: config.cluster_id,
             uplink_ifindex: config.uplink_ifindex,
             overlay_ifindex: config.overlay_ifindex,
@@ -417,6 +471,41 @@ fn program<'a>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Sched
     program.try_into().map_err(|source| DatapathError::Program { program: name, source: Box::new(source) })
 }
 
+/// Never hooked: it asks the kernel what it knows.
+const PROBE: &str = "probe_csum6";
+
+/// Whether the kernel takes the flag that keeps `CHECKSUM_COMPLETE` right when an IPv6 address changes (Linux 6.16 and
+/// maintained older series). Without it such packets are summed once more, or, where a driver trusts the sum, dropped.
+fn knows_csum6(object: &mut Ebpf) -> Result<bool, DatapathError> {
+    // Ethernet, IPv6 and TCP headers of zeros, but for the type: the helper looks at none of it.
+    let mut packet = [0_u8; 14 + 40 + 20];
+    packet[12..14].copy_from_slice(&[0x86, 0xdd]);
+    let (verdict, ..) = run(program(object, PROBE)?, PROBE, &packet, &[0; 192])?;
+    Ok(verdict == 0)
+}
+
+/// Runs a program on a packet: verdict, packet and context after it.
+fn run(
+    program: &SchedClassifier,
+    name: &'static str,
+    packet: &[u8],
+    context: &[u8],
+) -> Result<(u32, Vec<u8>, Vec<u8>), DatapathError> {
+    use aya::programs::{TestRun, TestRunOptions};
+    let mut data_out = vec![0; packet.len() + 512];
+    let mut ctx_out = vec![0; context.len()];
+    let mut options = TestRunOptions::new();
+    options.data_in = Some(packet);
+    options.data_out = Some(&mut data_out);
+    options.ctx_in = Some(context);
+    options.ctx_out = Some(&mut ctx_out);
+    let result = program
+        .test_run(options)
+        .map_err(|source| DatapathError::Program { program: name, source: Box::new(source) })?;
+    data_out.truncate(usize::try_from(result.data_size_out).unwrap_or_default());
+    Ok((result.return_value, data_out, ctx_out))
+}
+
 fn load(directory: &Path, sizes: &MapSizes) -> Result<Ebpf, DatapathError> {
     let sizes = sizes.list();
     let mut loader = EbpfLoader::new();
@@ -425,115 +514,4 @@ fn load(directory: &Path, sizes: &MapSizes) -> Result<Ebpf, DatapathError> {
         loader.map_max_entries(name, size);
     }
     loader.load(OBJECT).map_err(|error| DatapathError::Load(Box::new(error)))
-}
-
-type Carry = Box<dyn FnOnce(&Tables) -> Result<(), DatapathError>>;
-
-/// Rows of a map that is made anew, to be written to the new one. Best effort: what does not fit into a smaller map is left
-/// out.
-fn carry<K, V>(
-    name: &'static str,
-    path: &Path,
-    table: fn(&Tables) -> &Hash<K, V>,
-) -> Result<Carry, DatapathError>
-where
-    K: aya::Pod + Debug + Default,
-    V: aya::Pod + Debug + Default + PartialEq,
-{
-    let rows: Vec<(K, V)> = entries(path)?;
-    Ok(Box::new(move |tables| {
-        let total = rows.len();
-        for (written, (key, value)) in rows.into_iter().enumerate() {
-            if let Err(error) = table(tables).upsert(key, value) {
-                tracing::warn!(map = name, %error, left_out = total - written, "rows not carried over");
-                break;
-            }
-        }
-        Ok(())
-    }))
-}
-
-/// Unpins maps whose shape is not the wanted one, and keeps their rows: live flows, and what the programs go by until the
-/// agent has written all anew.
-fn retire_changed_maps(directory: &Path, sizes: &MapSizes) -> Result<Vec<Carry>, DatapathError> {
-    let mut retired = Vec::new();
-    for (name, wanted) in sizes.list() {
-        let path = directory.join(name);
-        let Ok(info) = MapInfo::from_pin(&path) else { continue };
-        if info.max_entries() == wanted {
-            continue;
-        }
-        tracing::info!(
-            map = name,
-            from = info.max_entries(),
-            to = wanted,
-            "map size changed, making it anew"
-        );
-        match name {
-            "tb_ifaces" => retired.push(carry(name, &path, |tables| &tables.ifaces)?),
-            "tb_endpoints" => retired.push(carry(name, &path, |tables| &tables.endpoints)?),
-            "tb_hosts" => retired.push(carry(name, &path, |tables| &tables.hosts)?),
-            "tb_nodes" => retired.push(carry(name, &path, |tables| &tables.nodes)?),
-            "tb_services" => retired.push(carry(name, &path, |tables| &tables.services)?),
-            "tb_backends" => retired.push(carry(name, &path, |tables| &tables.backends)?),
-            "tb_rev_nat" => retired.push(carry(name, &path, |tables| &tables.rev_nat)?),
-            "tb_policies" => retired.push(carry(name, &path, |tables| &tables.policies)?),
-            "tb_rules" => retired.push(carry(name, &path, |tables| &tables.rules)?),
-            "tb_ct_half" => retired.push(carry(name, &path, |tables| &tables.ct_half)?),
-            "tb_ct" => retired.push(carry(name, &path, |tables| &tables.ct)?),
-            "tb_nat" => retired.push(carry(name, &path, |tables| &tables.nat)?),
-            "tb_maglev" => retired.push(carry_slots(&path)?),
-            _ => {}
-        }
-        fs::remove_file(&path).map_err(|source| DatapathError::BpfFs { operation: "unpin", path, source })?;
-    }
-    Ok(retired)
-}
-
-/// Slots in use: the frontends' rows point at them, and the next life reads members back from them.
-fn carry_slots(path: &Path) -> Result<Carry, DatapathError> {
-    let used = slots(path)?;
-    Ok(Box::new(move |tables| {
-        for (index, backend) in used.into_iter().filter(|(index, _)| *index < tables.maglev.len()) {
-            tables.maglev.set(index, backend)?;
-        }
-        Ok(())
-    }))
-}
-
-fn slots(path: &Path) -> Result<Vec<(u32, u32)>, DatapathError> {
-    let failed = |error: aya::maps::MapError| DatapathError::BpfFs {
-        operation: "read pinned map",
-        path: path.to_owned(),
-        source: std::io::Error::other(error.to_string()),
-    };
-    let map = aya::maps::Map::Array(MapData::from_pin(path).map_err(failed)?);
-    let map = aya::maps::Array::<_, u32>::try_from(map).map_err(failed)?;
-    let mut used = Vec::new();
-    for index in 0..map.len() {
-        let backend = map.get(&index, 0).map_err(failed)?;
-        if backend != 0 {
-            used.push((index, backend));
-        }
-    }
-    Ok(used)
-}
-
-fn entries<K, V>(path: &Path) -> Result<Vec<(K, V)>, DatapathError>
-where
-    K: aya::Pod + Default,
-    V: aya::Pod + Default,
-{
-    use std::os::fd::AsFd;
-    let failed =
-        |source| DatapathError::BpfFs { operation: "read pinned map", path: path.to_owned(), source };
-    let map = MapData::from_pin(path).map_err(|e| failed(std::io::Error::other(e.to_string())))?;
-    let mut all = Vec::new();
-    let mut cursor = Some(crate::sys::Cursor::default());
-    while let Some(from) = cursor {
-        let batch = crate::sys::lookup_batch(map.fd().as_fd(), from, 512).map_err(failed)?;
-        all.extend(batch.entries);
-        cursor = batch.next;
-    }
-    Ok(all)
 }

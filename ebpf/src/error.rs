@@ -102,7 +102,7 @@ fn option_of(map: &str) -> Option<&'static str> {
         "tb_services" => "services",
         "tb_backends" => "backends",
         "tb_ct" | "tb_ct_half" => "conntrack",
-        "tb_nat" => "nat",
+        "tb_nat" | "tb_nat_half" => "nat",
         "tb_policies" => "policies",
         "tb_rules" => "policy",
         _ => return None,

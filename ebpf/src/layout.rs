@@ -1,8 +1,9 @@
-//! Compares the structs of [`crate::abi`] with the BTF of the object before anything is loaded: an object that was built
-//! from another header must not touch the maps.
+//! Structs as BTF describes them. Those of [`crate::abi`] are compared with the object's before anything is loaded: an
+//! object that was built from another header must not touch the maps.
 
 use crate::abi::LAYOUTS;
 use crate::error::DatapathError;
+use std::collections::BTreeMap;
 
 /// One type record of BTF, as far as structs need it.
 struct Type<'a> {
@@ -111,15 +112,54 @@ fn c_name(rust: &str) -> String {
     name
 }
 
+/// A struct: its size, and (name, offset, length) of each field, in bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Fields {
+    pub(crate) size: usize,
+    pub(crate) members: Vec<(String, usize, usize)>,
+}
+
+/// Structs by their name in C.
+pub(crate) type Structs = BTreeMap<String, Fields>;
+
+/// The structs of a BTF blob; `None` if it cannot be read. A field reaches to the next one, since `bpf/abi.h` names its
+/// padding.
+pub(crate) fn structs_of_btf(btf: &[u8]) -> Option<Structs> {
+    let known = types(btf)?;
+    let found = known.into_iter().filter(|found| found.kind == STRUCT).filter_map(|found| {
+        let size = index(found.size)?;
+        let starts: Option<Vec<usize>> = found.members.iter().map(|(_, bits)| index(bits / 8)).collect();
+        let starts = starts?;
+        let ends = starts.iter().skip(1).copied().chain([size]);
+        let members = found.members.iter().zip(starts.iter().zip(ends));
+        let members = members
+            .map(|((name, _), (start, end))| ((*name).to_owned(), *start, end.saturating_sub(*start)))
+            .collect();
+        Some((found.name.to_owned(), Fields { size, members }))
+    });
+    Some(found.collect())
+}
+
+/// The structs of the embedded object.
+///
+/// # Errors
+/// Its BTF cannot be read.
+pub(crate) fn structs() -> Result<Structs, DatapathError> {
+    section(crate::datapath::OBJECT, ".BTF").and_then(structs_of_btf).ok_or_else(unreadable)
+}
+
+fn unreadable() -> DatapathError {
+    let why = "its BTF cannot be read; rebuild with clang -g";
+    DatapathError::Invalid { what: "eBPF object".into(), why }
+}
+
 /// Checks size and every field's offset of every struct that the object knows.
 ///
 /// # Errors
 /// A struct that is missing or laid out differently.
 pub(crate) fn verify(object: &[u8]) -> Result<(), DatapathError> {
     let invalid = |what: String, why| DatapathError::Invalid { what, why };
-    let btf = section(object, ".BTF").and_then(types);
-    let btf =
-        btf.ok_or_else(|| invalid("eBPF object".into(), "its BTF cannot be read; rebuild with clang -g"))?;
+    let btf = section(object, ".BTF").and_then(types).ok_or_else(unreadable)?;
     for (rust, size, fields) in LAYOUTS {
         let name = c_name(rust);
         let found = btf.iter().find(|found| found.kind == STRUCT && found.name == name);

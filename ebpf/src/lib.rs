@@ -27,6 +27,7 @@
 
 mod abi;
 mod attach;
+mod carry;
 mod conntrack;
 mod datapath;
 mod error;

@@ -182,6 +182,7 @@ fn other_map_sizes_keep_flows_and_rows() {
         conntrack: 2048,
         conntrack_half: 512,
         nat: 2048,
+        nat_half: 512,
         rules: 64,
         maglev_slots: small.maglev_slots * 2,
         endpoints: 4096,

@@ -235,6 +235,10 @@ fn snat_ports_of_flows_that_are_over_are_given_again() {
         let distinct: std::collections::BTreeSet<u16> = ports.iter().copied().collect();
         assert_eq!(distinct.len(), 4, "every free port is found: {ports:?}");
         assert_eq!(send(&mut node, 5004, "S"), Err(Some(167)), "all are in use");
+        for (client, port) in (5000..5004).zip(&ports) {
+            node.run("from_uplink", node.uplink, &tcp((REMOTE[f], 8080), (GATEWAY[f], *port), "SA"));
+            send(&mut node, client, "A").unwrap();
+        }
         send(&mut node, 5001, "R").unwrap();
         expire(&node, REMOTE[f], ports[1]);
         assert_eq!(
@@ -250,22 +254,27 @@ fn snat_ports_of_flows_that_are_over_are_given_again() {
 
 /// Looks at the mapping behind `port`, and writes back what became of it.
 fn mapping(node: &Node, backend: &str, port: u16, change: impl FnOnce(&mut [u8; 48])) {
+    use aya::maps::{HashMap, Map, MapData};
     let path = node.bpffs.path().join("tombolo");
     let schema = std::fs::read_dir(path).unwrap().next().unwrap().unwrap().path();
-    let map = aya::maps::Map::LruHashMap(aya::maps::MapData::from_pin(schema.join("tb_nat")).unwrap());
-    let mut map = aya::maps::HashMap::<_, [u8; 40], [u8; 48]>::try_from(map).unwrap();
+    let pinned = |name: &str| MapData::from_pin(schema.join(name)).unwrap();
     let address = match ip(backend) {
         std::net::IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
         std::net::IpAddr::V6(v6) => v6.octets(),
     };
-    // struct tb_tuple: source, destination, ports, protocol, kind (4: NAT_IN); struct tb_nat: expires_ns at 32.
-    let found = map
-        .iter()
-        .map(Result::unwrap)
-        .find(|(key, _)| key[..16] == address && key[34..36] == port.to_be_bytes() && key[37] == 4);
-    let (key, mut value) = found.unwrap();
-    change(&mut value);
-    map.insert(key, value, 0).unwrap();
+    for map in [Map::HashMap(pinned("tb_nat")), Map::LruHashMap(pinned("tb_nat_half"))] {
+        let mut map = HashMap::<_, [u8; 40], [u8; 48]>::try_from(map).unwrap();
+        // struct tb_tuple: source, destination, ports, protocol, kind (4: NAT_IN); struct tb_nat: expires_ns at 32.
+        let mut rows = map.iter().map(Result::unwrap);
+        let found =
+            rows.find(|(key, _)| key[..16] == address && key[34..36] == port.to_be_bytes() && key[37] == 4);
+        if let Some((key, mut value)) = found {
+            change(&mut value);
+            map.insert(key, value, 0).unwrap();
+            return;
+        }
+    }
+    panic!("no mapping of {backend} behind {port}");
 }
 
 /// Puts its end into the past, as time would.
@@ -569,4 +578,35 @@ fn services_are_written_as_differences_and_read_back() {
     node.datapath.delete_service(&frontend).unwrap();
     node.datapath.delete_service(&frontend).unwrap();
     assert!(node.datapath.services().unwrap().is_empty());
+}
+
+#[test]
+fn a_flood_of_openings_takes_no_answered_flow_its_port() {
+    let mut node = Node::new();
+    node.remote(NodePath::Direct, false);
+    for f in FAMILIES {
+        node.service(VIP[f], 80, Scope::External, 20 + f as u32, &[(1 + f as u32, REMOTE[f], 8080)]);
+        let tcp_send = |node: &Node, port: u16, flags: &str| {
+            node.run("from_uplink", node.uplink, &tcp((CLIENT[f], port), (VIP[f], 80), flags)).seen().source.1
+        };
+        let live = tcp_send(&node, 4000, "S");
+        let answer = |flags: &str| tcp((REMOTE[f], 8080), (GATEWAY[f], live), flags);
+        assert_eq!(node.run("from_uplink", node.uplink, &answer("SA")).action, REDIRECT);
+        assert_eq!(tcp_send(&node, 4000, "A"), live);
+        let question = udp((CLIENT[f], 4000), (VIP[f], 80), 8);
+        let asked = node.run("from_uplink", node.uplink, &question).seen().source.1;
+        let reply = udp((REMOTE[f], 8080), (GATEWAY[f], asked), 8);
+        assert_eq!(node.run("from_uplink", node.uplink, &reply).action, REDIRECT);
+
+        // Many times the size of the maps: an LRU spares what was just used for some rounds.
+        for port in 10_000..40_000 {
+            node.run("from_uplink", node.uplink, &tcp((CLIENT[f], port), (VIP[f], 80), "S"));
+        }
+        let back = node.run("from_uplink", node.uplink, &answer("A"));
+        assert_eq!(back.action, REDIRECT, "the answer still finds its client");
+        assert_eq!(back.seen().destination, (ip(CLIENT[f]), 4000));
+        assert_eq!(tcp_send(&node, 4000, "A"), live, "and the client its port");
+        assert_eq!(node.run("from_uplink", node.uplink, &reply).action, REDIRECT, "UDP as well");
+        node.events();
+    }
 }

@@ -193,6 +193,7 @@ fn map_sizes(maps: &crate::config::Maps) -> MapSizes {
         maglev_slots: maps.maglev_slots,
         conntrack_half: maps.conntrack / 2,
         conntrack: maps.conntrack / 2,
+        nat_half: maps.nat / 2,
         nat: maps.nat,
         rules: maps.policy,
         policies: maps.policies,
@@ -209,7 +210,8 @@ async fn open_datapath(config: &Config) -> anyhow::Result<Arc<Datapath>> {
         Attach::Tcx => tombolo_ebpf::Attach::Tcx,
         Attach::Clsact => tombolo_ebpf::Attach::Clsact,
     };
-    let open = DatapathConfig { bpffs: config.datapath.bpffs.clone(), sizes, attach };
+    let open =
+        DatapathConfig { bpffs: config.datapath.bpffs.clone(), sizes, attach, ..DatapathConfig::default() };
     let opened = tokio::task::spawn_blocking(move || Datapath::open(&open)).await?;
     Ok(Arc::new(opened.context("cannot open the eBPF datapath")?))
 }

@@ -90,6 +90,7 @@ pub fn small_sizes() -> MapSizes {
         conntrack: 1024,
         conntrack_half: 1024,
         nat: 1024,
+        nat_half: 1024,
         maglev_slots: 4096,
         rules: 1024,
         hosts: 1024,
@@ -114,7 +115,12 @@ impl Node {
             ip neigh add 172.20.11.1 lladdr 02:00:00:00:00:99 dev upl
             ip neigh add fd00:20:11::1 lladdr 02:00:00:00:00:99 dev upl");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let config = DatapathConfig { bpffs: bpffs.path().to_owned(), sizes: small_sizes(), attach };
+        let config = DatapathConfig {
+            bpffs: bpffs.path().to_owned(),
+            sizes: small_sizes(),
+            attach,
+            ..DatapathConfig::default()
+        };
         let datapath = Datapath::open(&config).unwrap();
         let events = {
             let _guard = runtime.enter();
@@ -150,7 +156,8 @@ impl Node {
 
     /// Opens the datapath again on the same pins, as a restarted agent does.
     pub fn reopen(&self, attach: Attach, sizes: MapSizes) -> Datapath {
-        Datapath::open(&DatapathConfig { bpffs: self.bpffs.path().to_owned(), sizes, attach }).unwrap()
+        let bpffs = self.bpffs.path().to_owned();
+        Datapath::open(&DatapathConfig { bpffs, sizes, attach, ..DatapathConfig::default() }).unwrap()
     }
 
     fn fill(&self) {

@@ -103,7 +103,8 @@ pub fn add_pod(datapath: &Datapath, node: u8, number: u8, identity: u32, attach_
 }
 
 pub fn open(attach: Attach, bpffs: &std::path::Path) -> Datapath {
-    let config = DatapathConfig { bpffs: bpffs.to_owned(), sizes: small_sizes(), attach };
+    let config =
+        DatapathConfig { bpffs: bpffs.to_owned(), sizes: small_sizes(), attach, ..DatapathConfig::default() };
     Datapath::open(&config).unwrap()
 }
 

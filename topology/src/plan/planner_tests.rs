@@ -98,10 +98,9 @@ impl World {
 #[test]
 fn remote_pods_and_node_addresses() {
     let world = World::new();
-    world
-        .nodes
-        .1
-        .commit(|txn| [node(1, 0, true), node(1, 1, true), node(2, 1, true)].map(|row| txn.upsert(row)));
+    let mut further = node(2, 1, true);
+    further.addresses.push(NodeAddress { kind: AddressKind::External, ip: "203.0.113.7".parse().unwrap() });
+    world.nodes.1.commit(|txn| [node(1, 0, true), node(1, 1, true), further].map(|row| txn.upsert(row)));
     let west = Source::Cluster(ClusterName::new("c2").unwrap());
     world.prefixes.1.upsert(pod(west, "10.2.1.7", "172.20.2.1", 131_400));
     let out = world.full(config(PathKind::Overlay, true));
@@ -111,12 +110,16 @@ fn remote_pods_and_node_addresses() {
     assert_eq!((path.underlay, path.encrypt, path.mtu), (Some("172.20.2.1".parse().unwrap()), true, 1450));
     assert_eq!(world.entry(&out, "172.20.1.0").unwrap().identity, IdentityId::HOST);
     assert!(world.entry(&out, "fd00:2::1").unwrap().node_address);
+    assert!(
+        world.entry(&out, "203.0.113.7").unwrap().node_address,
+        "all but the pods' gateway are the machine's"
+    );
     assert!(!world.entry(&out, "fd00:10:2:1::1").unwrap().node_address);
     assert_eq!(world.entry(&out, "10.2.1.0/24").unwrap().identity, IdentityId::WORLD);
     assert!(world.entry(&out, "10.1.0.0/24").is_none(), "this node's own prefix is no remote entry");
     let peers = out.peers.table().snapshot();
     assert_eq!(peers.len(), 2);
-    assert!(peers.iter().all(|peer| peer.allowed_ips.len() == 4 && peer.endpoint.port() == 51871));
+    assert!(peers.iter().all(|peer| peer.allowed_ips.len() >= 4 && peer.endpoint.port() == 51871));
 }
 
 #[test]

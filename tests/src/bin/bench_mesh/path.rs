@@ -15,7 +15,7 @@ use tombolo_base::source::Source;
 use tombolo_base::table::Table;
 use tombolo_clustermesh::etcd::EtcdConfig;
 use tombolo_clustermesh::follower::start;
-use tombolo_ebpf::{Attach, Datapath, DatapathConfig, MapSizes, PrefixEntry as MapEntry};
+use tombolo_ebpf::{Datapath, DatapathConfig, MapSizes, PrefixEntry as MapEntry};
 use tombolo_topology::PrefixEntry;
 
 use crate::Failure;
@@ -42,7 +42,7 @@ fn open(size: Size) -> Result<Datapath, Failure> {
             nodes: nodes + 1024,
             ..MapSizes::default()
         };
-        let config = DatapathConfig { bpffs: folder.path().to_owned(), sizes, attach: Attach::Auto };
+        let config = DatapathConfig { bpffs: folder.path().to_owned(), sizes, ..DatapathConfig::default() };
         let datapath = Datapath::open(&config);
         nix::mount::umount2(folder.path(), nix::mount::MntFlags::MNT_DETACH)?;
         Ok(datapath?)
