@@ -3,12 +3,10 @@
 use crate::abi;
 use crate::datapath::Datapath;
 use crate::error::DatapathError;
-use crate::rows::{ConntrackEntry, ConntrackKind};
-use crate::sys::{self, Cursor};
+use crate::rows::{ConntrackEntry, ConntrackKind, FlowFilter, Translation};
+use crate::sys;
+use crate::tables::Hash;
 use std::collections::BTreeSet;
-
-/// Entries a step of a collection looks at.
-pub(crate) const STEP: usize = 4096;
 
 /// What a collection found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -19,62 +17,11 @@ pub struct GcStats {
     pub deleted: u64,
     /// Entries that stay.
     pub alive: u64,
-    /// Whether the walk reached the end; else call again.
-    pub complete: bool,
-}
-
-/// A collection in progress; walks the table in bounded steps.
-#[derive(Debug, Default)]
-pub struct ConntrackGc {
-    cursor: Option<Cursor>,
-    total: GcStats,
-    /// Reverse translations that live flows name, if somebody wants to know.
-    named: Option<BTreeSet<u32>>,
-}
-
-impl ConntrackGc {
-    /// A walk from the start.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Looks at about `entries` entries of the established table and deletes the expired ones (the half-open table
-    /// replaces its least recently used). When the walk is complete, the next step starts over. `now` is the time of
-    /// `CLOCK_MONOTONIC` in nanoseconds.
-    ///
-    /// # Errors
-    /// The map cannot be read or written.
-    pub fn step(&mut self, datapath: &Datapath, entries: usize, now: u64) -> Result<GcStats, DatapathError> {
-        let from = self.cursor.take().unwrap_or_default();
-        let batch = datapath.tables.ct.batch(from, entries)?;
-        if let Some(named) = &mut self.named {
-            let live = batch.entries.iter().filter(|(_, flow)| flow.expires_ns >= now);
-            named.extend(live.map(|(_, flow)| flow.rev_nat));
-        }
-        for (key, _) in
-            batch.entries.iter().inspect(|_| self.total.seen += 1).filter(|(_, v)| v.expires_ns < now)
-        {
-            // Read again: the flow may have come back to life since the batch was read.
-            if datapath.tables.ct.get(*key)?.is_some_and(|entry| entry.expires_ns < now) {
-                datapath.tables.ct.delete(*key)?;
-                self.total.deleted += 1;
-            }
-        }
-        self.total.alive = self.total.seen.saturating_sub(self.total.deleted);
-        self.total.complete = batch.next.is_none();
-        let stats = self.total;
-        self.cursor = batch.next;
-        if stats.complete {
-            self.total = GcStats::default();
-        }
-        Ok(stats)
-    }
 }
 
 impl Datapath {
-    /// A whole collection of flows, address translations and reverse translations of services that are gone, in steps of 4096 entries. Call it from a blocking thread
-    /// every 10 to 30 seconds.
+    /// A whole collection of flows, address translations and reverse translations of services that are gone. Maps are locked
+    /// for 4096 entries at a time. Call it from a blocking thread every 10 to 30 seconds.
     ///
     /// # Errors
     /// A map cannot be read or written.
@@ -87,20 +34,45 @@ impl Datapath {
     /// # Errors
     /// A map cannot be read or written.
     pub fn gc_at(&self, now: u64) -> Result<GcStats, DatapathError> {
-        let named = self.has_released().then(BTreeSet::new);
-        let mut walk = ConntrackGc { named, ..ConntrackGc::default() };
-        let mut stats = loop {
-            let stats = walk.step(self, STEP, now)?;
-            if stats.complete {
-                break stats;
-            }
-        };
-        self.gc_nat(&mut stats, &mut walk.named, now)?;
-        if let Some(named) = walk.named {
+        // Reverse translations that live flows name, if somebody wants to know.
+        let mut named = self.has_released().then(BTreeSet::new);
+        let mut stats = GcStats::default();
+        self.gc_flows(&mut stats, &mut named, now)?;
+        self.gc_nat(&mut stats, &mut named, now)?;
+        // The half-open tables replace their least recently used; they are counted alone.
+        self.tables.ct_half.counted(self.tables.ct_half.each(|_, _| Ok(()))?);
+        self.tables.nat_half.counted(self.tables.nat_half.each(|_, _| Ok(()))?);
+        if let Some(named) = named {
             self.sweep_rev_nats(named, now)?;
         }
         stats.alive = stats.seen.saturating_sub(stats.deleted);
         Ok(stats)
+    }
+
+    fn gc_flows(
+        &self,
+        stats: &mut GcStats,
+        named: &mut Option<BTreeSet<u32>>,
+        now: u64,
+    ) -> Result<(), DatapathError> {
+        let flows = &self.tables.ct;
+        let mut deleted = 0;
+        let seen = flows.each(|key, flow| {
+            if flow.expires_ns >= now {
+                if let Some(named) = named {
+                    named.insert(flow.rev_nat);
+                }
+            // Read again: the flow may have come back to life since the batch was read.
+            } else if flows.get(key)?.is_some_and(|entry| entry.expires_ns < now) {
+                flows.delete(key)?;
+                deleted += 1;
+            }
+            Ok(())
+        })?;
+        flows.counted(seen.saturating_sub(deleted));
+        stats.seen += seen;
+        stats.deleted += deleted;
+        Ok(())
     }
 
     /// Deletes mappings whose flow is over: the answers' entry by its time, the way out when its twin is gone or
@@ -112,28 +84,27 @@ impl Datapath {
         now: u64,
     ) -> Result<(), DatapathError> {
         let nat = &self.tables.nat;
-        let mut cursor = Some(Cursor::default());
-        while let Some(from) = cursor {
-            let batch = nat.batch(from, STEP)?;
-            for (key, value) in batch.entries {
-                stats.seen += 1;
-                let over = if key.kind == abi::NAT_IN {
-                    // Read again: the flow may have come back to life since the batch was read.
-                    nat.get(key)?.is_some_and(|entry| entry.expires_ns < now)
-                } else {
-                    let twin = nat.get(answers_of(&key, &value))?;
-                    twin.is_none_or(|twin| (twin.addr, twin.port) != (key.src, key.sport))
-                        && nat.get(key)? == Some(value)
-                };
-                if over {
-                    nat.delete(key)?;
-                    stats.deleted += 1;
-                } else if let Some(named) = named {
-                    named.insert(value.rev_nat);
-                }
+        let mut deleted = 0;
+        let seen = nat.each(|key, value| {
+            let over = if key.kind == abi::NAT_IN {
+                // Read again: the flow may have come back to life since the batch was read.
+                nat.get(key)?.is_some_and(|entry| entry.expires_ns < now)
+            } else {
+                let twin = nat.get(answers_of(&key, &value))?;
+                twin.is_none_or(|twin| (twin.addr, twin.port) != (key.src, key.sport))
+                    && nat.get(key)? == Some(value)
+            };
+            if over {
+                nat.delete(key)?;
+                deleted += 1;
+            } else if let Some(named) = named {
+                named.insert(value.rev_nat);
             }
-            cursor = batch.next;
-        }
+            Ok(())
+        })?;
+        nat.counted(seen.saturating_sub(deleted));
+        stats.seen += seen;
+        stats.deleted += deleted;
         Ok(())
     }
 
@@ -142,36 +113,123 @@ impl Datapath {
     /// # Errors
     /// A map cannot be read.
     pub fn conntrack(&self) -> Result<Vec<ConntrackEntry>, DatapathError> {
-        let now = sys::monotonic_ns();
-        let half = self.tables.ct_half.dump()?.into_iter().map(|(key, value)| (key, value, false));
-        let full = self.tables.ct.dump()?.into_iter().map(|(key, value)| (key, value, true));
-        let live = half.chain(full).filter(|(_, value, _)| value.expires_ns >= now);
-        Ok(live.map(|(key, value, established)| plain(&key, &value, established)).collect())
+        self.flows(&FlowFilter::default())
     }
 
-    /// Forgets all flows of pods' addresses, so that pods that get the addresses next start clean. Walks both
-    /// tables once, whatever the number of addresses.
+    /// The tracked flows that match and have not expired. Walks both tables: call it from a blocking thread.
+    ///
+    /// # Errors
+    /// A map cannot be read.
+    pub fn flows(&self, filter: &FlowFilter) -> Result<Vec<ConntrackEntry>, DatapathError> {
+        let now = sys::monotonic_ns();
+        let mut found = Vec::new();
+        for (table, established) in [(&self.tables.ct_half, false), (&self.tables.ct, true)] {
+            table.each(|key, value| {
+                if value.expires_ns >= now && matches(filter, &key, &value.backend_addr) {
+                    found.push(plain(&key, &value, established));
+                }
+                Ok(())
+            })?;
+        }
+        Ok(found)
+    }
+
+    /// The source translations that match and have not expired. Walks both tables: call it from a blocking thread.
+    ///
+    /// # Errors
+    /// A map cannot be read.
+    pub fn translations(&self, filter: &FlowFilter) -> Result<Vec<Translation>, DatapathError> {
+        let now = sys::monotonic_ns();
+        let mut found = Vec::new();
+        for (table, answered) in [(&self.tables.nat_half, false), (&self.tables.nat, true)] {
+            table.each(|key, value| {
+                let wanted = key.kind == abi::NAT_IN && value.expires_ns >= now;
+                if wanted && matches(filter, &key, &value.addr) {
+                    found.push(Translation {
+                        protocol: key.proto,
+                        client: (value.addr.ip(), u16::from_be(value.port)),
+                        backend: (key.src.ip(), u16::from_be(key.sport)),
+                        node: (key.dst.ip(), u16::from_be(key.dport)),
+                        answered,
+                        closing: value.flags & abi::CTF_CLOSING != 0,
+                        expires_ns: value.expires_ns,
+                    });
+                }
+                Ok(())
+            })?;
+        }
+        Ok(found)
+    }
+
+    /// The frontend behind a reverse translation's number.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn frontend_of(&self, rev_nat: u32) -> Result<Option<(std::net::IpAddr, u16)>, DatapathError> {
+        let row = self.tables.rev_nat.get(rev_nat)?;
+        Ok(row.map(|row| (row.addr.ip(), u16::from_be(row.port))))
+    }
+
+    /// Forgets the flows that match, and their translations: their next packets are judged and translated anew. Returns
+    /// how many entries went.
+    ///
+    /// # Errors
+    /// A map cannot be read or written.
+    pub fn flush(&self, filter: &FlowFilter) -> Result<u64, DatapathError> {
+        self.forget(&|key, other| matches(filter, key, other))
+    }
+
+    /// Forgets all flows of pods' addresses, so that pods that get the addresses next start clean. Walks all tables of
+    /// flows once, whatever the number of addresses.
     ///
     /// # Errors
     /// A map cannot be read or written.
     pub fn forget_flows(&self, addresses: &[std::net::IpAddr]) -> Result<u64, DatapathError> {
-        let gone: BTreeSet<[u8; 16]> = addresses.iter().map(|ip| abi::Addr::from(*ip).0).collect();
+        let gone: BTreeSet<abi::Addr> = addresses.iter().map(|ip| abi::Addr::from(*ip)).collect();
+        self.forget(&|key, other| [&key.src, &key.dst, other].iter().any(|end| gone.contains(end)))
+    }
+
+    fn forget(&self, wanted: &dyn Fn(&abi::Tuple, &abi::Addr) -> bool) -> Result<u64, DatapathError> {
+        let tables = &self.tables;
         let mut deleted = 0;
-        for table in [&self.tables.ct, &self.tables.ct_half] {
-            let mut cursor = Some(Cursor::default());
-            while let Some(from) = cursor {
-                let batch = table.batch(from, STEP)?;
-                for (key, _) in batch.entries {
-                    if gone.contains(&key.src.0) || gone.contains(&key.dst.0) {
-                        table.delete(key)?;
-                        deleted += 1;
-                    }
-                }
-                cursor = batch.next;
-            }
+        for table in [&tables.ct, &tables.ct_half] {
+            deleted += forget_in(table, |key, flow| wanted(key, &flow.backend_addr))?;
+        }
+        for table in [&tables.nat, &tables.nat_half] {
+            deleted += forget_in(table, |key, nat| wanted(key, &nat.addr))?;
         }
         Ok(deleted)
     }
+}
+
+fn forget_in<V>(
+    table: &Hash<abi::Tuple, V>,
+    wanted: impl Fn(&abi::Tuple, &V) -> bool,
+) -> Result<u64, DatapathError>
+where
+    V: aya::Pod + std::fmt::Debug + Default + PartialEq,
+{
+    let mut deleted = 0;
+    table.each(|key, value| {
+        if wanted(&key, &value) {
+            table.delete(key)?;
+            deleted += 1;
+        }
+        Ok(())
+    })?;
+    Ok(deleted)
+}
+
+/// `other` is an address that stands in the entry's value: the backend, or the client behind a translation.
+fn matches(filter: &FlowFilter, key: &abi::Tuple, other: &abi::Addr) -> bool {
+    let ip = |wanted: std::net::IpAddr| {
+        let wanted = abi::Addr::from(wanted);
+        [&key.src, &key.dst, other].contains(&&wanted)
+    };
+    let port = |wanted: u16| [key.sport, key.dport].contains(&wanted.to_be());
+    filter.ip.is_none_or(ip)
+        && filter.port.is_none_or(port)
+        && filter.protocol.is_none_or(|wanted| wanted == key.proto)
 }
 
 /// The key under which the answers to a translated flow are known, from that of its way out.

@@ -385,30 +385,28 @@ impl Datapath {
             .collect())
     }
 
-    /// How full each map is. Walks the maps: for status pages and metrics, not for hot paths.
-    ///
-    /// # Errors
-    /// A map cannot be read.
-    pub fn usage(&self) -> Result<Vec<MapUsage>, DatapathError> {
+    /// How full each map is, without a walk: maps of flows as of the last collection ([`Self::gc`]).
+    #[must_use]
+    pub fn usage(&self) -> Vec<MapUsage> {
         let t = &self.tables;
         let (used, capacity) = lock(&self.maglev).usage();
-        Ok(vec![
-            t.ifaces.usage()?,
-            t.endpoints.usage()?,
-            t.hosts.usage()?,
-            t.prefixes.usage()?,
-            t.nodes.usage()?,
-            t.services.usage()?,
-            t.backends.usage()?,
+        vec![
+            t.ifaces.usage(),
+            t.endpoints.usage(),
+            t.hosts.usage(),
+            t.prefixes.usage(),
+            t.nodes.usage(),
+            t.services.usage(),
+            t.backends.usage(),
             MapUsage { map: "tb_maglev", entries: used, capacity },
-            t.rev_nat.usage()?,
-            t.ct_half.usage()?,
-            t.ct.usage()?,
-            t.nat_half.usage()?,
-            t.nat.usage()?,
-            t.policies.usage()?,
-            t.rules.usage()?,
-        ])
+            t.rev_nat.usage(),
+            t.ct_half.usage(),
+            t.ct.usage(),
+            t.nat_half.usage(),
+            t.nat.usage(),
+            t.policies.usage(),
+            t.rules.usage(),
+        ]
     }
 
     /// Writes what the programs know of this node, in one step.

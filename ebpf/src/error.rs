@@ -94,7 +94,7 @@ fn remedy(map: &str, source: &io::Error) -> String {
 }
 
 /// Which of the agent's `datapath.maps` gives a map its size.
-fn option_of(map: &str) -> Option<&'static str> {
+pub(crate) fn option_of(map: &str) -> Option<&'static str> {
     let option = match map {
         "tb_ifaces" | "tb_endpoints" => "endpoints",
         "tb_hosts" | "tb_prefixes" => "prefixes",
@@ -105,6 +105,7 @@ fn option_of(map: &str) -> Option<&'static str> {
         "tb_nat" | "tb_nat_half" => "nat",
         "tb_policies" => "policies",
         "tb_rules" => "policy",
+        "tb_maglev" => "maglev_slots",
         _ => return None,
     };
     Some(option)

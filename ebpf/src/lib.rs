@@ -45,14 +45,15 @@ mod sys;
 mod tables;
 
 pub use attach::Attach;
-pub use conntrack::{ConntrackGc, GcStats};
+pub use conntrack::GcStats;
 pub use datapath::{Datapath, DatapathConfig, MapSizes};
 pub use error::DatapathError;
 pub use events::{DatapathEvent, EventKind, EventReader};
 pub use hash::flow_hash;
 pub use rows::{
-    Backend, ConntrackEntry, ConntrackKind, Direction, Frontend, Interface, LocalAddress, MapUsage, Metric,
-    NodeConfig, NodeEntry, NodePath, PolicySet, PrefixEntry, RuleAction, RuleEntry, RuleMatch, Scope,
-    ServiceEntry,
+    Backend, ConntrackEntry, ConntrackKind, Direction, FlowFilter, Frontend, Interface, LocalAddress,
+    MapUsage, Metric, NodeConfig, NodeEntry, NodePath, PolicySet, PrefixEntry, RuleAction, RuleEntry,
+    RuleMatch, Scope, ServiceEntry, Translation,
 };
 pub use sites::{SITES, Site, reason_name, site};
+pub use sys::monotonic_ns;

@@ -168,6 +168,11 @@ const fn denies(rule: &abi::Rule) -> bool {
     rule.flags & abi::RULE_DENY != 0
 }
 
+/// Whether the entry is about what a node cannot do without: everybody at once, the host, other nodes, the API server.
+const fn vital(key: &abi::RuleKey) -> bool {
+    matches!(key.identity, 0 | 1 | 6 | 7)
+}
+
 /// Writes entries of one policy and what is known of them.
 struct Writer<'a> {
     table: &'a Hash<abi::RuleKey, abi::Rule>,
@@ -179,7 +184,12 @@ struct Writer<'a> {
 impl Writer<'_> {
     /// Whether it was written; false if the map is full.
     fn put(&mut self, key: abi::RuleKey, rule: abi::Rule) -> Result<bool, DatapathError> {
-        match self.table.upsert(key, rule) {
+        let written = if self.reserved(&key, &rule) {
+            Err(self.table.full(&key))
+        } else {
+            self.table.upsert(key, rule)
+        };
+        match written {
             Ok(()) => {
                 self.present.insert(key, rule);
                 Ok(true)
@@ -192,12 +202,22 @@ impl Writer<'_> {
         }
     }
 
+    /// Whether the room that is left is kept for others: a tenth of the map, so that a node that has more peers than
+    /// entries still reaches its pods, and they the API server. A deny is never put off.
+    fn reserved(&self, key: &abi::RuleKey, rule: &abi::Rule) -> bool {
+        let usage = self.table.usage();
+        !denies(rule)
+            && !vital(key)
+            && usage.entries >= usage.capacity - usage.capacity / 10
+            && !self.present.contains_key(key)
+    }
+
     /// Writes what there is room for, and returns the rest.
     fn write(&mut self, rules: Rules) -> Result<Rules, DatapathError> {
         let mut rest = Rules::new();
         for (key, rule) in rules {
             // Of a full map no more is asked than what changes in place.
-            let hopeless = !rest.is_empty() && !self.present.contains_key(&key);
+            let hopeless = !rest.is_empty() && !self.present.contains_key(&key) && !vital(&key);
             if hopeless || !self.put(key, rule)? {
                 rest.insert(key, rule);
             }

@@ -1,10 +1,8 @@
 //! Which reverse translations may go. A service's row outlives the service: flows that live on need it for their answers.
 
 use crate::abi;
-use crate::conntrack::STEP;
 use crate::datapath::{Datapath, lock};
 use crate::error::DatapathError;
-use crate::sys::Cursor;
 use crate::tables::Tables;
 use std::collections::BTreeSet;
 
@@ -46,13 +44,12 @@ impl Datapath {
     pub(crate) fn sweep_rev_nats(&self, mut named: BTreeSet<u32>, now: u64) -> Result<(), DatapathError> {
         let candidates = lock(&self.released).clone();
         let served = served(&self.tables)?;
-        let mut cursor = Some(Cursor::default());
-        while let Some(from) = cursor {
-            let batch = self.tables.ct_half.batch(from, STEP)?;
-            let live = batch.entries.iter().filter(|(_, flow)| flow.expires_ns >= now);
-            named.extend(live.map(|(_, flow)| flow.rev_nat));
-            cursor = batch.next;
-        }
+        self.tables.ct_half.each(|_, flow| {
+            if flow.expires_ns >= now {
+                named.insert(flow.rev_nat);
+            }
+            Ok(())
+        })?;
         for number in candidates {
             let mut released = lock(&self.released);
             if served.contains(&number) {

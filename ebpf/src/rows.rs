@@ -208,7 +208,7 @@ pub struct PolicySet {
 }
 
 /// What a conntrack entry is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub enum ConntrackKind {
     /// The source is a pod of this node.
     Egress,
@@ -247,6 +247,37 @@ pub struct ConntrackEntry {
     pub backend: u32,
 }
 
+/// Which flows are meant; every given condition must hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FlowFilter {
+    /// Address of either end, of the backend, or of the client behind a translation.
+    pub ip: Option<IpAddr>,
+    /// Port of either end.
+    pub port: Option<u16>,
+    /// IP protocol number.
+    pub protocol: Option<u8>,
+}
+
+/// The source translation of a flow to a backend on another node, or of a pod to itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Translation {
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Who opened the flow.
+    pub client: (IpAddr, u16),
+    /// To whom.
+    pub backend: (IpAddr, u16),
+    /// The node's address and port, as the backend sees them.
+    pub node: (IpAddr, u16),
+    /// Whether the flow was answered.
+    pub answered: bool,
+    /// Whether FIN or RST was seen.
+    pub closing: bool,
+    /// CLOCK_MONOTONIC, nanoseconds.
+    pub expires_ns: u64,
+}
+
 /// Direction of a counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub enum Direction {
@@ -278,6 +309,26 @@ pub struct MapUsage {
     pub entries: u64,
     /// Entries it can hold.
     pub capacity: u64,
+}
+
+impl MapUsage {
+    /// How much of it is used.
+    #[must_use]
+    pub fn percent(&self) -> u64 {
+        self.entries.saturating_mul(100).checked_div(self.capacity).unwrap_or_default()
+    }
+
+    /// The agent's option below `datapath.maps` that gives it its size.
+    #[must_use]
+    pub fn option(&self) -> Option<&'static str> {
+        crate::error::option_of(self.map)
+    }
+
+    /// Whether a full map gives up its least recently used entries; all others refuse new ones.
+    #[must_use]
+    pub fn evicts(&self) -> bool {
+        matches!(self.map, "tb_ct_half" | "tb_nat_half")
+    }
 }
 
 /// A prefix in the form the maps use: host bits cleared, and whether it is a single address.

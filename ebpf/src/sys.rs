@@ -318,8 +318,8 @@ pub(crate) fn write_bytes(
     unsafe { call(BPF_MAP_UPDATE_ELEM, &raw mut attr) }.map(drop)
 }
 
-/// The monotonic clock that the programs stamp with, in nanoseconds.
-pub(crate) fn monotonic_ns() -> u64 {
+/// `CLOCK_MONOTONIC` in nanoseconds: what the programs stamp with, and what `expires_ns` of an entry counts in.
+pub fn monotonic_ns() -> u64 {
     clock_ns(libc::CLOCK_MONOTONIC)
 }
 

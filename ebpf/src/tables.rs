@@ -8,9 +8,11 @@ use aya::maps::lpm_trie::Key;
 use aya::maps::{
     Array, HashMap, IterableMap as _, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, RingBuf,
 };
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Turns aya's map error into the errno that it wraps.
@@ -32,11 +34,16 @@ fn failed(map: &'static str, verb: &str, key: &impl Debug, error: MapError) -> D
     DatapathError::Map { operation: format!("{verb} {key:?}"), map, source: errno(error) }
 }
 
+/// Entries read under one lock.
+const STEP: usize = 4096;
+
 /// A hash map (plain or LRU).
 pub(crate) struct Hash<K: Pod, V: Pod> {
     name: &'static str,
     capacity: u64,
     map: Mutex<HashMap<MapData, K, V>>,
+    /// Entries, as far as this process knows: of maps that the programs write, as of the last whole walk.
+    entries: AtomicU64,
 }
 
 impl<K, V> Hash<K, V>
@@ -48,23 +55,39 @@ where
         let map: HashMap<MapData, K, V> =
             HashMap::try_from(map).map_err(|e| failed(name, "open", &"map", e))?;
         let capacity = capacity_of(map.map());
-        Ok(Self { name, capacity, map: Mutex::new(map) })
+        let opened = Self { name, capacity, map: Mutex::new(map), entries: AtomicU64::new(0) };
+        opened.counted(opened.each(|_, _| Ok(()))?);
+        Ok(opened)
     }
 
     /// Writes the entry unless it is there already: a write puts a new element in the old one's place, whose memory
     /// may be used again while a program on another CPU still reads it.
     pub(crate) fn upsert(&self, key: K, value: V) -> Result<(), DatapathError> {
         let mut map = lock(&self.map);
-        if map.get(&key, 0).is_ok_and(|old| old == value) {
+        let old = map.get(&key, 0);
+        if old.as_ref().is_ok_and(|old| *old == value) {
             return Ok(());
         }
-        map.insert(key, value, 0).map_err(|e| failed(self.name, "write", &key, e))
+        map.insert(key, value, 0).map_err(|e| failed(self.name, "write", &key, e))?;
+        if old.is_err() {
+            self.entries.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// What the kernel would say if there were no room for this entry.
+    pub(crate) fn full(&self, key: &K) -> DatapathError {
+        let source = io::Error::from_raw_os_error(libc::E2BIG);
+        DatapathError::Map { operation: format!("write {key:?}"), map: self.name, source }
     }
 
     /// Deletes the entry; an entry that is not there is fine.
     pub(crate) fn delete(&self, key: K) -> Result<(), DatapathError> {
         match lock(&self.map).remove(&key).map_err(errno) {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                self.entries.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).ok();
+                Ok(())
+            }
             Err(source) if source.raw_os_error() == Some(libc::ENOENT) => Ok(()),
             Err(source) => {
                 Err(DatapathError::Map { operation: format!("delete {key:?}"), map: self.name, source })
@@ -80,30 +103,51 @@ where
         }
     }
 
-    /// One batch of a walk; entries that change meanwhile may be missed or seen twice.
-    pub(crate) fn batch(&self, from: Cursor, count: usize) -> Result<sys::Batch<K, V>, DatapathError> {
+    fn batch(&self, from: Cursor) -> Result<sys::Batch<K, V>, DatapathError> {
         let map = lock(&self.map);
-        sys::lookup_batch(map.map().fd().as_fd(), from, count).map_err(|source| DatapathError::Map {
+        sys::lookup_batch(map.map().fd().as_fd(), from, STEP).map_err(|source| DatapathError::Map {
             operation: "walk".into(),
             map: self.name,
             source,
         })
     }
 
-    pub(crate) fn dump(&self) -> Result<Vec<(K, V)>, DatapathError> {
-        let mut all = Vec::new();
+    /// Hands every entry to `visit`, and says how many there were. The map is locked for a batch at a time; entries that
+    /// change meanwhile may be missed or seen twice.
+    pub(crate) fn each(
+        &self,
+        mut visit: impl FnMut(K, V) -> Result<(), DatapathError>,
+    ) -> Result<u64, DatapathError> {
         let mut cursor = Some(Cursor::default());
+        let mut seen = 0;
         while let Some(from) = cursor {
-            let batch = self.batch(from, 512)?;
-            all.extend(batch.entries);
+            let batch = self.batch(from)?;
+            for (key, value) in batch.entries {
+                seen += 1;
+                visit(key, value)?;
+            }
             cursor = batch.next;
         }
+        Ok(seen)
+    }
+
+    /// The number of entries, from whoever has just counted them.
+    pub(crate) fn counted(&self, entries: u64) {
+        self.entries.store(entries, Ordering::Relaxed);
+    }
+
+    pub(crate) fn dump(&self) -> Result<Vec<(K, V)>, DatapathError> {
+        let mut all = Vec::new();
+        self.each(|key, value| {
+            all.push((key, value));
+            Ok(())
+        })?;
         Ok(all)
     }
 
-    pub(crate) fn usage(&self) -> Result<crate::rows::MapUsage, DatapathError> {
-        let entries = u64::try_from(self.dump()?.len()).unwrap_or(u64::MAX);
-        Ok(crate::rows::MapUsage { map: self.name, entries, capacity: self.capacity })
+    pub(crate) fn usage(&self) -> crate::rows::MapUsage {
+        let entries = self.entries.load(Ordering::Relaxed);
+        crate::rows::MapUsage { map: self.name, entries, capacity: self.capacity }
     }
 }
 
@@ -114,13 +158,21 @@ fn capacity_of(map: &MapData) -> u64 {
 /// The prefix trie.
 pub(crate) struct Trie {
     name: &'static str,
+    capacity: u64,
     map: Mutex<LpmTrie<MapData, [u8; 16], abi::Prefix>>,
+    /// What is in it: a look-up cannot tell, since it finds shorter prefixes, too.
+    known: Mutex<BTreeSet<(u32, [u8; 16])>>,
 }
 
 impl Trie {
     fn new(name: &'static str, map: Map) -> Result<Self, DatapathError> {
-        let map = LpmTrie::try_from(map).map_err(|e| failed(name, "open", &"map", e))?;
-        Ok(Self { name, map: Mutex::new(map) })
+        let map: LpmTrie<MapData, [u8; 16], abi::Prefix> =
+            LpmTrie::try_from(map).map_err(|e| failed(name, "open", &"map", e))?;
+        let capacity = capacity_of(map.map());
+        let opened = Self { name, capacity, map: Mutex::new(map), known: Mutex::default() };
+        let known = opened.dump()?.into_iter().map(|(length, addr, _)| (length, addr));
+        *lock(&opened.known) = known.collect();
+        Ok(opened)
     }
 
     pub(crate) fn upsert(
@@ -130,12 +182,18 @@ impl Trie {
         value: abi::Prefix,
     ) -> Result<(), DatapathError> {
         let key = Key::new(length, addr);
-        lock(&self.map).insert(&key, value, 0).map_err(|e| failed(self.name, "write", &(length, addr), e))
+        let inserted = lock(&self.map).insert(&key, value, 0);
+        inserted.map_err(|e| failed(self.name, "write", &(length, addr), e))?;
+        lock(&self.known).insert((length, addr));
+        Ok(())
     }
 
     pub(crate) fn delete(&self, length: u32, addr: [u8; 16]) -> Result<(), DatapathError> {
         match lock(&self.map).remove(&Key::new(length, addr)).map_err(errno) {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                lock(&self.known).remove(&(length, addr));
+                Ok(())
+            }
             Err(source) if source.raw_os_error() == Some(libc::ENOENT) => Ok(()),
             Err(source) => {
                 let operation = format!("delete /{length} of {addr:?}");
@@ -154,10 +212,9 @@ impl Trie {
             .collect()
     }
 
-    pub(crate) fn usage(&self) -> Result<crate::rows::MapUsage, DatapathError> {
-        let entries = u64::try_from(self.dump()?.len()).unwrap_or(u64::MAX);
-        let capacity = capacity_of(lock(&self.map).map());
-        Ok(crate::rows::MapUsage { map: self.name, entries, capacity })
+    pub(crate) fn usage(&self) -> crate::rows::MapUsage {
+        let entries = u64::try_from(lock(&self.known).len()).unwrap_or(u64::MAX);
+        crate::rows::MapUsage { map: self.name, entries, capacity: self.capacity }
     }
 }
 

@@ -196,7 +196,7 @@ fn other_map_sizes_keep_flows_and_rows() {
     let second = node.reopen(Attach::Auto, other);
     assert_eq!(kept(&second), rows, "packets find them before the agent has written all anew");
     assert_eq!(second.conntrack().unwrap().len(), before);
-    let capacity = |map: &str| second.usage().unwrap().into_iter().find(|u| u.map == map).unwrap().capacity;
+    let capacity = |map: &str| second.usage().into_iter().find(|u| u.map == map).unwrap().capacity;
     assert_eq!((capacity("tb_ct"), capacity("tb_rules")), (2048, 64));
     let entry =
         NodeEntry { tunnel: Some(ip(REMOTE_NODE[0])), path: NodePath::Overlay, encrypt: false, mtu: 1400 };
@@ -215,7 +215,7 @@ fn collection_deletes_what_expired_and_nothing_else() {
     node.run("from_endpoint", node.b, &tcp((POD_B[0], 80), (POD_A[0], 4000), "SA"));
     node.run("from_endpoint", node.a, &tcp((POD_A[0], 4000), (POD_B[0], 80), "A"));
     let stats = node.datapath.gc().unwrap();
-    assert_eq!((stats.seen, stats.deleted, stats.complete), (4, 0, true));
+    assert_eq!((stats.seen, stats.deleted, stats.alive), (4, 0, 4));
     // Two minutes on only TCP is left, two hours later (8000 s) nothing.
     let later = |secs: u64| node.datapath.gc_at(monotonic_ns() + secs * 1_000_000_000).unwrap().deleted;
     assert_eq!((later(120), later(120), later(8001)), (2, 0, 2));
@@ -232,6 +232,72 @@ fn flows_of_an_address_are_forgotten() {
     assert_eq!(node.datapath.forget_flows(&[ip(POD_B[0])]).unwrap(), 4);
     let left = node.datapath.conntrack().unwrap();
     assert!(!left.is_empty() && left.iter().all(|flow| flow.source.0 == ip(POD_A[1])), "{left:?}");
+}
+
+#[test]
+fn flows_are_found_and_forgotten_by_what_they_are() {
+    let mut node = Node::new();
+    node.remote(NodePath::Direct, false);
+    node.service(VIP[0], 80, Scope::External, 20, &[(1, REMOTE[0], 8080)]);
+    node.run("from_endpoint", node.a, &tcp((POD_A[0], 4000), (POD_B[0], 80), "S"));
+    node.run("from_endpoint", node.a, &udp((POD_A[0], 4000), (POD_B[0], 53), 8));
+    node.run("from_uplink", node.uplink, &tcp((CLIENT[0], 5000), (VIP[0], 80), "S"));
+    node.events();
+    let all = FlowFilter::default();
+    let of_port = |port| FlowFilter { port: Some(port), ..FlowFilter::default() };
+    assert_eq!(
+        node.datapath.flows(&all).unwrap().len(),
+        5,
+        "two ends of each pod's flow, and the service's entry"
+    );
+    let dns = node.datapath.flows(&of_port(53)).unwrap();
+    assert!(dns.len() == 2 && dns.iter().all(|flow| flow.protocol == 17), "{dns:?}");
+    // The client is found behind the translation, and the backend in the service's entry.
+    for address in [CLIENT[0], REMOTE[0]] {
+        let of = FlowFilter { ip: Some(ip(address)), protocol: Some(6), ..FlowFilter::default() };
+        assert_eq!(node.datapath.flows(&of).unwrap().len(), 1, "{address}");
+        let found = node.datapath.translations(&of).unwrap();
+        assert_eq!(found.len(), 1, "{address}");
+        assert_eq!((found[0].client, found[0].backend), ((ip(CLIENT[0]), 5000), (ip(REMOTE[0]), 8080)));
+        assert!(found[0].node.0 == ip(GATEWAY[0]) && !found[0].answered);
+    }
+    assert_eq!(node.datapath.frontend_of(20).unwrap(), Some((ip(VIP[0]), 80)));
+
+    let entries = |node: &Node| {
+        node.datapath.gc().unwrap();
+        let used = |map| node.datapath.usage().into_iter().find(|usage| usage.map == map).unwrap().entries;
+        (used("tb_ct_half"), used("tb_nat_half"))
+    };
+    assert_eq!(entries(&node), (5, 2));
+    assert_eq!(node.datapath.flush(&of_port(53)).unwrap(), 2);
+    assert_eq!(entries(&node), (3, 2));
+    let client = FlowFilter { ip: Some(ip(CLIENT[0])), ..FlowFilter::default() };
+    assert_eq!(node.datapath.flush(&client).unwrap(), 3, "with both entries of its translation");
+    assert_eq!(entries(&node), (2, 0));
+    assert_eq!(node.datapath.flush(&all).unwrap(), 2);
+    assert_eq!(entries(&node), (0, 0));
+}
+
+#[test]
+fn what_is_written_is_counted_without_a_walk() {
+    let node = Node::new();
+    let used = |map| node.datapath.usage().into_iter().find(|usage| usage.map == map).unwrap().entries;
+    let (hosts, prefixes) = (used("tb_hosts"), used("tb_prefixes"));
+    let entry = PrefixEntry { identity: ID_REMOTE, node: 1, ..PrefixEntry::default() };
+    for _ in 0..2 {
+        for prefix in ["10.9.0.0/16", "10.9.9.0/24", "10.9.9.9/32"] {
+            node.datapath.upsert_prefix(prefix.parse().unwrap(), &entry).unwrap();
+        }
+        assert_eq!((used("tb_hosts") - hosts, used("tb_prefixes") - prefixes), (1, 2));
+    }
+    let again = node.reopen(Attach::Auto, small_sizes());
+    let of_again = |map| again.usage().into_iter().find(|usage| usage.map == map).unwrap().entries;
+    assert_eq!((of_again("tb_hosts"), of_again("tb_prefixes")), (used("tb_hosts"), used("tb_prefixes")));
+    for _ in 0..2 {
+        node.datapath.delete_prefix("10.9.9.0/24".parse().unwrap()).unwrap();
+        node.datapath.delete_prefix("10.9.9.9/32".parse().unwrap()).unwrap();
+        assert_eq!((used("tb_hosts"), used("tb_prefixes") - prefixes), (hosts, 1));
+    }
 }
 
 #[test]

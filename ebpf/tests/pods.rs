@@ -446,24 +446,27 @@ fn each_family_has_a_world_of_its_own() {
 #[test]
 fn a_full_map_holds_up_no_revocation() {
     let mut node = Node::new();
-    policed(&node, Some(vec![allow(ID_A, 80)]), None);
+    // For everybody, since a part of the map is kept for such entries.
+    let open =
+        |port| (RuleMatch { identity: None, protocol: Some(6), port: Some(port) }, RuleAction::Allow, 1);
+    policed(&node, Some(vec![open(80)]), None);
     node.datapath
         .upsert_interface(node.b, &Interface { policy_id: 5, ..pod(POD_B, ID_B, 2, MAC_B) })
         .unwrap();
     let syn = |f: usize, port: u16| tcp((POD_A[f], 4000), (POD_B[f], port), "S");
-    let others: Vec<_> = (0..1023).map(|n| allow(100_000 + n, 80)).collect();
+    let others: Vec<_> = (0..1023).map(|n| open(1000 + n)).collect();
     node.datapath.set_policy(7, &PolicySet { ingress: Some(others), egress: None }).unwrap();
     let set = |node: &Node, rules: &[RuleEntry]| {
         node.datapath.set_policy(5, &PolicySet { ingress: Some(rules.to_vec()), egress: None })
     };
     let rules = |node: &Node| node.datapath.policies().unwrap()[&5].ingress.clone().unwrap();
     for f in FAMILIES {
-        set(&node, &[allow(ID_A, 80)]).unwrap();
+        set(&node, &[open(80)]).unwrap();
         assert_eq!(node.run("from_endpoint", node.a, &syn(f, 80)).action, REDIRECT);
-        let full = set(&node, &[allow(ID_REMOTE, 81), allow(ID_REMOTE, 82)]).unwrap_err().to_string();
+        let full = set(&node, &[open(81), open(82)]).unwrap_err().to_string();
         assert!(full.contains("raise datapath.maps.policy "), "{full}");
         node.drops("from_endpoint", node.a, &syn(f, 80), 133);
-        assert_eq!(rules(&node), [allow(ID_REMOTE, 81)], "what there is room for");
+        assert_eq!(rules(&node), [open(81)], "what there is room for");
         // A deny comes in before all, and if it must, for an allow.
         let any = RuleMatch { identity: None, protocol: None, port: None };
         let deny = (RuleMatch { identity: Some(ID_A), ..any }, RuleAction::Deny, 3);
@@ -508,4 +511,24 @@ fn every_drop_has_a_reason() {
         assert_eq!(drop.drop_reason, 136);
         assert!(site(drop.site).unwrap().why.contains("cannot be told"), "{drop:?}");
     }
+}
+
+#[test]
+fn a_full_map_has_room_for_the_host_and_the_api_server() {
+    let node = Node::with_sizes(MapSizes { rules: 100, ..small_sizes() });
+    let rule = |identity, action| {
+        (RuleMatch { identity: Some(identity), protocol: Some(6), port: Some(80) }, action, 1)
+    };
+    let peers = (1000..1200).map(|identity| rule(identity, RuleAction::Allow)).collect();
+    let full = node.datapath.set_policy(1, &PolicySet { ingress: Some(peers), egress: None });
+    assert!(full.unwrap_err().to_string().contains("raise datapath.maps.policy"));
+    let used = || node.datapath.usage().into_iter().find(|usage| usage.map == "tb_rules").unwrap().entries;
+    assert_eq!(used(), 90, "a tenth is kept");
+    let vital = [1, 6, 7].map(|identity| rule(identity, RuleAction::Allow));
+    let denied = rule(1200, RuleAction::Deny);
+    let set = PolicySet { ingress: Some(vital.into_iter().chain([denied]).collect()), egress: None };
+    node.datapath.set_policy(2, &set).unwrap();
+    assert_eq!(used(), 94);
+    let more = PolicySet { ingress: Some(vec![rule(1300, RuleAction::Allow)]), egress: None };
+    assert!(node.datapath.set_policy(3, &more).is_err());
 }

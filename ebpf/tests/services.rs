@@ -414,7 +414,7 @@ fn reverse_translations_go_when_nobody_needs_them() {
     let frontend = |port: u16| Frontend { ip: ip(VIP[0]), port, protocol: 17, scope: Scope::External };
     let entry = |rev_nat: u32| ServiceEntry { rev_nat, maglev: vec![], local_only: false };
     let rows = |datapath: &Datapath| {
-        datapath.usage().unwrap().into_iter().find(|usage| usage.map == "tb_rev_nat").unwrap().entries
+        datapath.usage().into_iter().find(|usage| usage.map == "tb_rev_nat").unwrap().entries
     };
     // More in a row than the node may have services at a time.
     for number in 1..=5000 {
@@ -569,9 +569,8 @@ fn services_are_written_as_differences_and_read_back() {
     assert_eq!(node.datapath.services().unwrap()[&frontend], new);
     assert_eq!(node.datapath.change_service(&frontend, &old, &entry(&vec![2; 509])).unwrap(), 509);
     node.datapath.set_service(&frontend, &entry(&[])).unwrap();
-    let slots_used = |node: &Node| {
-        node.datapath.usage().unwrap().into_iter().find(|u| u.map == "tb_maglev").unwrap().entries
-    };
+    let slots_used =
+        |node: &Node| node.datapath.usage().into_iter().find(|u| u.map == "tb_maglev").unwrap().entries;
     assert_eq!(slots_used(&node), 0, "stretches are freed");
     let huge = entry(&vec![1; 5000]);
     assert!(node.datapath.set_service(&frontend, &huge).unwrap_err().to_string().contains("maglev_slots"));

@@ -22,6 +22,8 @@ pub(crate) enum Query {
     Status(Reading, bool),
     /// `tombolo show`.
     Show(Reading, Option<String>),
+    /// `tombolo conntrack`.
+    Conntrack(super::conntrack::ConntrackCommand),
     /// `tombolo mesh`.
     Mesh(MeshCommand),
     /// `tombolo relay`.
@@ -40,6 +42,7 @@ pub(crate) fn run(query: Query) -> ExitCode {
         let outcome = match query {
             Query::Status(reading, verbose) => status(&reading, verbose).await,
             Query::Show(reading, table) => show(&reading, table.as_deref()).await,
+            Query::Conntrack(command) => super::conntrack::run(command).await,
             Query::Mesh(command) => super::mesh::run(command).await,
             Query::Relay(Some(RelayCommand::Status(reading))) => super::relay::status(&reading).await,
             Query::Relay(None) => Ok(fail("give --config FILE to run a relay, or status to ask one")),
@@ -106,7 +109,15 @@ async fn show(reading: &Reading, table: Option<&str>) -> Result<ExitCode, Client
         }
         return Ok(ExitCode::SUCCESS);
     };
-    let shown: Shown = client::get(&reading.socket, &format!("/v1/tables/{}", client::encode(table))).await?;
+    print_table(
+        reading,
+        client::get(&reading.socket, &format!("/v1/tables/{}", client::encode(table))).await?,
+    )?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints a table as the reader wants it.
+pub(super) fn print_table(reading: &Reading, shown: Shown) -> Result<(), ClientError> {
     match reading.output {
         Format::Json => json(&shown.rows)?,
         Format::Table => {
@@ -114,9 +125,10 @@ async fn show(reading: &Reading, table: Option<&str>) -> Result<ExitCode, Client
             for (source, state) in shown.sources.iter().filter(|(_, state)| *state != "initialized") {
                 println!("note: {source} is {state}: its rows are not confirmed");
             }
+            shown.notes.iter().for_each(|note| println!("note: {note}"));
         }
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 pub(super) fn cell(value: &Value) -> String {

@@ -4,6 +4,7 @@ mod bfd;
 mod bgp;
 mod client;
 mod commands;
+mod conntrack;
 pub(crate) mod dns;
 mod mesh;
 mod mesh_services;
@@ -109,6 +110,9 @@ pub(crate) enum Command {
         #[command(flatten)]
         reading: Reading,
     },
+    /// The flows that the datapath knows: look at some, or make it forget them
+    #[command(subcommand)]
+    Conntrack(conntrack::ConntrackCommand),
     /// The cluster mesh
     #[command(subcommand)]
     Mesh(MeshCommand),

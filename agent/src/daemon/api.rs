@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tombolo_clustermesh::follower::Dump;
 use tombolo_clustermesh::troubleshoot::Walk;
 use tombolo_cni::Reply;
+use tombolo_ebpf::FlowFilter;
 use tombolo_observe::filter::Filter;
 use tombolo_observe::flow::Flow;
 
@@ -30,8 +31,14 @@ pub(crate) trait Backend: Send + Sync + 'static {
     fn status(&self) -> impl Future<Output = Status> + Send;
     /// The names of all tables.
     fn table_names(&self) -> Vec<&'static str>;
-    /// One table.
-    fn table(&self, name: &str) -> Option<Shown>;
+    /// One table; `None` if there is none of that name.
+    fn table(
+        &self,
+        name: &str,
+        filter: FlowFilter,
+    ) -> impl Future<Output = Option<Result<Shown, String>>> + Send;
+    /// Makes the datapath forget flows.
+    fn flush(&self, filter: FlowFilter) -> impl Future<Output = Result<serde_json::Value, String>> + Send;
     /// The remote clusters.
     fn mesh(&self) -> impl Future<Output = serde_json::Value> + Send;
     /// What several clusters claim.
@@ -166,6 +173,7 @@ pub(crate) async fn serve<B: Backend>(listener: UnixListener, backend: Arc<B>, c
         .route("/v1/status", get(|State(b): State<Arc<B>>| async move { Json(b.status().await) }))
         .route("/v1/tables", get(|State(b): State<Arc<B>>| async move { Json(b.table_names()) }))
         .route("/v1/tables/{name}", get(table::<B>))
+        .route("/v1/conntrack/flush", post(flush::<B>))
         .route("/v1/mesh/dump", get(|State(b): State<Arc<B>>| async move { Json(b.mesh_dump().await) }))
         .route("/v1/mesh/troubleshoot", get(mesh_walks::<B>))
         .route(
@@ -215,11 +223,20 @@ fn not_found(text: String) -> Response {
     (StatusCode::NOT_FOUND, text).into_response()
 }
 
-async fn table<B: Backend>(State(backend): State<Arc<B>>, Path(name): Path<String>) -> Response {
-    match backend.table(&name) {
-        Some(shown) => Json(shown).into_response(),
+async fn table<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Path(name): Path<String>,
+    Query(filter): Query<FlowFilter>,
+) -> Response {
+    match backend.table(&name, filter).await {
+        Some(Ok(shown)) => Json(shown).into_response(),
+        Some(Err(text)) => (StatusCode::INTERNAL_SERVER_ERROR, text).into_response(),
         None => not_found(format!("no table {name:?}; there are: {}", backend.table_names().join(", "))),
     }
+}
+
+async fn flush<B: Backend>(State(backend): State<Arc<B>>, Json(filter): Json<FlowFilter>) -> Response {
+    answer(backend.flush(filter).await)
 }
 
 /// JSON, or why there is none.

@@ -5,6 +5,7 @@ use super::bgp_api::{self, Operation, RouteQuery, RouteTrial};
 use super::drive::Driver;
 use super::endpoints::Gate;
 use super::flows::Flows;
+use super::kernel_tables;
 use super::mesh_metrics;
 use super::mesh_services;
 use super::mesh_view::{self, Conflict, NodeTables};
@@ -31,7 +32,7 @@ use tombolo_clustermesh::publisher::PublisherHandle;
 use tombolo_clustermesh::troubleshoot::{Viewpoint, Walk, walk};
 use tombolo_cni::protocol::{CniError, Code};
 use tombolo_cni::{EndpointSpec, EndpointStore, Reply};
-use tombolo_ebpf::{Datapath, Direction};
+use tombolo_ebpf::{Datapath, Direction, FlowFilter};
 use tombolo_kubernetes::FolderReport;
 use tombolo_netlink::ClsactSide;
 use tombolo_observe::filter::Filter;
@@ -234,7 +235,7 @@ impl Daemon {
                 hooks.push(Hooks { name, wanted: (true, true), found });
             }
         }
-        parts::datapath(configured, &hooks)
+        parts::datapath(configured, &hooks, &self.datapath.usage())
     }
 
     /// Where the kernel runs programs at an interface, by tcx or else by clsact.
@@ -317,7 +318,7 @@ impl Daemon {
             let labels = ReasonLabels { reason: reason.to_owned(), direction: direction.to_owned() };
             metrics.packets.get_or_create(&labels).set(i64::try_from(counter.packets).unwrap_or(i64::MAX));
         }
-        for usage in self.datapath.usage().unwrap_or_default() {
+        for usage in self.datapath.usage() {
             metrics
                 .map_entries
                 .get_or_create(&name(usage.map))
@@ -379,11 +380,21 @@ impl Backend for Daemon {
     }
 
     fn table_names(&self) -> Vec<&'static str> {
-        self.rows.get().map(|rows| rows.catalogue.names()).unwrap_or_default()
+        let mut names = self.rows.get().map(|rows| rows.catalogue.names()).unwrap_or_default();
+        names.extend(kernel_tables::NAMES);
+        names.sort_unstable();
+        names
     }
 
-    fn table(&self, name: &str) -> Option<Shown> {
-        self.rows.get()?.catalogue.show(name)
+    async fn table(&self, name: &str, filter: FlowFilter) -> Option<Result<Shown, String>> {
+        if let Some(shown) = kernel_tables::show(&self.datapath, name, filter).await {
+            return Some(shown);
+        }
+        self.rows.get()?.catalogue.show(name).map(Ok)
+    }
+
+    async fn flush(&self, filter: FlowFilter) -> Result<Value, String> {
+        kernel_tables::flush(&self.datapath, filter).await
     }
 
     async fn mesh(&self) -> Value {

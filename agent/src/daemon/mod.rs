@@ -23,6 +23,7 @@ mod endpoints;
 mod flows;
 mod follow_names;
 mod interfaces;
+mod kernel_tables;
 mod mcs;
 mod mesh_metrics;
 mod mesh_services;

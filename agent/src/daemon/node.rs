@@ -2,10 +2,12 @@
 
 use super::backend::Daemon;
 use super::drive::Driver;
+use super::parts;
 use super::path_kind;
 use super::tasks::Tasks;
 use crate::config::{Config, Encryption, Etcd, Identity, Path};
 use anyhow::{Context, anyhow, bail};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
@@ -13,7 +15,7 @@ use tombolo_base::source::Source;
 use tombolo_base::table::Table;
 use tombolo_clustermesh::follower::{self, MeshConfig, MeshHandle, MeshSink, Timers};
 use tombolo_clustermesh::publisher::{self, PublisherConfig, PublisherHandle};
-use tombolo_ebpf::{Datapath, LocalAddress, NodeConfig};
+use tombolo_ebpf::{Datapath, LocalAddress, MapUsage, NodeConfig};
 use tombolo_netlink::Netlink;
 use tombolo_topology::NodeRow;
 use tombolo_topology::plan::{PathMtus, PlanConfig};
@@ -325,8 +327,26 @@ pub(crate) fn start_publisher(
     Ok(handle)
 }
 
+/// Says once of each map that it will soon refuse entries, and again after it had room.
+fn tell_pressure(told: &mut BTreeSet<&'static str>, usage: &[MapUsage]) {
+    for map in usage {
+        if !parts::is_nearly_full(map) {
+            told.remove(map.map);
+        } else if told.insert(map.map) {
+            let option = map.option().unwrap_or("(fixed)");
+            tracing::warn!(
+                map = map.map,
+                entries = map.entries,
+                capacity = map.capacity,
+                "the map is nearly full and refuses entries when it is; raise datapath.maps.{option} and restart the agent"
+            );
+        }
+    }
+}
+
 /// Removes finished connections until cancelled.
 pub(crate) async fn collect_garbage(driver: Driver, datapath: Arc<Datapath>) {
+    let mut told = BTreeSet::new();
     let mut interval = tokio::time::interval(GC_INTERVAL);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -334,13 +354,14 @@ pub(crate) async fn collect_garbage(driver: Driver, datapath: Arc<Datapath>) {
             () = driver.cancel.cancelled() => return,
             _ = interval.tick() => {}
         }
-        let datapath = datapath.clone();
-        match tokio::task::spawn_blocking(move || datapath.gc()).await {
+        let collecting = datapath.clone();
+        match tokio::task::spawn_blocking(move || collecting.gc()).await {
             Ok(Ok(stats)) => {
-                tracing::debug!(seen = stats.seen, deleted = stats.deleted, "conntrack looked through")
+                tracing::debug!(seen = stats.seen, deleted = stats.deleted, "conntrack looked through");
             }
             Ok(Err(error)) => tracing::warn!(%error, "conntrack cannot be looked through"),
             Err(error) => tracing::warn!(%error, "conntrack clean-up broke off"),
         }
+        tell_pressure(&mut told, &datapath.usage());
     }
 }

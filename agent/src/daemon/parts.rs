@@ -11,6 +11,7 @@ use tombolo_bgp_node::{InstanceCache, InstancePeer};
 use tombolo_clustermesh::certificate::date;
 use tombolo_clustermesh::follower::ClusterStatus;
 use tombolo_clustermesh::publisher::PublisherStatus;
+use tombolo_ebpf::MapUsage;
 use tombolo_kubernetes::FolderReport;
 use tombolo_netlink::Link;
 use tombolo_service::pools::LbPool;
@@ -126,8 +127,30 @@ impl Hooks {
     }
 }
 
-/// The programs: `configured` is the datapath's node row, or why it cannot be read.
-pub(crate) fn datapath(configured: Result<bool, String>, hooks: &[Hooks]) -> Part {
+/// A map that is this full, in percent, is told while there is time to do something.
+const NEARLY_FULL: u64 = 85;
+
+/// Whether a map will refuse entries soon, or does already.
+pub(crate) fn is_nearly_full(map: &MapUsage) -> bool {
+    !map.evicts() && map.percent() >= NEARLY_FULL
+}
+
+/// The maps that are nearly full, and what to raise.
+fn nearly_full(usage: &[MapUsage]) -> Option<(String, String)> {
+    let full = usage.iter().filter(|map| is_nearly_full(map));
+    let said = |map: &MapUsage| {
+        let text = format!("{} is {}% full ({} of {})", map.map, map.percent(), map.entries, map.capacity);
+        (text, map.option().map(|option| format!("datapath.maps.{option}")))
+    };
+    let (texts, options): (Vec<String>, Vec<Option<String>>) = full.map(said).unzip();
+    let options: BTreeSet<String> = options.into_iter().flatten().collect();
+    let raise = options.into_iter().collect::<Vec<_>>().join(", ");
+    (!texts.is_empty())
+        .then(|| (some(&texts), format!("raise {raise} and restart the agent: nothing is lost")))
+}
+
+/// The programs and their maps: `configured` is the datapath's node row, or why it cannot be read.
+pub(crate) fn datapath(configured: Result<bool, String>, hooks: &[Hooks], usage: &[MapUsage]) -> Part {
     match configured {
         Err(error) => return Part::failing("datapath", error, "is bpffs mounted, and is the agent root?"),
         Ok(false) => {
@@ -138,7 +161,12 @@ pub(crate) fn datapath(configured: Result<bool, String>, hooks: &[Hooks]) -> Par
     }
     let missing: Vec<String> = hooks.iter().filter_map(Hooks::missing).collect();
     if missing.is_empty() {
-        return Part::ready("datapath", format!("programs run on {} interfaces", hooks.len()));
+        let detail = format!("programs run on {} interfaces", hooks.len());
+        // It works as it is, so the part is ready; what is about to happen stands beside it.
+        return match nearly_full(usage) {
+            Some((full, remedy)) => Part { remedy, ..Part::ready("datapath", format!("{detail}; {full}")) },
+            None => Part::ready("datapath", detail),
+        };
     }
     let remedy = "restart the agent, which hooks them again; find out who removed them (`bpftool net`)";
     Part::failing("datapath", format!("no program runs on {}", some(&missing)), remedy)
@@ -427,10 +455,22 @@ mod tests {
     fn a_missing_program_is_named_with_its_side() {
         let hook = |name: &str, found| Hooks { name: name.into(), wanted: (true, true), found };
         let one_way = Hooks { wanted: (true, false), ..hook("tombolo_wg", (true, false)) };
-        assert!(datapath(Ok(true), &[hook("eth1", (true, true)), one_way]).ready);
-        let bad = datapath(Ok(true), &[hook("eth1", (true, false)), hook("tb1", (false, false))]);
+        assert!(datapath(Ok(true), &[hook("eth1", (true, true)), one_way], &[]).ready);
+        let bad = datapath(Ok(true), &[hook("eth1", (true, false)), hook("tb1", (false, false))], &[]);
         assert_eq!((bad.ready, bad.detail.as_str()), (false, "no program runs on eth1 (egress); tb1"));
-        assert!(!datapath(Ok(false), &[]).ready && !datapath(Err("no bpffs".into()), &[]).ready);
+        assert!(!datapath(Ok(false), &[], &[]).ready && !datapath(Err("no bpffs".into()), &[], &[]).ready);
+    }
+
+    #[test]
+    fn a_map_is_told_before_it_is_full() {
+        let map = |map, entries| MapUsage { map, entries, capacity: 1000 };
+        let seen = |usage: &[MapUsage]| datapath(Ok(true), &[], usage);
+        let calm = seen(&[map("tb_ct", 849), map("tb_ct_half", 1000), map("tb_nat_half", 1000)]);
+        assert!(calm.ready && calm.remedy.is_empty() && !calm.detail.contains("full"), "{calm:?}");
+        let told = seen(&[map("tb_ct", 850), map("tb_nat", 1000), map("tb_rev_nat", 10)]);
+        assert!(told.ready, "it still works");
+        assert!(told.detail.contains("tb_ct is 85% full (850 of 1000); tb_nat is 100% full"), "{told:?}");
+        assert!(told.remedy.contains("raise datapath.maps.conntrack, datapath.maps.nat and"), "{told:?}");
     }
 
     #[test]

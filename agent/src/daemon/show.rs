@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use tombolo_base::table::{Row, Table};
 
 /// A table as the local API sends it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Shown {
     /// Column headings.
     pub(crate) columns: Vec<String>,
@@ -15,6 +15,9 @@ pub(crate) struct Shown {
     pub(crate) rows: Vec<serde_json::Value>,
     /// Sources and how far each is.
     pub(crate) sources: BTreeMap<String, String>,
+    /// What else a reader should know.
+    #[serde(default)]
+    pub(crate) notes: Vec<String>,
 }
 
 /// A table whose row type is forgotten.
@@ -33,6 +36,7 @@ impl<R: Row> AnyTable for Table<R> {
             cells: snapshot.iter().map(Row::cells).collect(),
             rows: snapshot.iter().map(value).collect(),
             sources: snapshot.sources().map(|(source, s)| (source.to_string(), state(s))).collect(),
+            notes: Vec::new(),
         }
     }
 

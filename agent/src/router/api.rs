@@ -17,6 +17,7 @@ use tombolo_clustermesh::follower::Dump;
 use tombolo_clustermesh::troubleshoot::Walk;
 use tombolo_cni::Reply;
 use tombolo_cni::protocol::{CniError, Code};
+use tombolo_ebpf::FlowFilter;
 use tombolo_observe::filter::Filter;
 use tombolo_observe::flow::Flow;
 use tombolo_observe::metrics::{Metrics, TableLabels};
@@ -84,8 +85,12 @@ impl Backend for Router {
         self.catalogue.names()
     }
 
-    fn table(&self, name: &str) -> Option<Shown> {
-        self.catalogue.show(name)
+    async fn table(&self, name: &str, _: FlowFilter) -> Option<Result<Shown, String>> {
+        self.catalogue.show(name).map(Ok)
+    }
+
+    async fn flush(&self, _: FlowFilter) -> Result<Value, String> {
+        Err("a router tracks no flows; ask an agent".to_owned())
     }
 
     async fn mesh(&self) -> Value {

@@ -38,11 +38,6 @@ pub fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-pub fn monotonic_ns() -> u64 {
-    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap();
-    u64::try_from(now.tv_sec()).unwrap() * 1_000_000_000 + u64::try_from(now.tv_nsec()).unwrap()
-}
-
 pub fn sh(command: &str) {
     let out = Command::new("sh").arg("-ec").arg(command).output().unwrap();
     assert!(out.status.success(), "{command}: {}", String::from_utf8_lossy(&out.stderr));
@@ -107,6 +102,14 @@ impl Node {
     }
 
     pub fn with(attach: Attach) -> Self {
+        Self::made(attach, small_sizes())
+    }
+
+    pub fn with_sizes(sizes: MapSizes) -> Self {
+        Self::made(Attach::Auto, sizes)
+    }
+
+    fn made(attach: Attach, sizes: MapSizes) -> Self {
         let bpffs = isolate();
         sh("for n in poda podb upl vxd; do ip link add $n type veth peer name p$n; ip link set $n up; ip link set p$n up; done
             sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv6.conf.all.accept_dad=0
@@ -115,12 +118,8 @@ impl Node {
             ip neigh add 172.20.11.1 lladdr 02:00:00:00:00:99 dev upl
             ip neigh add fd00:20:11::1 lladdr 02:00:00:00:00:99 dev upl");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let config = DatapathConfig {
-            bpffs: bpffs.path().to_owned(),
-            sizes: small_sizes(),
-            attach,
-            ..DatapathConfig::default()
-        };
+        let config =
+            DatapathConfig { bpffs: bpffs.path().to_owned(), sizes, attach, ..DatapathConfig::default() };
         let datapath = Datapath::open(&config).unwrap();
         let events = {
             let _guard = runtime.enter();
