@@ -23,12 +23,22 @@ pub struct Filter {
     pub reason: Option<u8>,
     /// Identity of either end.
     pub identity: Option<u32>,
+    /// A label of either end: `key=value` or `key`, with its source (`k8s:key=value`) or of any.
+    pub label: Option<String>,
     /// Cluster of either end.
     pub cluster: Option<String>,
     /// `namespace/name` or `name` of the service.
     pub service: Option<String>,
     /// Not older than this many nanoseconds since the epoch.
     pub since: Option<u64>,
+}
+
+/// A key says nothing of the value, and a label without a source is any source's.
+fn has_label(peer: &Peer, wanted: &str) -> bool {
+    let named = |label: &str| label == wanted || label.split_once('=').is_some_and(|(key, _)| key == wanted);
+    peer.labels.iter().any(|label| {
+        named(label) || label.split_once(':').is_some_and(|(_, without_source)| named(without_source))
+    })
 }
 
 impl Filter {
@@ -58,9 +68,29 @@ impl Filter {
             && self.verdict.as_ref().is_none_or(|wanted| flow.verdict.eq_ignore_ascii_case(wanted))
             && self.reason.is_none_or(|reason| flow.drop_reason == reason)
             && self.identity.is_none_or(|id| either(&|peer| peer.identity == id))
+            && self.label.as_ref().is_none_or(|wanted| either(&|peer| has_label(peer, wanted)))
             && self.cluster.as_ref().is_none_or(|name| either(&|peer| peer.cluster.as_ref() == Some(name)))
             && self.service.as_ref().is_none_or(|wanted| {
                 flow.service.as_ref().is_some_and(|s| same(wanted, Some(&s.namespace), &s.name))
             })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_match_with_and_without_source_and_value() {
+        let labels = ["k8s:app=web", "k8s:example.org/tier=a:b", "reserved:host"].map(str::to_owned).to_vec();
+        let peer = Peer { labels, ..Peer::default() };
+        for wanted in
+            ["app=web", "app", "k8s:app=web", "k8s:app", "example.org/tier=a:b", "reserved:host", "host"]
+        {
+            assert!(has_label(&peer, wanted), "{wanted}");
+        }
+        for wanted in ["web", "app=", "app=we", "any:app=web", "tier", "k8s", ""] {
+            assert!(!has_label(&peer, wanted), "{wanted}");
+        }
     }
 }

@@ -36,8 +36,20 @@ pub(crate) enum Query {
     Config(ConfigCommand),
 }
 
+/// A reader that goes away (`| head`) ends the command; `println!` would panic.
+fn end_with_the_reader() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if panic.payload_as_str().is_some_and(|text| text.starts_with("failed printing to stdout")) {
+            std::process::exit(0);
+        }
+        usual(panic);
+    }));
+}
+
 /// Runs a reading command on a small runtime of its own.
 pub(crate) fn run(query: Query) -> ExitCode {
+    end_with_the_reader();
     block_on(async {
         let outcome = match query {
             Query::Status(reading, verbose) => status(&reading, verbose).await,
@@ -196,6 +208,7 @@ async fn flows(args: &FlowsArgs) -> Result<ExitCode, ClientError> {
         verdict: args.verdict.clone(),
         reason: args.reason,
         identity: args.identity,
+        label: args.label.clone(),
         cluster: args.cluster.clone(),
         service: args.service.clone(),
         since: args.since.as_deref().map(since).transpose()?,

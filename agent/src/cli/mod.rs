@@ -295,6 +295,9 @@ pub(crate) struct FlowsArgs {
     /// Identity of either end
     #[arg(long)]
     pub(crate) identity: Option<u32>,
+    /// A label of either end: key=value or key, with its source (k8s:key=value) or of any
+    #[arg(short, long)]
+    pub(crate) label: Option<String>,
     /// Cluster of either end
     #[arg(long)]
     pub(crate) cluster: Option<String>,
