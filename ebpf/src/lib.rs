@@ -31,7 +31,6 @@ mod conntrack;
 mod datapath;
 mod error;
 mod events;
-mod hash;
 mod layout;
 mod maglev;
 mod places;
@@ -48,7 +47,6 @@ pub use conntrack::{ConntrackGc, GcStats};
 pub use datapath::{Datapath, DatapathConfig, MapSizes};
 pub use error::DatapathError;
 pub use events::{DatapathEvent, EventKind, EventReader};
-pub use hash::flow_hash;
 pub use rows::{
     Backend, ConntrackEntry, ConntrackKind, Direction, Frontend, Interface, LocalAddress, MapUsage, Metric,
     NodeConfig, NodeEntry, NodePath, PolicySet, PrefixEntry, RuleAction, RuleEntry, RuleMatch, Scope,
