@@ -1,0 +1,281 @@
+//! A small world, so that things meet: two pods, a remote pod behind the tunnel and one that is routed, a client outside,
+//! and services with few backends in common. Everything in both families.
+
+use crate::kept::Kept;
+use crate::rows::Rows;
+use crate::support::*;
+use std::net::IpAddr;
+use std::ops::Range;
+use std::time::Duration;
+use tombolo_ebpf::{Interface, LocalAddress, NodeConfig, NodeEntry, NodePath, PrefixEntry};
+use tombolo_model::{Frontend, Scope};
+
+/// A routed pod of another node.
+const DIRECT: [&str; 2] = ["10.1.3.2", "fd00:10:1:3::2"];
+/// An address that nobody named.
+const NOBODY: [&str; 2] = ["198.51.100.9", "2001:db8:f::9"];
+/// A service's address that lies in the remote node's pod CIDR.
+const REMOTE_VIP: [&str; 2] = ["10.1.2.77", "fd00:10:1:2::77"];
+const CLIENT_B: [&str; 2] = ["172.20.200.11", "fd00:20:200::11"];
+const GROUP: [&str; 2] = ["224.0.0.5", "ff02::5"];
+
+/// Who receives; all but the last, a group, send.
+pub const HOSTS: [[&str; 2]; 14] = [
+    POD_A,
+    POD_B,
+    REMOTE,
+    DIRECT,
+    CLIENT,
+    CLUSTER_IP,
+    VIP,
+    GATEWAY,
+    NODE,
+    REMOTE_NODE,
+    NOBODY,
+    REMOTE_VIP,
+    CLIENT_B,
+    GROUP,
+];
+/// Positions in [`HOSTS`], for the strategies.
+pub const A: usize = 0;
+pub const B: usize = 1;
+
+pub const ID_DIRECT: u32 = 66_004;
+/// SNAT ports: so few that flows get in each other's way.
+pub const SNAT_PORTS: Range<u16> = 20_000..20_003;
+/// Numbers of policies.
+pub const POLICIES: Range<u32> = 1..4;
+/// Slots of a service's table.
+const SLOTS: usize = 7;
+
+/// Backends of a family, by position: host and port. Of ICMP echo there are no ports.
+const BACKENDS: [([&str; 2], u16); 9] = [
+    (POD_A, 8080),
+    (POD_B, 8080),
+    (REMOTE, 8080),
+    (DIRECT, 8080),
+    (REMOTE_NODE, 8472),
+    (NOBODY, 8080),
+    (GATEWAY, 8080),
+    (POD_A, 0),
+    (REMOTE, 0),
+];
+
+/// Services of a family, by position: address, port, and the backends they start with. Those with a port are served of TCP
+/// and UDP, the others of ICMP echo.
+const SERVICES: [([&str; 2], u16, &[usize]); 9] = [
+    (CLUSTER_IP, 80, &[0, 1, 2, 3]),
+    (CLUSTER_IP, 81, &[0, 1]),
+    (CLUSTER_IP, 82, &[4]),
+    (VIP, 80, &[2, 3, 0]),
+    (VIP, 81, &[2]),
+    (VIP, 82, &[4]),
+    (NODE, 80, &[1, 3]),
+    (REMOTE_VIP, 80, &[5]),
+    (VIP, 0, &[7, 8]),
+];
+pub const SERVICE_COUNT: usize = SERVICES.len();
+pub const BACKEND_COUNT: usize = BACKENDS.len();
+
+pub fn host(position: usize, family: usize) -> IpAddr {
+    ip(HOSTS[position][family])
+}
+
+/// What a stream may have changed, to be put back.
+#[derive(Default)]
+struct Touched {
+    rows: bool,
+    services: Vec<(usize, usize)>,
+    backends: Vec<(usize, usize)>,
+    pods: bool,
+    policies: bool,
+}
+
+pub struct World {
+    pub rows: Rows,
+    pub kept: Kept,
+    touched: Touched,
+    /// How far time was moved.
+    pub ahead: Duration,
+    /// The model's time when the stream began.
+    began_ns: u64,
+    /// Packets so far: time never stands still.
+    ticks: u64,
+}
+
+impl World {
+    pub fn new() -> Self {
+        let real = Node::new();
+        let schema = std::fs::read_dir(real.bpffs.path().join("tombolo")).unwrap().next().unwrap().unwrap();
+        let kept = Kept::open(&schema.path());
+        let rows = Rows { real, model: tombolo_model::Node::default() };
+        let mut world =
+            Self { rows, kept, touched: Touched::default(), ahead: Duration::ZERO, began_ns: 0, ticks: 0 };
+        world.fill();
+        world
+    }
+
+    fn fill(&mut self) {
+        let (a, b) = (self.rows.real.a, self.rows.real.b);
+        self.configure(false, false);
+        let prefix = |identity, node, skip_tunnel| PrefixEntry {
+            identity,
+            node,
+            encrypt: false,
+            remote_cluster: false,
+            skip_tunnel,
+        };
+        for f in FAMILIES {
+            for (address, place) in [
+                (POD_A[f], LocalAddress::Pod(a)),
+                (POD_B[f], LocalAddress::Pod(b)),
+                (GATEWAY[f], LocalAddress::Host),
+                (NODE[f], LocalAddress::Host),
+            ] {
+                self.rows.local(ip(address), place);
+            }
+            let (length, subnet) = if f == 0 { (32, 24) } else { (128, 64) };
+            for (address, length, row) in [
+                (REMOTE[f], length, prefix(ID_REMOTE, 1, false)),
+                (REMOTE[f], subnet, prefix(2, 1, false)),
+                (REMOTE_NODE[f], length, prefix(6, 1, true)),
+                (DIRECT[f], length, PrefixEntry { encrypt: true, ..prefix(ID_DIRECT, 2, false) }),
+            ] {
+                self.rows.prefix(&format!("{address}/{length}"), row);
+            }
+            (0..BACKEND_COUNT).for_each(|backend| self.backend(f, backend, Some(0)));
+            (0..SERVICE_COUNT).for_each(|service| self.service(f, service, SERVICES[service].2));
+            let rest = Frontend { address: ip(VIP[f]), port: 0, protocol: 0, scope: Scope::External };
+            self.rows.service(&rest, 0, &[]);
+        }
+        let tunnel = Some(ip(REMOTE_NODE[0]));
+        for (index, path, encrypt) in [(1, NodePath::Overlay, true), (2, NodePath::Direct, false)] {
+            self.rows.node(index, &NodeEntry { tunnel, path, encrypt, mtu: 1400 });
+        }
+        for pod in [A, B] {
+            self.assign(pod, 0, true);
+        }
+        self.touched = Touched::default();
+    }
+
+    /// Puts every row back, forgets every flow, and lets the model's time begin.
+    pub fn reset(&mut self) {
+        let touched = std::mem::take(&mut self.touched);
+        for (family, backend) in touched.backends {
+            self.backend(family, backend, Some(0));
+        }
+        for (family, service) in touched.services {
+            self.service(family, service, SERVICES[service].2);
+        }
+        if touched.pods {
+            [A, B].into_iter().for_each(|pod| self.assign(pod, 0, true));
+        }
+        if touched.policies {
+            POLICIES.for_each(|number| self.rows.policy(number, None));
+        }
+        if touched.rows || !self.ahead.is_zero() {
+            self.ahead = Duration::ZERO;
+            self.configure(false, false);
+        }
+        self.kept.take();
+        self.rows.real.events();
+        self.rows.model.conntrack = Default::default();
+        self.rows.model.nat = Default::default();
+        self.touched = Touched::default();
+        self.began_ns = monotonic_ns();
+        self.ticks = 0;
+    }
+
+    /// How long the stream has been running, in nanoseconds of real time.
+    pub fn age_ns(&self) -> u64 {
+        monotonic_ns() - self.began_ns
+    }
+
+    /// The model's time: as the programs' but for the time that the stream takes.
+    pub fn tick(&mut self) -> u64 {
+        self.ticks += 1;
+        self.began_ns + u64::try_from(self.ahead.as_nanos()).unwrap() + self.ticks
+    }
+
+    pub fn configure(&mut self, encrypt: bool, wireguard: bool) {
+        self.touched.rows = true;
+        let real = &self.rows.real;
+        let config = NodeConfig {
+            encrypt,
+            wireguard_ifindex: if wireguard { real.overlay } else { 0 },
+            verdict_events: false,
+            snat_ports: SNAT_PORTS.start..=SNAT_PORTS.end - 1,
+            test_clock_offset: self.ahead,
+            ..real.config()
+        };
+        self.rows.config(&config);
+    }
+
+    pub fn wait(&mut self, time: Duration) {
+        self.ahead += time;
+        let config = &self.rows.model.config;
+        self.configure(config.encrypt, config.wireguard);
+    }
+
+    /// What the pod at this position of [`HOSTS`] goes by.
+    pub fn assign(&mut self, pod: usize, policy: u32, ready: bool) {
+        self.touched.pods = true;
+        let (ifindex, addresses, identity, mac) = if pod == A {
+            (self.rows.real.a, POD_A, ID_A, MAC_A)
+        } else {
+            (self.rows.real.b, POD_B, ID_B, MAC_B)
+        };
+        let number = if pod == A { 1 } else { 2 };
+        let row =
+            Interface { ready, policy_id: policy, ..crate::support::pod(addresses, identity, number, mac) };
+        self.rows.pod(ifindex, &row);
+    }
+
+    pub fn policy(&mut self, number: u32, policy: Option<&tombolo_model::Policy>) {
+        self.touched.policies = true;
+        self.rows.policy(number, policy);
+    }
+
+    /// Writes a backend as it is, under another port (`Some(1)`), or not at all.
+    pub fn backend(&mut self, family: usize, backend: usize, shift: Option<u16>) {
+        self.touched.backends.push((family, backend));
+        let (address, port) = BACKENDS[backend];
+        let socket = shift.map(|shift| (ip(address[family]), port + if port == 0 { 0 } else { shift }));
+        self.rows.backend(number(family, backend), socket);
+    }
+
+    /// Writes a service with these backends.
+    pub fn service(&mut self, family: usize, service: usize, backends: &[usize]) {
+        self.touched.services.push((family, service));
+        let (address, port, _) = SERVICES[service];
+        let slots: Vec<u32> =
+            backends.iter().map(|backend| number(family, *backend)).cycle().take(SLOTS).collect();
+        let protocols = match (port, family) {
+            (0, 0) => [1, 1],
+            (0, _) => [58, 58],
+            _ => [6, 17],
+        };
+        for (n, protocol) in (0..).zip(protocols) {
+            // Numbers differ with address, port and protocol; both scopes share one.
+            let rev_nat = u32::try_from(1 + service + SERVICE_COUNT * family).unwrap() * 2 + n % 2;
+            for scope in [Scope::External, Scope::Internal] {
+                let frontend = Frontend { address: ip(address[family]), port, protocol, scope };
+                self.rows.service(&frontend, rev_nat, &slots);
+            }
+        }
+    }
+
+    /// A backend's port is that of its protocol: an echo has none.
+    pub fn has_port(backend: usize) -> bool {
+        BACKENDS[backend].1 != 0
+    }
+
+    /// Whether a service may have the backend.
+    pub fn fits(service: usize, backend: usize) -> bool {
+        (SERVICES[service].1 == 0) != Self::has_port(backend)
+    }
+}
+
+fn number(family: usize, backend: usize) -> u32 {
+    u32::try_from(1 + backend + BACKEND_COUNT * family).unwrap()
+}
