@@ -349,6 +349,9 @@ INLINE int uplink_receives(struct __sk_buff *skb, struct tb_pkt *p)
 	tb_identify(1);
 	if (p->local_source == TB_POD)
 		return DROP(p, TB_DROP_INVALID_SOURCE, "it comes from the network with the address of a pod of this node", "look for another machine with the address, or a spoofing one");
+	/* RFC 1122, section 3.2.1.3; a service would answer to the group. */
+	if (addr_multicast(&p->outer_src, p->family))
+		return DROP(p, TB_DROP_INVALID_SOURCE, "it comes from the network with a group's address as source", "look for a machine that forges its source");
 	if (is_internal(p, cfg) && tb_unsnat() == 1)
 		return answer_of_backend(skb, p);
 	act = tb_locate();
