@@ -195,6 +195,11 @@ impl Conntrack {
         }
     }
 
+    /// User space deletes established flows that have ended; half-open ones make room for others.
+    pub(crate) fn collect(&mut self, now_ns: u64) {
+        self.established.retain(|_, entry| entry.expires_ns >= now_ns);
+    }
+
     /// A new flow, in place of what was known under its key. Its first packet's flags say nothing.
     pub(crate) fn create(&mut self, key: Key, sight: &Sight, entry: Entry) {
         self.established.remove(&key);

@@ -6,6 +6,14 @@ use crate::outcome::Reason;
 use crate::packet::{Packet, Socket, Tuple, UDP};
 use std::net::IpAddr;
 
+/// Whether an address is that of many, so that nobody sends under it.
+pub(crate) fn is_group(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(ip) => ip.is_multicast() || ip.is_broadcast(),
+        IpAddr::V6(ip) => ip.is_multicast(),
+    }
+}
+
 /// Where a destination is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
@@ -92,11 +100,8 @@ impl<'a> Flight<'a> {
         if self.translated() { self.packet.translated(&self.was, &self.becomes) } else { self.packet.clone() }
     }
 
-    pub(crate) fn to_multicast(&self) -> bool {
-        match self.packet.destination {
-            IpAddr::V4(ip) => ip.is_multicast() || ip.is_broadcast(),
-            IpAddr::V6(ip) => ip.is_multicast(),
-        }
+    pub(crate) fn to_group(&self) -> bool {
+        is_group(self.packet.destination)
     }
 
     /// Whether it would be read as a tunnel packet where it goes: whoever writes those says any identity he likes.

@@ -34,6 +34,8 @@ mod node;
 mod outcome;
 mod packet;
 mod programs;
+#[cfg(test)]
+mod programs_tests;
 mod verdict;
 
 pub use hash::flow_hash;

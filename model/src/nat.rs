@@ -63,6 +63,16 @@ impl Nat {
         self.back.insert(answers, new.clone());
         true
     }
+
+    /// User space deletes mappings whose flow is over, and ways out that lead to none, or to another flow's.
+    pub(crate) fn collect(&mut self, now_ns: u64) {
+        self.back.retain(|_, mapping| mapping.expires_ns >= now_ns);
+        let back = &self.back;
+        let leads = |flow: &Tuple, source: Socket| {
+            back.get(&answers_of(flow, source)).is_some_and(|mapping| mapping.source == flow.source)
+        };
+        self.out.retain(|flow, source| leads(flow, *source));
+    }
 }
 
 /// The tuple of the answers to a flow that has got another source. The identifier of an echo stands in the source port

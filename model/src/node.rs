@@ -150,6 +150,12 @@ pub struct Node {
 }
 
 impl Node {
+    /// User space collects what is over by `now_ns` (`Datapath::gc`, run until nothing changes). No packet can tell.
+    pub fn collect(&mut self, now_ns: u64) {
+        self.conntrack.collect(now_ns);
+        self.nat.collect(now_ns);
+    }
+
     /// The longest prefix around an address.
     pub(crate) fn prefix_of(&self, address: IpAddr) -> Option<Prefix> {
         let around = self.prefixes.iter().filter(|(prefix, _)| prefix.contains(&address));

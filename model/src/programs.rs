@@ -1,7 +1,7 @@
 //! The programs (`ebpf/bpf/datapath.bpf.c`, `forward.h`): one method each. The packets of [`Packet`] are all IP, and the
 //! routing table leads everywhere.
 
-use crate::flight::{Flight, LocalSource, Place};
+use crate::flight::{Flight, LocalSource, Place, is_group};
 use crate::lb::Scope;
 use crate::node::{HOST, Local, Node, Path, Pod, Prefix};
 use crate::outcome::{Outcome, Reason, To};
@@ -75,7 +75,7 @@ impl Node {
             return Err(Reason::InvalidSource);
         }
         flight.whole()?;
-        if flight.to_multicast() {
+        if flight.to_group() {
             return Err(Reason::UnknownTarget);
         }
         if flight.to_tunnel(self.config.vxlan_port) {
@@ -109,7 +109,7 @@ impl Node {
     fn pod_receives(&mut self, flight: &mut Flight<'_>, ifindex: u32) -> Decision {
         self.ready_pod(ifindex)?;
         flight.whole()?;
-        if flight.to_multicast() {
+        if flight.to_group() {
             return Err(Reason::UnknownTarget);
         }
         self.identify(flight);
@@ -118,14 +118,14 @@ impl Node {
     }
 
     fn uplink_receives(&mut self, flight: &mut Flight<'_>) -> Decision {
-        if !self.config.ready || flight.to_multicast() {
+        if !self.config.ready || flight.to_group() {
             return to_kernel(flight);
         }
         if let Some(reason) = flight.broken {
             return if self.is_ours(flight) { Err(reason) } else { to_kernel(flight) };
         }
         self.identify_outsider(flight);
-        if flight.local_source == Some(LocalSource::Pod) {
+        if flight.local_source == Some(LocalSource::Pod) || is_group(flight.packet.source) {
             return Err(Reason::InvalidSource);
         }
         if self.is_internal(flight) && self.unsnat(flight) {
@@ -196,7 +196,7 @@ impl Node {
     }
 
     fn overlay_sends(&self, flight: &mut Flight<'_>) -> Decision {
-        if flight.to_multicast() {
+        if flight.to_group() {
             return Err(Reason::UnknownTarget);
         }
         flight.source_identity = HOST;
@@ -210,7 +210,7 @@ impl Node {
     }
 
     fn uplink_sends(&self, flight: &Flight<'_>) -> Decision {
-        if !self.config.encrypt || flight.to_multicast() || !self.must_encrypt(flight) {
+        if !self.config.encrypt || flight.to_group() || !self.must_encrypt(flight) {
             return to_kernel(flight);
         }
         if self.config.wireguard {

@@ -14,7 +14,7 @@ pub struct Reach {
 
 /// What the default number of packets must lead to: where packets go on at each hook, why they are dropped, and which
 /// are translated.
-const WANTED: [&str; 30] = [
+const WANTED: [&str; 32] = [
     "from_endpoint to Kernel",
     "from_endpoint to Network",
     "from_endpoint to Overlay",
@@ -29,9 +29,11 @@ const WANTED: [&str; 30] = [
     "to_uplink to WireGuard",
     "dropped, EncapProhibited",
     "dropped, EndpointNotReady",
+    "dropped, HostNotReady",
     "dropped, Invalid",
     "dropped, InvalidSource",
     "dropped, NatNoMapping",
+    "dropped, NoDevice",
     "dropped, NoService",
     "dropped, NoTunnelEndpoint",
     "dropped, Policy",

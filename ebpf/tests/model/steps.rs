@@ -1,6 +1,6 @@
 //! What a stream is made of.
 
-use crate::world::{A, B, BACKEND_COUNT, HOSTS, POLICIES, SERVICE_COUNT};
+use crate::world::{A, B, BACKEND_COUNT, HOSTS, POLICIES, Reached, SERVICE_COUNT, Switches, at};
 use proptest::prelude::*;
 use tombolo_model::{Policy, Rule, TcpFlags};
 
@@ -73,10 +73,10 @@ pub enum Step {
         backend: usize,
         shift: Option<u16>,
     },
-    Configure {
-        encrypt: bool,
-        wireguard: bool,
-    },
+    Configure(Switches),
+    Remote(Reached),
+    /// User space collects what is over.
+    Collect,
 }
 
 fn flags() -> impl Strategy<Value = TcpFlags> {
@@ -104,23 +104,23 @@ fn load() -> impl Strategy<Value = Load> {
 
 /// A hook, and who sends there.
 fn sender() -> impl Strategy<Value = (Hook, usize)> {
-    let anybody = 0..HOSTS.len() - 1;
+    let anybody = 0..HOSTS.len();
     prop_oneof![
         10 => Just((Hook::FromPod(A), A)),
         6 => Just((Hook::FromPod(B), B)),
         1 => (prop_oneof![Just(A), Just(B)], anybody.clone()).prop_map(|(pod, from)| (Hook::FromPod(pod), from)),
         2 => (prop_oneof![Just(A), Just(B)], anybody.clone()).prop_map(|(pod, from)| (Hook::ToPod(pod), from)),
-        // Positions 2 to 4 are remote pods and a client.
-        8 => (2_usize..5).prop_map(|from| (Hook::FromUplink, from)),
+        // Remote pods and a client.
+        6 => (2_usize..5).prop_map(|from| (Hook::FromUplink, from)),
+        5 => Just((Hook::FromUplink, at::CLIENT)),
         1 => anybody.clone().prop_map(|from| (Hook::FromUplink, from)),
-        1 => anybody.clone().prop_map(|from| (Hook::ToUplink, from)),
+        2 => anybody.clone().prop_map(|from| (Hook::ToUplink, from)),
         1 => anybody.prop_map(|from| (Hook::ToOverlay, from)),
     ]
 }
 
 fn send() -> impl Strategy<Value = Step> {
-    let to =
-        prop_oneof![4 => Just(A), 3 => Just(B), 6 => Just(5_usize), 6 => Just(6_usize), 10 => 0..HOSTS.len()];
+    let to = prop_oneof![4 => Just(A), 3 => Just(B), 6 => Just(at::CLUSTER_IP), 8 => Just(at::VIP), 10 => 0..HOSTS.len()];
     let port = || {
         prop_oneof![
             6 => Just(80_u16), 3 => Just(81), 1 => Just(82), 3 => Just(8080), 1 => Just(8472),
@@ -150,6 +150,13 @@ fn policy() -> impl Strategy<Value = Policy> {
     (rules(), rules()).prop_map(|(ingress, egress)| Policy { ingress, egress })
 }
 
+fn switches() -> impl Strategy<Value = Switches> {
+    let mostly = || prop::bool::weighted(0.85);
+    (mostly(), any::<bool>(), mostly(), any::<bool>(), 1_u16..4).prop_map(
+        |(ready, encrypt, overlay, wireguard, ports)| Switches { ready, encrypt, overlay, wireguard, ports },
+    )
+}
+
 fn row() -> impl Strategy<Value = Step> {
     let backends = prop::collection::vec(0..BACKEND_COUNT, 0..4);
     prop_oneof![
@@ -160,7 +167,10 @@ fn row() -> impl Strategy<Value = Step> {
             .prop_map(|(v6, service, backends)| Step::Service { v6, service, backends }),
         2 => (any::<bool>(), 0..BACKEND_COUNT, prop::option::weighted(0.8, 0_u16..2))
             .prop_map(|(v6, backend, shift)| Step::Backend { v6, backend, shift }),
-        1 => any::<(bool, bool)>().prop_map(|(encrypt, wireguard)| Step::Configure { encrypt, wireguard }),
+        4 => switches().prop_map(Step::Configure),
+        1 => (any::<bool>(), prop::bool::weighted(0.8), any::<bool>())
+            .prop_map(|(direct, tunnel, encrypt)| Step::Remote(Reached { direct, tunnel, encrypt })),
+        2 => Just(Step::Collect),
     ]
 }
 

@@ -5,7 +5,7 @@ use crate::reach::Reach;
 use crate::steps::{Hook, Load, Step};
 use crate::support::{HOST_MAC, MAC_A, MAC_B, OK, REDIRECT, Ran, SHOT};
 use crate::wire;
-use crate::world::{A, World, host};
+use crate::world::{A, B, World, at, fits, host};
 use proptest::test_runner::{TestCaseError, TestCaseResult};
 use std::cell::RefCell;
 use std::fmt::Write;
@@ -103,11 +103,13 @@ impl Stream<'_> {
             Step::Assign { pod, policy, ready } => world.assign(*pod, *policy, *ready),
             Step::Service { v6, service, backends } => {
                 let fitting: Vec<usize> =
-                    backends.iter().copied().filter(|backend| World::fits(*service, *backend)).collect();
+                    backends.iter().copied().filter(|backend| fits(*service, *backend)).collect();
                 world.service(usize::from(*v6), *service, &fitting);
             }
             Step::Backend { v6, backend, shift } => world.backend(usize::from(*v6), *backend, *shift),
-            Step::Configure { encrypt, wireguard } => world.configure(*encrypt, *wireguard),
+            Step::Configure(switches) => world.configure(*switches),
+            Step::Remote(reached) => world.remote(*reached),
+            Step::Collect => world.collect(),
             Step::Send { .. } | Step::Again { .. } | Step::Answer { .. } | Step::Complain { .. } => {}
         }
     }
@@ -122,9 +124,7 @@ impl Stream<'_> {
         let sent = self.earlier(of)?;
         let Outcome::Pass { to, packet } = &sent.outcome else { return None };
         let hook = match (to, sent.hook) {
-            (To::Pod(ifindex), _) => {
-                Hook::FromPod(if *ifindex == self.world.rows.real.a { A } else { crate::world::B })
-            }
+            (To::Pod(ifindex), _) => Hook::FromPod(if *ifindex == self.world.rows.real.a { A } else { B }),
             // What comes out of the tunnel has a key that no test run can give it; behind that the paths are one.
             (To::Overlay | To::Network | To::WireGuard, _) => Hook::FromUplink,
             (To::Kernel, Hook::FromPod(pod)) => Hook::ToPod(pod),
@@ -300,7 +300,6 @@ fn complaint(mut packet: Packet, router: bool, stray: bool, forged: bool) -> Pac
     if forged {
         to = host(A, family);
     }
-    // The router is the other node.
-    let from = if router { host(9, family) } else { from };
+    let from = if router { host(at::REMOTE_NODE, family) } else { from };
     wire::packet(from, to, 64, Payload::Error(Box::new(packet)))
 }

@@ -4,6 +4,7 @@
 use crate::kept::Kept;
 use crate::rows::Rows;
 use crate::support::*;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::ops::Range;
 use std::time::Duration;
@@ -19,7 +20,7 @@ const REMOTE_VIP: [&str; 2] = ["10.1.2.77", "fd00:10:1:2::77"];
 const CLIENT_B: [&str; 2] = ["172.20.200.11", "fd00:20:200::11"];
 const GROUP: [&str; 2] = ["224.0.0.5", "ff02::5"];
 
-/// Who receives; all but the last, a group, send.
+/// Who sends and receives.
 pub const HOSTS: [[&str; 2]; 14] = [
     POD_A,
     POD_B,
@@ -39,10 +40,17 @@ pub const HOSTS: [[&str; 2]; 14] = [
 /// Positions in [`HOSTS`], for the strategies.
 pub const A: usize = 0;
 pub const B: usize = 1;
+/// More of them.
+pub mod at {
+    pub const CLIENT: usize = 4;
+    pub const CLUSTER_IP: usize = 5;
+    pub const VIP: usize = 6;
+    pub const REMOTE_NODE: usize = 9;
+}
 
 pub const ID_DIRECT: u32 = 66_004;
-/// SNAT ports: so few that flows get in each other's way.
-pub const SNAT_PORTS: Range<u16> = 20_000..20_003;
+/// The first SNAT port; there are so few that flows get in each other's way.
+const SNAT_PORT: u16 = 20_000;
 /// Numbers of policies.
 pub const POLICIES: Range<u32> = 1..4;
 /// Slots of a service's table.
@@ -81,22 +89,47 @@ pub fn host(position: usize, family: usize) -> IpAddr {
     ip(HOSTS[position][family])
 }
 
-/// What a stream may have changed, to be put back.
-#[derive(Default)]
-struct Touched {
-    rows: bool,
-    services: Vec<(usize, usize)>,
-    backends: Vec<(usize, usize)>,
-    pods: bool,
-    policies: bool,
+/// What of the node's own row changes.
+#[derive(Clone, Copy, Debug)]
+pub struct Switches {
+    pub ready: bool,
+    pub encrypt: bool,
+    pub overlay: bool,
+    pub wireguard: bool,
+    /// How many SNAT ports there are.
+    pub ports: u16,
+}
+
+/// How the node behind the tunnel is reached.
+#[derive(Clone, Copy, Debug)]
+pub struct Reached {
+    pub direct: bool,
+    pub tunnel: bool,
+    pub encrypt: bool,
+}
+
+const SWITCHES: Switches =
+    Switches { ready: true, encrypt: false, overlay: true, wireguard: false, ports: 2 };
+const REACHED: Reached = Reached { direct: false, tunnel: true, encrypt: true };
+
+/// A row that streams change, so that it has to be put back.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Row {
+    Config,
+    Remote,
+    Pod(usize),
+    Policy(u32),
+    Backend(usize, usize),
+    Service(usize, usize),
 }
 
 pub struct World {
     pub rows: Rows,
     pub kept: Kept,
-    touched: Touched,
+    touched: BTreeSet<Row>,
+    switches: Switches,
     /// How far time was moved.
-    pub ahead: Duration,
+    ahead_ns: u64,
     /// The model's time when the stream began.
     began_ns: u64,
     /// Packets so far: time never stands still.
@@ -109,15 +142,22 @@ impl World {
         let schema = std::fs::read_dir(real.bpffs.path().join("tombolo")).unwrap().next().unwrap().unwrap();
         let kept = Kept::open(&schema.path());
         let rows = Rows { real, model: tombolo_model::Node::default() };
-        let mut world =
-            Self { rows, kept, touched: Touched::default(), ahead: Duration::ZERO, began_ns: 0, ticks: 0 };
+        let mut world = Self {
+            rows,
+            kept,
+            touched: BTreeSet::new(),
+            switches: SWITCHES,
+            ahead_ns: 0,
+            began_ns: 0,
+            ticks: 0,
+        };
         world.fill();
         world
     }
 
     fn fill(&mut self) {
         let (a, b) = (self.rows.real.a, self.rows.real.b);
-        self.configure(false, false);
+        self.configure(SWITCHES);
         let prefix = |identity, node, skip_tunnel| PrefixEntry {
             identity,
             node,
@@ -148,40 +188,30 @@ impl World {
             let rest = Frontend { address: ip(VIP[f]), port: 0, protocol: 0, scope: Scope::External };
             self.rows.service(&rest, 0, &[]);
         }
-        let tunnel = Some(ip(REMOTE_NODE[0]));
-        for (index, path, encrypt) in [(1, NodePath::Overlay, true), (2, NodePath::Direct, false)] {
-            self.rows.node(index, &NodeEntry { tunnel, path, encrypt, mtu: 1400 });
-        }
-        for pod in [A, B] {
-            self.assign(pod, 0, true);
-        }
-        self.touched = Touched::default();
+        let direct = NodeEntry { path: NodePath::Direct, ..NodeEntry::default() };
+        self.rows.node(2, &direct);
+        self.remote(REACHED);
+        [A, B].into_iter().for_each(|pod| self.assign(pod, 0, true));
     }
 
     /// Puts every row back, forgets every flow, and lets the model's time begin.
     pub fn reset(&mut self) {
-        let touched = std::mem::take(&mut self.touched);
-        for (family, backend) in touched.backends {
-            self.backend(family, backend, Some(0));
+        self.ahead_ns = 0;
+        for row in std::mem::take(&mut self.touched) {
+            match row {
+                Row::Config => self.configure(SWITCHES),
+                Row::Remote => self.remote(REACHED),
+                Row::Pod(pod) => self.assign(pod, 0, true),
+                Row::Policy(number) => self.policy(number, None),
+                Row::Backend(family, backend) => self.backend(family, backend, Some(0)),
+                Row::Service(family, service) => self.service(family, service, SERVICES[service].2),
+            }
         }
-        for (family, service) in touched.services {
-            self.service(family, service, SERVICES[service].2);
-        }
-        if touched.pods {
-            [A, B].into_iter().for_each(|pod| self.assign(pod, 0, true));
-        }
-        if touched.policies {
-            POLICIES.for_each(|number| self.rows.policy(number, None));
-        }
-        if touched.rows || !self.ahead.is_zero() {
-            self.ahead = Duration::ZERO;
-            self.configure(false, false);
-        }
+        self.touched.clear();
         self.kept.take();
         self.rows.real.events();
         self.rows.model.conntrack = Default::default();
         self.rows.model.nat = Default::default();
-        self.touched = Touched::default();
         self.began_ns = monotonic_ns();
         self.ticks = 0;
     }
@@ -194,32 +224,54 @@ impl World {
     /// The model's time: as the programs' but for the time that the stream takes.
     pub fn tick(&mut self) -> u64 {
         self.ticks += 1;
-        self.began_ns + u64::try_from(self.ahead.as_nanos()).unwrap() + self.ticks
+        self.began_ns + self.ahead_ns + self.ticks
     }
 
-    pub fn configure(&mut self, encrypt: bool, wireguard: bool) {
-        self.touched.rows = true;
+    pub fn configure(&mut self, switches: Switches) {
+        self.touched.insert(Row::Config);
+        self.switches = switches;
         let real = &self.rows.real;
         let config = NodeConfig {
-            encrypt,
-            wireguard_ifindex: if wireguard { real.overlay } else { 0 },
+            ready: switches.ready,
+            encrypt: switches.encrypt,
+            overlay_ifindex: if switches.overlay { real.overlay } else { 0 },
+            wireguard_ifindex: if switches.wireguard { real.overlay } else { 0 },
             verdict_events: false,
-            snat_ports: SNAT_PORTS.start..=SNAT_PORTS.end - 1,
-            test_clock_offset: self.ahead,
+            snat_ports: SNAT_PORT..=SNAT_PORT + switches.ports - 1,
+            test_clock_offset: Duration::from_nanos(self.ahead_ns),
             ..real.config()
         };
         self.rows.config(&config);
     }
 
     pub fn wait(&mut self, time: Duration) {
-        self.ahead += time;
-        let config = &self.rows.model.config;
-        self.configure(config.encrypt, config.wireguard);
+        self.ahead_ns += u64::try_from(time.as_nanos()).unwrap();
+        self.configure(self.switches);
+    }
+
+    /// User space collects what is over: twice, as a way out is seen before what it leads to.
+    pub fn collect(&mut self) {
+        let datapath = &self.rows.real.datapath;
+        let stats = [0, 1].map(|_| datapath.gc_at(monotonic_ns() + self.ahead_ns).unwrap());
+        assert!(stats[1].complete);
+        let now = self.tick();
+        self.rows.model.collect(now);
+    }
+
+    pub fn remote(&mut self, reached: Reached) {
+        self.touched.insert(Row::Remote);
+        let entry = NodeEntry {
+            tunnel: reached.tunnel.then(|| ip(REMOTE_NODE[0])),
+            path: if reached.direct { NodePath::Direct } else { NodePath::Overlay },
+            encrypt: reached.encrypt,
+            mtu: 1400,
+        };
+        self.rows.node(1, &entry);
     }
 
     /// What the pod at this position of [`HOSTS`] goes by.
     pub fn assign(&mut self, pod: usize, policy: u32, ready: bool) {
-        self.touched.pods = true;
+        self.touched.insert(Row::Pod(pod));
         let (ifindex, addresses, identity, mac) = if pod == A {
             (self.rows.real.a, POD_A, ID_A, MAC_A)
         } else {
@@ -232,13 +284,13 @@ impl World {
     }
 
     pub fn policy(&mut self, number: u32, policy: Option<&tombolo_model::Policy>) {
-        self.touched.policies = true;
+        self.touched.insert(Row::Policy(number));
         self.rows.policy(number, policy);
     }
 
     /// Writes a backend as it is, under another port (`Some(1)`), or not at all.
     pub fn backend(&mut self, family: usize, backend: usize, shift: Option<u16>) {
-        self.touched.backends.push((family, backend));
+        self.touched.insert(Row::Backend(family, backend));
         let (address, port) = BACKENDS[backend];
         let socket = shift.map(|shift| (ip(address[family]), port + if port == 0 { 0 } else { shift }));
         self.rows.backend(number(family, backend), socket);
@@ -246,7 +298,7 @@ impl World {
 
     /// Writes a service with these backends.
     pub fn service(&mut self, family: usize, service: usize, backends: &[usize]) {
-        self.touched.services.push((family, service));
+        self.touched.insert(Row::Service(family, service));
         let (address, port, _) = SERVICES[service];
         let slots: Vec<u32> =
             backends.iter().map(|backend| number(family, *backend)).cycle().take(SLOTS).collect();
@@ -264,16 +316,11 @@ impl World {
             }
         }
     }
+}
 
-    /// A backend's port is that of its protocol: an echo has none.
-    pub fn has_port(backend: usize) -> bool {
-        BACKENDS[backend].1 != 0
-    }
-
-    /// Whether a service may have the backend.
-    pub fn fits(service: usize, backend: usize) -> bool {
-        (SERVICES[service].1 == 0) != Self::has_port(backend)
-    }
+/// Whether a service may have the backend: of ICMP echo neither has a port.
+pub fn fits(service: usize, backend: usize) -> bool {
+    (SERVICES[service].1 == 0) == (BACKENDS[backend].1 == 0)
 }
 
 fn number(family: usize, backend: usize) -> u32 {
