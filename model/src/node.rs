@@ -1,6 +1,6 @@
 //! A node: its rows, its flows, and who is at which address.
 
-use crate::ct::Conntrack;
+use crate::ct::{Conntrack, Key};
 use crate::flight::{Flight, LocalSource, Place};
 use crate::lb::{Backend, Frontend, Service};
 use crate::nat::Nat;
@@ -8,7 +8,7 @@ use crate::outcome::Reason;
 use crate::packet::Socket;
 use crate::verdict::Policy;
 use ipnet::IpNet;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
@@ -150,10 +150,27 @@ pub struct Node {
 }
 
 impl Node {
-    /// User space collects what is over by `now_ns` (`Datapath::gc`, run until nothing changes). No packet can tell.
+    /// User space collects what is over by `now_ns` (`Datapath::gc`, run until nothing changes): flows, mappings, and
+    /// reverse translations that neither a service nor a flow names.
     pub fn collect(&mut self, now_ns: u64) {
         self.conntrack.collect(now_ns);
         self.nat.collect(now_ns);
+        let flows = self.conntrack.half.values().chain(self.conntrack.established.values());
+        let flows = flows.filter(|flow| flow.expires_ns >= now_ns).map(|flow| flow.rev_nat);
+        let mappings = self.nat.back.values().map(|mapping| mapping.rev_nat);
+        let services = self.services.values().map(|service| service.rev_nat);
+        let named: BTreeSet<u32> = flows.chain(mappings).chain(services).collect();
+        self.rev_nats.retain(|number, _| named.contains(number));
+    }
+
+    /// User space forgets the flows of addresses that others may get (`Datapath::forget_flows`).
+    pub fn forget(&mut self, addresses: &[IpAddr]) {
+        let stays = |key: &Key| {
+            let ends = [key.tuple.source.0, key.tuple.destination.0];
+            !ends.iter().any(|end| addresses.contains(end))
+        };
+        self.conntrack.half.retain(|key, _| stays(key));
+        self.conntrack.established.retain(|key, _| stays(key));
     }
 
     /// The longest prefix around an address.

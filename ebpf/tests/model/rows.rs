@@ -72,13 +72,19 @@ impl Rows {
         }
     }
 
-    pub fn service(&mut self, frontend: &model::Frontend, rev_nat: u32, slots: &[u32]) {
+    /// Writes a service with this table, or deletes it.
+    pub fn service(&mut self, frontend: &model::Frontend, rev_nat: u32, slots: Option<&[u32]>) {
         let model::Frontend { address, port, protocol, scope } = *frontend;
         let place = match scope {
             model::Scope::External => real::Scope::External,
             model::Scope::Internal => real::Scope::Internal,
         };
         let row = real::Frontend { ip: address, port, protocol, scope: place };
+        let Some(slots) = slots else {
+            self.real.datapath.delete_service(&row).unwrap();
+            self.model.services.remove(frontend);
+            return;
+        };
         let entry = real::ServiceEntry { rev_nat, maglev: slots.to_vec(), local_only: false };
         self.real.datapath.set_service(&row, &entry).unwrap();
         self.model.services.insert(*frontend, model::Service { rev_nat, slots: slots.to_vec() });

@@ -62,12 +62,22 @@ pub enum Step {
         pod: usize,
         policy: u32,
         ready: bool,
+        renamed: bool,
     },
+    /// A service without backends, or with some, or none at all.
     Service {
         v6: bool,
         service: usize,
-        backends: Vec<usize>,
+        backends: Option<Vec<usize>>,
     },
+    /// The identity of one of the remote pods.
+    Identity {
+        v6: bool,
+        direct: bool,
+        identity: u32,
+    },
+    /// User space forgets a pod's flows.
+    Forget(usize),
     Backend {
         v6: bool,
         backend: usize,
@@ -102,14 +112,18 @@ fn load() -> impl Strategy<Value = Load> {
     ]
 }
 
+fn pod() -> impl Strategy<Value = usize> {
+    prop_oneof![Just(A), Just(B)]
+}
+
 /// A hook, and who sends there.
 fn sender() -> impl Strategy<Value = (Hook, usize)> {
     let anybody = 0..HOSTS.len();
     prop_oneof![
         10 => Just((Hook::FromPod(A), A)),
         6 => Just((Hook::FromPod(B), B)),
-        1 => (prop_oneof![Just(A), Just(B)], anybody.clone()).prop_map(|(pod, from)| (Hook::FromPod(pod), from)),
-        2 => (prop_oneof![Just(A), Just(B)], anybody.clone()).prop_map(|(pod, from)| (Hook::ToPod(pod), from)),
+        1 => (pod(), anybody.clone()).prop_map(|(pod, from)| (Hook::FromPod(pod), from)),
+        2 => (pod(), anybody.clone()).prop_map(|(pod, from)| (Hook::ToPod(pod), from)),
         // Remote pods and a client.
         6 => (2_usize..5).prop_map(|from| (Hook::FromUplink, from)),
         5 => Just((Hook::FromUplink, at::CLIENT)),
@@ -139,7 +153,7 @@ fn rule() -> impl Strategy<Value = Rule> {
     let identity = prop::option::of(prop::sample::select(identity.to_vec()));
     let protocol = prop::option::of(prop::sample::select(vec![6_u8, 6, 17, 1, 58]));
     let port = prop::option::of(prop::sample::select(vec![80_u16, 81, 8080, 8081]));
-    (identity, protocol, port, prop::bool::weighted(0.2)).prop_map(|(identity, protocol, port, denies)| {
+    (identity, protocol, port, prop::bool::weighted(0.3)).prop_map(|(identity, protocol, port, denies)| {
         // A port needs a protocol.
         Rule { identity, protocol, port: port.filter(|_| protocol.is_some()), denies }
     })
@@ -151,7 +165,7 @@ fn policy() -> impl Strategy<Value = Policy> {
 }
 
 fn switches() -> impl Strategy<Value = Switches> {
-    let mostly = || prop::bool::weighted(0.85);
+    let mostly = || prop::bool::weighted(0.95);
     (mostly(), any::<bool>(), mostly(), any::<bool>(), 1_u16..4).prop_map(
         |(ready, encrypt, overlay, wireguard, ports)| Switches { ready, encrypt, overlay, wireguard, ports },
     )
@@ -161,10 +175,14 @@ fn row() -> impl Strategy<Value = Step> {
     let backends = prop::collection::vec(0..BACKEND_COUNT, 0..4);
     prop_oneof![
         6 => (POLICIES, prop::option::weighted(0.95, policy())).prop_map(|(n, policy)| Step::Policy(n, policy)),
-        4 => (prop_oneof![Just(A), Just(B)], 0..POLICIES.end, prop::bool::weighted(0.95))
-            .prop_map(|(pod, policy, ready)| Step::Assign { pod, policy, ready }),
-        3 => (any::<bool>(), 0..SERVICE_COUNT, backends)
+        4 => (pod(), 0..POLICIES.end, prop::bool::weighted(0.95), prop::bool::weighted(0.1)).prop_map(
+            |(pod, policy, ready, renamed)| Step::Assign { pod, policy, ready, renamed }
+        ),
+        3 => (any::<bool>(), 0..SERVICE_COUNT, prop::option::weighted(0.85, backends))
             .prop_map(|(v6, service, backends)| Step::Service { v6, service, backends }),
+        1 => (any::<bool>(), any::<bool>(), prop::sample::select(vec![2, 66_003, 66_004]))
+            .prop_map(|(v6, direct, identity)| Step::Identity { v6, direct, identity }),
+        1 => pod().prop_map(Step::Forget),
         2 => (any::<bool>(), 0..BACKEND_COUNT, prop::option::weighted(0.8, 0_u16..2))
             .prop_map(|(v6, backend, shift)| Step::Backend { v6, backend, shift }),
         4 => switches().prop_map(Step::Configure),
@@ -191,5 +209,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 /// A stream: what it changes first, and what follows.
 pub fn stream() -> impl Strategy<Value = Vec<Step>> {
-    prop::collection::vec(step(), 1..120)
+    let first = prop::collection::vec(row(), 0..8);
+    let then = prop::collection::vec(step(), 1..120);
+    (first, then).prop_map(|(first, then)| first.into_iter().chain(then).collect())
 }

@@ -100,11 +100,14 @@ impl Stream<'_> {
         match row {
             Step::Wait(seconds) => world.wait(Duration::from_secs(*seconds)),
             Step::Policy(number, policy) => world.policy(*number, policy.as_ref()),
-            Step::Assign { pod, policy, ready } => world.assign(*pod, *policy, *ready),
+            Step::Assign { pod, policy, ready, renamed } => world.assign(*pod, *policy, *ready, *renamed),
+            Step::Identity { v6, direct, identity } => world.identity(usize::from(*v6), *direct, *identity),
+            Step::Forget(pod) => world.forget(*pod),
             Step::Service { v6, service, backends } => {
-                let fitting: Vec<usize> =
-                    backends.iter().copied().filter(|backend| fits(*service, *backend)).collect();
-                world.service(usize::from(*v6), *service, &fitting);
+                let fitting = |backends: &Vec<usize>| -> Vec<usize> {
+                    backends.iter().copied().filter(|backend| fits(*service, *backend)).collect()
+                };
+                world.service(usize::from(*v6), *service, backends.as_ref().map(fitting).as_deref());
             }
             Step::Backend { v6, backend, shift } => world.backend(usize::from(*v6), *backend, *shift),
             Step::Configure(switches) => world.configure(*switches),

@@ -121,6 +121,7 @@ enum Row {
     Policy(u32),
     Backend(usize, usize),
     Service(usize, usize),
+    Identity(usize, bool),
 }
 
 pub struct World {
@@ -175,23 +176,22 @@ impl World {
                 self.rows.local(ip(address), place);
             }
             let (length, subnet) = if f == 0 { (32, 24) } else { (128, 64) };
-            for (address, length, row) in [
-                (REMOTE[f], length, prefix(ID_REMOTE, 1, false)),
-                (REMOTE[f], subnet, prefix(2, 1, false)),
-                (REMOTE_NODE[f], length, prefix(6, 1, true)),
-                (DIRECT[f], length, PrefixEntry { encrypt: true, ..prefix(ID_DIRECT, 2, false) }),
-            ] {
+            for (address, length, row) in
+                [(REMOTE[f], subnet, prefix(2, 1, false)), (REMOTE_NODE[f], length, prefix(6, 1, true))]
+            {
                 self.rows.prefix(&format!("{address}/{length}"), row);
             }
+            self.identity(f, false, ID_REMOTE);
+            self.identity(f, true, ID_DIRECT);
             (0..BACKEND_COUNT).for_each(|backend| self.backend(f, backend, Some(0)));
-            (0..SERVICE_COUNT).for_each(|service| self.service(f, service, SERVICES[service].2));
+            (0..SERVICE_COUNT).for_each(|service| self.service(f, service, Some(SERVICES[service].2)));
             let rest = Frontend { address: ip(VIP[f]), port: 0, protocol: 0, scope: Scope::External };
-            self.rows.service(&rest, 0, &[]);
+            self.rows.service(&rest, 0, Some(&[]));
         }
         let direct = NodeEntry { path: NodePath::Direct, ..NodeEntry::default() };
         self.rows.node(2, &direct);
         self.remote(REACHED);
-        [A, B].into_iter().for_each(|pod| self.assign(pod, 0, true));
+        [A, B].into_iter().for_each(|pod| self.assign(pod, 0, true, false));
     }
 
     /// Puts every row back, forgets every flow, and lets the model's time begin.
@@ -201,10 +201,12 @@ impl World {
             match row {
                 Row::Config => self.configure(SWITCHES),
                 Row::Remote => self.remote(REACHED),
-                Row::Pod(pod) => self.assign(pod, 0, true),
+                Row::Identity(family, true) => self.identity(family, true, ID_DIRECT),
+                Row::Identity(family, false) => self.identity(family, false, ID_REMOTE),
+                Row::Pod(pod) => self.assign(pod, 0, true, false),
                 Row::Policy(number) => self.policy(number, None),
                 Row::Backend(family, backend) => self.backend(family, backend, Some(0)),
-                Row::Service(family, service) => self.service(family, service, SERVICES[service].2),
+                Row::Service(family, service) => self.service(family, service, Some(SERVICES[service].2)),
             }
         }
         self.touched.clear();
@@ -270,7 +272,7 @@ impl World {
     }
 
     /// What the pod at this position of [`HOSTS`] goes by.
-    pub fn assign(&mut self, pod: usize, policy: u32, ready: bool) {
+    pub fn assign(&mut self, pod: usize, policy: u32, ready: bool, renamed: bool) {
         self.touched.insert(Row::Pod(pod));
         let (ifindex, addresses, identity, mac) = if pod == A {
             (self.rows.real.a, POD_A, ID_A, MAC_A)
@@ -278,9 +280,26 @@ impl World {
             (self.rows.real.b, POD_B, ID_B, MAC_B)
         };
         let number = if pod == A { 1 } else { 2 };
-        let row =
-            Interface { ready, policy_id: policy, ..crate::support::pod(addresses, identity, number, mac) };
+        let identity = if renamed { identity + 100 } else { identity };
+        let pod = crate::support::pod(addresses, identity, number, mac);
+        let row = Interface { ready, policy_id: policy, ..pod };
         self.rows.pod(ifindex, &row);
+    }
+
+    /// Names one of the remote pods.
+    pub fn identity(&mut self, family: usize, direct: bool, identity: u32) {
+        self.touched.insert(Row::Identity(family, direct));
+        let (address, node) = if direct { (DIRECT[family], 2) } else { (REMOTE[family], 1) };
+        let length = if family == 0 { 32 } else { 128 };
+        let row = PrefixEntry { identity, node, encrypt: direct, ..PrefixEntry::default() };
+        self.rows.prefix(&format!("{address}/{length}"), row);
+    }
+
+    /// User space forgets the flows of the pod at this position of [`HOSTS`].
+    pub fn forget(&mut self, pod: usize) {
+        let addresses = FAMILIES.map(|family| host(pod, family));
+        self.rows.real.datapath.forget_flows(&addresses).unwrap();
+        self.rows.model.forget(&addresses);
     }
 
     pub fn policy(&mut self, number: u32, policy: Option<&tombolo_model::Policy>) {
@@ -296,12 +315,14 @@ impl World {
         self.rows.backend(number(family, backend), socket);
     }
 
-    /// Writes a service with these backends.
-    pub fn service(&mut self, family: usize, service: usize, backends: &[usize]) {
+    /// Writes a service with these backends, or deletes it.
+    pub fn service(&mut self, family: usize, service: usize, backends: Option<&[usize]>) {
         self.touched.insert(Row::Service(family, service));
         let (address, port, _) = SERVICES[service];
-        let slots: Vec<u32> =
-            backends.iter().map(|backend| number(family, *backend)).cycle().take(SLOTS).collect();
+        let slots = |backends: &[usize]| -> Vec<u32> {
+            backends.iter().map(|backend| number(family, *backend)).cycle().take(SLOTS).collect()
+        };
+        let slots = backends.map(slots);
         let protocols = match (port, family) {
             (0, 0) => [1, 1],
             (0, _) => [58, 58],
@@ -312,7 +333,7 @@ impl World {
             let rev_nat = u32::try_from(1 + service + SERVICE_COUNT * family).unwrap() * 2 + n % 2;
             for scope in [Scope::External, Scope::Internal] {
                 let frontend = Frontend { address: ip(address[family]), port, protocol, scope };
-                self.rows.service(&frontend, rev_nat, &slots);
+                self.rows.service(&frontend, rev_nat, slots.as_deref());
             }
         }
     }
