@@ -89,7 +89,7 @@ impl Node {
         Ok(())
     }
 
-    /// A packet for a pod of this node. Returns the pod's policy's word.
+    /// A packet for a pod of this node: conntrack and ingress policy.
     pub(crate) fn receives(&mut self, flight: &mut Flight<'_>, ifindex: u32) -> Result<(), Reason> {
         let pod = self.ready_pod(ifindex)?;
         let (identity, policy) = (pod.identity, pod.policy);

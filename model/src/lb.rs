@@ -1,6 +1,6 @@
 //! Services (`ebpf/bpf/lb.h`): frontend to backend by the flow's hash, remembered per client.
 
-use crate::ct::{Entry, Key, Kind, Way};
+use crate::ct::{Entry, Key, Kind, Signs, Way};
 use crate::flight::{Flight, Place};
 use crate::hash::flow_hash;
 use crate::node::Node;
@@ -103,7 +103,7 @@ impl Node {
     }
 
     /// The flow behind a frontend shows signs of life or death: what remembers its backend is told.
-    pub(crate) fn tell_service(&mut self, flight: &Flight<'_>, client: Socket, signs: crate::ct::Signs) {
+    pub(crate) fn tell_service(&mut self, flight: &Flight<'_>, client: Socket, signs: Signs) {
         let Some(frontend) = flight.frontend.filter(|_| !flight.sight.is_error) else { return };
         let tuple = Tuple { source: client, destination: frontend, protocol: flight.was.protocol };
         self.conntrack.answered(&Key { kind: Kind::Service, tuple }, &flight.sight, signs);

@@ -13,13 +13,16 @@ use tombolo_model::{Socket, Tuple};
 /// multiples of five seconds.
 pub const TOLERANCE_NS: u64 = 4_000_000_000;
 
+/// Whatever maps the mappings are spread over.
+const NAT: [&str; 1] = ["tb_nat"];
+
 type Raw<const VALUE: usize> = HashMap<MapData, [u8; 40], [u8; VALUE]>;
 
 /// The maps of flows: `struct tb_tuple` to `struct tb_ct` and `struct tb_nat` (`ebpf/bpf/abi.h`).
 pub struct Kept {
     half: Raw<112>,
     established: Raw<112>,
-    nat: Raw<48>,
+    nat: Vec<Raw<48>>,
 }
 
 fn open<const VALUE: usize>(folder: &Path, name: &str, kind: fn(MapData) -> Map) -> Raw<VALUE> {
@@ -89,7 +92,7 @@ impl Kept {
         Self {
             half: open(folder, "tb_ct_half", Map::LruHashMap),
             established: open(folder, "tb_ct", Map::HashMap),
-            nat: open(folder, "tb_nat", Map::LruHashMap),
+            nat: NAT.map(|name| open(folder, name, Map::LruHashMap)).into(),
         }
     }
 
@@ -98,7 +101,7 @@ impl Kept {
         let flows = |map| take(map).iter().map(entry).collect();
         let conntrack = Conntrack { half: flows(&mut self.half), established: flows(&mut self.established) };
         let mut nat = Nat::default();
-        for (key, value) in take(&mut self.nat) {
+        for (key, value) in self.nat.iter_mut().flat_map(take) {
             let other = socket(&value, 8, 24);
             if key[37] == 3 {
                 nat.out.insert(tuple(&key), other);

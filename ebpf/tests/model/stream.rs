@@ -151,8 +151,10 @@ impl Stream<'_> {
             Hook::ToUplink => model.to_uplink(&packet),
             Hook::ToOverlay => model.to_overlay(&packet),
         };
-        let seen = self.programs(hook, ifindex, &packet);
-        let difference = difference(&outcome, &seen);
+        let difference = match self.programs(hook, ifindex, &packet) {
+            Ok(seen) => difference(&outcome, &seen),
+            Err(nonsense) => Some(nonsense),
+        };
         self.lines.push(Line::Packet(self.sent.len()));
         self.sent.push(Sent { hook, packet, outcome });
         difference.map_or(Ok(()), Err)
@@ -168,7 +170,7 @@ impl Stream<'_> {
         }
     }
 
-    fn programs(&mut self, hook: Hook, ifindex: u32, packet: &Packet) -> Seen {
+    fn programs(&mut self, hook: Hook, ifindex: u32, packet: &Packet) -> Result<Seen, String> {
         let program = match hook {
             Hook::FromPod(_) => "from_endpoint",
             Hook::ToPod(_) => "to_endpoint",
@@ -184,9 +186,12 @@ impl Stream<'_> {
             (SHOT, [(reason, _)]) => Err(*reason),
             (OK, []) => Ok(To::Kernel),
             (REDIRECT, []) => Ok(target(hook, &ran, real.a, real.b)),
-            (action, drops) => panic!("{program} says {action} with the drops {drops:?} about {packet}"),
+            (action, drops) => {
+                return Err(format!("but {program} returns {action} with the drops {drops:?}"));
+            }
         };
-        Seen { decision, bytes: ran.packet, site: drops.first().map_or(0, |(_, site)| *site) }
+        let site = drops.first().map_or(0, |(_, site)| *site);
+        Ok(Seen { decision, bytes: ran.packet, site })
     }
 
     /// What is kept at the end.
