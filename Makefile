@@ -7,7 +7,7 @@ TOMBOLO := target/debug/tombolo
 ETCD_DOWN_SECS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: peerings help demo test setup build check fmt clippy unit fuzz-bgp fuzz-mesh fuzz-dns bench-dns programs namespaces mesh soak interop bench-bfd bench-bfd-short bench-bgp bench-bgp-short bench-mesh bench-mesh-short lab mesh-lab lab-up lab-test lab-down
+.PHONY: peerings help demo test setup build check fmt clippy unit fuzz-bgp fuzz-mesh fuzz-dns bench-dns programs soak-datapath namespaces mesh soak interop bench-bfd bench-bfd-short bench-bgp bench-bgp-short bench-mesh bench-mesh-short lab mesh-lab lab-up lab-test lab-down
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -54,7 +54,10 @@ bench-dns: ## Questions per second of the DNS unit over loopback
 	cargo test --locked --release -p tombolo-dns --test serve -- --ignored --nocapture questions_per_second
 
 programs: ## eBPF programs on real packets (BPF_PROG_TEST_RUN) and real traffic
-	$(TEST) --test paths --test services --test upgrade --test traffic --test wireguard
+	$(TEST) --test model --test paths --test services --test upgrade --test traffic --test wireguard
+
+soak-datapath: ## A million random packets through programs and model (TOMBOLO_SEED=n for others)
+	TOMBOLO_CASES=1000000 $(TEST) --test model -- --nocapture
 
 namespaces: ## netlink, CNI, tunnels and the lab runner in network namespaces
 	$(TEST) --test namespaces --test pods --test underlay --test lab

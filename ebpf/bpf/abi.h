@@ -44,7 +44,8 @@ struct tb_config {
 	union tb_addr internal6;
 	union tb_addr underlay4;
 	union tb_addr underlay6;
-	__u8 spare[24];
+	__u64 clock_offset_ns; /* added to the clock that flows live by: tests move time, else 0 */
+	__u8 spare[16];
 };
 
 /* tb_iface flags */

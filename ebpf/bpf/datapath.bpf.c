@@ -8,11 +8,12 @@
 INLINE struct tb_pkt *begin(struct __sk_buff *skb, __u8 l2, __u8 dir, __u8 point)
 {
 	struct tb_pkt *p = tb_pkt();
+	struct tb_config *cfg = tb_cfg();
 
-	if (!p)
+	if (!p || !cfg)
 		return 0;
 	__builtin_memset(p, 0, __builtin_offsetof(struct tb_pkt, key));
-	p->now = bpf_ktime_get_ns();
+	p->now = bpf_ktime_get_ns() + cfg->clock_offset_ns;
 	p->l2 = l2;
 	p->l3_off = l2 ? TB_ETH_HLEN : 0;
 	p->dir = dir;
@@ -348,6 +349,9 @@ INLINE int uplink_receives(struct __sk_buff *skb, struct tb_pkt *p)
 	tb_identify(1);
 	if (p->local_source == TB_POD)
 		return DROP(p, TB_DROP_INVALID_SOURCE, "it comes from the network with the address of a pod of this node", "look for another machine with the address, or a spoofing one");
+	/* RFC 1122, section 3.2.1.3; a service would answer to the group. */
+	if (addr_multicast(&p->outer_src, p->family))
+		return DROP(p, TB_DROP_INVALID_SOURCE, "it comes from the network with a group's address as source", "look for a machine that forges its source");
 	if (is_internal(p, cfg) && tb_unsnat() == 1)
 		return answer_of_backend(skb, p);
 	act = tb_locate();

@@ -47,6 +47,9 @@ GLOBAL int tb_locate(void)
 	}
 	p->where = TB_AWAY;
 	p->dst_identity = TB_ID_WORLD;
+	/* Nothing of a frontend that was looked up before. */
+	p->node = 0;
+	p->pfx_flags = 0;
 	pfx = prefix_of(p, &p->ndst);
 	if (pfx) {
 		p->dst_identity = pfx->identity;

@@ -19,7 +19,7 @@ INLINE __u32 mix(__u32 h, __u32 k)
 	return rotl(h ^ k, 13) * 5 + 0xe6546b64;
 }
 
-/* MurmurHash3 over the tuple in network order: equal on all nodes, and in src/hash.rs. */
+/* MurmurHash3 over the tuple in network order: equal on all nodes, and in model/src/hash.rs. */
 INLINE __u32 flow_hash(const union tb_addr *src, const union tb_addr *dst, __be16 sport, __be16 dport, __u8 proto)
 {
 	__u32 h = 0x746f6d62;

@@ -122,7 +122,7 @@ abi! {
         overlay_ifindex: u32 = 16, wireguard_ifindex: u32 = 20, snat_port_min: u16 = 24,
         snat_port_max: u16 = 26, vxlan_port: u16 = 28, pad0: u16 = 30, report_interval_ns: u64 = 32,
         internal4: Addr = 40, internal6: Addr = 56, underlay4: Addr = 72, underlay6: Addr = 88,
-        spare: [u8; 24] = 104,
+        clock_offset_ns: u64 = 104, spare: [u8; 16] = 112,
     }
     /// `struct tb_iface`
     Iface = 64 {

@@ -434,6 +434,7 @@ impl Datapath {
             internal6: config.internal6.into(),
             underlay4: config.underlay4.into(),
             underlay6: config.underlay6.into(),
+            clock_offset_ns: u64::try_from(config.test_clock_offset.as_nanos()).unwrap_or(u64::MAX),
             ..abi::Config::default()
         };
         self.tables.config.set(0, row)
@@ -460,6 +461,7 @@ impl Datapath {
             internal6: row.internal6.v6(),
             underlay4: row.underlay4.v4(),
             underlay6: row.underlay6.v6(),
+            test_clock_offset: Duration::from_nanos(row.clock_offset_ns),
         })
     }
 }

@@ -32,7 +32,6 @@ mod conntrack;
 mod datapath;
 mod error;
 mod events;
-mod hash;
 mod layout;
 mod maglev;
 mod places;
@@ -49,7 +48,6 @@ pub use conntrack::GcStats;
 pub use datapath::{Datapath, DatapathConfig, MapSizes};
 pub use error::DatapathError;
 pub use events::{DatapathEvent, EventKind, EventReader};
-pub use hash::flow_hash;
 pub use rows::{
     Backend, ConntrackEntry, ConntrackKind, Direction, FlowFilter, Frontend, Interface, LocalAddress,
     MapUsage, Metric, NodeConfig, NodeEntry, NodePath, PolicySet, PrefixEntry, RuleAction, RuleEntry,

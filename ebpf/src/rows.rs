@@ -37,6 +37,9 @@ pub struct NodeConfig {
     pub underlay4: Option<Ipv4Addr>,
     /// The same, IPv6.
     pub underlay6: Option<Ipv6Addr>,
+    /// For tests alone: how far ahead of `CLOCK_MONOTONIC` the clock is that flows live by. An agent leaves it at zero:
+    /// [`crate::Datapath::gc`] and events go by the kernel's clock.
+    pub test_clock_offset: Duration,
 }
 
 impl Default for NodeConfig {
@@ -56,6 +59,7 @@ impl Default for NodeConfig {
             internal6: None,
             underlay4: None,
             underlay6: None,
+            test_clock_offset: Duration::ZERO,
         }
     }
 }

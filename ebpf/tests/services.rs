@@ -5,6 +5,7 @@
 mod support;
 use support::*;
 use tombolo_ebpf::*;
+use tombolo_model::flow_hash;
 
 #[test]
 fn cluster_ip_to_a_backend_of_another_node_and_back() {

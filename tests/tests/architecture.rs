@@ -20,6 +20,7 @@ const FLOORS: &[&[&str]] = &[
         "tombolo-ebpf",
         "tombolo-dns",
     ],
+    &["tombolo-model"],
     &["tombolo-service", "tombolo-policy"],
     &["tombolo-topology"],
     &["tombolo-netlink", "tombolo-base", "tombolo-bgp"],

@@ -1,7 +1,7 @@
-//! The hash by which the programs choose a Maglev slot (`flow_hash` in `bpf/lb.h`), so that user space can tell which
+//! The hash by which the programs choose a Maglev slot (`flow_hash` in `ebpf/bpf/lb.h`), so that user space can tell which
 //! backend a flow will get.
 
-use crate::abi::Addr;
+use crate::packet::{Protocol, Socket};
 use std::net::IpAddr;
 
 fn mix(hash: u32, word: u32) -> u32 {
@@ -12,9 +12,13 @@ fn mix(hash: u32, word: u32) -> u32 {
 /// Hash of a flow to a frontend: source and destination with ports, and the IP protocol. The slot is this modulo the
 /// table's size.
 #[must_use]
-pub fn flow_hash(source: (IpAddr, u16), destination: (IpAddr, u16), protocol: u8) -> u32 {
+pub fn flow_hash(source: Socket, destination: Socket, protocol: Protocol) -> u32 {
     let words = |ip: IpAddr| {
-        let bytes = u128::from_be_bytes(Addr::from(ip).0);
+        let mapped = match ip {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+            IpAddr::V6(v6) => v6,
+        };
+        let bytes = u128::from(mapped);
         [96, 64, 32, 0].map(|shift| u32::try_from(bytes >> shift & 0xffff_ffff).unwrap_or_default())
     };
     let ports = u32::from(source.1) << 16 | u32::from(destination.1);

@@ -1,0 +1,168 @@
+//! What the programs keep in their pinned maps, in the model's terms.
+
+use aya::maps::{HashMap, Map, MapData};
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::net::{IpAddr, Ipv6Addr};
+use std::path::Path;
+use tombolo_model::ct::{Conntrack, Entry, Key, Kind, Signs};
+use tombolo_model::nat::{Mapping, Nat};
+use tombolo_model::{Socket, Tuple};
+
+/// How far the programs' clock may be ahead of the model's, which stands still while a stream runs. Lives and waits are
+/// multiples of five seconds.
+pub const TOLERANCE_NS: u64 = 4_000_000_000;
+
+/// Whatever maps the mappings are spread over.
+const NAT: [&str; 1] = ["tb_nat"];
+
+type Raw<const VALUE: usize> = HashMap<MapData, [u8; 40], [u8; VALUE]>;
+
+/// The maps of flows: `struct tb_tuple` to `struct tb_ct` and `struct tb_nat` (`ebpf/bpf/abi.h`).
+pub struct Kept {
+    half: Raw<112>,
+    established: Raw<112>,
+    nat: Vec<Raw<48>>,
+}
+
+fn open<const VALUE: usize>(folder: &Path, name: &str, kind: fn(MapData) -> Map) -> Raw<VALUE> {
+    let data = MapData::from_pin(folder.join(name)).unwrap();
+    HashMap::try_from(kind(data)).unwrap()
+}
+
+fn take<const VALUE: usize>(map: &mut Raw<VALUE>) -> Vec<([u8; 40], [u8; VALUE])> {
+    let rows: Vec<_> = map.iter().map(Result::unwrap).collect();
+    for (key, _) in &rows {
+        map.remove(key).unwrap();
+    }
+    rows
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_ne_bytes(bytes[at..at + 2].try_into().unwrap())
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap())
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_ne_bytes(bytes[at..at + 8].try_into().unwrap())
+}
+
+fn socket(bytes: &[u8], address: usize, port: usize) -> Socket {
+    let v6 = Ipv6Addr::from(<[u8; 16]>::try_from(&bytes[address..address + 16]).unwrap());
+    let ip = v6.to_ipv4_mapped().map_or(IpAddr::V6(v6), IpAddr::V4);
+    (ip, u16::from_be(u16_at(bytes, port)))
+}
+
+fn tuple(key: &[u8; 40]) -> Tuple {
+    Tuple { source: socket(key, 0, 32), destination: socket(key, 16, 34), protocol: key[36] }
+}
+
+fn signs(flags: u16) -> Signs {
+    let has = |bit: u16| flags & 1 << bit != 0;
+    Signs { replied: has(0), closing_opener: has(1), closing_answerer: has(2), confirmed: has(4) }
+}
+
+fn entry((key, value): &([u8; 40], [u8; 112])) -> (Key, Entry) {
+    let kind = match key[37] {
+        0 => Kind::Egress,
+        1 => Kind::Ingress,
+        2 => Kind::Service,
+        other => panic!("a flow of kind {other}"),
+    };
+    let flags = u16_at(value, 90);
+    let entry = Entry {
+        expires_ns: u64_at(value, 0),
+        packets: [u64_at(value, 16), u64_at(value, 24)],
+        bytes: [u64_at(value, 32), u64_at(value, 40)],
+        identity: u32_at(value, 64),
+        rev_nat: u32_at(value, 68),
+        signs: signs(flags),
+        loopback: flags & 8 != 0,
+        backend: (kind == Kind::Service).then(|| (u32_at(value, 80), socket(value, 96, 94))),
+    };
+    (Key { kind, tuple: tuple(key) }, entry)
+}
+
+impl Kept {
+    /// `folder` is where the maps of this schema are pinned.
+    pub fn open(folder: &Path) -> Self {
+        Self {
+            half: open(folder, "tb_ct_half", Map::LruHashMap),
+            established: open(folder, "tb_ct", Map::HashMap),
+            nat: NAT.map(|name| open(folder, name, Map::LruHashMap)).into(),
+        }
+    }
+
+    /// Empties the maps.
+    pub fn take(&mut self) -> (Conntrack, Nat) {
+        let flows = |map| take(map).iter().map(entry).collect();
+        let conntrack = Conntrack { half: flows(&mut self.half), established: flows(&mut self.established) };
+        let mut nat = Nat::default();
+        for (key, value) in self.nat.iter_mut().flat_map(take) {
+            let other = socket(&value, 8, 24);
+            if key[37] == 3 {
+                nat.out.insert(tuple(&key), other);
+                continue;
+            }
+            let mapping = Mapping {
+                expires_ns: u64_at(&value, 32),
+                source: other,
+                rev_nat: u32_at(&value, 28),
+                signs: signs(u16_at(&value, 26)),
+            };
+            nat.back.insert(tuple(&key), mapping);
+        }
+        (conntrack, nat)
+    }
+}
+
+/// What differs between two tables, a line each.
+fn differences<K: Ord + Debug, V: PartialEq + Debug>(
+    table: &str,
+    programs: &BTreeMap<K, V>,
+    model: &BTreeMap<K, V>,
+) -> Vec<String> {
+    let keys: std::collections::BTreeSet<&K> = programs.keys().chain(model.keys()).collect();
+    let differing = keys.into_iter().filter(|key| programs.get(key) != model.get(key));
+    let line = |key: &K| {
+        let show = |row: Option<&V>| row.map_or("none".to_owned(), |row| format!("{row:?}"));
+        format!(
+            "{table}: {key:?}\n  programs: {}\n  model:    {}",
+            show(programs.get(key)),
+            show(model.get(key))
+        )
+    };
+    differing.map(line).collect()
+}
+
+/// An end that is within the tolerance is the model's.
+fn settle(programs: &mut u64, model: u64) {
+    if programs.abs_diff(model) < TOLERANCE_NS {
+        *programs = model;
+    }
+}
+
+/// How what the programs kept differs from what the model did.
+pub fn compare((mut flows, mut nat): (Conntrack, Nat), model: &tombolo_model::Node) -> Vec<String> {
+    let Conntrack { half, established } = &model.conntrack;
+    for (programs, model) in [(&mut flows.half, half), (&mut flows.established, established)] {
+        for (key, entry) in programs.iter_mut() {
+            if let Some(model) = model.get(key) {
+                settle(&mut entry.expires_ns, model.expires_ns);
+            }
+        }
+    }
+    for (key, mapping) in &mut nat.back {
+        if let Some(model) = model.nat.back.get(key) {
+            settle(&mut mapping.expires_ns, model.expires_ns);
+        }
+    }
+    let mut all = differences("half-open flows", &flows.half, half);
+    all.extend(differences("established flows", &flows.established, established));
+    all.extend(differences("SNAT, way out", &nat.out, &model.nat.out));
+    all.extend(differences("SNAT, way back", &nat.back, &model.nat.back));
+    all
+}

@@ -1,0 +1,111 @@
+//! Services (`ebpf/bpf/lb.h`): frontend to backend by the flow's hash, remembered per client.
+
+use crate::ct::{Entry, Key, Kind, Signs, Way};
+use crate::flight::{Flight, Place};
+use crate::hash::flow_hash;
+use crate::node::Node;
+use crate::outcome::Reason;
+use crate::packet::{Protocol, Socket, Tuple};
+use std::net::IpAddr;
+
+/// Who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Scope {
+    /// Packets that enter at the uplink.
+    External,
+    /// Packets of the node's pods.
+    Internal,
+}
+
+/// A service address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Frontend {
+    /// The address.
+    pub address: IpAddr,
+    /// The port; 0 with protocol 0: all else that comes to the address is dropped.
+    pub port: u16,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The scope.
+    pub scope: Scope,
+}
+
+/// What a frontend leads to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Service {
+    /// The number of the reverse translation.
+    pub rev_nat: u32,
+    /// The Maglev table, of backends' numbers.
+    pub slots: Vec<u32>,
+}
+
+/// A backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// Its address and port.
+    pub socket: Socket,
+}
+
+/// The slot of a table of `slots` that a new flow to a frontend gets; `None` of an empty one.
+fn slot(flow: &Tuple, slots: usize) -> Option<usize> {
+    let hash = flow_hash(flow.source, flow.destination, flow.protocol);
+    usize::try_from(hash).ok()?.checked_rem(slots)
+}
+
+impl Node {
+    /// Leads a packet to a service on to a backend; false if its destination is no service's.
+    pub(crate) fn serve(&mut self, flight: &mut Flight<'_>, scope: Scope) -> Result<bool, Reason> {
+        let (address, port) = flight.was.destination;
+        let asked = Frontend { address, port, protocol: flight.was.protocol, scope };
+        let Some(service) = self.services.get(&asked).cloned() else {
+            // What is not served of an address of the node is the node's.
+            let closed = flight.place != Place::Host && self.closes_rest(address, scope);
+            return if closed { Err(Reason::NoService) } else { Ok(false) };
+        };
+        let key = Key { kind: Kind::Service, tuple: flight.was };
+        let remembered = self.conntrack.find(&key, &flight.sight).and_then(|(entry, _)| entry.backend);
+        let backend = match remembered.filter(|known| self.is_still(*known)) {
+            Some((_, socket)) => {
+                self.conntrack.touch(&key, &flight.sight, Way::Opening);
+                socket
+            }
+            None if flight.sight.is_error => return Err(Reason::UnknownCt),
+            None => {
+                let (number, socket) = self.choose(&flight.was, &service)?;
+                let backend = Some((number, socket));
+                let entry = Entry { rev_nat: service.rev_nat, backend, ..Entry::default() };
+                self.conntrack.create(key, &flight.sight, entry);
+                flight.fresh = true;
+                socket
+            }
+        };
+        flight.rev_nat = service.rev_nat;
+        flight.frontend = Some(flight.was.destination);
+        flight.becomes.destination = backend;
+        Ok(true)
+    }
+
+    /// Whether all that no service has of an address is dropped.
+    pub(crate) fn closes_rest(&self, address: IpAddr, scope: Scope) -> bool {
+        self.services.contains_key(&Frontend { address, port: 0, protocol: 0, scope })
+    }
+
+    /// Whether a backend's number still means the same.
+    fn is_still(&self, (number, socket): (u32, Socket)) -> bool {
+        self.backends.get(&number).is_some_and(|backend| backend.socket == socket)
+    }
+
+    fn choose(&self, flow: &Tuple, service: &Service) -> Result<(u32, Socket), Reason> {
+        let slot = slot(flow, service.slots.len());
+        let number = slot.and_then(|slot| service.slots.get(slot)).ok_or(Reason::NoService)?;
+        let backend = self.backends.get(number).ok_or(Reason::NoService)?;
+        Ok((*number, backend.socket))
+    }
+
+    /// The flow behind a frontend shows signs of life or death: what remembers its backend is told.
+    pub(crate) fn tell_service(&mut self, flight: &Flight<'_>, client: Socket, signs: Signs) {
+        let Some(frontend) = flight.frontend.filter(|_| !flight.sight.is_error) else { return };
+        let tuple = Tuple { source: client, destination: frontend, protocol: flight.was.protocol };
+        self.conntrack.answered(&Key { kind: Kind::Service, tuple }, &flight.sight, signs);
+    }
+}

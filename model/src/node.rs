@@ -1,0 +1,237 @@
+//! A node: its rows, its flows, and who is at which address.
+
+use crate::ct::{Conntrack, Key};
+use crate::flight::{Flight, LocalSource, Place};
+use crate::lb::{Backend, Frontend, Service};
+use crate::nat::Nat;
+use crate::outcome::Reason;
+use crate::packet::Socket;
+use crate::verdict::Policy;
+use ipnet::IpNet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
+
+/// The identity of the node itself.
+pub const HOST: u32 = 1;
+/// The identity of what nobody named.
+pub const WORLD: u32 = 2;
+/// The identity of other nodes.
+pub const REMOTE_NODE: u32 = 6;
+
+/// What the programs know of their node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Whether the rows are complete.
+    pub ready: bool,
+    /// Whether encrypt flags are honoured.
+    pub encrypt: bool,
+    /// Whether there is a VXLAN device.
+    pub overlay: bool,
+    /// Whether there is a WireGuard device.
+    pub wireguard: bool,
+    /// Source ports for SNAT.
+    pub snat_ports: RangeInclusive<u16>,
+    /// The UDP port of VXLAN.
+    pub vxlan_port: u16,
+    /// The node's address inside the pod network, IPv4.
+    pub internal4: Option<Ipv4Addr>,
+    /// The same, IPv6.
+    pub internal6: Option<Ipv6Addr>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            ready: false,
+            encrypt: false,
+            overlay: false,
+            wireguard: false,
+            snat_ports: 10240..=32767,
+            vxlan_port: 8472,
+            internal4: None,
+            internal6: None,
+        }
+    }
+}
+
+impl Config {
+    pub(crate) fn internal(&self, ipv4: bool) -> Option<IpAddr> {
+        if ipv4 { self.internal4.map(IpAddr::V4) } else { self.internal6.map(IpAddr::V6) }
+    }
+}
+
+/// A pod of this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// Identity and policy are in place.
+    pub ready: bool,
+    /// Its identity.
+    pub identity: u32,
+    /// Its addresses, at most one of each family.
+    pub addresses: Vec<IpAddr>,
+    /// Its policy's number; 0: none, everything is allowed.
+    pub policy: u32,
+}
+
+/// Where a local address lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Local {
+    /// At a pod, by the ifindex of its host end.
+    Pod(u32),
+    /// At the node itself.
+    Host,
+}
+
+/// What lies behind a prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prefix {
+    /// Its identity.
+    pub identity: u32,
+    /// The node that holds it; 0: none.
+    pub node: u32,
+    /// Must leave this node encrypted.
+    pub encrypt: bool,
+    /// Reached directly whatever the node's path says.
+    pub skip_tunnel: bool,
+}
+
+impl Default for Prefix {
+    fn default() -> Self {
+        Self { identity: WORLD, node: 0, encrypt: false, skip_tunnel: false }
+    }
+}
+
+/// How a node's pods are reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Path {
+    /// Through VXLAN.
+    Overlay,
+    /// Along the routing table.
+    Direct,
+}
+
+/// Another node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RemoteNode {
+    /// The outer destination address; `None`: not known.
+    pub tunnel: Option<IpAddr>,
+    /// The path.
+    pub path: Path,
+    /// VXLAN packets to it are encrypted.
+    pub encrypt: bool,
+}
+
+/// A node. Rows are written by whoever plays the agent, flows by the programs.
+#[derive(Clone, Debug, Default)]
+pub struct Node {
+    /// The node itself.
+    pub config: Config,
+    /// Pods, by the ifindex of their host end.
+    pub pods: BTreeMap<u32, Pod>,
+    /// Addresses of pods and of the node.
+    pub local: BTreeMap<IpAddr, Local>,
+    /// Addresses elsewhere.
+    pub prefixes: BTreeMap<IpNet, Prefix>,
+    /// Other nodes, by number.
+    pub nodes: BTreeMap<u32, RemoteNode>,
+    /// Services.
+    pub services: BTreeMap<Frontend, Service>,
+    /// Backends, by number.
+    pub backends: BTreeMap<u32, Backend>,
+    /// Frontends by the number of their reverse translation. They outlive their services.
+    pub rev_nats: BTreeMap<u32, Socket>,
+    /// Policies, by number.
+    pub policies: BTreeMap<u32, Policy>,
+    /// The flows.
+    pub conntrack: Conntrack,
+    /// The address translations.
+    pub nat: Nat,
+}
+
+impl Node {
+    /// User space collects what is over by `now_ns` (`Datapath::gc`, run until nothing changes): flows, mappings, and
+    /// reverse translations that neither a service nor a flow names.
+    pub fn collect(&mut self, now_ns: u64) {
+        self.conntrack.collect(now_ns);
+        self.nat.collect(now_ns);
+        let flows = self.conntrack.half.values().chain(self.conntrack.established.values());
+        let flows = flows.filter(|flow| flow.expires_ns >= now_ns).map(|flow| flow.rev_nat);
+        let mappings = self.nat.back.values().map(|mapping| mapping.rev_nat);
+        let services = self.services.values().map(|service| service.rev_nat);
+        let named: BTreeSet<u32> = flows.chain(mappings).chain(services).collect();
+        self.rev_nats.retain(|number, _| named.contains(number));
+    }
+
+    /// User space forgets the flows of addresses that others may get (`Datapath::forget_flows`).
+    pub fn forget(&mut self, addresses: &[IpAddr]) {
+        let stays = |key: &Key| {
+            let ends = [key.tuple.source.0, key.tuple.destination.0];
+            !ends.iter().any(|end| addresses.contains(end))
+        };
+        self.conntrack.half.retain(|key, _| stays(key));
+        self.conntrack.established.retain(|key, _| stays(key));
+    }
+
+    /// The longest prefix around an address.
+    pub(crate) fn prefix_of(&self, address: IpAddr) -> Option<Prefix> {
+        let around = self.prefixes.iter().filter(|(prefix, _)| prefix.contains(&address));
+        around.max_by_key(|(prefix, _)| prefix.prefix_len()).map(|(_, entry)| *entry)
+    }
+
+    pub(crate) fn ready_pod(&self, ifindex: u32) -> Result<&Pod, Reason> {
+        self.pods.get(&ifindex).filter(|pod| pod.ready).ok_or(Reason::EndpointNotReady)
+    }
+
+    /// Where the packet's destination is, and which identity it has.
+    pub(crate) fn locate(&self, flight: &mut Flight<'_>) -> Result<(), Reason> {
+        let address = flight.becomes.destination.0;
+        (flight.place, flight.destination_identity) = match self.local.get(&address) {
+            Some(Local::Host) => (Place::Host, HOST),
+            Some(Local::Pod(ifindex)) => (Place::Pod(*ifindex), self.ready_pod(*ifindex)?.identity),
+            None => {
+                let prefix = self.prefix_of(address).unwrap_or_default();
+                (Place::Away(prefix), prefix.identity)
+            }
+        };
+        Ok(())
+    }
+
+    /// The sender's identity by its address, of a packet from the node's stack.
+    pub(crate) fn identify(&self, flight: &mut Flight<'_>) {
+        let address = flight.packet.source;
+        flight.source_identity = match self.local.get(&address) {
+            Some(Local::Host) => HOST,
+            Some(Local::Pod(ifindex)) => self.pods.get(ifindex).map_or(0, |pod| pod.identity),
+            None => self.prefix_of(address).unwrap_or_default().identity,
+        };
+    }
+
+    /// The sender's identity by its address, of a packet from the network. One that names an address of this node is not
+    /// from there: it is nobody's but the world's.
+    pub(crate) fn identify_outsider(&self, flight: &mut Flight<'_>) {
+        let address = flight.packet.source;
+        let identity = self.prefix_of(address).unwrap_or_default().identity;
+        flight.local_source = match self.local.get(&address) {
+            Some(Local::Pod(_)) => Some(LocalSource::Pod),
+            Some(Local::Host) => Some(LocalSource::Host),
+            None if identity == HOST => Some(LocalSource::Host),
+            None => None,
+        };
+        flight.source_identity = if flight.local_source.is_some() { WORLD } else { identity };
+    }
+
+    /// Whether the packet goes to the node's address inside the pod network.
+    pub(crate) fn is_internal(&self, flight: &Flight<'_>) -> bool {
+        self.config.internal(flight.was.is_ipv4()) == Some(flight.was.destination.0)
+    }
+
+    /// Gives an answer the frontend's address as source.
+    pub(crate) fn unmask(&self, flight: &mut Flight<'_>, rev_nat: u32) {
+        if let Some(frontend) = self.rev_nats.get(&rev_nat) {
+            flight.rev_nat = rev_nat;
+            flight.frontend = Some(*frontend);
+            flight.becomes.source = *frontend;
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! What a program decides.
+
+use crate::packet::Packet;
+
+/// What becomes of a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It goes on.
+    Pass {
+        /// Where.
+        to: To,
+        /// What it looks like then.
+        packet: Packet,
+    },
+    /// It is dropped.
+    Drop(Reason),
+}
+
+/// Where a packet goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum To {
+    /// The kernel goes on with it (`TC_ACT_OK`): the stack behind an ingress hook, the device behind an egress hook.
+    Kernel,
+    /// Into a pod of this node, by the ifindex of its host end.
+    Pod(u32),
+    /// Into the VXLAN device, with the tunnel's key set.
+    Overlay,
+    /// Along the routing table.
+    Network,
+    /// Into the WireGuard device.
+    WireGuard,
+}
+
+/// Why a packet is dropped: Cilium's numbers (`TB_DROP_*` in `ebpf/bpf/abi.h`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Reason {
+    /// The source is not the sender's.
+    InvalidSource = 132,
+    /// No rule allows it.
+    Policy = 133,
+    /// An ICMP error for somebody who did not send what it quotes.
+    Invalid = 134,
+    /// A protocol that is not tracked.
+    UnknownL4 = 142,
+    /// Multicast or broadcast.
+    UnknownTarget = 150,
+    /// No backend, or no such port.
+    NoService = 158,
+    /// The tunnel endpoint of the node is not known.
+    NoTunnelEndpoint = 160,
+    /// An ICMP error of no known flow.
+    UnknownCt = 163,
+    /// No port, or no mapping, for source NAT.
+    NatNoMapping = 167,
+    /// Tunnel packets from where none may come.
+    EncapProhibited = 170,
+    /// A rule denies it.
+    PolicyDeny = 181,
+    /// It would leave in clear.
+    Unencrypted = 195,
+    /// The hop limit is used up on a translated packet.
+    TtlExceeded = 196,
+    /// The node's rows are not complete.
+    HostNotReady = 202,
+    /// The pod's rows are not complete.
+    EndpointNotReady = 203,
+    /// There is no VXLAN device.
+    NoDevice = 206,
+}
+
+impl Reason {
+    /// The number that events and counters carry.
+    #[must_use]
+    pub const fn number(self) -> u8 {
+        self as u8
+    }
+}

@@ -1,0 +1,232 @@
+//! The programs (`ebpf/bpf/datapath.bpf.c`, `forward.h`): one method each. The packets of [`Packet`] are all IP, and the
+//! routing table leads everywhere.
+
+use crate::flight::{Flight, LocalSource, Place, is_group};
+use crate::lb::Scope;
+use crate::node::{HOST, Local, Node, Path, Pod, Prefix};
+use crate::outcome::{Outcome, Reason, To};
+use crate::packet::{Packet, UDP};
+
+type Decision = Result<(To, Packet), Reason>;
+
+fn outcome(decision: Decision) -> Outcome {
+    match decision {
+        Ok((to, packet)) => Outcome::Pass { to, packet },
+        Err(reason) => Outcome::Drop(reason),
+    }
+}
+
+/// The kernel goes on with the packet, translated as decided.
+fn to_kernel(flight: &Flight<'_>) -> Decision {
+    Ok((To::Kernel, flight.written()))
+}
+
+/// It leaves for its last or next hop. At the end of its hops the stack answers an untouched packet, and none else.
+fn hop(flight: &Flight<'_>, to: To) -> Decision {
+    let packet = flight.written();
+    match packet.hops {
+        0 | 1 if flight.translated() => Err(Reason::TtlExceeded),
+        0 | 1 => to_kernel(flight),
+        hops => Ok((to, Packet { hops: hops - 1, ..packet })),
+    }
+}
+
+/// Whether a packet is sent under the pod's address. An error must speak of a packet that this pod received, too.
+fn own_address(flight: &Flight<'_>, pod: &Pod) -> bool {
+    let owns = |address| pod.addresses.contains(&address);
+    owns(flight.packet.source) && (flight.broken.is_some() || owns(flight.was.source.0))
+}
+
+impl Node {
+    /// A pod sends: `from_endpoint` at the interface `ifindex`, at `now_ns` of a monotonic clock.
+    pub fn from_endpoint(&mut self, now_ns: u64, ifindex: u32, packet: &Packet) -> Outcome {
+        outcome(self.pod_sends(&mut Flight::new(now_ns, packet), ifindex))
+    }
+
+    /// The stack sends to a pod: `to_endpoint` at the interface `ifindex`.
+    pub fn to_endpoint(&mut self, now_ns: u64, ifindex: u32, packet: &Packet) -> Outcome {
+        outcome(self.pod_receives(&mut Flight::new(now_ns, packet), ifindex))
+    }
+
+    /// A packet from the network: `from_uplink`, and `from_wireguard` likewise.
+    pub fn from_uplink(&mut self, now_ns: u64, packet: &Packet) -> Outcome {
+        outcome(self.uplink_receives(&mut Flight::new(now_ns, packet)))
+    }
+
+    /// A packet into the network: `to_uplink`.
+    #[must_use]
+    pub fn to_uplink(&self, packet: &Packet) -> Outcome {
+        outcome(self.uplink_sends(&Flight::new(0, packet)))
+    }
+
+    /// The node's own packet into the tunnel: `to_overlay`.
+    #[must_use]
+    pub fn to_overlay(&self, packet: &Packet) -> Outcome {
+        outcome(self.overlay_sends(&mut Flight::new(0, packet)))
+    }
+
+    fn pod_sends(&mut self, flight: &mut Flight<'_>, ifindex: u32) -> Decision {
+        let pod = self.ready_pod(ifindex)?.clone();
+        if !self.config.ready {
+            return Err(Reason::HostNotReady);
+        }
+        flight.source_identity = pod.identity;
+        if !own_address(flight, &pod) {
+            return Err(Reason::InvalidSource);
+        }
+        flight.whole()?;
+        if flight.to_group() {
+            return Err(Reason::UnknownTarget);
+        }
+        if flight.to_tunnel(self.config.vxlan_port) {
+            return Err(Reason::EncapProhibited);
+        }
+        if self.answers(flight, pod.policy)? {
+            return self.answer_of_pod(flight);
+        }
+        let served = self.serve(flight, Scope::Internal)?;
+        if served && flight.to_tunnel(self.config.vxlan_port) {
+            return Err(Reason::EncapProhibited);
+        }
+        self.locate(flight)?;
+        if served && flight.place == Place::Pod(ifindex) {
+            flight.loopback = true;
+            self.snat(flight)?;
+        } else {
+            self.sends(flight, pod.policy)?;
+        }
+        self.onward(flight)
+    }
+
+    fn answer_of_pod(&mut self, flight: &mut Flight<'_>) -> Decision {
+        if flight.loopback && !self.unsnat(flight) {
+            return Err(Reason::NatNoMapping);
+        }
+        self.locate(flight)?;
+        self.onward(flight)
+    }
+
+    fn pod_receives(&mut self, flight: &mut Flight<'_>, ifindex: u32) -> Decision {
+        self.ready_pod(ifindex)?;
+        flight.whole()?;
+        if flight.to_group() {
+            return Err(Reason::UnknownTarget);
+        }
+        self.identify(flight);
+        self.receives(flight, ifindex)?;
+        to_kernel(flight)
+    }
+
+    fn uplink_receives(&mut self, flight: &mut Flight<'_>) -> Decision {
+        if !self.config.ready || flight.to_group() {
+            return to_kernel(flight);
+        }
+        if let Some(reason) = flight.broken {
+            return if self.is_ours(flight) { Err(reason) } else { to_kernel(flight) };
+        }
+        self.identify_outsider(flight);
+        if flight.local_source == Some(LocalSource::Pod) || is_group(flight.packet.source) {
+            return Err(Reason::InvalidSource);
+        }
+        if self.is_internal(flight) && self.unsnat(flight) {
+            self.locate(flight)?;
+            return self.onward(flight);
+        }
+        self.locate(flight)?;
+        let away = matches!(flight.place, Place::Away(_));
+        // An address of the node may be a service's, too; but the tunnel's packets spare the look-up.
+        let may_serve = away || (flight.place == Place::Host && !flight.to_tunnel(self.config.vxlan_port));
+        if may_serve && self.serve(flight, Scope::External)? {
+            return self.outside_client(flight);
+        }
+        if away {
+            return to_kernel(flight);
+        }
+        if flight.local_source.is_some() {
+            return Err(Reason::InvalidSource);
+        }
+        if flight.place == Place::Host { to_kernel(flight) } else { self.onward(flight) }
+    }
+
+    /// Whether a packet that cannot be tracked is meant for a pod or service: else it is the stack's business.
+    fn is_ours(&self, flight: &Flight<'_>) -> bool {
+        let address = flight.packet.destination;
+        match self.local.get(&address) {
+            Some(local) => *local != Local::Host,
+            None => self.closes_rest(address, Scope::External),
+        }
+    }
+
+    /// A service's client outside: local backends see its address, remote ones the node's.
+    fn outside_client(&mut self, flight: &mut Flight<'_>) -> Decision {
+        if flight.to_tunnel(self.config.vxlan_port) {
+            return Err(Reason::EncapProhibited);
+        }
+        self.locate(flight)?;
+        match flight.place {
+            Place::Host => return Err(Reason::NoService),
+            Place::Pod(_) => flight.in_rev_nat = flight.rev_nat,
+            Place::Away(_) => self.snat(flight)?,
+        }
+        self.onward(flight)
+    }
+
+    /// The packet is judged and its translation decided.
+    fn onward(&mut self, flight: &mut Flight<'_>) -> Decision {
+        match flight.place {
+            Place::Host => to_kernel(flight),
+            Place::Away(prefix) => self.forward(flight, prefix),
+            Place::Pod(ifindex) => {
+                self.receives(flight, ifindex)?;
+                hop(flight, To::Pod(ifindex))
+            }
+        }
+    }
+
+    fn forward(&self, flight: &Flight<'_>, prefix: Prefix) -> Decision {
+        let node = self.nodes.get(&prefix.node).filter(|_| prefix.node != 0 && !prefix.skip_tunnel);
+        let Some(node) = node.filter(|node| node.path == Path::Overlay) else {
+            return hop(flight, To::Network);
+        };
+        if !self.config.overlay {
+            return Err(Reason::NoDevice);
+        }
+        node.tunnel.ok_or(Reason::NoTunnelEndpoint)?;
+        hop(flight, To::Overlay)
+    }
+
+    fn overlay_sends(&self, flight: &mut Flight<'_>) -> Decision {
+        if flight.to_group() {
+            return Err(Reason::UnknownTarget);
+        }
+        flight.source_identity = HOST;
+        self.locate(flight)?;
+        let node = match flight.place {
+            Place::Away(prefix) if prefix.node != 0 => self.nodes.get(&prefix.node),
+            _ => None,
+        };
+        node.and_then(|node| node.tunnel).ok_or(Reason::NoTunnelEndpoint)?;
+        to_kernel(flight)
+    }
+
+    fn uplink_sends(&self, flight: &Flight<'_>) -> Decision {
+        if !self.config.encrypt || flight.to_group() || !self.must_encrypt(flight) {
+            return to_kernel(flight);
+        }
+        if self.config.wireguard {
+            Ok((To::WireGuard, flight.packet.clone()))
+        } else {
+            Err(Reason::Unencrypted)
+        }
+    }
+
+    /// By the prefix, or because it is the tunnel to such a node.
+    fn must_encrypt(&self, flight: &Flight<'_>) -> bool {
+        let Some(prefix) = self.prefix_of(flight.packet.destination) else { return false };
+        let by_node = self.nodes.get(&prefix.node).is_some_and(|node| prefix.node != 0 && node.encrypt);
+        let tunnel = flight.was.protocol == UDP
+            && !flight.sight.is_error
+            && flight.was.destination.1 == self.config.vxlan_port;
+        prefix.encrypt || (by_node && (!prefix.skip_tunnel || tunnel))
+    }
+}
