@@ -113,7 +113,7 @@ struct tb_service_key {
 };
 
 /* tb_service flags */
-#define TB_SVC_LOCAL_ONLY (1u << 0) /* externalTrafficPolicy (or internal) Local; informative */
+#define TB_SVC_LOCAL_ONLY (1u << 0) /* externalTrafficPolicy (or internal) Local: why there may be no backend */
 
 struct tb_service {
 	__u32 rev_nat;

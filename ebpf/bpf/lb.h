@@ -56,6 +56,8 @@ INLINE int choose_backend(struct tb_pkt *p, const struct tb_service *svc)
 	struct tb_backend *b;
 	__u32 slot, *id;
 
+	if (!svc->maglev_size && svc->flags & TB_SVC_LOCAL_ONLY)
+		return DROP(p, TB_DROP_NO_SERVICE, "the service's traffic policy is Local, and it has no backend on this node", "ask a node that has one: tombolo show slices; or use the policy Cluster");
 	if (!svc->maglev_size)
 		return DROP(p, TB_DROP_NO_SERVICE, "the service has no backend", "tombolo show services; check the pods' readiness and the selector");
 	slot = flow_hash(&p->src, &p->dst, p->sport, p->dport, p->tproto) % svc->maglev_size + svc->maglev_offset;

@@ -170,7 +170,7 @@ pub struct ServiceEntry {
     pub rev_nat: u32,
     /// The Maglev table: backend ids. Empty: packets are dropped with 158.
     pub maglev: Vec<u32>,
-    /// Informative: only local backends are in the table.
+    /// Only backends of this node are in the table: told where there is none.
     pub local_only: bool,
 }
 

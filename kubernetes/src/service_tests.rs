@@ -122,3 +122,40 @@ fn traffic_distribution_and_hints() {
     assert_eq!((endpoint.zone.as_deref(), endpoint.hostname.as_deref()), (Some("a"), Some("web-0")));
     assert_eq!((endpoint.for_zones.len(), &*endpoint.for_nodes[0]), (2, "n1"));
 }
+
+#[test]
+fn node_ports_are_read_where_a_service_may_have_them() {
+    let service = |spec: &str| {
+        let parsed = read(&format!("apiVersion: v1\nkind: Service\nmetadata: {{name: web}}\nspec: {spec}\n"));
+        let row = parsed.objects.into_values().next().map(|object| match object {
+            Object::Service(row) => row.ports.iter().map(|port| port.node_port).collect::<Vec<_>>(),
+            other => panic!("{other:?}"),
+        });
+        (row, parsed.problems.iter().map(|problem| problem.reason.clone()).collect::<Vec<_>>())
+    };
+    for (spec, ports) in [
+        ("{type: NodePort, ports: [{port: 80, nodePort: 30080}, {port: 81}]}", vec![Some(30080), None]),
+        ("{type: LoadBalancer, ports: [{port: 80, nodePort: 65535}]}", vec![Some(65535)]),
+        // As Kubernetes: what is written is respected whatever the field says, which is about giving some out.
+        (
+            "{type: LoadBalancer, allocateLoadBalancerNodePorts: false, ports: [{port: 80, nodePort: 1}]}",
+            vec![Some(1)],
+        ),
+        ("{type: LoadBalancer, ports: [{port: 80, nodePort: 0}]}", vec![None]),
+    ] {
+        assert_eq!(service(spec), (Some(ports), vec![]), "{spec}");
+    }
+    for spec in [
+        "{ports: [{port: 80, nodePort: 30080}]}",
+        "{type: ExternalName, externalName: a.example, ports: [{port: 80, nodePort: 30080}]}",
+        "{type: NodePort, clusterIP: None, ports: [{port: 80, nodePort: 30080}]}",
+    ] {
+        let (ports, told) = service(spec);
+        assert_eq!(ports, Some(vec![None]), "{spec}");
+        assert!(told.len() == 1 && told[0].contains("not on nodes"), "{told:?}");
+    }
+    for number in ["-1", "65536", "2147483647"] {
+        let (ports, told) = service(&format!("{{type: NodePort, ports: [{{port: 80, nodePort: {number}}}]}}"));
+        assert!(ports.is_none() && told.len() == 1 && told[0].contains("out of range"), "{told:?}");
+    }
+}

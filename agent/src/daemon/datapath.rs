@@ -190,7 +190,7 @@ pub(crate) struct Frontends {
     written: BTreeMap<FrontendKey, FrontendRow>,
     /// Frontends by external address: other packets to such an address are dropped, never routed back.
     external: BTreeMap<IpAddr, BTreeSet<FrontendKey>>,
-    /// The node's own addresses: as `externalIPs` they serve some ports, and the host has the rest.
+    /// The node's own addresses: with node ports and as `externalIPs` they serve some ports, and the host has the rest.
     own: BTreeSet<IpAddr>,
 }
 

@@ -133,7 +133,7 @@ impl Speaker {
         let imports = self.imports.snapshot();
         let services = tables.services.snapshot();
         let own = services.by_source(&Source::Manifests);
-        let own = own.flat_map(|row| row.indexes().into_iter().map(|ip| (ip, row.name.clone())));
+        let own = own.flat_map(|row| row.addresses().map(|ip| (*ip, row.name.clone())));
         let lb = lb.iter().flat_map(|row| row.addresses.iter().map(|ip| (*ip, row.name.clone())));
         let others: BTreeMap<IpAddr, ServiceName> = lb.chain(own).collect();
         let mut assigned = mcs::assign(mcs::Round {

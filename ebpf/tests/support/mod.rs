@@ -246,11 +246,19 @@ impl Node {
         drop
     }
 
-    /// The packet is dropped, for this reason.
-    pub fn drops(&mut self, program: &'static str, ifindex: u32, packet: &[u8], reason: u8) {
+    /// The packet is dropped, for this reason; where.
+    pub fn drops(
+        &mut self,
+        program: &'static str,
+        ifindex: u32,
+        packet: &[u8],
+        reason: u8,
+    ) -> &'static Site {
         self.events();
         assert_eq!(self.run(program, ifindex, packet).action, SHOT, "wanted: dropped for {reason}");
-        assert_eq!(self.dropped().flow.drop_reason, reason);
+        let flow = self.dropped().flow;
+        assert_eq!(flow.drop_reason, reason);
+        site(flow.site).unwrap()
     }
 
     /// The last trace event.

@@ -122,9 +122,23 @@ fn ports(spec: &ServiceSpec) -> Result<Vec<ServicePort>, Issue> {
             name: entry.name.as_deref().unwrap_or("").into(),
             protocol: word(format!("{at}.protocol"), text, &PROTOCOLS)?,
             port: port(format!("{at}.port"), entry.port)?,
+            node_port: match entry.node_port {
+                None | Some(0) => None,
+                Some(number) => Some(port(format!("{at}.nodePort"), number)?),
+            },
         });
     }
     Ok(ports)
+}
+
+/// Takes node ports away from a service that cannot have any.
+fn without_node_ports(ports: &mut [ServicePort], doubts: &mut Vec<Issue>) {
+    for (position, port) in ports.iter_mut().enumerate().filter(|(_, port)| port.node_port.is_some()) {
+        port.node_port = None;
+        let path = format!("spec.ports[{position}].nodePort");
+        let reason = "it means nothing, for the service is not on nodes";
+        doubts.push(Issue::new(path, reason, "use type NodePort or LoadBalancer, with a cluster address"));
+    }
 }
 
 /// A service's annotations. One that cannot be read is told and left out: the service goes on without it.
@@ -231,15 +245,20 @@ pub(super) fn service(id: &ObjectId, object: Service) -> Result<Converted, Issue
     let spread = notes.spread(global, affinity);
     let mut doubts = notes.doubts;
     let distribution = distribution(&spec, &mut doubts);
+    let kind = word("spec.type", spec.type_.as_deref().unwrap_or("ClusterIP"), &TYPES)?;
+    let mut ports = ports(&spec)?;
+    if headless || !matches!(kind, ServiceType::NodePort | ServiceType::LoadBalancer) {
+        without_node_ports(&mut ports, &mut doubts);
+    }
     let policy = |path, text: &Option<String>| {
         text.as_deref().map_or(Ok(TrafficPolicy::Cluster), |text| word(path, text, &POLICIES))
     };
     let row = ServiceRow {
         source: Source::Manifests,
         name: ServiceName { namespace: id.namespace.clone(), name: id.name.clone() },
-        kind: word("spec.type", spec.type_.as_deref().unwrap_or("ClusterIP"), &TYPES)?,
+        kind,
         headless,
-        ports: ports(&spec)?,
+        ports,
         external_traffic_policy: policy("spec.externalTrafficPolicy", &spec.external_traffic_policy)?,
         internal_traffic_policy: policy("spec.internalTrafficPolicy", &spec.internal_traffic_policy)?,
         load_balancer_class: spec.load_balancer_class.as_deref().map(Into::into),
