@@ -114,6 +114,7 @@ struct tb_service_key {
 
 /* tb_service flags */
 #define TB_SVC_LOCAL_ONLY (1u << 0) /* externalTrafficPolicy (or internal) Local: why there may be no backend */
+#define TB_SVC_SOURCE_RANGE (1u << 6) /* only for clients in tb_ranges */
 
 struct tb_service {
 	__u32 rev_nat;
@@ -122,6 +123,13 @@ struct tb_service {
 	__u32 maglev_size;
 	__u32 flags;
 	__u32 affinity_secs;
+};
+
+/* A prefix of clients that a service with TB_SVC_SOURCE_RANGE takes. */
+struct tb_range_key {
+	__u32 prefixlen; /* 32 for the number, and those of the address; an IPv4 prefix has 96 more */
+	__u32 rev_nat;
+	__u8 addr[16];
 };
 
 struct tb_backend {
@@ -318,6 +326,7 @@ struct tb_event {
 #define TB_DROP_UNKNOWN_SENDER 172
 #define TB_DROP_FRAG_NOT_FOUND 175
 #define TB_DROP_FORBIDDEN_ICMP6 176
+#define TB_DROP_NOT_IN_RANGE 177
 #define TB_DROP_POLICY_DENY 181
 #define TB_DROP_UNENCRYPTED 195
 #define TB_DROP_TTL_EXCEEDED 196
@@ -349,6 +358,7 @@ _Static_assert(sizeof(struct tb_prefix) == 12, "tb_prefix");
 _Static_assert(sizeof(struct tb_node) == 32, "tb_node");
 _Static_assert(sizeof(struct tb_service_key) == 24, "tb_service_key");
 _Static_assert(sizeof(struct tb_service) == 24, "tb_service");
+_Static_assert(sizeof(struct tb_range_key) == 24, "tb_range_key");
 _Static_assert(sizeof(struct tb_backend) == 24, "tb_backend");
 _Static_assert(sizeof(struct tb_rev_nat) == 24, "tb_rev_nat");
 _Static_assert(sizeof(struct tb_tuple) == 40, "tb_tuple");

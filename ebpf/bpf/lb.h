@@ -83,6 +83,15 @@ INLINE struct tb_backend *backend_of(const struct tb_ct *ct)
 	return b && b->port == ct->backend_port && addr_eq(&b->addr, &ct->backend_addr) ? b : 0;
 }
 
+/* Whether a service that takes some clients only takes this one. */
+INLINE int in_ranges(const struct tb_pkt *p, __u32 rev_nat)
+{
+	struct tb_range_key key = { .prefixlen = 32 + 128, .rev_nat = rev_nat };
+
+	__builtin_memcpy(key.addr, p->src.b, 16);
+	return bpf_map_lookup_elem(&tb_ranges, &key) != 0;
+}
+
 /* 1: translated to a backend. TB_GO: no service address. Else dropped. */
 GLOBAL int tb_service(__u32 scope)
 {
@@ -110,6 +119,9 @@ GLOBAL int tb_service(__u32 scope)
 			return DROP(p, TB_DROP_NO_SERVICE, "the service address has no such port", "tombolo show services; use a port that the service has");
 		return TB_GO;
 	}
+	/* Each packet is asked, so that a flow ends with what let it in. */
+	if (svc->flags & TB_SVC_SOURCE_RANGE && !in_ranges(p, svc->rev_nat))
+		return DROP(p, TB_DROP_NOT_IN_RANGE, "the service does not take clients with this address", "add it to spec.loadBalancerSourceRanges of the Service; tombolo show frontends");
 	key_set(&p->key, &p->src, &p->dst, p->sport, p->dport, p->tproto, TB_CT_SERVICE);
 	ct = ct_get(p, &half);
 	if (ct) {

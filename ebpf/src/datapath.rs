@@ -6,6 +6,7 @@ use crate::error::DatapathError;
 use crate::events::EventReader;
 use crate::maglev::Slots as MaglevSlots;
 use crate::policies::{Known, Revisions};
+use crate::ranges::Ranges;
 use crate::rev_nats::Released;
 use crate::rows::{Direction, MapUsage, Metric, NodeConfig};
 use crate::tables::{Hash, Tables};
@@ -37,6 +38,8 @@ pub struct MapSizes {
     pub backends: u32,
     /// Slots of all Maglev tables together.
     pub maglev_slots: u32,
+    /// Prefixes of clients, of all services that take some only.
+    pub source_ranges: u32,
     /// Half-open flows.
     pub conntrack_half: u32,
     /// Established flows.
@@ -61,6 +64,7 @@ impl Default for MapSizes {
             services: 4096,
             backends: 8192,
             maglev_slots: 131_072,
+            source_ranges: 4096,
             conntrack_half: 16_384,
             conntrack: 16_384,
             nat: 16_384,
@@ -72,7 +76,7 @@ impl Default for MapSizes {
 }
 
 impl MapSizes {
-    fn list(&self) -> [(&'static str, u32); 16] {
+    fn list(&self) -> [(&'static str, u32); 17] {
         [
             ("tb_ifaces", self.endpoints),
             ("tb_endpoints", self.endpoints.saturating_mul(2).saturating_add(64)),
@@ -82,6 +86,7 @@ impl MapSizes {
             ("tb_services", self.services),
             ("tb_backends", self.backends),
             ("tb_maglev", self.maglev_slots),
+            ("tb_ranges", self.source_ranges),
             // One for every number a service can have: those of services that went stay while flows need them.
             ("tb_rev_nat", 65_536),
             ("tb_ct_half", self.conntrack_half),
@@ -119,6 +124,7 @@ pub struct Datapath {
     pub(crate) revisions: Revisions,
     pub(crate) released: Mutex<Released>,
     pub(crate) rules: Mutex<Known>,
+    pub(crate) ranges: Mutex<Ranges>,
     object: Mutex<Ebpf>,
     links: Links,
     directory: PathBuf,
@@ -167,12 +173,14 @@ impl Datapath {
         }
         let maglev = MaglevSlots::recover(&tables)?;
         let released = crate::rev_nats::recover(&tables)?;
+        let ranges = crate::ranges::recover(&tables)?;
         Ok(Self {
             tables,
             maglev: Mutex::new(maglev),
             revisions: Revisions::default(),
             released: Mutex::new(released),
             rules: Mutex::new(None),
+            ranges: Mutex::new(ranges),
             object: Mutex::new(object),
             links: Links::new(links, config.attach),
             directory,
@@ -349,6 +357,7 @@ impl Datapath {
             t.services.usage()?,
             t.backends.usage()?,
             MapUsage { map: "tb_maglev", entries: used, capacity },
+            t.ranges.usage()?,
             t.rev_nat.usage()?,
             t.ct_half.usage()?,
             t.ct.usage()?,

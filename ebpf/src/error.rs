@@ -101,6 +101,7 @@ fn option_of(map: &str) -> Option<&'static str> {
         "tb_nodes" => "nodes",
         "tb_services" => "services",
         "tb_backends" => "backends",
+        "tb_ranges" => "source_ranges",
         "tb_ct" | "tb_ct_half" => "conntrack",
         "tb_nat" => "nat",
         "tb_policies" => "policies",

@@ -2,6 +2,7 @@
 
 use ipnet::IpNet;
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -172,6 +173,8 @@ pub struct ServiceEntry {
     pub maglev: Vec<u32>,
     /// Only backends of this node are in the table: told where there is none.
     pub local_only: bool,
+    /// Prefixes of the clients that it takes, of [`Scope::External`] alone: all others are dropped with 177. `None`: anybody.
+    pub source_ranges: Option<BTreeSet<IpNet>>,
 }
 
 /// One policy entry. Zero or `None` fields are wildcards.

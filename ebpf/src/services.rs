@@ -117,19 +117,28 @@ impl Datapath {
             let rev = abi::RevNat { addr: key.addr, port: key.port, ..abi::RevNat::default() };
             self.keep_rev_nat(entry.rev_nat, rev)?;
         }
+        let external = frontend.scope == Scope::External;
+        let ranges = entry.source_ranges.as_ref().filter(|_| external);
+        if external {
+            self.admit(entry.rev_nat, ranges)?;
+        }
+        let flag = |on: bool, bit: u32| if on { bit } else { 0 };
         let row = abi::Service {
             rev_nat: entry.rev_nat,
             count: size,
             maglev_offset: offset,
             maglev_size: size,
-            flags: if entry.local_only { abi::SVC_LOCAL_ONLY } else { 0 },
+            flags: flag(entry.local_only, abi::SVC_LOCAL_ONLY) | flag(ranges.is_some(), abi::SVC_SOURCE_RANGE),
             affinity_secs: 0,
         };
         if old != Some(row) {
             self.tables.services.upsert(key, row)?;
         }
+        if external {
+            self.admit_only(entry.rev_nat, ranges)?;
+        }
         if let Some(old) = old.filter(|old| old.rev_nat != entry.rev_nat) {
-            self.release_rev_nat(old.rev_nat);
+            self.let_go(&key, old.rev_nat)?;
         }
         if let Some(old) = old.filter(|old| reuse.is_none() && old.maglev_size > 0) {
             lock(&self.maglev).free(old.maglev_offset);
@@ -178,10 +187,19 @@ impl Datapath {
         let old = self.tables.services.get(key)?;
         self.tables.services.delete(key)?;
         let Some(old) = old else { return Ok(()) };
-        self.release_rev_nat(old.rev_nat);
+        self.let_go(&key, old.rev_nat)?;
         if old.maglev_size > 0 {
             lock(&self.maglev).free(old.maglev_offset);
         }
+        Ok(())
+    }
+
+    /// What else is kept under the number of a row that is gone.
+    fn let_go(&self, key: &abi::ServiceKey, number: u32) -> Result<(), DatapathError> {
+        if Frontend::from_key(key).scope == Scope::External {
+            self.admit_only(number, None)?;
+        }
+        self.release_rev_nat(number);
         Ok(())
     }
 
@@ -199,6 +217,7 @@ impl Datapath {
                 rev_nat: row.rev_nat,
                 maglev: slots?,
                 local_only: row.flags & abi::SVC_LOCAL_ONLY != 0,
+                source_ranges: (row.flags & abi::SVC_SOURCE_RANGE != 0).then(|| self.admitted(row.rev_nat)),
             };
             all.insert(Frontend::from_key(&key), entry);
         }

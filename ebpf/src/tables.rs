@@ -111,40 +111,35 @@ fn capacity_of(map: &MapData) -> u64 {
     map.info().map_or(0, |info| u64::from(info.max_entries()))
 }
 
-/// The prefix trie.
-pub(crate) struct Trie {
+/// A prefix trie; a key is its length in bits and its bytes.
+pub(crate) struct Trie<K: Pod, V: Pod> {
     name: &'static str,
-    map: Mutex<LpmTrie<MapData, [u8; 16], abi::Prefix>>,
+    map: Mutex<LpmTrie<MapData, K, V>>,
 }
 
-impl Trie {
+impl<K: Pod + Debug, V: Pod> Trie<K, V> {
     fn new(name: &'static str, map: Map) -> Result<Self, DatapathError> {
         let map = LpmTrie::try_from(map).map_err(|e| failed(name, "open", &"map", e))?;
         Ok(Self { name, map: Mutex::new(map) })
     }
 
-    pub(crate) fn upsert(
-        &self,
-        length: u32,
-        addr: [u8; 16],
-        value: abi::Prefix,
-    ) -> Result<(), DatapathError> {
-        let key = Key::new(length, addr);
-        lock(&self.map).insert(&key, value, 0).map_err(|e| failed(self.name, "write", &(length, addr), e))
+    pub(crate) fn upsert(&self, length: u32, bytes: K, value: V) -> Result<(), DatapathError> {
+        let key = Key::new(length, bytes);
+        lock(&self.map).insert(&key, value, 0).map_err(|e| failed(self.name, "write", &(length, bytes), e))
     }
 
-    pub(crate) fn delete(&self, length: u32, addr: [u8; 16]) -> Result<(), DatapathError> {
-        match lock(&self.map).remove(&Key::new(length, addr)).map_err(errno) {
+    pub(crate) fn delete(&self, length: u32, bytes: K) -> Result<(), DatapathError> {
+        match lock(&self.map).remove(&Key::new(length, bytes)).map_err(errno) {
             Ok(()) => Ok(()),
             Err(source) if source.raw_os_error() == Some(libc::ENOENT) => Ok(()),
             Err(source) => {
-                let operation = format!("delete /{length} of {addr:?}");
+                let operation = format!("delete /{length} of {bytes:?}");
                 Err(DatapathError::Map { operation, map: self.name, source })
             }
         }
     }
 
-    pub(crate) fn dump(&self) -> Result<Vec<(u32, [u8; 16], abi::Prefix)>, DatapathError> {
+    pub(crate) fn dump(&self) -> Result<Vec<(u32, K, V)>, DatapathError> {
         let map = lock(&self.map);
         map.iter()
             .map(|entry| {
@@ -192,11 +187,12 @@ pub(crate) struct Tables {
     pub(crate) ifaces: Hash<u32, abi::Iface>,
     pub(crate) endpoints: Hash<abi::Addr, abi::Endpoint>,
     pub(crate) hosts: Hash<abi::Addr, abi::Prefix>,
-    pub(crate) prefixes: Trie,
+    pub(crate) prefixes: Trie<[u8; 16], abi::Prefix>,
     pub(crate) nodes: Hash<u32, abi::Node>,
     pub(crate) services: Hash<abi::ServiceKey, abi::Service>,
     pub(crate) backends: Hash<u32, abi::Backend>,
     pub(crate) maglev: Slots<u32>,
+    pub(crate) ranges: Trie<[u8; 20], u32>,
     pub(crate) rev_nat: Hash<u32, abi::RevNat>,
     pub(crate) ct_half: Hash<abi::Tuple, abi::Ct>,
     pub(crate) ct: Hash<abi::Tuple, abi::Ct>,
@@ -223,6 +219,7 @@ impl Tables {
             services: Hash::new("tb_services", map("tb_services")?)?,
             backends: Hash::new("tb_backends", map("tb_backends")?)?,
             maglev: Slots::new("tb_maglev", map("tb_maglev")?)?,
+            ranges: Trie::new("tb_ranges", map("tb_ranges")?)?,
             rev_nat: Hash::new("tb_rev_nat", map("tb_rev_nat")?)?,
             ct_half: Hash::new("tb_ct_half", map("tb_ct_half")?)?,
             ct: Hash::new("tb_ct", map("tb_ct")?)?,

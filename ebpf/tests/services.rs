@@ -88,7 +88,7 @@ fn weighted(f: usize) -> (Node, Frontend, impl Fn(&[u32]) -> ServiceEntry) {
         let identities: Vec<_> = (1001..=1005).map(|port| (ip(REMOTE[f]), port, 17)).collect();
         let slots = tombolo_service::maglev::table(&identities, weights);
         let maglev = slots.iter().map(|slot| u32::from(*slot) + 1).collect();
-        ServiceEntry { rev_nat: 10, maglev, local_only: false }
+        ServiceEntry { rev_nat: 10, maglev, ..ServiceEntry::default() }
     };
     (node, Frontend { ip: ip(CLUSTER_IP[f]), port: 80, protocol: 17, scope: Scope::Internal }, table)
 }
@@ -403,7 +403,7 @@ fn the_nodes_own_address_serves_what_is_served_there() {
 fn reverse_translations_go_when_nobody_needs_them() {
     let mut node = Node::new();
     let frontend = |port: u16| Frontend { ip: ip(VIP[0]), port, protocol: 17, scope: Scope::External };
-    let entry = |rev_nat: u32| ServiceEntry { rev_nat, maglev: vec![], local_only: false };
+    let entry = |rev_nat: u32| ServiceEntry { rev_nat, maglev: vec![], ..ServiceEntry::default() };
     let rows = |datapath: &Datapath| {
         datapath.usage().unwrap().into_iter().find(|usage| usage.map == "tb_rev_nat").unwrap().entries
     };
@@ -546,7 +546,7 @@ fn services_are_written_as_differences_and_read_back() {
     for id in 1..=3 {
         node.datapath.upsert_backend(id, &backend).unwrap();
     }
-    let entry = |slots: &[u32]| ServiceEntry { rev_nat: 7, maglev: slots.to_vec(), local_only: true };
+    let entry = |slots: &[u32]| ServiceEntry { rev_nat: 7, maglev: slots.to_vec(), local_only: true, ..ServiceEntry::default() };
     for slots in [vec![1; 251], vec![2; 251], vec![3; 509], vec![]] {
         node.datapath.set_service(&frontend, &entry(&slots)).unwrap();
         assert_eq!(node.datapath.services().unwrap()[&frontend], entry(&slots));

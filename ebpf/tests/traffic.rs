@@ -101,7 +101,7 @@ fn one_node(attach: Attach) {
         for protocol in [6, 17] {
             datapath.upsert_backend(1, &Backend { protocol, ..backend }).unwrap();
             let frontend = Frontend { ip: ip(CLUSTER_IP[f]), port: 80, protocol, scope: Scope::Internal };
-            let entry = ServiceEntry { rev_nat: 1, maglev: vec![1; 7], local_only: false };
+            let entry = ServiceEntry { rev_nat: 1, maglev: vec![1; 7], ..ServiceEntry::default() };
             datapath.set_service(&frontend, &entry).unwrap();
         }
         converse(&a.space, &b.space, (POD_B[f], 8080), (CLUSTER_IP[f], 80));
@@ -239,7 +239,7 @@ fn node_ports(one: &Host, two: &Host) {
                 let row = Backend { ip: ip(backend), port: 8080, protocol };
                 two.datapath.upsert_backend(number, &row).unwrap();
                 let frontend = Frontend { ip: ip(address), port: 30_080, protocol, scope: Scope::External };
-                let entry = ServiceEntry { rev_nat: 5, maglev: vec![number], local_only: false };
+                let entry = ServiceEntry { rev_nat: 5, maglev: vec![number], ..ServiceEntry::default() };
                 two.datapath.set_service(&frontend, &entry).unwrap();
             }
             converse(&one.pod.space, &pod.space, (backend, 8080), (address, 30_080));
@@ -280,7 +280,7 @@ fn two_nodes(path: NodePath, attach: Attach) {
             let backend = Backend { ip: ip(far[f]), port: 8080, protocol };
             one.datapath.upsert_backend(1, &backend).unwrap();
             let frontend = Frontend { ip: ip(VIP[f]), port: 80, protocol, scope: Scope::External };
-            let entry = ServiceEntry { rev_nat: 1, maglev: vec![1], local_only: false };
+            let entry = ServiceEntry { rev_nat: 1, maglev: vec![1], ..ServiceEntry::default() };
             one.datapath.set_service(&frontend, &entry).unwrap();
         }
         let via = ["172.20.0.1", "fd00:20::1"][f];

@@ -159,3 +159,31 @@ fn node_ports_are_read_where_a_service_may_have_them() {
         assert!(ports.is_none() && told.len() == 1 && told[0].contains("out of range"), "{told:?}");
     }
 }
+
+#[test]
+fn source_ranges_that_cannot_be_read_admit_nobody() {
+    let service = |spec: &str| {
+        let parsed = read(&format!("apiVersion: v1\nkind: Service\nmetadata: {{name: web}}\nspec: {{{spec}}}\n"));
+        let told: Vec<_> = parsed.problems.iter().map(|problem| problem.reason.clone()).collect();
+        match parsed.objects.into_values().next() {
+            Some(Object::Service(row)) => {
+                let ranges = row.source_ranges;
+                (ranges.map(|all| all.iter().map(ToString::to_string).collect::<Vec<_>>()), told)
+            }
+            other => panic!("{other:?} {told:?}"),
+        }
+    };
+    let with = |ranges: &str| service(&format!("type: LoadBalancer, loadBalancerSourceRanges: {ranges}"));
+    let some = |texts: &[&str]| Some(texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>());
+    assert_eq!(with("[]"), (None, vec![]), "as Kubernetes: no list is no limit");
+    let good = with("[10.1.2.3/8, ' 192.0.2.0/24 ', 'fd00::/8', 10.0.0.0/8]");
+    assert_eq!(good, (some(&["10.0.0.0/8", "192.0.2.0/24", "fd00::/8"]), vec![]));
+    for bad in ["10.0.0.0/33", "'fd00::/129'", "everybody", "''", "10.0.0.0/-1"] {
+        let (ranges, told) = with(&format!("[{bad}, 192.0.2.0/24]"));
+        assert_eq!((ranges, told.len()), (some(&["192.0.2.0/24"]), 1), "{bad}");
+        let (ranges, told) = with(&format!("[{bad}]"));
+        assert_eq!((ranges, told.len()), (some(&[]), 1), "{bad}");
+    }
+    let (ranges, told) = service("loadBalancerSourceRanges: [10.0.0.0/8]");
+    assert!(ranges.is_none() && told.len() == 1 && told[0].contains("only LoadBalancer"), "{told:?}");
+}

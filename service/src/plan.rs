@@ -24,7 +24,7 @@ use std::sync::Arc;
 use tombolo_base::aggregate::Gate;
 use tombolo_base::clock::Moment;
 use tombolo_base::source::{Source, SourceState};
-use tombolo_base::table::{Batch, Row, Snapshot, Writer};
+use tombolo_base::table::{Batch, Snapshot, Writer};
 
 /// What makes a backend: address, port, protocol.
 pub type BackendKey = (IpAddr, u16, Protocol);
@@ -422,6 +422,7 @@ impl Planner {
                 spare: chosen.spare,
                 maglev: chosen.maglev,
                 local_only: frontend.local_only,
+                source_ranges: frontend.source_ranges.clone(),
             });
         }
         rows

@@ -12,6 +12,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use tombolo_base::cells::list;
+use tombolo_base::prefix::Prefix;
 use tombolo_base::source::Source;
 use tombolo_base::table::Row;
 
@@ -225,6 +226,9 @@ pub struct ServiceRow {
     pub families_ipv4: Vec<bool>,
     /// `externalIPs`: addresses that routers lead here, for services of any type.
     pub external_ips: Vec<IpAddr>,
+    /// `loadBalancerSourceRanges`: whose clients the LoadBalancer addresses are for; `None`: anybody's. A range that cannot be
+    /// read is left out, so if none can, nobody is.
+    pub source_ranges: Option<BTreeSet<Prefix>>,
     /// Addresses asked for: annotation `lbipam.cilium.io/ips` or `spec.loadBalancerIP`.
     pub requested_addresses: Vec<IpAddr>,
     /// `publishNotReadyAddresses`.
@@ -263,6 +267,7 @@ impl ServiceRow {
             load_balancer_class: None,
             families_ipv4: Vec::new(),
             external_ips: Vec::new(),
+            source_ranges: None,
             requested_addresses: Vec::new(),
             publish_not_ready: false,
             global: false,

@@ -210,7 +210,7 @@ impl Frontends {
 
     fn rest_entry() -> ebpf::ServiceEntry {
         // The number of a translation that never happens; the programs drop before they look at it.
-        ebpf::ServiceEntry { rev_nat: u32::MAX, maglev: Vec::new(), local_only: false }
+        ebpf::ServiceEntry { rev_nat: u32::MAX, ..ebpf::ServiceEntry::default() }
     }
 }
 
@@ -228,6 +228,7 @@ fn service(row: &FrontendRow) -> ebpf::ServiceEntry {
         rev_nat: u32::from(row.id),
         maglev: row.slots().collect(),
         local_only: row.local_only,
+        source_ranges: row.source_ranges.as_ref().map(|all| all.iter().map(Prefix::net).collect()),
     }
 }
 

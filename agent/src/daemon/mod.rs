@@ -191,6 +191,7 @@ fn map_sizes(maps: &crate::config::Maps) -> MapSizes {
         services: maps.services,
         backends: maps.backends,
         maglev_slots: maps.maglev_slots,
+        source_ranges: maps.source_ranges,
         conntrack_half: maps.conntrack / 2,
         conntrack: maps.conntrack / 2,
         nat: maps.nat,

@@ -210,7 +210,7 @@ impl Node {
         }
         let maglev = backends.iter().map(|(id, ..)| *id).collect();
         let frontend = Frontend { ip: ip(address), port, protocol, scope };
-        self.datapath.set_service(&frontend, &ServiceEntry { rev_nat, maglev, local_only: false }).unwrap();
+        self.datapath.set_service(&frontend, &ServiceEntry { rev_nat, maglev, ..ServiceEntry::default() }).unwrap();
     }
 
     /// Runs a packet through a program as if it had come to `ifindex`.

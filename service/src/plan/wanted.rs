@@ -5,13 +5,17 @@ use crate::rows::{
     Claim, FrontendKey, Protocol, Scope, ServiceName, ServicePort, ServiceRow, ServiceType, TrafficPolicy,
 };
 use std::net::IpAddr;
+use std::sync::Arc;
+use tombolo_base::prefix::Prefix;
 use tombolo_base::table::{Row, Snapshot};
 
 /// A frontend before its backends have numbers.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub(super) struct Wanted {
     pub(super) key: FrontendKey,
     pub(super) local_only: bool,
+    /// The clients that it takes; `None`: anybody.
+    pub(super) source_ranges: Option<Arc<[Prefix]>>,
     /// Which of the service's pools it chooses from.
     pub(super) pool: usize,
 }
@@ -28,23 +32,25 @@ impl Planner {
         let external_local = service.external_traffic_policy == TrafficPolicy::Local;
         let mut wanted = Vec::new();
         for port in &service.ports {
-            let mut add = |address: IpAddr, number, scope, local_only| {
+            let mut add = |address: IpAddr, number, scope, local_only, source_ranges| {
                 let key = FrontendKey { address, port: number, protocol: port.protocol, scope };
                 let pool = self.pool(service, port, address.is_ipv4(), local_only, &mut pools);
-                wanted.push(Wanted { key, local_only, pool });
+                wanted.push(Wanted { key, local_only, source_ranges, pool });
             };
             let free = |address: &&IpAddr| !self.is_node_port(address, port.port, port.protocol);
             for address in service.cluster_ips.iter().filter(free) {
                 let local = service.internal_traffic_policy == TrafficPolicy::Local;
-                add(*address, port.port, Scope::Internal, local);
+                add(*address, port.port, Scope::Internal, local, None);
             }
             let external = service.external_ips.iter().filter(|ip| self.has_external(service, port, ip));
-            let given = assigned.into_iter().flat_map(|row| &row.addresses).chain(external).filter(free);
-            let given = given.map(|address| (*address, port.port));
-            for (address, number) in given.chain(self.node_ports(service, port)) {
-                add(address, number, Scope::External, external_local);
+            let given = assigned.into_iter().flat_map(|row| &row.addresses).filter(free);
+            let given = given.map(|ip| (*ip, port.port, source_ranges(service, ip.is_ipv4())));
+            let external = external.filter(free).map(|ip| (*ip, port.port, None));
+            let on_node = self.node_ports(service, port).map(|(ip, number)| (ip, number, None));
+            for (address, number, source_ranges) in given.chain(external).chain(on_node) {
+                add(address, number, Scope::External, external_local, source_ranges);
                 // Kubernetes: from inside the cluster the external policy does not narrow the choice.
-                add(address, number, Scope::Internal, false);
+                add(address, number, Scope::Internal, false, None);
             }
         }
         (wanted, pools)
@@ -113,6 +119,12 @@ impl Planner {
         let given = self.inputs.addresses.by_index(address).map(|row| row.name.clone());
         claiming(services, Claim::Address(*address)).into_iter().chain(given).collect()
     }
+}
+
+/// The clients of a family that a LoadBalancer address is for. Ranges of the other family alone leave nobody of this one.
+fn source_ranges(service: &ServiceRow, ipv4: bool) -> Option<Arc<[Prefix]>> {
+    let ranges = service.source_ranges.as_ref()?;
+    Some(ranges.iter().filter(|range| range.is_ipv4() == ipv4).copied().collect())
 }
 
 /// The services with a claim.

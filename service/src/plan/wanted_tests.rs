@@ -1,6 +1,7 @@
 //! Node ports: where they are, who has them, whom they choose.
 
 use super::*;
+use tombolo_base::prefix::Prefix;
 
 /// The service with a node port, one backend on this node and one on another.
 fn with_node_port(world: &World, number: u16) -> ServiceRow {
@@ -122,4 +123,38 @@ fn whoever_names_an_address_of_the_node_leaves_its_node_ports_alone() {
         });
         world.addresses.1.upsert(given(&external_ips));
     }
+}
+
+#[test]
+fn source_ranges_narrow_loadbalancer_addresses_for_the_outside_alone() {
+    let mut world = World::new();
+    let row = with_node_port(&world, 30_080);
+    let range: Prefix = "192.0.2.0/24".parse().unwrap();
+    world.services.1.upsert(ServiceRow {
+        kind: ServiceType::LoadBalancer,
+        external_ips: vec!["198.51.100.7".parse().unwrap()],
+        source_ranges: Some([range].into()),
+        ..row.clone()
+    });
+    let addresses = ["203.0.113.1", "2001:db8:e::1"].map(|text| text.parse().unwrap()).into();
+    let pools = BTreeSet::new();
+    world.addresses.1.upsert(LbAssignment { source: Source::Planner, name: name(), addresses, pools });
+    world.step(1);
+    let narrowed = |world: &World| -> BTreeSet<(String, Vec<Prefix>)> {
+        let rows = world.out.frontends.table().snapshot();
+        let narrowed = rows.iter().filter(|row| row.source_ranges.is_some());
+        narrowed
+            .map(|row| {
+                assert_eq!(row.key.scope, Scope::External, "{:?}", row.key);
+                (row.key.address.to_string(), row.source_ranges.as_deref().unwrap().to_vec())
+            })
+            .collect()
+    };
+    // Nobody of the other family: it has no range.
+    let expected =
+        [("203.0.113.1".to_owned(), vec![range]), ("2001:db8:e::1".to_owned(), vec![])].into();
+    assert_eq!(narrowed(&world), expected);
+    world.services.1.upsert(ServiceRow { kind: ServiceType::LoadBalancer, ..row });
+    world.step(2);
+    assert_eq!(narrowed(&world), BTreeSet::new());
 }
