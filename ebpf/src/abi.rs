@@ -146,6 +146,14 @@ abi! {
     }
     /// `struct tb_range_key`, as aya's `Key<[u8; 20]>` writes it.
     RangeKey = 24 { prefixlen: u32 = 0, rev_nat: u32 = 4, addr: [u8; 16] = 8 }
+    /// `struct tb_affinity_key`
+    AffinityKey = 24 { client: Addr = 0, rev_nat: u32 = 16, by_cookie: u32 = 20 }
+    /// `struct tb_affinity`
+    Affinity = 32 {
+        last_ns: u64 = 0, backend: u32 = 8, port: u16 = 12, pad0: u16 = 14, addr: Addr = 16,
+    }
+    /// `struct tb_member_key`
+    MemberKey = 12 { rev_nat: u32 = 0, backend: u32 = 4, scope: u32 = 8 }
     /// `struct tb_backend`
     Backend = 24 { addr: Addr = 0, port: u16 = 16, proto: u8 = 18, flags: u8 = 19, pad0: u32 = 20 }
     /// `struct tb_rev_nat`

@@ -1,6 +1,7 @@
 //! Opening the datapath: pinned maps, programs, hooks, and the plain rows.
 
 use crate::abi;
+use crate::affinity::Members;
 use crate::attach::{Attach, Links, Side};
 use crate::error::DatapathError;
 use crate::events::EventReader;
@@ -40,6 +41,8 @@ pub struct MapSizes {
     pub maglev_slots: u32,
     /// Prefixes of clients, of all services that take some only.
     pub source_ranges: u32,
+    /// Clients of services with session affinity.
+    pub affinity: u32,
     /// Half-open flows.
     pub conntrack_half: u32,
     /// Established flows.
@@ -65,6 +68,7 @@ impl Default for MapSizes {
             backends: 8192,
             maglev_slots: 131_072,
             source_ranges: 4096,
+            affinity: 16_384,
             conntrack_half: 16_384,
             conntrack: 16_384,
             nat: 16_384,
@@ -76,7 +80,7 @@ impl Default for MapSizes {
 }
 
 impl MapSizes {
-    fn list(&self) -> [(&'static str, u32); 17] {
+    fn list(&self) -> [(&'static str, u32); 19] {
         [
             ("tb_ifaces", self.endpoints),
             ("tb_endpoints", self.endpoints.saturating_mul(2).saturating_add(64)),
@@ -87,6 +91,9 @@ impl MapSizes {
             ("tb_backends", self.backends),
             ("tb_maglev", self.maglev_slots),
             ("tb_ranges", self.source_ranges),
+            ("tb_affinity", self.affinity),
+            // A backend is a member of each address and port that it serves, in both scopes.
+            ("tb_members", self.backends.saturating_mul(8)),
             // One for every number a service can have: those of services that went stay while flows need them.
             ("tb_rev_nat", 65_536),
             ("tb_ct_half", self.conntrack_half),
@@ -125,6 +132,7 @@ pub struct Datapath {
     pub(crate) released: Mutex<Released>,
     pub(crate) rules: Mutex<Known>,
     pub(crate) ranges: Mutex<Ranges>,
+    pub(crate) members: Mutex<Members>,
     object: Mutex<Ebpf>,
     links: Links,
     directory: PathBuf,
@@ -174,6 +182,7 @@ impl Datapath {
         let maglev = MaglevSlots::recover(&tables)?;
         let released = crate::rev_nats::recover(&tables)?;
         let ranges = crate::ranges::recover(&tables)?;
+        let members = crate::affinity::recover(&tables)?;
         Ok(Self {
             tables,
             maglev: Mutex::new(maglev),
@@ -181,6 +190,7 @@ impl Datapath {
             released: Mutex::new(released),
             rules: Mutex::new(None),
             ranges: Mutex::new(ranges),
+            members: Mutex::new(members),
             object: Mutex::new(object),
             links: Links::new(links, config.attach),
             directory,
@@ -358,6 +368,8 @@ impl Datapath {
             t.backends.usage()?,
             MapUsage { map: "tb_maglev", entries: used, capacity },
             t.ranges.usage()?,
+            t.affinity.usage()?,
+            t.members.usage()?,
             t.rev_nat.usage()?,
             t.ct_half.usage()?,
             t.ct.usage()?,
@@ -492,6 +504,8 @@ fn retire_changed_maps(directory: &Path, sizes: &MapSizes) -> Result<Vec<Carry>,
             "tb_ct" => retired.push(carry(name, &path, |tables| &tables.ct)?),
             "tb_nat" => retired.push(carry(name, &path, |tables| &tables.nat)?),
             "tb_maglev" => retired.push(carry_slots(&path)?),
+            "tb_affinity" => retired.push(carry(name, &path, |tables| &tables.affinity)?),
+            "tb_members" => retired.push(carry(name, &path, |tables| &tables.members)?),
             _ => {}
         }
         fs::remove_file(&path).map_err(|source| DatapathError::BpfFs { operation: "unpin", path, source })?;

@@ -102,6 +102,8 @@ fn option_of(map: &str) -> Option<&'static str> {
         "tb_services" => "services",
         "tb_backends" => "backends",
         "tb_ranges" => "source_ranges",
+        "tb_affinity" => "affinity",
+        "tb_members" => "backends",
         "tb_ct" | "tb_ct_half" => "conntrack",
         "tb_nat" => "nat",
         "tb_policies" => "policies",

@@ -26,6 +26,7 @@
 #![deny(unsafe_code)]
 
 mod abi;
+mod affinity;
 mod attach;
 mod conntrack;
 mod datapath;

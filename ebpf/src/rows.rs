@@ -175,6 +175,8 @@ pub struct ServiceEntry {
     pub local_only: bool,
     /// Prefixes of the clients that it takes, of [`Scope::External`] alone: all others are dropped with 177. `None`: anybody.
     pub source_ranges: Option<BTreeSet<IpNet>>,
+    /// Session affinity: how long, in seconds, a client is sent to the same backend after it opened a flow; 0: not at all.
+    pub affinity_secs: u32,
 }
 
 /// One policy entry. Zero or `None` fields are wildcards.

@@ -395,6 +395,7 @@ impl Planner {
     ) -> Vec<FrontendRow> {
         let present = out.frontends.table().snapshot();
         let import = self.is_import(service);
+        let affinity_secs = self.inputs.services.get(service).and_then(|row| row.details.affinity_secs());
         let mut numbered: BTreeMap<usize, Numbered> = BTreeMap::new();
         let mut rows = Vec::with_capacity(wanted.len());
         for frontend in wanted {
@@ -423,6 +424,7 @@ impl Planner {
                 maglev: chosen.maglev,
                 local_only: frontend.local_only,
                 source_ranges: frontend.source_ranges.clone(),
+                affinity_secs,
             });
         }
         rows

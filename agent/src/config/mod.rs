@@ -334,6 +334,8 @@ pub(crate) struct Maps {
     pub(crate) maglev_slots: u32,
     /// Prefixes in the source ranges of services, of each frontend.
     pub(crate) source_ranges: u32,
+    /// Clients of services with session affinity.
+    pub(crate) affinity: u32,
 }
 
 impl Default for Maps {
@@ -350,6 +352,7 @@ impl Default for Maps {
             backends: 65_536,
             maglev_slots: 1_048_576,
             source_ranges: 65_536,
+            affinity: 65_536,
         }
     }
 }

@@ -158,3 +158,21 @@ fn source_ranges_narrow_loadbalancer_addresses_for_the_outside_alone() {
     world.step(2);
     assert_eq!(narrowed(&world), BTreeSet::new());
 }
+
+#[test]
+fn session_affinity_is_of_every_address_and_within_kubernetes_bounds() {
+    let mut world = World::new();
+    let row = with_node_port(&world, 30_080);
+    for (given, secs) in [(None, 10_800), (Some(60), 60), (Some(0), 1), (Some(u32::MAX), 86_400)] {
+        for client_ip_affinity in [true, false] {
+            let mut row = row.clone();
+            row.details.client_ip_affinity = client_ip_affinity;
+            row.details.affinity_timeout_secs = given;
+            world.services.1.upsert(row);
+            world.step(1);
+            let rows = world.out.frontends.table().snapshot();
+            let expected = client_ip_affinity.then_some(secs);
+            assert!(rows.len() == 6 && rows.iter().all(|row| row.affinity_secs == expected), "{rows:?}");
+        }
+    }
+}

@@ -58,6 +58,8 @@ pub struct FrontendRow {
     pub local_only: bool,
     /// The clients that it takes; `None`: anybody. Others are dropped (177).
     pub source_ranges: Option<Arc<[Prefix]>>,
+    /// Session affinity: how long a client is sent to the same backend after it opened a flow; `None`: not at all.
+    pub affinity_secs: Option<u32>,
 }
 
 impl Row for FrontendRow {
@@ -85,6 +87,7 @@ impl Row for FrontendRow {
             "TIERS",
             "NOT-CHOSEN",
             "CLIENTS",
+            "AFFINITY",
         ]
     }
     fn cells(&self) -> Vec<String> {
@@ -106,6 +109,7 @@ impl Row for FrontendRow {
                 Some([]) => "none".to_owned(),
                 Some(ranges) => list(ranges),
             },
+            self.affinity_secs.map_or_else(|| "-".to_owned(), |secs| format!("{secs}s")),
         ]
     }
 }
