@@ -54,7 +54,7 @@ bench-dns: ## Questions per second of the DNS unit over loopback
 	cargo test --locked --release -p tombolo-dns --test serve -- --ignored --nocapture questions_per_second
 
 programs: ## eBPF programs on real packets (BPF_PROG_TEST_RUN) and real traffic
-	$(TEST) --test paths --test services --test node_ports --test clients --test traffic --test wireguard
+	$(TEST) --test paths --test services --test node_ports --test clients --test refusals --test traffic --test wireguard
 
 namespaces: ## netlink, CNI, tunnels and the lab runner in network namespaces
 	$(TEST) --test namespaces --test pods --test underlay --test lab

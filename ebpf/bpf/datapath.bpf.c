@@ -127,7 +127,7 @@ INLINE int pod_sends(struct __sk_buff *skb, struct tb_pkt *p)
 		return act == 1 ? answer_of_pod(skb, p) : act;
 	act = tb_service(TB_SCOPE_INTERNAL);
 	if (act != TB_GO && act != 1)
-		return act;
+		return p->refuse ? tb_refuse(skb) : act;
 	if (act == 1 && to_tunnel(p, cfg))
 		return DROP(p, TB_DROP_ENCAP_PROHIBITED, "a service leads a pod to the tunnel's port", "give the service's backends another UDP port");
 	act = tb_locate();
@@ -364,8 +364,10 @@ INLINE int uplink_receives(struct __sk_buff *skb, struct tb_pkt *p)
 		act = tb_service(TB_SCOPE_EXTERNAL);
 		if (act == 1)
 			return outside_client(skb, p, cfg);
-		if (act != TB_GO || p->where == TB_AWAY)
-			return act == TB_GO ? TC_ACT_OK : act;
+		if (act != TB_GO)
+			return p->refuse ? tb_refuse(skb) : act;
+		if (p->where == TB_AWAY)
+			return TC_ACT_OK;
 	}
 	/* Only a router that sends the node's own packets to a service back does this, and those were translated above. */
 	if (p->local_source)

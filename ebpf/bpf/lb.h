@@ -99,8 +99,10 @@ INLINE int choose_backend(struct tb_pkt *p, const struct tb_service *svc, __u32 
 
 	if (!svc->maglev_size && svc->flags & TB_SVC_LOCAL_ONLY)
 		return DROP(p, TB_DROP_NO_SERVICE, "the service's traffic policy is Local, and it has no backend on this node", "ask a node that has one: tombolo show slices; or use the policy Cluster");
-	if (!svc->maglev_size)
+	if (!svc->maglev_size) {
+		p->refuse = 1;
 		return DROP(p, TB_DROP_NO_SERVICE, "the service has no backend", "tombolo show services; check the pods' readiness and the selector");
+	}
 	if (svc->affinity_secs)
 		b = met_before(p, svc, scope, &id);
 	if (!b)
@@ -161,8 +163,11 @@ GLOBAL int tb_service(__u32 scope)
 	if (!svc) {
 		key.port = 0;
 		key.proto = 0;
-		if (bpf_map_lookup_elem(&tb_services, &key))
+		if (bpf_map_lookup_elem(&tb_services, &key)) {
+			/* Whoever scans from outside is told nothing. */
+			p->refuse = scope == TB_SCOPE_INTERNAL;
 			return DROP(p, TB_DROP_NO_SERVICE, "the service address has no such port", "tombolo show services; use a port that the service has");
+		}
 		return TB_GO;
 	}
 	/* Each packet is asked, so that a flow ends with what let it in. */

@@ -106,13 +106,11 @@ fn other_ports_of_the_node_stay_the_hosts() {
 fn with_the_policy_local_a_node_without_backend_says_why_it_drops() {
     let mut node = Node::new();
     for f in FAMILIES {
-        let why = |node: &mut Node, local_only| {
-            let frontend = Frontend { ip: ip(NODE[f]), port: PORT, protocol: 6, scope: Scope::External };
-            let entry = ServiceEntry { rev_nat: 20, local_only, ..ServiceEntry::default() };
-            node.datapath.set_service(&frontend, &entry).unwrap();
-            node.drops("from_uplink", node.uplink, &tcp((CLIENT[f], 5000), (NODE[f], PORT), "S"), 158)
-        };
-        assert!(why(&mut node, true).why.contains("Local"));
-        assert!(!why(&mut node, false).why.contains("Local"));
+        let frontend = Frontend { ip: ip(NODE[f]), port: PORT, protocol: 6, scope: Scope::External };
+        let entry = ServiceEntry { rev_nat: 20, local_only: true, ..ServiceEntry::default() };
+        node.datapath.set_service(&frontend, &entry).unwrap();
+        let packet = tcp((CLIENT[f], 5000), (NODE[f], PORT), "S");
+        let site = node.drops("from_uplink", node.uplink, &packet, 158);
+        assert!(site.why.contains("Local") && site.remedy.contains("Cluster"));
     }
 }

@@ -434,14 +434,13 @@ fn reverse_translations_go_when_nobody_needs_them() {
 }
 
 #[test]
-fn service_addresses_without_backend_or_port_are_dropped() {
+fn service_addresses_without_such_a_port_are_dropped() {
     let mut node = Node::new();
     for f in FAMILIES {
         node.service(VIP[f], 80, Scope::External, 20, &[]);
         let all = Frontend { ip: ip(VIP[f]), port: 0, protocol: 0, scope: Scope::External };
         node.datapath.set_service(&all, &ServiceEntry::default()).unwrap();
         for packet in [
-            tcp((CLIENT[f], 1), (VIP[f], 80), "S"),
             tcp((CLIENT[f], 1), (VIP[f], 81), "S"),
             ping(CLIENT[f], VIP[f], 3, true),
         ] {

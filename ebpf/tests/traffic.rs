@@ -109,6 +109,15 @@ fn one_node(attach: Attach) {
         converse(&b.space, &b.space, (POD_B[f], 8080), (CLUSTER_IP[f], 80));
     }
     assert_eq!(drops(&datapath), vec![], "nothing was dropped");
+    for f in FAMILIES {
+        // Without a backend the pod is told so, and need not wait.
+        let frontend = Frontend { ip: ip(CLUSTER_IP[f]), port: 81, protocol: 6, scope: Scope::Internal };
+        datapath.set_service(&frontend, &ServiceEntry { rev_nat: 2, ..ServiceEntry::default() }).unwrap();
+        let to = std::net::SocketAddr::from((ip(CLUSTER_IP[f]), 81));
+        let wait = std::time::Duration::from_secs(3);
+        let answer = a.space.inside(|| std::net::TcpStream::connect_timeout(&to, wait));
+        assert_eq!(answer.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+    }
     datapath.delete_interface(b.ifindex).unwrap();
     assert!(!a.space.inside(|| ping_from_here(POD_B[0])), "fail closed");
     assert!(drops(&datapath).iter().any(|(reason, _)| *reason == 203));

@@ -422,8 +422,9 @@ impl Planner {
                 tiers: chosen.tiers,
                 spare: chosen.spare,
                 maglev: chosen.maglev,
-                local_only: frontend.local_only,
-                source_ranges: frontend.source_ranges.clone(),
+                local_only: frontend.terms.local_only,
+                whole_address: frontend.terms.whole_address,
+                source_ranges: frontend.terms.source_ranges.clone(),
                 affinity_secs,
             });
         }

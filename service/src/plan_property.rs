@@ -98,8 +98,8 @@ fn service_of(n: u8, bits: u8) -> ServiceRow {
 }
 
 /// A frontend as packets meet it: key, service, whether local only, members, and the backend of each slot; and who is
-/// not chosen, and why.
-type Seen = (FrontendKey, ServiceName, bool, BTreeSet<BackendKey>, Vec<BackendKey>, Vec<(BackendKey, Why)>);
+/// not chosen, and why; whether the address is the services' alone.
+type Seen = (FrontendKey, ServiceName, bool, BTreeSet<BackendKey>, Vec<BackendKey>, Vec<(BackendKey, Why)>, bool);
 /// A frontend of an earlier life: its number and members.
 type Restored = (FrontendKey, u16, BTreeSet<BackendKey>);
 
@@ -191,6 +191,7 @@ impl World {
                 row.backends.iter().map(of).collect(),
                 maglev,
                 spare,
+                row.whole_address,
             )
         };
         self.out.frontends.table().snapshot().iter().map(frontend).collect()

@@ -333,11 +333,7 @@ impl Rooms<'_> {
         let datapath = self.ground.daemon.datapath.clone();
         let prefixes = self.prefix_target();
         let backends = datapath::Backends { datapath: datapath.clone(), frontends: held.frontends.clone() };
-        let frontends = datapath::Frontends::new(
-            datapath.clone(),
-            held.backends.clone(),
-            self.ground.node.own.addresses.iter().map(|address| address.ip).collect(),
-        );
+        let frontends = datapath::Frontends::new(datapath.clone(), held.backends.clone());
         let (policies, interfaces) =
             (datapath::Policies(datapath.clone()), datapath::Interfaces::new(datapath.clone()));
         let watcher = watch::Watcher {

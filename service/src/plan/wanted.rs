@@ -13,11 +13,20 @@ use tombolo_base::table::{Row, Snapshot};
 #[derive(Clone, Debug)]
 pub(super) struct Wanted {
     pub(super) key: FrontendKey,
-    pub(super) local_only: bool,
-    /// The clients that it takes; `None`: anybody.
-    pub(super) source_ranges: Option<Arc<[Prefix]>>,
+    pub(super) terms: Terms,
     /// Which of the service's pools it chooses from.
     pub(super) pool: usize,
+}
+
+/// On which terms a frontend serves.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Terms {
+    /// With backends of this node alone.
+    pub(super) local_only: bool,
+    /// The address has nothing but services' ports.
+    pub(super) whole_address: bool,
+    /// These clients; `None`: anybody.
+    pub(super) source_ranges: Option<Arc<[Prefix]>>,
 }
 
 impl Planner {
@@ -29,28 +38,38 @@ impl Planner {
             return (Vec::new(), pools);
         }
         let assigned = self.inputs.addresses.get(name).filter(|_| service.kind == ServiceType::LoadBalancer);
-        let external_local = service.external_traffic_policy == TrafficPolicy::Local;
+        let local = |policy| policy == TrafficPolicy::Local;
+        let inside = Terms { local_only: local(service.internal_traffic_policy), ..Terms::default() };
+        let outside = Terms { local_only: local(service.external_traffic_policy), ..Terms::default() };
+        let whole = |terms: &Terms| Terms { whole_address: true, ..terms.clone() };
+        // Kubernetes: from inside the cluster the external policy does not narrow the choice.
+        let from_inside = Terms::default();
         let mut wanted = Vec::new();
         for port in &service.ports {
-            let mut add = |address: IpAddr, number, scope, local_only, source_ranges| {
+            let mut add = |address: IpAddr, number, scope, mut terms: Terms| {
                 let key = FrontendKey { address, port: number, protocol: port.protocol, scope };
-                let pool = self.pool(service, port, address.is_ipv4(), local_only, &mut pools);
-                wanted.push(Wanted { key, local_only, source_ranges, pool });
+                let pool = self.pool(service, port, address.is_ipv4(), terms.local_only, &mut pools);
+                terms.whole_address &= !self.node_addresses.contains(&address);
+                wanted.push(Wanted { key, terms, pool });
             };
             let free = |address: &&IpAddr| !self.is_node_port(address, port.port, port.protocol);
             for address in service.cluster_ips.iter().filter(free) {
-                let local = service.internal_traffic_policy == TrafficPolicy::Local;
-                add(*address, port.port, Scope::Internal, local, None);
+                add(*address, port.port, Scope::Internal, whole(&inside));
             }
+            for address in assigned.into_iter().flat_map(|row| &row.addresses).filter(free) {
+                let source_ranges = source_ranges(service, address.is_ipv4());
+                add(*address, port.port, Scope::External, Terms { source_ranges, ..whole(&outside) });
+                add(*address, port.port, Scope::Internal, whole(&from_inside));
+            }
+            // An external address may be somebody's whom pods reach at other ports: another node's, for example.
             let external = service.external_ips.iter().filter(|ip| self.has_external(service, port, ip));
-            let given = assigned.into_iter().flat_map(|row| &row.addresses).filter(free);
-            let given = given.map(|ip| (*ip, port.port, source_ranges(service, ip.is_ipv4())));
-            let external = external.filter(free).map(|ip| (*ip, port.port, None));
-            let on_node = self.node_ports(service, port).map(|(ip, number)| (ip, number, None));
-            for (address, number, source_ranges) in given.chain(external).chain(on_node) {
-                add(address, number, Scope::External, external_local, source_ranges);
-                // Kubernetes: from inside the cluster the external policy does not narrow the choice.
-                add(address, number, Scope::Internal, false, None);
+            for address in external.filter(free) {
+                add(*address, port.port, Scope::External, whole(&outside));
+                add(*address, port.port, Scope::Internal, from_inside.clone());
+            }
+            for (address, number) in self.node_ports(service, port) {
+                add(address, number, Scope::External, outside.clone());
+                add(address, number, Scope::Internal, from_inside.clone());
             }
         }
         (wanted, pools)

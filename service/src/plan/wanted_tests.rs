@@ -176,3 +176,28 @@ fn session_affinity_is_of_every_address_and_within_kubernetes_bounds() {
         }
     }
 }
+
+#[test]
+fn an_address_that_somebody_else_may_have_is_not_the_services_alone() {
+    let mut world = World::new();
+    let mut row = with_node_port(&world, 30_080);
+    row.kind = ServiceType::LoadBalancer;
+    row.families_ipv4 = vec![true];
+    // Another node's address and this one's, too.
+    row.external_ips = ["172.20.12.2", NODE[0]].map(|text| text.parse().unwrap()).to_vec();
+    world.services.1.upsert(row);
+    let addresses = ["203.0.113.1".parse().unwrap()].into();
+    let pools = BTreeSet::new();
+    world.addresses.1.upsert(LbAssignment { source: Source::Planner, name: name(), addresses, pools });
+    world.step(1);
+    let rows = world.out.frontends.table().snapshot();
+    let whole = rows.iter().filter(|row| row.whole_address && row.key.address.is_ipv4());
+    let whole: BTreeSet<_> = whole.map(|row| (row.key.address.to_string(), row.key.scope)).collect();
+    let expected = [
+        ("10.101.0.10", Scope::Internal),
+        ("203.0.113.1", Scope::External),
+        ("203.0.113.1", Scope::Internal),
+        ("172.20.12.2", Scope::External),
+    ];
+    assert_eq!(whole, expected.map(|(address, scope)| (address.to_owned(), scope)).into());
+}

@@ -56,6 +56,8 @@ pub struct FrontendRow {
     pub maglev: Arc<[u16]>,
     /// Whether only backends of this node are used and the client's address is kept.
     pub local_only: bool,
+    /// Whether the address is the services' alone: packets to its other ports are refused, never sent on.
+    pub whole_address: bool,
     /// The clients that it takes; `None`: anybody. Others are dropped (177).
     pub source_ranges: Option<Arc<[Prefix]>>,
     /// Session affinity: how long a client is sent to the same backend after it opened a flow; `None`: not at all.
