@@ -35,7 +35,7 @@ fn web() -> ServiceName {
 fn service() -> ServiceRow {
     ServiceRow {
         cluster_ips: vec!["10.102.0.10".parse().unwrap(), "fd00:102::10".parse().unwrap()],
-        ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80 }],
+        ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: None }],
         families_ipv4: vec![true, false],
         global: true,
         shared: true,

@@ -115,7 +115,8 @@ struct tb_service_key {
 };
 
 /* tb_service flags */
-#define TB_SVC_LOCAL_ONLY (1u << 0) /* externalTrafficPolicy (or internal) Local; informative */
+#define TB_SVC_LOCAL_ONLY (1u << 0) /* externalTrafficPolicy (or internal) Local: why there may be no backend */
+#define TB_SVC_SOURCE_RANGE (1u << 6) /* only for clients in tb_ranges */
 
 struct tb_service {
 	__u32 rev_nat;
@@ -123,7 +124,36 @@ struct tb_service {
 	__u32 maglev_offset;
 	__u32 maglev_size;
 	__u32 flags;
-	__u32 affinity_secs;
+	__u32 affinity_secs; /* how long a client is sent to the same backend after it opened a flow; 0: not */
+};
+
+/* A prefix of clients that a service with TB_SVC_SOURCE_RANGE takes. */
+struct tb_range_key {
+	__u32 prefixlen; /* 32 for the number, and those of the address; an IPv4 prefix has 96 more */
+	__u32 rev_nat;
+	__u8 addr[16];
+};
+
+/* Session affinity: whom a client met last. */
+struct tb_affinity_key {
+	union tb_addr client;
+	__u32 rev_nat;
+	__u32 by_cookie; /* 0: the client is an address */
+};
+
+struct tb_affinity {
+	__u64 last_ns; /* CLOCK_MONOTONIC: when a flow was opened last */
+	__u32 backend;
+	__be16 port; /* with addr: whom the number meant */
+	__u16 pad0;
+	union tb_addr addr;
+};
+
+/* A backend that takes new flows of a frontend with affinity. */
+struct tb_member_key {
+	__u32 rev_nat;
+	__u32 backend;
+	__u32 scope;
 };
 
 struct tb_backend {
@@ -320,6 +350,7 @@ struct tb_event {
 #define TB_DROP_UNKNOWN_SENDER 172
 #define TB_DROP_FRAG_NOT_FOUND 175
 #define TB_DROP_FORBIDDEN_ICMP6 176
+#define TB_DROP_NOT_IN_RANGE 177
 #define TB_DROP_POLICY_DENY 181
 #define TB_DROP_UNENCRYPTED 195
 #define TB_DROP_TTL_EXCEEDED 196
@@ -351,6 +382,10 @@ _Static_assert(sizeof(struct tb_prefix) == 12, "tb_prefix");
 _Static_assert(sizeof(struct tb_node) == 32, "tb_node");
 _Static_assert(sizeof(struct tb_service_key) == 24, "tb_service_key");
 _Static_assert(sizeof(struct tb_service) == 24, "tb_service");
+_Static_assert(sizeof(struct tb_range_key) == 24, "tb_range_key");
+_Static_assert(sizeof(struct tb_affinity_key) == 24, "tb_affinity_key");
+_Static_assert(sizeof(struct tb_affinity) == 32, "tb_affinity");
+_Static_assert(sizeof(struct tb_member_key) == 12, "tb_member_key");
 _Static_assert(sizeof(struct tb_backend) == 24, "tb_backend");
 _Static_assert(sizeof(struct tb_rev_nat) == 24, "tb_rev_nat");
 _Static_assert(sizeof(struct tb_tuple) == 40, "tb_tuple");

@@ -128,7 +128,7 @@ INLINE int pod_sends(struct __sk_buff *skb, struct tb_pkt *p)
 		return act == 1 ? answer_of_pod(skb, p) : act;
 	act = tb_service(TB_SCOPE_INTERNAL);
 	if (act != TB_GO && act != 1)
-		return act;
+		return p->refuse ? tb_refuse(skb) : act;
 	if (act == 1 && to_tunnel(p, cfg))
 		return DROP(p, TB_DROP_ENCAP_PROHIBITED, "a service leads a pod to the tunnel's port", "give the service's backends another UDP port");
 	act = tb_locate();
@@ -201,6 +201,27 @@ INLINE int answer_of_backend(struct __sk_buff *skb, struct tb_pkt *p)
 	return act == TB_GO ? onward(skb, p) : act;
 }
 
+/* A service's client outside: local backends see its address, remote ones the node's. */
+INLINE int outside_client(struct __sk_buff *skb, struct tb_pkt *p, const struct tb_config *cfg)
+{
+	int act;
+
+	if (to_tunnel(p, cfg))
+		return DROP(p, TB_DROP_ENCAP_PROHIBITED, "a service leads an outside client to the tunnel's port", "give the service's backends another UDP port");
+	act = tb_locate();
+	if (act != TB_GO)
+		return act;
+	if (p->where == TB_POD) {
+		p->in_rev_nat = p->rev_nat;
+		return onward(skb, p);
+	}
+	if (p->where == TB_HOST)
+		return DROP(p, TB_DROP_NO_SERVICE, "the backend is the node itself, which is not served from outside", "use backends with pod addresses");
+	p->vni = TB_ID_REMOTE_NODE;
+	act = tb_snat();
+	return act == TB_GO ? tb_forward(skb) : act;
+}
+
 /* Known senders: the identity is the tunnel's, or that of the address. */
 INLINE int overlay_receives(struct __sk_buff *skb, struct tb_pkt *p)
 {
@@ -241,6 +262,12 @@ INLINE int overlay_receives(struct __sk_buff *skb, struct tb_pkt *p)
 		return act;
 	if (p->where == TB_AWAY)
 		return DROP(p, TB_DROP_UNROUTABLE, "tunnel packet for an address that is not on this node", "tombolo show endpoints; the sender's view is stale or the pod is gone");
+	/* Pods of other nodes reach the internal address this way, and its node ports. */
+	if (p->where == TB_HOST && !to_tunnel(p, cfg)) {
+		act = tb_service(TB_SCOPE_EXTERNAL);
+		if (act != TB_GO)
+			return act == 1 ? outside_client(skb, p, cfg) : act;
+	}
 	return onward(skb, p);
 }
 
@@ -298,27 +325,6 @@ SEC("classifier") int to_overlay(struct __sk_buff *skb)
 	return p ? finish(skb, p, overlay_sends(skb, p)) : TC_ACT_SHOT;
 }
 
-/* A service's client outside: local backends see its address, remote ones the node's. */
-INLINE int outside_client(struct __sk_buff *skb, struct tb_pkt *p, const struct tb_config *cfg)
-{
-	int act;
-
-	if (to_tunnel(p, cfg))
-		return DROP(p, TB_DROP_ENCAP_PROHIBITED, "a service leads an outside client to the tunnel's port", "give the service's backends another UDP port");
-	act = tb_locate();
-	if (act != TB_GO)
-		return act;
-	if (p->where == TB_POD) {
-		p->in_rev_nat = p->rev_nat;
-		return onward(skb, p);
-	}
-	if (p->where == TB_HOST)
-		return DROP(p, TB_DROP_NO_SERVICE, "the backend is the node itself, which is not served from outside", "use backends with pod addresses");
-	p->vni = TB_ID_REMOTE_NODE;
-	act = tb_snat();
-	return act == TB_GO ? tb_forward(skb) : act;
-}
-
 /* A packet that could not be parsed is the stack's business, unless a pod or service is meant. */
 INLINE int ours(struct tb_pkt *p)
 {
@@ -362,8 +368,10 @@ INLINE int uplink_receives(struct __sk_buff *skb, struct tb_pkt *p)
 		act = tb_service(TB_SCOPE_EXTERNAL);
 		if (act == 1)
 			return outside_client(skb, p, cfg);
-		if (act != TB_GO || p->where == TB_AWAY)
-			return act == TB_GO ? TC_ACT_OK : act;
+		if (act != TB_GO)
+			return p->refuse ? tb_refuse(skb) : act;
+		if (p->where == TB_AWAY)
+			return TC_ACT_OK;
 	}
 	/* Only a router that sends the node's own packets to a service back does this, and those were translated above. */
 	if (p->local_source)

@@ -93,7 +93,8 @@ struct tb_pkt {
 	__u8 point, dir, encrypted, loopback;
 	__u8 policed, stale, reason, translated;
 	__u8 local_source; /* came from the network with a source of this node: TB_POD or TB_HOST */
-	__u8 pad1[7];
+	__u8 refuse; /* dropped as a service's that takes nothing: the client may be told */
+	__u8 pad1[6];
 	/* From here on not cleared. */
 	struct tb_tuple key;
 	struct tb_ct ct;

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause) */
 /*
  * Answers a packet that does not fit its path with ICMP fragmentation needed (RFC 792, RFC 1191) or ICMPv6
- * packet too big (RFC 4443 section 3.2), sent back through the interface it came from. The packet is
- * still as its sender knows it, so the quoted header needs no translation.
+ * packet too big (RFC 4443 section 3.2), and one to a service that takes nothing with port unreachable (RFC 792, RFC
+ * 4443 section 3.1), sent back through the interface it came from. The packet is still as its sender knows it, so the
+ * quoted header needs no translation.
  */
 #ifndef TB_TOOBIG_H
 #define TB_TOOBIG_H
@@ -22,7 +23,7 @@ INLINE __u16 fold(__s64 sum)
 	return (__u16)~s;
 }
 
-INLINE int write_header4(struct __sk_buff *skb, struct tb_pkt *p, union tb_addr *self, __u32 quote, __u32 mtu)
+INLINE int write_header4(struct __sk_buff *skb, struct tb_pkt *p, union tb_addr *self, __u32 quote, __u32 kind, __u32 mtu)
 {
 	struct {
 		struct tb_ip4 ip;
@@ -31,8 +32,8 @@ INLINE int write_header4(struct __sk_buff *skb, struct tb_pkt *p, union tb_addr 
 	} h = {};
 	__s64 sum;
 
-	h.type = 3;
-	h.code = 4;
+	h.type = kind >> 8;
+	h.code = kind;
 	h.mtu = bswap16((__u16)mtu);
 	sum = bpf_csum_diff(0, 0, (__be32 *)p->buf, TB_QUOTE, 0);
 	sum = bpf_csum_diff(0, 0, (__be32 *)&h.type, 8, sum);
@@ -47,7 +48,7 @@ INLINE int write_header4(struct __sk_buff *skb, struct tb_pkt *p, union tb_addr 
 	return bpf_skb_store_bytes(skb, p->l3_off, &h, 28, 0);
 }
 
-INLINE int write_header6(struct __sk_buff *skb, struct tb_pkt *p, union tb_addr *self, __u32 quote, __u32 mtu)
+INLINE int write_header6(struct __sk_buff *skb, struct tb_pkt *p, union tb_addr *self, __u32 quote, __u32 kind, __u32 mtu)
 {
 	struct {
 		struct tb_ip6 ip;
@@ -58,7 +59,8 @@ INLINE int write_header6(struct __sk_buff *skb, struct tb_pkt *p, union tb_addr 
 	__be32 pseudo[2];
 	__s64 sum;
 
-	h.type = 2;
+	h.type = kind >> 8;
+	h.code = kind;
 	h.mtu = bswap32(mtu);
 	__builtin_memcpy(h.ip.src, self->b, 16);
 	__builtin_memcpy(h.ip.dst, p->src.b, 16);
@@ -98,24 +100,22 @@ INLINE int send_back(struct __sk_buff *skb, struct tb_pkt *p)
 	return bpf_redirect(ifindex, 0);
 }
 
-GLOBAL int tb_too_big(struct __sk_buff *skb, __u32 mtu)
+/* How many bytes an answer quotes: up to the ports. 0: the packet must not be answered, or cannot. */
+INLINE __u32 quotable(const struct tb_pkt *p, const union tb_addr *self)
 {
-	struct tb_pkt *p = tb_pkt();
-	struct tb_config *cfg = tb_cfg();
-	union tb_addr *self;
-	__u32 quote, i;
-	int mute;
-	long err;
+	__u32 quote = p->l4_off - p->l3_off + (p->proto == TB_TCP ? 20 : 8);
 
-	if (!p || !cfg)
-		return TC_ACT_SHOT;
-	self = internal_addr(cfg, p->family);
-	quote = p->l4_off - p->l3_off + (p->proto == TB_TCP ? 20 : 8);
-	mute = p->is_error || p->frag == TB_FRAG_LATER || addr_zero(self) || quote > TB_QUOTE || quote < 28;
-	if (mute)
-		return DROP(p, TB_DROP_FRAG_NEEDED, "larger than the path to the destination, and the sender cannot be told", "give the node a pod CIDR of the family; errors, later fragments and long headers are never answered");
-	/* The drop is counted and reported whatever becomes of the answer. */
-	err = DROP(p, TB_DROP_FRAG_NEEDED, "larger than the path to the destination", "the sender is told the MTU; check that its firewall lets ICMP in");
+	if (p->is_error || p->frag == TB_FRAG_LATER || addr_zero(self) || quote > TB_QUOTE || quote < 28)
+		return 0;
+	return quote;
+}
+
+/* Makes the packet the answer to itself; kind is ICMP type and code. Its drop is counted and reported whatever becomes of that. */
+INLINE int answer(struct __sk_buff *skb, struct tb_pkt *p, union tb_addr *self, __u32 quote, __u32 kind, __u32 mtu)
+{
+	long err;
+	__u32 i;
+
 	count(p, skb->len);
 	tb_emit(skb, TB_EV_DROP);
 	p->reason = 0;
@@ -132,10 +132,44 @@ GLOBAL int tb_too_big(struct __sk_buff *skb, __u32 mtu)
 	err |= bpf_skb_adjust_room(skb, p->family == 4 ? 28 : 48, BPF_ADJ_ROOM_MAC, 0);
 	if (err)
 		return TC_ACT_SHOT;
-	err = p->family == 4 ? write_header4(skb, p, self, quote, mtu) : write_header6(skb, p, self, quote, mtu);
+	err = p->family == 4 ? write_header4(skb, p, self, quote, kind, mtu) : write_header6(skb, p, self, quote, kind, mtu);
 	if (err)
 		return TC_ACT_SHOT;
 	return send_back(skb, p);
+}
+
+GLOBAL int tb_too_big(struct __sk_buff *skb, __u32 mtu)
+{
+	struct tb_pkt *p = tb_pkt();
+	struct tb_config *cfg = tb_cfg();
+	union tb_addr *self;
+	__u32 quote;
+
+	if (!p || !cfg)
+		return TC_ACT_SHOT;
+	self = internal_addr(cfg, p->family);
+	quote = quotable(p, self);
+	if (!quote)
+		return DROP(p, TB_DROP_FRAG_NEEDED, "larger than the path to the destination, and the sender cannot be told", "give the node a pod CIDR of the family; errors, later fragments and long headers are never answered");
+	(void) DROP(p, TB_DROP_FRAG_NEEDED, "larger than the path to the destination", "the sender is told the MTU; check that its firewall lets ICMP in");
+	return answer(skb, p, self, quote, p->family == 4 ? 0x0304 : 0x0200, mtu);
+}
+
+/* For a packet that was dropped with p->refuse: port unreachable, as Kubernetes' own proxy rejects. */
+GLOBAL int tb_refuse(struct __sk_buff *skb)
+{
+	struct tb_pkt *p = tb_pkt();
+	struct tb_config *cfg = tb_cfg();
+	union tb_addr *self;
+	__u32 quote;
+
+	if (!p || !cfg)
+		return TC_ACT_SHOT;
+	self = internal_addr(cfg, p->family);
+	quote = quotable(p, self);
+	if (!quote || (p->proto != TB_TCP && p->proto != TB_UDP))
+		return TC_ACT_SHOT;
+	return answer(skb, p, self, quote, p->family == 4 ? 0x0303 : 0x0104, 0);
 }
 
 /* TB_GO: it fits. */

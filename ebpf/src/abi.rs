@@ -22,6 +22,7 @@ pub(crate) const PFX_REMOTE_CLUSTER: u32 = 2;
 pub(crate) const PFX_SKIP_TUNNEL: u32 = 4;
 pub(crate) const NODE_ENCRYPT: u32 = 1;
 pub(crate) const SVC_LOCAL_ONLY: u32 = 1;
+pub(crate) const SVC_SOURCE_RANGE: u32 = 64;
 pub(crate) const CT_EGRESS: u8 = 0;
 pub(crate) const CT_INGRESS: u8 = 1;
 pub(crate) const NAT_IN: u8 = 4;
@@ -144,6 +145,16 @@ abi! {
         rev_nat: u32 = 0, count: u32 = 4, maglev_offset: u32 = 8, maglev_size: u32 = 12, flags: u32 = 16,
         affinity_secs: u32 = 20,
     }
+    /// `struct tb_range_key`, as aya's `Key<[u8; 20]>` writes it.
+    RangeKey = 24 { prefixlen: u32 = 0, rev_nat: u32 = 4, addr: [u8; 16] = 8 }
+    /// `struct tb_affinity_key`
+    AffinityKey = 24 { client: Addr = 0, rev_nat: u32 = 16, by_cookie: u32 = 20 }
+    /// `struct tb_affinity`
+    Affinity = 32 {
+        last_ns: u64 = 0, backend: u32 = 8, port: u16 = 12, pad0: u16 = 14, addr: Addr = 16,
+    }
+    /// `struct tb_member_key`
+    MemberKey = 12 { rev_nat: u32 = 0, backend: u32 = 4, scope: u32 = 8 }
     /// `struct tb_backend`
     Backend = 24 { addr: Addr = 0, port: u16 = 16, proto: u8 = 18, flags: u8 = 19, pad0: u32 = 20 }
     /// `struct tb_rev_nat`

@@ -43,7 +43,7 @@ const fn flows(name: &'static str, value: &'static str) -> Carried {
 }
 
 /// All but counters, events and fragments, which begin anew. What a row refers to comes before it.
-const CARRIED: [Carried; 16] = [
+const CARRIED: [Carried; 19] = [
     plan("tb_config", None, "tb_config"),
     plan("tb_hosts", None, "tb_prefix"),
     plan("tb_prefixes", Some("tb_lpm_key"), "tb_prefix"),
@@ -51,11 +51,19 @@ const CARRIED: [Carried; 16] = [
     plan("tb_backends", None, "tb_backend"),
     Carried { name: "tb_maglev", rows: Rows::Plan, key: None, value: None },
     plan("tb_rev_nat", None, "tb_rev_nat"),
+    Carried { name: "tb_ranges", rows: Rows::Plan, key: Some("tb_range_key"), value: None },
+    Carried { name: "tb_members", rows: Rows::Plan, key: Some("tb_member_key"), value: None },
     plan("tb_services", Some("tb_service_key"), "tb_service"),
     plan("tb_rules", Some("tb_rule_key"), "tb_rule"),
     plan("tb_policies", None, "tb_policy"),
     plan("tb_ifaces", None, "tb_iface"),
     plan("tb_endpoints", None, "tb_endpoint"),
+    Carried {
+        name: "tb_affinity",
+        rows: Rows::Flows,
+        key: Some("tb_affinity_key"),
+        value: Some("tb_affinity"),
+    },
     flows("tb_ct_half", "tb_ct"),
     flows("tb_ct", "tb_ct"),
     flows("tb_nat_half", "tb_nat"),

@@ -39,9 +39,10 @@ impl Datapath {
         let mut stats = GcStats::default();
         self.gc_flows(&mut stats, &mut named, now)?;
         self.gc_nat(&mut stats, &mut named, now)?;
-        // The half-open tables replace their least recently used; they are counted alone.
+        // Tables that replace their least recently used are counted alone.
         self.tables.ct_half.counted(self.tables.ct_half.each(|_, _| Ok(()))?);
         self.tables.nat_half.counted(self.tables.nat_half.each(|_, _| Ok(()))?);
+        self.tables.affinity.counted(self.tables.affinity.each(|_, _| Ok(()))?);
         if let Some(named) = named {
             self.sweep_rev_nats(named, now)?;
         }

@@ -1,12 +1,14 @@
 //! Opening the datapath: pinned maps, programs, hooks, and the plain rows.
 
 use crate::abi;
+use crate::affinity::Members;
 use crate::attach::{Attach, Links, Side};
 use crate::carry::Carrying;
 use crate::error::DatapathError;
 use crate::events::EventReader;
 use crate::maglev::Slots as MaglevSlots;
 use crate::policies::{Known, Revisions};
+use crate::ranges::Ranges;
 use crate::rev_nats::Released;
 use crate::rows::{Direction, MapUsage, Metric, NodeConfig};
 use crate::tables::Tables;
@@ -36,6 +38,10 @@ pub struct MapSizes {
     pub backends: u32,
     /// Slots of all Maglev tables together.
     pub maglev_slots: u32,
+    /// Prefixes of clients, of all services that take some only.
+    pub source_ranges: u32,
+    /// Clients of services with session affinity.
+    pub affinity: u32,
     /// Half-open flows.
     pub conntrack_half: u32,
     /// Established flows.
@@ -62,6 +68,8 @@ impl Default for MapSizes {
             services: 4096,
             backends: 8192,
             maglev_slots: 131_072,
+            source_ranges: 4096,
+            affinity: 16_384,
             conntrack_half: 16_384,
             conntrack: 16_384,
             nat_half: 16_384,
@@ -77,7 +85,7 @@ impl Default for MapSizes {
 const MACHINE_ADDRESSES: u32 = 1024;
 
 impl MapSizes {
-    pub(crate) fn list(&self) -> [(&'static str, u32); 17] {
+    pub(crate) fn list(&self) -> [(&'static str, u32); 20] {
         [
             ("tb_ifaces", self.endpoints),
             ("tb_endpoints", self.endpoints.saturating_mul(2).saturating_add(MACHINE_ADDRESSES)),
@@ -87,6 +95,10 @@ impl MapSizes {
             ("tb_services", self.services),
             ("tb_backends", self.backends),
             ("tb_maglev", self.maglev_slots),
+            ("tb_ranges", self.source_ranges),
+            ("tb_affinity", self.affinity),
+            // A backend is a member of each address and port that it serves, in both scopes.
+            ("tb_members", self.backends.saturating_mul(8)),
             // One for every number a service can have: those of services that went stay while flows need them.
             ("tb_rev_nat", 65_536),
             ("tb_ct_half", self.conntrack_half),
@@ -132,6 +144,8 @@ pub struct Datapath {
     pub(crate) revisions: Revisions,
     pub(crate) released: Mutex<Released>,
     pub(crate) rules: Mutex<Known>,
+    pub(crate) ranges: Mutex<Ranges>,
+    pub(crate) members: Mutex<Members>,
     object: Mutex<Ebpf>,
     links: Links,
     directory: PathBuf,
@@ -190,12 +204,16 @@ impl Datapath {
         let tables = Tables::take(&mut object)?;
         let maglev = MaglevSlots::recover(&tables)?;
         let released = crate::rev_nats::recover(&tables)?;
+        let ranges = crate::ranges::recover(&tables)?;
+        let members = crate::affinity::recover(&tables)?;
         let datapath = Self {
             tables,
             maglev: Mutex::new(maglev),
             revisions: Revisions::default(),
             released: Mutex::new(released),
             rules: Mutex::new(None),
+            ranges: Mutex::new(ranges),
+            members: Mutex::new(members),
             object: Mutex::new(object),
             links: Links::new(links, config.attach),
             directory,
@@ -399,6 +417,9 @@ impl Datapath {
             t.services.usage(),
             t.backends.usage(),
             MapUsage { map: "tb_maglev", entries: used, capacity },
+            t.ranges.usage(),
+            t.affinity.usage(),
+            t.members.usage(),
             t.rev_nat.usage(),
             t.ct_half.usage(),
             t.ct.usage(),

@@ -26,6 +26,7 @@
 #![deny(unsafe_code)]
 
 mod abi;
+mod affinity;
 mod attach;
 mod carry;
 mod conntrack;
@@ -36,9 +37,11 @@ mod layout;
 mod maglev;
 mod places;
 mod policies;
+mod ranges;
 mod rev_nats;
 mod rows;
 mod services;
+mod sets;
 mod sites;
 mod sys;
 mod tables;

@@ -203,12 +203,14 @@ impl Datapath {
     }
 }
 
-fn trie_length(prefix: IpNet) -> u32 {
+/// A prefix's length in the tries.
+pub(crate) fn trie_length(prefix: IpNet) -> u32 {
     let length = u32::from(prefix.prefix_len());
     if prefix.addr().is_ipv4() { length + 96 } else { length }
 }
 
-fn trie_prefix(length: u32, addr: [u8; 16]) -> Option<IpNet> {
+/// The prefix behind a trie's length and address.
+pub(crate) fn trie_prefix(length: u32, addr: [u8; 16]) -> Option<IpNet> {
     let ip = Addr(addr).ip();
     let length = if ip.is_ipv4() { length.checked_sub(96)? } else { length };
     IpNet::new(ip, u8::try_from(length).ok()?).ok()

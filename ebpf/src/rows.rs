@@ -2,6 +2,7 @@
 
 use ipnet::IpNet;
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -174,8 +175,12 @@ pub struct ServiceEntry {
     pub rev_nat: u32,
     /// The Maglev table: backend ids. Empty: packets are dropped with 158.
     pub maglev: Vec<u32>,
-    /// Informative: only local backends are in the table.
+    /// Only backends of this node are in the table: told where there is none.
     pub local_only: bool,
+    /// Prefixes of the clients that it takes, of [`Scope::External`] alone: all others are dropped with 177. `None`: anybody.
+    pub source_ranges: Option<BTreeSet<IpNet>>,
+    /// Session affinity: how long, in seconds, a client is sent to the same backend after it opened a flow; 0: not at all.
+    pub affinity_secs: u32,
 }
 
 /// One policy entry. Zero or `None` fields are wildcards.
@@ -331,7 +336,7 @@ impl MapUsage {
     /// Whether a full map gives up its least recently used entries; all others refuse new ones.
     #[must_use]
     pub fn evicts(&self) -> bool {
-        matches!(self.map, "tb_ct_half" | "tb_nat_half")
+        matches!(self.map, "tb_ct_half" | "tb_nat_half" | "tb_affinity")
     }
 }
 

@@ -4,7 +4,7 @@ use crate::abi::{self, Addr};
 use crate::datapath::{Datapath, lock};
 use crate::error::DatapathError;
 use crate::rows::{Backend, Frontend, Scope, ServiceEntry};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 impl Frontend {
     fn key(&self) -> abi::ServiceKey {
@@ -28,6 +28,12 @@ impl Frontend {
             scope: if key.scope == 0 { Scope::External } else { Scope::Internal },
         }
     }
+}
+
+/// The backends that a client of a frontend with affinity may be sent to again.
+fn members(entry: &ServiceEntry) -> BTreeSet<u32> {
+    let slots = entry.maglev.iter().copied();
+    slots.filter(|_| entry.affinity_secs > 0).collect()
 }
 
 impl Datapath {
@@ -117,19 +123,32 @@ impl Datapath {
             let rev = abi::RevNat { addr: key.addr, port: key.port, ..abi::RevNat::default() };
             self.keep_rev_nat(entry.rev_nat, rev)?;
         }
+        let members = members(entry);
+        self.join((entry.rev_nat, key.scope), &members)?;
+        let external = frontend.scope == Scope::External;
+        let ranges = entry.source_ranges.as_ref().filter(|_| external);
+        if external {
+            self.admit(entry.rev_nat, ranges)?;
+        }
+        let flag = |on: bool, bit: u32| if on { bit } else { 0 };
         let row = abi::Service {
             rev_nat: entry.rev_nat,
             count: size,
             maglev_offset: offset,
             maglev_size: size,
-            flags: if entry.local_only { abi::SVC_LOCAL_ONLY } else { 0 },
-            affinity_secs: 0,
+            flags: flag(entry.local_only, abi::SVC_LOCAL_ONLY)
+                | flag(ranges.is_some(), abi::SVC_SOURCE_RANGE),
+            affinity_secs: entry.affinity_secs,
         };
         if old != Some(row) {
             self.tables.services.upsert(key, row)?;
         }
+        self.leave((entry.rev_nat, key.scope), &members)?;
+        if external {
+            self.admit_only(entry.rev_nat, ranges)?;
+        }
         if let Some(old) = old.filter(|old| old.rev_nat != entry.rev_nat) {
-            self.release_rev_nat(old.rev_nat);
+            self.let_go(&key, old.rev_nat)?;
         }
         if let Some(old) = old.filter(|old| reuse.is_none() && old.maglev_size > 0) {
             lock(&self.maglev).free(old.maglev_offset);
@@ -178,10 +197,20 @@ impl Datapath {
         let old = self.tables.services.get(key)?;
         self.tables.services.delete(key)?;
         let Some(old) = old else { return Ok(()) };
-        self.release_rev_nat(old.rev_nat);
+        self.let_go(&key, old.rev_nat)?;
         if old.maglev_size > 0 {
             lock(&self.maglev).free(old.maglev_offset);
         }
+        Ok(())
+    }
+
+    /// What else is kept under the number of a row that is gone.
+    fn let_go(&self, key: &abi::ServiceKey, number: u32) -> Result<(), DatapathError> {
+        self.leave((number, key.scope), &BTreeSet::new())?;
+        if Frontend::from_key(key).scope == Scope::External {
+            self.admit_only(number, None)?;
+        }
+        self.release_rev_nat(number);
         Ok(())
     }
 
@@ -199,6 +228,8 @@ impl Datapath {
                 rev_nat: row.rev_nat,
                 maglev: slots?,
                 local_only: row.flags & abi::SVC_LOCAL_ONLY != 0,
+                source_ranges: (row.flags & abi::SVC_SOURCE_RANGE != 0).then(|| self.admitted(row.rev_nat)),
+                affinity_secs: row.affinity_secs,
             };
             all.insert(Frontend::from_key(&key), entry);
         }

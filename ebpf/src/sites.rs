@@ -53,6 +53,7 @@ pub const fn reason_name(reason: u8) -> &'static str {
         172 => "Unknown sender",
         175 => "First logical datagram fragment not found",
         176 => "Forbidden ICMPv6 message",
+        177 => "Denied by LB src range check",
         181 => "Policy denied by denylist",
         195 => "Traffic is unencrypted",
         196 => "TTL exceeded",

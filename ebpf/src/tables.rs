@@ -155,54 +155,49 @@ fn capacity_of(map: &MapData) -> u64 {
     map.info().map_or(0, |info| u64::from(info.max_entries()))
 }
 
-/// The prefix trie.
-pub(crate) struct Trie {
+/// A prefix trie; a key is its length in bits and its bytes.
+pub(crate) struct Trie<K: Pod, V: Pod> {
     name: &'static str,
     capacity: u64,
-    map: Mutex<LpmTrie<MapData, [u8; 16], abi::Prefix>>,
+    map: Mutex<LpmTrie<MapData, K, V>>,
     /// What is in it: a look-up cannot tell, since it finds shorter prefixes, too.
-    known: Mutex<BTreeSet<(u32, [u8; 16])>>,
+    known: Mutex<BTreeSet<(u32, K)>>,
 }
 
-impl Trie {
+impl<K: Pod + Debug + Ord, V: Pod> Trie<K, V> {
     fn new(name: &'static str, map: Map) -> Result<Self, DatapathError> {
-        let map: LpmTrie<MapData, [u8; 16], abi::Prefix> =
+        let map: LpmTrie<MapData, K, V> =
             LpmTrie::try_from(map).map_err(|e| failed(name, "open", &"map", e))?;
         let capacity = capacity_of(map.map());
         let opened = Self { name, capacity, map: Mutex::new(map), known: Mutex::default() };
-        let known = opened.dump()?.into_iter().map(|(length, addr, _)| (length, addr));
+        let known = opened.dump()?.into_iter().map(|(length, bytes, _)| (length, bytes));
         *lock(&opened.known) = known.collect();
         Ok(opened)
     }
 
-    pub(crate) fn upsert(
-        &self,
-        length: u32,
-        addr: [u8; 16],
-        value: abi::Prefix,
-    ) -> Result<(), DatapathError> {
-        let key = Key::new(length, addr);
+    pub(crate) fn upsert(&self, length: u32, bytes: K, value: V) -> Result<(), DatapathError> {
+        let key = Key::new(length, bytes);
         let inserted = lock(&self.map).insert(&key, value, 0);
-        inserted.map_err(|e| failed(self.name, "write", &(length, addr), e))?;
-        lock(&self.known).insert((length, addr));
+        inserted.map_err(|e| failed(self.name, "write", &(length, bytes), e))?;
+        lock(&self.known).insert((length, bytes));
         Ok(())
     }
 
-    pub(crate) fn delete(&self, length: u32, addr: [u8; 16]) -> Result<(), DatapathError> {
-        match lock(&self.map).remove(&Key::new(length, addr)).map_err(errno) {
+    pub(crate) fn delete(&self, length: u32, bytes: K) -> Result<(), DatapathError> {
+        match lock(&self.map).remove(&Key::new(length, bytes)).map_err(errno) {
             Ok(()) => {
-                lock(&self.known).remove(&(length, addr));
+                lock(&self.known).remove(&(length, bytes));
                 Ok(())
             }
             Err(source) if source.raw_os_error() == Some(libc::ENOENT) => Ok(()),
             Err(source) => {
-                let operation = format!("delete /{length} of {addr:?}");
+                let operation = format!("delete /{length} of {bytes:?}");
                 Err(DatapathError::Map { operation, map: self.name, source })
             }
         }
     }
 
-    pub(crate) fn dump(&self) -> Result<Vec<(u32, [u8; 16], abi::Prefix)>, DatapathError> {
+    pub(crate) fn dump(&self) -> Result<Vec<(u32, K, V)>, DatapathError> {
         let map = lock(&self.map);
         map.iter()
             .map(|entry| {
@@ -249,11 +244,14 @@ pub(crate) struct Tables {
     pub(crate) ifaces: Hash<u32, abi::Iface>,
     pub(crate) endpoints: Hash<abi::Addr, abi::Endpoint>,
     pub(crate) hosts: Hash<abi::Addr, abi::Prefix>,
-    pub(crate) prefixes: Trie,
+    pub(crate) prefixes: Trie<[u8; 16], abi::Prefix>,
     pub(crate) nodes: Hash<u32, abi::Node>,
     pub(crate) services: Hash<abi::ServiceKey, abi::Service>,
     pub(crate) backends: Hash<u32, abi::Backend>,
     pub(crate) maglev: Slots<u32>,
+    pub(crate) ranges: Trie<[u8; 20], u32>,
+    pub(crate) affinity: Hash<abi::AffinityKey, abi::Affinity>,
+    pub(crate) members: Hash<abi::MemberKey, u32>,
     pub(crate) rev_nat: Hash<u32, abi::RevNat>,
     pub(crate) ct_half: Hash<abi::Tuple, abi::Ct>,
     pub(crate) ct: Hash<abi::Tuple, abi::Ct>,
@@ -281,6 +279,9 @@ impl Tables {
             services: Hash::new("tb_services", map("tb_services")?)?,
             backends: Hash::new("tb_backends", map("tb_backends")?)?,
             maglev: Slots::new("tb_maglev", map("tb_maglev")?)?,
+            ranges: Trie::new("tb_ranges", map("tb_ranges")?)?,
+            affinity: Hash::new("tb_affinity", map("tb_affinity")?)?,
+            members: Hash::new("tb_members", map("tb_members")?)?,
             rev_nat: Hash::new("tb_rev_nat", map("tb_rev_nat")?)?,
             ct_half: Hash::new("tb_ct_half", map("tb_ct_half")?)?,
             ct: Hash::new("tb_ct", map("tb_ct")?)?,

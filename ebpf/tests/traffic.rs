@@ -101,7 +101,7 @@ fn one_node(attach: Attach) {
         for protocol in [6, 17] {
             datapath.upsert_backend(1, &Backend { protocol, ..backend }).unwrap();
             let frontend = Frontend { ip: ip(CLUSTER_IP[f]), port: 80, protocol, scope: Scope::Internal };
-            let entry = ServiceEntry { rev_nat: 1, maglev: vec![1; 7], local_only: false };
+            let entry = ServiceEntry { rev_nat: 1, maglev: vec![1; 7], ..ServiceEntry::default() };
             datapath.set_service(&frontend, &entry).unwrap();
         }
         converse(&a.space, &b.space, (POD_B[f], 8080), (CLUSTER_IP[f], 80));
@@ -109,6 +109,15 @@ fn one_node(attach: Attach) {
         converse(&b.space, &b.space, (POD_B[f], 8080), (CLUSTER_IP[f], 80));
     }
     assert_eq!(drops(&datapath), vec![], "nothing was dropped");
+    for f in FAMILIES {
+        // Without a backend the pod is told so, and need not wait.
+        let frontend = Frontend { ip: ip(CLUSTER_IP[f]), port: 81, protocol: 6, scope: Scope::Internal };
+        datapath.set_service(&frontend, &ServiceEntry { rev_nat: 2, ..ServiceEntry::default() }).unwrap();
+        let to = std::net::SocketAddr::from((ip(CLUSTER_IP[f]), 81));
+        let wait = std::time::Duration::from_secs(3);
+        let answer = a.space.inside(|| std::net::TcpStream::connect_timeout(&to, wait));
+        assert_eq!(answer.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+    }
     datapath.delete_interface(b.ifindex).unwrap();
     assert!(!a.space.inside(|| ping_from_here(POD_B[0])), "fail closed");
     assert!(drops(&datapath).iter().any(|(reason, _)| *reason == 203));
@@ -225,6 +234,31 @@ fn forged_tunnel_packets(one: &Host, second: &Space) {
     }
 }
 
+/// The second node's node ports, asked by the first one's pod: under both addresses of the node, which are reached by the
+/// uplink and in overlay mode by the tunnel, with the backend there and with the asking pod itself as backend.
+fn node_ports(one: &Host, two: &Host) {
+    for f in FAMILIES {
+        let addresses = [["172.20.0.2", "10.1.2.1"], ["fd00:20::2", "fd00:10:1:2::1"]][f];
+        let (far, near) = (["10.1.2.2", "fd00:10:1:2::2"][f], ["10.1.1.2", "fd00:10:1:1::2"][f]);
+        for (address, (number, backend, pod)) in addresses
+            .into_iter()
+            .flat_map(|address| [(address, (5, far, &two.pod)), (address, (6, near, &one.pod))])
+        {
+            for protocol in [6, 17] {
+                let row = Backend { ip: ip(backend), port: 8080, protocol };
+                two.datapath.upsert_backend(number, &row).unwrap();
+                let frontend = Frontend { ip: ip(address), port: 30_080, protocol, scope: Scope::External };
+                let entry = ServiceEntry { rev_nat: 5, maglev: vec![number], ..ServiceEntry::default() };
+                two.datapath.set_service(&frontend, &entry).unwrap();
+            }
+            converse(&one.pod.space, &pod.space, (backend, 8080), (address, 30_080));
+            two.datapath.forget_flows(&[ip(near)]).unwrap();
+        }
+    }
+    let dropped = |host: &Host| drops(&host.datapath).into_iter().filter(|drop| drop.0 != 136).count();
+    assert_eq!((dropped(one), dropped(two)), (0, 0));
+}
+
 fn two_nodes(path: NodePath, attach: Attach) {
     let bpffs = isolate();
     let other_bpffs = tempfile::tempdir().unwrap();
@@ -255,7 +289,7 @@ fn two_nodes(path: NodePath, attach: Attach) {
             let backend = Backend { ip: ip(far[f]), port: 8080, protocol };
             one.datapath.upsert_backend(1, &backend).unwrap();
             let frontend = Frontend { ip: ip(VIP[f]), port: 80, protocol, scope: Scope::External };
-            let entry = ServiceEntry { rev_nat: 1, maglev: vec![1], local_only: false };
+            let entry = ServiceEntry { rev_nat: 1, maglev: vec![1], ..ServiceEntry::default() };
             one.datapath.set_service(&frontend, &entry).unwrap();
         }
         let via = ["172.20.0.1", "fd00:20::1"][f];
@@ -271,6 +305,7 @@ fn two_nodes(path: NodePath, attach: Attach) {
         seen.iter().filter(|c| c.source.0 == ip("10.1.1.2")).map(|c| c.identity).collect();
     let expected = if path == NodePath::Overlay { 66_001 } else { 6 };
     assert!(!identities.is_empty() && identities.iter().all(|id| *id == expected), "{seen:#?}");
+    node_ports(&one, &two);
     if path == NodePath::Overlay {
         forged_tunnel_packets(&one, &second);
     }

@@ -134,7 +134,7 @@ fn lives_through_changes(attach: Attach) {
         let backend = Backend { ip: ip(POD_B[f]), port: 8080, protocol: 6 };
         datapath.upsert_backend(id, &backend).unwrap();
         let frontend = Frontend { ip: ip(CLUSTER_IP[f]), port: 80, protocol: 6, scope: Scope::Internal };
-        let entry = ServiceEntry { rev_nat: id, maglev: vec![id; 7], local_only: false };
+        let entry = ServiceEntry { rev_nat: id, maglev: vec![id; 7], ..ServiceEntry::default() };
         datapath.set_service(&frontend, &entry).unwrap();
         echo(&b.space, (ip(POD_B[f]), 8080).into());
         loads.push(Load::start(&a.space, (ip(CLUSTER_IP[f]), 80).into()));

@@ -122,3 +122,70 @@ fn traffic_distribution_and_hints() {
     assert_eq!((endpoint.zone.as_deref(), endpoint.hostname.as_deref()), (Some("a"), Some("web-0")));
     assert_eq!((endpoint.for_zones.len(), &*endpoint.for_nodes[0]), (2, "n1"));
 }
+
+#[test]
+fn node_ports_are_read_where_a_service_may_have_them() {
+    let service = |spec: &str| {
+        let parsed = read(&format!("apiVersion: v1\nkind: Service\nmetadata: {{name: web}}\nspec: {spec}\n"));
+        let row = parsed.objects.into_values().next().map(|object| match object {
+            Object::Service(row) => row.ports.iter().map(|port| port.node_port).collect::<Vec<_>>(),
+            other => panic!("{other:?}"),
+        });
+        (row, parsed.problems.iter().map(|problem| problem.reason.clone()).collect::<Vec<_>>())
+    };
+    for (spec, ports) in [
+        ("{type: NodePort, ports: [{port: 80, nodePort: 30080}, {port: 81}]}", vec![Some(30080), None]),
+        ("{type: LoadBalancer, ports: [{port: 80, nodePort: 65535}]}", vec![Some(65535)]),
+        // As Kubernetes: what is written is respected whatever the field says, which is about giving some out.
+        (
+            "{type: LoadBalancer, allocateLoadBalancerNodePorts: false, ports: [{port: 80, nodePort: 1}]}",
+            vec![Some(1)],
+        ),
+        ("{type: LoadBalancer, ports: [{port: 80, nodePort: 0}]}", vec![None]),
+    ] {
+        assert_eq!(service(spec), (Some(ports), vec![]), "{spec}");
+    }
+    for spec in [
+        "{ports: [{port: 80, nodePort: 30080}]}",
+        "{type: ExternalName, externalName: a.example, ports: [{port: 80, nodePort: 30080}]}",
+        "{type: NodePort, clusterIP: None, ports: [{port: 80, nodePort: 30080}]}",
+    ] {
+        let (ports, told) = service(spec);
+        assert_eq!(ports, Some(vec![None]), "{spec}");
+        assert!(told.len() == 1 && told[0].contains("not on nodes"), "{told:?}");
+    }
+    for number in ["-1", "65536", "2147483647"] {
+        let (ports, told) =
+            service(&format!("{{type: NodePort, ports: [{{port: 80, nodePort: {number}}}]}}"));
+        assert!(ports.is_none() && told.len() == 1 && told[0].contains("out of range"), "{told:?}");
+    }
+}
+
+#[test]
+fn source_ranges_that_cannot_be_read_admit_nobody() {
+    let service = |spec: &str| {
+        let parsed =
+            read(&format!("apiVersion: v1\nkind: Service\nmetadata: {{name: web}}\nspec: {{{spec}}}\n"));
+        let told: Vec<_> = parsed.problems.iter().map(|problem| problem.reason.clone()).collect();
+        match parsed.objects.into_values().next() {
+            Some(Object::Service(row)) => {
+                let ranges = row.source_ranges;
+                (ranges.map(|all| all.iter().map(ToString::to_string).collect::<Vec<_>>()), told)
+            }
+            other => panic!("{other:?} {told:?}"),
+        }
+    };
+    let with = |ranges: &str| service(&format!("type: LoadBalancer, loadBalancerSourceRanges: {ranges}"));
+    let some = |texts: &[&str]| Some(texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>());
+    assert_eq!(with("[]"), (None, vec![]), "as Kubernetes: no list is no limit");
+    let good = with("[10.1.2.3/8, ' 192.0.2.0/24 ', 'fd00::/8', 10.0.0.0/8]");
+    assert_eq!(good, (some(&["10.0.0.0/8", "192.0.2.0/24", "fd00::/8"]), vec![]));
+    for bad in ["10.0.0.0/33", "'fd00::/129'", "everybody", "''", "10.0.0.0/-1"] {
+        let (ranges, told) = with(&format!("[{bad}, 192.0.2.0/24]"));
+        assert_eq!((ranges, told.len()), (some(&["192.0.2.0/24"]), 1), "{bad}");
+        let (ranges, told) = with(&format!("[{bad}]"));
+        assert_eq!((ranges, told.len()), (some(&[]), 1), "{bad}");
+    }
+    let (ranges, told) = service("loadBalancerSourceRanges: [10.0.0.0/8]");
+    assert!(ranges.is_none() && told.len() == 1 && told[0].contains("only LoadBalancer"), "{told:?}");
+}

@@ -12,7 +12,7 @@ fn named_service(name: &str) -> ServiceName {
 fn service(name: &str, source: Source) -> ServiceRow {
     ServiceRow {
         cluster_ips: vec!["10.101.0.9".parse().unwrap(), "fd00:101::9".parse().unwrap()],
-        ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80 }],
+        ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: None }],
         families_ipv4: vec![true, false],
         ..ServiceRow::new(source, named_service(name))
     }

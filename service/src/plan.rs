@@ -4,16 +4,18 @@
 //! LoadBalancer addresses. Backends are shared between frontends and counted.
 
 mod numbers;
+mod wanted;
 
 use self::numbers::FrontendNumbers;
+use self::wanted::Wanted;
 use crate::choice::{Candidate, Choice, Member, Rules, Site, TierUse, Why, choose};
 use crate::maglev;
 use crate::members;
 use crate::numbers::Numbers;
 use crate::probe::FailedProbe;
 use crate::rows::{
-    BackendRow, BackendState, FrontendKey, FrontendRow, LbAssignment, Protocol, RemoteService, Scope,
-    ServiceName, ServicePort, ServiceRow, ServiceType, SliceRow, TrafficPolicy,
+    BackendRow, BackendState, Claim, FrontendKey, FrontendRow, LbAssignment, Protocol, RemoteService,
+    ServiceName, ServicePort, ServiceRow, SliceRow, TrafficPolicy,
 };
 use crate::spread;
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,19 +24,10 @@ use std::sync::Arc;
 use tombolo_base::aggregate::Gate;
 use tombolo_base::clock::Moment;
 use tombolo_base::source::{Source, SourceState};
-use tombolo_base::table::{Batch, Row, Snapshot, Writer};
+use tombolo_base::table::{Batch, Snapshot, Writer};
 
 /// What makes a backend: address, port, protocol.
 pub type BackendKey = (IpAddr, u16, Protocol);
-
-/// A frontend before its backends have numbers.
-#[derive(Clone, Debug, PartialEq)]
-struct Wanted {
-    key: FrontendKey,
-    local_only: bool,
-    /// Which of the service's pools it chooses from.
-    pool: usize,
-}
 
 /// The backends of one port and family, and what is chosen of them. Frontends that choose alike share one.
 #[derive(Clone, Debug, PartialEq)]
@@ -120,6 +113,8 @@ pub struct Outputs {
 /// Plans frontends and backends of one node.
 pub struct Planner {
     site: Site,
+    /// The node's own addresses, which have its node ports.
+    node_addresses: BTreeSet<IpAddr>,
     inputs: Inputs,
     gate: Gate,
     gate_was_open: bool,
@@ -141,6 +136,7 @@ impl Planner {
     pub fn new(node: Arc<str>, start: Moment) -> Self {
         Self {
             site: Site { node, ..Site::default() },
+            node_addresses: BTreeSet::new(),
             inputs: Inputs::default(),
             gate: Gate::new(start),
             gate_was_open: false,
@@ -157,6 +153,13 @@ impl Planner {
     #[must_use]
     pub fn in_cluster(mut self, name: &str) -> Self {
         self.site.cluster = name.into();
+        self
+    }
+
+    /// The node's own addresses: node ports are served there.
+    #[must_use]
+    pub fn at(mut self, addresses: impl IntoIterator<Item = IpAddr>) -> Self {
+        self.node_addresses = addresses.into_iter().collect();
         self
     }
 
@@ -247,8 +250,8 @@ impl Planner {
         let mut affected = BTreeSet::new();
         if let Some(batch) = changes.services {
             for key in &batch.keys {
-                affected.extend(sharing(&self.inputs.services, key));
-                affected.extend(sharing(&batch.snapshot, key));
+                affected.extend(self.sharing(&self.inputs.services, key));
+                affected.extend(self.sharing(&batch.snapshot, key));
             }
             affected.extend(batch.keys);
             self.inputs.services = batch.snapshot;
@@ -271,7 +274,9 @@ impl Planner {
             for key in &batch.keys {
                 for addresses in [&self.inputs.addresses, &batch.snapshot] {
                     let row = addresses.get(key).map(|row| row.addresses.clone()).unwrap_or_default();
-                    affected.extend(row.iter().flat_map(|ip| with_address(&self.inputs.services, ip)));
+                    let services = &self.inputs.services;
+                    affected
+                        .extend(row.iter().flat_map(|ip| wanted::claiming(services, Claim::Address(*ip))));
                 }
             }
             affected.extend(batch.keys);
@@ -391,6 +396,7 @@ impl Planner {
     ) -> Vec<FrontendRow> {
         let present = out.frontends.table().snapshot();
         let import = self.is_import(service);
+        let affinity_secs = self.inputs.services.get(service).and_then(|row| row.details.affinity_secs());
         let mut numbered: BTreeMap<usize, Numbered> = BTreeMap::new();
         let mut rows = Vec::with_capacity(wanted.len());
         for frontend in wanted {
@@ -417,7 +423,10 @@ impl Planner {
                 tiers: chosen.tiers,
                 spare: chosen.spare,
                 maglev: chosen.maglev,
-                local_only: frontend.local_only,
+                local_only: frontend.terms.local_only,
+                whole_address: frontend.terms.whole_address,
+                source_ranges: frontend.terms.source_ranges.clone(),
+                affinity_secs,
             });
         }
         rows
@@ -465,13 +474,6 @@ impl Planner {
         }
     }
 
-    /// Whether a service other than the one being planned has the frontend.
-    fn is_planned(&self, key: &FrontendKey) -> bool {
-        let assigned = self.inputs.addresses.by_index(&key.address).map(|row| row.name.clone());
-        let mut names = with_address(&self.inputs.services, &key.address).into_iter().chain(assigned);
-        names.any(|name| self.by_service.get(&name).is_some_and(|planned| planned.frontends.contains(key)))
-    }
-
     /// Counts one use less; the number to give up if it was the last.
     fn unuse(&mut self, key: &BackendKey) -> Option<u32> {
         let uses = self.uses.get_mut(key)?;
@@ -481,34 +483,6 @@ impl Planner {
         }
         self.uses.remove(key);
         if self.held.contains(key) { None } else { self.backend_numbers.release(key) }
-    }
-
-    /// The frontends of one service and the pools they choose from, from scratch.
-    fn wanted(&self, name: &ServiceName) -> (Vec<Wanted>, Vec<Pool>) {
-        let mut pools = Vec::new();
-        let Some(service) = self.inputs.services.get(name) else { return (Vec::new(), pools) };
-        if service.kind == ServiceType::ExternalName || service.headless {
-            return (Vec::new(), pools);
-        }
-        let assigned = self.inputs.addresses.get(name).filter(|_| service.kind == ServiceType::LoadBalancer);
-        let mut wanted = Vec::new();
-        for port in &service.ports {
-            let mut add = |address: IpAddr, scope, local_only| {
-                let key = FrontendKey { address, port: port.port, protocol: port.protocol, scope };
-                let pool = self.pool(service, port, address.is_ipv4(), local_only, &mut pools);
-                wanted.push(Wanted { key, local_only, pool });
-            };
-            for address in &service.cluster_ips {
-                add(*address, Scope::Internal, service.internal_traffic_policy == TrafficPolicy::Local);
-            }
-            let external = service.external_ips.iter().filter(|ip| self.has_external(service, port, ip));
-            for address in assigned.into_iter().flat_map(|row| &row.addresses).chain(external) {
-                add(*address, Scope::External, service.external_traffic_policy == TrafficPolicy::Local);
-                // Kubernetes: from inside the cluster the external policy does not narrow the choice.
-                add(*address, Scope::Internal, false);
-            }
-        }
-        (wanted, pools)
     }
 
     /// The number of a pool, made at first sight.
@@ -542,17 +516,6 @@ impl Planner {
         pools.push(Pool { port: port.clone(), ipv4, local_only, candidates, choice });
         pools.len() - 1
     }
-
-    /// Whether an address of `externalIPs` is the service's at this port. Anybody may write any address there: one that
-    /// another service has as its cluster address, or earlier by name as an external one, is that service's.
-    fn has_external(&self, service: &ServiceRow, port: &ServicePort, address: &IpAddr) -> bool {
-        let same = |other: &ServicePort| (other.protocol, other.port) == (port.protocol, port.port);
-        !self.inputs.services.by_index(address).any(|other| {
-            let first = other.cluster_ips.contains(address) || other.name < service.name;
-            other.name != service.name && first && other.ports.iter().any(same)
-        }) && !self.inputs.addresses.by_index(address).any(|row| row.name != service.name)
-            && !service.cluster_ips.contains(address)
-    }
 }
 
 /// A choice with members of an earlier life, which have not been said yet or are not chosen now.
@@ -580,17 +543,6 @@ fn backend_row(candidate: &Candidate, id: u32) -> BackendRow {
         zone: candidate.zone.clone(),
         failing: candidate.failing,
     }
-}
-
-/// The services that name an address.
-fn with_address(services: &Snapshot<ServiceRow>, address: &IpAddr) -> Vec<ServiceName> {
-    services.by_index(address).map(|row| row.name.clone()).collect()
-}
-
-/// The services that share an address with one: who has it may change with that one.
-fn sharing(services: &Snapshot<ServiceRow>, name: &ServiceName) -> Vec<ServiceName> {
-    let addresses = services.get(name).map(Row::indexes).unwrap_or_default();
-    addresses.iter().flat_map(|address| with_address(services, address)).collect()
 }
 
 #[cfg(test)]

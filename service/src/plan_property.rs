@@ -76,10 +76,14 @@ fn service_of(n: u8, bits: u8) -> ServiceRow {
     ServiceRow {
         name: named(n),
         kind: if bits & 1 != 0 { ServiceType::LoadBalancer } else { ServiceType::ClusterIP },
+        // Of one number, so that services want the same and external addresses meet it.
+        ports: vec![ServicePort { node_port: (bits & 12 == 12).then_some(80), ..service().ports[0].clone() }],
+        families_ipv4: if bits & 2 != 0 { vec![true] } else { vec![true, false] },
         cluster_ips: vec![format!("10.101.0.{n}").parse().unwrap()],
         // Two services each share one, and one of those may be another service's LoadBalancer address.
         external_ips: match bits & 48 {
             16 => vec![format!("198.51.100.{}", n / 2).parse().unwrap()],
+            32 => vec![NODE[0].parse().unwrap()],
             48 => vec!["203.0.113.0".parse().unwrap()],
             _ => vec![],
         },
@@ -94,8 +98,9 @@ fn service_of(n: u8, bits: u8) -> ServiceRow {
 }
 
 /// A frontend as packets meet it: key, service, whether local only, members, and the backend of each slot; and who is
-/// not chosen, and why.
-type Seen = (FrontendKey, ServiceName, bool, BTreeSet<BackendKey>, Vec<BackendKey>, Vec<(BackendKey, Why)>);
+/// not chosen, and why; whether the address is the services' alone.
+type Seen =
+    (FrontendKey, ServiceName, bool, BTreeSet<BackendKey>, Vec<BackendKey>, Vec<(BackendKey, Why)>, bool);
 /// A frontend of an earlier life: its number and members.
 type Restored = (FrontendKey, u16, BTreeSet<BackendKey>);
 
@@ -187,6 +192,7 @@ impl World {
                 row.backends.iter().map(of).collect(),
                 maglev,
                 spare,
+                row.whole_address,
             )
         };
         self.out.frontends.table().snapshot().iter().map(frontend).collect()

@@ -1,11 +1,13 @@
 //! Affinity, traffic policies, sharing of backends and the hold after a restart.
 
 use super::*;
-use crate::rows::{Affinity, Distribution, RemoteBackend, RemotePort, SliceEndpoint, SlicePort};
+use crate::rows::{
+    Affinity, Distribution, RemoteBackend, RemotePort, Scope, ServiceType, SliceEndpoint, SlicePort,
+};
 use crate::spread::Spread;
 use std::time::Duration;
 use tombolo_base::ids::ClusterName;
-use tombolo_base::table::Table;
+use tombolo_base::table::{Row, Table};
 
 fn name() -> ServiceName {
     ServiceName { namespace: "demo".into(), name: "web".into() }
@@ -14,7 +16,7 @@ fn name() -> ServiceName {
 pub(crate) fn service() -> ServiceRow {
     ServiceRow {
         cluster_ips: vec!["10.101.0.10".parse().unwrap(), "fd00:101::10".parse().unwrap()],
-        ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80 }],
+        ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: None }],
         families_ipv4: vec![true, false],
         global: true,
         shared: true,
@@ -62,6 +64,9 @@ fn shared<R: Row>() -> Shared<R> {
     (table, Arc::new(writer))
 }
 
+/// The node's own addresses.
+const NODE: [&str; 2] = ["172.20.11.2", "fd00:20:11::2"];
+
 struct World {
     services: Shared<ServiceRow>,
     slices: Shared<SliceRow>,
@@ -76,7 +81,8 @@ struct World {
 impl World {
     fn new() -> Self {
         let out = Outputs { frontends: Table::new().1, backends: Table::new().1 };
-        let planner = Planner::new("n1".into(), Moment::ZERO).in_cluster("east");
+        let addresses = NODE.map(|text| text.parse().unwrap());
+        let planner = Planner::new("n1".into(), Moment::ZERO).in_cluster("east").at(addresses);
         Self {
             services: shared(),
             slices: shared(),
@@ -339,7 +345,8 @@ fn what_changes_is_what_is_written() {
 fn ports_of_one_number_under_two_names_are_two_ports() {
     let mut world = World::new();
     world.initialize();
-    let port = |name: &str, port| ServicePort { name: name.into(), protocol: Protocol::Tcp, port };
+    let port =
+        |name: &str, port| ServicePort { name: name.into(), protocol: Protocol::Tcp, port, node_port: None };
     world.services.1.upsert(ServiceRow { ports: vec![port("http", 80), port("admin", 81)], ..service() });
     let remote_port = |name: &str| RemotePort { name: name.into(), protocol: Protocol::Tcp, port: 8080 };
     let of = |names: &[&str]| RemoteBackend {
@@ -399,3 +406,6 @@ fn with_publish_not_ready_addresses_all_count() {
 
 #[path = "plan_property.rs"]
 mod property;
+
+#[path = "plan/wanted_tests.rs"]
+mod wanted;

@@ -12,6 +12,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use tombolo_base::cells::list;
+use tombolo_base::prefix::Prefix;
 use tombolo_base::source::Source;
 use tombolo_base::table::Row;
 
@@ -82,7 +83,7 @@ impl fmt::Display for ServiceName {
 pub enum ServiceType {
     /// Cluster-internal.
     ClusterIP,
-    /// Also on every node's port; its frontends come with the kube-proxy replacement issue.
+    /// Also on a port of every node.
     NodePort,
     /// Also on addresses of a pool.
     LoadBalancer,
@@ -170,6 +171,34 @@ pub struct ServicePort {
     pub protocol: Protocol,
     /// The port of the service's addresses.
     pub port: u16,
+    /// `nodePort`: the port of the nodes' own addresses that leads here, too. Only of a service that may have one.
+    pub node_port: Option<u16>,
+}
+
+impl ServicePort {
+    /// The node port as something that one service can have.
+    #[must_use]
+    pub fn claim(&self) -> Option<Claim> {
+        self.node_port.map(|number| Claim::NodePort(number, self.protocol))
+    }
+}
+
+impl fmt::Display for ServicePort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.node_port {
+            Some(node_port) => write!(f, "{}:{node_port}/{}", self.port, self.protocol),
+            None => write!(f, "{}/{}", self.port, self.protocol),
+        }
+    }
+}
+
+/// What at most one service can have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Claim {
+    /// A cluster or external address: at each of its ports one service is meant.
+    Address(IpAddr),
+    /// A port of the nodes' own addresses.
+    NodePort(u16, Protocol),
 }
 
 /// Intent: a Service of this cluster.
@@ -197,6 +226,9 @@ pub struct ServiceRow {
     pub families_ipv4: Vec<bool>,
     /// `externalIPs`: addresses that routers lead here, for services of any type.
     pub external_ips: Vec<IpAddr>,
+    /// `loadBalancerSourceRanges`: whose clients the LoadBalancer addresses are for; `None`: anybody's. A range that cannot be
+    /// read is left out, so if none can, nobody is.
+    pub source_ranges: Option<BTreeSet<Prefix>>,
     /// Addresses asked for: annotation `lbipam.cilium.io/ips` or `spec.loadBalancerIP`.
     pub requested_addresses: Vec<IpAddr>,
     /// `publishNotReadyAddresses`.
@@ -235,6 +267,7 @@ impl ServiceRow {
             load_balancer_class: None,
             families_ipv4: Vec::new(),
             external_ips: Vec::new(),
+            source_ranges: None,
             requested_addresses: Vec::new(),
             publish_not_ready: false,
             global: false,
@@ -247,11 +280,16 @@ impl ServiceRow {
             details: ServiceDetails::default(),
         }
     }
+
+    /// Its cluster and external addresses.
+    pub fn addresses(&self) -> impl Iterator<Item = &IpAddr> {
+        self.cluster_ips.iter().chain(&self.external_ips)
+    }
 }
 
 impl Row for ServiceRow {
     type Key = ServiceName;
-    type Index = IpAddr;
+    type Index = Claim;
     const TABLE: &'static str = "services";
     fn key(&self) -> ServiceName {
         self.name.clone()
@@ -259,8 +297,9 @@ impl Row for ServiceRow {
     fn source(&self) -> &Source {
         &self.source
     }
-    fn indexes(&self) -> Vec<IpAddr> {
-        self.cluster_ips.iter().chain(&self.external_ips).copied().collect()
+    fn indexes(&self) -> Vec<Claim> {
+        let addresses = self.addresses().copied().map(Claim::Address);
+        addresses.chain(self.ports.iter().filter_map(ServicePort::claim)).collect()
     }
     fn columns() -> &'static [&'static str] {
         &[
@@ -282,7 +321,7 @@ impl Row for ServiceRow {
             self.name.name.to_string(),
             format!("{:?}", self.kind),
             list(&self.cluster_ips),
-            list(self.ports.iter().map(|port| format!("{}/{}", port.port, port.protocol))),
+            list(&self.ports),
             self.global.to_string(),
             format!("{:?}", self.affinity).to_lowercase(),
             self.spread.tiers_text(),

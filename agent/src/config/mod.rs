@@ -308,7 +308,7 @@ impl Default for Datapath {
     }
 }
 
-/// `datapath.maps`: entries per map; memory is taken at start, except for `nodes` and `prefixes`.
+/// `datapath.maps`: entries per map; memory is taken at start, except for `nodes`, `prefixes` and `source_ranges`.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Maps {
@@ -332,6 +332,10 @@ pub(crate) struct Maps {
     pub(crate) backends: u32,
     /// Slots of the frontends' Maglev tables, four bytes each.
     pub(crate) maglev_slots: u32,
+    /// Prefixes in the source ranges of services, of each frontend.
+    pub(crate) source_ranges: u32,
+    /// Clients of services with session affinity.
+    pub(crate) affinity: u32,
 }
 
 impl Default for Maps {
@@ -347,6 +351,8 @@ impl Default for Maps {
             services: 65_536,
             backends: 65_536,
             maglev_slots: 1_048_576,
+            source_ranges: 65_536,
+            affinity: 65_536,
         }
     }
 }

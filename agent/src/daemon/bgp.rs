@@ -371,7 +371,7 @@ mod tests {
     fn service(publish_not_ready: bool) -> ServiceRow {
         ServiceRow {
             kind: ServiceType::LoadBalancer,
-            ports: vec![ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80 }],
+            ports: vec![ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: None }],
             external_traffic_policy: TrafficPolicy::Local,
             families_ipv4: vec![true],
             external_ips: vec!["198.51.100.7".parse().unwrap()],

@@ -188,29 +188,40 @@ pub(crate) struct Frontends {
     backends: Applied<BackendRow>,
     /// Rows as they were written last: what differs from them is all that is written.
     written: BTreeMap<FrontendKey, FrontendRow>,
-    /// Frontends by external address: other packets to such an address are dropped, never routed back.
-    external: BTreeMap<IpAddr, BTreeSet<FrontendKey>>,
-    /// The node's own addresses: as `externalIPs` they serve some ports, and the host has the rest.
-    own: BTreeSet<IpAddr>,
+    /// Frontends by addresses that are the services' alone: other packets to them are refused, never sent on.
+    whole: BTreeMap<(IpAddr, Scope), BTreeSet<FrontendKey>>,
 }
 
 impl Frontends {
     /// A target without frontends.
-    pub(crate) const fn new(
-        datapath: Arc<Datapath>,
-        backends: Applied<BackendRow>,
-        own: BTreeSet<IpAddr>,
-    ) -> Self {
-        Self { datapath, backends, written: BTreeMap::new(), external: BTreeMap::new(), own }
+    pub(crate) const fn new(datapath: Arc<Datapath>, backends: Applied<BackendRow>) -> Self {
+        Self { datapath, backends, written: BTreeMap::new(), whole: BTreeMap::new() }
     }
 
-    const fn rest_of(ip: IpAddr) -> ebpf::Frontend {
-        ebpf::Frontend { ip, port: 0, protocol: 0, scope: ebpf::Scope::External }
+    /// All other packets to a frontend's address.
+    fn rest_of(key: &FrontendKey) -> ebpf::Frontend {
+        ebpf::Frontend { port: 0, protocol: 0, ..frontend(key) }
     }
 
     fn rest_entry() -> ebpf::ServiceEntry {
         // The number of a translation that never happens; the programs drop before they look at it.
-        ebpf::ServiceEntry { rev_nat: u32::MAX, maglev: Vec::new(), local_only: false }
+        ebpf::ServiceEntry { rev_nat: u32::MAX, ..ebpf::ServiceEntry::default() }
+    }
+
+    /// Notes whether a frontend has its address whole, and refuses the rest of the address as long as one has.
+    fn keep_rest(&mut self, key: &FrontendKey, whole: bool) -> Result<(), String> {
+        let place = (key.address, key.scope);
+        if whole {
+            self.whole.entry(place).or_default().insert(*key);
+            return told(self.datapath.set_service(&Self::rest_of(key), &Self::rest_entry()));
+        }
+        let Some(keys) = self.whole.get_mut(&place) else { return Ok(()) };
+        keys.remove(key);
+        if keys.is_empty() {
+            told(self.datapath.delete_service(&Self::rest_of(key)))?;
+            self.whole.remove(&place);
+        }
+        Ok(())
     }
 }
 
@@ -228,6 +239,8 @@ fn service(row: &FrontendRow) -> ebpf::ServiceEntry {
         rev_nat: u32::from(row.id),
         maglev: row.slots().collect(),
         local_only: row.local_only,
+        source_ranges: row.source_ranges.as_ref().map(|all| all.iter().map(Prefix::net).collect()),
+        affinity_secs: row.affinity_secs.unwrap_or(0),
     }
 }
 
@@ -249,27 +262,13 @@ impl Target<FrontendRow> for Frontends {
             None => told(self.datapath.set_service(&key, &entry))?,
         }
         self.written.insert(row.key, row.clone());
-        if row.key.scope == Scope::External && !self.own.contains(&row.key.address) {
-            self.external.entry(row.key.address).or_default().insert(row.key);
-            let rest = Self::rest_of(row.key.address);
-            told(self.datapath.set_service(&rest, &Self::rest_entry()))?;
-        }
-        Ok(())
+        self.keep_rest(&row.key, row.whole_address)
     }
 
     async fn delete(&mut self, row: &FrontendRow) -> Result<(), String> {
         self.written.remove(&row.key);
         told(self.datapath.delete_service(&frontend(&row.key)))?;
-        if row.key.scope == Scope::External
-            && let Some(keys) = self.external.get_mut(&row.key.address)
-        {
-            keys.remove(&row.key);
-            if keys.is_empty() {
-                self.external.remove(&row.key.address);
-                told(self.datapath.delete_service(&Self::rest_of(row.key.address)))?;
-            }
-        }
-        Ok(())
+        self.keep_rest(&row.key, false)
     }
 
     async fn prune(&mut self, keep: &Rows<FrontendRow>, held: &Held) -> Result<(), String> {
@@ -277,9 +276,8 @@ impl Target<FrontendRow> for Frontends {
             return Ok(());
         }
         let mut wanted: BTreeSet<ebpf::Frontend> = keep.keys().map(|key| frontend(&key)).collect();
-        let external =
-            keep.keys().filter(|key| key.scope == Scope::External && !self.own.contains(&key.address));
-        wanted.extend(external.map(|key| Self::rest_of(key.address)));
+        let whole = keep.values().filter(|row| row.whole_address);
+        wanted.extend(whole.map(|row| Self::rest_of(&row.key)));
         for key in told(self.datapath.services())?.into_keys().filter(|key| !wanted.contains(key)) {
             told(self.datapath.delete_service(&key))?;
         }

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::sync::PoisonError;
 use tombolo_base::ids::{ClusterId, ClusterName, MaxClusters};
 use tombolo_base::source::{Source, SourceState};
-use tombolo_base::table::{Row, Snapshot, Table};
+use tombolo_base::table::{Snapshot, Table};
 use tombolo_clustermesh::MeshError;
 use tombolo_clustermesh::certificate::unix_now;
 use tombolo_clustermesh::publisher::{Desired, PublisherHandle};
@@ -133,7 +133,7 @@ impl Speaker {
         let imports = self.imports.snapshot();
         let services = tables.services.snapshot();
         let own = services.by_source(&Source::Manifests);
-        let own = own.flat_map(|row| row.indexes().into_iter().map(|ip| (ip, row.name.clone())));
+        let own = own.flat_map(|row| row.addresses().map(|ip| (*ip, row.name.clone())));
         let lb = lb.iter().flat_map(|row| row.addresses.iter().map(|ip| (*ip, row.name.clone())));
         let others: BTreeMap<IpAddr, ServiceName> = lb.chain(own).collect();
         let mut assigned = mcs::assign(mcs::Round {

@@ -192,6 +192,8 @@ fn map_sizes(maps: &crate::config::Maps) -> MapSizes {
         services: maps.services,
         backends: maps.backends,
         maglev_slots: maps.maglev_slots,
+        source_ranges: maps.source_ranges,
+        affinity: maps.affinity,
         conntrack_half: maps.conntrack / 2,
         conntrack: maps.conntrack / 2,
         nat_half: maps.nat / 2,

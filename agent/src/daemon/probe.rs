@@ -200,7 +200,7 @@ mod tests {
 
     fn service() -> ServiceRow {
         ServiceRow {
-            ports: vec![ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80 }],
+            ports: vec![ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: None }],
             families_ipv4: vec![true],
             global: true,
             shared: true,

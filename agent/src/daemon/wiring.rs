@@ -162,7 +162,8 @@ impl Rooms<'_> {
         self.topology_planner((nodes, claims), (hops, keys), plans.topology);
         let node = self.ground.identity.node.clone();
         let mut services = tombolo_service::plan::Planner::new(node, self.ground.driver.clock.now())
-            .in_cluster(self.ground.identity.cluster.as_str());
+            .in_cluster(self.ground.identity.cluster.as_str())
+            .at(self.ground.node.own.addresses.iter().map(|address| address.ip));
         services.restore(backends, frontends);
         self.mcs_planner(plans.mcs, kube);
         self.names_planner(plans.names);
@@ -332,11 +333,7 @@ impl Rooms<'_> {
         let datapath = self.ground.daemon.datapath.clone();
         let prefixes = self.prefix_target();
         let backends = datapath::Backends { datapath: datapath.clone(), frontends: held.frontends.clone() };
-        let frontends = datapath::Frontends::new(
-            datapath.clone(),
-            held.backends.clone(),
-            self.ground.node.own.addresses.iter().map(|address| address.ip).collect(),
-        );
+        let frontends = datapath::Frontends::new(datapath.clone(), held.backends.clone());
         let (policies, interfaces) =
             (datapath::Policies(datapath.clone()), datapath::Interfaces::new(datapath.clone()));
         let watcher = watch::Watcher {

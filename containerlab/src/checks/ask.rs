@@ -66,6 +66,17 @@ pub enum Target {
         /// Port.
         port: u16,
     },
+    /// A service's node port at a node's underlay address.
+    NodePort {
+        /// Cluster of service and node.
+        cluster: String,
+        /// `NAMESPACE/NAME`.
+        service: String,
+        /// The service's own port.
+        port: u16,
+        /// The node that is asked.
+        node: String,
+    },
     /// A node's underlay address; the port of an echo server there, 0 for ping.
     Host(String, u16),
     /// The outside client.
@@ -118,6 +129,8 @@ pub enum Peer {
     /// The asker's own address, or the internal one of another node of the service's cluster where it was translated;
     /// both must occur.
     AskerOrOtherNode,
+    /// The internal address of another node of the service's cluster, which translated.
+    OtherNode,
     /// The asker's own address, or its node's internal one when a pod reaches itself.
     AskerOrNode,
     /// The node-internal or an underlay address of the asking node.
@@ -234,6 +247,11 @@ impl Ask {
                 self.resolve_service(context, &mut resolved, cluster, service).await?;
                 resolved.port = *port;
             }
+            Target::NodePort { cluster, service, port, node } => {
+                self.resolve_service(context, &mut resolved, cluster, service).await?;
+                resolved.target = underlay(context, node, self.family)?;
+                resolved.port = node_port(context, cluster, service, *port)?;
+            }
             Target::Host(node, port) => {
                 resolved.target = underlay(context, node, self.family)?;
                 resolved.port = *port;
@@ -338,6 +356,18 @@ impl Ask {
         }
         context.probe(&resolved.place, &argv).await
     }
+}
+
+/// The node port of a service's port.
+fn node_port(context: &Context, cluster: &str, service: &str, port: u16) -> Result<u16, Failure> {
+    let facts = context.service(cluster, service)?;
+    facts.node_ports.get(&port).copied().ok_or_else(|| {
+        Failure::new(
+            format!("a nodePort of port {port} of service {service}"),
+            format!("{:?}", facts.node_ports),
+            format!("the Service manifest of {service} in {cluster}"),
+        )
+    })
 }
 
 /// A reply to a ping must come from the address that was asked.

@@ -153,6 +153,8 @@ pub struct ServiceFacts {
     pub load_balancer: bool,
     /// Whether external traffic goes to local backends only.
     pub local: bool,
+    /// Ports of the nodes' addresses, by the service's port.
+    pub node_ports: BTreeMap<u16, u16>,
     /// Selector.
     pub selector: BTreeMap<String, String>,
     /// The manifest it came from.
@@ -408,6 +410,9 @@ impl Cluster {
         let (Some(name), Some(spec)) = (service.metadata.name, service.spec) else { return };
         let ips = spec.cluster_ips.unwrap_or_else(|| spec.cluster_ip.into_iter().collect());
         let annotations = service.metadata.annotations.unwrap_or_default();
+        let ports = spec.ports.iter().flatten();
+        let node_ports = ports
+            .filter_map(|port| Some((u16::try_from(port.port).ok()?, u16::try_from(port.node_port?).ok()?)));
         let facts = ServiceFacts {
             namespace: service.metadata.namespace.unwrap_or_else(|| "default".to_owned()),
             name,
@@ -416,6 +421,7 @@ impl Cluster {
             cluster_ips: ips.iter().filter_map(|ip| ip.parse().ok()).collect(),
             load_balancer: spec.type_.as_deref() == Some("LoadBalancer"),
             local: spec.external_traffic_policy.as_deref() == Some("Local"),
+            node_ports: node_ports.collect(),
             selector: spec.selector.as_ref().map(pairs).unwrap_or_default(),
             file: path.to_owned(),
         };
@@ -489,7 +495,7 @@ spec:
   externalTrafficPolicy: Local
   clusterIPs: [10.101.0.5, "fd00:101::5"]
   selector: {app: web}
-  ports: [{name: http, port: 80, targetPort: 8080}]
+  ports: [{name: http, port: 80, targetPort: 8080, nodePort: 30080}]
 ---
 apiVersion: cilium.io/v2
 kind: CiliumLoadBalancerIPPool
@@ -517,6 +523,7 @@ spec: {advertisements: [{advertisementType: PodCIDR}, {advertisementType: Servic
         assert_eq!(node.underlay(Family::Ipv6), Some("fd00:20:11::2".parse().expect("literal")));
         let service = &cluster.services["demo/lb-local"];
         assert_eq!(cluster.backends(service).map(PodFacts::key).collect::<Vec<_>>(), ["demo/web-1"]);
+        assert_eq!(service.node_ports, BTreeMap::from([(80, 30_080)]));
         assert_eq!(cluster.advertisers(service), BTreeSet::from(["east-n1".to_owned()]));
         assert!(cluster.in_pools("203.0.113.9".parse().expect("literal")));
         assert!(!cluster.in_pools("203.0.113.200".parse().expect("literal")));

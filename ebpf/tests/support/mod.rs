@@ -216,7 +216,9 @@ impl Node {
         }
         let maglev = backends.iter().map(|(id, ..)| *id).collect();
         let frontend = Frontend { ip: ip(address), port, protocol, scope };
-        self.datapath.set_service(&frontend, &ServiceEntry { rev_nat, maglev, local_only: false }).unwrap();
+        self.datapath
+            .set_service(&frontend, &ServiceEntry { rev_nat, maglev, ..ServiceEntry::default() })
+            .unwrap();
     }
 
     /// Runs a packet through a program as if it had come to `ifindex`.
@@ -252,11 +254,13 @@ impl Node {
         drop
     }
 
-    /// The packet is dropped, for this reason.
-    pub fn drops(&mut self, program: &'static str, ifindex: u32, packet: &[u8], reason: u8) {
+    /// The packet is dropped, for this reason; where.
+    pub fn drops(&mut self, program: &'static str, ifindex: u32, packet: &[u8], reason: u8) -> &'static Site {
         self.events();
         assert_eq!(self.run(program, ifindex, packet).action, SHOT, "wanted: dropped for {reason}");
-        assert_eq!(self.dropped().flow.drop_reason, reason);
+        let flow = self.dropped().flow;
+        assert_eq!(flow.drop_reason, reason);
+        site(flow.site).unwrap()
     }
 
     /// The last trace event.

@@ -1,12 +1,13 @@
 //! Service and EndpointSlice.
 
-use super::{Converted, address, labels, number, port, routed_address, word};
+use super::{Converted, address, labels, number, port, prefix, routed_address, word};
 use crate::object::{Object, ObjectId};
 use crate::problem::{Issue, shorten};
 use k8s_openapi::api::core::v1::{Service, ServiceSpec};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use tombolo_base::prefix::Prefix;
 use tombolo_base::source::Source;
 use tombolo_service::{
     Affinity, Distribution, Protocol, ServiceDetails, ServiceName, ServicePort, ServiceRow, ServiceType,
@@ -104,6 +105,26 @@ fn external_ips(spec: &ServiceSpec) -> Result<Vec<IpAddr>, Issue> {
     Ok(ips)
 }
 
+/// `loadBalancerSourceRanges`. One that cannot be read is told and admits nobody, so that no service is open to all by a
+/// slip of the pen.
+fn source_ranges(spec: &ServiceSpec, kind: ServiceType, doubts: &mut Vec<Issue>) -> Option<BTreeSet<Prefix>> {
+    let written = spec.load_balancer_source_ranges.as_ref().filter(|ranges| !ranges.is_empty())?;
+    if kind != ServiceType::LoadBalancer {
+        let reason = "it means nothing, for only LoadBalancer addresses are narrowed";
+        let path = "spec.loadBalancerSourceRanges";
+        doubts.push(Issue::new(path, reason, "use type LoadBalancer, or a NetworkPolicy"));
+        return None;
+    }
+    let mut ranges = BTreeSet::new();
+    for (position, text) in written.iter().enumerate() {
+        match prefix(format!("spec.loadBalancerSourceRanges[{position}]"), text.trim()) {
+            Ok(range) => drop(ranges.insert(range)),
+            Err(issue) => doubts.push(issue),
+        }
+    }
+    Some(ranges)
+}
+
 fn requested(spec: &ServiceSpec, annotations: &BTreeMap<String, String>) -> Result<Vec<IpAddr>, Issue> {
     let (path, text) = match annotation(annotations, ["lbipam.cilium.io/ips", "io.cilium/lb-ipam-ips"]) {
         Some(found) => found,
@@ -122,9 +143,23 @@ fn ports(spec: &ServiceSpec) -> Result<Vec<ServicePort>, Issue> {
             name: entry.name.as_deref().unwrap_or("").into(),
             protocol: word(format!("{at}.protocol"), text, &PROTOCOLS)?,
             port: port(format!("{at}.port"), entry.port)?,
+            node_port: match entry.node_port {
+                None | Some(0) => None,
+                Some(number) => Some(port(format!("{at}.nodePort"), number)?),
+            },
         });
     }
     Ok(ports)
+}
+
+/// Takes node ports away from a service that cannot have any.
+fn without_node_ports(ports: &mut [ServicePort], doubts: &mut Vec<Issue>) {
+    for (position, port) in ports.iter_mut().enumerate().filter(|(_, port)| port.node_port.is_some()) {
+        port.node_port = None;
+        let path = format!("spec.ports[{position}].nodePort");
+        let reason = "it means nothing, for the service is not on nodes";
+        doubts.push(Issue::new(path, reason, "use type NodePort or LoadBalancer, with a cluster address"));
+    }
 }
 
 /// A service's annotations. One that cannot be read is told and left out: the service goes on without it.
@@ -231,20 +266,27 @@ pub(super) fn service(id: &ObjectId, object: Service) -> Result<Converted, Issue
     let spread = notes.spread(global, affinity);
     let mut doubts = notes.doubts;
     let distribution = distribution(&spec, &mut doubts);
+    let kind = word("spec.type", spec.type_.as_deref().unwrap_or("ClusterIP"), &TYPES)?;
+    let mut ports = ports(&spec)?;
+    if headless || !matches!(kind, ServiceType::NodePort | ServiceType::LoadBalancer) {
+        without_node_ports(&mut ports, &mut doubts);
+    }
+    let source_ranges = source_ranges(&spec, kind, &mut doubts);
     let policy = |path, text: &Option<String>| {
         text.as_deref().map_or(Ok(TrafficPolicy::Cluster), |text| word(path, text, &POLICIES))
     };
     let row = ServiceRow {
         source: Source::Manifests,
         name: ServiceName { namespace: id.namespace.clone(), name: id.name.clone() },
-        kind: word("spec.type", spec.type_.as_deref().unwrap_or("ClusterIP"), &TYPES)?,
+        kind,
         headless,
-        ports: ports(&spec)?,
+        ports,
         external_traffic_policy: policy("spec.externalTrafficPolicy", &spec.external_traffic_policy)?,
         internal_traffic_policy: policy("spec.internalTrafficPolicy", &spec.internal_traffic_policy)?,
         load_balancer_class: spec.load_balancer_class.as_deref().map(Into::into),
         families_ipv4: families(&spec, &cluster_ips)?,
         external_ips: external_ips(&spec)?,
+        source_ranges,
         requested_addresses: requested(&spec, &annotations)?,
         publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
         cluster_ips,

@@ -11,7 +11,7 @@ use super::share::{PORTS_OF_CLUSTER_MAX, Shares};
 use super::{derived_name, is_derived};
 use crate::details::ServiceDetails;
 use crate::rows::{
-    Affinity, Distribution, LbAssignment, ServiceName, ServicePort, ServiceRow, ServiceType, SliceRow,
+    Affinity, Claim, Distribution, LbAssignment, ServiceName, ServicePort, ServiceRow, ServiceType, SliceRow,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -54,7 +54,8 @@ pub struct Inputs {
 impl Inputs {
     /// The Service of this cluster that has an address: a cluster, external or LoadBalancer address is no import's.
     fn owner(&self, address: &IpAddr) -> Option<&ServiceName> {
-        let own = self.services.by_index(address).find(|row| row.source == Source::Manifests);
+        let own =
+            self.services.by_index(&Claim::Address(*address)).find(|row| row.source == Source::Manifests);
         let given = || self.addresses.by_index(address).find(|row| !is_derived(&row.name));
         own.map(|row| &row.name).or_else(|| given().map(|row| &row.name))
     }
@@ -202,9 +203,9 @@ impl Planner {
         if let Some(batch) = changes.services {
             let rows = batch.keys.iter().flat_map(|key| [inputs.services.get(key), batch.snapshot.get(key)]);
             let own = rows.flatten().filter(|row| row.source == Source::Manifests);
-            for address in own.flat_map(Row::indexes) {
-                affected.extend(inputs.requests.by_index(&address).map(|request| request.name.clone()));
-                let given = inputs.addresses.by_index(&address);
+            for address in own.flat_map(ServiceRow::addresses) {
+                affected.extend(inputs.requests.by_index(address).map(|request| request.name.clone()));
+                let given = inputs.addresses.by_index(address);
                 affected.extend(given.filter_map(|row| self.derived.get(&row.name).cloned()));
             }
             affected.extend(batch.keys.into_iter().filter(|name| inputs.exports.get(name).is_some()));
@@ -521,6 +522,8 @@ fn derived_service(import: &ImportRow, exported: Option<&ServiceRow>) -> Service
         name: port.name.clone(),
         protocol: port.protocol,
         port: port.port,
+        // Nodes' ports are each cluster's own.
+        node_port: None,
     };
     let affinity = match spec.annotations.get(AFFINITY).map(AsRef::as_ref) {
         Some("local") => Affinity::Local,

@@ -187,7 +187,7 @@ impl World {
         let present: BTreeMap<_, _> = present.iter().map(|r| (r.name.clone(), r.addresses.clone())).collect();
         let services = self.services.0.snapshot();
         let own = services.by_source(&Source::Manifests);
-        let own = own.flat_map(|row| row.indexes().into_iter().map(|ip| (ip, row.name.clone())));
+        let own = own.flat_map(|row| row.addresses().map(|ip| (*ip, row.name.clone())));
         let given = assign(Round {
             own: "east",
             range,
@@ -285,7 +285,7 @@ impl Run {
 fn service(name: ServiceName) -> ServiceRow {
     ServiceRow {
         cluster_ips: vec!["10.101.0.9".parse().unwrap()],
-        ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80 }],
+        ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: None }],
         families_ipv4: vec![true, false],
         ..ServiceRow::new(Source::Manifests, name)
     }

@@ -6,6 +6,7 @@ use serde::Serialize;
 use std::net::IpAddr;
 use std::sync::Arc;
 use tombolo_base::cells::list;
+use tombolo_base::prefix::Prefix;
 use tombolo_base::source::Source;
 use tombolo_base::table::{NoIndex, Row};
 
@@ -55,6 +56,12 @@ pub struct FrontendRow {
     pub maglev: Arc<[u16]>,
     /// Whether only backends of this node are used and the client's address is kept.
     pub local_only: bool,
+    /// Whether the address is the services' alone: packets to its other ports are refused, never sent on.
+    pub whole_address: bool,
+    /// The clients that it takes; `None`: anybody. Others are dropped (177).
+    pub source_ranges: Option<Arc<[Prefix]>>,
+    /// Session affinity: how long a client is sent to the same backend after it opened a flow; `None`: not at all.
+    pub affinity_secs: Option<u32>,
 }
 
 impl Row for FrontendRow {
@@ -71,7 +78,19 @@ impl Row for FrontendRow {
         vec![self.service.clone()]
     }
     fn columns() -> &'static [&'static str] {
-        &["ADDRESS", "PORT", "PROTOCOL", "SCOPE", "ID", "SERVICE", "BACKENDS", "TIERS", "NOT-CHOSEN"]
+        &[
+            "ADDRESS",
+            "PORT",
+            "PROTOCOL",
+            "SCOPE",
+            "ID",
+            "SERVICE",
+            "BACKENDS",
+            "TIERS",
+            "NOT-CHOSEN",
+            "CLIENTS",
+            "AFFINITY",
+        ]
     }
     fn cells(&self) -> Vec<String> {
         vec![
@@ -87,6 +106,12 @@ impl Row for FrontendRow {
             })),
             list(self.tiers.iter()),
             list(self.spare.iter().map(|(id, why)| format!("{id}:{why}"))),
+            match self.source_ranges.as_deref() {
+                None => "-".to_owned(),
+                Some([]) => "none".to_owned(),
+                Some(ranges) => list(ranges),
+            },
+            self.affinity_secs.map_or_else(|| "-".to_owned(), |secs| format!("{secs}s")),
         ]
     }
 }

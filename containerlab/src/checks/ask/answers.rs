@@ -126,6 +126,10 @@ impl Ask {
                     (own && own_port) || ingress.is_some_and(|node| node != answer.whoami.node),
                     "the asker's address and port, or the internal address of another node of the backend's cluster",
                 ),
+                Peer::OtherNode => (
+                    ingress.is_some_and(|node| node != answer.whoami.node),
+                    "the internal address of another node of the backend's cluster",
+                ),
                 Peer::AskerOrNode => (
                     (own && own_port) || (oneself && ingress == Some(answer.whoami.node.as_str())),
                     "the asker's address, or that of its own node when it reaches itself",

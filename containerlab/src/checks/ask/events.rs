@@ -87,9 +87,13 @@ impl Ask {
         report: &ProbeReport,
     ) -> Result<Vec<(String, Want)>, Failure> {
         let mut wanted = Vec::new();
-        if matches!(self.to, Target::Host(..) | Target::Client(_)) {
+        let to_node_port = self.is_at_another_node(resolved);
+        if to_node_port || matches!(self.to, Target::Host(..) | Target::Client(_)) {
             let attempt = report.attempts.first().ok_or_else(|| nothing_sent(self))?;
             wanted.extend(self.out_of_pods(context, resolved, attempt).await?);
+        }
+        if to_node_port {
+            return Ok(wanted);
         }
         for way in self.ways(context, resolved, report)? {
             wanted.extend(match &self.from {
@@ -99,6 +103,14 @@ impl Ask {
             });
         }
         Ok(wanted)
+    }
+
+    /// Whether a pod asks a node port of another node, which alone knows that it is a service's.
+    fn is_at_another_node(&self, resolved: &Resolved<'_>) -> bool {
+        match (&self.to, &resolved.asker) {
+            (Target::NodePort { node, .. }, Some((asker, _))) => asker.node != *node,
+            _ => false,
+        }
     }
 
     /// One way for each answerer, and with a balanced one for each node that translated.
@@ -118,8 +130,8 @@ impl Ask {
         for (attempt, answer) in answered(report) {
             let cluster = answer.whoami.cluster.clone();
             let Some(pod) = context.inventory.pod_by_name(&cluster, &pod_key(answer)) else { continue };
-            let balanced = self.peer == Peer::AskerOrOtherNode;
-            let ingress = self.translator(context, answer).filter(|_| balanced).map(str::to_owned);
+            let by_others = matches!(self.peer, Peer::AskerOrOtherNode | Peer::OtherNode);
+            let ingress = self.translator(context, answer).filter(|_| by_others).map(str::to_owned);
             if seen.insert((cluster.clone(), pod.key(), ingress.clone())) {
                 ways.push(Way { pod, cluster, attempt, answer: Some(answer), ingress });
             }
@@ -209,7 +221,7 @@ impl Ask {
         Ok(wanted)
     }
 
-    /// A pod asks a node or the outside client: where it leaves, and the answer.
+    /// A pod asks a node, a node port of another one, or the outside client: where it leaves, and the answer.
     async fn out_of_pods(
         &self,
         context: &Context,
@@ -219,7 +231,7 @@ impl Ask {
         let Some((asker, _)) = &resolved.asker else { return Ok(Vec::new()) };
         let (identity, point, crosses) = match &self.to {
             Target::Host(node, _) if *node == asker.node => (HOST, TO_HOST, false),
-            Target::Host(..) => (REMOTE_NODE, TO_NETWORK, true),
+            Target::Host(..) | Target::NodePort { .. } => (REMOTE_NODE, TO_NETWORK, true),
             _ => (WORLD, TO_NETWORK, false),
         };
         let source = self.asker(context, resolved, attempt).await?;
@@ -234,8 +246,10 @@ impl Ask {
             point: Some(point),
             ..common.clone()
         };
+        // Behind a node port a pod answers under the node's address, and in the tunnel with its own identity.
+        let identity = destination.identity.filter(|_| !matches!(self.to, Target::NodePort { .. }));
         let answer = Want {
-            source: destination,
+            source: WantEnd { identity, ..destination },
             destination: source,
             point: Some(TO_ENDPOINT),
             reply: true,

@@ -42,7 +42,7 @@ fn address(number: u32) -> IpAddr {
 fn own() -> Result<ServiceRow, Failure> {
     Ok(ServiceRow {
         cluster_ips: vec!["10.96.0.10".parse()?],
-        ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80 }],
+        ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: None }],
         families_ipv4: vec![true],
         global: true,
         shared: true,

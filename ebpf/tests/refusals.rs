@@ -1,0 +1,88 @@
+//! What clients are told by services that take nothing, by BPF_PROG_TEST_RUN.
+#![cfg(test)]
+
+mod support;
+use support::*;
+use tombolo_ebpf::*;
+
+/// The service's other ports are refused in this scope.
+fn whole(node: &Node, address: &str, scope: Scope) {
+    let rest = Frontend { ip: ip(address), port: 0, protocol: 0, scope };
+    node.datapath.set_service(&rest, &ServiceEntry::default()).unwrap();
+}
+
+/// The packet is answered with port unreachable, which quotes it, and counted as a drop of reason 158.
+fn refused(
+    node: &mut Node,
+    hook: (&'static str, u32),
+    packet: &[u8],
+    client: &str,
+    service: (&str, u16),
+) -> Ran {
+    node.events();
+    let ran = node.run(hook.0, hook.1, packet);
+    assert_eq!((ran.action, node.dropped().flow.drop_reason), (REDIRECT, 158));
+    let seen = ran.seen();
+    let f = usize::from(!ip(client).is_ipv4());
+    assert_eq!((seen.source.0, seen.destination.0), (ip(GATEWAY[f]), ip(client)));
+    assert_eq!(ran.quoted(), ((ip(client), 4000), (ip(service.0), service.1)));
+    let icmp = if f == 0 { &ran.packet[34..36] } else { &ran.packet[54..56] };
+    assert_eq!(icmp, [[3, 3], [1, 4]][f]);
+    ran
+}
+
+#[test]
+fn a_pod_is_told_that_a_service_has_no_backend_or_no_such_port() {
+    let mut node = Node::new();
+    for f in FAMILIES {
+        node.service(CLUSTER_IP[f], 80, Scope::Internal, 10, &[]);
+        whole(&node, CLUSTER_IP[f], Scope::Internal);
+        let hook = ("from_endpoint", node.a);
+        for port in [80, 81] {
+            let service = (CLUSTER_IP[f], port);
+            for packet in [tcp((POD_A[f], 4000), service, "S"), udp((POD_A[f], 4000), service, 9)] {
+                let ran = refused(&mut node, hook, &packet, POD_A[f], service);
+                assert_eq!(ran.macs(), (MAC_A, HOST_MAC), "back to the pod");
+            }
+        }
+        node.drops(hook.0, hook.1, &ping(POD_A[f], CLUSTER_IP[f], 3, true), 158);
+        // An error is never answered with an error.
+        let quoted = udp((CLUSTER_IP[f], 81), (POD_A[f], 4000), 9);
+        node.drops(hook.0, hook.1, &unreachable(POD_A[f], CLUSTER_IP[f], &quoted), 158);
+    }
+}
+
+#[test]
+fn outside_clients_are_told_of_a_port_without_backend_alone() {
+    let mut node = Node::new();
+    for f in FAMILIES {
+        node.service(VIP[f], 80, Scope::External, 20, &[]);
+        whole(&node, VIP[f], Scope::External);
+        node.service(NODE[f], 30_080, Scope::External, 21, &[]);
+        let hook = ("from_uplink", node.uplink);
+        for service in [(VIP[f], 80), (NODE[f], 30_080)] {
+            for packet in [tcp((CLIENT[f], 4000), service, "S"), udp((CLIENT[f], 4000), service, 9)] {
+                let ran = refused(&mut node, hook, &packet, CLIENT[f], service);
+                // The packets of these tests go from MAC_A to HOST_MAC.
+                assert_eq!(ran.macs(), (MAC_A, HOST_MAC), "back where it came from");
+            }
+        }
+        node.drops(hook.0, hook.1, &tcp((CLIENT[f], 4000), (VIP[f], 81), "S"), 158);
+    }
+}
+
+#[test]
+fn with_the_policy_local_nobody_is_told() {
+    let mut node = Node::new();
+    for f in FAMILIES {
+        for (scope, hook, client) in [
+            (Scope::External, ("from_uplink", node.uplink), CLIENT[f]),
+            (Scope::Internal, ("from_endpoint", node.a), POD_A[f]),
+        ] {
+            let frontend = Frontend { ip: ip(VIP[f]), port: 80, protocol: 6, scope };
+            let entry = ServiceEntry { rev_nat: 20, local_only: true, ..ServiceEntry::default() };
+            node.datapath.set_service(&frontend, &entry).unwrap();
+            node.drops(hook.0, hook.1, &tcp((client, 4000), (VIP[f], 80), "S"), 158);
+        }
+    }
+}
