@@ -3,7 +3,7 @@
 use crate::ct::Sight;
 use crate::node::Prefix;
 use crate::outcome::Reason;
-use crate::packet::{Packet, Socket, Tuple, UDP};
+use crate::packet::{Packet, Reading, Socket, Tuple, UDP};
 use std::net::IpAddr;
 
 /// Whether an address is that of many, so that nobody sends under it.
@@ -58,8 +58,7 @@ pub(crate) struct Flight<'a> {
 }
 
 impl<'a> Flight<'a> {
-    pub(crate) fn new(now_ns: u64, packet: &'a Packet) -> Self {
-        let reading = packet.read();
+    pub(crate) fn new(now_ns: u64, packet: &'a Packet, reading: Reading) -> Self {
         let sight = Sight {
             now_ns,
             protocol: reading.tuple.protocol,

@@ -7,18 +7,18 @@
 //! Nothing here is fast, bounded or concurrent, and the cache of allows is left out on purpose: a policy is asked for every
 //! packet, so that agreement means that the programs' cache cannot be seen from outside.
 //!
-//! Left out: fragments, packets larger than their path, neighbour discovery, extension headers, the tunnel's receiving end
+//! Left out: packets larger than their path, neighbour discovery, extension headers, the tunnel's receiving end
 //! and whatever a routing table would say (here everything has a route).
 //!
 //! ```
-//! use tombolo_model::{Config, Local, Node, Outcome, Packet, Payload, Pod, TcpFlags, To};
+//! use tombolo_model::{Config, Fragment, Local, Node, Outcome, Packet, Payload, Pod, TcpFlags, To};
 //! let (a, b) = ("10.1.1.2".parse()?, "10.1.1.3".parse()?);
 //! let pod = |address| Pod { ready: true, identity: 1000, addresses: vec![address], policy: 0 };
 //! let mut node = Node { config: Config { ready: true, ..Config::default() }, ..Node::default() };
 //! node.pods.extend([(7, pod(a)), (8, pod(b))]);
 //! node.local.extend([(a, Local::Pod(7)), (b, Local::Pod(8))]);
 //! let payload = Payload::Tcp { ports: (4000, 80), flags: TcpFlags::SYN };
-//! let packet = Packet { source: a, destination: b, hops: 64, length: 40, payload };
+//! let packet = Packet { source: a, destination: b, hops: 64, length: 40, fragment: Fragment::Whole, payload };
 //! assert!(matches!(node.from_endpoint(0, 7, &packet), Outcome::Pass { to: To::Pod(8), .. }));
 //! # Ok::<(), std::net::AddrParseError>(())
 //! ```
@@ -42,5 +42,5 @@ pub use hash::flow_hash;
 pub use lb::{Backend, Frontend, Scope, Service};
 pub use node::{Config, HOST, Local, Node, Path, Pod, Prefix, REMOTE_NODE, RemoteNode, WORLD};
 pub use outcome::{Outcome, Reason, To};
-pub use packet::{Packet, Payload, Protocol, Socket, TcpFlags, Tuple};
+pub use packet::{Datagram, Fragment, Fragments, Packet, Payload, Protocol, Socket, TcpFlags, Tuple};
 pub use verdict::{Direction, Policy, Question, Rule, WORLD_IPV4, WORLD_IPV6};

@@ -5,7 +5,7 @@ use crate::flight::{Flight, LocalSource, Place};
 use crate::lb::{Backend, Frontend, Service};
 use crate::nat::Nat;
 use crate::outcome::Reason;
-use crate::packet::Socket;
+use crate::packet::{Fragments, Packet, Socket};
 use crate::verdict::Policy;
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
@@ -147,6 +147,8 @@ pub struct Node {
     pub conntrack: Conntrack,
     /// The address translations.
     pub nat: Nat,
+    /// What is known of fragmented datagrams.
+    pub fragments: Fragments,
 }
 
 impl Node {
@@ -171,6 +173,11 @@ impl Node {
         };
         self.conntrack.half.retain(|key, _| stays(key));
         self.conntrack.established.retain(|key, _| stays(key));
+    }
+
+    /// A packet begins its way.
+    pub(crate) fn begin<'a>(&mut self, now_ns: u64, packet: &'a Packet) -> Flight<'a> {
+        Flight::new(now_ns, packet, packet.read(&mut self.fragments))
     }
 
     /// The longest prefix around an address.

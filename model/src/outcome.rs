@@ -55,6 +55,8 @@ pub enum Reason {
     NatNoMapping = 167,
     /// Tunnel packets from where none may come.
     EncapProhibited = 170,
+    /// A fragment whose datagram's first was not seen.
+    FragmentNotFound = 175,
     /// A rule denies it.
     PolicyDeny = 181,
     /// It would leave in clear.

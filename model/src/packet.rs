@@ -1,6 +1,7 @@
 //! A packet as far as the datapath looks into it, and the flow it belongs to.
 
 use crate::outcome::Reason;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::ops::BitOr;
@@ -68,9 +69,28 @@ pub struct Packet {
     pub hops: u8,
     /// Bytes, with the IP header.
     pub length: u16,
-    /// What is in it.
+    /// Which part of a datagram it is.
+    pub fragment: Fragment,
+    /// What is in it; of a later fragment, what the datagram's first has.
     pub payload: Payload,
 }
+
+/// Which part of a datagram a packet is, with the datagram's identification.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fragment {
+    /// All of it.
+    #[default]
+    Whole,
+    /// The first part, with the transport header.
+    First(u32),
+    /// Another, without.
+    Later(u32),
+}
+
+/// What tells datagrams apart: ends, identification and protocol.
+pub type Datagram = (IpAddr, IpAddr, u32, Protocol);
+/// The ports of datagrams whose first fragment was seen. The programs' table forgets the least recently used.
+pub type Fragments = BTreeMap<Datagram, (u16, u16)>;
 
 /// What an IP packet carries. ICMP is that of the packet's family.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -158,8 +178,7 @@ impl Packet {
         }
     }
 
-    fn tuple(&self) -> Tuple {
-        let (source, destination) = self.ports().unwrap_or_default();
+    fn tuple(&self, (source, destination): (u16, u16)) -> Tuple {
         Tuple {
             source: (self.source, source),
             destination: (self.destination, destination),
@@ -167,8 +186,27 @@ impl Packet {
         }
     }
 
-    pub(crate) fn read(&self) -> Reading {
-        let plain = |broken| Reading { tuple: self.tuple(), is_error: false, flags: TcpFlags(0), broken };
+    const fn datagram(&self, id: u32) -> Datagram {
+        (self.source, self.destination, id, self.protocol())
+    }
+
+    /// Ports of later fragments come from the first.
+    pub(crate) fn read(&self, fragments: &mut Fragments) -> Reading {
+        let ports = match self.fragment {
+            Fragment::Later(id) => {
+                let known = fragments.get(&self.datagram(id)).copied();
+                let broken = known.is_none().then_some(Reason::FragmentNotFound);
+                let tuple = self.tuple(known.unwrap_or_default());
+                return Reading { tuple, is_error: false, flags: TcpFlags(0), broken };
+            }
+            Fragment::First(id) => {
+                fragments.extend(self.ports().map(|ports| (self.datagram(id), ports)));
+                self.ports()
+            }
+            Fragment::Whole => self.ports(),
+        };
+        let tuple = self.tuple(ports.unwrap_or_default());
+        let plain = |broken| Reading { tuple, is_error: false, flags: TcpFlags(0), broken };
         match &self.payload {
             Payload::Tcp { flags, .. } => Reading { flags: *flags, ..plain(None) },
             Payload::Udp { .. } | Payload::Echo { .. } => plain(None),
@@ -178,7 +216,7 @@ impl Packet {
                 Reading { is_error: true, ..plain(Some(Reason::Invalid)) }
             }
             Payload::Error(quoted) => Reading {
-                tuple: quoted.tuple().reversed(),
+                tuple: quoted.tuple(quoted.ports().unwrap_or_default()).reversed(),
                 is_error: true,
                 flags: TcpFlags(0),
                 broken: quoted.ports().is_none().then_some(Reason::UnknownL4),
@@ -189,7 +227,9 @@ impl Packet {
     /// The packet after a translation of its flow.
     pub(crate) fn translated(&self, was: &Tuple, becomes: &Tuple) -> Self {
         let mut packet = self.clone();
-        if let Payload::Error(quoted) = &mut packet.payload {
+        if matches!(self.fragment, Fragment::Later(_)) {
+            (packet.source, packet.destination) = (becomes.source.0, becomes.destination.0);
+        } else if let Payload::Error(quoted) = &mut packet.payload {
             // A router that speaks of the flow keeps its address.
             if self.source == was.source.0 {
                 packet.source = becomes.source.0;
@@ -229,6 +269,11 @@ impl fmt::Display for Packet {
             }
             Payload::Error(quoted) => write!(f, "ICMP error {source} -> {destination} about [{quoted}]")?,
             Payload::Other(protocol) => write!(f, "protocol {protocol} {source} -> {destination}")?,
+        }
+        match self.fragment {
+            Fragment::Whole => {}
+            Fragment::First(id) => write!(f, " (first fragment of {id})")?,
+            Fragment::Later(id) => write!(f, " (later fragment of {id})")?,
         }
         if self.hops == 64 { Ok(()) } else { write!(f, " ({} hops)", self.hops) }
     }

@@ -40,36 +40,35 @@ fn own_address(flight: &Flight<'_>, pod: &Pod) -> bool {
 impl Node {
     /// A pod sends: `from_endpoint` at the interface `ifindex`, at `now_ns` of a monotonic clock.
     pub fn from_endpoint(&mut self, now_ns: u64, ifindex: u32, packet: &Packet) -> Outcome {
-        outcome(self.pod_sends(&mut Flight::new(now_ns, packet), ifindex))
+        outcome(self.pod_sends(now_ns, ifindex, packet))
     }
 
     /// The stack sends to a pod: `to_endpoint` at the interface `ifindex`.
     pub fn to_endpoint(&mut self, now_ns: u64, ifindex: u32, packet: &Packet) -> Outcome {
-        outcome(self.pod_receives(&mut Flight::new(now_ns, packet), ifindex))
+        outcome(self.pod_receives(now_ns, ifindex, packet))
     }
 
     /// A packet from the network: `from_uplink`, and `from_wireguard` likewise.
     pub fn from_uplink(&mut self, now_ns: u64, packet: &Packet) -> Outcome {
-        outcome(self.uplink_receives(&mut Flight::new(now_ns, packet)))
+        outcome(self.uplink_receives(now_ns, packet))
     }
 
     /// A packet into the network: `to_uplink`.
-    #[must_use]
-    pub fn to_uplink(&self, packet: &Packet) -> Outcome {
-        outcome(self.uplink_sends(&Flight::new(0, packet)))
+    pub fn to_uplink(&mut self, packet: &Packet) -> Outcome {
+        outcome(self.uplink_sends(packet))
     }
 
     /// The node's own packet into the tunnel: `to_overlay`.
-    #[must_use]
-    pub fn to_overlay(&self, packet: &Packet) -> Outcome {
-        outcome(self.overlay_sends(&mut Flight::new(0, packet)))
+    pub fn to_overlay(&mut self, packet: &Packet) -> Outcome {
+        outcome(self.overlay_sends(packet))
     }
 
-    fn pod_sends(&mut self, flight: &mut Flight<'_>, ifindex: u32) -> Decision {
+    fn pod_sends(&mut self, now_ns: u64, ifindex: u32, packet: &Packet) -> Decision {
         let pod = self.ready_pod(ifindex)?.clone();
         if !self.config.ready {
             return Err(Reason::HostNotReady);
         }
+        let flight = &mut self.begin(now_ns, packet);
         flight.source_identity = pod.identity;
         if !own_address(flight, &pod) {
             return Err(Reason::InvalidSource);
@@ -106,8 +105,9 @@ impl Node {
         self.onward(flight)
     }
 
-    fn pod_receives(&mut self, flight: &mut Flight<'_>, ifindex: u32) -> Decision {
+    fn pod_receives(&mut self, now_ns: u64, ifindex: u32, packet: &Packet) -> Decision {
         self.ready_pod(ifindex)?;
+        let flight = &mut self.begin(now_ns, packet);
         flight.whole()?;
         if flight.to_group() {
             return Err(Reason::UnknownTarget);
@@ -117,8 +117,12 @@ impl Node {
         to_kernel(flight)
     }
 
-    fn uplink_receives(&mut self, flight: &mut Flight<'_>) -> Decision {
-        if !self.config.ready || flight.to_group() {
+    fn uplink_receives(&mut self, now_ns: u64, packet: &Packet) -> Decision {
+        if !self.config.ready {
+            return Ok((To::Kernel, packet.clone()));
+        }
+        let flight = &mut self.begin(now_ns, packet);
+        if flight.to_group() {
             return to_kernel(flight);
         }
         if let Some(reason) = flight.broken {
@@ -195,7 +199,9 @@ impl Node {
         hop(flight, To::Overlay)
     }
 
-    fn overlay_sends(&self, flight: &mut Flight<'_>) -> Decision {
+    fn overlay_sends(&mut self, packet: &Packet) -> Decision {
+        // No flow is looked at, so the time is of no matter.
+        let flight = &mut self.begin(0, packet);
         if flight.to_group() {
             return Err(Reason::UnknownTarget);
         }
@@ -209,12 +215,15 @@ impl Node {
         to_kernel(flight)
     }
 
-    fn uplink_sends(&self, flight: &Flight<'_>) -> Decision {
-        if !self.config.encrypt || flight.to_group() || !self.must_encrypt(flight) {
-            return to_kernel(flight);
+    fn uplink_sends(&mut self, packet: &Packet) -> Decision {
+        if !self.config.encrypt {
+            return Ok((To::Kernel, packet.clone()));
         }
-        if self.config.wireguard {
-            Ok((To::WireGuard, flight.packet.clone()))
+        let flight = &self.begin(0, packet);
+        if flight.to_group() || !self.must_encrypt(flight) {
+            to_kernel(flight)
+        } else if self.config.wireguard {
+            Ok((To::WireGuard, packet.clone()))
         } else {
             Err(Reason::Unencrypted)
         }

@@ -39,12 +39,19 @@ fn node() -> Node {
 
 fn tcp(from: (&str, u16), to: (&str, u16), flags: TcpFlags) -> Packet {
     let payload = Payload::Tcp { ports: (from.1, to.1), flags };
-    Packet { source: ip(from.0), destination: ip(to.0), hops: 64, length: 40, payload }
+    Packet {
+        source: ip(from.0),
+        destination: ip(to.0),
+        hops: 64,
+        length: 40,
+        fragment: Fragment::Whole,
+        payload,
+    }
 }
 
 fn error(from: &str, to: &str, quoted: Packet) -> Packet {
     let payload = Payload::Error(Box::new(quoted));
-    Packet { source: ip(from), destination: ip(to), hops: 64, length: 56, payload }
+    Packet { source: ip(from), destination: ip(to), hops: 64, length: 56, fragment: Fragment::Whole, payload }
 }
 
 fn passed(outcome: Outcome) -> (To, Packet) {

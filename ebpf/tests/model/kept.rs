@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::path::Path;
 use tombolo_model::ct::{Conntrack, Entry, Key, Kind, Signs};
 use tombolo_model::nat::{Mapping, Nat};
-use tombolo_model::{Socket, Tuple};
+use tombolo_model::{Datagram, Fragments, Socket, Tuple};
 
 /// How far the programs' clock may be ahead of the model's, which stands still while a stream runs. Lives and waits are
 /// multiples of five seconds.
@@ -23,6 +23,15 @@ pub struct Kept {
     half: Raw<112>,
     established: Raw<112>,
     nat: Vec<Raw<48>>,
+    /// `struct tb_frag_key` to `struct tb_frag`.
+    fragments: Raw<4>,
+}
+
+/// What they hold.
+pub struct Tables {
+    flows: Conntrack,
+    nat: Nat,
+    fragments: Fragments,
 }
 
 fn open<const VALUE: usize>(folder: &Path, name: &str, kind: fn(MapData) -> Map) -> Raw<VALUE> {
@@ -86,6 +95,18 @@ fn entry((key, value): &([u8; 40], [u8; 112])) -> (Key, Entry) {
     (Key { kind, tuple: tuple(key) }, entry)
 }
 
+/// The identification stands in network order, of IPv4 in the lower half.
+fn fragment((key, value): &([u8; 40], [u8; 4])) -> (Datagram, (u16, u16)) {
+    let (source, destination) = (socket(key, 0, 32).0, socket(key, 16, 32).0);
+    let id = if source.is_ipv4() {
+        u32::from(u16::from_be(u16_at(key, 32)))
+    } else {
+        u32::from_be(u32_at(key, 32))
+    };
+    let ports = (u16::from_be(u16_at(value, 0)), u16::from_be(u16_at(value, 2)));
+    ((source, destination, id, key[36]), ports)
+}
+
 impl Kept {
     /// `folder` is where the maps of this schema are pinned.
     pub fn open(folder: &Path) -> Self {
@@ -93,13 +114,14 @@ impl Kept {
             half: open(folder, "tb_ct_half", Map::LruHashMap),
             established: open(folder, "tb_ct", Map::HashMap),
             nat: NAT.map(|name| open(folder, name, Map::LruHashMap)).into(),
+            fragments: open(folder, "tb_frags", Map::LruHashMap),
         }
     }
 
     /// Empties the maps.
-    pub fn take(&mut self) -> (Conntrack, Nat) {
-        let flows = |map| take(map).iter().map(entry).collect();
-        let conntrack = Conntrack { half: flows(&mut self.half), established: flows(&mut self.established) };
+    pub fn take(&mut self) -> Tables {
+        let rows = |map| take(map).iter().map(entry).collect();
+        let flows = Conntrack { half: rows(&mut self.half), established: rows(&mut self.established) };
         let mut nat = Nat::default();
         for (key, value) in self.nat.iter_mut().flat_map(take) {
             let other = socket(&value, 8, 24);
@@ -115,7 +137,8 @@ impl Kept {
             };
             nat.back.insert(tuple(&key), mapping);
         }
-        (conntrack, nat)
+        let fragments = take(&mut self.fragments).iter().map(fragment).collect();
+        Tables { flows, nat, fragments }
     }
 }
 
@@ -146,7 +169,8 @@ fn settle(programs: &mut u64, model: u64) {
 }
 
 /// How what the programs kept differs from what the model did.
-pub fn compare((mut flows, mut nat): (Conntrack, Nat), model: &tombolo_model::Node) -> Vec<String> {
+pub fn compare(kept: Tables, model: &tombolo_model::Node) -> Vec<String> {
+    let Tables { mut flows, mut nat, fragments } = kept;
     let Conntrack { half, established } = &model.conntrack;
     for (programs, model) in [(&mut flows.half, half), (&mut flows.established, established)] {
         for (key, entry) in programs.iter_mut() {
@@ -164,5 +188,6 @@ pub fn compare((mut flows, mut nat): (Conntrack, Nat), model: &tombolo_model::No
     all.extend(differences("established flows", &flows.established, established));
     all.extend(differences("SNAT, way out", &nat.out, &model.nat.out));
     all.extend(differences("SNAT, way back", &nat.back, &model.nat.back));
+    all.extend(differences("fragments", &fragments, &model.fragments));
     all
 }

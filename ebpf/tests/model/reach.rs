@@ -3,7 +3,7 @@
 use crate::steps::Hook;
 use std::collections::BTreeMap;
 use std::fmt;
-use tombolo_model::{Outcome, Packet, Payload, To};
+use tombolo_model::{Fragment, Outcome, Packet, Payload, To};
 
 #[derive(Default)]
 pub struct Reach {
@@ -14,7 +14,7 @@ pub struct Reach {
 
 /// What the default number of packets must lead to: where packets go on at each hook, why they are dropped, and which
 /// are translated.
-const WANTED: [&str; 32] = [
+const WANTED: [&str; 35] = [
     "from_endpoint to Kernel",
     "from_endpoint to Network",
     "from_endpoint to Overlay",
@@ -29,6 +29,7 @@ const WANTED: [&str; 32] = [
     "to_uplink to WireGuard",
     "dropped, EncapProhibited",
     "dropped, EndpointNotReady",
+    "dropped, FragmentNotFound",
     "dropped, HostNotReady",
     "dropped, Invalid",
     "dropped, InvalidSource",
@@ -47,6 +48,8 @@ const WANTED: [&str; 32] = [
     "translated UDP",
     "translated echo",
     "translated error",
+    "translated first fragment",
+    "translated later fragment",
 ];
 
 fn place(hook: Hook) -> &'static str {
@@ -61,6 +64,8 @@ fn place(hook: Hook) -> &'static str {
 
 fn kind(packet: &Packet) -> &'static str {
     match packet.payload {
+        _ if matches!(packet.fragment, Fragment::First(_)) => "first fragment",
+        _ if matches!(packet.fragment, Fragment::Later(_)) => "later fragment",
         Payload::Tcp { .. } => "TCP",
         Payload::Udp { .. } => "UDP",
         Payload::Echo { .. } => "echo",
@@ -79,7 +84,9 @@ impl Reach {
                     To::Pod(_) => self.one(format!("{} to Pod", place(hook))),
                     to => self.one(format!("{} to {to:?}", place(hook))),
                 }
-                if after.payload != packet.payload || after.source != packet.source {
+                if (after.source, after.destination) != (packet.source, packet.destination)
+                    || after.payload != packet.payload
+                {
                     self.one(format!("translated {}", kind(packet)));
                 }
             }

@@ -2,7 +2,7 @@
 
 use crate::world::{A, B, BACKEND_COUNT, HOSTS, POLICIES, Reached, SERVICE_COUNT, Switches, at};
 use proptest::prelude::*;
-use tombolo_model::{Policy, Rule, TcpFlags};
+use tombolo_model::{Fragment, Policy, Rule, TcpFlags};
 
 /// Where a packet meets a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,8 +36,9 @@ pub enum Step {
         ports: (u16, u16),
         load: Load,
         hops: u8,
+        fragment: Fragment,
     },
-    /// The same as an earlier one, with other flags.
+    /// The same as an earlier one, with other flags; of a first fragment, another of the datagram.
     Again {
         of: usize,
         flags: TcpFlags,
@@ -143,8 +144,23 @@ fn send() -> impl Strategy<Value = Step> {
     };
     let source = prop_oneof![8 => 4000_u16..4003, 1 => port()];
     let hops = prop_oneof![30 => Just(64_u8), 1 => Just(1), 1 => Just(2)];
-    (sender(), to, any::<bool>(), (source, port()), load(), hops).prop_map(
-        |((hook, from), to, v6, ports, load, hops)| Step::Send { hook, from, to, v6, ports, load, hops },
+    let fragment = prop_oneof![
+        24 => Just(Fragment::Whole),
+        3 => (1_u32..4).prop_map(Fragment::First),
+        1 => (1_u32..4).prop_map(Fragment::Later),
+    ];
+    let header = (hops, fragment);
+    (sender(), to, any::<bool>(), (source, port()), load(), header).prop_map(
+        |((hook, from), to, v6, ports, load, (hops, fragment))| Step::Send {
+            hook,
+            from,
+            to,
+            v6,
+            ports,
+            load,
+            hops,
+            fragment,
+        },
     )
 }
 

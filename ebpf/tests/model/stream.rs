@@ -11,7 +11,7 @@ use std::cell::RefCell;
 use std::fmt::Write;
 use std::time::Duration;
 use tombolo_ebpf::{EventKind, site};
-use tombolo_model::{Outcome, Packet, Payload, TcpFlags, To};
+use tombolo_model::{Fragment, Outcome, Packet, Payload, TcpFlags, To};
 
 /// A packet that was sent, and what became of it.
 struct Sent {
@@ -59,7 +59,7 @@ pub fn run(world: &mut World, steps: &[Step], reach: &RefCell<Reach>) -> TestCas
 impl Stream<'_> {
     fn take(&mut self, step: &Step) -> Result<(), String> {
         match step {
-            Step::Send { hook, from, to, v6, ports, load, hops } => {
+            Step::Send { hook, from, to, v6, ports, load, hops, fragment } => {
                 let family = usize::from(*v6);
                 let payload = match load {
                     Load::Tcp(flags) => Payload::Tcp { ports: *ports, flags: *flags },
@@ -68,11 +68,11 @@ impl Stream<'_> {
                     Load::Other => Payload::Other(47),
                 };
                 let packet = wire::packet(host(*from, family), host(*to, family), *hops, payload);
-                self.send(*hook, packet)
+                self.send(*hook, wire::measured(Packet { fragment: *fragment, ..packet }))
             }
             Step::Again { of, flags } => match self.earlier(*of) {
                 Some(sent) => {
-                    let (hook, packet) = (sent.hook, with_flags(&sent.packet, *flags));
+                    let (hook, packet) = (sent.hook, again(&sent.packet, *flags));
                     self.send(hook, packet)
                 }
                 None => Ok(()),
@@ -278,12 +278,15 @@ fn hex(frame: &[u8]) -> String {
     words.map(|word| word.iter().map(|byte| format!("{byte:02x}")).collect::<String>() + " ").collect()
 }
 
-fn with_flags(packet: &Packet, flags: TcpFlags) -> Packet {
+/// The same with other flags; of a first fragment, the next one.
+fn again(packet: &Packet, other: TcpFlags) -> Packet {
     let mut packet = packet.clone();
-    if let Payload::Tcp { flags: old, .. } = &mut packet.payload {
-        *old = flags;
+    match (packet.fragment, &mut packet.payload) {
+        (Fragment::First(id), _) => packet.fragment = Fragment::Later(id),
+        (_, Payload::Tcp { flags, .. }) => *flags = other,
+        _ => {}
     }
-    packet
+    wire::measured(packet)
 }
 
 /// What the receiver answers; nobody answers an error.
@@ -302,6 +305,7 @@ fn answer(packet: &Packet, flags: TcpFlags) -> Option<Packet> {
 fn complaint(mut packet: Packet, router: bool, stray: bool, forged: bool) -> Packet {
     let family = usize::from(packet.source.is_ipv6());
     let (mut to, from) = (packet.source, packet.destination);
+    packet.fragment = Fragment::Whole;
     if stray && let Payload::Tcp { ports, .. } | Payload::Udp { ports } = &mut packet.payload {
         ports.0 = ports.0.wrapping_add(1);
     }

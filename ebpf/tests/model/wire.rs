@@ -6,9 +6,12 @@
 use crate::support::{HOST_MAC, MAC_A};
 use etherparse::icmpv4::DestUnreachableHeader;
 use etherparse::icmpv6::DestUnreachableCode;
-use etherparse::{Icmpv4Type, Icmpv6Type, IpHeaders, IpNumber, Ipv4Header, PacketBuilder, PacketBuilderStep};
+use etherparse::{
+    Icmpv4Type, Icmpv6Type, IpFragOffset, IpHeaders, IpNumber, Ipv4Header, Ipv6Extensions,
+    Ipv6FragmentHeader, Ipv6Header, PacketBuilder, PacketBuilderStep,
+};
 use std::net::IpAddr;
-use tombolo_model::{Packet, Payload, TcpFlags};
+use tombolo_model::{Fragment, Packet, Payload, TcpFlags};
 
 pub const ETHERNET: usize = 14;
 
@@ -18,13 +21,35 @@ fn headers(packet: &Packet) -> PacketBuilderStep<IpHeaders> {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
             let (source, destination) = (source.octets(), destination.octets());
             let mut header = Ipv4Header::new(0, packet.hops, IpNumber(0), source, destination).unwrap();
-            header.dont_fragment = true;
+            let (id, more, offset) = part(packet.fragment);
+            header.identification = u16::try_from(id).unwrap();
+            (header.more_fragments, header.fragment_offset) = (more, offset);
+            header.dont_fragment = packet.fragment == Fragment::Whole;
             ethernet.ip(IpHeaders::Ipv4(header, Default::default()))
         }
         (IpAddr::V6(source), IpAddr::V6(destination)) => {
-            ethernet.ipv6(source.octets(), destination.octets(), packet.hops)
+            let header = Ipv6Header {
+                source: source.octets(),
+                destination: destination.octets(),
+                hop_limit: packet.hops,
+                ..Ipv6Header::default()
+            };
+            let (id, more, offset) = part(packet.fragment);
+            let fragment = (packet.fragment != Fragment::Whole)
+                .then(|| Ipv6FragmentHeader::new(IpNumber(0), offset, more, id));
+            ethernet.ip(IpHeaders::Ipv6(header, Ipv6Extensions { fragment, ..Ipv6Extensions::default() }))
         }
         _ => panic!("mixed families: {packet}"),
+    }
+}
+
+/// Identification, whether more follow, and offset.
+fn part(fragment: Fragment) -> (u32, bool, IpFragOffset) {
+    let offset = |eights| IpFragOffset::try_new(eights).unwrap();
+    match fragment {
+        Fragment::Whole => (0, false, offset(0)),
+        Fragment::First(id) => (id, true, offset(0)),
+        Fragment::Later(id) => (id, false, offset(4)),
     }
 }
 
@@ -32,6 +57,10 @@ fn headers(packet: &Packet) -> PacketBuilderStep<IpHeaders> {
 pub fn frame(packet: &Packet) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(160);
     let (step, v4) = (headers(packet), packet.source.is_ipv4());
+    if let Fragment::Later(_) = packet.fragment {
+        step.write(&mut bytes, IpNumber(protocol(packet)), &[5; 24]).unwrap();
+        return bytes;
+    }
     match &packet.payload {
         Payload::Tcp { ports, flags } => {
             let mut step = step.tcp(ports.0, ports.1, 1000, 64_000);
@@ -63,6 +92,16 @@ pub fn frame(packet: &Packet) -> Vec<u8> {
     bytes
 }
 
+fn protocol(packet: &Packet) -> u8 {
+    match packet.payload {
+        Payload::Tcp { .. } => 6,
+        Payload::Udp { .. } => 17,
+        Payload::Echo { .. } | Payload::Error(_) if packet.source.is_ipv4() => 1,
+        Payload::Echo { .. } | Payload::Error(_) => 58,
+        Payload::Other(protocol) => protocol,
+    }
+}
+
 fn quote(packet: &Packet) -> Vec<u8> {
     let mut bytes = frame(packet).split_off(ETHERNET);
     let header = if packet.source.is_ipv4() { 20 } else { 40 };
@@ -75,9 +114,13 @@ fn quote(packet: &Packet) -> Vec<u8> {
     bytes
 }
 
-/// A packet that carries what `payload` says, as long as it is on the wire.
+/// A whole packet that carries what `payload` says.
 pub fn packet(source: IpAddr, destination: IpAddr, hops: u8, payload: Payload) -> Packet {
-    let mut packet = Packet { source, destination, hops, length: 0, payload };
+    measured(Packet { source, destination, hops, length: 0, fragment: Fragment::Whole, payload })
+}
+
+/// As long as it is on the wire.
+pub fn measured(mut packet: Packet) -> Packet {
     packet.length = u16::try_from(frame(&packet).len() - ETHERNET).unwrap();
     packet
 }

@@ -214,6 +214,7 @@ impl World {
         self.rows.real.events();
         self.rows.model.conntrack = Default::default();
         self.rows.model.nat = Default::default();
+        self.rows.model.fragments.clear();
         self.began_ns = monotonic_ns();
         self.ticks = 0;
     }
