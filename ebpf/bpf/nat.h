@@ -173,10 +173,14 @@ GLOBAL int tb_snat(void)
 	p->nat.addr = *self;
 	p->nat.port = port;
 	key_set(&p->key, &p->src, &p->ndst, p->sport, p->ndport, p->tproto, TB_NAT_OUT);
-	if (claimed == NAT_FULL)
+	/* A way out that led to another port would be found before this one. */
+	if (claimed == NAT_FULL) {
 		bpf_map_update_elem(&tb_nat, &p->key, &p->nat, BPF_ANY);
-	else
+		bpf_map_delete_elem(&tb_nat_half, &p->key);
+	} else {
 		bpf_map_update_elem(&tb_nat_half, &p->key, &p->nat, BPF_ANY);
+		bpf_map_delete_elem(&tb_nat, &p->key);
+	}
 done:
 	p->nsrc = *self;
 	p->nsport = port;

@@ -50,6 +50,12 @@ impl Datapath {
             }
             Ok(())
         })?;
+        self.tables.nat_half.each(|_, mapping| {
+            if mapping.expires_ns >= now {
+                named.insert(mapping.rev_nat);
+            }
+            Ok(())
+        })?;
         for number in candidates {
             let mut released = lock(&self.released);
             if served.contains(&number) {

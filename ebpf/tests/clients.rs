@@ -6,6 +6,7 @@ mod support;
 use std::collections::BTreeSet;
 use support::*;
 use tombolo_ebpf::*;
+use tombolo_model::flow_hash;
 
 /// A client outside of all that the tests admit.
 const STRANGER: [&str; 2] = ["198.51.100.9", "2001:db8:bad::9"];
@@ -91,7 +92,7 @@ fn pods_of_the_node_are_not_narrowed() {
 fn ranges_are_read_back_and_go_with_their_service() {
     let node = Node::new();
     let used = |datapath: &Datapath| {
-        datapath.usage().unwrap().into_iter().find(|usage| usage.map == "tb_ranges").unwrap().entries
+        datapath.usage().into_iter().find(|usage| usage.map == "tb_ranges").unwrap().entries
     };
     let entry = only(&["10.0.0.0/8", "192.0.2.1/32"]);
     let external = frontend(0, Scope::External);
@@ -233,7 +234,7 @@ fn clients_of_one_service_do_not_share_their_choice() {
 fn members_go_with_their_service() {
     let node = Node::new();
     let used = |datapath: &Datapath| {
-        datapath.usage().unwrap().into_iter().find(|usage| usage.map == "tb_members").unwrap().entries
+        datapath.usage().into_iter().find(|usage| usage.map == "tb_members").unwrap().entries
     };
     sticky(&node, 0, Scope::External, &[1, 2], 100);
     sticky(&node, 0, Scope::Internal, &[1, 2, 3], 100);

@@ -115,6 +115,11 @@ impl Sight {
     pub(crate) fn opens(&self) -> bool {
         self.protocol == TCP && !self.is_error && self.flags.opens()
     }
+
+    /// Whether only a connection that began before sends it.
+    pub(crate) fn under_way(&self) -> bool {
+        self.protocol == TCP && !self.is_error && !self.flags.any(TcpFlags::SYN)
+    }
 }
 
 /// A tracked flow.

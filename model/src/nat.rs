@@ -26,6 +26,10 @@ pub struct Mapping {
 }
 
 impl Mapping {
+    fn is_of(&self, new: &Self) -> bool {
+        self.source == new.source && self.rev_nat == new.rev_nat
+    }
+
     fn touch(&mut self, sight: &Sight, way: Way) {
         if !sight.is_error {
             self.signs = self.signs.and(self.signs.shown_by(sight, way));
@@ -34,44 +38,101 @@ impl Mapping {
     }
 }
 
-/// All translations.
+/// Translations, in both directions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Nat {
+pub struct Ways {
     /// A flow before its translation, and the source it gets.
     pub out: BTreeMap<Tuple, Socket>,
     /// The tuple of the answers, and where they belong.
     pub back: BTreeMap<Tuple, Mapping>,
 }
 
+/// All translations.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Nat {
+    /// Of flows that nobody has answered yet; where room is short, the oldest go.
+    pub half: Ways,
+    /// Of answered ones.
+    pub answered: Ways,
+}
+
+/// Where a claimed mapping is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Claimed {
+    Half,
+    Answered,
+}
+
 impl Nat {
+    /// The way out of a flow.
+    fn way_out(&self, flow: &Tuple) -> Option<Socket> {
+        self.answered.out.get(flow).or_else(|| self.half.out.get(flow)).copied()
+    }
+
+    fn way_back(&mut self, answers: &Tuple) -> Option<(&mut Mapping, Claimed)> {
+        match self.answered.back.get_mut(answers) {
+            Some(mapping) => Some((mapping, Claimed::Answered)),
+            None => self.half.back.get_mut(answers).map(|mapping| (mapping, Claimed::Half)),
+        }
+    }
+
+    /// Both ways of a flow move when it has shown that it lasts.
+    fn promote(&mut self, answers: &Tuple) {
+        let Some(mapping) = self.half.back.remove(answers) else { return };
+        let flow = Tuple { source: mapping.source, destination: answers.source, ..*answers };
+        self.half.out.remove(&flow);
+        self.answered.out.insert(flow, answers.destination);
+        self.answered.back.insert(*answers, mapping);
+    }
+
+    /// Whether the answers to `flow` from `source` are known to be this flow's.
+    fn is_mine(&mut self, flow: &Tuple, source: Socket, new: &Mapping) -> bool {
+        self.way_back(&answers_of(flow, source)).is_some_and(|(known, _)| known.is_of(new))
+    }
+
     /// Claims a source for the answers to `flow`. A mapping whose flow is over gives way.
-    fn claim(&mut self, flow: &Tuple, source: Socket, sight: &Sight, new: &Mapping) -> bool {
+    fn claim(&mut self, flow: &Tuple, source: Socket, sight: &Sight, new: &Mapping) -> Option<Claimed> {
         let answers = answers_of(flow, source);
-        if let Some(known) = self.back.get_mut(&answers) {
-            if known.source == new.source && known.rev_nat == new.rev_nat {
+        if let Some((known, place)) = self.way_back(&answers) {
+            if known.is_of(new) {
                 // A new connection of the same tuple starts with no memory of the old one.
                 if sight.opens() {
                     known.signs = Signs::default();
                 }
                 known.touch(sight, Way::Opening);
-                return true;
+                if place == Claimed::Half && !sight.is_error && known.signs.last(sight.protocol) {
+                    self.promote(&answers);
+                }
+                return Some(place);
             }
             if known.expires_ns >= sight.now_ns {
-                return false;
+                return None;
             }
         }
-        self.back.insert(answers, new.clone());
-        true
+        self.answered.back.remove(&answers);
+        self.half.back.insert(answers, new.clone());
+        Some(Claimed::Half)
     }
 
-    /// User space deletes mappings whose flow is over, and ways out that lead to none, or to another flow's.
+    /// Notes the way out, and forgets one that led elsewhere.
+    fn lead_out(&mut self, flow: Tuple, source: Socket, place: Claimed) {
+        let (to, other) = match place {
+            Claimed::Half => (&mut self.half, &mut self.answered),
+            Claimed::Answered => (&mut self.answered, &mut self.half),
+        };
+        to.out.insert(flow, source);
+        other.out.remove(&flow);
+    }
+
+    /// User space deletes mappings whose flow is over, and ways out that lead to none, or to another flow's. Those that
+    /// nobody has answered are left to the map, which replaces the oldest.
     pub(crate) fn collect(&mut self, now_ns: u64) {
-        self.back.retain(|_, mapping| mapping.expires_ns >= now_ns);
-        let back = &self.back;
+        let Ways { out, back } = &mut self.answered;
+        back.retain(|_, mapping| mapping.expires_ns >= now_ns);
         let leads = |flow: &Tuple, source: Socket| {
             back.get(&answers_of(flow, source)).is_some_and(|mapping| mapping.source == flow.source)
         };
-        self.out.retain(|flow, source| leads(flow, *source));
+        out.retain(|flow, source| leads(flow, *source));
     }
 }
 
@@ -92,18 +153,27 @@ impl Node {
         let mut new =
             Mapping { expires_ns: 0, source: flow.source, rev_nat: flight.rev_nat, signs: Signs::default() };
         new.touch(&sight, Way::Opening);
-        match self.nat.out.get(&flow).copied() {
-            Some((_, port)) if self.nat.claim(&flow, (own, port), &sight, &new) => {
+        let mut ports = self.ports(&flow);
+        let mut claimed = None;
+        match self.nat.way_out(&flow) {
+            Some((_, port)) if self.nat.claim(&flow, (own, port), &sight, &new).is_some() => {
                 flight.becomes.source = (own, port);
                 return Ok(());
             }
+            Some(_) => {}
             None if sight.is_error => return Err(Reason::UnknownCt),
-            _ => {}
+            // The flow is under way: of its two entries the other may be left, and names the port that its backend knows.
+            None if sight.under_way() => {
+                let known = self.ports(&flow).find(|port| self.nat.is_mine(&flow, (own, *port), &new));
+                claimed =
+                    known.and_then(|port| Some((port, self.nat.claim(&flow, (own, port), &sight, &new)?)));
+            }
+            None => {}
         }
-        let mut ports = self.ports(&flow);
-        let claimed = ports.find(|port| self.nat.claim(&flow, (own, *port), &sight, &new));
-        let port = claimed.ok_or(Reason::NatNoMapping)?;
-        self.nat.out.insert(flow, (own, port));
+        let mut free =
+            || ports.find_map(|port| Some((port, self.nat.claim(&flow, (own, port), &sight, &new)?)));
+        let (port, place) = claimed.or_else(&mut free).ok_or(Reason::NatNoMapping)?;
+        self.nat.lead_out(flow, (own, port), place);
         flight.becomes.source = (own, port);
         Ok(())
     }
@@ -120,9 +190,13 @@ impl Node {
 
     /// Undoes it for an answer; false if it is none.
     pub(crate) fn unsnat(&mut self, flight: &mut Flight<'_>) -> bool {
-        let Some(mapping) = self.nat.back.get_mut(&flight.was) else { return false };
+        let Some((mapping, place)) = self.nat.way_back(&flight.was) else { return false };
         mapping.touch(&flight.sight, Way::Answering);
         let (client, rev_nat) = (mapping.source, mapping.rev_nat);
+        let lasts = !flight.sight.is_error && mapping.signs.last(flight.sight.protocol);
+        if place == Claimed::Half && lasts {
+            self.nat.promote(&flight.was);
+        }
         flight.becomes.destination = client;
         flight.reply = true;
         if rev_nat != 0 {

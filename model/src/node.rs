@@ -1,11 +1,11 @@
 //! A node: its rows, its flows, and who is at which address.
 
-use crate::ct::{Conntrack, Key};
+use crate::ct::Conntrack;
 use crate::flight::{Flight, LocalSource, Place};
 use crate::lb::{Backend, Frontend, Service};
 use crate::nat::Nat;
 use crate::outcome::Reason;
-use crate::packet::{Fragments, Packet, Socket};
+use crate::packet::{Fragments, Packet, Socket, Tuple};
 use crate::verdict::Policy;
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
@@ -159,7 +159,8 @@ impl Node {
         self.nat.collect(now_ns);
         let flows = self.conntrack.half.values().chain(self.conntrack.established.values());
         let flows = flows.filter(|flow| flow.expires_ns >= now_ns).map(|flow| flow.rev_nat);
-        let mappings = self.nat.back.values().map(|mapping| mapping.rev_nat);
+        let mappings = self.nat.half.back.values().chain(self.nat.answered.back.values());
+        let mappings = mappings.filter(|mapping| mapping.expires_ns >= now_ns).map(|mapping| mapping.rev_nat);
         let services = self.services.values().map(|service| service.rev_nat);
         let named: BTreeSet<u32> = flows.chain(mappings).chain(services).collect();
         self.rev_nats.retain(|number, _| named.contains(number));
@@ -167,12 +168,17 @@ impl Node {
 
     /// User space forgets the flows of addresses that others may get (`Datapath::forget_flows`).
     pub fn forget(&mut self, addresses: &[IpAddr]) {
-        let stays = |key: &Key| {
-            let ends = [key.tuple.source.0, key.tuple.destination.0];
-            !ends.iter().any(|end| addresses.contains(end))
+        let stays = |tuple: &Tuple, other: Option<Socket>| {
+            let ends = [Some(tuple.source), Some(tuple.destination), other];
+            !ends.iter().flatten().any(|(end, _)| addresses.contains(end))
         };
-        self.conntrack.half.retain(|key, _| stays(key));
-        self.conntrack.established.retain(|key, _| stays(key));
+        for flows in [&mut self.conntrack.half, &mut self.conntrack.established] {
+            flows.retain(|key, flow| stays(&key.tuple, flow.backend.map(|(_, socket)| socket)));
+        }
+        for ways in [&mut self.nat.half, &mut self.nat.answered] {
+            ways.out.retain(|flow, source| stays(flow, Some(*source)));
+            ways.back.retain(|answers, mapping| stays(answers, Some(mapping.source)));
+        }
     }
 
     /// A packet begins its way.

@@ -142,8 +142,14 @@ fn snat_leads_answers_and_errors_back_and_gives_ports_that_are_over_again() {
 fn collecting_takes_what_is_over() {
     let mut node = node();
     passed(node.from_uplink(1, &tcp((CLIENT, 4000), (VIP, 80), TcpFlags::SYN)));
-    node.collect(60 * SECOND);
-    assert_eq!((node.nat.out.len(), node.nat.back.len()), (1, 1));
-    node.collect(2 + 60 * SECOND);
-    assert_eq!((node.nat.out.len(), node.nat.back.len()), (0, 0));
+    let ways = |ways: &Ways| (ways.out.len(), ways.back.len());
+    assert_eq!((ways(&node.nat.half), ways(&node.nat.answered)), ((1, 1), (0, 0)));
+    let port = node.nat.half.back.keys().next().unwrap().destination.1;
+    passed(node.from_uplink(2, &tcp((REMOTE, 8080), (INTERNAL, port), TcpFlags::SYN | TcpFlags::ACK)));
+    passed(node.from_uplink(3, &tcp((CLIENT, 4000), (VIP, 80), TcpFlags::ACK)));
+    assert_eq!((ways(&node.nat.half), ways(&node.nat.answered)), ((0, 0), (1, 1)));
+    node.collect(8000 * SECOND);
+    assert_eq!(ways(&node.nat.answered), (1, 1));
+    node.collect(4 + 8000 * SECOND);
+    assert_eq!(ways(&node.nat.answered), (0, 0));
 }

@@ -6,15 +6,12 @@ use std::fmt::Debug;
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::Path;
 use tombolo_model::ct::{Conntrack, Entry, Key, Kind, Signs};
-use tombolo_model::nat::{Mapping, Nat};
+use tombolo_model::nat::{Mapping, Nat, Ways};
 use tombolo_model::{Datagram, Fragments, Socket, Tuple};
 
 /// How far the programs' clock may be ahead of the model's, which stands still while a stream runs. Lives and waits are
 /// multiples of five seconds.
 pub const TOLERANCE_NS: u64 = 4_000_000_000;
-
-/// Whatever maps the mappings are spread over.
-const NAT: [&str; 1] = ["tb_nat"];
 
 type Raw<const VALUE: usize> = HashMap<MapData, [u8; 40], [u8; VALUE]>;
 
@@ -22,7 +19,8 @@ type Raw<const VALUE: usize> = HashMap<MapData, [u8; 40], [u8; VALUE]>;
 pub struct Kept {
     half: Raw<112>,
     established: Raw<112>,
-    nat: Vec<Raw<48>>,
+    nat_half: Raw<48>,
+    nat: Raw<48>,
     /// `struct tb_frag_key` to `struct tb_frag`.
     fragments: Raw<4>,
 }
@@ -95,6 +93,25 @@ fn entry((key, value): &([u8; 40], [u8; 112])) -> (Key, Entry) {
     (Key { kind, tuple: tuple(key) }, entry)
 }
 
+fn ways(rows: Vec<([u8; 40], [u8; 48])>) -> Ways {
+    let mut ways = Ways::default();
+    for (key, value) in rows {
+        let other = socket(&value, 8, 24);
+        if key[37] == 3 {
+            ways.out.insert(tuple(&key), other);
+            continue;
+        }
+        let mapping = Mapping {
+            expires_ns: u64_at(&value, 32),
+            source: other,
+            rev_nat: u32_at(&value, 28),
+            signs: signs(u16_at(&value, 26)),
+        };
+        ways.back.insert(tuple(&key), mapping);
+    }
+    ways
+}
+
 /// The identification stands in network order, of IPv4 in the lower half.
 fn fragment((key, value): &([u8; 40], [u8; 4])) -> (Datagram, (u16, u16)) {
     let (source, destination) = (socket(key, 0, 32).0, socket(key, 16, 32).0);
@@ -113,7 +130,8 @@ impl Kept {
         Self {
             half: open(folder, "tb_ct_half", Map::LruHashMap),
             established: open(folder, "tb_ct", Map::HashMap),
-            nat: NAT.map(|name| open(folder, name, Map::LruHashMap)).into(),
+            nat_half: open(folder, "tb_nat_half", Map::LruHashMap),
+            nat: open(folder, "tb_nat", Map::HashMap),
             fragments: open(folder, "tb_frags", Map::LruHashMap),
         }
     }
@@ -122,21 +140,7 @@ impl Kept {
     pub fn take(&mut self) -> Tables {
         let rows = |map| take(map).iter().map(entry).collect();
         let flows = Conntrack { half: rows(&mut self.half), established: rows(&mut self.established) };
-        let mut nat = Nat::default();
-        for (key, value) in self.nat.iter_mut().flat_map(take) {
-            let other = socket(&value, 8, 24);
-            if key[37] == 3 {
-                nat.out.insert(tuple(&key), other);
-                continue;
-            }
-            let mapping = Mapping {
-                expires_ns: u64_at(&value, 32),
-                source: other,
-                rev_nat: u32_at(&value, 28),
-                signs: signs(u16_at(&value, 26)),
-            };
-            nat.back.insert(tuple(&key), mapping);
-        }
+        let nat = Nat { half: ways(take(&mut self.nat_half)), answered: ways(take(&mut self.nat)) };
         let fragments = take(&mut self.fragments).iter().map(fragment).collect();
         Tables { flows, nat, fragments }
     }
@@ -179,15 +183,21 @@ pub fn compare(kept: Tables, model: &tombolo_model::Node) -> Vec<String> {
             }
         }
     }
-    for (key, mapping) in &mut nat.back {
-        if let Some(model) = model.nat.back.get(key) {
-            settle(&mut mapping.expires_ns, model.expires_ns);
-        }
-    }
+    let places = [
+        ("half-open SNAT", &mut nat.half, &model.nat.half),
+        ("answered SNAT", &mut nat.answered, &model.nat.answered),
+    ];
     let mut all = differences("half-open flows", &flows.half, half);
     all.extend(differences("established flows", &flows.established, established));
-    all.extend(differences("SNAT, way out", &nat.out, &model.nat.out));
-    all.extend(differences("SNAT, way back", &nat.back, &model.nat.back));
+    for (name, programs, model) in places {
+        for (key, mapping) in &mut programs.back {
+            if let Some(model) = model.back.get(key) {
+                settle(&mut mapping.expires_ns, model.expires_ns);
+            }
+        }
+        all.extend(differences(&format!("{name}, way out"), &programs.out, &model.out));
+        all.extend(differences(&format!("{name}, way back"), &programs.back, &model.back));
+    }
     all.extend(differences("fragments", &fragments, &model.fragments));
     all
 }

@@ -85,7 +85,7 @@ impl Rows {
             self.model.services.remove(frontend);
             return;
         };
-        let entry = real::ServiceEntry { rev_nat, maglev: slots.to_vec(), local_only: false };
+        let entry = real::ServiceEntry { rev_nat, maglev: slots.to_vec(), ..real::ServiceEntry::default() };
         self.real.datapath.set_service(&row, &entry).unwrap();
         self.model.services.insert(*frontend, model::Service { rev_nat, slots: slots.to_vec() });
         if rev_nat != 0 {
