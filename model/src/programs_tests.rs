@@ -1,5 +1,6 @@
 //! What the model says of the flows that matter most; that the programs say the same is shown in `ebpf/tests/model`.
 
+use crate::nat::Ways;
 use crate::*;
 use std::net::IpAddr;
 

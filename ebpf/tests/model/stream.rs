@@ -184,6 +184,8 @@ impl Stream<'_> {
         let drops: Vec<_> = drops.map(|event| (event.flow.drop_reason, event.flow.site)).collect();
         let decision = match (ran.action, drops.as_slice()) {
             (SHOT, [(reason, _)]) => Err(*reason),
+            // The dropped packet has become the answer that says so (`refusals.rs`).
+            (REDIRECT, [(158, _)]) if wire::is_port_unreachable(&ran.packet) => Err(158),
             (OK, []) => Ok(To::Kernel),
             (REDIRECT, []) => Ok(target(hook, &ran, real.a, real.b)),
             (action, drops) => {

@@ -124,3 +124,13 @@ pub fn measured(mut packet: Packet) -> Packet {
     packet.length = u16::try_from(frame(&packet).len() - ETHERNET).unwrap();
     packet
 }
+
+/// Whether the frame is an ICMP port unreachable: the header behind an IP header without options.
+pub fn is_port_unreachable(frame: &[u8]) -> bool {
+    let at = |offset: usize| frame.get(ETHERNET + offset).copied();
+    match at(0).map(|first| first >> 4) {
+        Some(4) => (at(9), at(20), at(21)) == (Some(1), Some(3), Some(3)),
+        Some(6) => (at(6), at(40), at(41)) == (Some(58), Some(1), Some(4)),
+        _ => false,
+    }
+}

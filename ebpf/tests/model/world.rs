@@ -255,7 +255,9 @@ impl World {
     /// User space collects what is over: twice, as a way out is seen before what it leads to.
     pub fn collect(&mut self) {
         let datapath = &self.rows.real.datapath;
-        [0, 1].map(|_| datapath.gc_at(monotonic_ns() + self.ahead_ns).unwrap());
+        for _ in 0..2 {
+            datapath.gc_at(monotonic_ns() + self.ahead_ns).unwrap();
+        }
         let now = self.tick();
         self.rows.model.collect(now);
     }
