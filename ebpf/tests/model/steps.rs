@@ -88,6 +88,8 @@ pub enum Step {
     Remote(Reached),
     /// User space collects what is over.
     Collect,
+    /// All services go, and user space collects what nobody needs.
+    Retire,
 }
 
 fn flags() -> impl Strategy<Value = TcpFlags> {
@@ -204,7 +206,8 @@ fn row() -> impl Strategy<Value = Step> {
         4 => switches().prop_map(Step::Configure),
         1 => (any::<bool>(), prop::bool::weighted(0.8), any::<bool>())
             .prop_map(|(direct, tunnel, encrypt)| Step::Remote(Reached { direct, tunnel, encrypt })),
-        4 => Just(Step::Collect),
+        3 => Just(Step::Collect),
+        1 => Just(Step::Retire),
     ]
 }
 
