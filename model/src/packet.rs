@@ -95,16 +95,16 @@ pub type Fragments = BTreeMap<Datagram, (u16, u16)>;
 /// What an IP packet carries. ICMP is that of the packet's family.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Payload {
-    /// TCP; source and destination port.
+    /// TCP.
     Tcp {
-        /// Source and destination.
+        /// Source and destination port.
         ports: (u16, u16),
         /// The flags.
         flags: TcpFlags,
     },
-    /// UDP; source and destination port.
+    /// UDP.
     Udp {
-        /// Source and destination.
+        /// Source and destination port.
         ports: (u16, u16),
     },
     /// An ICMP echo.
@@ -158,7 +158,9 @@ pub(crate) struct Reading {
 }
 
 impl Packet {
-    const fn protocol(&self) -> Protocol {
+    /// The protocol that the IP header names.
+    #[must_use]
+    pub const fn protocol(&self) -> Protocol {
         match self.payload {
             Payload::Tcp { .. } => TCP,
             Payload::Udp { .. } => UDP,
@@ -178,7 +180,7 @@ impl Packet {
         }
     }
 
-    fn tuple(&self, (source, destination): (u16, u16)) -> Tuple {
+    fn tuple_with(&self, (source, destination): (u16, u16)) -> Tuple {
         Tuple {
             source: (self.source, source),
             destination: (self.destination, destination),
@@ -186,27 +188,31 @@ impl Packet {
         }
     }
 
+    fn tuple(&self) -> Tuple {
+        self.tuple_with(self.ports().unwrap_or_default())
+    }
+
     const fn datagram(&self, id: u32) -> Datagram {
         (self.source, self.destination, id, self.protocol())
     }
 
-    /// Ports of later fragments come from the first.
+    /// Reads the packet. Ports of later fragments come from the first.
     pub(crate) fn read(&self, fragments: &mut Fragments) -> Reading {
-        let ports = match self.fragment {
-            Fragment::Later(id) => {
-                let known = fragments.get(&self.datagram(id)).copied();
-                let broken = known.is_none().then_some(Reason::FragmentNotFound);
-                let tuple = self.tuple(known.unwrap_or_default());
+        match (self.fragment, self.ports()) {
+            (Fragment::Later(id), _) => {
+                let ports = fragments.get(&self.datagram(id)).copied();
+                let broken = ports.is_none().then_some(Reason::FragmentNotFound);
+                let tuple = self.tuple_with(ports.unwrap_or_default());
                 return Reading { tuple, is_error: false, flags: TcpFlags(0), broken };
             }
-            Fragment::First(id) => {
-                fragments.extend(self.ports().map(|ports| (self.datagram(id), ports)));
-                self.ports()
-            }
-            Fragment::Whole => self.ports(),
-        };
-        let tuple = self.tuple(ports.unwrap_or_default());
-        let plain = |broken| Reading { tuple, is_error: false, flags: TcpFlags(0), broken };
+            (Fragment::First(id), Some(ports)) => drop(fragments.insert(self.datagram(id), ports)),
+            (Fragment::First(_) | Fragment::Whole, _) => {}
+        }
+        self.read_headers()
+    }
+
+    fn read_headers(&self) -> Reading {
+        let plain = |broken| Reading { tuple: self.tuple(), is_error: false, flags: TcpFlags(0), broken };
         match &self.payload {
             Payload::Tcp { flags, .. } => Reading { flags: *flags, ..plain(None) },
             Payload::Udp { .. } | Payload::Echo { .. } => plain(None),
@@ -216,7 +222,7 @@ impl Packet {
                 Reading { is_error: true, ..plain(Some(Reason::Invalid)) }
             }
             Payload::Error(quoted) => Reading {
-                tuple: quoted.tuple(quoted.ports().unwrap_or_default()).reversed(),
+                tuple: quoted.tuple().reversed(),
                 is_error: true,
                 flags: TcpFlags(0),
                 broken: quoted.ports().is_none().then_some(Reason::UnknownL4),

@@ -88,6 +88,8 @@ pub enum Step {
     Remote(Reached),
     /// User space collects what is over.
     Collect,
+    /// All services go, and user space collects what nobody needs.
+    Retire,
 }
 
 fn flags() -> impl Strategy<Value = TcpFlags> {
@@ -194,7 +196,7 @@ fn row() -> impl Strategy<Value = Step> {
         4 => (pod(), 0..POLICIES.end, prop::bool::weighted(0.95), prop::bool::weighted(0.1)).prop_map(
             |(pod, policy, ready, renamed)| Step::Assign { pod, policy, ready, renamed }
         ),
-        3 => (any::<bool>(), 0..SERVICE_COUNT, prop::option::weighted(0.85, backends))
+        5 => (any::<bool>(), 0..SERVICE_COUNT, prop::option::weighted(0.7, backends))
             .prop_map(|(v6, service, backends)| Step::Service { v6, service, backends }),
         1 => (any::<bool>(), any::<bool>(), prop::sample::select(vec![2, 66_003, 66_004]))
             .prop_map(|(v6, direct, identity)| Step::Identity { v6, direct, identity }),
@@ -204,7 +206,8 @@ fn row() -> impl Strategy<Value = Step> {
         4 => switches().prop_map(Step::Configure),
         1 => (any::<bool>(), prop::bool::weighted(0.8), any::<bool>())
             .prop_map(|(direct, tunnel, encrypt)| Step::Remote(Reached { direct, tunnel, encrypt })),
-        2 => Just(Step::Collect),
+        3 => Just(Step::Collect),
+        1 => Just(Step::Retire),
     ]
 }
 

@@ -113,6 +113,7 @@ impl Stream<'_> {
             Step::Configure(switches) => world.configure(*switches),
             Step::Remote(reached) => world.remote(*reached),
             Step::Collect => world.collect(),
+            Step::Retire => world.retire(),
             Step::Send { .. } | Step::Again { .. } | Step::Answer { .. } | Step::Complain { .. } => {}
         }
     }

@@ -58,7 +58,7 @@ pub fn frame(packet: &Packet) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(160);
     let (step, v4) = (headers(packet), packet.source.is_ipv4());
     if let Fragment::Later(_) = packet.fragment {
-        step.write(&mut bytes, IpNumber(protocol(packet)), &[5; 24]).unwrap();
+        step.write(&mut bytes, IpNumber(packet.protocol()), &[5; 24]).unwrap();
         return bytes;
     }
     match &packet.payload {
@@ -90,16 +90,6 @@ pub fn frame(packet: &Packet) -> Vec<u8> {
         Payload::Other(protocol) => step.write(&mut bytes, IpNumber(*protocol), &[3; 24]).unwrap(),
     }
     bytes
-}
-
-fn protocol(packet: &Packet) -> u8 {
-    match packet.payload {
-        Payload::Tcp { .. } => 6,
-        Payload::Udp { .. } => 17,
-        Payload::Echo { .. } | Payload::Error(_) if packet.source.is_ipv4() => 1,
-        Payload::Echo { .. } | Payload::Error(_) => 58,
-        Payload::Other(protocol) => protocol,
-    }
 }
 
 fn quote(packet: &Packet) -> Vec<u8> {

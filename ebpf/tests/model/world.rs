@@ -262,6 +262,14 @@ impl World {
         self.rows.model.collect(now);
     }
 
+    /// Deletes all services; flows live on.
+    pub fn retire(&mut self) {
+        for family in FAMILIES {
+            (0..SERVICE_COUNT).for_each(|service| self.service(family, service, None));
+        }
+        self.collect();
+    }
+
     pub fn remote(&mut self, reached: Reached) {
         self.touched.insert(Row::Remote);
         let entry = NodeEntry {
