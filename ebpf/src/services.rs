@@ -136,7 +136,8 @@ impl Datapath {
             count: size,
             maglev_offset: offset,
             maglev_size: size,
-            flags: flag(entry.local_only, abi::SVC_LOCAL_ONLY) | flag(ranges.is_some(), abi::SVC_SOURCE_RANGE),
+            flags: flag(entry.local_only, abi::SVC_LOCAL_ONLY)
+                | flag(ranges.is_some(), abi::SVC_SOURCE_RANGE),
             affinity_secs: entry.affinity_secs,
         };
         if old != Some(row) {

@@ -241,7 +241,9 @@ fn members_go_with_their_service() {
     let second = node.reopen(Attach::Auto, small_sizes());
     let read = &second.services().unwrap()[&frontend(0, Scope::Internal)];
     assert_eq!(read.affinity_secs, 100);
-    second.set_service(&frontend(0, Scope::Internal), &ServiceEntry { affinity_secs: 0, ..read.clone() }).unwrap();
+    second
+        .set_service(&frontend(0, Scope::Internal), &ServiceEntry { affinity_secs: 0, ..read.clone() })
+        .unwrap();
     assert_eq!(used(&second), 2);
     second.delete_service(&frontend(0, Scope::External)).unwrap();
     assert_eq!(used(&second), 0);

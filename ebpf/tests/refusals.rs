@@ -12,7 +12,13 @@ fn whole(node: &Node, address: &str, scope: Scope) {
 }
 
 /// The packet is answered with port unreachable, which quotes it, and counted as a drop of reason 158.
-fn refused(node: &mut Node, hook: (&'static str, u32), packet: &[u8], client: &str, service: (&str, u16)) -> Ran {
+fn refused(
+    node: &mut Node,
+    hook: (&'static str, u32),
+    packet: &[u8],
+    client: &str,
+    service: (&str, u16),
+) -> Ran {
     node.events();
     let ran = node.run(hook.0, hook.1, packet);
     assert_eq!((ran.action, node.dropped().flow.drop_reason), (REDIRECT, 158));

@@ -440,10 +440,7 @@ fn service_addresses_without_such_a_port_are_dropped() {
         node.service(VIP[f], 80, Scope::External, 20, &[]);
         let all = Frontend { ip: ip(VIP[f]), port: 0, protocol: 0, scope: Scope::External };
         node.datapath.set_service(&all, &ServiceEntry::default()).unwrap();
-        for packet in [
-            tcp((CLIENT[f], 1), (VIP[f], 81), "S"),
-            ping(CLIENT[f], VIP[f], 3, true),
-        ] {
+        for packet in [tcp((CLIENT[f], 1), (VIP[f], 81), "S"), ping(CLIENT[f], VIP[f], 3, true)] {
             assert_eq!(node.run("from_uplink", node.uplink, &packet).action, SHOT);
             assert_eq!(node.dropped().flow.drop_reason, 158);
         }
@@ -545,7 +542,12 @@ fn services_are_written_as_differences_and_read_back() {
     for id in 1..=3 {
         node.datapath.upsert_backend(id, &backend).unwrap();
     }
-    let entry = |slots: &[u32]| ServiceEntry { rev_nat: 7, maglev: slots.to_vec(), local_only: true, ..ServiceEntry::default() };
+    let entry = |slots: &[u32]| ServiceEntry {
+        rev_nat: 7,
+        maglev: slots.to_vec(),
+        local_only: true,
+        ..ServiceEntry::default()
+    };
     for slots in [vec![1; 251], vec![2; 251], vec![3; 509], vec![]] {
         node.datapath.set_service(&frontend, &entry(&slots)).unwrap();
         assert_eq!(node.datapath.services().unwrap()[&frontend], entry(&slots));

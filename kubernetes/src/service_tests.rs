@@ -155,7 +155,8 @@ fn node_ports_are_read_where_a_service_may_have_them() {
         assert!(told.len() == 1 && told[0].contains("not on nodes"), "{told:?}");
     }
     for number in ["-1", "65536", "2147483647"] {
-        let (ports, told) = service(&format!("{{type: NodePort, ports: [{{port: 80, nodePort: {number}}}]}}"));
+        let (ports, told) =
+            service(&format!("{{type: NodePort, ports: [{{port: 80, nodePort: {number}}}]}}"));
         assert!(ports.is_none() && told.len() == 1 && told[0].contains("out of range"), "{told:?}");
     }
 }
@@ -163,7 +164,8 @@ fn node_ports_are_read_where_a_service_may_have_them() {
 #[test]
 fn source_ranges_that_cannot_be_read_admit_nobody() {
     let service = |spec: &str| {
-        let parsed = read(&format!("apiVersion: v1\nkind: Service\nmetadata: {{name: web}}\nspec: {{{spec}}}\n"));
+        let parsed =
+            read(&format!("apiVersion: v1\nkind: Service\nmetadata: {{name: web}}\nspec: {{{spec}}}\n"));
         let told: Vec<_> = parsed.problems.iter().map(|problem| problem.reason.clone()).collect();
         match parsed.objects.into_values().next() {
             Some(Object::Service(row)) => {

@@ -275,7 +275,8 @@ impl Planner {
                 for addresses in [&self.inputs.addresses, &batch.snapshot] {
                     let row = addresses.get(key).map(|row| row.addresses.clone()).unwrap_or_default();
                     let services = &self.inputs.services;
-                    affected.extend(row.iter().flat_map(|ip| wanted::claiming(services, Claim::Address(*ip))));
+                    affected
+                        .extend(row.iter().flat_map(|ip| wanted::claiming(services, Claim::Address(*ip))));
                 }
             }
             affected.extend(batch.keys);

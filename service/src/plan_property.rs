@@ -99,7 +99,8 @@ fn service_of(n: u8, bits: u8) -> ServiceRow {
 
 /// A frontend as packets meet it: key, service, whether local only, members, and the backend of each slot; and who is
 /// not chosen, and why; whether the address is the services' alone.
-type Seen = (FrontendKey, ServiceName, bool, BTreeSet<BackendKey>, Vec<BackendKey>, Vec<(BackendKey, Why)>, bool);
+type Seen =
+    (FrontendKey, ServiceName, bool, BTreeSet<BackendKey>, Vec<BackendKey>, Vec<(BackendKey, Why)>, bool);
 /// A frontend of an earlier life: its number and members.
 type Restored = (FrontendKey, u16, BTreeSet<BackendKey>);
 

@@ -345,7 +345,8 @@ fn what_changes_is_what_is_written() {
 fn ports_of_one_number_under_two_names_are_two_ports() {
     let mut world = World::new();
     world.initialize();
-    let port = |name: &str, port| ServicePort { name: name.into(), protocol: Protocol::Tcp, port, node_port: None };
+    let port =
+        |name: &str, port| ServicePort { name: name.into(), protocol: Protocol::Tcp, port, node_port: None };
     world.services.1.upsert(ServiceRow { ports: vec![port("http", 80), port("admin", 81)], ..service() });
     let remote_port = |name: &str| RemotePort { name: name.into(), protocol: Protocol::Tcp, port: 8080 };
     let of = |names: &[&str]| RemoteBackend {

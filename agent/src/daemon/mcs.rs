@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::sync::PoisonError;
 use tombolo_base::ids::{ClusterId, ClusterName, MaxClusters};
 use tombolo_base::source::{Source, SourceState};
-use tombolo_base::table::{Row, Snapshot, Table};
+use tombolo_base::table::{Snapshot, Table};
 use tombolo_clustermesh::MeshError;
 use tombolo_clustermesh::certificate::unix_now;
 use tombolo_clustermesh::publisher::{Desired, PublisherHandle};

@@ -87,8 +87,7 @@ fn what_the_lab_lacks_is_a_row_and_no_silence() {
 
 #[test]
 fn every_item_of_the_list_is_there_in_both_families_and_clusters() {
-    let names: Vec<String> =
-        checks(&lab(), Variant::Overlay).into_iter().map(|check| check.name).collect();
+    let names: Vec<String> = checks(&lab(), Variant::Overlay).into_iter().map(|check| check.name).collect();
     for what in [
         "pod-to-pod/same-node/tcp",
         "pod-to-pod/other-node/udp",

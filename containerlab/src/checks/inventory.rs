@@ -411,9 +411,8 @@ impl Cluster {
         let ips = spec.cluster_ips.unwrap_or_else(|| spec.cluster_ip.into_iter().collect());
         let annotations = service.metadata.annotations.unwrap_or_default();
         let ports = spec.ports.iter().flatten();
-        let node_ports = ports.filter_map(|port| {
-            Some((u16::try_from(port.port).ok()?, u16::try_from(port.node_port?).ok()?))
-        });
+        let node_ports = ports
+            .filter_map(|port| Some((u16::try_from(port.port).ok()?, u16::try_from(port.node_port?).ok()?)));
         let facts = ServiceFacts {
             namespace: service.metadata.namespace.unwrap_or_else(|| "default".to_owned()),
             name,

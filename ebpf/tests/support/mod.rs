@@ -210,7 +210,9 @@ impl Node {
         }
         let maglev = backends.iter().map(|(id, ..)| *id).collect();
         let frontend = Frontend { ip: ip(address), port, protocol, scope };
-        self.datapath.set_service(&frontend, &ServiceEntry { rev_nat, maglev, ..ServiceEntry::default() }).unwrap();
+        self.datapath
+            .set_service(&frontend, &ServiceEntry { rev_nat, maglev, ..ServiceEntry::default() })
+            .unwrap();
     }
 
     /// Runs a packet through a program as if it had come to `ifindex`.
@@ -247,13 +249,7 @@ impl Node {
     }
 
     /// The packet is dropped, for this reason; where.
-    pub fn drops(
-        &mut self,
-        program: &'static str,
-        ifindex: u32,
-        packet: &[u8],
-        reason: u8,
-    ) -> &'static Site {
+    pub fn drops(&mut self, program: &'static str, ifindex: u32, packet: &[u8], reason: u8) -> &'static Site {
         self.events();
         assert_eq!(self.run(program, ifindex, packet).action, SHOT, "wanted: dropped for {reason}");
         let flow = self.dropped().flow;

@@ -54,7 +54,8 @@ pub struct Inputs {
 impl Inputs {
     /// The Service of this cluster that has an address: a cluster, external or LoadBalancer address is no import's.
     fn owner(&self, address: &IpAddr) -> Option<&ServiceName> {
-        let own = self.services.by_index(&Claim::Address(*address)).find(|row| row.source == Source::Manifests);
+        let own =
+            self.services.by_index(&Claim::Address(*address)).find(|row| row.source == Source::Manifests);
         let given = || self.addresses.by_index(address).find(|row| !is_derived(&row.name));
         own.map(|row| &row.name).or_else(|| given().map(|row| &row.name))
     }

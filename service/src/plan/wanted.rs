@@ -120,7 +120,9 @@ impl Planner {
     pub(super) fn is_planned(&self, key: &FrontendKey) -> bool {
         let mut names = self.at_address(&self.inputs.services, &key.address);
         names.extend(claiming(&self.inputs.services, Claim::NodePort(key.port, key.protocol)));
-        names.iter().any(|name| self.by_service.get(name).is_some_and(|planned| planned.frontends.contains(key)))
+        names
+            .iter()
+            .any(|name| self.by_service.get(name).is_some_and(|planned| planned.frontends.contains(key)))
     }
 
     /// The services that something is shared with that one claims: who has it may change with that one.

@@ -44,10 +44,9 @@ fn a_node_port_is_on_every_address_of_the_node_and_of_the_services_families() {
 
 #[test]
 fn the_external_policy_narrows_a_node_port_only_for_the_outside() {
-    for (policy, outside) in [
-        (TrafficPolicy::Cluster, vec!["10.1.1.5", "10.1.2.5"]),
-        (TrafficPolicy::Local, vec!["10.1.1.5"]),
-    ] {
+    for (policy, outside) in
+        [(TrafficPolicy::Cluster, vec!["10.1.1.5", "10.1.2.5"]), (TrafficPolicy::Local, vec!["10.1.1.5"])]
+    {
         let mut world = World::new();
         let row = with_node_port(&world, 80);
         world.services.1.upsert(ServiceRow { external_traffic_policy: policy, ..row });
@@ -151,8 +150,7 @@ fn source_ranges_narrow_loadbalancer_addresses_for_the_outside_alone() {
             .collect()
     };
     // Nobody of the other family: it has no range.
-    let expected =
-        [("203.0.113.1".to_owned(), vec![range]), ("2001:db8:e::1".to_owned(), vec![])].into();
+    let expected = [("203.0.113.1".to_owned(), vec![range]), ("2001:db8:e::1".to_owned(), vec![])].into();
     assert_eq!(narrowed(&world), expected);
     world.services.1.upsert(ServiceRow { kind: ServiceType::LoadBalancer, ..row });
     world.step(2);
