@@ -12,9 +12,9 @@ const PORT: u16 = 30_080;
 fn node_port(f: usize, backends: &[(u32, &str, u16)]) -> Node {
     let node = Node::new();
     node.remote(NodePath::Direct, false);
-    for (n, address) in [NODE[f], GATEWAY[f]].into_iter().enumerate() {
+    for (number, address) in [(20, NODE[f]), (21, GATEWAY[f])] {
         for scope in [Scope::External, Scope::Internal] {
-            node.service(address, PORT, scope, 20 + n as u32, backends);
+            node.service(address, PORT, scope, number, backends);
         }
     }
     node
@@ -53,8 +53,7 @@ fn a_local_backend_sees_the_client_and_answers_as_the_node() {
 fn a_backend_of_another_node_sees_this_node() {
     for f in FAMILIES {
         let mut node = node_port(f, &[(1, REMOTE[f], 8080)]);
-        for (n, (program, ifindex, client, address)) in ways(&node, f).into_iter().enumerate() {
-            let port = 5000 + n as u16;
+        for (port, (program, ifindex, client, address)) in (5000..).zip(ways(&node, f)) {
             let ran = node.run(program, ifindex, &tcp((client, port), (address, PORT), "S"));
             assert_eq!(ran.action, REDIRECT, "{client} {address}: {:#?}", node.events());
             let seen = ran.seen();
