@@ -1,6 +1,5 @@
 //! Ports of the node's own addresses that lead to services, by BPF_PROG_TEST_RUN: from outside, from pods here and elsewhere.
 #![cfg(test)]
-#![allow(clippy::cast_possible_truncation)]
 
 mod support;
 use support::*;
