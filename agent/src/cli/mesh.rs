@@ -133,8 +133,17 @@ async fn troubleshoot(args: TroubleshootArgs) -> Result<ExitCode, ClientError> {
 
 fn viewpoint(reader: ReaderArgs) -> Result<Viewpoint, ClientError> {
     let id = reader.cluster_id.map(|id| ClusterId::new(id, reader.max_connected_clusters)).transpose();
+    let folder = reader.clustermesh_config.unwrap_or_default();
+    // A follower waits for a folder that is not there yet; who types its name wants to know.
+    if let Err(error) = std::fs::read_dir(&folder) {
+        let text = format!(
+            "--clustermesh-config {}: {error}; give the folder with one file for each cluster",
+            folder.display()
+        );
+        return Err(ClientError::Refused(text));
+    }
     Ok(Viewpoint {
-        folder: reader.clustermesh_config.unwrap_or_default(),
+        folder,
         own: reader.cluster_name,
         own_id: id.map_err(|error| ClientError::Refused(format!("--cluster-id: {error}")))?,
         max: reader.max_connected_clusters,
