@@ -47,21 +47,26 @@ INLINE __u16 nat_touch(const struct tb_pkt *p, struct tb_nat *nat, int way)
 	return nat->flags;
 }
 
-/* Moves the answers' entry p->key, and its way out, to the table that no flood reaches. If that is full they stay. */
-INLINE void nat_promote(struct tb_pkt *p, const struct tb_nat *answers)
+/*
+ * Moves the answers' entry p->key, and its way out, to the table of answered flows. Where that is full they stay. The
+ * element may have become another flow's since it was found, and another CPU may move it at the same time.
+ */
+INLINE void nat_promote(struct tb_pkt *p, const struct tb_nat *answers, const union tb_addr *client, __be16 client_port)
 {
 	union tb_addr self = p->key.dst, backend = p->key.src;
 	__be16 port = p->key.dport;
 
 	p->nat = *answers;
-	if (bpf_map_update_elem(&tb_nat, &p->key, &p->nat, BPF_ANY) < 0)
+	if (!addr_eq(&p->nat.addr, client) || p->nat.port != client_port)
+		return;
+	if (bpf_map_update_elem(&tb_nat, &p->key, &p->nat, BPF_NOEXIST) < 0)
 		return;
 	bpf_map_delete_elem(&tb_nat_half, &p->key);
 	key_set(&p->key, &p->nat.addr, &backend, p->nat.port, p->key.sport, p->tproto, TB_NAT_OUT);
 	p->nat.addr = self;
 	p->nat.port = port;
-	bpf_map_update_elem(&tb_nat, &p->key, &p->nat, BPF_ANY);
-	bpf_map_delete_elem(&tb_nat_half, &p->key);
+	if (bpf_map_update_elem(&tb_nat, &p->key, &p->nat, BPF_ANY) == 0)
+		bpf_map_delete_elem(&tb_nat_half, &p->key);
 }
 
 INLINE void answers_key(struct tb_pkt *p, const union tb_addr *self, __be16 port)
@@ -96,13 +101,13 @@ INLINE int claim_port(struct tb_pkt *p, const union tb_addr *self, __be16 port)
 			known->flags = 0;
 		flags = nat_touch(p, known, 0);
 		if (half && ct_lasts(p->tproto, flags))
-			nat_promote(p, known);
+			nat_promote(p, known, &p->src, p->sport);
 		return half ? NAT_HALF : NAT_FULL;
 	}
 	if (known) {
 		if (known->expires_ns >= p->now)
 			return NAT_TAKEN;
-		/* Two CPUs may see it expired: only one of them inserts. */
+		/* Of two CPUs that see it expired the later one has the port, and the other's flow takes the next. */
 		if (half)
 			bpf_map_delete_elem(&tb_nat_half, &p->key);
 		else
@@ -112,9 +117,8 @@ INLINE int claim_port(struct tb_pkt *p, const union tb_addr *self, __be16 port)
 }
 
 /* The port of the n-th try. Each flow walks in steps of its own, so that ports in use do not pile up into long runs. */
-INLINE __be16 port_of_try(const struct tb_pkt *p, const struct tb_config *cfg, __u32 n)
+INLINE __be16 port_of_try(const struct tb_config *cfg, __u32 hash, __u32 n)
 {
-	__u32 hash = flow_hash(&p->src, &p->ndst, p->sport, p->ndport, p->tproto);
 	__u32 range = (__u32)cfg->snat_port_max - cfg->snat_port_min + 1;
 
 	if (cfg->snat_port_max < cfg->snat_port_min)
@@ -130,8 +134,8 @@ GLOBAL int tb_snat(void)
 	union tb_addr *self;
 	struct tb_nat *known;
 	__be16 port = 0;
+	__u32 hash, i;
 	__u8 half;
-	__u32 i;
 
 	if (!p || !cfg)
 		return TC_ACT_SHOT;
@@ -144,6 +148,7 @@ GLOBAL int tb_snat(void)
 	p->nat.port = p->sport;
 	p->nat.rev_nat = p->rev_nat;
 	nat_touch(p, &p->nat, 0);
+	hash = flow_hash(&p->src, &p->ndst, p->sport, p->ndport, p->tproto);
 	key_set(&p->key, &p->src, &p->ndst, p->sport, p->ndport, p->tproto, TB_NAT_OUT);
 	known = nat_get(p, &half);
 	if (known) {
@@ -152,10 +157,13 @@ GLOBAL int tb_snat(void)
 			goto done;
 	} else if (p->is_error) {
 		return DROP(p, TB_DROP_UNKNOWN_CT, "ICMP error belongs to no translated flow", "none; the flow is gone");
-	} else if (p->tproto == TB_TCP && !(p->tcp_flags & TB_SYN)) {
-		/* The flow is under way: of its two entries the other may be left, and names the port that its backend knows. */
+	} else if (p->tproto == TB_TCP && !(p->tcp_flags & TB_SYN) && !p->fresh) {
+		/*
+		 * The flow is under way, and its service knows it: of its two entries the other may be left, and names the
+		 * port that its backend knows. A flood of forged packets is new to the service.
+		 */
 		for (i = 0; i < TB_PORT_TRIES; i++) {
-			port = port_of_try(p, cfg, i);
+			port = port_of_try(cfg, hash, i);
 			answers_key(p, self, port);
 			known = nat_get(p, &half);
 			if (!known || !nat_mine(p, known))
@@ -165,7 +173,7 @@ GLOBAL int tb_snat(void)
 		}
 	}
 	for (i = 0; i < TB_PORT_TRIES && !claimed; i++) {
-		port = port_of_try(p, cfg, i);
+		port = port_of_try(cfg, hash, i);
 		claimed = claim_port(p, self, port);
 	}
 	if (!claimed)
@@ -174,8 +182,7 @@ GLOBAL int tb_snat(void)
 	p->nat.port = port;
 	key_set(&p->key, &p->src, &p->ndst, p->sport, p->ndport, p->tproto, TB_NAT_OUT);
 	/* A way out that led to another port would be found before this one. */
-	if (claimed == NAT_FULL) {
-		bpf_map_update_elem(&tb_nat, &p->key, &p->nat, BPF_ANY);
+	if (claimed == NAT_FULL && bpf_map_update_elem(&tb_nat, &p->key, &p->nat, BPF_ANY) == 0) {
 		bpf_map_delete_elem(&tb_nat_half, &p->key);
 	} else {
 		bpf_map_update_elem(&tb_nat_half, &p->key, &p->nat, BPF_ANY);
@@ -200,7 +207,8 @@ GLOBAL int tb_unsnat(void)
 		return 0;
 	key_set(&p->key, &p->src, &p->dst, p->sport, p->dport, p->tproto, TB_NAT_IN);
 	nat = nat_get(p, &half);
-	if (!nat)
+	/* What nobody collects lies there long after its end. */
+	if (!nat || nat->expires_ns < p->now)
 		return 0;
 	p->ndst = nat->addr;
 	p->ndport = nat->port;
@@ -210,7 +218,7 @@ GLOBAL int tb_unsnat(void)
 	rev_nat = nat->rev_nat;
 	flags = nat_touch(p, nat, 1);
 	if (half && ct_lasts(p->tproto, flags))
-		nat_promote(p, nat);
+		nat_promote(p, nat, &p->ndst, p->ndport);
 	if (rev_nat) {
 		unmask(p, rev_nat);
 		service_answered(p, &p->ndst, p->ndport, ct_signs(p, 1, 0));

@@ -218,12 +218,20 @@ fn pinned(directory: &Path) -> io::Result<Vec<Hook>> {
     Ok(found)
 }
 
-/// The programs that the kernel runs by tcx at an interface; none where it cannot be asked.
-pub(crate) fn tcx_programs(ifindex: u32, side: Side) -> Vec<String> {
-    let Ok(interface) = nix::net::if_::if_indextoname(ifindex) else { return Vec::new() };
+/// The programs that the kernel runs by tcx at an interface; none where it is gone.
+///
+/// # Errors
+/// The kernel cannot be asked, as before Linux 6.6.
+pub(crate) fn tcx_programs(ifindex: u32, side: Side) -> Result<Vec<String>, DatapathError> {
+    let Ok(interface) = nix::net::if_::if_indextoname(ifindex) else { return Ok(Vec::new()) };
     let found = SchedClassifier::query_tcx(&interface.to_string_lossy(), side.kind());
-    let programs = found.map(|(_, programs)| programs).unwrap_or_default();
-    programs.iter().filter_map(|info| info.name_as_str().map(str::to_owned)).collect()
+    let (_, programs) = found.map_err(|error| DatapathError::Attach {
+        program: "whatever runs there",
+        ifindex,
+        mode: "query tcx",
+        reason: chain(&error),
+    })?;
+    Ok(programs.iter().filter_map(|info| info.name_as_str().map(str::to_owned)).collect())
 }
 
 fn replace_tcx(

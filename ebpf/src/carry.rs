@@ -138,13 +138,22 @@ impl Source {
         })
     }
 
-    /// Best effort: what does not fit into a smaller map is left out.
-    fn carry(&self, directory: &Path) {
+    /// What does not fit into a smaller map is left out; flows are carried as far as it goes.
+    ///
+    /// # Errors
+    /// Rows that the programs go by could not be carried for another reason.
+    fn carry(&self, directory: &Path) -> Result<(), DatapathError> {
         let (mut read, mut written) = (0_u64, 0_u64);
-        match self.write(directory, &mut read, &mut written) {
-            Ok(()) => tracing::info!(map = self.name, read, written, "rows carried over"),
-            Err(error) => tracing::warn!(map = self.name, %error, read, written, "not all rows carried over"),
+        let Err(error) = self.write(directory, &mut read, &mut written) else {
+            tracing::info!(map = self.name, read, written, "rows carried over");
+            return Ok(());
+        };
+        tracing::warn!(map = self.name, %error, read, written, "not all rows carried over");
+        if self.rows == Rows::Flows || error.raw_os_error() == Some(libc::E2BIG) {
+            return Ok(());
         }
+        let operation = format!("carry over {written} of the rows, of {read} read,");
+        Err(DatapathError::Map { operation, map: self.name, source: error })
     }
 
     fn write(&self, directory: &Path, read: &mut u64, written: &mut u64) -> io::Result<()> {
@@ -225,7 +234,8 @@ impl Carrying {
             let (path, old) = (directory.join(name), directory.join(kept_name(name)));
             if let Some(found) = shape_at(&path).filter(|found| !wanted.is(found)) {
                 tracing::info!(map = name, ?found, ?wanted, "the map has another shape, making it anew");
-                rename(&path, &old)?;
+                // Where one gave way before, this one is its copy, and perhaps an unfinished one.
+                if old.exists() { remove(&path)? } else { rename(&path, &old)? }
             }
             if shape_at(&old).is_some() {
                 kept.push(old);
@@ -239,27 +249,43 @@ impl Carrying {
         let new = layout::structs()?;
         for carried in &CARRIED {
             let wanted = *wanted.get(carried.name).ok_or(DatapathError::Missing(carried.name))?;
-            // Where two gave way the one of the own schema is the newer.
-            let own = directory.join(kept_name(carried.name));
-            let mut places = std::iter::once(own).chain(others.iter().map(|other| other.join(carried.name)));
+            // Those come first whose programs are at work: another schema's, as long as it has links.
+            let own = (false, directory.join(kept_name(carried.name)));
+            let others = others.iter().map(|(at_work, other)| (*at_work, other.join(carried.name)));
+            let mut places: Vec<(bool, PathBuf)> = std::iter::once(own).chain(others).collect();
+            places.sort_by_key(|(at_work, _)| !at_work);
+            let mut places = places.into_iter().map(|(_, path)| path);
             let Some(map) = places.find_map(|path| MapData::from_pin(path).ok()) else { continue };
             match Source::new(carried, map, wanted, &new) {
                 Ok(source) => sources.push(source),
-                Err(error) => tracing::warn!(map = carried.name, %error, "rows not carried over"),
+                Err(error) if carried.rows == Rows::Flows => {
+                    tracing::warn!(map = carried.name, %error, "flows not carried over");
+                }
+                Err(source) => {
+                    let operation = "carry over the rows".to_owned();
+                    return Err(DatapathError::Map { operation, map: carried.name, source });
+                }
             }
         }
+        let others = others.into_iter().map(|(_, other)| other).collect();
         Ok(Some(Self { directory: directory.to_owned(), sources, kept, others }))
     }
 
     /// Writes all rows that the new maps do not have.
-    pub(crate) fn all_rows(&self) {
-        self.sources.iter().for_each(|source| source.carry(&self.directory));
+    ///
+    /// # Errors
+    /// Rows that the programs go by are missing: no hook may go to them.
+    pub(crate) fn all_rows(&self) -> Result<(), DatapathError> {
+        self.sources.iter().try_for_each(|source| source.carry(&self.directory))
     }
 
     /// Writes the flows that the old programs have begun since.
-    pub(crate) fn late_flows(&self) {
-        let flows = self.sources.iter().filter(|source| source.rows == Rows::Flows);
-        flows.for_each(|source| source.carry(&self.directory));
+    ///
+    /// # Errors
+    /// None of today's kinds.
+    pub(crate) fn late_flows(&self) -> Result<(), DatapathError> {
+        let mut flows = self.sources.iter().filter(|source| source.rows == Rows::Flows);
+        flows.try_for_each(|source| source.carry(&self.directory))
     }
 
     /// Where programs of other schemas may be linked.
@@ -298,14 +324,12 @@ fn remove(path: &Path) -> Result<(), DatapathError> {
 }
 
 fn rename(from: &Path, to: &Path) -> Result<(), DatapathError> {
-    if to.exists() {
-        remove(to)?;
-    }
     fs::rename(from, to).map_err(|source| failed("rename", from, source))
 }
 
-/// The pin directories of other schemas: those with links, whose programs are at work, first; newer before older.
-fn other_schemas(directory: &Path) -> Result<Vec<PathBuf>, DatapathError> {
+/// The pin directories of other schemas, each with whether it has links, so that its programs are at work: those first,
+/// and newer before older.
+fn other_schemas(directory: &Path) -> Result<Vec<(bool, PathBuf)>, DatapathError> {
     let Some(root) = directory.parent() else { return Ok(Vec::new()) };
     let list = || fs::read_dir(root)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>();
     let mut found = Vec::new();
@@ -318,7 +342,7 @@ fn other_schemas(directory: &Path) -> Result<Vec<PathBuf>, DatapathError> {
         }
     }
     found.sort_by(|a, b| b.cmp(a));
-    Ok(found.into_iter().map(|(.., path)| path).collect())
+    Ok(found.into_iter().map(|(at_work, _, path)| (at_work, path)).collect())
 }
 
 fn shape_at(path: &Path) -> Option<MapShape> {

@@ -37,17 +37,30 @@ impl Datapath {
         // Reverse translations that live flows name, if somebody wants to know.
         let mut named = self.has_released().then(BTreeSet::new);
         let mut stats = GcStats::default();
+        // Flows move from the half-open tables to the others, so these are read first: none is missed on its way. They replace
+        // their least recently used, so nothing is deleted here.
+        self.see_half_open(&mut named, now)?;
         self.gc_flows(&mut stats, &mut named, now)?;
         self.gc_nat(&mut stats, &mut named, now)?;
-        // Tables that replace their least recently used are counted alone.
-        self.tables.ct_half.counted(self.tables.ct_half.each(|_, _| Ok(()))?);
-        self.tables.nat_half.counted(self.tables.nat_half.each(|_, _| Ok(()))?);
         self.tables.affinity.counted(self.tables.affinity.each(|_, _| Ok(()))?);
         if let Some(named) = named {
-            self.sweep_rev_nats(named, now)?;
+            self.sweep_rev_nats(&named)?;
         }
         stats.alive = stats.seen.saturating_sub(stats.deleted);
         Ok(stats)
+    }
+
+    fn see_half_open(&self, named: &mut Option<BTreeSet<u32>>, now: u64) -> Result<(), DatapathError> {
+        let (flows, nat) = (&self.tables.ct_half, &self.tables.nat_half);
+        let mut see = |rev_nat: u32, expires_ns: u64| {
+            if let Some(named) = named.as_mut().filter(|_| expires_ns >= now) {
+                named.insert(rev_nat);
+            }
+            Ok(())
+        };
+        flows.counted(flows.each(|_, flow| see(flow.rev_nat, flow.expires_ns))?);
+        nat.counted(nat.each(|_, mapping| see(mapping.rev_nat, mapping.expires_ns))?);
+        Ok(())
     }
 
     fn gc_flows(

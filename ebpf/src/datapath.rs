@@ -81,18 +81,16 @@ impl Default for MapSizes {
     }
 }
 
-/// Room for addresses of the machine itself.
-const MACHINE_ADDRESSES: u32 = 1024;
-
 impl MapSizes {
     pub(crate) fn list(&self) -> [(&'static str, u32); 20] {
         [
             ("tb_ifaces", self.endpoints),
-            ("tb_endpoints", self.endpoints.saturating_mul(2).saturating_add(MACHINE_ADDRESSES)),
+            ("tb_endpoints", self.endpoints.saturating_mul(2).saturating_add(64)),
             ("tb_hosts", self.hosts),
             ("tb_prefixes", self.prefixes),
             ("tb_nodes", self.nodes),
-            ("tb_services", self.services),
+            // Each frontend, and for its address a row that stands for all its other ports.
+            ("tb_services", self.services.saturating_mul(2)),
             ("tb_backends", self.backends),
             ("tb_maglev", self.maglev_slots),
             ("tb_ranges", self.source_ranges),
@@ -198,7 +196,7 @@ impl Datapath {
                 .map_err(|source| DatapathError::Program { program: name, source: Box::new(source) })?;
         }
         if let Some(carrying) = &carrying {
-            carrying.all_rows();
+            carrying.all_rows()?;
         }
         let csum6 = knows_csum6(&mut object)?;
         let tables = Tables::take(&mut object)?;
@@ -221,7 +219,7 @@ impl Datapath {
         };
         if let Some(carrying) = carrying {
             datapath.take_over(&carrying.other_links())?;
-            carrying.late_flows();
+            carrying.late_flows()?;
             carrying.finish()?;
         }
         Ok(datapath)
@@ -231,7 +229,7 @@ impl Datapath {
     fn take_over(&self, other_links: &[PathBuf]) -> Result<(), DatapathError> {
         let mut object = lock(&self.object);
         for hook in self.links.hooks(other_links)? {
-            let names = crate::attach::tcx_programs(hook.ifindex, hook.side);
+            let names = crate::attach::tcx_programs(hook.ifindex, hook.side)?;
             // None: the interface is gone, and its link with it.
             let Some(name) = PROGRAMS.into_iter().find(|ours| names.iter().any(|name| name == ours)) else {
                 continue;
@@ -331,7 +329,8 @@ impl Datapath {
     #[must_use]
     pub fn tcx_hooks(&self, ifindex: u32) -> (bool, bool) {
         let runs = |side| {
-            crate::attach::tcx_programs(ifindex, side).iter().any(|name| PROGRAMS.contains(&name.as_str()))
+            let names = crate::attach::tcx_programs(ifindex, side).unwrap_or_default();
+            names.iter().any(|name| PROGRAMS.contains(&name.as_str()))
         };
         (runs(Side::Ingress), runs(Side::Egress))
     }

@@ -39,23 +39,11 @@ impl Datapath {
         !lock(&self.released).is_empty()
     }
 
-    /// Deletes rows of numbers that neither a service nor a flow names. `named` are those of answered flows and of
-    /// address translations; half-open ones are looked at here.
-    pub(crate) fn sweep_rev_nats(&self, mut named: BTreeSet<u32>, now: u64) -> Result<(), DatapathError> {
+    /// Deletes rows of numbers that neither a service nor a flow names; `named` are those of all live flows and address
+    /// translations.
+    pub(crate) fn sweep_rev_nats(&self, named: &BTreeSet<u32>) -> Result<(), DatapathError> {
         let candidates = lock(&self.released).clone();
         let served = served(&self.tables)?;
-        self.tables.ct_half.each(|_, flow| {
-            if flow.expires_ns >= now {
-                named.insert(flow.rev_nat);
-            }
-            Ok(())
-        })?;
-        self.tables.nat_half.each(|_, mapping| {
-            if mapping.expires_ns >= now {
-                named.insert(mapping.rev_nat);
-            }
-            Ok(())
-        })?;
         for number in candidates {
             let mut released = lock(&self.released);
             if served.contains(&number) {

@@ -86,3 +86,20 @@ fn with_the_policy_local_nobody_is_told() {
         }
     }
 }
+
+#[test]
+fn a_flood_is_not_answered_packet_by_packet() {
+    let mut node = Node::new();
+    node.service(VIP[0], 80, Scope::External, 20, &[]);
+    let packet = udp((CLIENT[0], 4000), (VIP[0], 80), 9);
+    let began = monotonic_ns();
+    let answered = (0..20_000).filter(|_| {
+        let ran = node.run("from_uplink", node.uplink, &packet);
+        ran.action == REDIRECT
+    });
+    let answered = u64::try_from(answered.count()).unwrap();
+    let seconds = (monotonic_ns() - began) / 1_000_000_000 + 1;
+    let cpus = u64::try_from(std::thread::available_parallelism().unwrap().get()).unwrap();
+    assert!((1000..=1000 * cpus * (seconds + 1)).contains(&answered), "{answered} in {seconds} s");
+    node.events();
+}

@@ -162,8 +162,9 @@ impl Node {
             }
             Some(_) => {}
             None if sight.is_error => return Err(Reason::UnknownCt),
-            // The flow is under way: of its two entries the other may be left, and names the port that its backend knows.
-            None if sight.under_way() => {
+            // The flow is under way, and its service knows it: of its two entries the other may be left, and names the port
+            // that its backend knows.
+            None if sight.under_way() && !flight.fresh => {
                 let known = self.ports(&flow).find(|port| self.nat.is_mine(&flow, (own, *port), &new));
                 claimed =
                     known.and_then(|port| Some((port, self.nat.claim(&flow, (own, port), &sight, &new)?)));
@@ -190,7 +191,9 @@ impl Node {
 
     /// Undoes it for an answer; false if it is none.
     pub(crate) fn unsnat(&mut self, flight: &mut Flight<'_>) -> bool {
-        let Some((mapping, place)) = self.nat.way_back(&flight.was) else { return false };
+        let now_ns = flight.sight.now_ns;
+        let known = self.nat.way_back(&flight.was).filter(|(mapping, _)| mapping.expires_ns >= now_ns);
+        let Some((mapping, place)) = known else { return false };
         mapping.touch(&flight.sight, Way::Answering);
         let (client, rev_nat) = (mapping.source, mapping.rev_nat);
         let lasts = !flight.sight.is_error && mapping.signs.last(flight.sight.protocol);

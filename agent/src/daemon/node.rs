@@ -108,7 +108,6 @@ pub(crate) async fn set_up(
     let restarting = datapath.config()?.ready;
     let devices: Vec<Device> = std::iter::once(uplink).chain(made).collect();
     configure(datapath, &node_config(config, identity, own, &devices), own)?;
-    name_machine_addresses(datapath, &netlink.addresses(None).await?);
     attach(datapath, &devices)?;
     Ok(NodeSetup {
         own: own.clone(),
@@ -192,21 +191,6 @@ fn configure(datapath: &Datapath, row: &NodeConfig, own: &NodeRow) -> anyhow::Re
         datapath.upsert_local_address(address, LocalAddress::Host)?;
     }
     Ok(())
-}
-
-/// Every address of the machine is the node's, not just those of its Node object: packets to it are the host's, whatever
-/// policy says of the world. What is added later counts from the next start.
-fn name_machine_addresses(datapath: &Datapath, addresses: &[tombolo_netlink::Address]) {
-    for address in
-        addresses.iter().filter(|address| !address.link_scope).map(|address| address.address.addr())
-    {
-        if address.is_loopback() {
-            continue;
-        }
-        if let Err(error) = datapath.upsert_local_address(address, LocalAddress::Host) {
-            tracing::warn!(%address, %error, "packets to this address of the machine are judged as the world's");
-        }
-    }
 }
 
 fn attach(datapath: &Datapath, devices: &[Device]) -> anyhow::Result<()> {
