@@ -186,25 +186,16 @@ fn connections_live_through_other_sizes_and_schemas_with_clsact() {
     lives_through_changes(Attach::Clsact);
 }
 
-/// The programs as a later schema may have them: fields moved, added and widened.
-fn later_object(folder: &Path) -> std::path::PathBuf {
+/// The programs, after a change of their header.
+fn object_with(folder: &Path, change: impl FnOnce(String) -> String) -> std::path::PathBuf {
     let bpf = Path::new(env!("CARGO_MANIFEST_DIR")).join("bpf");
     for entry in std::fs::read_dir(&bpf).unwrap() {
         let path = entry.unwrap().path();
         std::fs::copy(&path, folder.join(path.file_name().unwrap())).unwrap();
     }
     let header = std::fs::read_to_string(folder.join("abi.h")).unwrap();
-    let later = header.replacen("struct tb_ct {", "struct tb_ct {\n\t__u64 added_ns;", 1).replacen(
-        "struct tb_service {",
-        "struct tb_service {\n\t__u32 added[2];",
-        1,
-    );
-    assert!(later.contains("added_ns;") && later.contains("added[2];"));
-    let layouts_of_today = |line: &&str| line.starts_with("_Static_assert");
-    let later: String =
-        later.lines().filter(|line| !layouts_of_today(line)).map(|line| format!("{line}\n")).collect();
-    std::fs::write(folder.join("abi.h"), later).unwrap();
-    let object = folder.join("later.o");
+    std::fs::write(folder.join("abi.h"), change(header)).unwrap();
+    let object = folder.join("changed.o");
     let include = format!("/usr/include/{}-linux-gnu", std::env::consts::ARCH);
     sh(&format!(
         "${{BPF_CLANG:-clang-19}} -target bpf -mcpu=v3 -O2 -g -I {folder} -idirafter {include} -c {folder}/datapath.bpf.c -o {object}",
@@ -212,6 +203,50 @@ fn later_object(folder: &Path) -> std::path::PathBuf {
         object = object.display(),
     ));
     object
+}
+
+/// The programs as a later schema may have them: fields moved and added.
+fn later_object(folder: &Path) -> std::path::PathBuf {
+    object_with(folder, |header| {
+        let later = header.replacen("struct tb_ct {", "struct tb_ct {\n\t__u64 added_ns;", 1).replacen(
+            "struct tb_service {",
+            "struct tb_service {\n\t__u32 added[2];",
+            1,
+        );
+        assert!(later.contains("added_ns;") && later.contains("added[2];"));
+        let layouts_of_today = |line: &&str| line.starts_with("_Static_assert");
+        later.lines().filter(|line| !layouts_of_today(line)).map(|line| format!("{line}\n")).collect()
+    })
+}
+
+/// An agent that died, or could not load, after it had begun to make maps of another size.
+#[test]
+fn an_unfinished_change_loses_nothing_whatever_size_comes_next() {
+    for next in [small_sizes(), MapSizes { conntrack: 4096, ..small_sizes() }] {
+        let node = Node::new();
+        node.run("from_endpoint", node.a, &tcp((POD_A[0], 4000), (POD_B[0], 80), "S"));
+        node.run("from_endpoint", node.b, &tcp((POD_B[0], 80), (POD_A[0], 4000), "SA"));
+        node.run("from_endpoint", node.a, &tcp((POD_A[0], 4000), (POD_B[0], 80), "A"));
+        let established = |datapath: &Datapath| {
+            let flows = datapath.conntrack().unwrap();
+            flows.iter().filter(|flow| flow.established).count()
+        };
+        assert_eq!(established(&node.datapath), 2);
+
+        let maps = folder_of(&node, 1);
+        std::fs::rename(maps.join("tb_ct"), maps.join("tb_ct-old")).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let half_way = aya::EbpfLoader::new()
+            .default_map_pin_directory(&maps)
+            .map_max_entries("tb_ct", 2048)
+            .load_file(object_with(folder.path(), |header| header))
+            .unwrap();
+        drop(half_way);
+
+        let second = node.reopen(Attach::Auto, next);
+        assert_eq!(established(&second), 2, "found in what gave way, not in its empty copy");
+        assert!(!maps.join("tb_ct-old").exists());
+    }
 }
 
 #[test]

@@ -167,7 +167,7 @@ fn pods_stand_on_nodes_of_their_cluster_and_services_find_them() {
             assert!(cluster.nodes.contains(&node), "{node}");
         }
         let services: Vec<Service> = of_kind(&documents, "Service");
-        assert_eq!(services.len(), 9);
+        assert_eq!(services.len(), 11);
         let mut addresses = BTreeSet::new();
         for service in &services {
             let spec = service.spec.as_ref().unwrap();
@@ -185,9 +185,13 @@ fn pods_stand_on_nodes_of_their_cluster_and_services_find_them() {
             });
             let nodes: BTreeSet<_> =
                 selected.map(|pod| pod.spec.as_ref().unwrap().node_name.clone()).collect();
-            assert_eq!(nodes.len(), if matches!(name, "echo" | "lb-cluster") { 1 } else { 2 }, "{name}");
+            assert_eq!(
+                nodes.len(),
+                if matches!(name, "echo" | "lb-cluster" | "node-port") { 1 } else { 2 },
+                "{name}"
+            );
         }
-        assert_eq!(addresses.len(), 16, "both families everywhere, but where there is none");
+        assert_eq!(addresses.len(), 20, "both families everywhere, but where there is none");
     }
 }
 
