@@ -6,15 +6,16 @@
 //!
 //! Replies and traffic of the node itself are the datapath's to allow; no entry speaks of them.
 
-use crate::entries::{Collector, mentions, selects};
-pub use crate::entries::{MAX_ENTRIES, MAX_RANGE_PORTS, NamedPorts};
-use crate::rows::{Direction, EndpointPolicy, PolicyRow, RuleRow, VerdictEntry};
+use crate::entries::{Collector, blocks, mentions, selects};
+pub use crate::entries::{MAX_ENTRIES, NamedPorts};
+use crate::rows::{
+    Direction, DirectionRules, EndpointPolicy, PolicyRow, PortMatch, RuleKey, RuleRow, Verdict, VerdictKey,
+};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use tombolo_base::ids::{ClusterName, IdentityId};
 use tombolo_base::labels::Labels;
 use tombolo_base::source::Source;
-use tombolo_base::table::Snapshot;
+use tombolo_base::table::{Row, Snapshot};
 use tombolo_topology::{EndpointRow, IdentityRow};
 
 /// All that decides the node's policies.
@@ -41,8 +42,8 @@ pub enum Change {
     Everything,
     /// These rows.
     Rows {
-        /// Namespace and name of rules.
-        rules: BTreeSet<(Arc<str>, Arc<str>)>,
+        /// Keys of rules.
+        rules: BTreeSet<RuleKey>,
         /// Identities that came, went or changed.
         identities: BTreeSet<IdentityId>,
         /// Endpoints that came, went or changed.
@@ -74,6 +75,9 @@ struct Subject {
     problems: BTreeSet<String>,
 }
 
+/// Entries of one policy.
+pub type Entries = BTreeMap<VerdictKey, Verdict>;
+
 /// Compiles policies and remembers what it compiled.
 #[derive(Clone, Debug)]
 pub struct Compiler {
@@ -81,7 +85,7 @@ pub struct Compiler {
     ids: BTreeMap<IdentityId, u32>,
     next_id: u32,
     /// Entries of an earlier life's policies by policy id, until everybody has spoken.
-    earlier: BTreeMap<u32, BTreeSet<VerdictEntry>>,
+    earlier: BTreeMap<u32, Entries>,
     subjects: BTreeMap<IdentityId, Subject>,
     /// Labels as last seen; also of identities that are gone, until the next update has used them.
     identities: BTreeMap<IdentityId, Labels>,
@@ -117,7 +121,7 @@ impl Compiler {
     /// Takes over the entries that the datapath holds of an earlier life's policies. As long as [`Inputs::may_shrink`]
     /// is false, entries of identities that nobody has named yet stay.
     #[must_use]
-    pub fn with_entries(mut self, entries: impl IntoIterator<Item = (u32, BTreeSet<VerdictEntry>)>) -> Self {
+    pub fn with_entries(mut self, entries: impl IntoIterator<Item = (u32, Entries)>) -> Self {
         self.earlier.extend(entries);
         self
     }
@@ -166,7 +170,7 @@ impl Compiler {
             let was = self.subjects.get(id);
             let had = was.is_some_and(|subject| {
                 subject.rules.iter().any(|rule| {
-                    rules.contains(&(rule.namespace.clone(), rule.name.clone()))
+                    rules.contains(&rule.key())
                         || labels.iter().any(|labels| mentions(rule, labels, &self.cluster))
                 })
             });
@@ -232,12 +236,15 @@ impl Compiler {
                 subject: id,
                 identities: &self.identities,
                 named_ports: inputs.named_ports,
-                entries: BTreeSet::new(),
+                entries: Entries::new(),
                 problems: BTreeSet::new(),
             };
             for rule in &subject.rules {
-                collector.add(rule, Direction::Ingress, rule.ingress.as_deref().unwrap_or_default());
-                collector.add(rule, Direction::Egress, rule.egress.as_deref().unwrap_or_default());
+                for (direction, rules) in
+                    [(Direction::Ingress, &rule.ingress), (Direction::Egress, &rule.egress)]
+                {
+                    collector.add(rule, direction, rules.as_ref().map_or(&[], |rules| &rules.blocks));
+                }
             }
             let (mut entries, problems) = (collector.entries, collector.problems);
             if let Some(before) =
@@ -269,14 +276,14 @@ impl Compiler {
     /// Entries whose identity is no longer, or not yet, known.
     fn unnamed<'a>(
         &'a self,
-        entries: impl Iterator<Item = &'a VerdictEntry> + 'a,
-    ) -> impl Iterator<Item = VerdictEntry> + 'a {
+        entries: impl Iterator<Item = (&'a VerdictKey, &'a Verdict)> + 'a,
+    ) -> impl Iterator<Item = (VerdictKey, Verdict)> + 'a {
         entries
-            .filter(|entry| !entry.identity.is_reserved() && !self.identities.contains_key(&entry.identity))
-            .copied()
+            .filter(|(key, _)| !key.identity.is_reserved() && !self.identities.contains_key(&key.identity))
+            .map(|(key, verdict)| (*key, *verdict))
     }
 
-    fn row(&mut self, subject: IdentityId, rules: &[RuleRow], entries: BTreeSet<VerdictEntry>) -> PolicyRow {
+    fn row(&mut self, subject: IdentityId, rules: &[RuleRow], entries: Entries) -> PolicyRow {
         let next = &mut self.next_id;
         let id = *self.ids.entry(subject).or_insert_with(|| {
             let id = *next;
@@ -287,8 +294,8 @@ impl Compiler {
             source: Source::Planner,
             id,
             subject,
-            ingress_enforced: rules.iter().any(|rule| rule.ingress.is_some()),
-            egress_enforced: rules.iter().any(|rule| rule.egress.is_some()),
+            ingress_enforced: rules.iter().any(|rule| denies_rest(rule.ingress.as_ref())),
+            egress_enforced: rules.iter().any(|rule| denies_rest(rule.egress.as_ref())),
             entries,
             origins: rules.iter().map(|rule| format!("{}/{}", rule.namespace, rule.name).into()).collect(),
         }
@@ -324,12 +331,12 @@ fn subjects(inputs: &Inputs<'_>) -> BTreeMap<IdentityId, Labels> {
 }
 
 fn names_ports(rule: &RuleRow) -> bool {
-    rule.ingress
-        .iter()
-        .chain(&rule.egress)
-        .flatten()
-        .flat_map(|block| &block.ports)
-        .any(|port| port.named.is_some())
+    let mut ports = blocks(rule).flat_map(|block| block.ports.iter().flatten());
+    ports.any(|rule| matches!(rule.port, PortMatch::Named(_)))
+}
+
+fn denies_rest(rules: Option<&DirectionRules>) -> bool {
+    rules.is_some_and(|rules| rules.default_deny)
 }
 
 #[cfg(test)]

@@ -1,60 +1,39 @@
 //! One subject's rules to verdict entries.
 
-use crate::rows::{Direction, NamedPort, PeerSelector, PortRule, RuleBlock, RuleRow, VerdictEntry};
+use crate::rows::{
+    Direction, NamedPort, PeerSelector, PortMatch, Precedence, RuleBlock, RuleRow, Subject, Verdict,
+    VerdictKey,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use tombolo_base::ids::{ClusterName, IdentityId};
-use tombolo_base::labels::{CLUSTER_KEY, Labels, NAMESPACE_LABEL_PREFIX};
-use tombolo_topology::selector::LabelSelector;
+use tombolo_base::labels::Labels;
 
-/// Ports of one range that become entries; a wider range that is not the whole is refused.
-pub const MAX_RANGE_PORTS: u32 = 1000;
 /// Entries of one policy; the rest is refused, so that one rule cannot fill the datapath's map.
 pub const MAX_ENTRIES: usize = 16_384;
 
 /// Named ports of the pods of an identity.
 pub type NamedPorts = BTreeMap<IdentityId, BTreeSet<NamedPort>>;
 
-/// A Kubernetes label of an identity; labels of other sources are not selectable.
-fn value<'a>(labels: &'a Labels, key: &str) -> Option<&'a str> {
-    labels.label(key).filter(|label| label.source.as_ref() == "k8s").map(|label| label.value.as_ref())
-}
-
-/// Whether the rule's `podSelector` takes pods with these labels.
+/// Whether the rule is about pods with these labels.
 pub(crate) fn selects(rule: &RuleRow, labels: &Labels, cluster: &ClusterName) -> bool {
-    labels.cluster().is_none_or(|name| name == cluster.as_str())
-        && labels.namespace() == Some(rule.namespace.as_ref())
-        && rule.subject.matches(|key| value(labels, key))
+    match &rule.subject {
+        Subject::Pods(selector) => {
+            labels.cluster().is_none_or(|name| name == cluster.as_str()) && selector.takes(labels, cluster)
+        }
+        Subject::Nodes(_) => false,
+    }
 }
 
-/// Whether a peer selector of a policy in `namespace` takes an identity.
-pub(crate) fn takes(
-    pods: &LabelSelector,
-    namespaces: Option<&LabelSelector>,
-    namespace: &str,
-    cluster: &ClusterName,
-    labels: &Labels,
-) -> bool {
-    // Only pods have a namespace: reserved identities are never selected by labels.
-    let Some(of_peer) = labels.namespace() else { return false };
-    // Without naming a cluster a selector means the policy's own.
-    let here = pods.names(CLUSTER_KEY) || labels.cluster().is_none_or(|name| name == cluster.as_str());
-    here && pods.matches(|key| value(labels, key))
-        && match namespaces {
-            None => of_peer == namespace,
-            Some(selector) => {
-                selector.matches(|key| value(labels, &format!("{NAMESPACE_LABEL_PREFIX}{key}")))
-            }
-        }
+/// The blocks of both directions.
+pub(crate) fn blocks(rule: &RuleRow) -> impl Iterator<Item = &RuleBlock> {
+    rule.ingress.iter().chain(&rule.egress).flat_map(|rules| &rules.blocks)
 }
 
 /// Whether any peer of the rule takes an identity with these labels.
 pub(crate) fn mentions(rule: &RuleRow, labels: &Labels, cluster: &ClusterName) -> bool {
-    let blocks = rule.ingress.iter().chain(&rule.egress).flatten();
-    blocks.flat_map(|block| &block.peers).any(|peer| match peer {
-        PeerSelector::Pods { pods, namespaces } => {
-            takes(pods, namespaces.as_ref(), &rule.namespace, cluster, labels)
-        }
-        PeerSelector::Cidr { .. } => false,
+    blocks(rule).flat_map(|block| block.peers.iter().flatten()).any(|peer| match peer {
+        PeerSelector::Endpoints(selector) => selector.takes(labels, cluster),
+        _ => false,
     })
 }
 
@@ -65,7 +44,7 @@ pub(crate) struct Collector<'a> {
     /// All known identities, each once.
     pub(crate) identities: &'a BTreeMap<IdentityId, Labels>,
     pub(crate) named_ports: &'a NamedPorts,
-    pub(crate) entries: BTreeSet<VerdictEntry>,
+    pub(crate) entries: BTreeMap<VerdictKey, Verdict>,
     pub(crate) problems: BTreeSet<String>,
 }
 
@@ -80,16 +59,13 @@ impl Collector<'_> {
 
     /// The identities of a block's peers; `0` alone for everybody.
     fn peers(&mut self, rule: &RuleRow, block: &RuleBlock) -> BTreeSet<IdentityId> {
-        if block.peers.is_empty() {
-            return [IdentityId::UNKNOWN].into();
-        }
+        let Some(peers) = &block.peers else { return [IdentityId::UNKNOWN].into() };
         let mut out = BTreeSet::new();
-        for peer in &block.peers {
+        for peer in peers {
             match peer {
-                PeerSelector::Pods { pods, namespaces } => {
-                    let taken = self.identities.iter().filter(|(_, labels)| {
-                        takes(pods, namespaces.as_ref(), &rule.namespace, self.cluster, labels)
-                    });
+                PeerSelector::Endpoints(selector) => {
+                    let taken =
+                        self.identities.iter().filter(|(_, labels)| selector.takes(labels, self.cluster));
                     out.extend(taken.map(|(id, _)| *id));
                 }
                 PeerSelector::Cidr { prefix, except } if prefix.prefix_len() == 0 && except.is_empty() => {
@@ -106,6 +82,7 @@ impl Collector<'_> {
                         ),
                     );
                 }
+                other => self.complain(rule, &format!("{other:?} is not enforced yet and allows nothing")),
             }
         }
         out
@@ -118,44 +95,24 @@ impl Collector<'_> {
         block: &RuleBlock,
         peers: &BTreeSet<IdentityId>,
     ) {
-        if block.ports.is_empty() {
+        let Some(ports) = &block.ports else {
             for peer in peers {
-                self.allow(rule, direction, *peer, 0, 0);
+                self.put(rule, direction, block, (*peer, 0, (0, 0)));
             }
-        }
-        for ports in &block.ports {
-            match &ports.named {
-                None => {
-                    for port in self.numbers(rule, ports) {
+            return;
+        };
+        for ports in ports {
+            match &ports.port {
+                PortMatch::Named(name) => self.named(rule, direction, block, (ports.protocol, name), peers),
+                numbered => {
+                    for prefix in prefixes(numbered) {
                         for peer in peers {
-                            self.allow(rule, direction, *peer, ports.protocol, port);
+                            self.put(rule, direction, block, (*peer, ports.protocol, prefix));
                         }
                     }
                 }
-                Some(name) => self.named(rule, direction, ports.protocol, name, peers),
             }
         }
-    }
-
-    /// The port numbers of an entry, `0` for all.
-    fn numbers(&mut self, rule: &RuleRow, ports: &PortRule) -> Vec<u16> {
-        let Some(first) = ports.port else { return vec![0] };
-        let last = ports.end_port.unwrap_or(first);
-        if first <= 1 && last == u16::MAX {
-            return vec![0];
-        }
-        let count = (u32::from(last) + 1).saturating_sub(first.into());
-        if count > MAX_RANGE_PORTS {
-            self.complain(
-                rule,
-                &format!(
-                    "port range {first}-{last} has {count} ports and allows nothing; \
-                     use at most {MAX_RANGE_PORTS} ports, or 1-65535"
-                ),
-            );
-            return Vec::new();
-        }
-        (first..=last).collect()
     }
 
     /// A port by name stands for what the pods at the receiving end call so.
@@ -163,8 +120,8 @@ impl Collector<'_> {
         &mut self,
         rule: &RuleRow,
         direction: Direction,
-        protocol: u8,
-        name: &str,
+        block: &RuleBlock,
+        (protocol, name): (u8, &str),
         peers: &BTreeSet<IdentityId>,
     ) {
         let known = self.named_ports;
@@ -195,23 +152,53 @@ impl Collector<'_> {
             );
         }
         for (peer, port) in found {
-            self.allow(rule, direction, peer, protocol, port);
+            self.put(rule, direction, block, (peer, protocol, (port, 16)));
         }
     }
 
-    fn allow(&mut self, rule: &RuleRow, direction: Direction, identity: IdentityId, protocol: u8, port: u16) {
-        let entry = VerdictEntry { direction, identity, protocol, port, deny: false };
-        if self.entries.len() >= MAX_ENTRIES && !self.entries.contains(&entry) {
+    fn put(
+        &mut self,
+        rule: &RuleRow,
+        direction: Direction,
+        block: &RuleBlock,
+        (identity, protocol, (port, port_bits)): (IdentityId, u8, (u16, u8)),
+    ) {
+        let key = VerdictKey { direction, tier: rule.tier, identity, protocol, port, port_bits };
+        let verdict = Verdict { precedence: Precedence::new(block.priority, block.action), cookie: 0 };
+        if self.entries.len() >= MAX_ENTRIES && !self.entries.contains_key(&key) {
             let text = format!(
                 "more than {MAX_ENTRIES} entries for identity {}; the rest allows nothing",
                 self.subject
             );
             return self.complain(rule, &text);
         }
-        self.entries.insert(entry);
+        let present = self.entries.entry(key).or_insert(verdict);
+        *present = (*present).max(verdict);
     }
 
     fn complain(&mut self, rule: &RuleRow, text: &str) {
-        self.problems.insert(format!("NetworkPolicy {}/{}: {text}", rule.namespace, rule.name));
+        self.problems.insert(format!("{}: {text}", rule.title()));
     }
+}
+
+/// A range of ports as the fewest prefixes that cover it exactly: value and number of leading bits.
+fn prefixes(ports: &PortMatch) -> Vec<(u16, u8)> {
+    let (first, last) = match ports {
+        PortMatch::All | PortMatch::Named(_) => return vec![(0, 0)],
+        PortMatch::IcmpType(kind) => return vec![(u16::from(*kind) << 8, 8)],
+        // Port 0 is no port: with it a range that ends at the top is all.
+        PortMatch::Range(0 | 1, u16::MAX) => return vec![(0, 0)],
+        PortMatch::Range(first, last) => (u32::from(*first), u32::from(*last)),
+    };
+    let mut out = Vec::new();
+    let mut next = first;
+    while next <= last {
+        let aligned = if next == 0 { 16 } else { next.trailing_zeros().min(16) };
+        let fits = (last - next + 1).ilog2();
+        let size = aligned.min(fits);
+        let (Ok(value), Ok(bits)) = (u16::try_from(next), u8::try_from(16 - size)) else { break };
+        out.push((value, bits));
+        next += 1 << size;
+    }
+    out
 }

@@ -27,7 +27,4 @@ pub mod compile;
 mod entries;
 pub mod rows;
 
-pub use rows::{
-    Direction, EndpointPolicy, LabelSelector, NamedPort, PeerSelector, PolicyRow, PortRule, Requirement,
-    RuleBlock, RuleRow, VerdictEntry,
-};
+pub use rows::*;

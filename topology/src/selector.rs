@@ -27,6 +27,17 @@ impl Requirement {
         }
     }
 
+    /// The same of another label.
+    #[must_use]
+    pub fn with_key(&self, key: Arc<str>) -> Self {
+        match self {
+            Self::In(_, values) => Self::In(key, values.clone()),
+            Self::NotIn(_, values) => Self::NotIn(key, values.clone()),
+            Self::Exists(_) => Self::Exists(key),
+            Self::DoesNotExist(_) => Self::DoesNotExist(key),
+        }
+    }
+
     /// Whether a label with this value (`None` = missing) satisfies it.
     #[must_use]
     pub fn accepts(&self, value: Option<&str>) -> bool {

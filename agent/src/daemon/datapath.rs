@@ -12,7 +12,7 @@ use tombolo_base::reconcile::Target;
 use tombolo_base::rows::Rows;
 use tombolo_base::source::Source;
 use tombolo_ebpf::{self as ebpf, Datapath, DatapathError, LocalAddress, RuleAction, RuleMatch};
-use tombolo_policy::{Direction, PolicyRow, VerdictEntry};
+use tombolo_policy::{Action, Direction, PolicyRow, Verdict, VerdictKey};
 use tombolo_service::{BackendRow, FrontendKey, FrontendRow, Scope};
 use tombolo_topology::{NodeIndex, NodePath, NodeRow, PathKind, PrefixEntry};
 
@@ -290,15 +290,16 @@ pub(crate) struct Policies(pub(crate) Arc<Datapath>);
 
 fn rules(row: &PolicyRow, direction: Direction) -> Vec<ebpf::RuleEntry> {
     let wild = |value: u32| (value != 0).then_some(value);
-    let rule = |entry: &VerdictEntry| {
+    let rule = |(key, verdict): (&VerdictKey, &Verdict)| {
         let matching = RuleMatch {
-            identity: wild(entry.identity.0),
-            protocol: (entry.protocol != 0).then_some(entry.protocol),
-            port: (entry.port != 0).then_some(entry.port),
+            identity: wild(key.identity.0),
+            protocol: (key.protocol != 0).then_some(key.protocol),
+            port: (key.port != 0).then_some(key.port),
         };
-        (matching, if entry.deny { RuleAction::Deny } else { RuleAction::Allow }, row.id)
+        let deny = verdict.precedence.action() == Action::Deny;
+        (matching, if deny { RuleAction::Deny } else { RuleAction::Allow }, row.id)
     };
-    row.entries.iter().filter(|entry| entry.direction == direction).map(rule).collect()
+    row.entries.iter().filter(|(key, _)| key.direction == direction).map(rule).collect()
 }
 
 impl Policies {

@@ -2,7 +2,7 @@
 
 use super::backend::Texts;
 use super::drive::Driver;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::PoisonError;
 use tombolo_base::aggregate::Gate;
 use tombolo_base::clock::Moment;
@@ -11,8 +11,10 @@ use tombolo_base::source::{Source, SourceState};
 use tombolo_base::table::{Batch, Table, Writer};
 use tombolo_ebpf::{RuleAction, RuleEntry};
 use tombolo_kubernetes::PodRow;
-use tombolo_policy::compile::{self, Change, Compiler, NamedPorts};
-use tombolo_policy::{Direction, EndpointPolicy, NamedPort, PolicyRow, RuleRow, VerdictEntry};
+use tombolo_policy::compile::{self, Change, Compiler, Entries, NamedPorts};
+use tombolo_policy::{
+    Action, Direction, EndpointPolicy, NamedPort, PolicyRow, Precedence, RuleRow, Tier, Verdict, VerdictKey,
+};
 use tombolo_topology::{EndpointRow, IdentityRow};
 
 /// The tables the compiler reads.
@@ -180,7 +182,7 @@ struct Earlier {
     /// Policy numbers by subject.
     ids: Vec<(IdentityId, u32)>,
     /// Entries by policy number.
-    entries: Vec<(u32, BTreeSet<VerdictEntry>)>,
+    entries: Vec<(u32, Entries)>,
 }
 
 /// Reads it.
@@ -191,12 +193,17 @@ fn earlier(datapath: &tombolo_ebpf::Datapath) -> Earlier {
     let policies = datapath.policies().unwrap_or_default();
     let entries = policies.into_iter().map(|(id, set)| {
         let of = |direction, rules: Option<Vec<RuleEntry>>| {
-            rules.into_iter().flatten().map(move |(matching, action, _)| VerdictEntry {
-                direction,
-                identity: IdentityId(matching.identity.unwrap_or(0)),
-                protocol: matching.protocol.unwrap_or(0),
-                port: matching.port.unwrap_or(0),
-                deny: action == RuleAction::Deny,
+            rules.into_iter().flatten().map(move |(matching, action, cookie)| {
+                let key = VerdictKey {
+                    direction,
+                    tier: Tier::Normal,
+                    identity: IdentityId(matching.identity.unwrap_or(0)),
+                    protocol: matching.protocol.unwrap_or(0),
+                    port: matching.port.unwrap_or(0),
+                    port_bits: if matching.port.is_some() { 16 } else { 0 },
+                };
+                let action = if action == RuleAction::Deny { Action::Deny } else { Action::Allow };
+                (key, Verdict { precedence: Precedence::new(0, action), cookie })
             })
         };
         (id, of(Direction::Ingress, set.ingress).chain(of(Direction::Egress, set.egress)).collect())
