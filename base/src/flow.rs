@@ -13,6 +13,8 @@ pub enum Verdict {
     Forwarded,
     /// Dropped; see the reason.
     Dropped,
+    /// Passed on, though policy would have dropped it: it is in audit mode.
+    Audit,
 }
 
 /// One end of a flow as the datapath knows it.
@@ -35,7 +37,7 @@ pub struct FlowEvent {
     pub time_ns: u64,
     /// What became of the packet.
     pub verdict: Verdict,
-    /// Cilium's drop reason number (132 invalid source, 133 policy denied, ...); 0 if forwarded.
+    /// Cilium's drop reason number (132 invalid source, 133 policy denied, ...), also that of [`Verdict::Audit`]; 0 if forwarded.
     pub drop_reason: u8,
     /// Which place in the programs spoke; names file, line and remedy.
     pub site: u16,

@@ -225,35 +225,55 @@ struct tb_nat {
 };
 
 /* tb_policy flags */
-#define TB_POL_INGRESS (1u << 0) /* ingress is enforced */
+#define TB_POL_INGRESS (1u << 0) /* ingress is enforced: what the normal tier leaves unsaid is dropped */
 #define TB_POL_EGRESS (1u << 1)
+#define TB_POL_AUDIT (1u << 2)   /* what would be dropped passes, and is told */
+
+/* Tiers, asked in the order admin, normal, baseline. Zero is what rows had before there were tiers. */
+#define TB_TIER_NORMAL 0
+#define TB_TIER_ADMIN 1
+#define TB_TIER_BASELINE 2
 
 /* Shapes: which fields of an entry are set; the bit is 1 << shape. */
 #define TB_SHAPE_ID 1
 #define TB_SHAPE_PROTO 2
-#define TB_SHAPE_PORT 4 /* only with PROTO */
+#define TB_SHAPE_PORT 4 /* only with PROTO; the whole port */
 
+/*
+ * What entries of a tier there are, so that only those are asked for. Of ports by prefix, widths has bit n - 1 for n low bits
+ * of the port left open (1..15), and bit 16 + n - 1 for such entries with an identity.
+ */
 struct tb_policy {
 	__u32 flags;
-	__u32 shapes_ingress; /* bitmap over the eight shapes */
+	__u32 shapes_ingress; /* of the normal tier: bitmap over the eight shapes */
 	__u32 shapes_egress;
 	__u32 revision; /* grows when an allow may have disappeared */
+	__u32 widths[2]; /* of the normal tier, by direction */
+	__u32 admin[4];  /* shapes by direction, widths by direction */
+	__u32 baseline[4];
+	__u32 spare[2];
 };
 
 struct tb_rule_key {
 	__u32 policy_id;
 	__u32 identity; /* 0: any */
-	__be16 port;    /* 0: any */
+	__be16 port;    /* 0: any. Of ICMP type << 8 | code */
 	__u8 proto;     /* 0: any */
 	__u8 dir;       /* 0 ingress, 1 egress */
+	__u8 tier;      /* TB_TIER_* */
+	__u8 open_bits; /* so many low bits of the port are zero here and match anything, 0..15 */
+	__u16 pad0;
 };
 
-/* tb_rule flags */
+/* tb_rule flags; neither: allow */
 #define TB_RULE_DENY (1u << 0)
+#define TB_RULE_PASS (1u << 1) /* ask the next tier */
 
 struct tb_rule {
 	__u32 flags;
 	__u32 cookie;
+	__u32 priority; /* 0..0xFFFFFE, the smaller the more urgent */
+	__u32 spare;
 };
 
 struct tb_frag_key {
@@ -291,6 +311,7 @@ struct tb_metric {
 #define TB_EVF_RELATED (1u << 4)
 #define TB_EVF_TRANSLATED (1u << 5) /* orig_dst and orig_dport are set */
 #define TB_EVF_EGRESS (1u << 6)
+#define TB_EVF_AUDITED (1u << 7) /* a policy in audit mode would have dropped it; reason tells why */
 
 struct tb_event {
 	__u16 version;
@@ -392,9 +413,9 @@ _Static_assert(sizeof(struct tb_tuple) == 40, "tb_tuple");
 _Static_assert(sizeof(struct tb_ct) == 112, "tb_ct");
 _Static_assert(__builtin_offsetof(struct tb_ct, identity) == 64, "tb_ct.identity");
 _Static_assert(sizeof(struct tb_nat) == 48, "tb_nat");
-_Static_assert(sizeof(struct tb_policy) == 16, "tb_policy");
-_Static_assert(sizeof(struct tb_rule_key) == 12, "tb_rule_key");
-_Static_assert(sizeof(struct tb_rule) == 8, "tb_rule");
+_Static_assert(sizeof(struct tb_policy) == 64, "tb_policy");
+_Static_assert(sizeof(struct tb_rule_key) == 16, "tb_rule_key");
+_Static_assert(sizeof(struct tb_rule) == 16, "tb_rule");
 _Static_assert(sizeof(struct tb_frag_key) == 40, "tb_frag_key");
 _Static_assert(sizeof(struct tb_frag) == 4, "tb_frag");
 _Static_assert(sizeof(struct tb_metric_key) == 4, "tb_metric_key");

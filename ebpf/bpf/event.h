@@ -31,10 +31,11 @@ static __attribute__((noinline)) int fill_event(struct __sk_buff *skb, struct tb
 	flags |= p->is_error ? TB_EVF_RELATED : 0;
 	flags |= p->translated ? TB_EVF_TRANSLATED : 0;
 	flags |= p->dir ? TB_EVF_EGRESS : 0;
+	flags |= p->audited ? TB_EVF_AUDITED : 0;
 	e->version = TB_EVENT_VERSION;
 	e->type = type;
 	e->point = p->point;
-	e->reason = p->reason;
+	e->reason = p->audited && !p->reason ? p->audited : p->reason;
 	e->proto = p->is_error ? p->proto : p->tproto;
 	e->site = p->site;
 	e->time_ns = bpf_ktime_get_ns();

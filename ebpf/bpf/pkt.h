@@ -85,6 +85,7 @@ struct tb_pkt {
 	__u32 in_rev_nat; /* to be stored in the INGRESS entry: translated at the uplink */
 	__u32 out_ifindex;
 	__u32 policy_revision, cookie;
+	__u32 precedence; /* of the entry that a tier of policy has found; 0: none */
 	__u32 vni;
 	__u8 family, proto, tproto, is_error;
 	__u8 tcp_flags, ttl, frag, df;
@@ -94,7 +95,8 @@ struct tb_pkt {
 	__u8 policed, stale, reason, translated;
 	__u8 local_source; /* came from the network with a source of this node: TB_POD or TB_HOST */
 	__u8 refuse; /* dropped as a service's that takes nothing: the client may be told */
-	__u8 pad1[6];
+	__u8 audited; /* the reason for which it would have been dropped */
+	__u8 pad1[1];
 	/* From here on not cleared. */
 	struct tb_tuple key;
 	struct tb_ct ct;

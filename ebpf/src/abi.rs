@@ -32,13 +32,19 @@ pub(crate) const POL_EGRESS: u32 = 2;
 pub(crate) const SHAPE_ID: u32 = 1;
 pub(crate) const SHAPE_PROTO: u32 = 2;
 pub(crate) const SHAPE_PORT: u32 = 4;
+pub(crate) const POL_AUDIT: u32 = 4;
 pub(crate) const RULE_DENY: u32 = 1;
+pub(crate) const RULE_PASS: u32 = 2;
+pub(crate) const TIER_NORMAL: u8 = 0;
+pub(crate) const TIER_ADMIN: u8 = 1;
+pub(crate) const TIER_BASELINE: u8 = 2;
 pub(crate) const EV_DROP: u8 = 1;
 pub(crate) const EV_VERDICT: u8 = 5;
 pub(crate) const EVF_REPLY: u16 = 1;
 pub(crate) const EVF_NEW: u16 = 2;
 pub(crate) const EVF_ENCRYPTED: u16 = 4;
 pub(crate) const EVF_TRANSLATED: u16 = 32;
+pub(crate) const EVF_AUDITED: u16 = 128;
 
 /// An address: IPv4 as `::ffff:a.b.c.d`. Aligned like the C union.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -177,11 +183,17 @@ abi! {
         expires_ns: u64 = 32, spare: [u8; 8] = 40,
     }
     /// `struct tb_policy`
-    Policy = 16 { flags: u32 = 0, shapes_ingress: u32 = 4, shapes_egress: u32 = 8, revision: u32 = 12 }
+    Policy = 64 {
+        flags: u32 = 0, shapes_ingress: u32 = 4, shapes_egress: u32 = 8, revision: u32 = 12,
+        widths: [u32; 2] = 16, admin: [u32; 4] = 24, baseline: [u32; 4] = 40, spare: [u32; 2] = 56,
+    }
     /// `struct tb_rule_key`
-    RuleKey = 12 { policy_id: u32 = 0, identity: u32 = 4, port: u16 = 8, proto: u8 = 10, dir: u8 = 11 }
+    RuleKey = 16 {
+        policy_id: u32 = 0, identity: u32 = 4, port: u16 = 8, proto: u8 = 10, dir: u8 = 11, tier: u8 = 12,
+        open_bits: u8 = 13, pad0: u16 = 14,
+    }
     /// `struct tb_rule`
-    Rule = 8 { flags: u32 = 0, cookie: u32 = 4 }
+    Rule = 16 { flags: u32 = 0, cookie: u32 = 4, priority: u32 = 8, spare: u32 = 12 }
     /// `struct tb_metric_key`
     MetricKey = 4 { reason: u16 = 0, dir: u16 = 2 }
     /// `struct tb_metric`

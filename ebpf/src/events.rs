@@ -106,7 +106,11 @@ fn decode(bytes: &[u8], clock_offset_ns: u64) -> Option<DatapathEvent> {
     };
     let flow = FlowEvent {
         time_ns: raw.time_ns.saturating_add(clock_offset_ns),
-        verdict: if raw.reason == 0 { Verdict::Forwarded } else { Verdict::Dropped },
+        verdict: match raw.reason {
+            0 => Verdict::Forwarded,
+            _ if has(abi::EVF_AUDITED) => Verdict::Audit,
+            _ => Verdict::Dropped,
+        },
         drop_reason: raw.reason,
         site: raw.site,
         trace_point: raw.point,

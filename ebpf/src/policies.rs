@@ -7,7 +7,7 @@
 use crate::abi;
 use crate::datapath::{Datapath, lock};
 use crate::error::DatapathError;
-use crate::rows::{PolicySet, RuleAction, RuleEntry, RuleMatch};
+use crate::rows::{PolicySet, PolicySide, PortPrefix, RuleAction, RuleEntry, RuleTier};
 use crate::sys;
 use crate::tables::Hash;
 use std::collections::{BTreeMap, BTreeSet};
@@ -148,24 +148,23 @@ impl Datapath {
     pub fn policies(&self) -> Result<BTreeMap<u32, PolicySet>, DatapathError> {
         let mut all = BTreeMap::new();
         for (id, row) in self.tables.policies.dump()? {
-            let open = |bit: u32| (row.flags & bit != 0).then(Vec::new);
-            let set = PolicySet { ingress: open(abi::POL_INGRESS), egress: open(abi::POL_EGRESS) };
-            all.insert(id, set);
+            let side = |bit: u32| PolicySide { enforced: row.flags & bit != 0, entries: Vec::new() };
+            let (ingress, egress) = (side(abi::POL_INGRESS), side(abi::POL_EGRESS));
+            all.insert(id, PolicySet { ingress, egress, audit: row.flags & abi::POL_AUDIT != 0 });
         }
         let rules: BTreeSet<_> = self.tables.rules.dump()?.into_iter().collect();
         for (key, rule) in rules {
             let Some(set) = all.get_mut(&key.policy_id) else { continue };
-            let list = if key.dir == 0 { &mut set.ingress } else { &mut set.egress };
-            if let Some(list) = list {
-                list.push(entry(&key, &rule));
-            }
+            let side = if key.dir == 0 { &mut set.ingress } else { &mut set.egress };
+            side.entries.push(entry(&key, &rule));
         }
         Ok(all)
     }
 }
 
+/// Whether it may take away what others allow: a deny does, and a pass what is less urgent in its tier.
 const fn denies(rule: &abi::Rule) -> bool {
-    rule.flags & abi::RULE_DENY != 0
+    rule.flags & (abi::RULE_DENY | abi::RULE_PASS) != 0
 }
 
 /// Whether the entry is about what a node cannot do without: everybody at once, the host, other nodes, the API server.
@@ -245,70 +244,160 @@ impl Writer<'_> {
     }
 }
 
-fn entry(key: &abi::RuleKey, rule: &abi::Rule) -> RuleEntry {
-    let some = |on: bool| on.then_some(());
-    let matching = RuleMatch {
-        identity: some(key.identity != 0).map(|()| key.identity),
-        protocol: some(key.proto != 0).map(|()| key.proto),
-        port: some(key.port != 0).map(|()| u16::from_be(key.port)),
-    };
-    let action = if rule.flags & abi::RULE_DENY != 0 { RuleAction::Deny } else { RuleAction::Allow };
-    (matching, action, rule.cookie)
+const fn tier_number(tier: RuleTier) -> u8 {
+    match tier {
+        RuleTier::Admin => abi::TIER_ADMIN,
+        RuleTier::Normal => abi::TIER_NORMAL,
+        RuleTier::Baseline => abi::TIER_BASELINE,
+    }
 }
+
+fn entry(key: &abi::RuleKey, rule: &abi::Rule) -> RuleEntry {
+    let by_port = key.port != 0 || key.open_bits != 0;
+    let bits = 16_u8.saturating_sub(key.open_bits);
+    RuleEntry {
+        tier: match key.tier {
+            abi::TIER_ADMIN => RuleTier::Admin,
+            abi::TIER_BASELINE => RuleTier::Baseline,
+            _ => RuleTier::Normal,
+        },
+        identity: (key.identity != 0).then_some(key.identity),
+        protocol: (key.proto != 0).then_some(key.proto),
+        port: by_port.then(|| PortPrefix { first: u16::from_be(key.port), bits }),
+        action: if rule.flags & abi::RULE_DENY != 0 {
+            RuleAction::Deny
+        } else if rule.flags & abi::RULE_PASS != 0 {
+            RuleAction::Pass
+        } else {
+            RuleAction::Allow
+        },
+        priority: rule.priority,
+        cookie: rule.cookie,
+    }
+}
+
+/// The largest number a priority can have: what is less urgent counts as this.
+const LAST_PRIORITY: u32 = 0x00FF_FFFE;
 
 fn rules(id: u32, set: &PolicySet) -> Result<Rules, DatapathError> {
     let mut all = Rules::new();
-    for (dir, list) in [(0, &set.ingress), (1, &set.egress)] {
-        for (matching, action, cookie) in list.iter().flatten() {
-            if matching.port.is_some() && matching.protocol.is_none() {
-                let what = format!("policy {id}, entry {matching:?}");
-                return Err(DatapathError::Invalid { what, why: "a port needs a protocol; name it" });
+    for (dir, side) in [(0, &set.ingress), (1, &set.egress)] {
+        for entry in &side.entries {
+            let (key, rule) = rule(id, dir, entry)?;
+            let present = all.entry(key).or_insert(rule);
+            // Of two entries for the same the weightier one decides anyway.
+            if weight(&rule) > weight(present) {
+                *present = rule;
             }
-            let key = abi::RuleKey {
-                policy_id: id,
-                identity: matching.identity.unwrap_or_default(),
-                port: matching.port.unwrap_or_default().to_be(),
-                proto: matching.protocol.unwrap_or_default(),
-                dir,
-            };
-            let flags = match action {
-                RuleAction::Allow => 0,
-                RuleAction::Deny => abi::RULE_DENY,
-            };
-            let rule = all.entry(key).or_insert(abi::Rule { flags, cookie: *cookie });
-            // Deny wins when two entries share a key.
-            rule.flags |= flags;
         }
     }
     Ok(all)
 }
 
-fn shape(key: &abi::RuleKey) -> u32 {
+fn rule(id: u32, dir: u8, entry: &RuleEntry) -> Result<(abi::RuleKey, abi::Rule), DatapathError> {
+    let invalid = |why| DatapathError::Invalid { what: format!("policy {id}, entry {entry:?}"), why };
+    let (mut port, mut open_bits) = (0, 0);
+    if let Some(prefix) = entry.port {
+        if entry.protocol.is_none() {
+            return Err(invalid("a port needs a protocol; name it"));
+        }
+        open_bits = 16_u8.checked_sub(prefix.bits).filter(|open| *open < 16).unwrap_or(16);
+        let mask = u16::MAX.checked_shl(open_bits.into()).unwrap_or(0);
+        if open_bits == 16 || prefix.first & !mask != 0 {
+            return Err(invalid("of a port 1 to 16 leading bits count, the others are 0"));
+        }
+        if (prefix.first, open_bits) == (0, 0) {
+            return Err(invalid("there is no port 0; leave the port out for all"));
+        }
+        port = prefix.first;
+    }
+    let key = abi::RuleKey {
+        policy_id: id,
+        identity: entry.identity.unwrap_or_default(),
+        port: port.to_be(),
+        proto: entry.protocol.unwrap_or_default(),
+        dir,
+        tier: tier_number(entry.tier),
+        open_bits,
+        pad0: 0,
+    };
+    let flags = match entry.action {
+        RuleAction::Pass => abi::RULE_PASS,
+        RuleAction::Allow => 0,
+        RuleAction::Deny => abi::RULE_DENY,
+    };
+    let priority = entry.priority.min(LAST_PRIORITY);
+    Ok((key, abi::Rule { flags, cookie: entry.cookie, priority, spare: 0 }))
+}
+
+/// As the programs weigh it, see `bpf/policy.h`.
+const fn weight(rule: &abi::Rule) -> (u32, u8) {
+    let action = if rule.flags & abi::RULE_DENY != 0 {
+        2
+    } else if rule.flags & abi::RULE_PASS != 0 {
+        0
+    } else {
+        1
+    };
+    (LAST_PRIORITY - rule.priority, action)
+}
+
+/// The bits of shapes and widths by which the programs find an entry.
+fn shape(key: &abi::RuleKey) -> (u32, u32) {
+    if key.open_bits != 0 {
+        let half = if key.identity == 0 { 0 } else { 16 };
+        return (0, 1 << (u32::from(key.open_bits) - 1 + half));
+    }
     let bit = |on: bool, bit: u32| if on { bit } else { 0 };
-    bit(key.identity != 0, abi::SHAPE_ID)
+    let shape = bit(key.identity != 0, abi::SHAPE_ID)
         | bit(key.proto != 0, abi::SHAPE_PROTO)
-        | bit(key.port != 0, abi::SHAPE_PORT)
+        | bit(key.port != 0, abi::SHAPE_PORT);
+    (1 << shape, 0)
 }
 
 fn header(set: &PolicySet, rules: &Rules) -> abi::Policy {
-    let shapes =
-        |dir: u8| rules.keys().filter(|key| key.dir == dir).fold(0, |shapes, key| shapes | 1 << shape(key));
+    let of = |tier: u8, dir: u8| {
+        let keys = rules.keys().filter(|key| key.tier == tier && key.dir == dir);
+        keys.map(shape).fold((0, 0), |(shapes, widths), (shape, width)| (shapes | shape, widths | width))
+    };
+    let side = |tier: u8| (of(tier, 0), of(tier, 1));
+    let four =
+        |((shapes_in, widths_in), (shapes_out, widths_out))| [shapes_in, shapes_out, widths_in, widths_out];
+    let (ingress, egress) = side(abi::TIER_NORMAL);
     let flag = |on: bool, bit: u32| if on { bit } else { 0 };
     abi::Policy {
-        flags: flag(set.ingress.is_some(), abi::POL_INGRESS) | flag(set.egress.is_some(), abi::POL_EGRESS),
-        shapes_ingress: shapes(0),
-        shapes_egress: shapes(1),
+        flags: flag(set.ingress.enforced, abi::POL_INGRESS)
+            | flag(set.egress.enforced, abi::POL_EGRESS)
+            | flag(set.audit, abi::POL_AUDIT),
+        shapes_ingress: ingress.0,
+        shapes_egress: egress.0,
         revision: 0,
+        widths: [ingress.1, egress.1],
+        admin: four(side(abi::TIER_ADMIN)),
+        baseline: four(side(abi::TIER_BASELINE)),
+        spare: [0; 2],
     }
 }
 
 /// Whether something that was allowed may no longer be.
 fn shrinks(old: &abi::Policy, new: &abi::Policy, present: &Rules, wanted: &Rules) -> bool {
-    let newly_enforced = new.flags & !old.flags != 0;
-    let allow_gone = present.iter().any(|(key, rule)| !denies(rule) && wanted.get(key).is_none_or(denies));
-    let deny_new =
-        wanted.iter().any(|(key, rule)| denies(rule) && present.get(key).is_none_or(|old| !denies(old)));
-    newly_enforced || allow_gone || deny_new
+    let enforcing = abi::POL_INGRESS | abi::POL_EGRESS;
+    let newly_enforced =
+        new.flags & !old.flags & enforcing != 0 || old.flags & !new.flags & abi::POL_AUDIT != 0;
+    // Where the normal tier no longer has the last word, the baseline has it.
+    let baseline_asked = old.flags & !new.flags & enforcing != 0 && new.baseline != [0; 4];
+    let less = |old: &abi::Rule, new: Option<&abi::Rule>| {
+        new.is_none_or(|new| new.flags != old.flags || new.priority > old.priority)
+    };
+    let allow_gone = present.iter().any(|(key, rule)| {
+        // Without a pass the rest of its tier is asked.
+        rule.flags & abi::RULE_DENY == 0 && less(rule, wanted.get(key))
+    });
+    let deny_new = wanted.iter().any(|(key, rule)| {
+        denies(rule)
+            && present.get(key).is_none_or(|old| old.flags != rule.flags || old.priority > rule.priority)
+    });
+    newly_enforced || baseline_asked || allow_gone || deny_new
 }
 
 #[cfg(test)]
@@ -316,11 +405,12 @@ mod tests {
     use super::*;
 
     fn allow(identity: u32, port: u16) -> RuleEntry {
-        (RuleMatch { identity: Some(identity), protocol: Some(6), port: Some(port) }, RuleAction::Allow, 0)
+        let port = Some(port.into());
+        RuleEntry { identity: Some(identity), protocol: Some(6), port, ..RuleEntry::default() }
     }
 
     fn both(entries: &[RuleEntry]) -> (abi::Policy, Rules) {
-        let set = PolicySet { ingress: Some(entries.to_vec()), egress: None };
+        let set = PolicySet { ingress: PolicySide::only(entries.to_vec()), ..PolicySet::default() };
         let rules = rules(7, &set).unwrap();
         (header(&set, &rules), rules)
     }
@@ -331,7 +421,7 @@ mod tests {
         let (_, two) = both(&[allow(1, 80), allow(2, 80)]);
         assert!(!shrinks(&row, &row, &one, &two), "an allow more");
         assert!(shrinks(&row, &row, &two, &one), "an allow less");
-        let deny = (RuleMatch { identity: Some(9), protocol: None, port: None }, RuleAction::Deny, 0);
+        let deny = RuleEntry { identity: Some(9), action: RuleAction::Deny, ..RuleEntry::default() };
         let (_, denied) = both(&[allow(1, 80), deny]);
         assert!(shrinks(&row, &row, &one, &denied), "a deny more");
         assert!(!shrinks(&row, &row, &denied, &one), "a deny less");
@@ -340,7 +430,7 @@ mod tests {
 
     #[test]
     fn shapes_name_the_fields_in_use() {
-        let any = (RuleMatch { identity: None, protocol: None, port: None }, RuleAction::Allow, 0);
+        let any = RuleEntry::default();
         let (row, _) = both(&[allow(1, 80), any]);
         assert_eq!(row.shapes_ingress, 1 << 7 | 1);
         assert_eq!(row.shapes_egress, 0);
@@ -349,8 +439,8 @@ mod tests {
 
     #[test]
     fn port_without_protocol_is_refused() {
-        let bad = (RuleMatch { identity: None, protocol: None, port: Some(80) }, RuleAction::Allow, 0);
-        let set = PolicySet { ingress: Some(vec![bad]), egress: None };
+        let bad = RuleEntry { port: Some(80.into()), ..RuleEntry::default() };
+        let set = PolicySet { ingress: PolicySide::only(vec![bad]), ..PolicySet::default() };
         assert!(rules(1, &set).unwrap_err().to_string().contains("port needs a protocol"));
     }
 }

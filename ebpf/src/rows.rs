@@ -183,37 +183,91 @@ pub struct ServiceEntry {
     pub affinity_secs: u32,
 }
 
-/// One policy entry. Zero or `None` fields are wildcards.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-pub struct RuleMatch {
-    /// The peer's identity; `None`: any.
-    pub identity: Option<u32>,
-    /// IP protocol number; `None`: any.
-    pub protocol: Option<u8>,
-    /// Destination port, only with a protocol; `None`: any.
-    pub port: Option<u16>,
+/// Where an entry stands: an earlier tier's allow or deny is final, a pass or silence asks the next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub enum RuleTier {
+    /// Asked first.
+    Admin,
+    /// Asked second. Where it is enforced, what it leaves unsaid is dropped.
+    #[default]
+    Normal,
+    /// Asked last, where the normal tier is not enforced.
+    Baseline,
 }
 
-/// What an entry says. Any matching deny wins over all allows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+/// What an entry says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub enum RuleAction {
+    /// Ask the next tier.
+    Pass,
     /// Let it pass.
+    #[default]
     Allow,
     /// Drop it with reason 181.
     Deny,
 }
 
-/// An entry with its action and a number that events carry back to the rule's origin.
-pub type RuleEntry = (RuleMatch, RuleAction, u32);
+/// Ports that share their leading bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct PortPrefix {
+    /// The lowest of them; of ICMP the type in the upper byte, the code in the lower.
+    pub first: u16,
+    /// How many leading bits they share, 1..=16.
+    pub bits: u8,
+}
 
-/// All entries of one policy id. `None` for a direction: not enforced, everything passes.
-/// Enforced without a matching entry: dropped with reason 133.
+impl From<u16> for PortPrefix {
+    fn from(port: u16) -> Self {
+        Self { first: port, bits: 16 }
+    }
+}
+
+/// One policy entry: of those of a tier that match, the one of the smallest priority decides, at one priority a deny
+/// before an allow before a pass. `None` matches anything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct RuleEntry {
+    /// Where it stands.
+    pub tier: RuleTier,
+    /// The peer's identity.
+    pub identity: Option<u32>,
+    /// IP protocol number.
+    pub protocol: Option<u8>,
+    /// Destination ports, only with a protocol.
+    pub port: Option<PortPrefix>,
+    /// What it says.
+    pub action: RuleAction,
+    /// 0..=0xFFFFFE, the smaller the more urgent.
+    pub priority: u32,
+    /// A number that events carry back to the rule's origin.
+    pub cookie: u32,
+}
+
+/// The entries of one direction.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct PolicySide {
+    /// Whether what the normal tier leaves unsaid is dropped with reason 133.
+    pub enforced: bool,
+    /// The entries.
+    pub entries: Vec<RuleEntry>,
+}
+
+impl PolicySide {
+    /// Nothing but these passes.
+    #[must_use]
+    pub const fn only(entries: Vec<RuleEntry>) -> Self {
+        Self { enforced: true, entries }
+    }
+}
+
+/// All entries of one policy id.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct PolicySet {
-    /// Entries for packets to the pods; identity is the sender's.
-    pub ingress: Option<Vec<RuleEntry>>,
-    /// Entries for packets from the pods; identity is the receiver's.
-    pub egress: Option<Vec<RuleEntry>>,
+    /// For packets to the pods; identity is the sender's.
+    pub ingress: PolicySide,
+    /// For packets from the pods; identity is the receiver's.
+    pub egress: PolicySide,
+    /// What would be dropped passes, and events tell of it.
+    pub audit: bool,
 }
 
 /// What a conntrack entry is about.

@@ -157,8 +157,7 @@ fn other_map_sizes_keep_flows_and_rows() {
     let before = node.datapath.conntrack().unwrap().len();
     let backends = [(1, REMOTE[0], 8080), (2, REMOTE[0], 8081)];
     node.service(CLUSTER_IP[0], 80, Scope::Internal, 10, &backends);
-    let any = RuleMatch { identity: None, protocol: None, port: None };
-    let open = PolicySet { ingress: Some(vec![(any, RuleAction::Allow, 1)]), egress: None };
+    let open = PolicySet { ingress: PolicySide::only(vec![RuleEntry::default()]), ..PolicySet::default() };
     node.datapath.set_policy(5, &open).unwrap();
     let kept = |datapath: &Datapath| {
         let mut nodes = datapath.nodes().unwrap();

@@ -156,12 +156,14 @@ fn packets_from_outside_reach_pods_under_their_policy() {
 }
 
 fn allow(identity: u32, port: u16) -> RuleEntry {
-    let matching = RuleMatch { identity: Some(identity), protocol: Some(6), port: Some(port) };
-    (matching, RuleAction::Allow, 9)
+    let port = Some(port.into());
+    RuleEntry { identity: Some(identity), protocol: Some(6), port, cookie: 9, ..RuleEntry::default() }
 }
 
 fn policed(node: &Node, ingress: Option<Vec<RuleEntry>>, egress: Option<Vec<RuleEntry>>) {
-    node.datapath.set_policy(5, &PolicySet { ingress, egress }).unwrap();
+    let side = |entries: Option<Vec<RuleEntry>>| entries.map(PolicySide::only).unwrap_or_default();
+    let set = PolicySet { ingress: side(ingress), egress: side(egress), audit: false };
+    node.datapath.set_policy(5, &set).unwrap();
 }
 
 #[test]
@@ -215,9 +217,10 @@ fn answers_pass_whatever_the_policy() {
 #[test]
 fn egress_policy_and_deny_rules() {
     let mut node = Node::new();
-    let any = RuleMatch { identity: None, protocol: None, port: None };
-    let deny_remote = RuleMatch { identity: Some(ID_REMOTE), ..any };
-    policed(&node, None, Some(vec![(any, RuleAction::Allow, 1), (deny_remote, RuleAction::Deny, 2)]));
+    let any = RuleEntry::default();
+    let deny_remote =
+        RuleEntry { identity: Some(ID_REMOTE), action: RuleAction::Deny, cookie: 2, ..RuleEntry::default() };
+    policed(&node, None, Some(vec![any, deny_remote]));
     node.datapath
         .upsert_interface(node.a, &Interface { policy_id: 5, ..pod(POD_A, ID_A, 1, MAC_A) })
         .unwrap();
@@ -384,13 +387,13 @@ fn discovery_is_believed_only_where_it_may_come_from() {
 fn answers_end_with_the_allow_of_their_flow() {
     for f in FAMILIES {
         let mut node = Node::new();
-        let udp_to = |identity, port| {
-            let matching = RuleMatch { identity: Some(identity), protocol: Some(17), port: Some(port) };
-            (matching, RuleAction::Allow, 9)
-        };
+        let udp_to = |identity, port| RuleEntry { protocol: Some(17), ..allow(identity, port) };
         policed(&node, Some(vec![udp_to(ID_A, 53), allow(ID_A, 80)]), None);
         node.datapath
-            .set_policy(6, &PolicySet { ingress: None, egress: Some(vec![udp_to(ID_B, 53)]) })
+            .set_policy(
+                6,
+                &PolicySet { egress: PolicySide::only(vec![udp_to(ID_B, 53)]), ..PolicySet::default() },
+            )
             .unwrap();
         for (ifindex, row, policy_id) in
             [(node.a, pod(POD_A, ID_A, 1, MAC_A), 6), (node.b, pod(POD_B, ID_B, 2, MAC_B), 5)]
@@ -408,10 +411,15 @@ fn answers_end_with_the_allow_of_their_flow() {
         policed(&node, Some(vec![udp_to(ID_A, 53)]), None);
         assert_eq!(node.run("from_endpoint", node.b, &answer).action, REDIRECT, "allowed again");
         // The asking pod's own egress.
-        node.datapath.set_policy(6, &PolicySet { ingress: None, egress: Some(vec![]) }).unwrap();
+        node.datapath
+            .set_policy(6, &PolicySet { egress: PolicySide::only(vec![]), ..PolicySet::default() })
+            .unwrap();
         node.drops("from_endpoint", node.b, &answer, 133);
         node.datapath
-            .set_policy(6, &PolicySet { ingress: None, egress: Some(vec![udp_to(ID_B, 53)]) })
+            .set_policy(
+                6,
+                &PolicySet { egress: PolicySide::only(vec![udp_to(ID_B, 53)]), ..PolicySet::default() },
+            )
             .unwrap();
         assert_eq!(node.run("from_endpoint", node.b, &answer).action, REDIRECT);
         // A flow of the node itself is nobody's to judge.
@@ -426,8 +434,7 @@ fn answers_end_with_the_allow_of_their_flow() {
 fn each_family_has_a_world_of_its_own() {
     let mut node = Node::new();
     for (f, identity) in [(0, 9), (1, 10)] {
-        let everybody = RuleMatch { identity: Some(identity), protocol: None, port: None };
-        let world = Some(vec![(everybody, RuleAction::Allow, 1)]);
+        let world = Some(vec![RuleEntry { identity: Some(identity), ..RuleEntry::default() }]);
         policed(&node, world.clone(), world);
         node.datapath
             .upsert_interface(node.a, &Interface { policy_id: 5, ..pod(POD_A, ID_A, 1, MAC_A) })
@@ -447,19 +454,21 @@ fn each_family_has_a_world_of_its_own() {
 fn a_full_map_holds_up_no_revocation() {
     let mut node = Node::new();
     // For everybody, since a part of the map is kept for such entries.
-    let open =
-        |port| (RuleMatch { identity: None, protocol: Some(6), port: Some(port) }, RuleAction::Allow, 1);
+    let open = |port: u16| RuleEntry { identity: None, ..allow(0, port) };
     policed(&node, Some(vec![open(80)]), None);
     node.datapath
         .upsert_interface(node.b, &Interface { policy_id: 5, ..pod(POD_B, ID_B, 2, MAC_B) })
         .unwrap();
     let syn = |f: usize, port: u16| tcp((POD_A[f], 4000), (POD_B[f], port), "S");
     let others: Vec<_> = (0..1023).map(|n| open(1000 + n)).collect();
-    node.datapath.set_policy(7, &PolicySet { ingress: Some(others), egress: None }).unwrap();
+    node.datapath
+        .set_policy(7, &PolicySet { ingress: PolicySide::only(others), ..PolicySet::default() })
+        .unwrap();
     let set = |node: &Node, rules: &[RuleEntry]| {
-        node.datapath.set_policy(5, &PolicySet { ingress: Some(rules.to_vec()), egress: None })
+        node.datapath
+            .set_policy(5, &PolicySet { ingress: PolicySide::only(rules.to_vec()), ..PolicySet::default() })
     };
-    let rules = |node: &Node| node.datapath.policies().unwrap()[&5].ingress.clone().unwrap();
+    let rules = |node: &Node| node.datapath.policies().unwrap()[&5].ingress.entries.clone();
     for f in FAMILIES {
         set(&node, &[open(80)]).unwrap();
         assert_eq!(node.run("from_endpoint", node.a, &syn(f, 80)).action, REDIRECT);
@@ -468,11 +477,11 @@ fn a_full_map_holds_up_no_revocation() {
         node.drops("from_endpoint", node.a, &syn(f, 80), 133);
         assert_eq!(rules(&node), [open(81)], "what there is room for");
         // A deny comes in before all, and if it must, for an allow.
-        let any = RuleMatch { identity: None, protocol: None, port: None };
-        let deny = (RuleMatch { identity: Some(ID_A), ..any }, RuleAction::Deny, 3);
-        set(&node, &[(any, RuleAction::Allow, 1)]).unwrap();
+        let any = RuleEntry::default();
+        let deny = RuleEntry { identity: Some(ID_A), action: RuleAction::Deny, cookie: 3, ..any };
+        set(&node, &[any]).unwrap();
         assert_eq!(node.run("from_endpoint", node.a, &syn(f, 80)).action, REDIRECT);
-        set(&node, &[(any, RuleAction::Allow, 1), deny]).unwrap_err();
+        set(&node, &[any, deny]).unwrap_err();
         node.drops("from_endpoint", node.a, &syn(f, 80), 181);
         set(&node, &[deny]).unwrap();
     }
@@ -516,19 +525,22 @@ fn every_drop_has_a_reason() {
 #[test]
 fn a_full_map_has_room_for_the_host_and_the_api_server() {
     let node = Node::with_sizes(MapSizes { rules: 100, ..small_sizes() });
-    let rule = |identity, action| {
-        (RuleMatch { identity: Some(identity), protocol: Some(6), port: Some(80) }, action, 1)
-    };
+    let rule = |identity, action| RuleEntry { action, ..allow(identity, 80) };
     let peers = (1000..1200).map(|identity| rule(identity, RuleAction::Allow)).collect();
-    let full = node.datapath.set_policy(1, &PolicySet { ingress: Some(peers), egress: None });
+    let full =
+        node.datapath.set_policy(1, &PolicySet { ingress: PolicySide::only(peers), ..PolicySet::default() });
     assert!(full.unwrap_err().to_string().contains("raise datapath.maps.policy"));
     let used = || node.datapath.usage().into_iter().find(|usage| usage.map == "tb_rules").unwrap().entries;
     assert_eq!(used(), 90, "a tenth is kept");
     let vital = [1, 6, 7].map(|identity| rule(identity, RuleAction::Allow));
     let denied = rule(1200, RuleAction::Deny);
-    let set = PolicySet { ingress: Some(vital.into_iter().chain([denied]).collect()), egress: None };
+    let set = PolicySet {
+        ingress: PolicySide::only(vital.into_iter().chain([denied]).collect()),
+        ..PolicySet::default()
+    };
     node.datapath.set_policy(2, &set).unwrap();
     assert_eq!(used(), 94);
-    let more = PolicySet { ingress: Some(vec![rule(1300, RuleAction::Allow)]), egress: None };
+    let more =
+        PolicySet { ingress: PolicySide::only(vec![rule(1300, RuleAction::Allow)]), ..PolicySet::default() };
     assert!(node.datapath.set_policy(3, &more).is_err());
 }

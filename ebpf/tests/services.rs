@@ -460,7 +460,8 @@ fn service_addresses_without_such_a_port_are_dropped() {
 #[test]
 fn a_pod_reaches_itself_through_its_service() {
     let mut node = Node::new();
-    let nobody = PolicySet { ingress: Some(vec![]), egress: Some(vec![]) };
+    let nobody =
+        PolicySet { ingress: PolicySide::only(vec![]), egress: PolicySide::only(vec![]), audit: false };
     node.datapath.set_policy(5, &nobody).unwrap();
     node.datapath
         .upsert_interface(node.a, &Interface { policy_id: 5, ..pod(POD_A, ID_A, 1, MAC_A) })

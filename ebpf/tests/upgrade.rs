@@ -107,11 +107,22 @@ fn config(bpffs: &Path, attach: Attach, sizes: MapSizes, schema: u32) -> Datapat
 
 /// A may open connections to B, B may answer, and that is all: an answer whose flow is not known is dropped.
 fn policies(datapath: &Datapath) {
-    let rule = |identity| {
-        (RuleMatch { identity: Some(identity), protocol: Some(6), port: Some(8080) }, RuleAction::Allow, 1)
+    let rule = |identity| RuleEntry {
+        identity: Some(identity),
+        protocol: Some(6),
+        port: Some(8080.into()),
+        ..RuleEntry::default()
     };
-    let client = PolicySet { ingress: Some(vec![]), egress: Some(vec![rule(ID_B)]) };
-    let server = PolicySet { ingress: Some(vec![rule(ID_A)]), egress: Some(vec![]) };
+    let client = PolicySet {
+        ingress: PolicySide::only(vec![]),
+        egress: PolicySide::only(vec![rule(ID_B)]),
+        audit: false,
+    };
+    let server = PolicySet {
+        ingress: PolicySide::only(vec![rule(ID_A)]),
+        egress: PolicySide::only(vec![]),
+        audit: false,
+    };
     datapath.set_policy(1, &client).unwrap();
     datapath.set_policy(2, &server).unwrap();
     for (ifindex, mut row) in datapath.interfaces().unwrap() {

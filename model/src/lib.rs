@@ -43,4 +43,4 @@ pub use lb::{Backend, Frontend, Scope, Service};
 pub use node::{Config, HOST, Local, Node, Path, Pod, Prefix, REMOTE_NODE, RemoteNode, WORLD};
 pub use outcome::{Outcome, Reason, To};
 pub use packet::{Datagram, Fragment, Fragments, Packet, Payload, Protocol, Socket, TcpFlags, Tuple};
-pub use verdict::{Direction, Policy, Question, Rule, WORLD_IPV4, WORLD_IPV6};
+pub use verdict::{Action, Direction, Policy, Question, Rule, Side, Tier, WORLD_IPV4, WORLD_IPV6};

@@ -94,14 +94,22 @@ fn a_closed_flow_ends_soon_and_a_syn_opens_another() {
 fn an_answer_ends_with_the_allow_of_its_flow() {
     let mut node = node();
     node.pods.entry(B.1).and_modify(|pod| pod.policy = 3);
-    let web = Rule { identity: Some(1001), protocol: Some(6), port: Some(80), denies: false };
-    node.policies.insert(3, Policy { ingress: Some(vec![web]), egress: Some(vec![]) });
+    let web = Rule {
+        tier: Tier::Normal,
+        identity: Some(1001),
+        protocol: Some(6),
+        port: Some((80, 16)),
+        action: Action::Allow,
+        priority: 0,
+    };
+    let only = |rules| Side { enforced: true, rules };
+    node.policies.insert(3, Policy { ingress: only(vec![web]), egress: only(vec![]), audit: false });
     let (opener, server) = ((A.0, 4000), (B.0, 80));
     let answer = tcp(server, opener, TcpFlags::SYN | TcpFlags::ACK);
     assert_eq!(node.from_endpoint(1, B.1, &answer), Outcome::Drop(Reason::Policy), "of nothing");
     node.from_endpoint(2, A.1, &tcp(opener, server, TcpFlags::SYN));
     assert_eq!(passed(node.from_endpoint(3, B.1, &answer)).0, To::Pod(A.1), "egress policy is not asked");
-    node.policies.insert(3, Policy { ingress: Some(vec![]), egress: None });
+    node.policies.insert(3, Policy { ingress: only(vec![]), ..Policy::default() });
     assert_eq!(node.from_endpoint(4, B.1, &answer), Outcome::Drop(Reason::Policy));
 }
 

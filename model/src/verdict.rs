@@ -2,7 +2,7 @@
 
 use crate::node::WORLD;
 use crate::outcome::Reason;
-use crate::packet::Protocol;
+use crate::packet::{ICMP, ICMPV6, Protocol};
 
 /// The world as rules know it, for IPv4: 0.0.0.0/0 says nothing of IPv6.
 pub const WORLD_IPV4: u32 = 9;
@@ -18,26 +18,63 @@ pub enum Direction {
     Egress,
 }
 
+/// Where a rule stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Tier {
+    /// Asked first; what it allows or denies is final.
+    Admin,
+    /// Asked second, likewise; what it leaves unsaid is dropped where it is enforced.
+    Normal,
+    /// Asked last, where the normal tier is not enforced.
+    Baseline,
+}
+
+/// What a rule says. Of rules of one priority the greater counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Action {
+    /// Ask the next tier.
+    Pass,
+    /// Let it through.
+    Allow,
+    /// Drop it.
+    Deny,
+}
+
 /// A rule. `None` matches anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rule {
+    /// Where it stands.
+    pub tier: Tier,
     /// The peer's identity.
     pub identity: Option<u32>,
     /// The protocol.
     pub protocol: Option<Protocol>,
-    /// The port that the flow is opened to; 0 for an echo.
-    pub port: Option<u16>,
-    /// Whether it denies.
-    pub denies: bool,
+    /// The port that the flow is opened to, and how many leading bits of it count; of ICMP the type, in the upper byte.
+    pub port: Option<(u16, u8)>,
+    /// What it says.
+    pub action: Action,
+    /// The smaller, the more urgent.
+    pub priority: u32,
 }
 
-/// The rules of a policy. `None` for a direction: not enforced.
+/// The rules of a policy for one direction.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Side {
+    /// Whether what the normal tier leaves unsaid is dropped.
+    pub enforced: bool,
+    /// The rules, in any order.
+    pub rules: Vec<Rule>,
+}
+
+/// The rules of a policy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
     /// Rules for what the pods receive.
-    pub ingress: Option<Vec<Rule>>,
+    pub ingress: Side,
     /// Rules for what the pods send.
-    pub egress: Option<Vec<Rule>>,
+    pub egress: Side,
+    /// What would be dropped passes.
+    pub audit: bool,
 }
 
 /// What a policy is asked.
@@ -64,7 +101,24 @@ impl Rule {
         };
         self.identity.is_none_or(|wanted| wanted == identity)
             && self.protocol.is_none_or(|wanted| wanted == question.protocol)
-            && self.port.is_none_or(|wanted| wanted == question.port)
+            && self.port.is_none_or(|(wanted, bits)| {
+                let open = 16_u32.saturating_sub(bits.into());
+                (wanted ^ question.rule_port()).checked_shr(open).unwrap_or(0) == 0
+            })
+    }
+}
+
+impl Question {
+    /// The port that rules go by. Of ICMP only echo is tracked, whose flow has port 0 at the asked end.
+    const fn rule_port(&self) -> u16 {
+        let asked = self.port == 0;
+        match self.protocol {
+            ICMP if asked => 8 << 8,
+            ICMP => 0,
+            ICMPV6 if asked => 128 << 8,
+            ICMPV6 => 129 << 8,
+            _ => self.port,
+        }
     }
 }
 
@@ -74,19 +128,29 @@ impl Policy {
     /// # Errors
     /// [`Reason::PolicyDeny`] if a rule denies it, [`Reason::Policy`] if none allows it.
     pub fn allows(&self, question: &Question) -> Result<(), Reason> {
-        let rules = match question.direction {
+        let side = match question.direction {
             Direction::Ingress => &self.ingress,
             Direction::Egress => &self.egress,
         };
-        let Some(rules) = rules else { return Ok(()) };
-        let mut allowed = Err(Reason::Policy);
-        for rule in rules.iter().filter(|rule| rule.matches(question)) {
-            if rule.denies {
-                return Err(Reason::PolicyDeny);
+        if self.audit { Ok(()) } else { side.allows(question) }
+    }
+}
+
+impl Side {
+    fn allows(&self, question: &Question) -> Result<(), Reason> {
+        for tier in [Tier::Admin, Tier::Normal, Tier::Baseline] {
+            let matching = self.rules.iter().filter(|rule| rule.tier == tier && rule.matches(question));
+            let decides = matching.map(|rule| (std::cmp::Reverse(rule.priority), rule.action)).max();
+            match decides.map(|(_, action)| action) {
+                Some(Action::Deny) => return Err(Reason::PolicyDeny),
+                Some(Action::Allow) => return Ok(()),
+                Some(Action::Pass) | None if tier == Tier::Normal && self.enforced => {
+                    return Err(Reason::Policy);
+                }
+                Some(Action::Pass) | None => {}
             }
-            allowed = Ok(());
         }
-        allowed
+        Ok(())
     }
 }
 
@@ -94,25 +158,76 @@ impl Policy {
 mod tests {
     use super::*;
 
-    const ANY: Rule = Rule { identity: None, protocol: None, port: None, denies: false };
+    const ANY: Rule = Rule {
+        tier: Tier::Normal,
+        identity: None,
+        protocol: None,
+        port: None,
+        action: Action::Allow,
+        priority: 0,
+    };
+    const DENY: Rule = Rule { action: Action::Deny, ..ANY };
 
-    fn ask(rules: &[Rule], identity: u32, ipv4: bool) -> Result<(), Reason> {
-        let policy = Policy { ingress: Some(rules.to_vec()), egress: None };
-        let question = Question { direction: Direction::Ingress, identity, protocol: 6, port: 80, ipv4 };
+    fn side(enforced: bool, rules: &[Rule], (port, ipv4): (u16, bool), identity: u32) -> Result<(), Reason> {
+        let policy = Policy { ingress: Side { enforced, rules: rules.to_vec() }, ..Policy::default() };
+        let question = Question { direction: Direction::Ingress, identity, protocol: 6, port, ipv4 };
         let other = Question { direction: Direction::Egress, ..question };
         assert_eq!(policy.allows(&other), Ok(()), "not enforced");
+        assert_eq!(Policy { audit: true, ..policy.clone() }.allows(&question), Ok(()));
         policy.allows(&question)
+    }
+
+    fn ask(rules: &[Rule], identity: u32, ipv4: bool) -> Result<(), Reason> {
+        side(true, rules, (80, ipv4), identity)
     }
 
     #[test]
     fn what_no_rule_allows_is_dropped_and_any_deny_wins() {
-        let deny = Rule { port: Some(80), protocol: Some(6), denies: true, ..ANY };
+        let deny = Rule { port: Some((80, 16)), protocol: Some(6), ..DENY };
         assert_eq!(ask(&[], 1000, true), Err(Reason::Policy));
         assert_eq!(ask(&[ANY], 1000, true), Ok(()));
-        assert_eq!(ask(&[Rule { port: Some(81), ..ANY }], 1000, true), Err(Reason::Policy));
+        assert_eq!(ask(&[Rule { port: Some((81, 16)), ..ANY }], 1000, true), Err(Reason::Policy));
         for rules in [[ANY, deny], [deny, ANY]] {
             assert_eq!(ask(&rules, 1000, true), Err(Reason::PolicyDeny));
         }
+    }
+
+    #[test]
+    fn ports_match_by_their_leading_bits() {
+        let range = [Rule { port: Some((80, 12)), ..ANY }];
+        for (port, passes) in [(79, false), (80, true), (95, true), (96, false)] {
+            assert_eq!(side(true, &range, (port, true), 1).is_ok(), passes, "{port}");
+        }
+    }
+
+    #[test]
+    fn tiers_are_asked_in_turn_and_in_each_the_most_urgent_decides() {
+        let at = |tier, priority, action| Rule { tier, priority, action, ..ANY };
+        let cases = [
+            (vec![at(Tier::Admin, 5, Action::Allow)], Ok(()), "before the default"),
+            (vec![at(Tier::Admin, 5, Action::Allow), DENY], Ok(()), "before any deny of a later tier"),
+            (
+                vec![at(Tier::Admin, 5, Action::Allow), at(Tier::Admin, 4, Action::Deny)],
+                Err(Reason::PolicyDeny),
+                "urgent",
+            ),
+            (
+                vec![at(Tier::Admin, 4, Action::Pass), at(Tier::Admin, 5, Action::Deny), ANY],
+                Ok(()),
+                "passed on",
+            ),
+            (
+                vec![at(Tier::Admin, 4, Action::Pass), at(Tier::Baseline, 0, Action::Allow)],
+                Err(Reason::Policy),
+                "default",
+            ),
+        ];
+        for (rules, expected, what) in cases {
+            assert_eq!(ask(&rules, 1000, true), expected, "{what}");
+        }
+        let baseline = [at(Tier::Baseline, 0, Action::Deny)];
+        assert_eq!(side(false, &baseline, (80, true), 1), Err(Reason::PolicyDeny), "nothing is enforced");
+        assert_eq!(side(false, &[], (80, true), 1), Ok(()));
     }
 
     #[test]

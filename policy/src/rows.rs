@@ -87,6 +87,12 @@ impl Precedence {
         self.0
     }
 
+    /// As written: the smaller, the more urgent.
+    #[must_use]
+    pub const fn priority(self) -> u32 {
+        0x00FF_FFFF - (self.0 >> 8)
+    }
+
     /// What it says.
     #[must_use]
     pub const fn action(self) -> Action {

@@ -11,8 +11,10 @@ use tombolo_base::prefix::Prefix;
 use tombolo_base::reconcile::Target;
 use tombolo_base::rows::Rows;
 use tombolo_base::source::Source;
-use tombolo_ebpf::{self as ebpf, Datapath, DatapathError, LocalAddress, RuleAction, RuleMatch};
-use tombolo_policy::{Action, Direction, PolicyRow, Verdict, VerdictKey};
+use tombolo_ebpf::{
+    self as ebpf, Datapath, DatapathError, LocalAddress, PortPrefix, RuleAction, RuleEntry, RuleTier,
+};
+use tombolo_policy::{Action, Direction, PolicyRow, Tier, Verdict, VerdictKey};
 use tombolo_service::{BackendRow, FrontendKey, FrontendRow, Scope};
 use tombolo_topology::{NodeIndex, NodePath, NodeRow, PathKind, PrefixEntry};
 
@@ -288,18 +290,26 @@ impl Target<FrontendRow> for Frontends {
 /// [`PolicyRow`] → policies.
 pub(crate) struct Policies(pub(crate) Arc<Datapath>);
 
-fn rules(row: &PolicyRow, direction: Direction) -> Vec<ebpf::RuleEntry> {
-    let wild = |value: u32| (value != 0).then_some(value);
-    let rule = |(key, verdict): (&VerdictKey, &Verdict)| {
-        let matching = RuleMatch {
-            identity: wild(key.identity.0),
-            protocol: (key.protocol != 0).then_some(key.protocol),
-            port: (key.port != 0).then_some(key.port),
-        };
-        let deny = verdict.precedence.action() == Action::Deny;
-        (matching, if deny { RuleAction::Deny } else { RuleAction::Allow }, row.id)
+fn side(row: &PolicyRow, direction: Direction, enforced: bool) -> ebpf::PolicySide {
+    let entries = row.entries.iter().filter(|(key, _)| key.direction == direction);
+    let entry = |(key, verdict): (&VerdictKey, &Verdict)| RuleEntry {
+        tier: match key.tier {
+            Tier::Admin => RuleTier::Admin,
+            Tier::Normal => RuleTier::Normal,
+            Tier::Baseline => RuleTier::Baseline,
+        },
+        identity: (key.identity.0 != 0).then_some(key.identity.0),
+        protocol: (key.protocol != 0).then_some(key.protocol),
+        port: (key.port_bits != 0).then_some(PortPrefix { first: key.port, bits: key.port_bits }),
+        action: match verdict.precedence.action() {
+            Action::Pass => RuleAction::Pass,
+            Action::Allow => RuleAction::Allow,
+            Action::Deny => RuleAction::Deny,
+        },
+        priority: verdict.precedence.priority(),
+        cookie: verdict.cookie,
     };
-    row.entries.iter().filter(|(key, _)| key.direction == direction).map(rule).collect()
+    ebpf::PolicySide { enforced, entries: entries.map(entry).collect() }
 }
 
 impl Policies {
@@ -312,8 +322,9 @@ impl Policies {
 impl Target<PolicyRow> for Policies {
     async fn update(&mut self, row: &PolicyRow) -> Result<(), String> {
         let set = ebpf::PolicySet {
-            ingress: row.ingress_enforced.then(|| rules(row, Direction::Ingress)),
-            egress: row.egress_enforced.then(|| rules(row, Direction::Egress)),
+            ingress: side(row, Direction::Ingress, row.ingress_enforced),
+            egress: side(row, Direction::Egress, row.egress_enforced),
+            audit: false,
         };
         told(self.0.set_policy(row.id, &set))
     }

@@ -9,7 +9,7 @@ use tombolo_base::clock::Moment;
 use tombolo_base::ids::{ClusterName, IdentityId};
 use tombolo_base::source::{Source, SourceState};
 use tombolo_base::table::{Batch, Table, Writer};
-use tombolo_ebpf::{RuleAction, RuleEntry};
+use tombolo_ebpf::{PolicySide, PortPrefix, RuleAction, RuleEntry, RuleTier};
 use tombolo_kubernetes::PodRow;
 use tombolo_policy::compile::{self, Change, Compiler, Entries, NamedPorts};
 use tombolo_policy::{
@@ -192,21 +192,33 @@ fn earlier(datapath: &tombolo_ebpf::Datapath) -> Earlier {
     let ids = named.map(|(_, row)| (IdentityId(row.identity), row.policy_id)).collect();
     let policies = datapath.policies().unwrap_or_default();
     let entries = policies.into_iter().map(|(id, set)| {
-        let of = |direction, rules: Option<Vec<RuleEntry>>| {
-            rules.into_iter().flatten().map(move |(matching, action, cookie)| {
-                let key = VerdictKey {
-                    direction,
-                    tier: Tier::Normal,
-                    identity: IdentityId(matching.identity.unwrap_or(0)),
-                    protocol: matching.protocol.unwrap_or(0),
-                    port: matching.port.unwrap_or(0),
-                    port_bits: if matching.port.is_some() { 16 } else { 0 },
-                };
-                let action = if action == RuleAction::Deny { Action::Deny } else { Action::Allow };
-                (key, Verdict { precedence: Precedence::new(0, action), cookie })
-            })
+        let of = |direction, side: PolicySide| {
+            side.entries.into_iter().map(move |entry| verdict(direction, &entry))
         };
         (id, of(Direction::Ingress, set.ingress).chain(of(Direction::Egress, set.egress)).collect())
     });
     Earlier { ids, entries: entries.collect() }
+}
+
+/// An entry of the datapath as the compiler writes them.
+fn verdict(direction: Direction, entry: &RuleEntry) -> (VerdictKey, Verdict) {
+    let port = entry.port.unwrap_or(PortPrefix { first: 0, bits: 0 });
+    let key = VerdictKey {
+        direction,
+        tier: match entry.tier {
+            RuleTier::Admin => Tier::Admin,
+            RuleTier::Normal => Tier::Normal,
+            RuleTier::Baseline => Tier::Baseline,
+        },
+        identity: IdentityId(entry.identity.unwrap_or(0)),
+        protocol: entry.protocol.unwrap_or(0),
+        port: port.first,
+        port_bits: port.bits,
+    };
+    let action = match entry.action {
+        RuleAction::Pass => Action::Pass,
+        RuleAction::Allow => Action::Allow,
+        RuleAction::Deny => Action::Deny,
+    };
+    (key, Verdict { precedence: Precedence::new(entry.priority, action), cookie: entry.cookie })
 }

@@ -99,15 +99,33 @@ impl Rows {
             self.model.policies.remove(&number);
             return;
         };
-        let entry = |rule: &model::Rule| {
-            let matching =
-                real::RuleMatch { identity: rule.identity, protocol: rule.protocol, port: rule.port };
-            (matching, if rule.denies { real::RuleAction::Deny } else { real::RuleAction::Allow }, 1)
+        let side = |side: &model::Side| real::PolicySide {
+            enforced: side.enforced,
+            entries: side.rules.iter().map(entry).collect(),
         };
-        let entries =
-            |rules: &Option<Vec<model::Rule>>| rules.as_ref().map(|rules| rules.iter().map(entry).collect());
-        let set = real::PolicySet { ingress: entries(&policy.ingress), egress: entries(&policy.egress) };
+        let (ingress, egress) = (side(&policy.ingress), side(&policy.egress));
+        let set = real::PolicySet { ingress, egress, audit: policy.audit };
         self.real.datapath.set_policy(number, &set).unwrap();
         self.model.policies.insert(number, policy.clone());
+    }
+}
+
+fn entry(rule: &model::Rule) -> real::RuleEntry {
+    real::RuleEntry {
+        tier: match rule.tier {
+            model::Tier::Admin => real::RuleTier::Admin,
+            model::Tier::Normal => real::RuleTier::Normal,
+            model::Tier::Baseline => real::RuleTier::Baseline,
+        },
+        identity: rule.identity,
+        protocol: rule.protocol,
+        port: rule.port.map(|(first, bits)| real::PortPrefix { first, bits }),
+        action: match rule.action {
+            model::Action::Pass => real::RuleAction::Pass,
+            model::Action::Allow => real::RuleAction::Allow,
+            model::Action::Deny => real::RuleAction::Deny,
+        },
+        priority: rule.priority,
+        cookie: 1,
     }
 }

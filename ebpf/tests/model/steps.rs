@@ -2,7 +2,7 @@
 
 use crate::world::{A, B, BACKEND_COUNT, HOSTS, POLICIES, Reached, SERVICE_COUNT, Switches, at};
 use proptest::prelude::*;
-use tombolo_model::{Fragment, Policy, Rule, TcpFlags};
+use tombolo_model::{Action, Fragment, Policy, Rule, Side, TcpFlags, Tier};
 
 /// Where a packet meets a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -170,16 +170,30 @@ fn rule() -> impl Strategy<Value = Rule> {
     let identity = [66_001, 66_002, 66_003, 66_004, 1, 2, 6, 9, 10];
     let identity = prop::option::of(prop::sample::select(identity.to_vec()));
     let protocol = prop::option::of(prop::sample::select(vec![6_u8, 6, 17, 1, 58]));
-    let port = prop::option::of(prop::sample::select(vec![80_u16, 81, 8080, 8081]));
-    (identity, protocol, port, prop::bool::weighted(0.3)).prop_map(|(identity, protocol, port, denies)| {
-        // A port needs a protocol.
-        Rule { identity, protocol, port: port.filter(|_| protocol.is_some()), denies }
-    })
+    // Whole ports, prefixes that take some of them, and types of ICMP.
+    let ports =
+        vec![(80, 16), (81, 16), (8080, 16), (8081, 16), (80, 15), (64, 10), (8080, 15), (0, 1), (8 << 8, 8)];
+    let port = prop::option::of(prop::sample::select(ports));
+    let tier =
+        prop::sample::select(vec![Tier::Admin, Tier::Normal, Tier::Normal, Tier::Normal, Tier::Baseline]);
+    let action = prop::sample::select(vec![Action::Allow, Action::Allow, Action::Deny, Action::Pass]);
+    (tier, identity, protocol, port, action, prop::sample::select(vec![0_u32, 0, 1, 0xFF_FFFE])).prop_map(
+        |(tier, identity, protocol, port, action, priority)| {
+            // A port needs a protocol.
+            Rule { tier, identity, protocol, port: port.filter(|_| protocol.is_some()), action, priority }
+        },
+    )
 }
 
 fn policy() -> impl Strategy<Value = Policy> {
-    let rules = || prop::option::weighted(0.7, prop::collection::vec(rule(), 0..5));
-    (rules(), rules()).prop_map(|(ingress, egress)| Policy { ingress, egress })
+    let rules = || prop::collection::vec(rule(), 0..5);
+    let side =
+        move || (prop::bool::weighted(0.6), rules()).prop_map(|(enforced, rules)| Side { enforced, rules });
+    (side(), side(), prop::bool::weighted(0.05)).prop_map(|(ingress, egress, audit)| Policy {
+        ingress,
+        egress,
+        audit,
+    })
 }
 
 fn switches() -> impl Strategy<Value = Switches> {
