@@ -369,6 +369,25 @@ mod tests {
         assert_eq!(Way::between(&new, &old).go(&up), [0x34, 0x12, 0, 0, 1, 2, 3, 4]);
     }
 
+    /// Entries from before there were tiers, priorities and ports by prefix say what they said.
+    #[test]
+    fn policies_of_the_first_layout_keep_their_meaning() {
+        let structs = layout::structs().unwrap();
+        let way = |name: &str, size, members: &[(&str, usize, usize)]| {
+            Way::between(&fields(size, members), &structs[name])
+        };
+        let key = [("policy_id", 0, 4), ("identity", 4, 4), ("port", 8, 2), ("proto", 10, 1), ("dir", 11, 1)];
+        let old = [5, 0, 0, 0, 9, 0, 0, 0, 0, 80, 6, 1];
+        let tier_and_open_bits = [0; 4];
+        assert_eq!(way("tb_rule_key", 12, &key).go(&old), [&old[..], &tier_and_open_bits].concat());
+        let rule = way("tb_rule", 8, &[("flags", 0, 4), ("cookie", 4, 4)]).go(&[1, 0, 0, 0, 7, 0, 0, 0]);
+        assert_eq!(rule, [1, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], "a deny of the first priority");
+        let members =
+            [("flags", 0, 4), ("shapes_ingress", 4, 4), ("shapes_egress", 8, 4), ("revision", 12, 4)];
+        let row: Vec<u8> = (1..=16).collect();
+        assert_eq!(way("tb_policy", 16, &members).go(&row), [row.as_slice(), &[0; 48]].concat());
+    }
+
     #[test]
     fn every_pinned_map_with_rows_is_carried() {
         let begin_anew = ["tb_events", "tb_frags", "tb_lost", "tb_metrics"];

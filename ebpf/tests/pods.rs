@@ -234,6 +234,68 @@ fn egress_policy_and_deny_rules() {
 }
 
 #[test]
+fn audit_mode_drops_nothing_and_tells_what_it_would_have() {
+    let mut node = Node::new();
+    let deny = RuleEntry { action: RuleAction::Deny, ..allow(ID_A, 80) };
+    let side = || PolicySide::only(vec![deny, allow(ID_A, 81)]);
+    let set = |audit| PolicySet { ingress: side(), egress: PolicySide::default(), audit };
+    node.datapath.set_policy(5, &set(true)).unwrap();
+    assert!(node.datapath.policies().unwrap()[&5].audit);
+    node.datapath
+        .upsert_interface(node.b, &Interface { policy_id: 5, ..pod(POD_B, ID_B, 2, MAC_B) })
+        .unwrap();
+    for f in FAMILIES {
+        node.datapath.set_policy(5, &set(true)).unwrap();
+        for (port, verdict, reason) in [
+            (80, tombolo_base::flow::Verdict::Audit, 181),
+            (81, tombolo_base::flow::Verdict::Forwarded, 0),
+            (82, tombolo_base::flow::Verdict::Audit, 133),
+        ] {
+            node.events();
+            let syn = tcp((POD_A[f], 4000), (POD_B[f], port), "S");
+            assert_eq!(node.run("from_endpoint", node.a, &syn).action, REDIRECT, "{port}");
+            let seen: Vec<_> =
+                node.events().into_iter().map(|event| (event.flow.verdict, event.flow.drop_reason)).collect();
+            assert!(
+                !seen.is_empty() && seen.iter().all(|seen| *seen == (verdict, reason)),
+                "{port}: {seen:?}"
+            );
+        }
+        // A flow that was let pass by audit alone ends with it.
+        node.datapath.set_policy(5, &set(false)).unwrap();
+        let more = tcp((POD_A[f], 4000), (POD_B[f], 80), "A");
+        node.drops("from_endpoint", node.a, &more, 181);
+    }
+}
+
+#[test]
+fn a_flow_is_told_by_its_most_specific_entry() {
+    let mut node = Node::new();
+    let port = |first, bits, cookie| RuleEntry {
+        identity: None,
+        port: Some(PortPrefix { first, bits }),
+        cookie,
+        ..allow(0, 80)
+    };
+    let all = RuleEntry { cookie: 1, ..RuleEntry::default() };
+    let entries = vec![all, port(64, 10, 2), port(80, 15, 3), RuleEntry { cookie: 4, ..allow(ID_A, 80) }];
+    policed(&node, Some(entries), None);
+    node.datapath
+        .upsert_interface(node.b, &Interface { policy_id: 5, ..pod(POD_B, ID_B, 2, MAC_B) })
+        .unwrap();
+    for f in FAMILIES {
+        for (port, cookie) in [(80, 4), (81, 3), (82, 2), (127, 2), (128, 1)] {
+            node.events();
+            let syn = tcp((POD_A[f], 4000), (POD_B[f], port), "S");
+            assert_eq!(node.run("from_endpoint", node.a, &syn).action, REDIRECT);
+            let verdicts: Vec<_> =
+                node.events().into_iter().filter(|e| e.kind == EventKind::Verdict).collect();
+            assert_eq!((verdicts.len(), verdicts[0].cookie), (1, cookie), "{port}");
+        }
+    }
+}
+
+#[test]
 fn an_allow_of_an_earlier_policy_of_the_same_number_does_not_hold() {
     let mut node = Node::new();
     policed(&node, Some(vec![allow(ID_A, 80)]), None);
@@ -269,7 +331,7 @@ fn an_allow_that_goes_away_stops_established_flows() {
     policed(&node, Some(vec![allow(ID_A, 80)]), None);
     assert_eq!(node.run("from_endpoint", node.a, &data).action, REDIRECT, "allowed again");
     let read_back = &node.datapath.policies().unwrap()[&5];
-    assert_eq!(read_back.ingress.as_deref(), Some(&[allow(ID_A, 80)][..]));
+    assert_eq!(read_back.ingress, PolicySide::only(vec![allow(ID_A, 80)]));
 }
 
 #[test]
