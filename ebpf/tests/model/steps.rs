@@ -169,18 +169,32 @@ fn send() -> impl Strategy<Value = Step> {
 fn rule() -> impl Strategy<Value = Rule> {
     let identity = [66_001, 66_002, 66_003, 66_004, 1, 2, 6, 9, 10];
     let identity = prop::option::of(prop::sample::select(identity.to_vec()));
-    let protocol = prop::option::of(prop::sample::select(vec![6_u8, 6, 17, 1, 58]));
-    // Whole ports, prefixes that take some of them, and types of ICMP.
-    let ports =
-        vec![(80, 16), (81, 16), (8080, 16), (8081, 16), (80, 15), (64, 10), (8080, 15), (0, 1), (8 << 8, 8)];
-    let port = prop::option::of(prop::sample::select(ports));
+    // Whole ports, prefixes that take some of them, and types of ICMP; a port needs a protocol.
+    let ports = [(80, 16), (81, 16), (8080, 16), (8081, 16), (80, 15), (64, 10), (8080, 15), (0, 1)];
+    let of = |protocol: u8, ports: &[(u16, u8)]| {
+        let any_port = std::iter::once(None);
+        let some = ports.iter().copied().map(Some);
+        prop::sample::select(any_port.chain(some).map(|port| (Some(protocol), port)).collect::<Vec<_>>())
+    };
+    let what = prop_oneof![
+        2 => Just((None, None)),
+        3 => of(6, &ports),
+        1 => of(17, &ports),
+        1 => of(1, &[(8 << 8, 8), (0, 8)]),
+        1 => of(58, &[(128 << 8, 8), (129 << 8, 8)]),
+    ];
     let tier =
         prop::sample::select(vec![Tier::Admin, Tier::Normal, Tier::Normal, Tier::Normal, Tier::Baseline]);
     let action = prop::sample::select(vec![Action::Allow, Action::Allow, Action::Deny, Action::Pass]);
-    (tier, identity, protocol, port, action, prop::sample::select(vec![0_u32, 0, 1, 0xFF_FFFE])).prop_map(
-        |(tier, identity, protocol, port, action, priority)| {
-            // A port needs a protocol.
-            Rule { tier, identity, protocol, port: port.filter(|_| protocol.is_some()), action, priority }
+    let priority = prop::sample::select(vec![0_u32, 0, 1, 0xFF_FFFE]);
+    (tier, identity, what, action, priority).prop_map(
+        |(tier, identity, (protocol, port), action, priority)| Rule {
+            tier,
+            identity,
+            protocol,
+            port,
+            action,
+            priority,
         },
     )
 }
