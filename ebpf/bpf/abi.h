@@ -193,7 +193,7 @@ struct tb_tuple {
 #define TB_CTF_CLOSING_ORIG (1u << 1)
 #define TB_CTF_CLOSING_REPLY (1u << 2)
 #define TB_CTF_LOOPBACK (1u << 3) /* a pod that reaches itself through a service */
-#define TB_CTF_CONFIRMED (1u << 4) /* TCP: the opener sent something after the answer, so it is where it says */
+#define TB_CTF_CONFIRMED (1u << 4) /* the opener sent something after the answer, so it is where it says */
 
 struct tb_ct {
 	__u64 expires_ns; /* CLOCK_MONOTONIC */

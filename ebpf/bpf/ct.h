@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause) */
 /*
  * Connection tracking in two tables: flows nobody has answered yet in an LRU, so that a flood of them only
- * evicts its like; answered ones in a plain hash that user space collects. Anybody can make a server answer by a SYN
- * under a false address, so TCP is only answered when its opener has spoken again.
+ * evicts its like; answered ones in a plain hash that user space collects. Anybody can make a server answer by a SYN or a
+ * question under a false address, so a flow is only answered when its opener has spoken again. One question and one
+ * answer, as of DNS, stay in the LRU.
  */
 #ifndef TB_CT_H
 #define TB_CT_H
@@ -54,9 +55,9 @@ INLINE struct tb_ct *ct_get(struct tb_pkt *p, __u8 *half)
 }
 
 /* Whether a flow with these signs of life belongs to the established ones. */
-INLINE int ct_lasts(__u8 proto, __u16 flags)
+INLINE int ct_lasts(__u16 flags)
 {
-	__u16 needed = TB_CTF_REPLIED | (proto == TB_TCP ? TB_CTF_CONFIRMED : 0);
+	__u16 needed = TB_CTF_REPLIED | TB_CTF_CONFIRMED;
 
 	return (flags & needed) == needed;
 }
@@ -71,7 +72,7 @@ INLINE __u64 ct_life(__u8 proto, __u16 flags)
 		return LIFE_CLOSING;
 	if (flags & both)
 		return LIFE_HALF_CLOSED;
-	return ct_lasts(proto, flags) ? LIFE_TCP : LIFE_SYN;
+	return ct_lasts(flags) ? LIFE_TCP : LIFE_SYN;
 }
 
 /* Moves the entry of p->key to the established table. If that is full it stays where it is. */
@@ -86,11 +87,12 @@ INLINE void ct_promote(struct tb_pkt *p, const struct tb_ct *ct)
 INLINE __u16 ct_signs(const struct tb_pkt *p, int way, __u16 known)
 {
 	__u16 flags = way ? TB_CTF_REPLIED : 0;
+	int opens = p->tproto == TB_TCP && p->tcp_flags & (TB_SYN | TB_RST);
 
+	if (!way && known & TB_CTF_REPLIED && !opens)
+		flags |= TB_CTF_CONFIRMED;
 	if (p->tproto != TB_TCP)
 		return flags;
-	if (!way && known & TB_CTF_REPLIED && !(p->tcp_flags & (TB_SYN | TB_RST)))
-		flags |= TB_CTF_CONFIRMED;
 	if (p->tcp_flags & TB_FIN)
 		flags |= way ? TB_CTF_CLOSING_REPLY : TB_CTF_CLOSING_ORIG;
 	if (p->tcp_flags & TB_RST)
@@ -137,7 +139,7 @@ INLINE __u16 ct_touch(struct tb_pkt *p, struct tb_ct *ct, __u8 half, int way)
 		ct->reported_ns[way] = p->now;
 		p->report = 1;
 	}
-	if (half && ct_lasts(p->tproto, flags))
+	if (half && ct_lasts(flags))
 		ct_promote(p, ct);
 	return flags;
 }
@@ -206,7 +208,7 @@ INLINE void service_answered(struct tb_pkt *p, const union tb_addr *client, __be
 		p->report = 1;
 	ct_mark(ct, flags);
 	ct->expires_ns = p->now + ct_life(p->tproto, flags);
-	if (half && ct_lasts(p->tproto, flags))
+	if (half && ct_lasts(flags))
 		ct_promote(p, ct);
 }
 

@@ -100,14 +100,18 @@ INLINE int claim_port(struct tb_pkt *p, const union tb_addr *self, __be16 port)
 		if (p->tproto == TB_TCP && (p->tcp_flags & (TB_SYN | TB_ACK)) == TB_SYN && !p->is_error)
 			known->flags = 0;
 		flags = nat_touch(p, known, 0);
-		if (half && ct_lasts(p->tproto, flags))
+		if (half && ct_lasts(flags))
 			nat_promote(p, known, &p->src, p->sport);
 		return half ? NAT_HALF : NAT_FULL;
 	}
 	if (known) {
-		if (known->expires_ns >= p->now)
+		__u64 ended = known->expires_ns;
+
+		if (ended >= p->now)
 			return NAT_TAKEN;
-		/* Of two CPUs that see it expired the later one has the port, and the other's flow takes the next. */
+		/* Of two CPUs that see it expired one has the port: the other would delete what that one writes. */
+		if (__sync_val_compare_and_swap(&known->expires_ns, ended, ended ? 0 : 1) != ended)
+			return NAT_TAKEN;
 		if (half)
 			bpf_map_delete_elem(&tb_nat_half, &p->key);
 		else
@@ -217,7 +221,7 @@ GLOBAL int tb_unsnat(void)
 	p->reply = 1;
 	rev_nat = nat->rev_nat;
 	flags = nat_touch(p, nat, 1);
-	if (half && ct_lasts(p->tproto, flags))
+	if (half && ct_lasts(flags))
 		nat_promote(p, nat, &p->ndst, p->ndport);
 	if (rev_nat) {
 		unmask(p, rev_nat);

@@ -40,7 +40,7 @@ pub enum Way {
 pub struct Signs {
     /// It was answered.
     pub replied: bool,
-    /// TCP: the opener has sent something after the answer, so it is where it says.
+    /// The opener has sent something after the answer, so it is where it says.
     pub confirmed: bool,
     /// The opener closes.
     pub closing_opener: bool,
@@ -52,14 +52,16 @@ impl Signs {
     /// What a packet says of a connection of which `self` is known.
     pub(crate) fn shown_by(self, sight: &Sight, way: Way) -> Self {
         let replied = way == Way::Answering;
+        let opens = sight.protocol == TCP && sight.flags.any(TcpFlags::SYN | TcpFlags::RST);
+        let confirmed = !replied && self.replied && !opens;
         if sight.protocol != TCP {
-            return Self { replied, ..Self::default() };
+            return Self { replied, confirmed, ..Self::default() };
         }
         let reset = sight.flags.any(TcpFlags::RST);
         let finished = sight.flags.any(TcpFlags::FIN);
         Self {
             replied,
-            confirmed: !replied && self.replied && !sight.flags.any(TcpFlags::SYN | TcpFlags::RST),
+            confirmed,
             closing_opener: reset || (finished && !replied),
             closing_answerer: reset || (finished && replied),
         }
@@ -78,11 +80,11 @@ impl Signs {
         self.closing_opener || self.closing_answerer
     }
 
-    /// Whether such a flow belongs to the established ones: anybody can make a server answer by a SYN under a false
-    /// address, so of TCP the opener must have spoken again.
+    /// Whether such a flow belongs to the established ones: anybody can make a server answer by a SYN or a question under
+    /// a false address, so the opener must have spoken again.
     #[must_use]
-    pub const fn last(self, protocol: Protocol) -> bool {
-        self.replied && (self.confirmed || protocol != TCP)
+    pub const fn last(self) -> bool {
+        self.replied && self.confirmed
     }
 
     /// How long such a flow lives after its last packet, in nanoseconds.
@@ -91,7 +93,7 @@ impl Signs {
         let seconds = match (self.closing_opener, self.closing_answerer) {
             _ if protocol != TCP => 60,
             (true, true) => 10,
-            (false, false) if self.last(protocol) => 8000,
+            (false, false) if self.last() => 8000,
             (false, false) => 60,
             _ => 120,
         };
@@ -193,7 +195,7 @@ impl Conntrack {
     }
 
     fn promote(&mut self, key: &Key, signs: Signs) {
-        if signs.last(key.tuple.protocol)
+        if signs.last()
             && let Some(entry) = self.half.remove(key)
         {
             self.established.insert(*key, entry);

@@ -100,7 +100,7 @@ impl Nat {
                     known.signs = Signs::default();
                 }
                 known.touch(sight, Way::Opening);
-                if place == Claimed::Half && !sight.is_error && known.signs.last(sight.protocol) {
+                if place == Claimed::Half && !sight.is_error && known.signs.last() {
                     self.promote(&answers);
                 }
                 return Some(place);
@@ -196,7 +196,7 @@ impl Node {
         let Some((mapping, place)) = known else { return false };
         mapping.touch(&flight.sight, Way::Answering);
         let (client, rev_nat) = (mapping.source, mapping.rev_nat);
-        let lasts = !flight.sight.is_error && mapping.signs.last(flight.sight.protocol);
+        let lasts = !flight.sight.is_error && mapping.signs.last();
         if place == Claimed::Half && lasts {
             self.nat.promote(&flight.was);
         }
