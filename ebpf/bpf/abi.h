@@ -45,7 +45,10 @@ struct tb_config {
 	union tb_addr underlay4;
 	union tb_addr underlay6;
 	__u64 clock_offset_ns; /* added to the clock that flows live by: tests move time, else 0 */
-	__u8 spare[16];
+	__u32 host_policy_id;  /* of the node's own traffic; 0: none */
+	__u16 wireguard_port;  /* host order; 0: none */
+	__u16 pad1;
+	__u8 spare[8];
 };
 
 /* tb_iface flags */
@@ -175,6 +178,8 @@ struct tb_rev_nat {
 #define TB_CT_EGRESS 0  /* source is a pod of this node */
 #define TB_CT_INGRESS 1 /* destination is a pod of this node */
 #define TB_CT_SERVICE 2 /* client to frontend: remembers the backend */
+#define TB_CT_HOST_IN 5  /* destination is the node itself */
+#define TB_CT_HOST_OUT 6 /* source is the node itself */
 #define TB_NAT_OUT 3    /* tuple before SNAT */
 #define TB_NAT_IN 4     /* tuple of the answers to the SNATed flow */
 
@@ -345,6 +350,7 @@ struct tb_event {
 /* Marks: magic in 0x1F00. */
 #define TB_MARK_MASK 0x1F00u
 #define TB_MARK_KEYED 0x0F00u      /* the tunnel key is set already */
+#define TB_MARK_FORWARDED 0x0300u  /* a pod's or a client's, under an address of the node */
 #define TB_MARK_DECRYPTED 0x0D00u  /* came out of WireGuard */
 #define TB_MARK_CIPHERTEXT 0x1E00u /* set on WireGuard's own socket */
 

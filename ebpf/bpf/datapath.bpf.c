@@ -2,6 +2,7 @@
 /* The seven programs. Each fills the scratch packet, decides, and ends in finish(). */
 #include "parse.h"
 #include "forward.h"
+#include "host.h"
 
 #define TB_FILE_ID 10
 
@@ -36,8 +37,10 @@ INLINE int onward(struct __sk_buff *skb, struct tb_pkt *p)
 		act = tb_ingress(p->out_ifindex);
 		return act == TB_GO ? tb_deliver(skb) : act;
 	}
-	if (p->where == TB_HOST)
-		return to_stack(skb, p, TB_POINT_TO_HOST);
+	if (p->where == TB_HOST) {
+		act = tb_host_receives();
+		return act == TB_GO ? to_stack(skb, p, TB_POINT_TO_HOST) : act;
+	}
 	return tb_forward(skb);
 }
 
@@ -170,6 +173,13 @@ INLINE int pod_receives(struct __sk_buff *skb, struct tb_pkt *p)
 	if (addr_multicast(&p->dst, p->family))
 		return DROP(p, TB_DROP_UNKNOWN_TARGET, "the node sends a pod a multicast or broadcast packet", "none; pods get none");
 	tb_identify(0);
+	if (p->src_identity == TB_ID_HOST) {
+		p->dst_identity = iface->identity;
+		act = tb_host_sends();
+		if (act != TB_GO)
+			return act;
+		p->reply = 0;
+	}
 	act = tb_ingress(ifindex);
 	if (act != TB_GO)
 		return act;
@@ -286,8 +296,8 @@ INLINE int overlay_sends(struct __sk_buff *skb, struct tb_pkt *p)
 {
 	struct tb_config *cfg = tb_cfg();
 	struct tb_node *node;
+	int act, parsed;
 	__u32 index;
-	int act;
 
 	if (!cfg)
 		return DROP(p, TB_DROP_HOST_NOT_READY, "packet into the tunnel before the node is ready", "tombolo status; wait for the agent");
@@ -304,7 +314,11 @@ INLINE int overlay_sends(struct __sk_buff *skb, struct tb_pkt *p)
 		return DROP(p, TB_DROP_UNKNOWN_TARGET, "the node sends a multicast or broadcast packet into the tunnel", "none; the tunnel has single nodes as ends");
 	p->reason = 0;
 	p->src_identity = TB_ID_HOST;
+	parsed = act == TB_GO;
 	act = tb_locate();
+	if (act != TB_GO)
+		return act;
+	act = parsed ? tb_host_sends() : tb_host_untracked(p->dst_identity, 1);
 	if (act != TB_GO)
 		return act;
 	index = p->node;
@@ -336,6 +350,13 @@ INLINE int ours(struct tb_pkt *p)
 	return bpf_map_lookup_elem(&tb_services, &key) != 0;
 }
 
+INLINE int is_host(const union tb_addr *addr)
+{
+	struct tb_endpoint *ep = bpf_map_lookup_elem(&tb_endpoints, addr);
+
+	return ep && ep->flags & TB_EP_HOST;
+}
+
 INLINE int uplink_receives(struct __sk_buff *skb, struct tb_pkt *p)
 {
 	struct tb_config *cfg = tb_cfg();
@@ -350,7 +371,11 @@ INLINE int uplink_receives(struct __sk_buff *skb, struct tb_pkt *p)
 		if (ours(p))
 			return act;
 		p->reason = 0;
-		return TC_ACT_OK;
+		if (!cfg->host_policy_id || !is_host(&p->dst))
+			return TC_ACT_OK;
+		tb_identify(1);
+		act = tb_host_untracked(p->src_identity, 0);
+		return act == TB_GO ? TC_ACT_OK : act;
 	}
 	tb_identify(1);
 	if (p->local_source == TB_POD)
@@ -376,7 +401,10 @@ INLINE int uplink_receives(struct __sk_buff *skb, struct tb_pkt *p)
 	/* Only a router that sends the node's own packets to a service back does this, and those were translated above. */
 	if (p->local_source)
 		return DROP(p, TB_DROP_INVALID_SOURCE, "it comes from the network with an address of this node", "look for another machine with the address, or a spoofing one");
-	return p->where == TB_HOST ? TC_ACT_OK : onward(skb, p);
+	if (p->where != TB_HOST)
+		return onward(skb, p);
+	act = tb_host_receives();
+	return act == TB_GO ? TC_ACT_OK : act;
 }
 
 SEC("classifier") int from_uplink(struct __sk_buff *skb)
@@ -418,18 +446,39 @@ INLINE int must_encrypt(struct tb_pkt *p, struct tb_config *cfg)
 	return p->proto == TB_UDP && p->dport == bswap16(cfg->vxlan_port);
 }
 
+/* What the node itself sends to the network. parsed: down to the ports. */
+INLINE int node_sends(struct tb_pkt *p, int parsed)
+{
+	struct tb_prefix *pfx;
+
+	if (!is_host(&p->outer_src))
+		return TB_GO;
+	pfx = prefix_of(p, &p->dst);
+	p->dst_identity = pfx ? pfx->identity : TB_ID_WORLD;
+	return parsed ? tb_host_sends() : tb_host_untracked(p->dst_identity, 1);
+}
+
 INLINE int uplink_sends(struct __sk_buff *skb, struct tb_pkt *p)
 {
 	struct tb_config *cfg = tb_cfg();
+	__u32 mark = skb->mark & TB_MARK_MASK;
+	int act;
 
-	if (!is_ip(skb) || !cfg || !(cfg->flags & TB_CFG_ENCRYPT))
+	if (!is_ip(skb) || !cfg || !(cfg->flags & TB_CFG_ENCRYPT || cfg->host_policy_id))
 		return TC_ACT_OK;
-	if ((skb->mark & TB_MARK_MASK) == TB_MARK_CIPHERTEXT)
+	if (mark == TB_MARK_CIPHERTEXT)
 		return TC_ACT_OK;
-	/* Only the addresses decide; a packet that parses no further is judged all the same. */
-	tb_parse(skb);
+	/* For the question of encryption the addresses alone decide; a packet that parses no further is judged all the same. */
+	act = tb_parse(skb);
 	p->reason = 0;
-	if (p->nd || addr_multicast(&p->dst, p->family) || !must_encrypt(p, cfg))
+	if (p->nd || addr_multicast(&p->dst, p->family))
+		return TC_ACT_OK;
+	if (cfg->host_policy_id && mark != TB_MARK_FORWARDED) {
+		act = node_sends(p, act == TB_GO);
+		if (act != TB_GO)
+			return act;
+	}
+	if (!(cfg->flags & TB_CFG_ENCRYPT) || !must_encrypt(p, cfg))
 		return TC_ACT_OK;
 	if (!cfg->wireguard_ifindex)
 		return DROP(p, TB_DROP_UNENCRYPTED, "it must leave encrypted, but there is no WireGuard device", "tombolo status; start tombolo wireguard");

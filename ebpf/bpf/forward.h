@@ -162,6 +162,9 @@ INLINE int along_route(struct __sk_buff *skb, struct tb_pkt *p)
 	act = hop(skb, p);
 	if (act != TB_GO)
 		return act;
+	/* Under the node's address it would be taken for the node's own. */
+	if (!addr_eq(&p->nsrc, &p->src))
+		skb->mark = (skb->mark & ~TB_MARK_MASK) | TB_MARK_FORWARDED;
 	p->point = TB_POINT_TO_NETWORK;
 	return bpf_redirect_neigh(fib.ifindex, 0, 0, 0);
 }

@@ -25,6 +25,8 @@ pub(crate) const SVC_LOCAL_ONLY: u32 = 1;
 pub(crate) const SVC_SOURCE_RANGE: u32 = 64;
 pub(crate) const CT_EGRESS: u8 = 0;
 pub(crate) const CT_INGRESS: u8 = 1;
+pub(crate) const CT_HOST_IN: u8 = 5;
+pub(crate) const CT_HOST_OUT: u8 = 6;
 pub(crate) const NAT_IN: u8 = 4;
 pub(crate) const CTF_CLOSING: u16 = 2 | 4;
 pub(crate) const POL_INGRESS: u32 = 1;
@@ -129,7 +131,8 @@ abi! {
         overlay_ifindex: u32 = 16, wireguard_ifindex: u32 = 20, snat_port_min: u16 = 24,
         snat_port_max: u16 = 26, vxlan_port: u16 = 28, pad0: u16 = 30, report_interval_ns: u64 = 32,
         internal4: Addr = 40, internal6: Addr = 56, underlay4: Addr = 72, underlay6: Addr = 88,
-        clock_offset_ns: u64 = 104, spare: [u8; 16] = 112,
+        clock_offset_ns: u64 = 104, host_policy_id: u32 = 112, wireguard_port: u16 = 116, pad1: u16 = 118,
+        spare: [u8; 8] = 120,
     }
     /// `struct tb_iface`
     Iface = 64 {

@@ -265,6 +265,8 @@ fn plain(key: &abi::Tuple, value: &abi::Ct, established: bool) -> ConntrackEntry
         kind: match key.kind {
             abi::CT_EGRESS => ConntrackKind::Egress,
             abi::CT_INGRESS => ConntrackKind::Ingress,
+            abi::CT_HOST_IN => ConntrackKind::HostIn,
+            abi::CT_HOST_OUT => ConntrackKind::HostOut,
             _ => ConntrackKind::Service,
         },
         protocol: key.proto,

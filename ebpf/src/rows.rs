@@ -28,6 +28,10 @@ pub struct NodeConfig {
     pub snat_ports: RangeInclusive<u16>,
     /// The UDP port of VXLAN.
     pub vxlan_port: u16,
+    /// The UDP port of WireGuard; `None`: no encryption.
+    pub wireguard_port: Option<u16>,
+    /// The policy of the node's own traffic; 0: none, everything is allowed.
+    pub host_policy_id: u32,
     /// An established flow yields a trace event at most this often per direction.
     pub report_interval: Duration,
     /// The node's own address inside the pod network ("CiliumInternalIP"), IPv4.
@@ -55,6 +59,8 @@ impl Default for NodeConfig {
             wireguard_ifindex: 0,
             snat_ports: 10240..=32767,
             vxlan_port: 8472,
+            wireguard_port: None,
+            host_policy_id: 0,
             report_interval: Duration::from_secs(5),
             internal4: None,
             internal6: None,
@@ -279,6 +285,10 @@ pub enum ConntrackKind {
     Ingress,
     /// Client to frontend; remembers the backend.
     Service,
+    /// The destination is the node itself.
+    HostIn,
+    /// The source is the node itself.
+    HostOut,
 }
 
 /// A tracked flow.

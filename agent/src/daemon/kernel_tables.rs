@@ -94,6 +94,8 @@ fn flows(datapath: &Datapath, filter: &FlowFilter) -> Result<Shown, DatapathErro
             ConntrackKind::Egress => "egress",
             ConntrackKind::Ingress => "ingress",
             ConntrackKind::Service => "service",
+            ConntrackKind::HostIn => "host-in",
+            ConntrackKind::HostOut => "host-out",
         };
         // A service's entry has the frontend as its destination.
         let service = frontend.filter(|_| flow.kind != ConntrackKind::Service).map(end);
