@@ -35,6 +35,7 @@ GLOBAL int tb_host_untracked(__u32 identity, __u32 dir)
 	if (!cfg->host_policy_id || p->frag == TB_FRAG_LATER || p->is_error)
 		return TB_GO;
 	p->tproto = p->proto;
+	p->untracked = 1;
 	return tb_verdict(cfg->host_policy_id, identity, dir, 0);
 }
 

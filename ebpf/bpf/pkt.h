@@ -96,7 +96,7 @@ struct tb_pkt {
 	__u8 local_source; /* came from the network with a source of this node: TB_POD or TB_HOST */
 	__u8 refuse; /* dropped as a service's that takes nothing: the client may be told */
 	__u8 audited; /* the reason for which it would have been dropped */
-	__u8 pad1[1];
+	__u8 untracked; /* judged without being a flow */
 	/* From here on not cleared. */
 	struct tb_tuple key;
 	struct tb_ct ct;

@@ -107,9 +107,14 @@ INLINE int said(const struct tb_pkt *p)
 	return !weight ? 0 : weight == 255 ? 2 : 1;
 }
 
-/* The port that rules go by. Of ICMP only echo is tracked, whose tuple has port 0 at the asked end. */
+/*
+ * The port that rules go by; of ICMP type and code. Of that only echo is tracked, whose tuple has port 0 at the asked end;
+ * other messages are the node's, and speak for themselves.
+ */
 INLINE __be16 rule_port(const struct tb_pkt *p, __be16 port)
 {
+	if (p->untracked)
+		return p->tproto == TB_ICMP || p->tproto == TB_ICMPV6 ? bswap16((__u16)(p->icmp_type << 8 | p->icmp_code)) : 0;
 	if (p->tproto == TB_ICMP)
 		return bswap16(port ? 0 : 8 << 8);
 	if (p->tproto == TB_ICMPV6)

@@ -155,5 +155,21 @@ fn protocols_without_ports_are_judged_by_their_number() {
         let neighbour = RuleEntry { identity: Some(6), protocol: Some(89), ..RuleEntry::default() };
         enforce(&node, &PolicySet { ingress: PolicySide::only(vec![neighbour]), ..rules(f) });
         passes(&node, "from_uplink", node.uplink, &ospf);
+        // Messages of ICMP that are no flow, by their type: timestamp requests and node information queries.
+        let kind = [13, 139][f];
+        let mut asks = ping(REMOTE_NODE[f], NODE[f], 7, true);
+        asks[[14 + 20, 14 + 40][f]] = kind;
+        node.drops("from_uplink", node.uplink, &asks, 133);
+        let of_type = |kind: u16| RuleEntry {
+            identity: Some(6),
+            protocol: Some([1, 58][f]),
+            port: Some(PortPrefix { first: kind << 8, bits: 8 }),
+            ..RuleEntry::default()
+        };
+        let echo = of_type([8, 128][f]);
+        enforce(&node, &PolicySet { ingress: PolicySide::only(vec![echo]), ..rules(f) });
+        node.drops("from_uplink", node.uplink, &asks, 133);
+        enforce(&node, &PolicySet { ingress: PolicySide::only(vec![of_type(kind.into())]), ..rules(f) });
+        passes(&node, "from_uplink", node.uplink, &asks);
     }
 }

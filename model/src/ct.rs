@@ -14,6 +14,10 @@ pub enum Kind {
     Ingress,
     /// Client to frontend; remembers the backend.
     Service,
+    /// The destination is the node itself.
+    HostIn,
+    /// The source is the node itself.
+    HostOut,
 }
 
 /// What an entry is found by: the flow as its opener sends it, behind the translation, or before it for

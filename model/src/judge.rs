@@ -21,7 +21,7 @@ const fn policy_of(policy: u32, peer: u32, loopback: bool) -> u32 {
 }
 
 impl Node {
-    fn allows(
+    pub(crate) fn allows(
         &self,
         flight: &Flight<'_>,
         policy: u32,

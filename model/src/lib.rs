@@ -27,6 +27,7 @@
 pub mod ct;
 mod flight;
 mod hash;
+mod host;
 mod judge;
 mod lb;
 pub mod nat;

@@ -34,6 +34,10 @@ pub struct Config {
     pub snat_ports: RangeInclusive<u16>,
     /// The UDP port of VXLAN.
     pub vxlan_port: u16,
+    /// The UDP port of WireGuard.
+    pub wireguard_port: Option<u16>,
+    /// The policy of the node's own traffic; 0: none.
+    pub host_policy: u32,
     /// The node's address inside the pod network, IPv4.
     pub internal4: Option<Ipv4Addr>,
     /// The same, IPv6.
@@ -49,6 +53,8 @@ impl Default for Config {
             wireguard: false,
             snat_ports: 10240..=32767,
             vxlan_port: 8472,
+            wireguard_port: None,
+            host_policy: 0,
             internal4: None,
             internal6: None,
         }

@@ -6,6 +6,8 @@ use crate::lb::Scope;
 use crate::node::{HOST, Local, Node, Path, Pod, Prefix};
 use crate::outcome::{Outcome, Reason, To};
 use crate::packet::{Packet, UDP};
+use crate::verdict::Direction;
+use std::net::IpAddr;
 
 type Decision = Result<(To, Packet), Reason>;
 
@@ -54,13 +56,13 @@ impl Node {
     }
 
     /// A packet into the network: `to_uplink`.
-    pub fn to_uplink(&mut self, packet: &Packet) -> Outcome {
-        outcome(self.uplink_sends(packet))
+    pub fn to_uplink(&mut self, now_ns: u64, packet: &Packet) -> Outcome {
+        outcome(self.uplink_sends(now_ns, packet))
     }
 
     /// The node's own packet into the tunnel: `to_overlay`.
-    pub fn to_overlay(&mut self, packet: &Packet) -> Outcome {
-        outcome(self.overlay_sends(packet))
+    pub fn to_overlay(&mut self, now_ns: u64, packet: &Packet) -> Outcome {
+        outcome(self.overlay_sends(now_ns, packet))
     }
 
     fn pod_sends(&mut self, now_ns: u64, ifindex: u32, packet: &Packet) -> Decision {
@@ -113,6 +115,11 @@ impl Node {
             return Err(Reason::UnknownTarget);
         }
         self.identify(flight);
+        if flight.source_identity == HOST {
+            flight.destination_identity = self.ready_pod(ifindex)?.identity;
+            self.host_sends(flight)?;
+            (flight.reply, flight.fresh) = (false, false);
+        }
         self.receives(flight, ifindex)?;
         to_kernel(flight)
     }
@@ -126,7 +133,14 @@ impl Node {
             return to_kernel(flight);
         }
         if let Some(reason) = flight.broken {
-            return if self.is_ours(flight) { Err(reason) } else { to_kernel(flight) };
+            if self.is_ours(flight) {
+                return Err(reason);
+            }
+            if self.is_own(flight.packet.destination) {
+                self.identify_outsider(flight);
+                self.host_untracked(flight, Direction::Ingress, flight.source_identity)?;
+            }
+            return to_kernel(flight);
         }
         self.identify_outsider(flight);
         if flight.local_source == Some(LocalSource::Pod) || is_group(flight.packet.source) {
@@ -149,7 +163,11 @@ impl Node {
         if flight.local_source.is_some() {
             return Err(Reason::InvalidSource);
         }
-        if flight.place == Place::Host { to_kernel(flight) } else { self.onward(flight) }
+        self.onward(flight)
+    }
+
+    fn is_own(&self, address: IpAddr) -> bool {
+        self.local.get(&address) == Some(&Local::Host)
     }
 
     /// Whether a packet that cannot be tracked is meant for a pod or service: else it is the stack's business.
@@ -178,7 +196,10 @@ impl Node {
     /// The packet is judged and its translation decided.
     fn onward(&mut self, flight: &mut Flight<'_>) -> Decision {
         match flight.place {
-            Place::Host => to_kernel(flight),
+            Place::Host => {
+                self.host_receives(flight)?;
+                to_kernel(flight)
+            }
             Place::Away(prefix) => self.forward(flight, prefix),
             Place::Pod(ifindex) => {
                 self.receives(flight, ifindex)?;
@@ -199,14 +220,14 @@ impl Node {
         hop(flight, To::Overlay)
     }
 
-    fn overlay_sends(&mut self, packet: &Packet) -> Decision {
-        // No flow is looked at, so the time is of no matter.
-        let flight = &mut self.begin(0, packet);
+    fn overlay_sends(&mut self, now_ns: u64, packet: &Packet) -> Decision {
+        let flight = &mut self.begin(now_ns, packet);
         if flight.to_group() {
             return Err(Reason::UnknownTarget);
         }
         flight.source_identity = HOST;
         self.locate(flight)?;
+        self.own_packet(flight)?;
         let node = match flight.place {
             Place::Away(prefix) if prefix.node != 0 => self.nodes.get(&prefix.node),
             _ => None,
@@ -215,12 +236,29 @@ impl Node {
         to_kernel(flight)
     }
 
-    fn uplink_sends(&mut self, packet: &Packet) -> Decision {
-        if !self.config.encrypt {
+    /// A packet of the node, whose receiver is known.
+    fn own_packet(&mut self, flight: &mut Flight<'_>) -> Result<(), Reason> {
+        if flight.broken.is_some() {
+            self.host_untracked(flight, Direction::Egress, flight.destination_identity)
+        } else {
+            self.host_sends(flight)
+        }
+    }
+
+    fn uplink_sends(&mut self, now_ns: u64, packet: &Packet) -> Decision {
+        if !self.config.encrypt && self.config.host_policy == 0 {
             return Ok((To::Kernel, packet.clone()));
         }
-        let flight = &self.begin(0, packet);
-        if flight.to_group() || !self.must_encrypt(flight) {
+        let flight = &mut self.begin(now_ns, packet);
+        if flight.to_group() {
+            return to_kernel(flight);
+        }
+        if self.is_own(packet.source) {
+            let receiver = self.prefix_of(packet.destination).unwrap_or_default();
+            flight.destination_identity = receiver.identity;
+            self.own_packet(flight)?;
+        }
+        if !self.config.encrypt || !self.must_encrypt(flight) {
             to_kernel(flight)
         } else if self.config.wireguard {
             Ok((To::WireGuard, packet.clone()))

@@ -77,6 +77,8 @@ fn entry((key, value): &([u8; 40], [u8; 112])) -> (Key, Entry) {
         0 => Kind::Egress,
         1 => Kind::Ingress,
         2 => Kind::Service,
+        5 => Kind::HostIn,
+        6 => Kind::HostOut,
         other => panic!("a flow of kind {other}"),
     };
     let flags = u16_at(value, 90);

@@ -21,6 +21,8 @@ impl Rows {
             wireguard: config.wireguard_ifindex != 0,
             snat_ports: config.snat_ports.clone(),
             vxlan_port: config.vxlan_port,
+            wireguard_port: config.wireguard_port,
+            host_policy: config.host_policy_id,
             internal4: config.internal4,
             internal6: config.internal6,
         };

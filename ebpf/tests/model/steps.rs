@@ -212,8 +212,16 @@ fn policy() -> impl Strategy<Value = Policy> {
 
 fn switches() -> impl Strategy<Value = Switches> {
     let mostly = || prop::bool::weighted(0.95);
-    (mostly(), any::<bool>(), mostly(), any::<bool>(), 1_u16..4).prop_map(
-        |(ready, encrypt, overlay, wireguard, ports)| Switches { ready, encrypt, overlay, wireguard, ports },
+    let host = prop::option::weighted(0.4, POLICIES).prop_map(Option::unwrap_or_default);
+    (mostly(), any::<bool>(), mostly(), any::<bool>(), 1_u16..4, host).prop_map(
+        |(ready, encrypt, overlay, wireguard, ports, host)| Switches {
+            ready,
+            encrypt,
+            overlay,
+            wireguard,
+            ports,
+            host,
+        },
     )
 }
 

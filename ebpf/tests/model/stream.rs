@@ -133,8 +133,7 @@ impl Stream<'_> {
             (To::Overlay | To::Network | To::WireGuard, _) => Hook::FromUplink,
             (To::Kernel, Hook::FromPod(pod)) => Hook::ToPod(pod),
             (To::Kernel, Hook::ToPod(pod)) => Hook::FromPod(pod),
-            // The node's own answer into the network is no more than a look at the flags.
-            (To::Kernel, Hook::FromUplink) => return None,
+            (To::Kernel, Hook::FromUplink) => Hook::ToUplink,
             (To::Kernel, Hook::ToUplink | Hook::ToOverlay) => Hook::FromUplink,
         };
         Some((hook, packet.clone()))
@@ -149,8 +148,8 @@ impl Stream<'_> {
             Hook::FromPod(_) => model.from_endpoint(now, ifindex, &packet),
             Hook::ToPod(_) => model.to_endpoint(now, ifindex, &packet),
             Hook::FromUplink => model.from_uplink(now, &packet),
-            Hook::ToUplink => model.to_uplink(&packet),
-            Hook::ToOverlay => model.to_overlay(&packet),
+            Hook::ToUplink => model.to_uplink(now, &packet),
+            Hook::ToOverlay => model.to_overlay(now, &packet),
         };
         let difference = match self.programs(hook, ifindex, &packet) {
             Ok(seen) => difference(&outcome, &seen),

@@ -98,6 +98,8 @@ pub struct Switches {
     pub wireguard: bool,
     /// How many SNAT ports there are.
     pub ports: u16,
+    /// The policy of the node's own traffic.
+    pub host: u32,
 }
 
 /// How the node behind the tunnel is reached.
@@ -109,7 +111,7 @@ pub struct Reached {
 }
 
 const SWITCHES: Switches =
-    Switches { ready: true, encrypt: false, overlay: true, wireguard: false, ports: 2 };
+    Switches { ready: true, encrypt: false, overlay: true, wireguard: false, ports: 2, host: 0 };
 const REACHED: Reached = Reached { direct: false, tunnel: true, encrypt: true };
 
 /// A row that streams change, so that it has to be put back.
@@ -240,6 +242,8 @@ impl World {
             overlay_ifindex: if switches.overlay { real.overlay } else { 0 },
             wireguard_ifindex: if switches.wireguard { real.overlay } else { 0 },
             verdict_events: false,
+            wireguard_port: Some(51_871),
+            host_policy_id: switches.host,
             snat_ports: SNAT_PORT..=SNAT_PORT + switches.ports - 1,
             test_clock_offset: Duration::from_nanos(self.ahead_ns),
             ..real.config()
