@@ -48,7 +48,8 @@ struct tb_config {
 	__u32 host_policy_id;  /* of the node's own traffic; 0: none */
 	__u16 wireguard_port;  /* host order; 0: none */
 	__u16 pad1;
-	__u8 spare[8];
+	__u32 events_per_sec;  /* told of one interface, on each CPU; 0: all */
+	__u8 spare[4];
 };
 
 /* tb_iface flags */

@@ -61,6 +61,47 @@ static __attribute__((noinline)) int fill_event(struct __sk_buff *skb, struct tb
 	return 0;
 }
 
+INLINE int allowed(struct tb_allowance *allowance, __u64 now, __u64 per_sec)
+{
+	if (now - allowance->since_ns >= 1000000000ull) {
+		allowance->since_ns = now;
+		allowance->used = 0;
+	}
+	return allowance->used++ < per_sec;
+}
+
+/* By interface, so that one that is flooded, or floods, leaves the ring to the others. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_PERCPU_HASH);
+	__type(key, __u32);
+	__type(value, struct tb_allowance);
+	__uint(max_entries, 4096);
+} tb_event_room SEC(".maps");
+
+INLINE int may_tell(const struct tb_pkt *p, __u32 ifindex)
+{
+	struct tb_config *cfg = tb_cfg();
+	struct tb_allowance first = { .since_ns = p->now, .used = 1 };
+	struct tb_allowance *allowance;
+
+	if (!cfg || !cfg->events_per_sec)
+		return 1;
+	allowance = bpf_map_lookup_elem(&tb_event_room, &ifindex);
+	if (allowance)
+		return allowed(allowance, p->now, cfg->events_per_sec);
+	bpf_map_update_elem(&tb_event_room, &ifindex, &first, BPF_NOEXIST);
+	return 1;
+}
+
+INLINE int lost(__u32 why)
+{
+	__u64 *count = bpf_map_lookup_elem(&tb_lost, &why);
+
+	if (count)
+		*count += 1;
+	return 0;
+}
+
 GLOBAL int tb_emit(struct __sk_buff *skb, __u32 type)
 {
 	struct tb_pkt *p = tb_pkt();
@@ -68,15 +109,11 @@ GLOBAL int tb_emit(struct __sk_buff *skb, __u32 type)
 
 	if (!p)
 		return 0;
+	if (!may_tell(p, skb->ifindex))
+		return lost(TB_LOST_LIMITED);
 	e = bpf_ringbuf_reserve(&tb_events, sizeof(*e), 0);
-	if (!e) {
-		__u32 zero = 0;
-		__u64 *lost = bpf_map_lookup_elem(&tb_lost, &zero);
-
-		if (lost)
-			*lost += 1;
-		return 0;
-	}
+	if (!e)
+		return lost(TB_LOST_FULL);
 	fill_event(skb, p, e, type);
 	bpf_ringbuf_submit(e, 0);
 	return 0;

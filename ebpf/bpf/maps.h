@@ -47,13 +47,21 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } tb_events SEC(".maps");
 
-/* Events that found the ring full; per CPU. */
+/* Events that nobody got; per CPU. */
+#define TB_LOST_FULL 0    /* the ring was full */
+#define TB_LOST_LIMITED 1 /* their interface had told enough this second */
+
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__type(key, __u32);
 	__type(value, __u64);
-	__uint(max_entries, 1);
+	__uint(max_entries, 2);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } tb_lost SEC(".maps");
+
+/* What has been used in the second that began at since_ns. */
+struct tb_allowance {
+	__u64 since_ns, used;
+};
 
 #endif

@@ -158,10 +158,6 @@ GLOBAL int tb_too_big(struct __sk_buff *skb, __u32 mtu)
 /* Refusals a second and CPU: RFC 4443 section 2.4 (f) asks for a limit, and whoever forges his source makes others get them. */
 #define TB_REFUSALS 1000
 
-struct tb_allowance {
-	__u64 since_ns, used;
-};
-
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__type(key, __u32);
@@ -174,13 +170,7 @@ INLINE int may_refuse(const struct tb_pkt *p)
 	__u32 zero = 0;
 	struct tb_allowance *allowance = bpf_map_lookup_elem(&tb_refusals, &zero);
 
-	if (!allowance)
-		return 0;
-	if (p->now - allowance->since_ns >= SEC_NS) {
-		allowance->since_ns = p->now;
-		allowance->used = 0;
-	}
-	return allowance->used++ < TB_REFUSALS;
+	return allowance && allowed(allowance, p->now, TB_REFUSALS);
 }
 
 /* For a packet that was dropped with p->refuse: port unreachable, as Kubernetes' own proxy rejects. */

@@ -40,6 +40,8 @@ pub(crate) const RULE_PASS: u32 = 2;
 pub(crate) const TIER_NORMAL: u8 = 0;
 pub(crate) const TIER_ADMIN: u8 = 1;
 pub(crate) const TIER_BASELINE: u8 = 2;
+pub(crate) const LOST_FULL: u32 = 0;
+pub(crate) const LOST_LIMITED: u32 = 1;
 pub(crate) const EV_DROP: u8 = 1;
 pub(crate) const EV_VERDICT: u8 = 5;
 pub(crate) const EVF_REPLY: u16 = 1;
@@ -132,7 +134,7 @@ abi! {
         snat_port_max: u16 = 26, vxlan_port: u16 = 28, pad0: u16 = 30, report_interval_ns: u64 = 32,
         internal4: Addr = 40, internal6: Addr = 56, underlay4: Addr = 72, underlay6: Addr = 88,
         clock_offset_ns: u64 = 104, host_policy_id: u32 = 112, wireguard_port: u16 = 116, pad1: u16 = 118,
-        spare: [u8; 8] = 120,
+        events_per_sec: u32 = 120, spare: [u8; 4] = 124,
     }
     /// `struct tb_iface`
     Iface = 64 {

@@ -10,7 +10,7 @@ use crate::maglev::Slots as MaglevSlots;
 use crate::policies::{Known, Revisions};
 use crate::ranges::Ranges;
 use crate::rev_nats::Released;
-use crate::rows::{Direction, MapUsage, Metric, NodeConfig};
+use crate::rows::{Direction, LostEvents, MapUsage, Metric, NodeConfig};
 use crate::tables::Tables;
 use aya::programs::SchedClassifier;
 use aya::{Ebpf, EbpfLoader};
@@ -377,11 +377,11 @@ impl Datapath {
         EventReader::new(ring)
     }
 
-    /// Events lost since the maps were made because the ring was full.
+    /// Events that nobody got since the maps were made.
     ///
     /// # Errors
     /// The counter cannot be read.
-    pub fn lost_events(&self) -> Result<u64, DatapathError> {
+    pub fn lost_events(&self) -> Result<LostEvents, DatapathError> {
         self.tables.lost_events()
     }
 
@@ -451,6 +451,7 @@ impl Datapath {
             vxlan_port: config.vxlan_port,
             wireguard_port: config.wireguard_port.unwrap_or(0),
             host_policy_id: config.host_policy_id,
+            events_per_sec: config.events_per_sec,
             report_interval_ns: interval,
             internal4: config.internal4.into(),
             internal6: config.internal6.into(),
@@ -480,6 +481,7 @@ impl Datapath {
             vxlan_port: row.vxlan_port,
             wireguard_port: (row.wireguard_port != 0).then_some(row.wireguard_port),
             host_policy_id: row.host_policy_id,
+            events_per_sec: row.events_per_sec,
             report_interval: Duration::from_nanos(row.report_interval_ns),
             internal4: row.internal4.v4(),
             internal6: row.internal6.v6(),

@@ -53,8 +53,8 @@ pub use error::DatapathError;
 pub use events::{DatapathEvent, EventKind, EventReader};
 pub use rows::{
     Backend, ConntrackEntry, ConntrackKind, Direction, FlowFilter, Frontend, Interface, LocalAddress,
-    MapUsage, Metric, NodeConfig, NodeEntry, NodePath, PolicySet, PolicySide, PortPrefix, PrefixEntry,
-    RuleAction, RuleEntry, RuleTier, Scope, ServiceEntry, Translation,
+    LostEvents, MapUsage, Metric, NodeConfig, NodeEntry, NodePath, PolicySet, PolicySide, PortPrefix,
+    PrefixEntry, RuleAction, RuleEntry, RuleTier, Scope, ServiceEntry, Translation,
 };
 pub use sites::{SITES, Site, reason_name, site};
 pub use sys::monotonic_ns;

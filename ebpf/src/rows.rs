@@ -30,6 +30,8 @@ pub struct NodeConfig {
     pub vxlan_port: u16,
     /// The UDP port of WireGuard; `None`: no encryption.
     pub wireguard_port: Option<u16>,
+    /// How many events of one interface are told in a second, on each CPU; 0: all. The others are counted.
+    pub events_per_sec: u32,
     /// The policy of the node's own traffic; 0: none, everything is allowed.
     pub host_policy_id: u32,
     /// An established flow yields a trace event at most this often per direction.
@@ -60,6 +62,7 @@ impl Default for NodeConfig {
             snat_ports: 10240..=32767,
             vxlan_port: 8472,
             wireguard_port: None,
+            events_per_sec: 0,
             host_policy_id: 0,
             report_interval: Duration::from_secs(5),
             internal4: None,
@@ -274,6 +277,15 @@ pub struct PolicySet {
     pub egress: PolicySide,
     /// What would be dropped passes, and events tell of it.
     pub audit: bool,
+}
+
+/// Events that nobody got.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct LostEvents {
+    /// The ring was full.
+    pub full: u64,
+    /// Their interface had told enough in that second ([`NodeConfig::events_per_sec`]).
+    pub limited: u64,
 }
 
 /// What a conntrack entry is about.

@@ -2,6 +2,7 @@
 
 use crate::abi;
 use crate::error::DatapathError;
+use crate::rows::LostEvents;
 use crate::sys::{self, Cursor};
 use aya::Pod;
 use aya::maps::lpm_trie::Key;
@@ -311,10 +312,14 @@ impl Tables {
             .collect()
     }
 
-    /// Events that found the ring full.
-    pub(crate) fn lost_events(&self) -> Result<u64, DatapathError> {
-        let parts = lock(&self.lost).get(&0, 0).map_err(|e| failed("tb_lost", "read", &0, e))?;
-        Ok(parts.iter().fold(0, |sum, part| sum.wrapping_add(*part)))
+    /// Events that nobody got.
+    pub(crate) fn lost_events(&self) -> Result<LostEvents, DatapathError> {
+        let lost = lock(&self.lost);
+        let sum = |why: u32| -> Result<u64, DatapathError> {
+            let parts = lost.get(&why, 0).map_err(|e| failed("tb_lost", "read", &why, e))?;
+            Ok(parts.iter().fold(0, |sum, part| sum.wrapping_add(*part)))
+        };
+        Ok(LostEvents { full: sum(abi::LOST_FULL)?, limited: sum(abi::LOST_LIMITED)? })
     }
 
     /// The ring's only reader; `None` if it was taken before.

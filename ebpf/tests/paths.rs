@@ -376,3 +376,22 @@ fn programs_stay_within_the_verifiers_budget() {
         );
     }
 }
+
+#[test]
+fn an_interface_that_is_flooded_leaves_the_ring_to_the_others() {
+    let mut node = Node::new();
+    let config = NodeConfig { events_per_sec: 5, ..node.config() };
+    node.datapath.set_config(&config).unwrap();
+    node.events();
+    let denied = tcp((POD_B[0], 1), (POD_A[0], 80), "S");
+    for _ in 0..40 {
+        assert_eq!(node.run("from_endpoint", node.a, &denied).action, SHOT, "not its source");
+    }
+    // A second may end in between.
+    let told = node.events().len();
+    assert!((5..=10).contains(&told), "{told}");
+    let lost = node.datapath.lost_events().unwrap();
+    assert_eq!((lost.full, usize::try_from(lost.limited).unwrap()), (0, 40 - told));
+    node.run("from_endpoint", node.b, &tcp((POD_B[0], 1), (POD_A[0], 80), "S"));
+    assert!(!node.events().is_empty());
+}

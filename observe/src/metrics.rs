@@ -83,6 +83,8 @@ pub struct Metrics {
     pub flows: Counter,
     /// Flow events that the ring had no room for.
     pub flows_lost: Counter,
+    /// Flow events beyond what one interface may tell in a second.
+    pub flows_limited: Counter,
     /// The cluster mesh.
     pub mesh: MeshMetrics,
     /// 1 if a BGP session is established (Cilium's name).
@@ -122,6 +124,12 @@ impl Metrics {
         add(&mut registry, "tombolo_reconciler_failed", "Rows whose last write failed", &self.failed);
         add(&mut registry, "tombolo_flows", "Flow events seen", &self.flows);
         add(&mut registry, "tombolo_flows_lost", "Flow events lost for want of room", &self.flows_lost);
+        add(
+            &mut registry,
+            "tombolo_flows_limited",
+            "Flow events beyond datapath.events_per_second of their interface",
+            &self.flows_limited,
+        );
         self.mesh.register(&mut registry);
         add(
             &mut registry,

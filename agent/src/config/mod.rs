@@ -290,6 +290,8 @@ pub(crate) struct Datapath {
     pub(crate) bpffs: PathBuf,
     /// `auto`, `tcx` or `clsact`.
     pub(crate) attach: Attach,
+    /// Flow events of one interface that are told in a second, on each CPU; the others are counted. 0 = all.
+    pub(crate) events_per_second: u32,
     /// Map sizes.
     pub(crate) maps: Maps,
 }
@@ -303,6 +305,7 @@ impl Default for Datapath {
             wireguard_port: 51871,
             bpffs: "/sys/fs/bpf".into(),
             attach: Attach::Auto,
+            events_per_second: 4000,
             maps: Maps::default(),
         }
     }

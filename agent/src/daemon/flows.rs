@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::broadcast;
 use tombolo_base::table::{Snapshot, Table};
-use tombolo_ebpf::{Datapath, EventReader};
+use tombolo_ebpf::{Datapath, EventReader, LostEvents};
 use tombolo_observe::filter::Filter;
 use tombolo_observe::flow::{Enricher, Flow, Names, ServiceNames, ServiceRef};
 use tombolo_observe::metrics::Metrics;
@@ -94,7 +94,7 @@ pub(crate) async fn run(
     flows: Flows,
     metrics: Arc<Metrics>,
 ) {
-    let mut lost_before = 0;
+    let mut lost_before = LostEvents::default();
     loop {
         let first = tokio::select! {
             () = driver.cancel.cancelled() => return,
@@ -120,7 +120,8 @@ pub(crate) async fn run(
             metrics.flows.inc();
         }
         if let Ok(lost) = datapath.lost_events() {
-            metrics.flows_lost.inc_by(lost.saturating_sub(lost_before));
+            metrics.flows_lost.inc_by(lost.full.saturating_sub(lost_before.full));
+            metrics.flows_limited.inc_by(lost.limited.saturating_sub(lost_before.limited));
             lost_before = lost;
         }
     }

@@ -177,6 +177,9 @@ fn node_config(config: &Config, identity: &Identity, own: &NodeRow, devices: &[D
         overlay_ifindex: index_of(devices, tunnel::VXLAN_DEVICE),
         wireguard_ifindex: index_of(devices, tunnel::WIREGUARD_DEVICE),
         vxlan_port: config.datapath.vxlan_port,
+        wireguard_port: (config.datapath.encryption == Encryption::Wireguard)
+            .then_some(config.datapath.wireguard_port),
+        events_per_sec: config.datapath.events_per_second,
         internal4: v4(own.internal(true)),
         internal6: v6(own.internal(false)),
         underlay4: v4(own.underlay(true)),

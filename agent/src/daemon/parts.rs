@@ -11,7 +11,7 @@ use tombolo_bgp_node::{InstanceCache, InstancePeer};
 use tombolo_clustermesh::certificate::date;
 use tombolo_clustermesh::follower::ClusterStatus;
 use tombolo_clustermesh::publisher::PublisherStatus;
-use tombolo_ebpf::MapUsage;
+use tombolo_ebpf::{LostEvents, MapUsage};
 use tombolo_kubernetes::FolderReport;
 use tombolo_netlink::Link;
 use tombolo_service::pools::LbPool;
@@ -203,7 +203,7 @@ pub(crate) fn wireguard(
 }
 
 /// The stream of flow events.
-pub(crate) fn flows(seen: u64, lost: Result<u64, String>, reading: bool) -> Part {
+pub(crate) fn flows(seen: u64, lost: Result<LostEvents, String>, reading: bool) -> Part {
     if !reading {
         return Part::failing(
             "flows",
@@ -211,20 +211,24 @@ pub(crate) fn flows(seen: u64, lost: Result<u64, String>, reading: bool) -> Part
             "restart the agent; traffic is not affected",
         );
     }
-    match lost {
-        Err(error) => Part::failing("flows", error, "is bpffs mounted, and is the agent root?"),
-        Ok(0) => Part::ready("flows", format!("{seen} events seen, none lost")),
-        // Under load some are always lost; that does not make the part useless.
-        Ok(lost) => Part {
-            remedy: "events come faster than they are read; counters (`/metrics`) lose nothing".to_owned(),
-            ..Part::ready(
-                "flows",
-                format!(
-                    "{seen} events seen in this life, {lost} lost for want of room since the maps were made"
-                ),
-            )
-        },
+    let LostEvents { full, limited } = match lost {
+        Err(error) => return Part::failing("flows", error, "is bpffs mounted, and is the agent root?"),
+        Ok(lost) => lost,
+    };
+    if (full, limited) == (0, 0) {
+        return Part::ready("flows", format!("{seen} events seen, none lost"));
     }
+    // Under load some are always lost; that does not make the part useless.
+    let detail = format!(
+        "{seen} events seen in this life; since the maps were made {full} lost for want of room, {limited} beyond what \
+         one interface may tell in a second"
+    );
+    let remedy = if full > 0 {
+        "events come faster than they are read; counters (`/metrics`) lose nothing"
+    } else {
+        "`tombolo flows` shows a part of that interface's; raise datapath.events_per_second for more"
+    };
+    Part { remedy: remedy.to_owned(), ..Part::ready("flows", detail) }
 }
 
 /// LoadBalancer addresses; `problems` is what the elected agent found.
@@ -522,10 +526,19 @@ mod tests {
 
     #[test]
     fn lost_events_and_dead_tasks_are_shown() {
-        assert!(flows(7, Ok(0), true).remedy.is_empty());
-        let lossy = flows(7, Ok(3), true);
-        assert!(lossy.ready && lossy.detail.contains("3 lost") && !lossy.remedy.is_empty());
-        assert!(!flows(7, Ok(0), false).ready);
+        let none = LostEvents::default();
+        assert!(flows(7, Ok(none), true).remedy.is_empty());
+        let lossy = flows(7, Ok(LostEvents { full: 3, ..none }), true);
+        assert!(
+            lossy.ready && lossy.detail.contains("3 lost") && lossy.remedy.contains("faster"),
+            "{lossy:?}"
+        );
+        let limited = flows(7, Ok(LostEvents { limited: 4, ..none }), true);
+        assert!(
+            limited.detail.contains("4 beyond") && limited.remedy.contains("events_per_second"),
+            "{limited:?}"
+        );
+        assert!(!flows(7, Ok(none), false).ready);
         assert_eq!(agent("", &[]).len(), 1);
         let parts = agent("", &["flows ended".to_owned()]);
         assert!(parts.iter().any(|part| part.name == "tasks" && !part.ready && part.detail == "flows ended"));
