@@ -137,6 +137,7 @@ impl Datapath {
             maglev_offset: offset,
             maglev_size: size,
             flags: flag(entry.local_only, abi::SVC_LOCAL_ONLY)
+                | flag(entry.node_port, abi::SVC_NODEPORT)
                 | flag(ranges.is_some(), abi::SVC_SOURCE_RANGE),
             affinity_secs: entry.affinity_secs,
         };
@@ -230,6 +231,7 @@ impl Datapath {
                 local_only: row.flags & abi::SVC_LOCAL_ONLY != 0,
                 source_ranges: (row.flags & abi::SVC_SOURCE_RANGE != 0).then(|| self.admitted(row.rev_nat)),
                 affinity_secs: row.affinity_secs,
+                node_port: row.flags & abi::SVC_NODEPORT != 0,
             };
             all.insert(Frontend::from_key(&key), entry);
         }
