@@ -161,14 +161,17 @@ INLINE void name_service(struct __sk_buff *skb, struct tb_pkt *p, __u32 *rev_nat
 {
 	struct tb_sock_key key = { .addr = p->dst, .port = p->dport, .proto = p->tproto };
 	struct tb_sock *sock;
+	struct tb_rev_nat *rev;
 
 	key.cookie = bpf_get_socket_cookie(skb);
 	sock = key.cookie && !p->is_error ? bpf_map_lookup_elem(&tb_sock_rev, &key) : 0;
 	if (!sock)
 		return;
 	*rev_nat = sock->rev_nat;
-	p->orig_dst = sock->addr;
-	p->orig_dport = sock->port;
+	/* The socket's own word may be a loopback address of the node. */
+	rev = bpf_map_lookup_elem(&tb_rev_nat, rev_nat);
+	p->orig_dst = rev ? rev->addr : sock->addr;
+	p->orig_dport = rev ? rev->port : sock->port;
 	p->named = 1;
 }
 

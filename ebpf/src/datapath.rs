@@ -152,6 +152,8 @@ pub struct Datapath {
     pub(crate) members: Mutex<Members>,
     object: Mutex<Ebpf>,
     pub(crate) sockets: Mutex<SocketHooks>,
+    /// Told when a backend or a service has gone.
+    pub(crate) left: tokio::sync::Notify,
     links: Links,
     directory: PathBuf,
     /// Whether the kernel knows `BPF_F_IPV6`.
@@ -220,6 +222,7 @@ impl Datapath {
             ranges: Mutex::new(ranges),
             members: Mutex::new(members),
             object: Mutex::new(object),
+            left: tokio::sync::Notify::new(),
             sockets: Mutex::new(SocketHooks::new(&directory, &config.sizes)),
             links: Links::new(links, config.attach),
             directory,

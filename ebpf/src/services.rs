@@ -56,7 +56,9 @@ impl Datapath {
     /// # Errors
     /// The map cannot be written.
     pub fn delete_backend(&self, id: u32) -> Result<(), DatapathError> {
-        self.tables.backends.delete(id)
+        self.tables.backends.delete(id)?;
+        self.left.notify_one();
+        Ok(())
     }
 
     /// All backends.
@@ -198,6 +200,7 @@ impl Datapath {
         let old = self.tables.services.get(key)?;
         self.tables.services.delete(key)?;
         let Some(old) = old else { return Ok(()) };
+        self.left.notify_one();
         self.let_go(&key, old.rev_nat)?;
         if old.maglev_size > 0 {
             lock(&self.maglev).free(old.maglev_offset);

@@ -17,7 +17,7 @@ use std::path::PathBuf;
 pub struct SocketStats {
     /// Rows that were looked at.
     pub seen: u64,
-    /// Rows whose backend or service is gone; they are gone, too, now.
+    /// Rows whose backend or service is gone; they go, too, once their namespaces were looked at.
     pub stale: u64,
     /// Connected sockets that were ended.
     pub ended: u64,
@@ -30,19 +30,19 @@ impl Datapath {
     /// Ends the connected sockets, TCP and UDP, whose backend or service is gone. A backend that only takes no new flows
     /// keeps its sockets. Sockets that are not connected choose anew by themselves.
     ///
-    /// `others` are paths of the pods' network namespaces; this thread's own is looked at as well. Only those are entered
-    /// in which there is such a socket, each by a thread of its own. Walks the map of sockets once and the sockets of these
-    /// namespaces: call it from a blocking thread, and once for many changes.
+    /// `others` are paths of the pods' network namespaces; this thread's own is looked at as well. They are entered until
+    /// all stale sockets are found, each by a thread of its own, and only if there are any. Walks the map of sockets once,
+    /// and all sockets of a namespace that has stale ones: call it from a blocking thread, and once for many changes.
     ///
     /// # Errors
-    /// A map cannot be read, or no thread be started. A namespace that cannot be entered is told in the log.
+    /// A map cannot be read or written. A namespace that cannot be entered is told in the log.
     pub fn end_stale_sockets(&self, others: &[PathBuf]) -> Result<SocketStats, DatapathError> {
         let (mut stats, stale) = self.stale_sockets()?;
         if stale.is_empty() {
             return Ok(stats);
         }
         let here = PathBuf::from("/proc/thread-self/ns/net");
-        let mut left = stale.clone();
+        let (mut left, mut all_entered) = (stale.clone(), true);
         for path in std::iter::once(&here).chain(others) {
             if left.is_empty() {
                 break;
@@ -52,20 +52,24 @@ impl Datapath {
                     stats.ended += ended;
                     left.remove(&cookie);
                 }
-                Err(error) => tracing::debug!(%error, namespace = %path.display(), "sockets not looked at"),
+                Err(error) => {
+                    tracing::debug!(%error, namespace = %path.display(), "sockets not looked at");
+                    all_entered = false;
+                }
             }
         }
-        if !left.is_empty() {
-            // A namespace inside a pod, or one that is gone with its sockets.
-            tracing::debug!(
-                namespaces = left.len(),
-                "sockets of namespaces that are no pod's were left alone"
-            );
-        }
-        for key in stale.into_values().flatten() {
+        // What is left is in a namespace inside a pod, or in one that is gone; or in the one that could not be entered: then
+        // the rows stay for the next time.
+        let looked_at = stale.into_iter().filter(|(cookie, _)| all_entered || !left.contains_key(cookie));
+        for key in looked_at.flat_map(|(_, keys)| keys) {
             self.tables.socks.delete(key)?;
         }
         Ok(stats)
+    }
+
+    /// Waits until a backend or a service has gone since the last time, so that sockets may be stale.
+    pub async fn backend_left(&self) {
+        self.left.notified().await;
     }
 
     fn stale_sockets(&self) -> Result<(SocketStats, Stale), DatapathError> {
