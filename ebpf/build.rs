@@ -1,4 +1,4 @@
-//! Compiles `bpf/datapath.bpf.c` with clang and derives the table of drop sites from its `DROP(...)` lines.
+//! Compiles `bpf/*.bpf.c` with clang and derives the table of drop sites from its `DROP(...)` lines.
 
 use std::env;
 use std::fs;
@@ -30,12 +30,14 @@ fn build() -> Result<(), String> {
     let out = PathBuf::from(env::var("OUT_DIR").map_err(|e| e.to_string())?);
     let sources = root.join("bpf");
     println!("cargo::rerun-if-changed={}", sources.display());
-    compile(&sources, &out.join("datapath.o"))?;
+    for name in ["datapath", "sock"] {
+        compile(&sources.join(format!("{name}.bpf.c")), &sources, &out.join(format!("{name}.o")))?;
+    }
     let table = render(&scan(&sources)?);
     fs::write(out.join("sites.rs"), table).map_err(|e| format!("write sites.rs: {e}"))
 }
 
-fn compile(sources: &Path, object: &Path) -> Result<(), String> {
+fn compile(source: &Path, sources: &Path, object: &Path) -> Result<(), String> {
     let arch = env::var("CARGO_CFG_TARGET_ARCH").map_err(|e| e.to_string())?;
     println!("cargo::rerun-if-env-changed=BPF_CLANG");
     let chosen = env::var("BPF_CLANG").ok();
@@ -54,7 +56,7 @@ fn compile(sources: &Path, object: &Path) -> Result<(), String> {
             .arg(format!("/usr/include/{arch}-linux-gnu"))
             .arg("-ffile-prefix-map=".to_owned() + &sources.display().to_string() + "=bpf")
             .arg("-c")
-            .arg(sources.join("datapath.bpf.c"))
+            .arg(source)
             .arg("-o")
             .arg(object)
             .output();

@@ -27,6 +27,8 @@ union tb_addr {
 #define TB_CFG_ENCRYPT (1u << 1)  /* encrypt flags of prefixes and nodes are honoured */
 #define TB_CFG_VERDICTS (1u << 2) /* emit a verdict event for each new policed flow */
 #define TB_CFG_CSUM6 (1u << 3)    /* the kernel knows BPF_F_IPV6: set when it has accepted it */
+#define TB_CFG_SOCK_HOST (1u << 8) /* services are translated at the sockets of the node's own network namespace */
+#define TB_CFG_SOCK_PODS (1u << 9) /* and at those of all others below the cgroup */
 
 struct tb_config {
 	__u32 schema;
@@ -48,8 +50,9 @@ struct tb_config {
 	__u32 host_policy_id;  /* of the node's own traffic; 0: none */
 	__u16 wireguard_port;  /* host order; 0: none */
 	__u16 pad1;
+	__u64 netns_cookie;    /* of the node's own network namespace; 0: not known */
 	__u32 events_per_sec;  /* told of one interface, on each CPU; 0: all */
-	__u8 spare[4];
+	__u8 spare[28];
 };
 
 /* tb_iface flags */
@@ -120,6 +123,7 @@ struct tb_service_key {
 
 /* tb_service flags */
 #define TB_SVC_LOCAL_ONLY (1u << 0) /* externalTrafficPolicy (or internal) Local: why there may be no backend */
+#define TB_SVC_NODEPORT (1u << 1) /* a node port: the host reaches it at its loopback address, too */
 #define TB_SVC_SOURCE_RANGE (1u << 6) /* only for clients in tb_ranges */
 
 struct tb_service {
@@ -142,7 +146,7 @@ struct tb_range_key {
 struct tb_affinity_key {
 	union tb_addr client;
 	__u32 rev_nat;
-	__u32 by_cookie; /* 0: the client is an address */
+	__u32 by_cookie; /* 0: the client is an address; 1: a network namespace, by its cookie in the first half */
 };
 
 struct tb_affinity {
@@ -166,6 +170,29 @@ struct tb_backend {
 	__u8 proto;
 	__u8 flags;
 	__u32 pad0;
+};
+
+/* What a row about a socket tells. */
+#define TB_SOCK_FRONTEND 0 /* the key has a backend, the row the frontend that the socket asked for */
+#define TB_SOCK_BACKEND 1  /* the key has a frontend, the row the backend that an unconnected socket was given */
+
+struct tb_sock_key {
+	__u64 cookie; /* of the socket */
+	union tb_addr addr;
+	__be16 port;
+	__u8 proto;
+	__u8 kind; /* TB_SOCK_* */
+	__u32 pad0;
+};
+
+struct tb_sock {
+	union tb_addr addr;
+	__be16 port;
+	__u16 pad0;
+	__u32 rev_nat;
+	__u32 backend;
+	__u32 pad1;
+	__u64 netns; /* cookie of the socket's network namespace: where it is found when it must end */
 };
 
 struct tb_rev_nat {
@@ -211,13 +238,13 @@ struct tb_ct {
 	__u32 rev_nat;  /* 0: not translated */
 	__u32 policy_id;
 	__u32 policy_revision; /* the allow is valid while the policy row has this revision */
-	__u32 backend;         /* SERVICE only */
+	__u32 backend;         /* SERVICE; EGRESS: number of the service that the pod's socket asked for */
 	__u32 ifindex;
 	__u16 endpoint_id;
 	__u16 flags;
 	__u8 tcp_seen[2];
-	__be16 backend_port;         /* SERVICE only; with backend_addr: whom the number meant when it was chosen */
-	union tb_addr backend_addr;  /* SERVICE only */
+	__be16 backend_port;         /* with backend_addr. SERVICE: whom the number meant when it was chosen */
+	union tb_addr backend_addr;  /* EGRESS, if there is a number: the frontend, for events alone */
 };
 
 struct tb_nat {
@@ -400,7 +427,7 @@ struct tb_event {
 #define TB_POINT_TO_CRYPTO 13
 
 _Static_assert(sizeof(union tb_addr) == 16, "tb_addr");
-_Static_assert(sizeof(struct tb_config) == 128, "tb_config");
+_Static_assert(sizeof(struct tb_config) == 160, "tb_config");
 _Static_assert(__builtin_offsetof(struct tb_config, internal4) == 40, "tb_config.internal4");
 _Static_assert(sizeof(struct tb_iface) == 64, "tb_iface");
 _Static_assert(__builtin_offsetof(struct tb_iface, mac) == 48, "tb_iface.mac");
@@ -415,6 +442,8 @@ _Static_assert(sizeof(struct tb_affinity_key) == 24, "tb_affinity_key");
 _Static_assert(sizeof(struct tb_affinity) == 32, "tb_affinity");
 _Static_assert(sizeof(struct tb_member_key) == 12, "tb_member_key");
 _Static_assert(sizeof(struct tb_backend) == 24, "tb_backend");
+_Static_assert(sizeof(struct tb_sock_key) == 32, "tb_sock_key");
+_Static_assert(sizeof(struct tb_sock) == 40, "tb_sock");
 _Static_assert(sizeof(struct tb_rev_nat) == 24, "tb_rev_nat");
 _Static_assert(sizeof(struct tb_tuple) == 40, "tb_tuple");
 _Static_assert(sizeof(struct tb_ct) == 112, "tb_ct");

@@ -156,7 +156,7 @@ SEC("classifier") int from_endpoint(struct __sk_buff *skb)
 /* What the stack sends to a pod: the node's own packets, and what it forwards. */
 INLINE int pod_receives(struct __sk_buff *skb, struct tb_pkt *p)
 {
-	__u32 ifindex = skb->ifindex;
+	__u32 ifindex = skb->ifindex, asked;
 	struct tb_iface *iface;
 	int act;
 
@@ -183,6 +183,8 @@ INLINE int pod_receives(struct __sk_buff *skb, struct tb_pkt *p)
 	act = tb_ingress(ifindex);
 	if (act != TB_GO)
 		return act;
+	if (p->report && !p->reply)
+		name_service(skb, p, &asked);
 	act = tb_rewrite(skb);
 	if (act != TB_GO)
 		return act;

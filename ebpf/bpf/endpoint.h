@@ -153,10 +153,43 @@ GLOBAL int tb_answer(__u32 policy_id)
 	return 1;
 }
 
+/*
+ * The service that the sending socket asked for, if it was translated there (sock.bpf.c): the packet has the backend
+ * already. Names the flow in events, and changes nothing of its way. The socket stays with the packet on a veth.
+ */
+INLINE void name_service(struct __sk_buff *skb, struct tb_pkt *p, __u32 *rev_nat)
+{
+	struct tb_sock_key key = { .addr = p->dst, .port = p->dport, .proto = p->tproto };
+	struct tb_sock *sock;
+	struct tb_rev_nat *rev;
+
+	key.cookie = bpf_get_socket_cookie(skb);
+	sock = key.cookie && !p->is_error ? bpf_map_lookup_elem(&tb_sock_rev, &key) : 0;
+	if (!sock)
+		return;
+	*rev_nat = sock->rev_nat;
+	/* The socket's own word may be a loopback address of the node. */
+	rev = bpf_map_lookup_elem(&tb_rev_nat, rev_nat);
+	p->orig_dst = rev ? rev->addr : sock->addr;
+	p->orig_dport = rev ? rev->port : sock->port;
+	p->named = 1;
+}
+
+/* The same, of a flow that was named when it began. */
+INLINE void name_again(struct tb_pkt *p, const struct tb_ct *ct)
+{
+	if (!ct->backend || p->translated)
+		return;
+	p->orig_dst = ct->backend_addr;
+	p->orig_dport = ct->backend_port;
+	p->named = 1;
+}
+
 /* A packet a pod sends, no answer: egress policy and conntrack. p->rev_nat tells of service translation. */
 GLOBAL int tb_egress(struct __sk_buff *skb, __u32 policy_id)
 {
 	struct tb_pkt *p = tb_pkt();
+	__u32 asked = 0;
 	struct tb_ct *ct;
 	__u16 signs;
 	__u8 half;
@@ -167,6 +200,7 @@ GLOBAL int tb_egress(struct __sk_buff *skb, __u32 policy_id)
 	key_set(&p->key, &p->src, &p->ndst, p->sport, p->ndport, p->tproto, TB_CT_EGRESS);
 	ct = ct_get(p, &half);
 	if (ct) {
+		name_again(p, ct);
 		if (!verdict_cached(ct, policy_id, p->dst_identity)) {
 			act = tb_verdict(policy_id, p->dst_identity, 1, p->ndport);
 			if (act != TB_GO)
@@ -183,6 +217,8 @@ GLOBAL int tb_egress(struct __sk_buff *skb, __u32 policy_id)
 	}
 	if (p->is_error)
 		return DROP(p, TB_DROP_UNKNOWN_CT, "ICMP error from a pod belongs to no flow", "none; the flow is gone");
+	if (!p->translated)
+		name_service(skb, p, &asked);
 	act = tb_verdict(policy_id, p->dst_identity, 1, p->ndport);
 	if (act != TB_GO)
 		return act;
@@ -193,6 +229,11 @@ GLOBAL int tb_egress(struct __sk_buff *skb, __u32 policy_id)
 	p->ct.policy_revision = p->policy_revision;
 	p->ct.endpoint_id = p->src_endpoint;
 	p->ct.ifindex = skb->ifindex;
+	if (p->named) {
+		p->ct.backend = asked;
+		p->ct.backend_addr = p->orig_dst;
+		p->ct.backend_port = p->orig_dport;
+	}
 	return ct_create(p);
 }
 
@@ -212,6 +253,7 @@ INLINE int opened_here(struct tb_pkt *p, __u32 policy_id)
 		return TB_GO;
 	rev_nat = ct->rev_nat;
 	p->reply = 1;
+	name_again(p, ct);
 	act = answer_verdict(p, ct, policy_id, 1, p->nsport);
 	if (act != TB_GO)
 		return act;

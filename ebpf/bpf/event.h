@@ -29,7 +29,7 @@ static __attribute__((noinline)) int fill_event(struct __sk_buff *skb, struct tb
 	flags |= p->encrypted ? TB_EVF_ENCRYPTED : 0;
 	flags |= p->family == 6 ? TB_EVF_IPV6 : 0;
 	flags |= p->is_error ? TB_EVF_RELATED : 0;
-	flags |= p->translated ? TB_EVF_TRANSLATED : 0;
+	flags |= p->translated || p->named ? TB_EVF_TRANSLATED : 0;
 	flags |= p->dir ? TB_EVF_EGRESS : 0;
 	flags |= p->audited ? TB_EVF_AUDITED : 0;
 	e->version = TB_EVENT_VERSION;

@@ -3,40 +3,10 @@
 #ifndef TB_LB_H
 #define TB_LB_H
 
+#include "choose.h"
 #include "ct.h"
 
 #define TB_FILE_ID 6
-
-INLINE __u32 rotl(__u32 x, int n)
-{
-	return x << n | x >> (32 - n);
-}
-
-INLINE __u32 mix(__u32 h, __u32 k)
-{
-	k *= 0xcc9e2d51;
-	k = rotl(k, 15) * 0x1b873593;
-	return rotl(h ^ k, 13) * 5 + 0xe6546b64;
-}
-
-/* MurmurHash3 over the tuple in network order: equal on all nodes, and in model/src/hash.rs. */
-INLINE __u32 flow_hash(const union tb_addr *src, const union tb_addr *dst, __be16 sport, __be16 dport, __u8 proto)
-{
-	__u32 h = 0x746f6d62;
-	int i;
-
-	for (i = 0; i < 4; i++)
-		h = mix(h, bswap32(src->w[i]));
-	for (i = 0; i < 4; i++)
-		h = mix(h, bswap32(dst->w[i]));
-	h = mix(h, (__u32)bswap16(sport) << 16 | bswap16(dport));
-	h = mix(h, proto);
-	h ^= h >> 16;
-	h *= 0x85ebca6b;
-	h ^= h >> 13;
-	h *= 0xc2b2ae35;
-	return h ^ h >> 16;
-}
 
 INLINE int to_backend(struct tb_pkt *p, const struct tb_backend *b, __u32 rev_nat)
 {
@@ -51,48 +21,24 @@ INLINE int to_backend(struct tb_pkt *p, const struct tb_backend *b, __u32 rev_na
 	return 1;
 }
 
-/* The backend that a client met last, if that is not too long ago and new flows may still go there. */
-INLINE struct tb_backend *met_before(const struct tb_pkt *p, const struct tb_service *svc, __u32 scope, __u32 *id)
+INLINE struct tb_affinity_key client_of(const struct tb_pkt *p, const struct tb_service *svc)
 {
-	struct tb_affinity_key key = { .client = p->src, .rev_nat = svc->rev_nat };
-	struct tb_member_key member = { .rev_nat = svc->rev_nat, .scope = scope };
-	struct tb_affinity *met = bpf_map_lookup_elem(&tb_affinity, &key);
-	struct tb_backend *b;
+	struct tb_affinity_key who = { .client = p->src, .rev_nat = svc->rev_nat };
 
-	if (!met || met->last_ns + svc->affinity_secs * SEC_NS < p->now)
-		return 0;
-	*id = met->backend;
-	member.backend = *id;
-	if (!bpf_map_lookup_elem(&tb_members, &member))
-		return 0;
-	b = bpf_map_lookup_elem(&tb_backends, id);
-	return b && b->port == met->port && addr_eq(&b->addr, &met->addr) ? b : 0;
+	return who;
 }
 
-INLINE void remember(const struct tb_pkt *p, const struct tb_service *svc, __u32 id, const struct tb_backend *b)
-{
-	struct tb_affinity_key key = { .client = p->src, .rev_nat = svc->rev_nat };
-	struct tb_affinity met = { .last_ns = p->now, .backend = id, .port = b->port, .addr = b->addr };
-
-	/* Without room the client's next flow is hashed, to the same backend while the backends stay the same. */
-	bpf_map_update_elem(&tb_affinity, &key, &met, BPF_ANY);
-}
-
-/* The backend in the slot of the flow, or of the client alone: then all nodes choose alike for it. */
+/* The slot of the flow, or of the client alone: then all nodes choose alike for it. */
 INLINE struct tb_backend *hashed(const struct tb_pkt *p, const struct tb_service *svc, __u32 *id)
 {
 	__be16 sport = svc->affinity_secs ? 0 : p->sport;
-	__u32 slot = flow_hash(&p->src, &p->dst, sport, p->dport, p->tproto) % svc->maglev_size + svc->maglev_offset;
-	__u32 *found = bpf_map_lookup_elem(&tb_maglev, &slot);
 
-	if (!found)
-		return 0;
-	*id = *found;
-	return bpf_map_lookup_elem(&tb_backends, id);
+	return in_slot(svc, flow_hash(&p->src, &p->dst, sport, p->dport, p->tproto), id);
 }
 
 INLINE int choose_backend(struct tb_pkt *p, const struct tb_service *svc, __u32 scope)
 {
+	struct tb_affinity_key who = client_of(p, svc);
 	struct tb_backend *b = 0;
 	__u32 id = 0;
 	int act;
@@ -104,7 +50,7 @@ INLINE int choose_backend(struct tb_pkt *p, const struct tb_service *svc, __u32 
 		return DROP(p, TB_DROP_NO_SERVICE, "the service has no backend", "tombolo show services; check the pods' readiness and the selector");
 	}
 	if (svc->affinity_secs)
-		b = met_before(p, svc, scope, &id);
+		b = met_before(&who, svc, scope, p->now, &id);
 	if (!b)
 		b = hashed(p, svc, &id);
 	if (!b)
@@ -119,16 +65,8 @@ INLINE int choose_backend(struct tb_pkt *p, const struct tb_service *svc, __u32 
 	if (act != TB_GO)
 		return act;
 	if (svc->affinity_secs)
-		remember(p, svc, id, b);
+		remember(&who, p->now, id, b);
 	return to_backend(p, b, svc->rev_nat);
-}
-
-/* The backend of a remembered flow: none if its number was given to another since. */
-INLINE struct tb_backend *backend_of(const struct tb_ct *ct)
-{
-	struct tb_backend *b = bpf_map_lookup_elem(&tb_backends, &ct->backend);
-
-	return b && b->port == ct->backend_port && addr_eq(&b->addr, &ct->backend_addr) ? b : 0;
 }
 
 /* Whether a service that takes some clients only takes this one. */
@@ -176,7 +114,7 @@ GLOBAL int tb_service(__u32 scope)
 	key_set(&p->key, &p->src, &p->dst, p->sport, p->dport, p->tproto, TB_CT_SERVICE);
 	ct = ct_get(p, &half);
 	if (ct) {
-		b = backend_of(ct);
+		b = still(ct->backend, &ct->backend_addr, ct->backend_port);
 		if (b) {
 			ct_touch(p, ct, half, 0);
 			return to_backend(p, b, svc->rev_nat);

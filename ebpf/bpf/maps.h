@@ -31,6 +31,7 @@ TB_MAP(tb_affinity, TB_LRU, struct tb_affinity_key, struct tb_affinity, 16384, 0
 TB_MAP(tb_members, TB_HASH, struct tb_member_key, __u32, 32768, BPF_F_NO_PREALLOC);
 TB_MAP(tb_backends, TB_HASH, __u32, struct tb_backend, 8192, 0);
 TB_MAP(tb_maglev, BPF_MAP_TYPE_ARRAY, __u32, __u32, 65536, 0);
+TB_MAP(tb_sock_rev, TB_LRU, struct tb_sock_key, struct tb_sock, 16384, 0);
 TB_MAP(tb_rev_nat, TB_HASH, __u32, struct tb_rev_nat, 4096, 0);
 TB_MAP(tb_ct_half, TB_LRU, struct tb_tuple, struct tb_ct, 16384, 0);
 TB_MAP(tb_ct, TB_HASH, struct tb_tuple, struct tb_ct, 16384, 0);
@@ -63,5 +64,11 @@ struct {
 struct tb_allowance {
 	__u64 since_ns, used;
 };
+INLINE struct tb_config *tb_cfg(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&tb_config, &zero);
+}
 
 #endif

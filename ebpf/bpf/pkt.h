@@ -9,6 +9,7 @@
 #ifndef TB_PKT_H
 #define TB_PKT_H
 
+#include "addr.h"
 #include "maps.h"
 
 #define TC_ACT_OK 0
@@ -19,8 +20,6 @@
 #define TB_ETH_P_IPV6 0x86DD
 #define TB_ETH_HLEN 14
 
-#define TB_TCP 6
-#define TB_UDP 17
 #define TB_ICMP 1
 #define TB_ICMPV6 58
 
@@ -97,6 +96,8 @@ struct tb_pkt {
 	__u8 refuse; /* dropped as a service's that takes nothing: the client may be told */
 	__u8 audited; /* the reason for which it would have been dropped */
 	__u8 untracked; /* judged without being a flow */
+	__u8 named;  /* orig_dst and orig_dport are known, but this packet is not translated: its socket was */
+	__u8 pad1[7];
 	/* From here on not cleared. */
 	struct tb_tuple key;
 	struct tb_ct ct;
@@ -120,13 +121,6 @@ INLINE struct tb_pkt *tb_pkt(void)
 	return bpf_map_lookup_elem(&tb_scratch, &zero);
 }
 
-INLINE struct tb_config *tb_cfg(void)
-{
-	__u32 zero = 0;
-
-	return bpf_map_lookup_elem(&tb_config, &zero);
-}
-
 INLINE int tb_drop(struct tb_pkt *p, __u8 reason, __u16 site)
 {
 	p->reason = reason;
@@ -136,23 +130,6 @@ INLINE int tb_drop(struct tb_pkt *p, __u8 reason, __u16 site)
 
 /* build.rs reads why and remedy from the source; the site number leads back to the line. */
 #define DROP(p, reason, why, remedy) tb_drop(p, reason, (TB_FILE_ID << 11) | __LINE__)
-
-INLINE int addr_eq(const union tb_addr *a, const union tb_addr *b)
-{
-	return a->d[0] == b->d[0] && a->d[1] == b->d[1];
-}
-
-INLINE int addr_zero(const union tb_addr *a)
-{
-	return (a->d[0] | a->d[1]) == 0;
-}
-
-INLINE void addr_v4(union tb_addr *a, __be32 v4)
-{
-	a->d[0] = 0;
-	a->w[2] = bswap32(0xffff);
-	a->w[3] = v4;
-}
 
 INLINE int addr_multicast(const union tb_addr *a, __u8 family)
 {

@@ -15,6 +15,8 @@ pub(crate) const CFG_READY: u32 = 1;
 pub(crate) const CFG_ENCRYPT: u32 = 2;
 pub(crate) const CFG_VERDICTS: u32 = 4;
 pub(crate) const CFG_CSUM6: u32 = 8;
+pub(crate) const CFG_SOCK_HOST: u32 = 1 << 8;
+pub(crate) const CFG_SOCK_PODS: u32 = 1 << 9;
 pub(crate) const IF_READY: u32 = 1;
 pub(crate) const EP_HOST: u32 = 1;
 pub(crate) const PFX_ENCRYPT: u32 = 1;
@@ -22,7 +24,9 @@ pub(crate) const PFX_REMOTE_CLUSTER: u32 = 2;
 pub(crate) const PFX_SKIP_TUNNEL: u32 = 4;
 pub(crate) const NODE_ENCRYPT: u32 = 1;
 pub(crate) const SVC_LOCAL_ONLY: u32 = 1;
+pub(crate) const SVC_NODEPORT: u32 = 2;
 pub(crate) const SVC_SOURCE_RANGE: u32 = 64;
+pub(crate) const SOCK_FRONTEND: u8 = 0;
 pub(crate) const CT_EGRESS: u8 = 0;
 pub(crate) const CT_INGRESS: u8 = 1;
 pub(crate) const CT_HOST_IN: u8 = 5;
@@ -128,13 +132,13 @@ unsafe impl aya::Pod for Addr {}
 
 abi! {
     /// `struct tb_config`
-    Config = 128 {
+    Config = 160 {
         schema: u32 = 0, flags: u32 = 4, cluster_id: u32 = 8, uplink_ifindex: u32 = 12,
         overlay_ifindex: u32 = 16, wireguard_ifindex: u32 = 20, snat_port_min: u16 = 24,
         snat_port_max: u16 = 26, vxlan_port: u16 = 28, pad0: u16 = 30, report_interval_ns: u64 = 32,
         internal4: Addr = 40, internal6: Addr = 56, underlay4: Addr = 72, underlay6: Addr = 88,
         clock_offset_ns: u64 = 104, host_policy_id: u32 = 112, wireguard_port: u16 = 116, pad1: u16 = 118,
-        events_per_sec: u32 = 120, spare: [u8; 4] = 124,
+        netns_cookie: u64 = 120, events_per_sec: u32 = 128, spare: [u8; 28] = 132,
     }
     /// `struct tb_iface`
     Iface = 64 {
@@ -168,6 +172,13 @@ abi! {
     MemberKey = 12 { rev_nat: u32 = 0, backend: u32 = 4, scope: u32 = 8 }
     /// `struct tb_backend`
     Backend = 24 { addr: Addr = 0, port: u16 = 16, proto: u8 = 18, flags: u8 = 19, pad0: u32 = 20 }
+    /// `struct tb_sock_key`
+    SockKey = 32 { cookie: u64 = 0, addr: Addr = 8, port: u16 = 24, proto: u8 = 26, kind: u8 = 27, pad0: u32 = 28 }
+    /// `struct tb_sock`
+    Sock = 40 {
+        addr: Addr = 0, port: u16 = 16, pad0: u16 = 18, rev_nat: u32 = 20, backend: u32 = 24, pad1: u32 = 28,
+        netns: u64 = 32,
+    }
     /// `struct tb_rev_nat`
     RevNat = 24 { addr: Addr = 0, port: u16 = 16, pad0: u16 = 18, pad1: u32 = 20 }
     /// `struct tb_tuple`

@@ -43,7 +43,7 @@ const fn flows(name: &'static str, value: &'static str) -> Carried {
 }
 
 /// All but counters, events and fragments, which begin anew. What a row refers to comes before it.
-const CARRIED: [Carried; 19] = [
+const CARRIED: [Carried; 20] = [
     plan("tb_config", None, "tb_config"),
     plan("tb_hosts", None, "tb_prefix"),
     plan("tb_prefixes", Some("tb_lpm_key"), "tb_prefix"),
@@ -64,6 +64,7 @@ const CARRIED: [Carried; 19] = [
         key: Some("tb_affinity_key"),
         value: Some("tb_affinity"),
     },
+    Carried { name: "tb_sock_rev", rows: Rows::Flows, key: Some("tb_sock_key"), value: Some("tb_sock") },
     flows("tb_ct_half", "tb_ct"),
     flows("tb_ct", "tb_ct"),
     flows("tb_nat_half", "tb_nat"),

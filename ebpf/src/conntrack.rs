@@ -261,6 +261,12 @@ fn answers_of(key: &abi::Tuple, out: &abi::Nat) -> abi::Tuple {
 }
 
 fn plain(key: &abi::Tuple, value: &abi::Ct, established: bool) -> ConntrackEntry {
+    // Where the socket was translated, this is the number of the service that it asked for.
+    let (rev_nat, backend) = match key.kind {
+        abi::CT_EGRESS if value.rev_nat == 0 => (value.backend, 0),
+        abi::CT_EGRESS => (value.rev_nat, 0),
+        _ => (value.rev_nat, value.backend),
+    };
     ConntrackEntry {
         kind: match key.kind {
             abi::CT_EGRESS => ConntrackKind::Egress,
@@ -278,7 +284,7 @@ fn plain(key: &abi::Tuple, value: &abi::Ct, established: bool) -> ConntrackEntry
         packets: value.packets,
         bytes: value.bytes,
         identity: value.identity,
-        rev_nat: value.rev_nat,
-        backend: value.backend,
+        rev_nat,
+        backend,
     }
 }

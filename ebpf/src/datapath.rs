@@ -10,7 +10,8 @@ use crate::maglev::Slots as MaglevSlots;
 use crate::policies::{Known, Revisions};
 use crate::ranges::Ranges;
 use crate::rev_nats::Released;
-use crate::rows::{Direction, LostEvents, MapUsage, Metric, NodeConfig};
+use crate::rows::{Direction, LostEvents, MapUsage, Metric, NodeConfig, SocketLb};
+use crate::sockets::SocketHooks;
 use crate::tables::Tables;
 use aya::programs::SchedClassifier;
 use aya::{Ebpf, EbpfLoader};
@@ -19,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+/// The programs on packets, and every map.
 pub(crate) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/datapath.o"));
 
 /// How many entries each map holds. The defaults suit a lab node.
@@ -42,6 +44,8 @@ pub struct MapSizes {
     pub source_ranges: u32,
     /// Clients of services with session affinity.
     pub affinity: u32,
+    /// Sockets that were led to a backend.
+    pub sockets: u32,
     /// Half-open flows.
     pub conntrack_half: u32,
     /// Established flows.
@@ -70,6 +74,7 @@ impl Default for MapSizes {
             maglev_slots: 131_072,
             source_ranges: 4096,
             affinity: 16_384,
+            sockets: 16_384,
             conntrack_half: 16_384,
             conntrack: 16_384,
             nat_half: 16_384,
@@ -82,7 +87,7 @@ impl Default for MapSizes {
 }
 
 impl MapSizes {
-    pub(crate) fn list(&self) -> [(&'static str, u32); 20] {
+    pub(crate) fn list(&self) -> [(&'static str, u32); 21] {
         [
             ("tb_ifaces", self.endpoints),
             ("tb_endpoints", self.endpoints.saturating_mul(2).saturating_add(64)),
@@ -95,6 +100,7 @@ impl MapSizes {
             ("tb_maglev", self.maglev_slots),
             ("tb_ranges", self.source_ranges),
             ("tb_affinity", self.affinity),
+            ("tb_sock_rev", self.sockets),
             // A backend is a member of each address and port that it serves, in both scopes.
             ("tb_members", self.backends.saturating_mul(8)),
             // One for every number a service can have: those of services that went stay while flows need them.
@@ -145,6 +151,9 @@ pub struct Datapath {
     pub(crate) ranges: Mutex<Ranges>,
     pub(crate) members: Mutex<Members>,
     object: Mutex<Ebpf>,
+    pub(crate) sockets: Mutex<SocketHooks>,
+    /// Told when a backend or a service has gone.
+    pub(crate) left: tokio::sync::Notify,
     links: Links,
     directory: PathBuf,
     /// Whether the kernel knows `BPF_F_IPV6`.
@@ -189,7 +198,7 @@ impl Datapath {
             source,
         })?;
         let carrying = Carrying::prepare(&directory, &config.sizes)?;
-        let mut object = load(&directory, &config.sizes)?;
+        let mut object = load(OBJECT, &directory, &config.sizes)?;
         for name in PROGRAMS.into_iter().chain([PROBE]) {
             program(&mut object, name)?
                 .load()
@@ -213,12 +222,15 @@ impl Datapath {
             ranges: Mutex::new(ranges),
             members: Mutex::new(members),
             object: Mutex::new(object),
+            left: tokio::sync::Notify::new(),
+            sockets: Mutex::new(SocketHooks::new(&directory, &config.sizes)),
             links: Links::new(links, config.attach),
             directory,
             csum6,
         };
         if let Some(carrying) = carrying {
             datapath.take_over(&carrying.other_links())?;
+            lock(&datapath.sockets).take_over(&carrying.other_links());
             carrying.late_flows()?;
             carrying.finish()?;
         }
@@ -351,19 +363,20 @@ impl Datapath {
     }
 
     /// Verified instructions of each program (0 where the kernel does not say), for the complexity budget.
-    #[must_use]
-    pub fn verified_instructions(&self) -> Vec<(&'static str, u32)> {
+    ///
+    /// # Errors
+    /// The programs at sockets cannot be loaded.
+    pub fn verified_instructions(&self) -> Result<Vec<(&'static str, u32)>, DatapathError> {
         let mut object = lock(&self.object);
-        PROGRAMS
-            .iter()
-            .map(|name| {
-                let count = program(&mut object, name)
-                    .ok()
-                    .and_then(|p| p.info().ok())
-                    .and_then(|info| info.verified_instruction_count());
-                (*name, count.unwrap_or_default())
-            })
-            .collect()
+        let packets = PROGRAMS.iter().map(|name| {
+            let count = program(&mut object, name)
+                .ok()
+                .and_then(|p| p.info().ok())
+                .and_then(|info| info.verified_instruction_count());
+            (*name, count.unwrap_or_default())
+        });
+        let sockets = lock(&self.sockets).verified_instructions()?;
+        Ok(packets.chain(sockets).collect())
     }
 
     /// The stream of flow events; the ring has one reader.
@@ -419,6 +432,7 @@ impl Datapath {
             t.ranges.usage(),
             t.affinity.usage(),
             t.members.usage(),
+            t.socks.usage(),
             t.rev_nat.usage(),
             t.ct_half.usage(),
             t.ct.usage(),
@@ -441,7 +455,9 @@ impl Datapath {
             flags: flag(config.ready, abi::CFG_READY)
                 | flag(config.encrypt, abi::CFG_ENCRYPT)
                 | flag(config.verdict_events, abi::CFG_VERDICTS)
-                | flag(self.csum6, abi::CFG_CSUM6),
+                | flag(self.csum6, abi::CFG_CSUM6)
+                | flag(config.socket_lb != SocketLb::Off, abi::CFG_SOCK_HOST)
+                | flag(config.socket_lb == SocketLb::All, abi::CFG_SOCK_PODS),
             cluster_id: config.cluster_id,
             uplink_ifindex: config.uplink_ifindex,
             overlay_ifindex: config.overlay_ifindex,
@@ -458,6 +474,7 @@ impl Datapath {
             underlay4: config.underlay4.into(),
             underlay6: config.underlay6.into(),
             clock_offset_ns: u64::try_from(config.test_clock_offset.as_nanos()).unwrap_or(u64::MAX),
+            netns_cookie: crate::sys::netns_cookie().unwrap_or_default(),
             ..abi::Config::default()
         };
         self.tables.config.set(0, row)
@@ -488,6 +505,11 @@ impl Datapath {
             underlay4: row.underlay4.v4(),
             underlay6: row.underlay6.v6(),
             test_clock_offset: Duration::from_nanos(row.clock_offset_ns),
+            socket_lb: match row.flags & (abi::CFG_SOCK_HOST | abi::CFG_SOCK_PODS) {
+                0 => SocketLb::Off,
+                abi::CFG_SOCK_HOST => SocketLb::Host,
+                _ => SocketLb::All,
+            },
         })
     }
 }
@@ -532,12 +554,13 @@ fn run(
     Ok((result.return_value, data_out, ctx_out))
 }
 
-fn load(directory: &Path, sizes: &MapSizes) -> Result<Ebpf, DatapathError> {
+/// Loads an object on the pinned maps of a directory.
+pub(crate) fn load(object: &[u8], directory: &Path, sizes: &MapSizes) -> Result<Ebpf, DatapathError> {
     let sizes = sizes.list();
     let mut loader = EbpfLoader::new();
     loader.default_map_pin_directory(directory);
     for (name, size) in sizes {
         loader.map_max_entries(name, size);
     }
-    loader.load(OBJECT).map_err(|error| DatapathError::Load(Box::new(error)))
+    loader.load(object).map_err(|error| DatapathError::Load(Box::new(error)))
 }

@@ -44,6 +44,18 @@ pub enum DatapathError {
         /// Why it failed.
         reason: String,
     },
+    /// Services cannot be translated at sockets.
+    #[error(
+        "{operation} {place}: {reason}; services are translated packet by packet for pods, and not at all for the node"
+    )]
+    Sockets {
+        /// What was tried.
+        operation: &'static str,
+        /// On what: the cgroup, the program or the network namespace.
+        place: String,
+        /// Why it failed, and what to try.
+        reason: String,
+    },
     /// A map operation failed.
     #[error("{operation} in map {map}: {source}{}", remedy(map, source))]
     Map {
@@ -104,6 +116,7 @@ pub(crate) fn option_of(map: &str) -> Option<&'static str> {
         "tb_ranges" => "source_ranges",
         "tb_affinity" => "affinity",
         "tb_members" => "backends",
+        "tb_sock_rev" => "sockets",
         "tb_ct" | "tb_ct_half" => "conntrack",
         "tb_nat" | "tb_nat_half" => "nat",
         "tb_policies" => "policies",

@@ -43,6 +43,9 @@ mod rows;
 mod services;
 mod sets;
 mod sites;
+mod sock_diag;
+mod sockets;
+mod stale_sockets;
 mod sys;
 mod tables;
 
@@ -54,7 +57,8 @@ pub use events::{DatapathEvent, EventKind, EventReader};
 pub use rows::{
     Backend, ConntrackEntry, ConntrackKind, Direction, FlowFilter, Frontend, Interface, LocalAddress,
     LostEvents, MapUsage, Metric, NodeConfig, NodeEntry, NodePath, PolicySet, PolicySide, PortPrefix,
-    PrefixEntry, RuleAction, RuleEntry, RuleTier, Scope, ServiceEntry, Translation,
+    PrefixEntry, RuleAction, RuleEntry, RuleTier, Scope, ServiceEntry, SocketLb, Translation,
 };
 pub use sites::{SITES, Site, reason_name, site};
+pub use stale_sockets::SocketStats;
 pub use sys::monotonic_ns;

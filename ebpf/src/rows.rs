@@ -47,6 +47,9 @@ pub struct NodeConfig {
     /// For tests alone: how far ahead of `CLOCK_MONOTONIC` the clock is that flows live by. An agent leaves it at zero:
     /// [`crate::Datapath::gc`] and events go by the kernel's clock.
     pub test_clock_offset: Duration,
+    /// At whose sockets services are translated, where [`crate::Datapath::attach_sockets`] has hooked the programs for it.
+    /// Who writes the configuration does it from within the node's network namespace.
+    pub socket_lb: SocketLb,
 }
 
 impl Default for NodeConfig {
@@ -70,8 +73,21 @@ impl Default for NodeConfig {
             underlay4: None,
             underlay6: None,
             test_clock_offset: Duration::ZERO,
+            socket_lb: SocketLb::Off,
         }
     }
+}
+
+/// At whose sockets services are translated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub enum SocketLb {
+    /// At none.
+    #[default]
+    Off,
+    /// At those of the node's own network namespace.
+    Host,
+    /// At those of pods, too.
+    All,
 }
 
 /// A pod's interface as the programs on its host end know it, keyed by that end's ifindex.
@@ -190,6 +206,8 @@ pub struct ServiceEntry {
     pub source_ranges: Option<BTreeSet<IpNet>>,
     /// Session affinity: how long, in seconds, a client is sent to the same backend after it opened a flow; 0: not at all.
     pub affinity_secs: u32,
+    /// A node port, so the node itself has it at its loopback addresses, too.
+    pub node_port: bool,
 }
 
 /// Where an entry stands: an earlier tier's allow or deny is final, a pass or silence asks the next.

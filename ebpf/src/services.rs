@@ -56,7 +56,9 @@ impl Datapath {
     /// # Errors
     /// The map cannot be written.
     pub fn delete_backend(&self, id: u32) -> Result<(), DatapathError> {
-        self.tables.backends.delete(id)
+        self.tables.backends.delete(id)?;
+        self.left.notify_one();
+        Ok(())
     }
 
     /// All backends.
@@ -137,6 +139,7 @@ impl Datapath {
             maglev_offset: offset,
             maglev_size: size,
             flags: flag(entry.local_only, abi::SVC_LOCAL_ONLY)
+                | flag(entry.node_port, abi::SVC_NODEPORT)
                 | flag(ranges.is_some(), abi::SVC_SOURCE_RANGE),
             affinity_secs: entry.affinity_secs,
         };
@@ -197,6 +200,7 @@ impl Datapath {
         let old = self.tables.services.get(key)?;
         self.tables.services.delete(key)?;
         let Some(old) = old else { return Ok(()) };
+        self.left.notify_one();
         self.let_go(&key, old.rev_nat)?;
         if old.maglev_size > 0 {
             lock(&self.maglev).free(old.maglev_offset);
@@ -230,6 +234,7 @@ impl Datapath {
                 local_only: row.flags & abi::SVC_LOCAL_ONLY != 0,
                 source_ranges: (row.flags & abi::SVC_SOURCE_RANGE != 0).then(|| self.admitted(row.rev_nat)),
                 affinity_secs: row.affinity_secs,
+                node_port: row.flags & abi::SVC_NODEPORT != 0,
             };
             all.insert(Frontend::from_key(&key), entry);
         }

@@ -7,9 +7,11 @@ use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
+const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_BTF_GET_FD_BY_ID: libc::c_int = 19;
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
+const BPF_LINK_UPDATE: libc::c_int = 29;
 
 /// `union bpf_attr`, member `batch` (linux/bpf.h).
 #[repr(C)]
@@ -316,6 +318,96 @@ pub(crate) fn write_bytes(
     };
     // SAFETY: key and value are as long as the map's, and outlive the call.
     unsafe { call(BPF_MAP_UPDATE_ELEM, &raw mut attr) }.map(drop)
+}
+
+/// Opens what is pinned at a path.
+///
+/// # Errors
+/// What bpf(2) says; ENOENT if there is nothing.
+pub(crate) fn open_pin(path: &std::path::Path) -> io::Result<OwnedFd> {
+    use std::os::unix::ffi::OsStrExt;
+    /// `union bpf_attr`, the member of the commands on pins.
+    #[repr(C)]
+    struct PinAttr {
+        path: u64,
+        fd: u32,
+        flags: u32,
+    }
+    let path = std::ffi::CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = PinAttr { path: address(path.as_ptr()), fd: 0, flags: 0 };
+    // SAFETY: the path ends with a zero and outlives the call.
+    let fd = unsafe { call(BPF_OBJ_GET, &raw mut attr)? };
+    let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Where a cgroup link runs its program: the cgroup's id, which is its directory's inode number; 0 if that is gone.
+///
+/// # Errors
+/// What bpf(2) says; EINVAL if it is another kind of link.
+pub(crate) fn cgroup_of_link(link: BorrowedFd<'_>) -> io::Result<u64> {
+    /// `struct bpf_link_info` of a cgroup's link.
+    #[repr(C)]
+    #[derive(Default)]
+    struct LinkInfo {
+        kind: u32,
+        id: u32,
+        program: u32,
+        pad: u32,
+        cgroup_id: u64,
+        attach_type: u32,
+        more: [u32; 9],
+    }
+    const BPF_LINK_TYPE_CGROUP: u32 = 3;
+    let mut info = LinkInfo::default();
+    object_info(link, &mut info)?;
+    if info.kind == BPF_LINK_TYPE_CGROUP {
+        return Ok(info.cgroup_id);
+    }
+    Err(io::Error::from_raw_os_error(libc::EINVAL))
+}
+
+/// Runs another program at a link from now on, without a gap.
+///
+/// # Errors
+/// What bpf(2) says; ENOLINK if what it is on is gone.
+pub(crate) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    /// `union bpf_attr`, member `link_update`.
+    #[repr(C)]
+    struct UpdateAttr {
+        link: u32,
+        program: u32,
+        flags: u32,
+        old_program: u32,
+    }
+    let number = |fd: BorrowedFd<'_>| u32::try_from(fd.as_raw_fd()).unwrap_or(u32::MAX);
+    let mut attr = UpdateAttr { link: number(link), program: number(program), flags: 0, old_program: 0 };
+    // SAFETY: the attribute has no pointers.
+    unsafe { call(BPF_LINK_UPDATE, &raw mut attr) }.map(drop)
+}
+
+/// The cookie of the network namespace that this thread is in, as the programs know it (Linux 5.14).
+///
+/// # Errors
+/// What getsockopt(2) says.
+pub(crate) fn netns_cookie() -> io::Result<u64> {
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    // A netlink socket is there in every namespace, whatever families it has.
+    let socket = nix::sys::socket::socket(
+        nix::sys::socket::AddressFamily::Netlink,
+        nix::sys::socket::SockType::Raw,
+        nix::sys::socket::SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    let mut cookie = 0_u64;
+    let mut length = libc::socklen_t::try_from(size_of::<u64>()).unwrap_or_default();
+    let place = (&raw mut cookie).cast::<libc::c_void>();
+    // SAFETY: the option's value is a u64, and length says that there is room for one.
+    let result = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE, place, &raw mut length)
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
 }
 
 /// `CLOCK_MONOTONIC` in nanoseconds: what the programs stamp with, and what `expires_ns` of an entry counts in.

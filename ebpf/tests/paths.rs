@@ -353,7 +353,7 @@ fn rows_read_back_as_written() {
 /// counts otherwise. More than a tenth above is written down there on purpose, or not done.
 #[test]
 fn programs_stay_within_the_verifiers_budget() {
-    let found = Node::new().datapath.verified_instructions();
+    let found = Node::new().datapath.verified_instructions().unwrap();
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let kernel: String = release.splitn(3, '.').take(2).collect::<Vec<_>>().join(".");
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/budget.txt");

@@ -427,6 +427,7 @@ impl Planner {
                 whole_address: frontend.terms.whole_address,
                 source_ranges: frontend.terms.source_ranges.clone(),
                 affinity_secs,
+                node_port: frontend.terms.node_port,
             });
         }
         rows

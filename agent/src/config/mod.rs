@@ -274,6 +274,19 @@ pub(crate) enum Attach {
     Clsact,
 }
 
+/// At whose sockets services are translated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum SocketLb {
+    /// Those of pods and of the node.
+    #[default]
+    All,
+    /// Those of the node's own network namespace.
+    Host,
+    /// None.
+    Off,
+}
+
 /// `datapath`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -292,6 +305,10 @@ pub(crate) struct Datapath {
     pub(crate) attach: Attach,
     /// Flow events of one interface that are told in a second, on each CPU; the others are counted. 0 = all.
     pub(crate) events_per_second: u32,
+    /// `all`, `host` or `off`: at whose sockets services are translated.
+    pub(crate) socket_lb: SocketLb,
+    /// The cgroup v2 directory below which they are; by default the root of this cgroup namespace, where it is mounted.
+    pub(crate) cgroup: Option<PathBuf>,
     /// Map sizes.
     pub(crate) maps: Maps,
 }
@@ -306,6 +323,8 @@ impl Default for Datapath {
             bpffs: "/sys/fs/bpf".into(),
             attach: Attach::Auto,
             events_per_second: 4000,
+            socket_lb: SocketLb::All,
+            cgroup: None,
             maps: Maps::default(),
         }
     }
@@ -339,6 +358,8 @@ pub(crate) struct Maps {
     pub(crate) source_ranges: u32,
     /// Clients of services with session affinity.
     pub(crate) affinity: u32,
+    /// Sockets that were led to a backend.
+    pub(crate) sockets: u32,
 }
 
 impl Default for Maps {
@@ -356,6 +377,7 @@ impl Default for Maps {
             maglev_slots: 1_048_576,
             source_ranges: 65_536,
             affinity: 65_536,
+            sockets: 131_072,
         }
     }
 }

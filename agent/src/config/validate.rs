@@ -180,6 +180,7 @@ fn numbers(config: &Config, problems: &mut Vec<Problem>) {
         (maps.maglev_slots, "maglev_slots", 16_381),
         (maps.source_ranges, "source_ranges", 16),
         (maps.affinity, "affinity", 256),
+        (maps.sockets, "sockets", 256),
     ] {
         if !(least..=16_777_216).contains(&value) {
             let reason = format!("{value} entries: must be between {least} and 16777216");

@@ -13,6 +13,7 @@ use super::node::NodeSetup;
 use super::parts::{self, Hooks};
 use super::path_kind;
 use super::show::{Catalogue, Shown};
+use super::sockets;
 use super::stages::MapTimer;
 use super::status::{Part, Status};
 use super::tables::{Desired, Intent};
@@ -218,6 +219,7 @@ impl Daemon {
             let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
             parts.push(parts::wireguard(wireguard.backend(), state, wanted, now));
         }
+        parts.push(sockets::part(&node.sockets, self.datapath.sockets_attached()));
         parts
     }
 

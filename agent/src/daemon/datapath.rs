@@ -243,6 +243,7 @@ fn service(row: &FrontendRow) -> ebpf::ServiceEntry {
         local_only: row.local_only,
         source_ranges: row.source_ranges.as_ref().map(|all| all.iter().map(Prefix::net).collect()),
         affinity_secs: row.affinity_secs.unwrap_or(0),
+        node_port: row.node_port,
     }
 }
 

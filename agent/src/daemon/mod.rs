@@ -37,6 +37,7 @@ mod policy;
 mod probe;
 mod publish;
 pub(crate) mod show;
+mod sockets;
 mod stages;
 pub(crate) mod status;
 mod tables;
@@ -194,6 +195,7 @@ fn map_sizes(maps: &crate::config::Maps) -> MapSizes {
         maglev_slots: maps.maglev_slots,
         source_ranges: maps.source_ranges,
         affinity: maps.affinity,
+        sockets: maps.sockets,
         conntrack_half: maps.conntrack / 2,
         conntrack: maps.conntrack / 2,
         nat_half: maps.nat / 2,

@@ -4,6 +4,7 @@ use super::backend::Daemon;
 use super::drive::Driver;
 use super::parts;
 use super::path_kind;
+use super::sockets::{self, Sockets};
 use super::tasks::Tasks;
 use crate::config::{Config, Encryption, Etcd, Identity, Path};
 use anyhow::{Context, anyhow, bail};
@@ -55,6 +56,8 @@ pub(crate) struct NodeSetup {
     pub(crate) wireguard: Option<tunnel::Wireguard>,
     /// Whether an earlier life left its forwarding plane at work.
     pub(crate) restarting: bool,
+    /// Where services are translated at sockets.
+    pub(crate) sockets: Sockets,
 }
 
 /// Waits for this node's own Node object; none if the stop is asked for before.
@@ -109,6 +112,7 @@ pub(crate) async fn set_up(
     let devices: Vec<Device> = std::iter::once(uplink).chain(made).collect();
     configure(datapath, &node_config(config, identity, own, &devices), own)?;
     attach(datapath, &devices)?;
+    let sockets = sockets::attach(&config.datapath, datapath)?;
     Ok(NodeSetup {
         own: own.clone(),
         devices,
@@ -118,6 +122,7 @@ pub(crate) async fn set_up(
         host_ip: own.underlay(true).or_else(|| own.underlay(false)),
         wireguard,
         restarting,
+        sockets,
     })
 }
 
@@ -184,6 +189,7 @@ fn node_config(config: &Config, identity: &Identity, own: &NodeRow, devices: &[D
         internal6: v6(own.internal(false)),
         underlay4: v4(own.underlay(true)),
         underlay6: v6(own.underlay(false)),
+        socket_lb: sockets::rows_word(config.datapath.socket_lb),
         ..NodeConfig::default()
     }
 }

@@ -15,7 +15,7 @@ use super::tables::{Desired, DesiredWriters, Held, Intent, IntentWriters, catalo
 use super::tasks::Tasks;
 use super::{
     bgp, bgp_status, datapath, dns, endpoints, flows, follow_names, interfaces, mcs, names, network, node,
-    planners, policy, probe, publish, watch,
+    planners, policy, probe, publish, sockets, watch,
 };
 use crate::config::{Config, Encryption, Identity};
 use anyhow::{Context, anyhow};
@@ -78,6 +78,7 @@ pub(crate) async fn start(
     rooms.flows()?;
     let publisher = rooms.publisher()?;
     rooms.endpoints(&publisher, sources.endpoints).await?;
+    rooms.sockets();
     rooms.bgp(bgp, sources.learned, kernel);
     Ok(())
 }
@@ -358,6 +359,12 @@ impl Rooms<'_> {
         }
         self.spawn("watch", watcher.run(self.driver()));
         self.spawn("conntrack", node::collect_garbage(self.driver(), datapath));
+    }
+
+    /// Ends sockets in the namespaces of endpoints, which are known now.
+    fn sockets(&mut self) {
+        let daemon = self.ground.daemon.clone();
+        self.spawn("sockets", sockets::end_stale(self.driver(), daemon));
     }
 
     fn prefix_target(&self) -> datapath::Prefixes {

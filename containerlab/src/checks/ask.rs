@@ -131,8 +131,6 @@ pub enum Peer {
     AskerOrOtherNode,
     /// The internal address of another node of the service's cluster, which translated.
     OtherNode,
-    /// The asker's own address, or its node's internal one when a pod reaches itself.
-    AskerOrNode,
     /// The node-internal or an underlay address of the asking node.
     AskingNode,
 }

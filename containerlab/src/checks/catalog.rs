@@ -281,7 +281,8 @@ impl<'a> Scene<'a> {
         for (protocol, port) in ports {
             let ask = self.ask(Origin::Pod(self.echo.clone()), self.cluster_ip("demo/echo", port), protocol);
             let by = By::Oneself(self.cluster.name.clone());
-            self.add(list, "pod-to-itself-via-service", Ask { by, peer: Peer::AskerOrNode, ..ask });
+            // Translated at the socket, so it never leaves the pod; by packets it would come from the node.
+            self.add(list, "pod-to-itself-via-service", Ask { by, ..ask });
         }
         for (affinity, service, wanted) in [
             ("none", "demo/web", &both),
@@ -368,6 +369,7 @@ impl<'a> Scene<'a> {
                 self.add(list, &format!("host-to-pod/{place}"), Ask { peer: Peer::AskingNode, ..ask });
             }
         }
+        self.services_of_hosts(list);
         for (place, node) in
             [("same-node", &self.near), ("other-node", &self.far), ("other-cluster", &self.beside)]
         {
@@ -378,6 +380,30 @@ impl<'a> Scene<'a> {
                     &format!("pod-to-host/{place}"),
                     self.ask(Origin::Pod(self.client.clone()), to, protocol),
                 );
+            }
+        }
+    }
+
+    /// A node's own sockets are the only place where its services can be translated.
+    fn services_of_hosts(&self, list: &mut List) {
+        let by = By::Backends(BTreeSet::from([self.cluster.name.clone()]));
+        let ports = [(Protocol::Tcp, TCP_PORT), (Protocol::Udp, UDP_PORT), (Protocol::Http, SERVICE_PORT)];
+        for (place, node) in [("local-backend", &self.near), ("remote-backend", &self.far)] {
+            for (protocol, port) in ports {
+                let ask = self.ask(Origin::Host(node.clone()), self.cluster_ip("demo/echo", port), protocol);
+                let what = format!("host-to-service/{place}");
+                self.add(list, &what, Ask { by: by.clone(), peer: Peer::AskingNode, ..ask });
+            }
+            for (protocol, port) in [(Protocol::Http, SERVICE_PORT), (Protocol::Udp, UDP_PORT)] {
+                let to = Target::NodePort {
+                    cluster: self.cluster.name.clone(),
+                    service: "demo/node-port".to_owned(),
+                    port,
+                    node: node.clone(),
+                };
+                let ask = self.ask(Origin::Host(node.clone()), to, protocol);
+                let what = format!("host-to-node-port/own-node-{place}");
+                self.add(list, &what, Ask { by: by.clone(), peer: Peer::AskingNode, ..ask });
             }
         }
     }

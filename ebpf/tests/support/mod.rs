@@ -3,6 +3,7 @@
 #![allow(dead_code)]
 #![allow(clippy::cast_possible_truncation, missing_docs, unreachable_pub)]
 
+pub mod sockets;
 pub mod space;
 
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};

@@ -27,6 +27,8 @@ pub(super) struct Terms {
     pub(super) whole_address: bool,
     /// These clients; `None`: anybody.
     pub(super) source_ranges: Option<Arc<[Prefix]>>,
+    /// A node port of one of the node's addresses.
+    pub(super) node_port: bool,
 }
 
 impl Planner {
@@ -68,8 +70,8 @@ impl Planner {
                 add(*address, port.port, Scope::Internal, from_inside.clone());
             }
             for (address, number) in self.node_ports(service, port) {
-                add(address, number, Scope::External, outside.clone());
-                add(address, number, Scope::Internal, from_inside.clone());
+                add(address, number, Scope::External, Terms { node_port: true, ..outside.clone() });
+                add(address, number, Scope::Internal, Terms { node_port: true, ..from_inside.clone() });
             }
         }
         (wanted, pools)

@@ -33,6 +33,7 @@ fn a_node_port_is_on_every_address_of_the_node_and_of_the_services_families() {
     let frontends = world.out.frontends.table().snapshot();
     let numbers: BTreeSet<_> = frontends.iter().map(|row| (row.key.address, row.key.port, row.id)).collect();
     assert_eq!(numbers.len(), 4, "both scopes of a node port have one number: {numbers:?}");
+    assert!(frontends.iter().all(|row| row.node_port == (row.key.port == 30_080)));
     world.services.1.upsert(ServiceRow { families_ipv4: vec![true], ..row.clone() });
     world.step(2);
     assert_eq!(on_node(&world), [(NODE[0].to_owned(), 30_080, "web".to_owned())].into());

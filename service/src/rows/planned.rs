@@ -62,6 +62,8 @@ pub struct FrontendRow {
     pub source_ranges: Option<Arc<[Prefix]>>,
     /// Session affinity: how long a client is sent to the same backend after it opened a flow; `None`: not at all.
     pub affinity_secs: Option<u32>,
+    /// Whether it is a node port at one of the node's addresses.
+    pub node_port: bool,
 }
 
 impl Row for FrontendRow {

@@ -119,7 +119,6 @@ impl Ask {
             let ingress = self.translator(context, answer);
             kept += u32::from(own);
             translated += u32::from(ingress.is_some());
-            let oneself = resolved.is_asker(&answer.whoami.cluster, &pod_key(answer));
             let (good, expected) = match self.peer {
                 Peer::Asker => (own && own_port, "the asker's own address and port"),
                 Peer::AskerOrOtherNode => (
@@ -129,10 +128,6 @@ impl Ask {
                 Peer::OtherNode => (
                     ingress.is_some_and(|node| node != answer.whoami.node),
                     "the internal address of another node of the backend's cluster",
-                ),
-                Peer::AskerOrNode => (
-                    (own && own_port) || (oneself && ingress == Some(answer.whoami.node.as_str())),
-                    "the asker's address, or that of its own node when it reaches itself",
                 ),
                 Peer::AskingNode => (
                     own || self.node_address(context, &resolved.place.node, answer.peer_address),

@@ -170,7 +170,7 @@ impl Ask {
         }
     }
 
-    /// A pod asks a pod, itself or through a service: the first packet with the names of both ends and the service at the
+    /// A pod asks a pod, directly or through a service: the first packet with the names of both ends and the service at the
     /// asker's node, the packet given to the answerer at its node, and the answer given to the asker.
     async fn between_pods(
         &self,
@@ -179,6 +179,10 @@ impl Ask {
         way: &Way<'_>,
     ) -> Result<Vec<(String, Want)>, Failure> {
         let Some((asker, _)) = &resolved.asker else { return Ok(Vec::new()) };
+        // What a pod sends to itself stays in it.
+        if resolved.is_asker(&way.cluster, &way.pod.key()) {
+            return Ok(Vec::new());
+        }
         let source = self.asker(context, resolved, way.attempt).await?;
         let destination = self.pod(context, way.pod, &way.cluster).await?;
         let crosses = asker.node != way.pod.node;
@@ -205,19 +209,16 @@ impl Ask {
             };
             wanted.push((way.pod.node.clone(), given));
         }
-        // A pod that reaches itself is answered at the node's address: that answer has no pod at both ends.
-        if !resolved.is_asker(&way.cluster, &way.pod.key()) {
-            let answer = Want {
-                source: destination,
-                destination: source,
-                service: resolved.service.clone(),
-                point: Some(TO_ENDPOINT),
-                reply: true,
-                encrypted,
-                ..self.want(resolved)
-            };
-            wanted.push((asker.node.clone(), answer));
-        }
+        let answer = Want {
+            source: destination,
+            destination: source,
+            service: resolved.service.clone(),
+            point: Some(TO_ENDPOINT),
+            reply: true,
+            encrypted,
+            ..self.want(resolved)
+        };
+        wanted.push((asker.node.clone(), answer));
         Ok(wanted)
     }
 
@@ -258,7 +259,7 @@ impl Ask {
         Ok(vec![(asker.node.clone(), sent), (asker.node.clone(), answer)])
     }
 
-    /// A node asks a pod: the packet given to it, and its answer.
+    /// A node asks a pod: the packet given to it, with the service if the node's socket is here, and its answer.
     async fn asked_by_host(
         &self,
         context: &Context,
@@ -270,9 +271,13 @@ impl Ask {
         let source = address(peer.or(way.attempt.source), if crosses { REMOTE_NODE } else { HOST });
         let destination = self.pod(context, way.pod, &way.cluster).await?;
         let common = Want { encrypted: Some(crosses && context.variant.encrypted()), ..self.want(resolved) };
+        let service = resolved.service.clone().filter(|_| !crosses);
+        let frontend = service.as_ref().map(|_| Frontend { ip: resolved.target, port: resolved.port });
         let given = Want {
             source: source.clone(),
             destination: destination.clone(),
+            service,
+            frontend,
             point: Some(TO_ENDPOINT),
             ..common.clone()
         };
