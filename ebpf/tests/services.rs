@@ -30,8 +30,9 @@ fn cluster_ip_to_a_backend_of_another_node_and_back() {
             let event = node.traced();
             assert!(event.flow.reply && event.rev_nat == 10 + f as u32);
             assert_eq!(event.flow.source.ip, ip(REMOTE[f]), "events name the backend");
-            // The opener speaks again: of TCP, only now it is known to be where it says.
+            // The opener speaks again: only now it is known to be where it says.
             node.run("from_endpoint", node.a, &tcp((POD_A[f], 4000), (CLUSTER_IP[f], 80), "A"));
+            node.run("from_endpoint", node.a, &out);
             node.events();
         }
     }
@@ -599,6 +600,7 @@ fn a_flood_of_openings_takes_no_answered_flow_its_port() {
         let asked = node.run("from_uplink", node.uplink, &question).seen().source.1;
         let reply = udp((REMOTE[f], 8080), (GATEWAY[f], asked), 8);
         assert_eq!(node.run("from_uplink", node.uplink, &reply).action, REDIRECT);
+        assert_eq!(node.run("from_uplink", node.uplink, &question).seen().source.1, asked);
 
         // Many times the size of the maps: an LRU spares what was just used for some rounds.
         for port in 10_000..40_000 {
