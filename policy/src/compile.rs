@@ -1,16 +1,17 @@
 //! From rules and identities to one compiled policy per local identity.
 //!
 //! A subject is an identity that a pod of this node has. Its policy depends on the rules that select it, the identities
-//! that these mention, and named ports; [`Compiler::affected`] says which subjects a change concerns, and recompiling
+//! that these mention, and named ports; [`Compiler::update`] finds out which subjects a change concerns, and recompiling
 //! those gives what compiling everything would. Subjects that no rule selects have policy 0 and no row.
 //!
 //! Replies and traffic of the node itself are the datapath's to allow; no entry speaks of them.
 
+pub use crate::change::{Change, Delta, Entries, Inputs, NamedPorts};
 use crate::cookies::{Cookies, block_title};
 use crate::desired::{CookieRow, EndpointPolicy, PolicyRow, Verdict, VerdictKey};
 pub use crate::entries::MAX_ENTRIES;
 use crate::entries::{Collector, Said};
-use crate::rows::{CidrGroupRow, DirectionRules, NamedPort, RuleKey, RuleRow, Tier};
+use crate::rows::{DirectionRules, RuleKey, RuleRow, Tier};
 use crate::rulebook::{Noticed, Rulebook, selects};
 use crate::universe::Universe;
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,88 +20,8 @@ use tombolo_base::ids::{ClusterName, IdentityId};
 use tombolo_base::labels::Labels;
 use tombolo_base::prefix::Prefix;
 use tombolo_base::source::Source;
-use tombolo_base::table::{Row, Snapshot};
-use tombolo_topology::{EndpointRow, IdentityRow};
-
-/// Named ports of the pods of an identity.
-pub type NamedPorts = BTreeMap<IdentityId, BTreeSet<NamedPort>>;
-
-/// All that decides the node's policies.
-#[derive(Clone, Copy, Debug)]
-pub struct Inputs<'a> {
-    /// Rules of all kinds.
-    pub rules: &'a Snapshot<RuleRow>,
-    /// Prefixes that have a name.
-    pub groups: &'a Snapshot<CidrGroupRow>,
-    /// Identities of all clusters.
-    pub identities: &'a Snapshot<IdentityRow>,
-    /// Pods of this node.
-    pub endpoints: &'a Snapshot<EndpointRow>,
-    /// Ports that the pods of an identity name.
-    pub named_ports: &'a NamedPorts,
-    /// Whether all sources of identities have spoken (see [`tombolo_base::aggregate::Gate`]). While false, allows of
-    /// identities that vanished stay, as long as the rules themselves are unchanged. When it becomes true, update with
-    /// [`Change::Everything`].
-    pub may_shrink: bool,
-}
-
-/// What changed since the last update.
-#[derive(Clone, Debug)]
-pub enum Change {
-    /// Unknown or all: compile every subject.
-    Everything,
-    /// These rows.
-    Rows {
-        /// Keys of rules.
-        rules: BTreeSet<RuleKey>,
-        /// Names of groups of prefixes.
-        groups: BTreeSet<Arc<str>>,
-        /// Identities that came, went or changed.
-        identities: BTreeSet<IdentityId>,
-        /// Endpoints that came, went or changed.
-        endpoints: BTreeSet<u16>,
-        /// Identities whose named ports changed.
-        named_ports: BTreeSet<IdentityId>,
-        /// Prefixes of [`Compiler::leaving`] that the datapath has no row of any more.
-        released: BTreeSet<Prefix>,
-    },
-}
-
-impl Change {
-    /// None.
-    #[must_use]
-    pub const fn nothing() -> Self {
-        Self::Rows {
-            rules: BTreeSet::new(),
-            groups: BTreeSet::new(),
-            identities: BTreeSet::new(),
-            endpoints: BTreeSet::new(),
-            named_ports: BTreeSet::new(),
-            released: BTreeSet::new(),
-        }
-    }
-}
-
-/// What to write, in this order: policies, then endpoints and prefixes, then removals of these, then of policies.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Delta {
-    /// Rows that are new or differ.
-    pub policies: Vec<PolicyRow>,
-    /// Rows that are new or differ.
-    pub endpoints: Vec<EndpointPolicy>,
-    /// Endpoints that are gone or have no identity any more.
-    pub removed_endpoints: Vec<u16>,
-    /// Policy ids that nobody runs under any more.
-    pub removed_policies: Vec<u32>,
-    /// Prefixes and their numbers, for the datapath: to be written once it has the policies.
-    pub prefixes: Vec<(Prefix, IdentityId)>,
-    /// Prefixes that no rule mentions any more. Policies go on naming them until they are released.
-    pub removed_prefixes: Vec<Prefix>,
-    /// What the numbers in entries stand for, of those that are new.
-    pub cookies: Vec<CookieRow>,
-    /// Numbers that no entry carries any more.
-    pub removed_cookies: Vec<u32>,
-}
+use tombolo_base::table::Row;
+use tombolo_topology::EndpointRow;
 
 /// A subject as compiled last.
 #[derive(Clone, Debug, Default)]
@@ -115,9 +36,6 @@ struct Subject {
     cookies: BTreeSet<u32>,
     problems: BTreeSet<String>,
 }
-
-/// Entries of one policy.
-pub type Entries = BTreeMap<VerdictKey, Verdict>;
 
 /// Compiles policies and remembers what it compiled.
 #[derive(Clone, Debug)]
@@ -557,6 +475,9 @@ impl Compiler {
     }
 }
 
+#[cfg(test)]
+#[path = "compile_property_tests.rs"]
+mod property_tests;
 #[cfg(test)]
 #[path = "scale_tests.rs"]
 mod scale_tests;

@@ -120,8 +120,12 @@ impl<T: Ord + Clone> Handles<T> {
                     known.entry(value.clone()).or_default().insert(owner.clone());
                 }
             }
-            Some(Handle::Key(key)) => drop(self.keys.entry(key.into()).or_default().insert(owner.clone())),
-            None => drop(self.rest.insert(owner.clone())),
+            Some(Handle::Key(key)) => {
+                self.keys.entry(key.into()).or_default().insert(owner.clone());
+            }
+            None => {
+                self.rest.insert(owner.clone());
+            }
         }
     }
 
@@ -148,7 +152,9 @@ impl<T: Ord + Clone> Handles<T> {
                     self.keys.remove(key);
                 }
             }
-            None => drop(self.rest.remove(owner)),
+            None => {
+                self.rest.remove(owner);
+            }
         }
     }
 

@@ -30,6 +30,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod change;
 pub mod cidrs;
 pub mod compile;
 mod cookies;

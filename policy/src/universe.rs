@@ -149,7 +149,9 @@ impl Universe {
                 taken.users.insert(rule.clone());
                 self.selectors.insert(shared, taken);
             }
-            PeerSelector::Entity(Entity::Cluster) => drop(self.own_users.insert(rule.clone())),
+            PeerSelector::Entity(Entity::Cluster) => {
+                self.own_users.insert(rule.clone());
+            }
             _ => {}
         }
     }
@@ -165,7 +167,9 @@ impl Universe {
                     self.handles.remove(&selector.0, &Arc::new(selector.clone()));
                 }
             }
-            PeerSelector::Entity(Entity::Cluster) => drop(self.own_users.remove(rule)),
+            PeerSelector::Entity(Entity::Cluster) => {
+                self.own_users.remove(rule);
+            }
             _ => {}
         }
     }

@@ -13,7 +13,7 @@ use tombolo_base::clock::Moment;
 use tombolo_base::ids::{ClusterName, IdentityId};
 use tombolo_base::prefix::Prefix;
 use tombolo_base::source::{Source, SourceState};
-use tombolo_base::table::{Batch, Table, Writer};
+use tombolo_base::table::{Batch, Snapshot, Table, Writer};
 use tombolo_ebpf::{Datapath, PolicySide, PortPrefix, RuleAction, RuleEntry, RuleTier};
 use tombolo_kubernetes::PodRow;
 use tombolo_policy::compile::{self, Change, Compiler, Entries, NamedPorts};
@@ -38,7 +38,7 @@ pub(crate) struct Inputs {
 }
 
 /// Ports that this node's pods name, by identity.
-fn named_ports(endpoints: &Table<EndpointRow>, pods: &Table<PodRow>) -> NamedPorts {
+pub(crate) fn named_ports(endpoints: &Table<EndpointRow>, pods: &Table<PodRow>) -> NamedPorts {
     let pods = pods.snapshot();
     let mut out: NamedPorts = BTreeMap::new();
     for endpoint in endpoints.snapshot().iter() {
@@ -76,6 +76,8 @@ pub(crate) struct InPlace {
     pub(crate) policies: Applied<PolicyRow>,
     /// Of prefixes.
     pub(crate) entries: Applied<PrefixEntry>,
+    /// What it shall hold of them.
+    pub(crate) wanted: Table<PrefixEntry>,
     /// To ask for a prefix that an earlier life may have left.
     pub(crate) datapath: Arc<Datapath>,
 }
@@ -84,15 +86,19 @@ pub(crate) struct InPlace {
 const ASKED_MAX: usize = 32;
 
 impl InPlace {
-    /// Whether every policy is there as it is wanted.
-    fn has_all(&self, policies: &Table<PolicyRow>) -> bool {
-        policies.snapshot().iter().all(|row| self.policies.get(&row.id).as_ref() == Some(row))
+    /// Whether a policy is there as it is wanted, or is not wanted any more.
+    fn has_policy(&self, wanted: &Snapshot<PolicyRow>, id: u32) -> bool {
+        wanted.get(&id).is_none_or(|row| self.policies.get(&id).as_ref() == Some(row))
     }
 
-    /// Whether addresses have that identity by that prefix. What cannot be read may be so.
-    fn has(&self, prefix: Prefix, id: IdentityId) -> bool {
+    /// Whether addresses have that identity by that prefix. What cannot be read may be so, and what an earlier life left
+    /// is not taken away before all have spoken.
+    fn has(&self, prefix: Prefix, id: IdentityId, left: bool) -> bool {
         if let Some(row) = self.entries.get(&prefix) {
             return row.identity == id;
+        }
+        if left && !self.wanted.snapshot().unconfirmed_sources().is_empty() {
+            return true;
         }
         let held = self.datapath.prefix(prefix.net());
         held.map_or(true, |row| row.is_some_and(|row| row.identity == id.0))
@@ -120,6 +126,7 @@ pub(crate) async fn planner(
     let mut groups = inputs.groups.changes();
     let (mut endpoints, mut pods) = (inputs.endpoints.changes(), inputs.pods.changes());
     let gate = Gate::new(driver.clock.now());
+    let left = compiler.leaving().map(|(prefix, _)| prefix).collect();
     let mut compiling = Compiling {
         compiler,
         gate,
@@ -129,6 +136,8 @@ pub(crate) async fn planner(
         behind: true,
         out,
         fresh: BTreeMap::new(),
+        unwritten: BTreeSet::new(),
+        left,
     };
     loop {
         let (mut a, mut b, mut c, mut d, mut e) = (None, None, None, None, false);
@@ -188,6 +197,10 @@ struct Compiling {
     out: Pens,
     /// Identities of prefixes that the datapath is told when it has the policies that name them.
     fresh: BTreeMap<Prefix, IdentityId>,
+    /// Policies that the datapath had not when last looked at.
+    unwritten: BTreeSet<u32>,
+    /// Prefixes that an earlier life told and this one did not.
+    left: BTreeSet<Prefix>,
 }
 
 impl Compiling {
@@ -254,6 +267,7 @@ impl Compiling {
     }
 
     fn write(&mut self, delta: compile::Delta, state: SourceState) {
+        self.unwritten.extend(delta.policies.iter().map(|row| row.id));
         self.out.policies.commit(|txn| {
             for row in delta.policies {
                 txn.upsert(row);
@@ -288,11 +302,17 @@ impl Compiling {
 
     /// Tells the identities of prefixes once the datapath has the policies that name them.
     fn tell_prefixes(&mut self, in_place: &InPlace) {
-        if !self.waits_for_policies() || !in_place.has_all(self.out.policies.table()) {
+        if !self.waits_for_policies() {
+            return;
+        }
+        let wanted = self.out.policies.table().snapshot();
+        self.unwritten.retain(|id| !in_place.has_policy(&wanted, *id));
+        if !self.unwritten.is_empty() {
             return;
         }
         self.out.cidrs.commit(|txn| {
             for (prefix, identity) in std::mem::take(&mut self.fresh) {
+                self.left.remove(&prefix);
                 txn.upsert(CidrIdentity { source: Source::Planner, prefix, identity });
             }
             txn.set_source(&Source::Planner, SourceState::Initialized);
@@ -323,7 +343,9 @@ impl Compiling {
         }
         let told = self.out.cidrs.table().snapshot();
         let leaving = self.compiler.leaving().filter(|(prefix, _)| told.get(prefix).is_none());
-        let gone = leaving.take(ASKED_MAX).filter(|(prefix, id)| !in_place.has(*prefix, *id));
+        let gone = leaving
+            .take(ASKED_MAX)
+            .filter(|(prefix, id)| !in_place.has(*prefix, *id, self.left.contains(prefix)));
         gone.map(|(prefix, _)| prefix).collect()
     }
 }

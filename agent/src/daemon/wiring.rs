@@ -315,7 +315,8 @@ impl Rooms<'_> {
         let audit = self.ground.config.policy.audit;
         let compiler = policy::compiler(&self.ground.identity.cluster, &datapath, audit);
         let (policies, entries) = (self.held.policies.clone(), self.held.entries.clone());
-        let in_place = policy::InPlace { policies, entries, datapath };
+        let wanted = self.desired.entries.clone();
+        let in_place = policy::InPlace { policies, entries, wanted, datapath };
         let problems = self.ground.daemon.policy_problems.clone();
         let run = policy::planner(self.driver(), compiler, inputs, (out, in_place), problems);
         self.spawn("planner/policy", run);
