@@ -32,6 +32,7 @@ fn main() -> ExitCode {
         Command::Relay(RelayArgs { command, .. }) => cli::run(cli::Query::Relay(command)),
         Command::Status { reading, verbose } => cli::run(cli::Query::Status(reading, verbose)),
         Command::Show { table, reading } => cli::run(cli::Query::Show(reading, table)),
+        Command::Policy(command) => cli::run(cli::Query::Policy(command)),
         Command::Conntrack(command) => cli::run(cli::Query::Conntrack(command)),
         Command::Mesh(mesh) => cli::run(cli::Query::Mesh(mesh)),
         Command::Bgp(bgp) => cli::run(cli::Query::Bgp(bgp)),

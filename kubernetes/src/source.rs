@@ -11,7 +11,7 @@ use crate::document::parse;
 use crate::folder::{Folder, Limits};
 use crate::keep::Keep;
 use crate::problem::{Problem, Severity};
-use crate::tables::Writers;
+use crate::tables::{Tables, Writers};
 use notify::event::{AccessKind, AccessMode};
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use std::collections::{BTreeMap, BTreeSet};
@@ -433,6 +433,16 @@ pub fn check_file(path: &Path, cluster: &ClusterIdentity) -> Vec<Problem> {
         Ok(None) => vec![Problem::of_file(path, "there is no such file", "check the path")],
         Err(problem) => vec![*problem],
     }
+}
+
+/// What a file's text would put into tables, and what is wrong with it. Nothing of it is in force.
+#[must_use]
+pub fn read_manifests(file: &Path, text: &str, cluster: &ClusterIdentity) -> (Tables, Vec<Problem>) {
+    let (tables, writers) = Tables::new();
+    let parsed = parse(file, text, cluster);
+    parsed.objects.values().for_each(|object| object.write(&writers));
+    let ignored = parsed.unknown_kinds.iter().map(|(kind, unknown)| unknown.problem(kind, file));
+    (tables, ignored.chain(parsed.problems).collect())
 }
 
 #[cfg(test)]

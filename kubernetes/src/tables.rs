@@ -4,7 +4,7 @@ use crate::rows::{NamespaceRow, PodRow};
 use std::sync::Arc;
 use tombolo_base::source::{Source, SourceState};
 use tombolo_base::table::{Table, Writer};
-use tombolo_policy::RuleRow;
+use tombolo_policy::{CidrGroupRow, RuleRow};
 use tombolo_service::mcs::{ExportRow, ImportRequest};
 use tombolo_service::pools::LbPool;
 use tombolo_service::{ServiceRow, SliceRow};
@@ -61,8 +61,10 @@ tables! {
     exports: ExportRow,
     /// ServiceImports: addresses asked for.
     imports: ImportRequest,
-    /// NetworkPolicies.
+    /// Policies of all kinds.
     rules: RuleRow,
+    /// CiliumCIDRGroups.
+    cidr_groups: CidrGroupRow,
     /// CiliumLoadBalancerIPPools.
     pools: LbPool,
     /// CiliumBGPClusterConfigs.

@@ -34,6 +34,7 @@ pub mod nat;
 mod node;
 mod outcome;
 mod packet;
+pub mod policy;
 mod programs;
 #[cfg(test)]
 mod programs_tests;

@@ -225,6 +225,10 @@ fn labels(id: IdentityId, names: &Names) -> Vec<String> {
     if let Some(name) = id.reserved_name() {
         return vec![format!("reserved:{name}")];
     }
+    // Of a prefix that a policy mentions: a number of this node alone.
+    if id.0 >= 1 << 24 {
+        return vec!["reserved:world".to_owned()];
+    }
     let row = names.identities.from_key(&(id, Source::Manifests)).next().filter(|row| row.id == id);
     row.map(|row| row.labels.to_list()).unwrap_or_default()
 }
@@ -292,6 +296,7 @@ mod tests {
         assert_eq!(flow.destination.label(), "demo/web-1:8080");
         assert_eq!(flow.destination.labels, ["k8s:app=web"]);
         assert_eq!(flow.source.labels, ["reserved:world"]);
+        assert_eq!(labels(IdentityId((1 << 24) + 7), &names), ["reserved:world"], "by a prefix");
         assert_eq!((flow.drop_reason_desc.as_str(), flow.why.as_str()), ("POLICY_DENIED", "site 7"));
         assert_eq!(flow.service.unwrap().name, "web");
     }

@@ -1,110 +1,86 @@
 //! From rules and identities to one compiled policy per local identity.
 //!
 //! A subject is an identity that a pod of this node has. Its policy depends on the rules that select it, the identities
-//! that these mention, and named ports; [`Compiler::affected`] says which subjects a change concerns, and recompiling
+//! that these mention, and named ports; [`Compiler::update`] finds out which subjects a change concerns, and recompiling
 //! those gives what compiling everything would. Subjects that no rule selects have policy 0 and no row.
 //!
 //! Replies and traffic of the node itself are the datapath's to allow; no entry speaks of them.
 
-use crate::entries::{Collector, blocks, mentions, selects};
-pub use crate::entries::{MAX_ENTRIES, NamedPorts};
-use crate::rows::{
-    Direction, DirectionRules, EndpointPolicy, PolicyRow, PortMatch, RuleKey, RuleRow, Verdict, VerdictKey,
-};
+pub use crate::change::{Change, Delta, Entries, Inputs, NamedPorts};
+use crate::cookies::{Cookies, block_title};
+use crate::desired::{CookieRow, EndpointPolicy, PolicyRow, Verdict, VerdictKey};
+pub use crate::entries::MAX_ENTRIES;
+use crate::entries::{Collector, Said};
+use crate::rows::{DirectionRules, RuleKey, RuleRow, Tier};
+use crate::rulebook::{Noticed, Rulebook, selects};
+use crate::universe::Universe;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use tombolo_base::ids::{ClusterName, IdentityId};
 use tombolo_base::labels::Labels;
+use tombolo_base::prefix::Prefix;
 use tombolo_base::source::Source;
-use tombolo_base::table::{Row, Snapshot};
-use tombolo_topology::{EndpointRow, IdentityRow};
-
-/// All that decides the node's policies.
-#[derive(Clone, Copy, Debug)]
-pub struct Inputs<'a> {
-    /// NetworkPolicies.
-    pub rules: &'a Snapshot<RuleRow>,
-    /// Identities of all clusters.
-    pub identities: &'a Snapshot<IdentityRow>,
-    /// Pods of this node.
-    pub endpoints: &'a Snapshot<EndpointRow>,
-    /// Ports that the pods of an identity name.
-    pub named_ports: &'a NamedPorts,
-    /// Whether all sources of identities have spoken (see [`tombolo_base::aggregate::Gate`]). While false, allows of
-    /// identities that vanished stay, as long as the rules themselves are unchanged. When it becomes true, update with
-    /// [`Change::Everything`].
-    pub may_shrink: bool,
-}
-
-/// What changed since the last update.
-#[derive(Clone, Debug)]
-pub enum Change {
-    /// Unknown or all: compile every subject.
-    Everything,
-    /// These rows.
-    Rows {
-        /// Keys of rules.
-        rules: BTreeSet<RuleKey>,
-        /// Identities that came, went or changed.
-        identities: BTreeSet<IdentityId>,
-        /// Endpoints that came, went or changed.
-        endpoints: BTreeSet<u16>,
-        /// Identities whose named ports changed.
-        named_ports: BTreeSet<IdentityId>,
-    },
-}
-
-/// What to write, in this order: policies, then endpoints, then removals.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Delta {
-    /// Rows that are new or differ.
-    pub policies: Vec<PolicyRow>,
-    /// Rows that are new or differ.
-    pub endpoints: Vec<EndpointPolicy>,
-    /// Endpoints that are gone or have no identity any more.
-    pub removed_endpoints: Vec<u16>,
-    /// Policy ids that nobody runs under any more.
-    pub removed_policies: Vec<u32>,
-}
+use tombolo_base::table::Row;
+use tombolo_topology::EndpointRow;
 
 /// A subject as compiled last.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 struct Subject {
+    labels: Labels,
+    endpoints: BTreeSet<u16>,
     /// The rules that select it, to tell a changed rule from a vanished identity.
-    rules: Vec<RuleRow>,
+    rules: Vec<Arc<RuleRow>>,
+    /// Whether it was, in this life.
+    compiled: bool,
     row: Option<PolicyRow>,
+    cookies: BTreeSet<u32>,
     problems: BTreeSet<String>,
 }
-
-/// Entries of one policy.
-pub type Entries = BTreeMap<VerdictKey, Verdict>;
 
 /// Compiles policies and remembers what it compiled.
 #[derive(Clone, Debug)]
 pub struct Compiler {
-    cluster: ClusterName,
     ids: BTreeMap<IdentityId, u32>,
     next_id: u32,
+    audit: bool,
     /// Entries of an earlier life's policies by policy id, until everybody has spoken.
     earlier: BTreeMap<u32, Entries>,
+    universe: Universe,
+    rulebook: Rulebook,
+    cookies: Cookies,
     subjects: BTreeMap<IdentityId, Subject>,
-    /// Labels as last seen; also of identities that are gone, until the next update has used them.
-    identities: BTreeMap<IdentityId, Labels>,
+    /// The subjects that each rule selects.
+    selected: BTreeMap<RuleKey, BTreeSet<IdentityId>>,
     endpoints: BTreeMap<u16, EndpointPolicy>,
     /// Which subject an endpoint has.
     endpoint_subjects: BTreeMap<u16, IdentityId>,
 }
 
+/// What a change leads to.
+#[derive(Default)]
+struct Concerned {
+    rules: BTreeSet<RuleKey>,
+    subjects: BTreeSet<IdentityId>,
+    endpoints: BTreeSet<u16>,
+    noticed: Noticed,
+    born: BTreeSet<u32>,
+    gone: BTreeSet<u32>,
+}
+
 impl Compiler {
     /// A compiler for a node of `cluster` that knows no policy ids yet.
     #[must_use]
-    pub const fn new(cluster: ClusterName) -> Self {
+    pub fn new(cluster: ClusterName) -> Self {
         Self {
-            cluster,
             ids: BTreeMap::new(),
             next_id: 1,
+            audit: false,
             earlier: BTreeMap::new(),
+            universe: Universe::new(cluster),
+            rulebook: Rulebook::default(),
+            cookies: Cookies::default(),
             subjects: BTreeMap::new(),
-            identities: BTreeMap::new(),
+            selected: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             endpoint_subjects: BTreeMap::new(),
         }
@@ -126,13 +102,27 @@ impl Compiler {
         self
     }
 
+    /// Takes over the numbers that the datapath holds of prefixes. Other identities are passed over.
+    #[must_use]
+    pub fn with_prefixes(mut self, prefixes: impl IntoIterator<Item = (Prefix, IdentityId)>) -> Self {
+        prefixes.into_iter().for_each(|(prefix, id)| self.universe.cidrs.restore(prefix, id));
+        self
+    }
+
+    /// Marks all policies as audited: see [`PolicyRow::audit`].
+    #[must_use]
+    pub const fn with_audit(mut self, audit: bool) -> Self {
+        self.audit = audit;
+        self
+    }
+
     /// The policy ids by subject identity, to be kept for the next life.
     #[must_use]
     pub const fn ids(&self) -> &BTreeMap<IdentityId, u32> {
         &self.ids
     }
 
-    /// What cannot be enforced as written; such parts allow nothing.
+    /// What cannot be enforced as written; such parts match nothing.
     #[must_use]
     pub fn problems(&self) -> BTreeSet<String> {
         self.subjects.values().flat_map(|subject| subject.problems.iter().cloned()).collect()
@@ -143,128 +133,195 @@ impl Compiler {
         self.subjects.values().filter_map(|subject| subject.row.as_ref())
     }
 
-    /// The subjects whose policy a change can touch.
+    /// The prefixes that rules mention, and their numbers.
+    pub fn prefixes(&self) -> impl Iterator<Item = (Prefix, IdentityId)> + '_ {
+        self.universe.cidrs.wanted()
+    }
+
+    /// Prefixes that no rule mentions any more, and whose numbers policies still know: to be released
+    /// ([`Change::Rows`]) when the datapath has no row of them.
+    pub fn leaving(&self) -> impl Iterator<Item = (Prefix, IdentityId)> + '_ {
+        self.universe.cidrs.leaving()
+    }
+
+    /// What the numbers in the entries stand for.
+    pub fn cookies(&self) -> impl Iterator<Item = CookieRow> + '_ {
+        self.cookies.rows()
+    }
+
+    /// The identity of an address that is nobody's of the mesh.
     #[must_use]
-    pub fn affected(&self, inputs: &Inputs<'_>, change: &Change) -> BTreeSet<IdentityId> {
-        let present = subjects(inputs);
-        let Change::Rows { rules, identities, endpoints, named_ports } = change else {
-            return present.keys().chain(self.subjects.keys()).copied().collect();
-        };
-        let mut out: BTreeSet<IdentityId> = BTreeSet::new();
-        for endpoint in endpoints {
-            out.extend(self.endpoint_subjects.get(endpoint));
-            out.extend(inputs.endpoints.get(endpoint).and_then(|row| row.identity));
-        }
-        let changed_rules: Vec<_> = rules.iter().filter_map(|key| inputs.rules.get(key)).collect();
-        let labels: Vec<_> = identities
-            .iter()
-            .flat_map(|id| {
-                let now = inputs
-                    .identities
-                    .from_key(&(*id, Source::Manifests))
-                    .take_while(move |row| row.id == *id);
-                now.map(|row| &row.labels).chain(self.identities.get(id))
-            })
-            .collect();
-        for (id, own) in &present {
-            let was = self.subjects.get(id);
-            let had = was.is_some_and(|subject| {
-                subject.rules.iter().any(|rule| {
-                    rules.contains(&rule.key())
-                        || labels.iter().any(|labels| mentions(rule, labels, &self.cluster))
-                })
-            });
-            let gets = changed_rules.iter().any(|rule| selects(rule, own, &self.cluster));
-            let ports =
-                !named_ports.is_empty() && was.is_some_and(|subject| subject.rules.iter().any(names_ports));
-            if was.is_none() || had || gets || ports {
-                out.insert(*id);
-            }
-        }
-        out.extend(self.subjects.keys().filter(|id| !present.contains_key(id)));
-        out
+    pub fn identity_of(&self, address: std::net::IpAddr) -> IdentityId {
+        self.universe.cidrs.of(Prefix::host(address))
     }
 
     /// Recompiles what a change concerns and says what to write.
     pub fn update(&mut self, inputs: &Inputs<'_>, change: &Change) -> Delta {
-        let affected = self.affected(inputs, change);
-        self.learn(inputs, change);
+        let mut concerned = Concerned::default();
+        match change {
+            Change::Everything => {
+                let all = self.everything(inputs);
+                self.learn(inputs, &all, &mut concerned);
+                concerned.subjects.extend(self.subjects.keys());
+            }
+            rows @ Change::Rows { .. } => self.learn(inputs, rows, &mut concerned),
+        }
         if inputs.may_shrink {
             self.earlier.clear();
         }
-        let present = subjects(inputs);
+        for rule in &concerned.rules {
+            concerned.subjects.extend(self.selected.get(rule).into_iter().flatten());
+        }
         let mut delta = Delta::default();
-        for id in affected {
-            match present.get(&id) {
-                Some(labels) => self.compile(inputs, id, labels, &mut delta),
-                None => self.forget(id, &mut delta),
+        for id in std::mem::take(&mut concerned.subjects) {
+            if self.subjects.get(&id).is_some_and(|subject| !subject.endpoints.is_empty()) {
+                self.compile(inputs, id, &mut delta, &mut concerned);
+            } else {
+                self.forget(id, &mut delta, &mut concerned);
             }
         }
-        self.assign(inputs, &mut delta);
+        self.assign(&concerned.endpoints, &mut delta);
+        self.tell(&concerned, &mut delta);
         delta
     }
 
-    /// Brings the labels up to date. An identity said by several sources has the labels of the first.
-    fn learn(&mut self, inputs: &Inputs<'_>, change: &Change) {
-        match change {
-            Change::Rows { identities, .. } => {
-                for id in identities {
-                    let first = inputs.identities.from_key(&(*id, Source::Manifests)).next();
-                    match first.filter(|row| row.id == *id) {
-                        Some(row) => self.identities.insert(*id, row.labels.clone()),
-                        None => self.identities.remove(id),
-                    };
-                }
+    /// All keys, those that are known and those that are there.
+    fn everything(&self, inputs: &Inputs<'_>) -> Change {
+        Change::Rows {
+            rules: inputs.rules.iter().map(Row::key).chain(self.rulebook.keys().cloned()).collect(),
+            groups: inputs.groups.iter().map(Row::key).chain(self.universe.groups().cloned()).collect(),
+            identities: inputs.identities.iter().map(|row| row.id).chain(self.universe.ids()).collect(),
+            endpoints: inputs
+                .endpoints
+                .iter()
+                .map(|row| row.id)
+                .chain(self.endpoints.keys().copied())
+                .collect(),
+            named_ports: BTreeSet::new(),
+            released: BTreeSet::new(),
+        }
+    }
+
+    /// Brings all that is known up to date. An identity said by several sources has the labels of the first.
+    fn learn(&mut self, inputs: &Inputs<'_>, change: &Change, concerned: &mut Concerned) {
+        let Change::Rows { rules, groups, identities, endpoints, named_ports, released } = change else {
+            return;
+        };
+        for id in identities {
+            let first = inputs.identities.from_key(&(*id, Source::Manifests)).next();
+            let labels = first.filter(|row| row.id == *id).map(|row| &row.labels);
+            self.universe.learn(*id, labels, &mut concerned.rules);
+        }
+        if !groups.is_empty() {
+            groups.iter().for_each(|name| self.universe.set_group(name, inputs.groups.get(name)));
+            for rule in self.rulebook.grouped().clone() {
+                self.rulebook.look_again(&rule, &mut self.universe, &mut concerned.noticed);
+                concerned.rules.insert(rule);
             }
-            Change::Everything => {
-                self.identities.clear();
-                for row in inputs.identities.iter() {
-                    self.identities.entry(row.id).or_insert_with(|| row.labels.clone());
-                }
+        }
+        for key in rules {
+            self.learn_rule(key, inputs.rules.get(key), concerned);
+        }
+        for id in endpoints {
+            self.learn_endpoint(*id, inputs.endpoints.get(id), concerned);
+        }
+        if !named_ports.is_empty() {
+            concerned.rules.extend(self.rulebook.named().iter().cloned());
+        }
+        for prefix in released.iter().filter(|prefix| self.universe.cidrs.release(**prefix)) {
+            concerned.rules.extend(self.rulebook.around(prefix).cloned());
+        }
+        if !released.is_empty() {
+            for prefix in self.universe.cidrs.retry() {
+                concerned.noticed.touched.insert(prefix);
+                concerned.noticed.fresh.insert(prefix);
+            }
+        }
+        for prefix in &concerned.noticed.fresh {
+            concerned.rules.extend(self.rulebook.around(prefix).cloned());
+        }
+    }
+
+    fn learn_rule(&mut self, key: &RuleKey, row: Option<&RuleRow>, concerned: &mut Concerned) {
+        if self.rulebook.get(key).map(AsRef::as_ref) == row {
+            return;
+        }
+        concerned.rules.insert(key.clone());
+        self.rulebook.set(key, row, &mut self.universe, &mut concerned.noticed);
+        if let Some(row) = row {
+            let selected =
+                |(_, subject): &(_, &Subject)| selects(row, &subject.labels, &self.universe.cluster);
+            concerned.subjects.extend(self.subjects.iter().filter(selected).map(|(id, _)| *id));
+        }
+    }
+
+    fn learn_endpoint(&mut self, id: u16, row: Option<&EndpointRow>, concerned: &mut Concerned) {
+        let now = row.and_then(|row| Some((row.identity?, &row.labels)));
+        let was = match now {
+            Some((identity, _)) => self.endpoint_subjects.insert(id, identity),
+            None => self.endpoint_subjects.remove(&id),
+        };
+        concerned.endpoints.insert(id);
+        if let Some(was) = was.filter(|was| now.map(|(identity, _)| identity) != Some(*was))
+            && let Some(subject) = self.subjects.get_mut(&was)
+        {
+            subject.endpoints.remove(&id);
+            if subject.endpoints.is_empty() {
+                concerned.subjects.insert(was);
+            }
+        }
+        if let Some((identity, labels)) = now {
+            let fresh = !self.subjects.contains_key(&identity);
+            let subject = self.subjects.entry(identity).or_default();
+            subject.endpoints.insert(id);
+            if fresh || subject.labels != *labels {
+                subject.labels = labels.clone();
+                concerned.subjects.insert(identity);
             }
         }
     }
 
-    fn compile(&mut self, inputs: &Inputs<'_>, id: IdentityId, labels: &Labels, delta: &mut Delta) {
-        let rules: Vec<_> =
-            inputs.rules.iter().filter(|rule| selects(rule, labels, &self.cluster)).cloned().collect();
-        let before = self.subjects.remove(&id);
-        let mut subject = Subject { rules, row: None, problems: BTreeSet::new() };
+    fn compile(&mut self, inputs: &Inputs<'_>, id: IdentityId, delta: &mut Delta, concerned: &mut Concerned) {
+        let Some(before) = self.subjects.remove(&id) else { return };
+        let rules = self.rulebook.about(&before.labels, &self.universe.cluster);
+        let mut subject = Subject {
+            labels: before.labels.clone(),
+            endpoints: before.endpoints.clone(),
+            rules,
+            compiled: true,
+            ..Subject::default()
+        };
         if !subject.rules.is_empty() {
-            let mut collector = Collector {
-                cluster: &self.cluster,
-                subject: id,
-                identities: &self.identities,
-                named_ports: inputs.named_ports,
-                entries: Entries::new(),
-                problems: BTreeSet::new(),
-            };
-            for rule in &subject.rules {
-                for (direction, rules) in
-                    [(Direction::Ingress, &rule.ingress), (Direction::Egress, &rule.egress)]
-                {
-                    collector.add(rule, direction, rules.as_ref().map_or(&[], |rules| &rules.blocks));
+            let mut collector = Collector::new(&self.universe, id, inputs.named_ports);
+            collector.add(&subject.rules);
+            let Collector { entries, origins, closed, problems, .. } = collector;
+            let names: Vec<Arc<str>> = origins
+                .iter()
+                .filter_map(|origin| {
+                    let rule = self.rulebook.get(&origin.rule)?;
+                    Some(block_title(rule, origin.direction, origin.block).into())
+                })
+                .collect();
+            let mut entries = self.number(entries, &names, &mut subject.cookies, &mut concerned.born);
+            self.keep(inputs, id, &before, &subject.rules, &mut entries);
+            for Verdict { cookie, .. } in entries.values() {
+                if !subject.cookies.contains(cookie) && self.cookies.hold(*cookie) {
+                    subject.cookies.insert(*cookie);
                 }
             }
-            let (mut entries, problems) = (collector.entries, collector.problems);
-            if let Some(before) =
-                before.as_ref().filter(|before| !inputs.may_shrink && before.rules == subject.rules)
-            {
-                let row = before.row.as_ref();
-                entries.extend(self.unnamed(row.into_iter().flat_map(|row| &row.entries)));
-            }
-            // Which rules made an earlier life's entries is not known; a change seen in this life ends them.
-            if before.as_ref().is_some_and(|before| before.rules != subject.rules)
-                && let Some(number) = self.ids.get(&id)
-            {
-                self.earlier.remove(number);
-            }
-            let earlier = self.ids.get(&id).and_then(|number| self.earlier.get(number));
-            entries.extend(self.unnamed(earlier.into_iter().flatten()));
             subject.problems = problems;
-            subject.row = Some(self.row(id, &subject.rules, entries));
+            let mut row = self.row(id, &subject.rules, entries);
+            row.ingress_enforced |= closed.contains(&crate::rows::Direction::Ingress);
+            row.egress_enforced |= closed.contains(&crate::rows::Direction::Egress);
+            subject.row = Some(row);
         }
-        let old = before.and_then(|before| before.row);
+        self.note_selected(id, &before.rules, &subject.rules);
+        self.cookies.put_back(&before.cookies);
+        concerned.gone.extend(before.cookies);
+        let old = before.row;
+        if old.as_ref().map(|row| row.id) != subject.row.as_ref().map(|row| row.id) {
+            concerned.endpoints.extend(&subject.endpoints);
+        }
         match (&old, &subject.row) {
             (_, Some(row)) if old.as_ref() != Some(row) => delta.policies.push(row.clone()),
             (Some(old), None) => delta.removed_policies.push(old.id),
@@ -273,72 +330,157 @@ impl Compiler {
         self.subjects.insert(id, subject);
     }
 
-    /// Entries whose identity is no longer, or not yet, known.
-    fn unnamed<'a>(
-        &'a self,
-        entries: impl Iterator<Item = (&'a VerdictKey, &'a Verdict)> + 'a,
-    ) -> impl Iterator<Item = (VerdictKey, Verdict)> + 'a {
-        entries
-            .filter(|(key, _)| !key.identity.is_reserved() && !self.identities.contains_key(&key.identity))
-            .map(|(key, verdict)| (*key, *verdict))
+    /// Puts numbers for the rules that say it into what was collected.
+    fn number(
+        &mut self,
+        said: BTreeMap<VerdictKey, Said>,
+        names: &[Arc<str>],
+        cookies: &mut BTreeSet<u32>,
+        born: &mut BTreeSet<u32>,
+    ) -> Entries {
+        let mut known: BTreeMap<smallvec::SmallVec<[u32; 2]>, u32> = BTreeMap::new();
+        let mut out = Entries::new();
+        for (key, Said { precedence, origins }) in said {
+            let cookie = match known.get(&origins) {
+                Some(cookie) => *cookie,
+                None => {
+                    let name = |at: &u32| names.get(usize::try_from(*at).ok()?).cloned();
+                    let (cookie, new) = self.cookies.take(origins.iter().filter_map(name).collect());
+                    // Two lists of blocks may have the same names.
+                    if !cookies.insert(cookie) {
+                        self.cookies.put_back(&[cookie].into());
+                    }
+                    if new {
+                        born.insert(cookie);
+                    }
+                    known.insert(origins, cookie);
+                    cookie
+                }
+            };
+            out.insert(key, Verdict { precedence, cookie });
+        }
+        out
     }
 
-    fn row(&mut self, subject: IdentityId, rules: &[RuleRow], entries: Entries) -> PolicyRow {
+    /// Keeps what must not be lost yet: entries of identities that are not named any more, or not yet.
+    fn keep(
+        &mut self,
+        inputs: &Inputs<'_>,
+        id: IdentityId,
+        before: &Subject,
+        rules: &[Arc<RuleRow>],
+        entries: &mut Entries,
+    ) {
+        let same = before.rules == *rules;
+        if let Some(row) = before.row.as_ref().filter(|_| !inputs.may_shrink && same) {
+            self.unnamed(&row.entries, entries);
+        }
+        // Which rules made an earlier life's entries is not known; a change seen in this life ends them.
+        if before.compiled
+            && !same
+            && let Some(number) = self.ids.get(&id)
+        {
+            self.earlier.remove(number);
+        }
+        if let Some(earlier) = self.ids.get(&id).and_then(|number| self.earlier.get(number)) {
+            self.unnamed(earlier, entries);
+        }
+    }
+
+    /// Entries whose identity is no longer, or not yet, known. Numbers of prefixes are this node's own and always known.
+    fn unnamed(&self, from: &Entries, to: &mut Entries) {
+        let waits =
+            |id: IdentityId| !id.is_reserved() && !crate::cidrs::is_cidr(id) && !self.universe.knows(id);
+        for (key, verdict) in from.iter().filter(|(key, _)| waits(key.identity)) {
+            to.entry(*key).or_insert(*verdict);
+        }
+    }
+
+    fn row(&mut self, subject: IdentityId, rules: &[Arc<RuleRow>], entries: Entries) -> PolicyRow {
         let next = &mut self.next_id;
         let id = *self.ids.entry(subject).or_insert_with(|| {
             let id = *next;
             *next = next.saturating_add(1);
             id
         });
+        let enforced = |of: fn(&RuleRow) -> Option<&DirectionRules>| {
+            let normal = rules.iter().filter(|rule| rule.tier == Tier::Normal);
+            normal.filter_map(|rule| of(rule)).any(|rules| rules.default_deny)
+        };
         PolicyRow {
             source: Source::Planner,
             id,
             subject,
-            ingress_enforced: rules.iter().any(|rule| denies_rest(rule.ingress.as_ref())),
-            egress_enforced: rules.iter().any(|rule| denies_rest(rule.egress.as_ref())),
+            ingress_enforced: enforced(|rule| rule.ingress.as_ref()),
+            egress_enforced: enforced(|rule| rule.egress.as_ref()),
             entries,
-            origins: rules.iter().map(|rule| format!("{}/{}", rule.namespace, rule.name).into()).collect(),
+            audit: self.audit,
+            origins: rules.iter().map(|rule| rule.title().into()).collect(),
         }
     }
 
-    fn forget(&mut self, id: IdentityId, delta: &mut Delta) {
+    fn note_selected(&mut self, id: IdentityId, before: &[Arc<RuleRow>], now: &[Arc<RuleRow>]) {
+        for key in before.iter().map(|rule| rule.key()) {
+            if let Some(subjects) = self.selected.get_mut(&key) {
+                subjects.remove(&id);
+                if subjects.is_empty() {
+                    self.selected.remove(&key);
+                }
+            }
+        }
+        for key in now.iter().map(|rule| rule.key()) {
+            self.selected.entry(key).or_default().insert(id);
+        }
+    }
+
+    fn forget(&mut self, id: IdentityId, delta: &mut Delta, concerned: &mut Concerned) {
         self.ids.remove(&id);
-        if let Some(row) = self.subjects.remove(&id).and_then(|subject| subject.row) {
-            delta.removed_policies.push(row.id);
+        let Some(subject) = self.subjects.remove(&id) else { return };
+        self.note_selected(id, &subject.rules, &[]);
+        self.cookies.put_back(&subject.cookies);
+        concerned.gone.extend(subject.cookies);
+        delta.removed_policies.extend(subject.row.map(|row| row.id));
+    }
+
+    /// Tells endpoints their policies.
+    fn assign(&mut self, concerned: &BTreeSet<u16>, delta: &mut Delta) {
+        for endpoint in concerned {
+            let subject = self.endpoint_subjects.get(endpoint).and_then(|id| self.subjects.get(id));
+            let Some(subject) = subject else {
+                if self.endpoints.remove(endpoint).is_some() {
+                    delta.removed_endpoints.push(*endpoint);
+                }
+                continue;
+            };
+            let policy = subject.row.as_ref().map_or(0, |row| row.id);
+            let row = EndpointPolicy { source: Source::Planner, endpoint: *endpoint, policy };
+            if self.endpoints.get(endpoint) != Some(&row) {
+                self.endpoints.insert(*endpoint, row.clone());
+                delta.endpoints.push(row);
+            }
         }
     }
 
-    /// Tells every endpoint its policy.
-    fn assign(&mut self, inputs: &Inputs<'_>, delta: &mut Delta) {
-        let mut present = BTreeMap::new();
-        for (endpoint, subject) in inputs.endpoints.iter().filter_map(|row| Some((row.id, row.identity?))) {
-            let row = self.subjects.get(&subject).and_then(|subject| subject.row.as_ref());
-            let policy = row.map_or(0, |row| row.id);
-            present.insert(endpoint, EndpointPolicy { source: Source::Planner, endpoint, policy });
-            self.endpoint_subjects.insert(endpoint, subject);
+    /// Says what became of prefixes and of the numbers of rules.
+    fn tell(&self, concerned: &Concerned, delta: &mut Delta) {
+        for prefix in &concerned.noticed.touched {
+            match self.universe.cidrs.wants(*prefix) {
+                Some(id) => delta.prefixes.push((*prefix, id)),
+                None => delta.removed_prefixes.push(*prefix),
+            }
         }
-        self.endpoint_subjects.retain(|endpoint, _| present.contains_key(endpoint));
-        let changed = present.values().filter(|row| self.endpoints.get(&row.endpoint) != Some(row));
-        delta.endpoints.extend(changed.cloned());
-        delta.removed_endpoints.extend(self.endpoints.keys().filter(|id| !present.contains_key(id)));
-        self.endpoints = present;
+        delta.cookies = concerned.born.iter().filter_map(|cookie| self.cookies.row(*cookie)).collect();
+        let gone = concerned.gone.iter().filter(|cookie| self.cookies.row(**cookie).is_none());
+        delta.removed_cookies = gone.copied().collect();
     }
 }
 
-/// The identities of this node's pods and the labels that make them.
-fn subjects(inputs: &Inputs<'_>) -> BTreeMap<IdentityId, Labels> {
-    inputs.endpoints.iter().filter_map(|row| Some((row.identity?, row.labels.clone()))).collect()
-}
-
-fn names_ports(rule: &RuleRow) -> bool {
-    let mut ports = blocks(rule).flat_map(|block| block.ports.iter().flatten());
-    ports.any(|rule| matches!(rule.port, PortMatch::Named(_)))
-}
-
-fn denies_rest(rules: Option<&DirectionRules>) -> bool {
-    rules.is_some_and(|rules| rules.default_deny)
-}
-
+#[cfg(test)]
+#[path = "compile_property_tests.rs"]
+mod property_tests;
+#[cfg(test)]
+#[path = "scale_tests.rs"]
+mod scale_tests;
 #[cfg(test)]
 #[path = "compile_tests.rs"]
 mod tests;

@@ -1,11 +1,15 @@
 use super::*;
-use crate::rows::{LabelSelector, NamedPort, PeerSelector, PortRule, Requirement, RuleBlock};
-use proptest::prelude::*;
+use crate::cidrs::FIRST;
+use crate::desired::Precedence;
+use crate::rows::{
+    Action, CidrGroupRef, CidrGroupRow, Direction, EndpointSelector, Entity, LabelSelector, NamedPort,
+    PeerSelector, PolicyKind, PortMatch, PortRule, Requirement, RuleBlock, Subject,
+};
 use tombolo_base::labels::{CLUSTER_KEY, NAMESPACE_KEY};
 use tombolo_base::table::{Table, Writer};
-use tombolo_topology::EndpointState;
+use tombolo_topology::{EndpointState, IdentityRow};
 
-fn labels(cluster: &str, namespace: &str, app: &str) -> Labels {
+pub(super) fn labels(cluster: &str, namespace: &str, app: &str) -> Labels {
     Labels::k8s([
         ("app", app),
         (CLUSTER_KEY, cluster),
@@ -14,49 +18,100 @@ fn labels(cluster: &str, namespace: &str, app: &str) -> Labels {
     ])
 }
 
-fn app(name: &str) -> LabelSelector {
-    LabelSelector { labels: [("app".into(), name.into())].into(), ..LabelSelector::default() }
+fn namespace_key() -> Arc<str> {
+    format!("k8s:{NAMESPACE_KEY}").into()
 }
 
-fn namespace(name: &str) -> LabelSelector {
-    let key: Arc<str> = "kubernetes.io/metadata.name".into();
-    LabelSelector { labels: [(key, name.into())].into(), ..LabelSelector::default() }
+/// Pods of namespace `shop` with this `app`.
+pub(super) fn app(name: &str) -> EndpointSelector {
+    let labels = [("k8s:app".into(), name.into()), (namespace_key(), "shop".into())].into();
+    EndpointSelector(LabelSelector { labels, ..LabelSelector::default() })
 }
 
-fn pods(pods: LabelSelector, namespaces: Option<LabelSelector>) -> PeerSelector {
-    PeerSelector::Pods { pods, namespaces }
+/// All pods of namespace `shop`.
+pub(super) fn shop() -> EndpointSelector {
+    in_namespace("shop")
 }
 
-fn port(protocol: u8, first: Option<u16>, last: Option<u16>, named: Option<&str>) -> PortRule {
-    PortRule { protocol, port: first, end_port: last, named: named.map(Into::into) }
+pub(super) fn in_namespace(name: &str) -> EndpointSelector {
+    let labels = [(namespace_key(), name.into())].into();
+    EndpointSelector(LabelSelector { labels, ..LabelSelector::default() })
 }
 
-fn block(peers: Vec<PeerSelector>, ports: Vec<PortRule>) -> RuleBlock {
-    RuleBlock { peers: peers.into_iter().collect(), ports: ports.into_iter().collect() }
+/// Pods of any namespace with this `app`.
+pub(super) fn any_app(name: &str) -> EndpointSelector {
+    let labels = [("any:app".into(), name.into())].into();
+    EndpointSelector(LabelSelector { labels, ..LabelSelector::default() })
 }
 
-fn rule(
-    name: &str,
-    subject: LabelSelector,
-    ingress: Option<Vec<RuleBlock>>,
-    egress: Option<Vec<RuleBlock>>,
-) -> RuleRow {
-    RuleRow {
-        source: Source::Manifests,
-        namespace: "shop".into(),
-        name: name.into(),
-        subject,
-        ingress,
-        egress,
+/// With this requirement besides.
+pub(super) fn with(mut selector: EndpointSelector, requirement: Requirement) -> EndpointSelector {
+    selector.0.expressions.insert(requirement);
+    selector
+}
+
+pub(super) fn anywhere() -> EndpointSelector {
+    with(EndpointSelector::default(), Requirement::Exists(namespace_key()))
+}
+
+pub(super) fn pods(selector: EndpointSelector) -> PeerSelector {
+    PeerSelector::Endpoints(selector)
+}
+
+pub(super) fn range(protocol: u8, first: u16, last: u16) -> PortRule {
+    PortRule { protocol, port: PortMatch::Range(first, last) }
+}
+
+pub(super) fn named(protocol: u8, name: &str) -> PortRule {
+    PortRule { protocol, port: PortMatch::Named(name.into()) }
+}
+
+/// An allow; no peer is everybody, no port all of them.
+pub(super) fn block(peers: Vec<PeerSelector>, ports: Vec<PortRule>) -> RuleBlock {
+    RuleBlock {
+        action: Action::Allow,
+        priority: 0,
+        peers: (!peers.is_empty()).then(|| peers.into_iter().collect()),
+        ports: (!ports.is_empty()).then(|| ports.into_iter().collect()),
+        name: None,
     }
 }
 
+fn deny(block: RuleBlock) -> RuleBlock {
+    RuleBlock { action: Action::Deny, ..block }
+}
+
+pub(super) fn rule(
+    name: &str,
+    subject: EndpointSelector,
+    ingress: Option<Vec<RuleBlock>>,
+    egress: Option<Vec<RuleBlock>>,
+) -> RuleRow {
+    let rules = |blocks| DirectionRules { default_deny: true, blocks };
+    RuleRow {
+        source: Source::Manifests,
+        kind: PolicyKind::NetworkPolicy,
+        namespace: "shop".into(),
+        name: name.into(),
+        spec: 0,
+        tier: Tier::Normal,
+        subject: Subject::Pods(subject),
+        ingress: ingress.map(rules),
+        egress: egress.map(rules),
+    }
+}
+
+pub(super) fn key(name: &str) -> RuleKey {
+    (PolicyKind::NetworkPolicy, "shop".into(), name.into(), 0)
+}
+
 /// Tables with `web` (300), `client` (301), `other/client` (302), `west web` (600), and a pod of `web` here.
-struct World {
-    rules: (Table<RuleRow>, Writer<RuleRow>),
-    identities: (Table<IdentityRow>, Writer<IdentityRow>),
-    endpoints: (Table<EndpointRow>, Writer<EndpointRow>),
-    named: NamedPorts,
+pub(super) struct World {
+    pub(super) rules: (Table<RuleRow>, Writer<RuleRow>),
+    pub(super) groups: (Table<CidrGroupRow>, Writer<CidrGroupRow>),
+    pub(super) identities: (Table<IdentityRow>, Writer<IdentityRow>),
+    pub(super) endpoints: (Table<EndpointRow>, Writer<EndpointRow>),
+    pub(super) named: NamedPorts,
 }
 
 const WEB: IdentityId = IdentityId(65_836);
@@ -65,13 +120,13 @@ const STRANGER: IdentityId = IdentityId(65_838);
 const WEST: IdentityId = IdentityId(131_372);
 const ANY: IdentityId = IdentityId::UNKNOWN;
 
-fn identity(id: IdentityId, labels: Labels) -> IdentityRow {
+pub(super) fn identity(id: IdentityId, labels: Labels) -> IdentityRow {
     let source =
         if id == WEST { Source::Cluster(ClusterName::new("west").unwrap()) } else { Source::Manifests };
     IdentityRow { source, id, labels }
 }
 
-fn endpoint(id: u16, identity: Option<IdentityId>, labels: Labels) -> EndpointRow {
+pub(super) fn endpoint(id: u16, identity: Option<IdentityId>, labels: Labels) -> EndpointRow {
     EndpointRow {
         id,
         namespace: "shop".into(),
@@ -88,9 +143,10 @@ fn endpoint(id: u16, identity: Option<IdentityId>, labels: Labels) -> EndpointRo
     }
 }
 
-fn world() -> World {
+pub(super) fn world() -> World {
     let world = World {
         rules: Table::new(),
+        groups: Table::new(),
         identities: Table::new(),
         endpoints: Table::new(),
         named: NamedPorts::new(),
@@ -104,16 +160,17 @@ fn world() -> World {
     world
 }
 
-fn compiler() -> Compiler {
+pub(super) fn compiler() -> Compiler {
     Compiler::new(ClusterName::new("east").unwrap())
 }
 
 impl World {
-    fn update(&self, compiler: &mut Compiler, change: &Change, may_shrink: bool) -> Delta {
-        let (rules, identities, endpoints) =
-            (self.rules.0.snapshot(), self.identities.0.snapshot(), self.endpoints.0.snapshot());
+    pub(super) fn update(&self, compiler: &mut Compiler, change: &Change, may_shrink: bool) -> Delta {
+        let (rules, groups) = (self.rules.0.snapshot(), self.groups.0.snapshot());
+        let (identities, endpoints) = (self.identities.0.snapshot(), self.endpoints.0.snapshot());
         let inputs = Inputs {
             rules: &rules,
+            groups: &groups,
             identities: &identities,
             endpoints: &endpoints,
             named_ports: &self.named,
@@ -138,49 +195,33 @@ impl World {
         assert!(problems.is_empty(), "{problems:?}");
         let row = row.unwrap();
         assert!(row.ingress_enforced && !row.egress_enforced);
-        row.entries.iter().map(|entry| (entry.identity, entry.protocol, entry.port)).collect()
+        row.entries.keys().map(|entry| (entry.identity, entry.protocol, entry.port)).collect()
     }
 }
 
 /// Which of the known identities a peer takes.
 #[test]
 fn peers_take_whom_kubernetes_says() {
-    let everywhere = LabelSelector::default;
-    let cluster =
-        |name: &str| LabelSelector { labels: [(CLUSTER_KEY.into(), name.into())].into(), ..app("client") };
-    let not_web = LabelSelector {
-        expressions: [Requirement::NotIn("app".into(), ["web".into()].into())].into(),
-        ..LabelSelector::default()
+    let cluster = |requirement: fn(Arc<str>) -> Requirement| {
+        with(app("client"), requirement(format!("k8s:{CLUSTER_KEY}").into()))
     };
-    let any_cluster =
-        LabelSelector { expressions: [Requirement::Exists(CLUSTER_KEY.into())].into(), ..app("client") };
+    let west = cluster(|key| Requirement::In(key, ["west".into()].into()));
+    let not_web = with(shop(), Requirement::NotIn("any:app".into(), ["web".into()].into()));
+    let clients = any_app("client");
+    let host = with(EndpointSelector::default(), Requirement::Exists("reserved:host".into()));
     let cases: Vec<(&str, Vec<PeerSelector>, Vec<IdentityId>)> = vec![
         ("no peer is everybody", vec![], vec![ANY]),
-        ("pods of the own namespace", vec![pods(app("client"), None)], vec![CLIENT]),
-        ("all pods of the own namespace", vec![pods(everywhere(), None)], vec![WEB, CLIENT]),
-        (
-            "all pods of all namespaces",
-            vec![pods(everywhere(), Some(everywhere()))],
-            vec![WEB, CLIENT, STRANGER],
-        ),
-        ("clients anywhere", vec![pods(app("client"), Some(everywhere()))], vec![CLIENT, STRANGER]),
-        ("a namespace by label", vec![pods(everywhere(), Some(namespace("other")))], vec![STRANGER]),
-        ("expression", vec![pods(not_web, None)], vec![CLIENT]),
-        (
-            "two peers add up",
-            vec![pods(app("web"), None), pods(everywhere(), Some(namespace("other")))],
-            vec![WEB, STRANGER],
-        ),
-        ("another cluster when named", vec![pods(cluster("west"), None)], vec![WEST]),
-        ("any cluster when named", vec![pods(any_cluster, None)], vec![CLIENT, WEST]),
-        ("nobody has the label", vec![pods(app("gone"), None)], vec![]),
-        (
-            "the world",
-            vec![cidr("0.0.0.0/0", &[]), cidr("::/0", &[])],
-            vec![IdentityId::WORLD_IPV4, IdentityId::WORLD_IPV6],
-        ),
-        ("that of IPv4", vec![cidr("0.0.0.0/0", &[])], vec![IdentityId::WORLD_IPV4]),
-        ("that of IPv6", vec![cidr("::/0", &[])], vec![IdentityId::WORLD_IPV6]),
+        ("pods of the own namespace", vec![pods(app("client"))], vec![CLIENT]),
+        ("all pods of the own namespace", vec![pods(shop())], vec![WEB, CLIENT]),
+        ("all pods of all namespaces", vec![pods(anywhere())], vec![WEB, CLIENT, STRANGER]),
+        ("clients anywhere", vec![pods(clients)], vec![CLIENT, STRANGER]),
+        ("a namespace by label", vec![pods(in_namespace("other"))], vec![STRANGER]),
+        ("expression", vec![pods(not_web)], vec![CLIENT]),
+        ("two peers add up", vec![pods(app("web")), pods(in_namespace("other"))], vec![WEB, STRANGER]),
+        ("another cluster when named", vec![pods(west)], vec![WEST]),
+        ("any cluster when named", vec![pods(cluster(Requirement::Exists))], vec![CLIENT, WEST]),
+        ("nobody has the label", vec![pods(app("gone"))], vec![]),
+        ("a fixed identity by label", vec![pods(host)], vec![IdentityId::HOST]),
     ];
     for (what, peers, expected) in cases {
         let entries = world().allowed(vec![block(peers, vec![])]);
@@ -190,27 +231,159 @@ fn peers_take_whom_kubernetes_says() {
     }
 }
 
-fn cidr(prefix: &str, except: &[&str]) -> PeerSelector {
+#[test]
+fn entities_take_whom_their_names_say() {
+    use Entity::{
+        All, Cluster, Health, Host, Ingress, Init, None as Nobody, RemoteNode, Unmanaged, World as Outside,
+        WorldIpv4, WorldIpv6,
+    };
+    let cluster = [1, 3, 4, 5, 6, 7, 8, WEB.0, CLIENT.0, STRANGER.0];
+    let cases: Vec<(Entity, Vec<u32>)> = vec![
+        (All, vec![0]),
+        (Outside, vec![9, 10, FIRST, FIRST + 1]),
+        (WorldIpv4, vec![9, FIRST]),
+        (WorldIpv6, vec![10, FIRST + 1]),
+        (Cluster, cluster.to_vec()),
+        (Host, vec![1]),
+        (RemoteNode, vec![6]),
+        (Init, vec![5]),
+        (Health, vec![4]),
+        (Unmanaged, vec![3]),
+        (Ingress, vec![8]),
+        (Nobody, vec![]),
+    ];
+    for (entity, expected) in cases {
+        let world = world();
+        // Another rule mentions prefixes: they are the world's, too.
+        let other = vec![block(vec![cidr("10.0.0.0/8", &[]), cidr("fd00::/64", &[])], vec![])];
+        let peer = PeerSelector::Entity(entity);
+        let ingress = vec![block(vec![peer], vec![])];
+        world.rules.1.upsert(rule("o", app("nobody"), Some(other), None));
+        world.rules.1.upsert(rule("r", app("web"), Some(ingress), None));
+        let mut compiler = compiler();
+        world.update(&mut compiler, &Change::Everything, true);
+        let row = compiler.policies().next().unwrap();
+        let ids: Vec<u32> = row.entries.keys().map(|key| key.identity.0).collect();
+        assert_eq!(ids, expected, "{entity:?}");
+    }
+}
+
+pub(super) fn cidr(prefix: &str, except: &[&str]) -> PeerSelector {
     let except = except.iter().map(|text| text.parse().unwrap()).collect();
     PeerSelector::Cidr { prefix: prefix.parse().unwrap(), except }
 }
 
 #[test]
+fn prefixes_are_numbers_of_this_node() {
+    let w = world();
+    let taken = |peers: Vec<PeerSelector>| -> Vec<u32> {
+        w.allowed(vec![block(peers, vec![])]).into_iter().map(|entry| entry.0.0).collect()
+    };
+    assert_eq!(taken(vec![cidr("0.0.0.0/0", &[]), cidr("::/0", &[])]), [9, 10]);
+    // In the order of prefixes: 10.0.0.0/8 is the first, what it cuts out the second.
+    assert_eq!(taken(vec![cidr("10.0.0.0/8", &["10.1.0.0/16"])]), [FIRST]);
+    assert_eq!(taken(vec![cidr("0.0.0.0/0", &["10.1.0.0/16"]), cidr("10.1.2.0/24", &[])]), [9, FIRST + 1]);
+    assert_eq!(taken(vec![cidr("fd00::/48", &[]), cidr("fd00::/64", &[])]), [FIRST, FIRST + 1]);
+}
+
+#[test]
+fn groups_are_prefixes_that_have_a_name() {
+    let world = world();
+    let group = |name: &str, prefixes: &[&str]| CidrGroupRow {
+        source: Source::Manifests,
+        name: name.into(),
+        labels: [("kind".into(), "office".into())].into(),
+        prefixes: prefixes.iter().map(|text| text.parse().unwrap()).collect(),
+    };
+    let office =
+        LabelSelector { labels: [("kind".into(), "office".into())].into(), ..LabelSelector::default() };
+    let peer = |group| PeerSelector::CidrGroup { group, except: ["192.0.2.1".parse().unwrap()].into() };
+    let mut compiler = compiler();
+    world.rules.1.upsert(rule(
+        "r",
+        app("web"),
+        Some(vec![block(
+            vec![peer(CidrGroupRef::Name("a".into())), peer(CidrGroupRef::Labels(office))],
+            vec![],
+        )]),
+        None,
+    ));
+    world.update(&mut compiler, &Change::Everything, true);
+    assert!(compiler.policies().next().unwrap().entries.is_empty(), "no such group yet");
+    let change = |name: &str| changed(Keys { groups: [name.into()].into(), ..Keys::default() });
+    let taken = |compiler: &Compiler| -> Vec<String> {
+        let of: BTreeMap<IdentityId, Prefix> =
+            compiler.prefixes().chain(compiler.leaving()).map(|(prefix, id)| (id, prefix)).collect();
+        let row = compiler.policies().next().unwrap();
+        row.entries.keys().map(|key| of[&key.identity].to_string()).collect()
+    };
+    world.groups.1.upsert(group("a", &["192.0.2.0/24"]));
+    let delta = world.update(&mut compiler, &change("a"), true);
+    assert_eq!(taken(&compiler), ["192.0.2.0/24"]);
+    assert_eq!(delta.prefixes.len(), 2, "what is cut out is told as well");
+    world.groups.1.upsert(group("b", &["fd00::/64"]));
+    world.update(&mut compiler, &change("b"), true);
+    assert_eq!(taken(&compiler), ["192.0.2.0/24", "fd00::/64"]);
+    world.groups.1.remove(&"b".into());
+    let delta = world.update(&mut compiler, &change("b"), true);
+    assert_eq!((taken(&compiler), delta.removed_prefixes.len()), (vec!["192.0.2.0/24".to_owned()], 1));
+}
+
+/// An address never has a number that policies do not know: prefixes go before their numbers go from policies.
+#[test]
+fn a_number_leaves_policies_after_the_datapath_let_go_of_it() {
+    let world = world();
+    let mut compiler = compiler();
+    let allow = |peer| Some(vec![block(vec![peer], vec![])]);
+    world.rules.1.upsert(rule("wide", app("web"), allow(cidr("10.0.0.0/8", &[])), None));
+    let first = world.update(&mut compiler, &Change::Everything, true);
+    world.rules.1.upsert(rule("narrow", app("nobody"), allow(cidr("10.1.0.0/16", &[])), None));
+    let change = changed(Keys { rules: [key("narrow")].into(), ..Keys::default() });
+    let delta = world.update(&mut compiler, &change, true);
+    let numbers = |delta: &Delta| -> Vec<u32> {
+        delta.policies[0].entries.keys().map(|key| key.identity.0 - FIRST).collect()
+    };
+    assert_eq!(
+        (numbers(&first), numbers(&delta)),
+        (vec![0], vec![0, 1]),
+        "what is inside is the wide rule's, too"
+    );
+    assert_eq!(delta.prefixes, [("10.1.0.0/16".parse().unwrap(), IdentityId(FIRST + 1))]);
+    world.rules.1.remove(&key("narrow"));
+    let delta = world.update(&mut compiler, &change, true);
+    let inner: Prefix = "10.1.0.0/16".parse().unwrap();
+    assert_eq!((delta.policies.len(), delta.removed_prefixes), (0, vec![inner]));
+    assert_eq!(compiler.leaving().collect::<Vec<_>>(), [(inner, IdentityId(FIRST + 1))]);
+    let released = changed(Keys { released: [inner].into(), ..Keys::default() });
+    assert_eq!(numbers(&world.update(&mut compiler, &released, true)), [0]);
+    assert_eq!(compiler.leaving().count(), 0);
+}
+
+#[test]
 fn ports_by_number_range_and_name() {
     let mut world = world();
-    let named = |name: &str, protocol, port| NamedPort { name: name.into(), protocol, port };
-    world.named.insert(WEB, [named("http", 6, 8080), named("http", 6, 8081), named("http", 17, 9)].into());
-    let of = |ports: Vec<PortRule>| -> Vec<(u8, u16)> {
-        world.allowed(vec![block(vec![], ports)]).into_iter().map(|entry| (entry.1, entry.2)).collect()
+    let port = |name: &str, protocol, port| NamedPort { name: name.into(), protocol, port };
+    world.named.insert(WEB, [port("http", 6, 8080), port("http", 6, 8081), port("http", 17, 9)].into());
+    let of = |ports: Vec<PortRule>| -> Vec<(u8, u16, u8)> {
+        let (row, problems) = world.under(rule("r", app("web"), Some(vec![block(vec![], ports)]), None));
+        assert!(problems.is_empty(), "{problems:?}");
+        row.unwrap().entries.keys().map(|key| (key.protocol, key.port, key.port_bits)).collect()
     };
-    assert_eq!(of(vec![]), [(0, 0)]);
-    assert_eq!(of(vec![port(6, Some(80), None, None), port(17, Some(53), None, None)]), [(6, 80), (17, 53)]);
-    assert_eq!(of(vec![port(6, None, None, None)]), [(6, 0)]);
-    assert_eq!(of(vec![port(6, Some(80), Some(82), None)]), [(6, 80), (6, 81), (6, 82)]);
-    assert_eq!(of(vec![port(6, Some(1), Some(65535), None)]), [(6, 0)]);
-    assert_eq!(of(vec![port(6, None, None, Some("http"))]), [(6, 8080), (6, 8081)]);
-    assert_eq!(of(vec![port(6, Some(65535), Some(65535), None)]), [(6, 65535)]);
-    assert_eq!(of(vec![port(6, Some(1000), Some(1999), None)]).len(), 1000);
+    let all = |protocol| PortRule { protocol, port: PortMatch::All };
+    assert_eq!(of(vec![]), [(0, 0, 0)]);
+    assert_eq!(of(vec![range(6, 80, 80), range(17, 53, 53)]), [(6, 80, 16), (17, 53, 16)]);
+    assert_eq!(of(vec![all(6)]), [(6, 0, 0)]);
+    assert_eq!(of(vec![range(6, 80, 82)]), [(6, 80, 15), (6, 82, 16)]);
+    assert_eq!(of(vec![range(6, 1, 65535)]), [(6, 0, 0)]);
+    assert_eq!(of(vec![named(6, "http")]), [(6, 8080, 16), (6, 8081, 16)]);
+    assert_eq!(of(vec![range(6, 65535, 65535)]), [(6, 65535, 16)]);
+    assert_eq!(of(vec![range(6, 1000, 1999)]).len(), 7, "1,000 ports");
+    assert_eq!(of(vec![range(6, 2, 65534)]).len(), 29, "the most that a range can come to, but one");
+    assert_eq!(of(vec![range(0, 80, 80)]), [(6, 80, 16), (17, 80, 16), (132, 80, 16)]);
+    assert_eq!(of(vec![PortRule { protocol: 58, port: PortMatch::IcmpType(128) }]), [(58, 128 << 8, 8)]);
+    let none = RuleBlock { ports: Some(BTreeSet::new()), ..block(vec![], vec![]) };
+    let (row, _) = world.under(rule("r", app("web"), Some(vec![none]), None));
+    assert!(row.unwrap().entries.is_empty(), "no port, not all of them");
 }
 
 #[test]
@@ -218,42 +391,128 @@ fn egress_names_are_the_receivers() {
     let mut world = world();
     let dns = NamedPort { name: "dns".into(), protocol: 17, port: 5353 };
     world.named.insert(CLIENT, [dns].into());
-    for peers in [vec![pods(app("client"), None)], vec![]] {
-        let egress = vec![block(peers, vec![port(17, None, None, Some("dns"))])];
+    for peers in [vec![pods(app("client"))], vec![]] {
+        let egress = vec![block(peers, vec![named(17, "dns")])];
         let (row, _) = world.under(rule("r", app("web"), None, Some(egress)));
         let row = row.unwrap();
         let entries: Vec<_> =
-            row.entries.iter().map(|e| (e.direction, e.identity, e.protocol, e.port)).collect();
+            row.entries.keys().map(|e| (e.direction, e.identity, e.protocol, e.port)).collect();
         assert_eq!(entries, [(Direction::Egress, CLIENT, 17, 5353)]);
         assert!(row.egress_enforced && !row.ingress_enforced);
     }
 }
 
 #[test]
-fn what_cannot_be_enforced_allows_nothing_and_is_told() {
+fn what_cannot_be_enforced_matches_nobody_and_is_told() {
     let world = world();
+    let zone = LabelSelector { labels: [("zone".into(), "a".into())].into(), ..LabelSelector::default() };
     let cases = [
-        (block(vec![cidr("10.0.0.0/8", &[])], vec![]), "not enforced yet"),
-        (block(vec![cidr("0.0.0.0/0", &["10.0.0.0/8"])], vec![]), "with except is not enforced"),
-        (block(vec![], vec![port(6, Some(1), Some(1001), None)]), "1001 ports"),
-        (block(vec![], vec![port(6, None, None, Some("nope"))]), "names port nope"),
+        (block(vec![PeerSelector::Nodes(zone)], vec![]), "not told apart by their labels", vec![]),
+        (block(vec![PeerSelector::Entity(Entity::KubeApiserver)], vec![]), "API server", vec![7]),
+        (block(vec![], vec![named(6, "nope")]), "names port nope", vec![]),
     ];
-    for (block, text) in cases {
+    for (block, text, entries) in cases {
         let (row, problems) = world.under(rule("r", app("web"), Some(vec![block]), None));
         let row = row.unwrap();
-        assert!(row.entries.is_empty() && row.ingress_enforced, "{text}");
+        assert_eq!(row.entries.keys().map(|key| key.identity.0).collect::<Vec<_>>(), entries, "{text}");
+        assert!(row.ingress_enforced);
         assert!(
             problems[0].starts_with("NetworkPolicy shop/r: ") && problems[0].contains(text),
             "{problems:?}"
         );
     }
+    let all = block(vec![PeerSelector::Nodes(LabelSelector::default())], vec![]);
+    let ids: Vec<u32> = world.allowed(vec![all]).into_iter().map(|entry| entry.0.0).collect();
+    assert_eq!(ids, [1, 6], "all nodes can be told");
+}
+
+/// More than fits costs allows first; where not even what denies fits, nothing is allowed.
+#[test]
+fn a_rule_that_does_not_fit_opens_nothing() {
+    let ports = |first: u16, last: u16| (first..=last).map(|port| range(6, port, port)).collect();
+    let world = world();
+    let (allowed, denied) = (block(vec![], ports(1, 16_384)), deny(block(vec![], ports(20_000, 20_009))));
+    let mut fits = rule("r", app("web"), Some(vec![allowed.clone(), denied]), None);
+    fits.ingress.as_mut().unwrap().default_deny = false;
+    let (row, problems) = world.under(fits.clone());
+    let row = row.unwrap();
+    let denies =
+        |row: &PolicyRow| row.entries.values().filter(|v| v.precedence.action() == Action::Deny).count();
+    assert_eq!((row.entries.len(), denies(&row), row.ingress_enforced), (16_384, 10, false));
+    assert!(problems[0].contains("the rest allows nothing"), "{problems:?}");
+    fits.ingress.as_mut().unwrap().blocks.push(deny(block(vec![], ports(30_000, 50_000))));
+    let (row, problems) = world.under(fits);
+    let row = row.unwrap();
+    assert_eq!((row.entries.len(), denies(&row), row.ingress_enforced), (16_384, 16_384, true));
+    assert!(problems.iter().any(|text| text.contains("nothing is allowed")), "{problems:?}");
+}
+
+/// Of equal entries the most urgent stays, of equally urgent ones the deny, and the number names all that say it.
+#[test]
+fn priorities_tiers_and_the_names_of_rules() {
+    let world = world();
+    let all = || block(vec![], vec![]);
+    let mut admin = rule("admin", shop(), None, None);
+    admin.kind = PolicyKind::AdminNetworkPolicy;
+    admin.namespace = "".into();
+    admin.tier = Tier::Admin;
+    let named =
+        |name: &str, priority, action| RuleBlock { priority, action, name: Some(name.into()), ..all() };
+    let blocks =
+        vec![named("late", 7, Action::Deny), named("first", 3, Action::Pass), named("also", 3, Action::Pass)];
+    admin.ingress = Some(DirectionRules { default_deny: true, blocks });
+    world.rules.1.upsert(admin);
+    world.rules.1.upsert(rule("a", app("web"), None, Some(vec![all(), deny(all())])));
+    let mut compiler = compiler();
+    world.update(&mut compiler, &Change::Everything, true);
+    let row = compiler.policies().next().unwrap();
+    assert!(!row.ingress_enforced && row.egress_enforced, "only the middle tier is default deny");
+    let rules: BTreeMap<u32, Vec<String>> = compiler
+        .cookies()
+        .map(|row| (row.cookie, row.rules.iter().map(ToString::to_string).collect()))
+        .collect();
+    let told: Vec<_> = row
+        .entries
+        .iter()
+        .map(|(key, verdict)| (key.tier, verdict.precedence, rules[&verdict.cookie].clone()))
+        .collect();
+    let title = |text: &str| text.to_owned();
+    let passes =
+        ["also", "first"].map(|name| title(&format!("AdminNetworkPolicy admin ingress rule {name:?}")));
+    assert_eq!(
+        told,
+        [
+            (Tier::Admin, Precedence::new(3, Action::Pass), passes.to_vec()),
+            (
+                Tier::Normal,
+                Precedence::new(0, Action::Deny),
+                vec![title("NetworkPolicy shop/a egress rule 1")]
+            ),
+        ]
+    );
+    world.rules.1.remove(&key("a"));
+    let change = changed(Keys { rules: [key("a")].into(), ..Keys::default() });
+    let delta = world.update(&mut compiler, &change, true);
+    assert_eq!((delta.cookies.len(), delta.removed_cookies.len()), (0, 1));
+    assert_eq!(compiler.cookies().count(), 1);
+}
+
+/// Without default deny a rule only adds.
+#[test]
+fn default_deny_can_be_switched_off() {
+    let world = world();
+    let mut row = rule("r", app("web"), Some(vec![deny(block(vec![pods(app("client"))], vec![]))]), None);
+    row.ingress.as_mut().unwrap().default_deny = false;
+    let (row, _) = world.under(row);
+    let row = row.unwrap();
+    assert!(!row.ingress_enforced && row.entries.len() == 1 && !row.audit);
 }
 
 #[test]
 fn rules_add_up_and_only_those_that_select() {
     let world = world();
     let mut compiler = compiler();
-    world.rules.1.upsert(rule("deny", LabelSelector::default(), Some(vec![]), Some(vec![])));
+    world.rules.1.upsert(rule("deny", shop(), Some(vec![]), Some(vec![])));
     let delta = world.update(&mut compiler, &Change::Everything, true);
     let row = &delta.policies[0];
     assert!(row.ingress_enforced && row.egress_enforced && row.entries.is_empty());
@@ -261,18 +520,20 @@ fn rules_add_up_and_only_those_that_select() {
     world.rules.1.upsert(rule(
         "allow",
         app("web"),
-        Some(vec![block(vec![pods(app("client"), None)], vec![])]),
+        Some(vec![block(vec![pods(app("client"))], vec![])]),
         None,
     ));
     world.rules.1.upsert(rule("unrelated", app("db"), Some(vec![block(vec![], vec![])]), None));
-    let mut elsewhere = rule("elsewhere", app("web"), Some(vec![block(vec![], vec![])]), None);
-    elsewhere.namespace = "other".into();
-    world.rules.1.upsert(elsewhere);
+    let of_nodes = RuleRow {
+        subject: Subject::Nodes(LabelSelector::default()),
+        ..rule("nodes", shop(), Some(vec![block(vec![], vec![])]), None)
+    };
+    world.rules.1.upsert(of_nodes);
     let delta = world.update(&mut compiler, &Change::Everything, true);
     let row = &delta.policies[0];
     let origins: Vec<_> = row.origins.iter().map(AsRef::as_ref).collect();
-    assert_eq!(origins, ["shop/allow", "shop/deny"]);
-    assert_eq!(row.entries.iter().map(|entry| entry.identity).collect::<Vec<_>>(), [CLIENT]);
+    assert_eq!(origins, ["NetworkPolicy shop/allow", "NetworkPolicy shop/deny"]);
+    assert_eq!(row.entries.keys().map(|entry| entry.identity).collect::<Vec<_>>(), [CLIENT]);
     // The id stayed, so the endpoint's row need not be written.
     assert!(row.id == 1 && delta.endpoints.is_empty());
 }
@@ -296,7 +557,7 @@ fn ids_outlive_the_rules_and_the_process_but_not_the_subject() {
     let mut first = compiler().with_ids([(WEB, 7), (CLIENT, 9)]);
     world.rules.1.upsert(rule("deny", app("web"), Some(vec![]), None));
     assert_eq!(world.update(&mut first, &Change::Everything, true).policies[0].id, 7);
-    world.rules.1.remove(&("shop".into(), "deny".into()));
+    world.rules.1.remove(&key("deny"));
     let gone = world.update(&mut first, &Change::Everything, true);
     assert_eq!((gone.removed_policies, gone.endpoints[0].policy), (vec![7], 0));
     world.rules.1.upsert(rule("deny", app("web"), Some(vec![]), None));
@@ -313,17 +574,11 @@ fn ids_outlive_the_rules_and_the_process_but_not_the_subject() {
 fn vanished_identities_stay_allowed_until_all_sources_have_spoken() {
     let world = world();
     let mut compiler = compiler();
-    let allow =
-        |name: &str| rule("r", app("web"), Some(vec![block(vec![pods(app(name), None)], vec![])]), None);
+    let allow = |name: &str| rule("r", app("web"), Some(vec![block(vec![pods(app(name))], vec![])]), None);
     world.rules.1.upsert(allow("client"));
     world.update(&mut compiler, &Change::Everything, true);
     world.identities.1.remove(&(CLIENT, Source::Manifests));
-    let gone = Change::Rows {
-        rules: BTreeSet::new(),
-        identities: [CLIENT].into(),
-        endpoints: BTreeSet::new(),
-        named_ports: BTreeSet::new(),
-    };
+    let gone = changed(Keys { identities: [CLIENT].into(), ..Keys::default() });
     assert_eq!(world.update(&mut compiler, &gone, false), Delta::default());
     let mut kept = compiler.clone();
     // A changed rule takes effect at once, whatever is pending.
@@ -333,141 +588,18 @@ fn vanished_identities_stay_allowed_until_all_sources_have_spoken() {
     assert!(world.update(&mut compiler, &Change::Everything, true).policies[0].entries.is_empty());
 }
 
-#[derive(Clone, Debug)]
-enum Step {
-    Rule(u8, u8, u8),
-    DropRule(u8),
-    Identity(u8, u8),
-    DropIdentity(u8),
-    Endpoint(u8, u8),
-    DropEndpoint(u8),
-    Named(u8, u16),
+/// What changed, by key.
+#[derive(Default)]
+pub(super) struct Keys {
+    pub(super) rules: BTreeSet<RuleKey>,
+    pub(super) groups: BTreeSet<Arc<str>>,
+    pub(super) identities: BTreeSet<IdentityId>,
+    pub(super) endpoints: BTreeSet<u16>,
+    pub(super) named_ports: BTreeSet<IdentityId>,
+    pub(super) released: BTreeSet<Prefix>,
 }
 
-fn step() -> impl Strategy<Value = Step> {
-    prop_oneof![
-        (0u8..4, 0u8..4, 0u8..6).prop_map(|(a, b, c)| Step::Rule(a, b, c)),
-        (0u8..4).prop_map(Step::DropRule),
-        (0u8..6, 0u8..2).prop_map(|(a, b)| Step::Identity(a, b)),
-        (0u8..6).prop_map(Step::DropIdentity),
-        (0u8..4, 0u8..4).prop_map(|(a, b)| Step::Endpoint(a, b)),
-        (0u8..4).prop_map(Step::DropEndpoint),
-        (0u8..4, 1u16..4).prop_map(|(a, b)| Step::Named(a, b)),
-    ]
-}
-
-fn some_rule(number: u8, subject: u8, form: u8) -> RuleRow {
-    let subject = if subject == 3 { LabelSelector::default() } else { app(&format!("a{subject}")) };
-    let peer = pods(app(&format!("a{}", form % 3)), (form > 3).then(LabelSelector::default));
-    let ports = if form == 2 { vec![port(6, None, None, Some("http"))] } else { vec![] };
-    let blocks = Some(vec![block(vec![peer], ports)]);
-    let name = format!("r{number}");
-    if form.is_multiple_of(2) {
-        rule(&name, subject, blocks, None)
-    } else {
-        rule(&name, subject, None, blocks)
-    }
-}
-
-impl World {
-    /// Does a step and says what changed.
-    fn step(&mut self, step: &Step) -> Change {
-        let (mut rules, mut identities, mut endpoints, mut named_ports) =
-            (BTreeSet::new(), BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
-        let id = |number: &u8| IdentityId(70_000 + u32::from(*number));
-        let own = |number: &u8| labels("east", "shop", &format!("a{}", number % 3));
-        match step {
-            Step::Rule(number, subject, form) => {
-                let row = some_rule(*number, *subject, *form);
-                rules.insert((row.namespace.clone(), row.name.clone()));
-                self.rules.1.upsert(row);
-            }
-            Step::DropRule(number) => {
-                let key = (Arc::from("shop"), Arc::from(format!("r{number}")));
-                self.rules.1.remove(&key);
-                rules.insert(key);
-            }
-            Step::Identity(number, cluster) => {
-                let name = if *cluster == 0 { own(number) } else { labels("east", "other", "a1") };
-                self.identities.1.upsert(identity(id(number), name));
-                identities.insert(id(number));
-            }
-            Step::DropIdentity(number) => {
-                self.identities.1.remove(&(id(number), Source::Manifests));
-                identities.insert(id(number));
-            }
-            Step::Endpoint(number, of) => {
-                self.endpoints.1.upsert(endpoint((*number).into(), Some(id(of)), own(of)));
-                endpoints.insert((*number).into());
-            }
-            Step::DropEndpoint(number) => {
-                self.endpoints.1.remove(&(*number).into());
-                endpoints.insert((*number).into());
-            }
-            Step::Named(number, port) => {
-                let port = NamedPort { name: "http".into(), protocol: 6, port: *port };
-                self.named.insert(id(number), [port].into());
-                named_ports.insert(id(number));
-            }
-        }
-        Change::Rows { rules, identities, endpoints, named_ports }
-    }
-}
-
-proptest! {
-    /// Whichever identities are still to come after a restart, no policy loses what the datapath holds for them before
-    /// all sources have spoken; then it is what a compiler without a past makes of it.
-    #[test]
-    fn no_policy_shrinks_early(steps in prop::collection::vec(step(), 1..40), silent in prop::collection::btree_set(0u32..6, 0..6)) {
-        let mut world = world();
-        let mut first = compiler();
-        for step in &steps {
-            world.step(step);
-        }
-        world.update(&mut first, &Change::Everything, true);
-        let left: BTreeMap<u32, PolicyRow> = first.policies().map(|row| (row.id, row.clone())).collect();
-        for number in silent {
-            world.identities.1.remove(&(IdentityId(70_000 + number), Source::Manifests));
-        }
-        let entries = left.values().map(|row| (row.id, row.entries.clone()));
-        let mut second = compiler().with_ids(first.ids().clone()).with_entries(entries);
-        world.update(&mut second, &Change::Everything, false);
-        let known: BTreeSet<IdentityId> = world.identities.0.snapshot().iter().map(|row| row.id).collect();
-        for row in second.policies() {
-            let waiting = left[&row.id].entries.iter().filter(|entry| !entry.identity.is_reserved() && !known.contains(&entry.identity));
-            for entry in waiting {
-                prop_assert!(row.entries.contains(entry), "policy {} lost {entry:?}", row.id);
-            }
-        }
-        world.update(&mut second, &Change::Everything, true);
-        let mut fresh = compiler().with_ids(first.ids().clone());
-        world.update(&mut fresh, &Change::Everything, true);
-        prop_assert!(second.policies().eq(fresh.policies()));
-    }
-
-    /// Any sequence of changes, compiled one by one, ends where compiling everything does; and the deltas add up to it.
-    #[test]
-    fn increments_agree_with_the_full_pass(steps in prop::collection::vec(step(), 1..40)) {
-        let mut world = world();
-        world.endpoints.1.remove(&1);
-        let mut compiler = compiler();
-        world.update(&mut compiler, &Change::Everything, true);
-        let (mut policies, mut endpoints) = (BTreeMap::new(), BTreeMap::new());
-        for step in &steps {
-            let change = world.step(step);
-            let delta = world.update(&mut compiler, &change, true);
-            policies.extend(delta.policies.into_iter().map(|row| (row.id, row)));
-            endpoints.extend(delta.endpoints.into_iter().map(|row| (row.endpoint, row.policy)));
-            delta.removed_endpoints.iter().for_each(|id| { endpoints.remove(id); });
-            delta.removed_policies.iter().for_each(|id| { policies.remove(id); });
-            prop_assert!(endpoints.values().all(|id| *id == 0 || policies.contains_key(id)));
-        }
-        let mut fresh = super::tests::compiler().with_ids(compiler.ids().clone());
-        let full = world.update(&mut fresh, &Change::Everything, true);
-        let full_policies: BTreeMap<_, _> = full.policies.into_iter().map(|row| (row.id, row)).collect();
-        let full_endpoints: BTreeMap<_, _> = full.endpoints.iter().map(|row| (row.endpoint, row.policy)).collect();
-        prop_assert_eq!(policies, full_policies);
-        prop_assert_eq!(endpoints, full_endpoints);
-        prop_assert_eq!(compiler.problems(), fresh.problems());
-    }
+pub(super) fn changed(keys: Keys) -> Change {
+    let Keys { rules, groups, identities, endpoints, named_ports, released } = keys;
+    Change::Rows { rules, groups, identities, endpoints, named_ports, released }
 }

@@ -1,114 +1,156 @@
 //! One subject's rules to verdict entries.
 
-use crate::rows::{
-    Direction, NamedPort, PeerSelector, PortMatch, Precedence, RuleBlock, RuleRow, Subject, Verdict,
-    VerdictKey,
-};
+use crate::compile::NamedPorts;
+use crate::cookies::Origin;
+use crate::desired::{Precedence, VerdictKey};
+use crate::rows::{Action, Direction, Entity, PeerSelector, PortMatch, PortRule, RuleBlock, RuleRow};
+use crate::universe::Universe;
+use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet};
-use tombolo_base::ids::{ClusterName, IdentityId};
-use tombolo_base::labels::Labels;
+use std::sync::Arc;
+use tombolo_base::ids::IdentityId;
+use tombolo_base::prefix::Prefix;
+use tombolo_base::table::Row;
 
-/// Entries of one policy; the rest is refused, so that one rule cannot fill the datapath's map.
+/// Entries of one policy; the rest is refused, so that one rule cannot fill the datapath's map. Allows are refused first.
 pub const MAX_ENTRIES: usize = 16_384;
 
-/// Named ports of the pods of an identity.
-pub type NamedPorts = BTreeMap<IdentityId, BTreeSet<NamedPort>>;
-
-/// Whether the rule is about pods with these labels.
-pub(crate) fn selects(rule: &RuleRow, labels: &Labels, cluster: &ClusterName) -> bool {
-    match &rule.subject {
-        Subject::Pods(selector) => {
-            labels.cluster().is_none_or(|name| name == cluster.as_str()) && selector.takes(labels, cluster)
-        }
-        Subject::Nodes(_) => false,
-    }
-}
-
-/// The blocks of both directions.
-pub(crate) fn blocks(rule: &RuleRow) -> impl Iterator<Item = &RuleBlock> {
-    rule.ingress.iter().chain(&rule.egress).flat_map(|rules| &rules.blocks)
-}
-
-/// Whether any peer of the rule takes an identity with these labels.
-pub(crate) fn mentions(rule: &RuleRow, labels: &Labels, cluster: &ClusterName) -> bool {
-    blocks(rule).flat_map(|block| block.peers.iter().flatten()).any(|peer| match peer {
-        PeerSelector::Endpoints(selector) => selector.takes(labels, cluster),
-        _ => false,
-    })
+/// What an entry says, and which blocks say it, by their place in [`Collector::origins`].
+#[derive(Clone, Debug)]
+pub(crate) struct Said {
+    pub(crate) precedence: Precedence,
+    pub(crate) origins: SmallVec<[u32; 2]>,
 }
 
 /// Collects the entries of one subject.
 pub(crate) struct Collector<'a> {
-    pub(crate) cluster: &'a ClusterName,
+    pub(crate) universe: &'a Universe,
     pub(crate) subject: IdentityId,
-    /// All known identities, each once.
-    pub(crate) identities: &'a BTreeMap<IdentityId, Labels>,
     pub(crate) named_ports: &'a NamedPorts,
-    pub(crate) entries: BTreeMap<VerdictKey, Verdict>,
+    pub(crate) entries: BTreeMap<VerdictKey, Said>,
+    pub(crate) origins: Vec<Origin>,
+    /// Directions whose denies and passes did not all fit: nothing is allowed there.
+    pub(crate) closed: BTreeSet<Direction>,
     pub(crate) problems: BTreeSet<String>,
 }
 
-impl Collector<'_> {
-    /// Takes one rule's blocks of one direction.
-    pub(crate) fn add(&mut self, rule: &RuleRow, direction: Direction, blocks: &[RuleBlock]) {
-        for block in blocks {
-            let peers = self.peers(rule, block);
-            self.block(rule, direction, block, &peers);
+/// A block and where it stands.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    rule: &'a RuleRow,
+    direction: Direction,
+    block: &'a RuleBlock,
+    origin: u32,
+}
+
+impl<'a> Collector<'a> {
+    pub(crate) const fn new(
+        universe: &'a Universe,
+        subject: IdentityId,
+        named_ports: &'a NamedPorts,
+    ) -> Self {
+        Self {
+            universe,
+            subject,
+            named_ports,
+            entries: BTreeMap::new(),
+            origins: Vec::new(),
+            closed: BTreeSet::new(),
+            problems: BTreeSet::new(),
         }
+    }
+
+    /// Takes all rules: what denies first, so that what finds no room is an allow.
+    pub(crate) fn add(&mut self, rules: &[Arc<RuleRow>]) {
+        for action in [Action::Deny, Action::Pass, Action::Allow] {
+            for rule in rules {
+                for (direction, of) in
+                    [(Direction::Ingress, &rule.ingress), (Direction::Egress, &rule.egress)]
+                {
+                    let blocks = of.iter().flat_map(|rules| rules.blocks.iter().enumerate());
+                    for (number, block) in blocks.filter(|(_, block)| block.action == action) {
+                        let origin = u32::try_from(self.origins.len()).unwrap_or(u32::MAX);
+                        self.origins.push(Origin { rule: rule.key(), direction, block: number });
+                        self.block(Place { rule, direction, block, origin });
+                    }
+                }
+            }
+        }
+        let closed = std::mem::take(&mut self.closed);
+        self.entries.retain(|key, said| {
+            said.precedence.action() != Action::Allow || !closed.contains(&key.direction)
+        });
+        self.closed = closed;
     }
 
     /// The identities of a block's peers; `0` alone for everybody.
-    fn peers(&mut self, rule: &RuleRow, block: &RuleBlock) -> BTreeSet<IdentityId> {
-        let Some(peers) = &block.peers else { return [IdentityId::UNKNOWN].into() };
+    fn peers(&mut self, place: Place<'_>) -> BTreeSet<IdentityId> {
+        let Some(peers) = &place.block.peers else { return [IdentityId::UNKNOWN].into() };
         let mut out = BTreeSet::new();
         for peer in peers {
+            let (taken, cut) = self.universe.untold(peer);
+            if !taken.is_empty() || !cut.is_empty() {
+                self.untold(place, &taken, &cut, peer, &mut out);
+                continue;
+            }
+            self.universe.taken(peer, &mut out);
             match peer {
-                PeerSelector::Endpoints(selector) => {
-                    let taken =
-                        self.identities.iter().filter(|(_, labels)| selector.takes(labels, self.cluster));
-                    out.extend(taken.map(|(id, _)| *id));
-                }
-                PeerSelector::Cidr { prefix, except } if prefix.prefix_len() == 0 && except.is_empty() => {
-                    let ipv4 = prefix.is_ipv4();
-                    out.insert(if ipv4 { IdentityId::WORLD_IPV4 } else { IdentityId::WORLD_IPV6 });
-                }
-                PeerSelector::Cidr { prefix, except } => {
-                    let cut = if except.is_empty() { "" } else { " with except" };
-                    self.complain(
-                        rule,
-                        &format!(
-                            "ipBlock {prefix}{cut} is not enforced yet and allows nothing; \
-                             use 0.0.0.0/0 or ::/0 without except"
-                        ),
-                    );
-                }
-                other => self.complain(rule, &format!("{other:?} is not enforced yet and allows nothing")),
+                PeerSelector::Nodes(selector) if !selector.is_empty() => self.complain(
+                    place,
+                    "nodes are not told apart by their labels: this peer matches nobody; use all nodes or their addresses",
+                ),
+                PeerSelector::Entity(Entity::KubeApiserver) => self.complain(
+                    place,
+                    "nothing has the identity of the API server yet: this peer matches nobody; \
+                     use host and remote-node, or its addresses",
+                ),
+                _ => {}
             }
         }
-        out
+        if out.contains(&IdentityId::UNKNOWN) { [IdentityId::UNKNOWN].into() } else { out }
     }
 
-    fn block(
+    /// A peer some of whose prefixes have no number. A deny takes what is around those; else the peer takes nobody.
+    fn untold(
         &mut self,
-        rule: &RuleRow,
-        direction: Direction,
-        block: &RuleBlock,
-        peers: &BTreeSet<IdentityId>,
+        place: Place<'_>,
+        taken: &[Prefix],
+        cut: &[Prefix],
+        peer: &PeerSelector,
+        out: &mut BTreeSet<IdentityId>,
     ) {
-        let Some(ports) = &block.ports else {
-            for peer in peers {
-                self.put(rule, direction, block, (*peer, 0, (0, 0)));
+        let first = taken.iter().chain(cut).next();
+        let text = format!(
+            "{} has no number: {} prefixes have one already",
+            first.map(ToString::to_string).unwrap_or_default(),
+            crate::cidrs::MAX_PREFIXES
+        );
+        if place.block.action == Action::Deny {
+            self.universe.taken(peer, out);
+            out.extend(taken.iter().map(|prefix| self.universe.cidrs.of(*prefix)));
+            self.complain(place, &format!("{text}; what is around it is denied"));
+        } else {
+            self.complain(place, &format!("{text}; this peer matches nobody"));
+        }
+    }
+
+    fn block(&mut self, place: Place<'_>) {
+        let peers = self.peers(place);
+        let Some(ports) = &place.block.ports else {
+            for peer in &peers {
+                self.put(place, (*peer, 0, (0, 0)));
             }
             return;
         };
-        for ports in ports {
-            match &ports.port {
-                PortMatch::Named(name) => self.named(rule, direction, block, (ports.protocol, name), peers),
-                numbered => {
-                    for prefix in prefixes(numbered) {
-                        for peer in peers {
-                            self.put(rule, direction, block, (*peer, ports.protocol, prefix));
-                        }
+        for rule in ports {
+            for protocol in protocols(rule) {
+                if let PortMatch::Named(name) = &rule.port {
+                    self.named(place, (protocol, name), &peers);
+                    continue;
+                }
+                for prefix in prefixes(&rule.port) {
+                    for peer in &peers {
+                        self.put(place, (*peer, protocol, prefix));
                     }
                 }
             }
@@ -116,14 +158,7 @@ impl Collector<'_> {
     }
 
     /// A port by name stands for what the pods at the receiving end call so.
-    fn named(
-        &mut self,
-        rule: &RuleRow,
-        direction: Direction,
-        block: &RuleBlock,
-        (protocol, name): (u8, &str),
-        peers: &BTreeSet<IdentityId>,
-    ) {
+    fn named(&mut self, place: Place<'_>, (protocol, name): (u8, &str), peers: &BTreeSet<IdentityId>) {
         let known = self.named_ports;
         let numbers = |identity: &IdentityId| {
             let ports = known.get(identity).into_iter().flatten();
@@ -131,7 +166,7 @@ impl Collector<'_> {
         };
         let everybody = peers.contains(&IdentityId::UNKNOWN);
         let mut found: Vec<(IdentityId, u16)> = Vec::new();
-        match direction {
+        match place.direction {
             Direction::Ingress => {
                 for port in numbers(&self.subject) {
                     found.extend(peers.iter().map(|peer| (*peer, port)));
@@ -139,45 +174,63 @@ impl Collector<'_> {
             }
             // Everybody is then everybody whose pods name the port: a name says nothing about others.
             Direction::Egress => {
-                let all = self.named_ports.keys().filter(|_| everybody);
+                let all = known.keys().filter(|_| everybody);
                 for peer in peers.iter().chain(all) {
                     found.extend(numbers(peer).map(|port| (*peer, port)));
                 }
             }
         }
-        if found.is_empty() && direction == Direction::Ingress && !peers.is_empty() {
+        if found.is_empty() && place.direction == Direction::Ingress && !peers.is_empty() {
             self.complain(
-                rule,
-                &format!("no container of the selected pods names port {name}; it allows nothing"),
+                place,
+                &format!("no container of the selected pods names port {name}; it matches nothing"),
             );
         }
         for (peer, port) in found {
-            self.put(rule, direction, block, (peer, protocol, (port, 16)));
+            self.put(place, (peer, protocol, (port, 16)));
         }
     }
 
     fn put(
         &mut self,
-        rule: &RuleRow,
-        direction: Direction,
-        block: &RuleBlock,
+        place: Place<'_>,
         (identity, protocol, (port, port_bits)): (IdentityId, u8, (u16, u8)),
     ) {
+        let Place { rule, direction, block, origin } = place;
         let key = VerdictKey { direction, tier: rule.tier, identity, protocol, port, port_bits };
-        let verdict = Verdict { precedence: Precedence::new(block.priority, block.action), cookie: 0 };
-        if self.entries.len() >= MAX_ENTRIES && !self.entries.contains_key(&key) {
-            let text = format!(
-                "more than {MAX_ENTRIES} entries for identity {}; the rest allows nothing",
-                self.subject
-            );
-            return self.complain(rule, &text);
+        let precedence = Precedence::new(block.priority, block.action);
+        if let Some(present) = self.entries.get_mut(&key) {
+            if present.precedence < precedence {
+                *present = Said { precedence, origins: SmallVec::from_slice(&[origin]) };
+            } else if present.precedence == precedence && present.origins.last() != Some(&origin) {
+                present.origins.push(origin);
+            }
+            return;
         }
-        let present = self.entries.entry(key).or_insert(verdict);
-        *present = (*present).max(verdict);
+        if self.entries.len() >= MAX_ENTRIES {
+            let rest = if block.action == Action::Allow {
+                "the rest allows nothing"
+            } else {
+                self.closed.insert(direction);
+                "what denies does not fit, so nothing is allowed"
+            };
+            let text = format!("more than {MAX_ENTRIES} entries for identity {}; {rest}", self.subject);
+            return self.complain(place, &text);
+        }
+        self.entries.insert(key, Said { precedence, origins: SmallVec::from_slice(&[origin]) });
     }
 
-    fn complain(&mut self, rule: &RuleRow, text: &str) {
-        self.problems.insert(format!("{}: {text}", rule.title()));
+    fn complain(&mut self, place: Place<'_>, text: &str) {
+        self.problems.insert(format!("{}: {text}", place.rule.title()));
+    }
+}
+
+/// The protocols of a port rule: a port of any protocol is one of each that has ports.
+fn protocols(rule: &PortRule) -> SmallVec<[u8; 3]> {
+    if rule.protocol == 0 && rule.port != PortMatch::All {
+        SmallVec::from_slice(&[6, 17, 132])
+    } else {
+        SmallVec::from_slice(&[rule.protocol])
     }
 }
 

@@ -5,12 +5,14 @@
 #![forbid(unsafe_code)]
 
 pub mod bgp;
+mod cidr;
 pub mod conflict;
 pub mod plan;
 pub mod reserved;
 pub mod rows;
 pub mod selector;
 
+pub use cidr::CidrIdentity;
 pub use conflict::{Claimant, Claimed, ConflictKind, ConflictRow};
 pub use reserved::{Purpose, ReservedRow};
 pub use rows::{

@@ -24,6 +24,8 @@ pub(crate) enum Query {
     Show(Reading, Option<String>),
     /// `tombolo conntrack`.
     Conntrack(super::conntrack::ConntrackCommand),
+    /// `tombolo policy`.
+    Policy(super::policy::PolicyCommand),
     /// `tombolo mesh`.
     Mesh(MeshCommand),
     /// `tombolo relay`.
@@ -55,6 +57,7 @@ pub(crate) fn run(query: Query) -> ExitCode {
             Query::Status(reading, verbose) => status(&reading, verbose).await,
             Query::Show(reading, table) => show(&reading, table.as_deref()).await,
             Query::Conntrack(command) => super::conntrack::run(command).await,
+            Query::Policy(command) => super::policy::run(command).await,
             Query::Mesh(command) => super::mesh::run(command).await,
             Query::Relay(Some(RelayCommand::Status(reading))) => super::relay::status(&reading).await,
             Query::Relay(None) => Ok(fail("give --config FILE to run a relay, or status to ask one")),

@@ -10,6 +10,7 @@ mod mesh;
 mod mesh_services;
 mod mesh_view;
 mod output;
+mod policy;
 mod relay;
 
 use crate::config::DEFAULT_SOCKET;
@@ -113,6 +114,9 @@ pub(crate) enum Command {
     /// The flows that the datapath knows: look at some, or make it forget them
     #[command(subcommand)]
     Conntrack(conntrack::ConntrackCommand),
+    /// What policies do to a flow, and what a policy would do to the flows there are
+    #[command(subcommand)]
+    Policy(policy::PolicyCommand),
     /// The cluster mesh
     #[command(subcommand)]
     Mesh(MeshCommand),

@@ -33,6 +33,8 @@ pub(crate) struct Config {
     pub(crate) clustermesh: Clustermesh,
     /// Forwarding.
     pub(crate) datapath: Datapath,
+    /// Network policy.
+    pub(crate) policy: Policy,
     /// BGP.
     pub(crate) bgp: Bgp,
     /// DNS of services.
@@ -45,6 +47,14 @@ pub(crate) struct Config {
     pub(crate) metrics: Metrics,
     /// Logs.
     pub(crate) log: Log,
+}
+
+/// `policy`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Policy {
+    /// What policies would drop passes, and is told of.
+    pub(crate) audit: bool,
 }
 
 /// `cluster`.

@@ -1,6 +1,8 @@
 //! The local API: HTTP/1 on a unix socket that only root may open. The command line and the CNI plugin speak it.
 
 use super::bgp_api::{Operation, RouteQuery, RouteTrial};
+use super::policy_impact::ImpactQuery;
+use super::policy_trace::TraceQuery;
 use super::show::Shown;
 use super::status::Status;
 use axum::body::{Body, Bytes};
@@ -24,6 +26,10 @@ use tombolo_observe::flow::Flow;
 
 /// Largest request body: a CNI call.
 const MAX_BODY_BYTES: usize = 256 * 1024;
+/// Largest file of policies that is asked about.
+const MAX_POLICY_BYTES: usize = 4 * 1024 * 1024;
+/// Why there is nothing to say of policies.
+const NO_PODS: &str = "this program has no pods, and so no policies; ask an agent";
 
 /// What the API shows and does; implemented by the daemon.
 pub(crate) trait Backend: Send + Sync + 'static {
@@ -39,6 +45,20 @@ pub(crate) trait Backend: Send + Sync + 'static {
     ) -> impl Future<Output = Option<Result<Shown, String>>> + Send;
     /// Makes the datapath forget flows.
     fn flush(&self, filter: FlowFilter) -> impl Future<Output = Result<serde_json::Value, String>> + Send;
+    /// What policies do to a flow.
+    fn policy_trace(
+        &self,
+        _query: TraceQuery,
+    ) -> impl Future<Output = Result<serde_json::Value, String>> + Send {
+        std::future::ready(Err(NO_PODS.to_owned()))
+    }
+    /// What policies that are not in force would do to the flows seen lately.
+    fn policy_impact(
+        &self,
+        _query: ImpactQuery,
+    ) -> impl Future<Output = Result<serde_json::Value, String>> + Send {
+        std::future::ready(Err(NO_PODS.to_owned()))
+    }
     /// The remote clusters.
     fn mesh(&self) -> impl Future<Output = serde_json::Value> + Send;
     /// What several clusters claim.
@@ -174,6 +194,8 @@ pub(crate) async fn serve<B: Backend>(listener: UnixListener, backend: Arc<B>, c
         .route("/v1/tables", get(|State(b): State<Arc<B>>| async move { Json(b.table_names()) }))
         .route("/v1/tables/{name}", get(table::<B>))
         .route("/v1/conntrack/flush", post(flush::<B>))
+        .route("/v1/policy/trace", post(policy_trace::<B>))
+        .route("/v1/policy/impact", post(policy_impact::<B>).layer(DefaultBodyLimit::max(MAX_POLICY_BYTES)))
         .route("/v1/mesh/dump", get(|State(b): State<Arc<B>>| async move { Json(b.mesh_dump().await) }))
         .route("/v1/mesh/troubleshoot", get(mesh_walks::<B>))
         .route(
@@ -237,6 +259,17 @@ async fn table<B: Backend>(
 
 async fn flush<B: Backend>(State(backend): State<Arc<B>>, Json(filter): Json<FlowFilter>) -> Response {
     answer(backend.flush(filter).await)
+}
+
+async fn policy_trace<B: Backend>(State(backend): State<Arc<B>>, Json(query): Json<TraceQuery>) -> Response {
+    answer(backend.policy_trace(query).await)
+}
+
+async fn policy_impact<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Json(query): Json<ImpactQuery>,
+) -> Response {
+    answer(backend.policy_impact(query).await)
 }
 
 /// JSON, or why there is none.

@@ -12,6 +12,9 @@ use super::mesh_view::{self, Conflict, NodeTables};
 use super::node::NodeSetup;
 use super::parts::{self, Hooks};
 use super::path_kind;
+use super::policy_impact::{self, ImpactQuery};
+use super::policy_parties;
+use super::policy_trace::{self, TraceQuery};
 use super::show::{Catalogue, Shown};
 use super::sockets;
 use super::stages::MapTimer;
@@ -34,7 +37,7 @@ use tombolo_clustermesh::troubleshoot::{Viewpoint, Walk, walk};
 use tombolo_cni::protocol::{CniError, Code};
 use tombolo_cni::{EndpointSpec, EndpointStore, Reply};
 use tombolo_ebpf::{Datapath, Direction, FlowFilter};
-use tombolo_kubernetes::FolderReport;
+use tombolo_kubernetes::{ClusterIdentity, FolderReport};
 use tombolo_netlink::ClsactSide;
 use tombolo_observe::filter::Filter;
 use tombolo_observe::flow::Flow;
@@ -116,6 +119,12 @@ fn texts(list: &Texts) -> Vec<String> {
 }
 
 impl Daemon {
+    /// What policies are judged by.
+    fn policy_tables(&self) -> Result<policy_parties::Tables, String> {
+        let rows = self.rows.get().ok_or("the agent is starting; ask again")?;
+        Ok(policy_parties::Tables::read(self.identity.cluster, &rows.intent, &rows.desired))
+    }
+
     /// A daemon whose rooms are yet to come.
     pub(crate) fn new(
         config: &Config,
@@ -397,6 +406,19 @@ impl Backend for Daemon {
 
     async fn flush(&self, filter: FlowFilter) -> Result<Value, String> {
         kernel_tables::flush(&self.datapath, filter).await
+    }
+
+    async fn policy_trace(&self, query: TraceQuery) -> Result<Value, String> {
+        policy_trace::trace(&self.policy_tables()?, &query).map(|trace| json!(trace))
+    }
+
+    async fn policy_impact(&self, query: ImpactQuery) -> Result<Value, String> {
+        let tables = self.policy_tables()?;
+        let cluster = ClusterIdentity { name: self.identity.cluster, id: self.identity.cluster_id };
+        let (flows, _) = self.flows.read(&Filter::default(), usize::MAX);
+        let work = move || policy_impact::impact(&tables, &cluster, &query, &flows);
+        let found = tokio::task::spawn_blocking(work).await;
+        found.map(|impact| json!(impact)).map_err(|error| error.to_string())
     }
 
     async fn mesh(&self) -> Value {

@@ -325,7 +325,7 @@ impl Target<PolicyRow> for Policies {
         let set = ebpf::PolicySet {
             ingress: side(row, Direction::Ingress, row.ingress_enforced),
             egress: side(row, Direction::Egress, row.egress_enforced),
-            audit: false,
+            audit: row.audit,
         };
         told(self.0.set_policy(row.id, &set))
     }

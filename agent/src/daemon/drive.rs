@@ -132,9 +132,9 @@ impl<R: Row> Applied<R> {
         }
     }
 
-    /// Wakes up after the next change.
-    pub(crate) async fn changed(&self) {
-        self.changed.notified().await;
+    /// Wakes up after the next change, as seen from when this is called.
+    pub(crate) fn changed(&self) -> tokio::sync::futures::Notified<'_> {
+        self.changed.notified()
     }
 }
 

@@ -14,7 +14,8 @@ use tombolo_clustermesh::certificate::unix_now;
 use tombolo_service::pools::LbPool;
 use tombolo_service::{FailedProbe, LbAssignment, RemoteService, ServiceRow, SliceRow};
 use tombolo_topology::{
-    EndpointRow, EndpointState, IdentityRow, LearnedRoute, NodeRow, PrefixRow, Purpose, ReservedRow, plan,
+    CidrIdentity, EndpointRow, EndpointState, IdentityRow, LearnedRoute, NodeRow, PrefixRow, Purpose,
+    ReservedRow, plan,
 };
 
 /// The tables the topology planner reads.
@@ -27,6 +28,8 @@ pub(crate) struct TopologyInputs {
     pub(crate) learned: Table<LearnedRoute>,
     /// What this cluster has besides.
     pub(crate) reserved: Table<ReservedRow>,
+    /// Identities of addresses outside the mesh.
+    pub(crate) cidrs: Table<CidrIdentity>,
 }
 
 /// Runs the topology planner until cancelled.
@@ -38,14 +41,16 @@ pub(crate) async fn topology(
 ) {
     let (mut nodes, mut prefixes) = (inputs.nodes.changes(), inputs.prefixes.changes());
     let (mut learned, mut reserved) = (inputs.learned.changes(), inputs.reserved.changes());
+    let mut cidrs = inputs.cidrs.changes();
     loop {
-        let (mut a, mut b, mut c, mut d) = (None, None, None, None);
+        let (mut a, mut b, mut c, mut d, mut e) = (None, None, None, None, None);
         tokio::select! {
             () = driver.cancel.cancelled() => return,
             batch = nodes.next() => a = Some(batch),
             batch = prefixes.next() => b = Some(batch),
             batch = learned.next() => c = Some(batch),
             batch = reserved.next() => d = Some(batch),
+            batch = cidrs.next() => e = Some(batch),
         }
         // What changed meanwhile goes into the same step, so that a node and its pods are planned together.
         let a = a.or_else(|| nodes.drain());
@@ -53,6 +58,9 @@ pub(crate) async fn topology(
         let c = c.or_else(|| learned.drain());
         if let Some(batch) = d.or_else(|| reserved.drain()) {
             planner.reserve(&batch.snapshot);
+        }
+        if let Some(batch) = e.or_else(|| cidrs.drain()) {
+            planner.know_cidrs(batch);
         }
         planner.set_time(driver.clock.now(), u64::try_from(unix_now()).unwrap_or(0));
         planner.step(a, b, c, &out);

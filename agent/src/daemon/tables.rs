@@ -6,14 +6,14 @@ use super::show::Catalogue;
 use std::sync::Arc;
 use tombolo_base::table::{Row, Table, Writer};
 use tombolo_kubernetes::Tables;
-use tombolo_policy::{EndpointPolicy, PolicyRow};
+use tombolo_policy::{CookieRow, EndpointPolicy, PolicyRow};
 use tombolo_service::mcs::{ExportStatus, ImportRow, RemoteExport};
 use tombolo_service::names::NameRow;
 use tombolo_service::{BackendRow, FailedProbe, FrontendRow, LbAssignment, RemoteService};
 use tombolo_topology::bgp::{AdvertRow, ConditionRow, NodeConfigRow, PeerRow};
 use tombolo_topology::{
-    ConflictRow, EndpointRow, IdentityRow, LearnedRoute, NodePath, PrefixEntry, PrefixRow, ReservedRow,
-    RouteEntry, WireguardPeer,
+    CidrIdentity, ConflictRow, EndpointRow, IdentityRow, LearnedRoute, NodePath, PrefixEntry, PrefixRow,
+    ReservedRow, RouteEntry, WireguardPeer,
 };
 
 /// A table and its writer shared by several sources.
@@ -116,6 +116,7 @@ impl Intent {
         catalogue.add(&self.kube.pods);
         catalogue.add(&self.kube.namespaces);
         catalogue.add(&self.kube.rules);
+        catalogue.add(&self.kube.cidr_groups);
         catalogue.add(&self.kube.exports);
         catalogue.add(&self.kube.imports);
         catalogue.add(&self.kube.pools);
@@ -165,6 +166,10 @@ pub(crate) struct Desired {
     pub(crate) policies: Table<PolicyRow>,
     /// Which pod has which policy.
     pub(crate) endpoint_policies: Table<EndpointPolicy>,
+    /// Identities of addresses outside the mesh.
+    pub(crate) cidrs: Table<CidrIdentity>,
+    /// What the numbers in policies' entries stand for.
+    pub(crate) policy_rules: Table<CookieRow>,
     /// Pods' hooks.
     pub(crate) interfaces: Table<InterfaceRow>,
     /// BGP sessions.
@@ -188,7 +193,7 @@ pub(crate) struct DesiredWriters {
     /// Of the planner of names.
     pub(crate) names: Writer<NameRow>,
     /// Of the policy compiler.
-    pub(crate) policies: (Writer<PolicyRow>, Writer<EndpointPolicy>),
+    pub(crate) policies: super::policy::Pens,
     /// Of the interface planner.
     pub(crate) interfaces: Writer<InterfaceRow>,
     /// Of the BGP planner.
@@ -205,6 +210,7 @@ impl Desired {
         let (frontends, backends) = (Table::new(), Table::new());
         let (service_exports, service_imports, names) = (Table::new(), Table::new(), Table::new());
         let (policies, endpoint_policies, interfaces) = (Table::new(), Table::new(), Table::new());
+        let (cidrs, policy_rules) = (Table::new(), Table::new());
         let (bgp_peers, bgp_adverts, bgp_conditions) = (Table::new(), Table::new(), Table::new());
         let bgp_node_configs = Table::new();
         let writers = DesiredWriters {
@@ -218,7 +224,12 @@ impl Desired {
             services: tombolo_service::plan::Outputs { frontends: frontends.1, backends: backends.1 },
             mcs: (service_exports.1, service_imports.1),
             names: names.1,
-            policies: (policies.1, endpoint_policies.1),
+            policies: super::policy::Pens {
+                policies: policies.1,
+                endpoints: endpoint_policies.1,
+                cidrs: cidrs.1,
+                cookies: policy_rules.1,
+            },
             interfaces: interfaces.1,
             bgp: super::bgp::Pens {
                 peers: bgp_peers.1,
@@ -240,6 +251,8 @@ impl Desired {
             names: names.0,
             policies: policies.0,
             endpoint_policies: endpoint_policies.0,
+            cidrs: cidrs.0,
+            policy_rules: policy_rules.0,
             interfaces: interfaces.0,
             bgp_peers: bgp_peers.0,
             bgp_adverts: bgp_adverts.0,
@@ -262,6 +275,8 @@ impl Desired {
         catalogue.add(&self.names);
         catalogue.add(&self.policies);
         catalogue.add(&self.endpoint_policies);
+        catalogue.add(&self.cidrs);
+        catalogue.add(&self.policy_rules);
         catalogue.add(&self.interfaces);
         catalogue.add(&self.bgp_peers);
         catalogue.add(&self.bgp_adverts);

@@ -30,7 +30,7 @@ use tombolo_service::FailedProbe;
 use tombolo_service::mcs::{ClusterSetRange, ExportStatus, ImportRow, Outputs, Planner};
 use tombolo_service::names::NameRow;
 use tombolo_topology::plan::{self, NodeIndexes};
-use tombolo_topology::{EndpointRow, IdentityRow, LearnedRoute, PrefixRow, ReservedRow};
+use tombolo_topology::{CidrIdentity, EndpointRow, IdentityRow, LearnedRoute, PrefixRow, ReservedRow};
 use tombolo_tunnel::KernelRoutes;
 
 /// How long a CNI call waits for the datapath before it fails.
@@ -160,6 +160,9 @@ impl Rooms<'_> {
         sources: &IntentWriters,
     ) -> BgpPens {
         let datapath::Remembered { nodes, claims, backends, frontends, interfaces } = remembered;
+        // Whatever an earlier life left of prefixes stays until the rules are read. IPv4 is the world from the start.
+        plans.policies.cidrs.set_source(&Source::Planner, SourceState::Pending);
+        plans.policies.cidrs.upsert(CidrIdentity::IPV4);
         self.topology_planner((nodes, claims), (hops, keys), plans.topology);
         let node = self.ground.identity.node.clone();
         let mut services = tombolo_service::plan::Planner::new(node, self.ground.driver.clock.now())
@@ -217,6 +220,7 @@ impl Rooms<'_> {
                     prefixes: self.intent.prefixes.clone(),
                     learned: self.intent.learned.clone(),
                     reserved: self.intent.reserved.clone(),
+                    cidrs: self.desired.cidrs.clone(),
                 },
                 out,
             ),
@@ -303,13 +307,20 @@ impl Rooms<'_> {
     fn policy_planner(&mut self, out: policy::Pens) {
         let inputs = policy::Inputs {
             rules: self.intent.kube.rules.clone(),
+            groups: self.intent.kube.cidr_groups.clone(),
             identities: self.intent.identities.clone(),
             endpoints: self.intent.endpoints.clone(),
             pods: self.intent.kube.pods.clone(),
         };
-        let compiler = policy::compiler(&self.ground.identity.cluster, &self.ground.daemon.datapath);
+        let datapath = self.ground.daemon.datapath.clone();
+        let audit = self.ground.config.policy.audit;
+        let compiler = policy::compiler(&self.ground.identity.cluster, &datapath, audit);
+        let (policies, entries) = (self.held.policies.clone(), self.held.entries.clone());
+        let wanted = self.desired.entries.clone();
+        let in_place = policy::InPlace { policies, entries, wanted, datapath };
         let problems = self.ground.daemon.policy_problems.clone();
-        self.spawn("planner/policy", policy::planner(self.driver(), compiler, inputs, out, problems));
+        let run = policy::planner(self.driver(), compiler, inputs, (out, in_place), problems);
+        self.spawn("planner/policy", run);
     }
 
     /// This node's pods as prefixes and identities.

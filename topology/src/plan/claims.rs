@@ -94,6 +94,14 @@ impl Claims {
         above.chain(inside).map(|((prefix, party), claim)| (*prefix, *party, *claim))
     }
 
+    /// Whether `prefix` lies in what nodes have for their pods or as their addresses.
+    pub(super) fn within(&self, prefix: Prefix) -> bool {
+        let around = self.lengths.above(prefix).chain([prefix]);
+        around
+            .flat_map(|upper| self.all.range((upper, 0)..=(upper, Party::MAX)))
+            .any(|(_, claim)| claim.accepted)
+    }
+
     /// An accepted claim of another party that overlaps `prefix`.
     pub(super) fn rival(&self, prefix: Prefix, party: Party) -> Option<(Prefix, Party)> {
         let mut all = self.overlapping(prefix);

@@ -9,6 +9,7 @@ use super::nodes::node_view;
 use super::prefixes::{Holder, Views};
 use super::reserved::Reserved;
 use super::{Known, NodeIndexes, NodeView, PlanConfig, prefix_entry, route_entry};
+use crate::cidr::CidrIdentity;
 use crate::conflict::{Claimed, ConflictCounts, ConflictKind, ConflictRow};
 use crate::reserved::ReservedRow;
 use crate::rows::{
@@ -35,6 +36,8 @@ pub struct Inputs {
     pub prefixes: Snapshot<PrefixRow>,
     /// Routes learned over BGP.
     pub learned: Snapshot<LearnedRoute>,
+    /// Identities of addresses outside the mesh.
+    pub cidrs: Snapshot<CidrIdentity>,
 }
 
 /// The tables the plan writes.
@@ -77,6 +80,8 @@ pub struct Planner {
     hosts: Hosts,
     /// What the next step looks at besides what changed in its tables.
     touched: Affected,
+    /// Whether the next step must carry sources.
+    sources_touched: bool,
 }
 
 /// Keys that a set of changes touches.
@@ -121,6 +126,7 @@ impl Planner {
             masked: Lengths::default(),
             hosts: Hosts::default(),
             touched: Affected::default(),
+            sources_touched: false,
         }
     }
 
@@ -171,7 +177,8 @@ impl Planner {
         // There may be hundreds, and most batches only bring rows.
         let sources_changed = nodes.as_ref().is_some_and(|batch| batch.sources_changed)
             || prefixes.as_ref().is_some_and(|batch| batch.sources_changed)
-            || learned.as_ref().is_some_and(|batch| batch.sources_changed);
+            || learned.as_ref().is_some_and(|batch| batch.sources_changed)
+            || std::mem::take(&mut self.sources_touched);
         if self.founding.is_none() {
             let of_nodes = nodes.iter().flat_map(|batch| batch.snapshot.sources());
             let of_prefixes = prefixes.iter().flat_map(|batch| batch.snapshot.sources());
@@ -181,6 +188,8 @@ impl Planner {
         }
         if let Some(batch) = prefixes {
             affected.prefixes.extend(batch.keys.iter().map(|(prefix, _)| *prefix));
+            let masked = batch.keys.iter().filter(|(prefix, _)| !prefix.is_host());
+            masked.for_each(|(prefix, _)| self.cidrs_at(*prefix, &mut affected));
             self.note_rows(&batch);
             self.inputs.prefixes = batch.snapshot;
         }
@@ -272,6 +281,19 @@ impl Planner {
         self.claims_changed(&claims, &mut affected);
         changed.iter().for_each(|prefix| self.rows_at(*prefix, &mut affected));
         self.touched = affected;
+    }
+
+    /// Takes over which addresses outside the mesh policies know, and by which identity. The next step writes what follows.
+    pub fn know_cidrs(&mut self, batch: Batch<CidrIdentity>) {
+        self.touched.prefixes.extend(batch.keys);
+        self.sources_touched |= batch.sources_changed;
+        self.inputs.cidrs = batch.snapshot;
+    }
+
+    /// The identities of prefixes inside that one depend on what is around them.
+    fn cidrs_at(&self, prefix: Prefix, affected: &mut Affected) {
+        let inside = self.inputs.cidrs.from_key(&prefix).take_while(|row| row.prefix <= prefix.last());
+        affected.prefixes.extend(inside.map(|row| row.prefix));
     }
 
     /// What the nodes of a batch claim now and did not before, and the other way round.
@@ -375,6 +397,7 @@ impl Planner {
             affected.claims.insert(*prefix);
             affected.prefixes.insert(*prefix);
             affected.routes.insert(*prefix);
+            self.cidrs_at(*prefix, affected);
             let known = Known { nodes: &self.inputs.nodes, claims: &self.claims, config: &self.config };
             for row in known.claimants(*prefix) {
                 if super::nodes::party(row, &self.config) == *party {
@@ -404,9 +427,9 @@ impl Planner {
     /// A desired table knows the sources of the tables it is made of: the reconciler prunes by them. Rows come first: a
     /// source that counts as ready before its rows are there would have them pruned, and written again.
     fn carry_sources(&self, out: &Outputs) {
-        let Inputs { nodes, prefixes, learned, .. } = &self.inputs;
+        let Inputs { nodes, prefixes, learned, cidrs } = &self.inputs;
         let of_nodes = least(nodes.sources());
-        let of_entries = least(nodes.sources().chain(prefixes.sources()));
+        let of_entries = least(nodes.sources().chain(prefixes.sources()).chain(cidrs.sources()));
         let of_routes = least(nodes.sources().chain(learned.sources()));
         carry(&of_nodes, &out.paths);
         carry(&of_nodes, &out.peers);
@@ -472,7 +495,8 @@ impl Planner {
                 {
                     contests.push((*prefix, decided.contest));
                 }
-                match decided.entry {
+                let outside = || cidr_entry(*prefix, &self.inputs, &self.claims, &self.masked);
+                match decided.entry.or_else(outside) {
                     Some(entry) => drop(txn.upsert(entry)),
                     None => drop(txn.remove(prefix)),
                 }
@@ -547,6 +571,27 @@ impl Planner {
     }
 }
 
+/// The entry of a prefix outside the mesh. What is inside the prefixes of nodes is theirs alone: policies know pods and nodes
+/// by their labels, and a pod that nobody has named yet must not be what such a prefix would make of it.
+fn cidr_entry(prefix: Prefix, inputs: &Inputs, claims: &Claims, masked: &Lengths) -> Option<PrefixEntry> {
+    let row = inputs.cidrs.get(&prefix)?;
+    let said = |above: Prefix| {
+        let row = inputs.prefixes.from_key(&(above, Source::Manifests)).next();
+        row.is_some_and(|row| row.prefix == above)
+    };
+    if claims.within(prefix) || masked.above(prefix).any(said) {
+        return None;
+    }
+    Some(PrefixEntry {
+        source: row.source,
+        prefix,
+        identity: row.identity,
+        node: NodeIndex::LOCAL,
+        node_address: false,
+        remote_cluster: false,
+    })
+}
+
 /// Makes the sources of a desired table those of its inputs; one that is gone holds nothing any more.
 fn carry<O: Row>(sources: &BTreeMap<Source, SourceState>, output: &Writer<O>) {
     output.commit(|txn| {
@@ -559,6 +604,9 @@ fn carry<O: Row>(sources: &BTreeMap<Source, SourceState>, output: &Writer<O>) {
     });
 }
 
+#[cfg(test)]
+#[path = "cidr_tests.rs"]
+mod cidr_tests;
 #[cfg(test)]
 #[path = "conflict_property_tests.rs"]
 mod conflict_property_tests;

@@ -115,7 +115,7 @@ fn remote_pods_and_node_addresses() {
         "all but the pods' gateway are the machine's"
     );
     assert!(!world.entry(&out, "fd00:10:2:1::1").unwrap().node_address);
-    assert_eq!(world.entry(&out, "10.2.1.0/24").unwrap().identity, IdentityId::WORLD);
+    assert_eq!(world.entry(&out, "10.2.1.0/24").unwrap().identity, IdentityId::UNMANAGED);
     assert!(world.entry(&out, "10.1.0.0/24").is_none(), "this node's own prefix is no remote entry");
     let peers = out.peers.table().snapshot();
     assert_eq!(peers.len(), 2);

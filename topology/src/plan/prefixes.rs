@@ -194,7 +194,8 @@ fn node_owned(prefix: Prefix, known: Known<'_>, indexes: &NodeIndexes) -> Option
         return None;
     }
     let identity = match (by_cidr, local) {
-        (true, _) => IdentityId::WORLD,
+        // Not the world: a rule that allows the world must not open pods whose identity is late.
+        (true, _) => IdentityId::UNMANAGED,
         (false, true) => IdentityId::HOST,
         (false, false) => IdentityId::REMOTE_NODE,
     };
