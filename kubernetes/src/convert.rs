@@ -26,6 +26,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use tombolo_base::ids::{ClusterId, ClusterName};
 use tombolo_base::prefix::Prefix;
+use tombolo_policy::PolicyKind;
 use tombolo_topology::selector::{LabelSelector, Requirement};
 
 /// The cluster whose manifests are read.
@@ -70,6 +71,22 @@ fn via_doubtful<T: DeserializeOwned + Serialize>(
     Ok((object, doubts))
 }
 
+/// As [`via_doubtful`], for policies: a key under their spec that nobody knows is the conversion's to judge, because with
+/// a part of it left out a rule may let more through.
+fn via_policy<T: DeserializeOwned + Serialize>(
+    value: Value,
+    convert: impl FnOnce(T, &[String]) -> Result<Converted, Issue>,
+) -> Result<Converted, Issue> {
+    let (object, unknown) = typed::<T>(value)?;
+    let (within, beside): (Vec<_>, Vec<_>) = unknown.into_iter().partition(|path| path.starts_with("spec"));
+    let (object, mut doubts) = convert(object, &within)?;
+    let beside = beside.into_iter().take(MAX_UNKNOWN_KEYS);
+    doubts.extend(
+        beside.map(|path| Issue::new(path, "unknown key, ignored", "check its spelling and indentation")),
+    );
+    Ok((object, doubts))
+}
+
 /// As [`via`], but an unknown key is a mistake: in a kind of ours it asks for something that would not happen.
 fn strict<T: DeserializeOwned + Serialize>(
     value: Value,
@@ -82,7 +99,7 @@ fn strict<T: DeserializeOwned + Serialize>(
     }
 }
 
-const KNOWN: [(&str, KnownKind); 16] = [
+const KNOWN: [(&str, KnownKind); 22] = [
     ("v1", known("Namespace", false, |id, v, _| via(v, |o| core::namespace(id, o)))),
     ("v1", known("Node", false, |id, v, c| via(v, |o: core_v1::Node| core::node(id, o, c)))),
     ("v1", known("Pod", true, |id, v, _| via(v, |o| core::pod(id, o)))),
@@ -95,6 +112,43 @@ const KNOWN: [(&str, KnownKind); 16] = [
     (
         "networking.k8s.io/v1",
         known("NetworkPolicy", true, |id, v, _| via(v, |o: NetworkPolicy| policy::rule(id, o))),
+    ),
+    (
+        "cilium.io/v2",
+        known("CiliumNetworkPolicy", true, |id, v, _| {
+            via_policy(v, |o, unknown| {
+                policy::cilium::policy(PolicyKind::CiliumNetworkPolicy, id, o, unknown)
+            })
+        }),
+    ),
+    (
+        "cilium.io/v2",
+        known("CiliumClusterwideNetworkPolicy", false, |id, v, _| {
+            let kind = PolicyKind::CiliumClusterwideNetworkPolicy;
+            via_policy(v, |o, unknown| policy::cilium::policy(kind, id, o, unknown))
+        }),
+    ),
+    ("cilium.io", known("CiliumCIDRGroup", false, |id, v, _| via(v, |o| policy::cidr::group(id, o)))),
+    (
+        "policy.networking.k8s.io/v1alpha1",
+        known("AdminNetworkPolicy", false, |id, v, _| {
+            via_policy(v, |o, unknown| policy::admin::policy(PolicyKind::AdminNetworkPolicy, id, o, unknown))
+        }),
+    ),
+    (
+        "policy.networking.k8s.io/v1alpha1",
+        known("BaselineAdminNetworkPolicy", false, |id, v, _| {
+            let kind = PolicyKind::BaselineAdminNetworkPolicy;
+            via_policy(v, |o, unknown| policy::admin::policy(kind, id, o, unknown))
+        }),
+    ),
+    (
+        "policy.networking.k8s.io/v1alpha2",
+        known("ClusterNetworkPolicy", false, |id, v, _| {
+            via_policy(v, |o, unknown| {
+                policy::admin::policy(PolicyKind::ClusterNetworkPolicy, id, o, unknown)
+            })
+        }),
     ),
     (
         "cilium.io",
@@ -150,12 +204,14 @@ const fn known(kind: &'static str, namespaced: bool, convert: Convert) -> KnownK
 /// What to do with a kind; `None` for kinds that mean nothing here.
 pub(crate) fn known_kind(api: &str, kind: &str) -> Option<&'static KnownKind> {
     const TABLE: &[(&str, KnownKind)] = &KNOWN;
-    let api = match api {
+    // Some kinds are the same in two versions.
+    let group = match api {
         "cilium.io/v2" | "cilium.io/v2alpha1" => "cilium.io",
         "multicluster.x-k8s.io/v1alpha1" | "multicluster.x-k8s.io/v1beta1" => "multicluster.x-k8s.io",
         other => other,
     };
-    TABLE.iter().find(|(group, known)| *group == api && known.kind == kind).map(|(_, known)| known)
+    let found = TABLE.iter().find(|(of, known)| [api, group].contains(of) && known.kind == kind);
+    found.map(|(_, known)| known)
 }
 
 pub(crate) type Labels = BTreeMap<Arc<str>, Arc<str>>;

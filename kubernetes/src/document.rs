@@ -57,7 +57,10 @@ impl Unknown {
             let remedy = "remove it; `tombolo show bgp-node-configs` has what was computed and its status";
             ("a control plane writes it, and here it is computed from the other BGP objects", remedy)
         } else if is_policy(kind) {
-            ("its rules are NOT enforced", "write them as a networking.k8s.io/v1 NetworkPolicy")
+            (
+                "its rules are NOT enforced",
+                "check apiVersion and kind; docs/policy.md has those that are enforced",
+            )
         } else {
             (
                 "this kind is not used here",
@@ -307,6 +310,9 @@ fn is_empty(value: &Value) -> bool {
 #[cfg(test)]
 #[path = "bgp_tests.rs"]
 mod bgp_tests;
+#[cfg(test)]
+#[path = "policy_tests.rs"]
+mod policy_tests;
 #[cfg(test)]
 #[path = "service_tests.rs"]
 mod service_tests;

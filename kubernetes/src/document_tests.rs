@@ -1,6 +1,7 @@
 use super::*;
 use crate::object::Object;
 use tombolo_base::ids::{ClusterId, ClusterName, MaxClusters};
+use tombolo_policy::DirectionRules;
 use tombolo_service::{Affinity, TrafficPolicy};
 use tombolo_topology::bgp::intent::{AdvertKind, ServiceAddress};
 
@@ -144,7 +145,10 @@ fn policy_types_default_as_kubernetes_does() {
         )
     };
     let of = |rest: &str| match only(&text(rest)) {
-        Object::Rule(rule) => (rule.ingress.map(|r| r.len()), rule.egress.map(|r| r.len())),
+        Object::Rules(rows) => {
+            let count = |rules: &Option<DirectionRules>| rules.as_ref().map(|rules| rules.blocks.len());
+            (count(&rows[0].ingress), count(&rows[0].egress))
+        }
         other => panic!("{other:?}"),
     };
     assert_eq!(of(""), (Some(0), None));

@@ -142,8 +142,8 @@ impl Folder {
                 .and_then(|file| file.objects.get(&id));
             match (self.written.get(&id), wanted) {
                 (Some(old), Some(new)) if old == new => {}
-                (_, Some(new)) => {
-                    new.write(writers);
+                (old, Some(new)) => {
+                    new.write(old, writers);
                     self.written.insert(id, new.clone());
                 }
                 (Some(old), None) => {

@@ -91,7 +91,7 @@ fn the_number_of_objects_is_bounded() {
 #[test]
 fn a_kind_that_is_not_used_is_told_once_and_policies_come_first() {
     let mut state = folder(Limits::default());
-    let policy = "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: p}\n";
+    let policy = "apiVersion: crd.projectcalico.org/v1\nkind: NetworkPolicy\nmetadata: {name: p}\n";
     let deployment = "---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\n";
     state.put(Path::new("a.yaml"), &(namespace("a", "1") + deployment));
     state.put(Path::new("b.yaml"), &deployment.repeat(2));
@@ -100,9 +100,36 @@ fn a_kind_that_is_not_used_is_told_once_and_policies_come_first() {
     let told: Vec<_> = state.problems().iter().map(ToString::to_string).collect();
     assert_eq!(told.len(), 3, "{told:?}");
     assert!(
-        told[0].starts_with("c.yaml:2: kind: 1 document of cilium.io/v2/CiliumNetworkPolicy is ignored"),
+        told[0]
+            .starts_with("c.yaml:2: kind: 1 document of crd.projectcalico.org/v1/NetworkPolicy is ignored"),
         "{told:?}"
     );
     assert!(told[0].contains("NOT enforced") && told[1].starts_with("d.yaml:1"), "{told:?}");
     assert!(told[2].starts_with("a.yaml:7: kind: 3 documents of apps/v1/Deployment are ignored"), "{told:?}");
+}
+
+#[test]
+fn a_policy_that_loses_a_spec_loses_its_row() {
+    let (tables, writers) = Tables::new();
+    let mut state = folder(Limits::default());
+    let policy = |specs: &[&str]| {
+        let specs = specs
+            .iter()
+            .map(|app| format!("{{endpointSelector: {{matchLabels: {{app: {app}}}}}, ingress: [{{}}]}}"));
+        format!(
+            "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {{name: p}}\nspecs: [{}]\n",
+            specs.collect::<Vec<_>>().join(", ")
+        )
+    };
+    let mut specs = |text: Option<String>| {
+        match text {
+            Some(text) => drop(state.put(Path::new("p.yaml"), &text)),
+            None => state.remove(Path::new("p.yaml")),
+        }
+        state.write(&writers);
+        tables.rules.snapshot().iter().map(|row| row.spec).collect::<Vec<_>>()
+    };
+    assert_eq!(specs(Some(policy(&["a", "b", "c"]))), [0, 1, 2]);
+    assert_eq!(specs(Some(policy(&["a", "c"]))), [0, 1]);
+    assert_eq!(specs(None), [0_u16; 0]);
 }

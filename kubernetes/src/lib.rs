@@ -28,6 +28,7 @@
 
 mod convert;
 mod crd;
+mod crd_policy;
 mod document;
 mod folder;
 mod identity;

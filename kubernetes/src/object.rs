@@ -1,11 +1,12 @@
-//! An object after conversion: exactly one row of one table.
+//! An object after conversion: one row of one table, or of a policy one for each of its specs.
 
 use crate::rows::{NamespaceRow, PodRow};
 use crate::tables::Writers;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use tombolo_base::table::Row;
-use tombolo_policy::RuleRow;
+use tombolo_policy::{CidrGroupRow, RuleRow};
 use tombolo_service::mcs::{ExportRow, ImportRequest};
 use tombolo_service::pools::LbPool;
 use tombolo_service::{ServiceRow, SliceRow};
@@ -44,7 +45,9 @@ pub(crate) enum Object {
     Slice(Box<SliceRow>),
     Export(Box<ExportRow>),
     Import(Box<ImportRequest>),
-    Rule(Box<RuleRow>),
+    /// All of one policy, with keys of their own.
+    Rules(Vec<RuleRow>),
+    CidrGroup(Box<CidrGroupRow>),
     Pool(Box<LbPool>),
     ClusterConfig(Box<ClusterConfigRow>),
     PeerConfig(Box<PeerConfigRow>),
@@ -56,8 +59,8 @@ pub(crate) enum Object {
 }
 
 impl Object {
-    /// Writes the row.
-    pub(crate) fn write(&self, writers: &Writers) {
+    /// Writes its rows, and removes those of its earlier version that it has no more.
+    pub(crate) fn write(&self, earlier: Option<&Self>, writers: &Writers) {
         match self {
             Self::Node(row) => writers.nodes.upsert((**row).clone()),
             Self::Namespace(row) => writers.namespaces.upsert(row.clone()),
@@ -66,7 +69,8 @@ impl Object {
             Self::Slice(row) => writers.slices.upsert((**row).clone()),
             Self::Export(row) => writers.exports.upsert((**row).clone()),
             Self::Import(row) => writers.imports.upsert((**row).clone()),
-            Self::Rule(row) => writers.rules.upsert((**row).clone()),
+            Self::Rules(rows) => replace(earlier, rows, writers),
+            Self::CidrGroup(row) => writers.cidr_groups.upsert((**row).clone()),
             Self::Pool(row) => writers.pools.upsert((**row).clone()),
             Self::ClusterConfig(row) => writers.bgp_cluster_configs.upsert((**row).clone()),
             Self::PeerConfig(row) => writers.bgp_peer_configs.upsert((**row).clone()),
@@ -78,7 +82,7 @@ impl Object {
         };
     }
 
-    /// Removes the row.
+    /// Removes its rows.
     pub(crate) fn remove(&self, writers: &Writers) {
         match self {
             Self::Node(row) => writers.nodes.remove(&row.key()).is_some(),
@@ -88,7 +92,8 @@ impl Object {
             Self::Slice(row) => writers.slices.remove(&row.key()).is_some(),
             Self::Export(row) => writers.exports.remove(&row.key()).is_some(),
             Self::Import(row) => writers.imports.remove(&row.key()).is_some(),
-            Self::Rule(row) => writers.rules.remove(&row.key()).is_some(),
+            Self::Rules(_) => replace(Some(self), &[], writers),
+            Self::CidrGroup(row) => writers.cidr_groups.remove(&row.key()).is_some(),
             Self::Pool(row) => writers.pools.remove(&row.key()).is_some(),
             Self::ClusterConfig(row) => writers.bgp_cluster_configs.remove(&row.key()).is_some(),
             Self::PeerConfig(row) => writers.bgp_peer_configs.remove(&row.key()).is_some(),
@@ -99,4 +104,19 @@ impl Object {
             Self::Secret(row) => writers.bgp_secrets.remove(&row.key()).is_some(),
         };
     }
+}
+
+/// A policy's rows instead of those of its earlier version, in one step.
+fn replace(earlier: Option<&Object>, rows: &[RuleRow], writers: &Writers) -> bool {
+    let earlier = match earlier {
+        Some(Object::Rules(rows)) => rows.as_slice(),
+        _ => &[],
+    };
+    let kept: BTreeSet<_> = rows.iter().map(Row::key).collect();
+    writers.rules.commit(|txn| {
+        for key in earlier.iter().map(Row::key).filter(|key| !kept.contains(key)) {
+            txn.remove(&key);
+        }
+        rows.iter().filter(|row| txn.upsert((*row).clone())).count() > 0
+    })
 }

@@ -201,7 +201,7 @@ async fn the_guarded_pod_lets_in_exactly_whom_its_policy_names() {
     assert!(compiler.problems().is_empty(), "{:?}", compiler.problems());
     let row = &delta.policies[0];
     assert!(row.ingress_enforced && !row.egress_enforced);
-    let allowed: BTreeSet<_> = row.entries.iter().map(|entry| entry.identity).collect();
+    let allowed: BTreeSet<_> = row.entries.keys().map(|entry| entry.identity).collect();
     let expected: BTreeSet<_> = pods
         .iter()
         .filter(|pod| {
@@ -211,5 +211,5 @@ async fn the_guarded_pod_lets_in_exactly_whom_its_policy_names() {
         .collect();
     assert!(!expected.is_empty() && expected.len() < by_labels.len());
     assert_eq!(allowed, expected);
-    assert!(row.entries.iter().all(|entry| (entry.protocol, entry.port) == (6, 8080)));
+    assert!(row.entries.keys().all(|entry| (entry.protocol, entry.port, entry.port_bits) == (6, 8080, 16)));
 }

@@ -117,8 +117,27 @@ pub enum By {
     EveryNode(String),
     /// Backends, at least once the asking pod itself.
     Oneself(String),
-    /// Nobody: denied by policy at the target's node.
-    NobodyDenied,
+    /// Nobody: policy drops the packet.
+    Nobody(Denial),
+}
+
+/// Where and why policy drops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Denial {
+    /// Drop reason as Cilium numbers it: [`NO_RULE`] or [`DENIED`].
+    pub reason: u32,
+    /// At the asker's node, by its pod's egress; otherwise at the target's, by ingress.
+    pub at_asker: bool,
+}
+
+/// No rule allows it.
+pub(super) const NO_RULE: u32 = 133;
+/// A rule denies it.
+pub(super) const DENIED: u32 = 181;
+
+impl Denial {
+    /// No rule of the target lets it in.
+    pub const NOT_LET_IN: Self = Self { reason: NO_RULE, at_asker: false };
 }
 
 /// Whom the answerer must see as its peer.
@@ -189,8 +208,8 @@ impl Ask {
         let token = context.token(name, self.crosses_nodes(&resolved));
         let report = self.probe(context, &resolved, &token).await?;
         let look = self.look(context, &resolved);
-        if self.by == By::NobodyDenied {
-            return self.denied(context, &resolved, &report, &look).await;
+        if let By::Nobody(denial) = self.by {
+            return self.denied(context, &resolved, &report, denial, &look).await;
         }
         if report.answered != report.sent || report.sent == 0 {
             return Err(unanswered(&report, look));
@@ -207,7 +226,7 @@ impl Ask {
     /// Whether the answer can only have come over an underlay link between two nodes of clusters.
     fn crosses_nodes(&self, resolved: &Resolved<'_>) -> bool {
         let other = |pod: &PodFacts| pod.node != resolved.place.node;
-        if self.by == By::NobodyDenied || matches!(self.from, Origin::Client) {
+        if matches!(self.by, By::Nobody(_)) || matches!(self.from, Origin::Client) {
             return false;
         }
         match (&self.to, &resolved.target_pod) {
@@ -348,7 +367,7 @@ impl Ask {
         if resolved.name.is_some() {
             argv.push(if self.family == Family::Ipv4 { "-4" } else { "-6" });
         }
-        if self.by == By::NobodyDenied {
+        if matches!(self.by, By::Nobody(_)) {
             // Long enough for a SYN to be repeated once, short enough for a quick check.
             argv.extend(["--timeout-ms", "1500"]);
         }

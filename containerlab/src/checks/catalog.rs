@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::ask::{Ask, By, Origin, Peer, PodRef, Protocol, Target};
+use super::ask::{Ask, By, Denial, Origin, Peer, PodRef, Protocol, Target};
 use super::check::{Check, Family, Phase, Task, Variant};
 use super::etcd::EtcdRoles;
 use super::faults::{Fault, MeshFault};
@@ -60,6 +60,9 @@ pub fn checks(inventory: &Inventory, variant: Variant) -> Vec<Check> {
     }
     let wire = if variant.encrypted() { "wire/no-plaintext" } else { "wire/detector-finds-plaintext" };
     list.add(Phase::Wire, wire.to_owned(), Task::Wire);
+    for (name, scenario) in super::scenarios::all(inventory) {
+        list.add(Phase::Scenarios, name, Task::Scenario(scenario));
+    }
     faults(inventory, &mut list);
     list.0
 }
@@ -429,7 +432,7 @@ impl<'a> Scene<'a> {
             ("policy/denied-other-cluster", Origin::Pod(self.web_other.clone()), HTTP_PORT),
         ] {
             let ask = self.ask(from, to(port), Protocol::Tcp);
-            self.add(list, what, Ask { by: By::NobodyDenied, count: 1, ..ask });
+            self.add(list, what, Ask { by: By::Nobody(Denial::NOT_LET_IN), count: 1, ..ask });
         }
     }
 

@@ -12,6 +12,7 @@ use super::faults::Fault;
 use super::mtu::{MtuCheck, OutsideMtu};
 use super::names::NamesCheck;
 use super::routers::RouterCheck;
+use super::scenarios::Scenario;
 
 /// An address family; every check runs in both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -102,6 +103,12 @@ impl Variant {
         matches!(self, Self::OverlayWireguard | Self::DirectWireguard)
     }
 
+    /// Whether the scenarios belong to this variant when all variants run: they are about policy, not about paths.
+    #[must_use]
+    pub fn runs_scenarios(self) -> bool {
+        self == Self::Overlay
+    }
+
     /// Whether the fault checks belong to this variant when all variants run.
     #[must_use]
     pub fn runs_faults(self) -> bool {
@@ -125,6 +132,8 @@ pub enum Phase {
     Routers,
     /// What the captures of the traffic phase saw.
     Wire,
+    /// Policies are added and taken away: one scenario a cluster.
+    Scenarios,
     /// Breaks something and mends it: alone.
     Faults,
 }
@@ -135,6 +144,7 @@ impl Phase {
     pub fn concurrency(self) -> usize {
         match self {
             Self::Traffic | Self::Routers => 4,
+            Self::Scenarios => 2,
             Self::Wire | Self::Faults => 1,
         }
     }
@@ -175,6 +185,8 @@ pub enum Task {
     },
     /// No plaintext on any underlay link, or (encryption off) proof that the detector finds it.
     Wire,
+    /// Policies, and what they let through.
+    Scenario(Scenario),
     /// A fault and what it does to traffic.
     Fault(Fault),
 }

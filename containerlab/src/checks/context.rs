@@ -47,6 +47,8 @@ pub struct Context {
     pub tokens: Mutex<BTreeMap<String, TokenUse>>,
     /// Held by the check that has raised the MTU of pods' interfaces.
     pub raised_mtu: tokio::sync::Mutex<()>,
+    /// By cluster: held by the scenario whose policies are in force there.
+    pub(super) scenes: BTreeMap<String, tokio::sync::Mutex<()>>,
     /// The ends of the lab's links, once they were asked for; links do not change during a run.
     pub(super) ends: OnceCell<Arc<Ends>>,
     load_balancers: RwLock<BTreeMap<(String, String), Vec<IpAddr>>>,
@@ -75,6 +77,11 @@ impl Context {
         etcd_down: Duration,
     ) -> Self {
         Self {
+            scenes: inventory
+                .clusters
+                .keys()
+                .map(|name| (name.clone(), tokio::sync::Mutex::default()))
+                .collect(),
             access,
             inventory,
             variant,

@@ -29,6 +29,7 @@ mod poll;
 mod ready;
 mod routers;
 mod run;
+pub mod scenarios;
 mod sessions;
 mod summary;
 mod wire;

@@ -68,7 +68,7 @@ async fn variant_rows(
     let Some(mut scene) = scene else { return };
     let checks = chosen(args, &scene.context.inventory, variant);
     progress.begin(checks.len());
-    for phase in [Phase::Traffic, Phase::Routers, Phase::Wire, Phase::Faults] {
+    for phase in [Phase::Traffic, Phase::Routers, Phase::Wire, Phase::Scenarios, Phase::Faults] {
         let of_phase: Vec<&Check> = checks.iter().filter(|check| check.phase == phase).collect();
         scene.phase(args, phase, &of_phase, progress, rows).await;
     }
@@ -76,7 +76,11 @@ async fn variant_rows(
 }
 
 fn chosen(args: &TestArgs, inventory: &Inventory, variant: Variant) -> Vec<Check> {
-    let belongs = |check: &Check| check.phase != Phase::Faults || args.faults_in(variant).is_some();
+    let belongs = |check: &Check| match check.phase {
+        Phase::Faults => args.faults_in(variant).is_some(),
+        Phase::Scenarios => !args.all_variants || variant.runs_scenarios(),
+        Phase::Traffic | Phase::Routers | Phase::Wire => true,
+    };
     let all = catalog::checks(inventory, variant).into_iter();
     all.filter(|check| args.wants(&check.name) && belongs(check)).collect()
 }
@@ -184,7 +188,9 @@ impl Scene {
                 }
                 self.several(phase, checks, progress, rows).await;
             }
-            Phase::Routers | Phase::Wire => self.several(phase, checks, progress, rows).await,
+            Phase::Routers | Phase::Wire | Phase::Scenarios => {
+                self.several(phase, checks, progress, rows).await
+            }
         }
     }
 
@@ -242,6 +248,7 @@ impl Scene {
             Task::Router(router) => router.run(&self.context).await,
             Task::Sessions { node } => sessions::check(&self.context, node).await,
             Task::Wire => wire::judge(&self.context).await,
+            Task::Scenario(scenario) => scenario.run(&self.context).await,
             Task::Fault(fault) => self.fault(fault).await,
         };
         let status = match result {

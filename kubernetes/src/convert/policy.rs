@@ -1,4 +1,11 @@
-//! NetworkPolicy.
+//! NetworkPolicy; beneath it the other kinds of policy.
+
+pub(super) mod admin;
+pub(super) mod cidr;
+pub(super) mod cilium;
+mod closed;
+mod peers;
+mod ports;
 
 use super::core::PROTOCOLS;
 use super::{optional_selector, port, prefix, selector, word};
@@ -159,7 +166,7 @@ pub(super) fn rule(id: &ObjectId, object: NetworkPolicy) -> Result<Object, Issue
     let pods = selector("spec.podSelector", spec.pod_selector.unwrap_or_default())?;
     let direction =
         |of: &str, blocks| types.contains(of).then_some(DirectionRules { default_deny: true, blocks });
-    Ok(Object::Rule(Box::new(RuleRow {
+    Ok(Object::Rules(vec![RuleRow {
         source: Source::Manifests,
         kind: PolicyKind::NetworkPolicy,
         namespace: id.namespace.clone(),
@@ -169,5 +176,5 @@ pub(super) fn rule(id: &ObjectId, object: NetworkPolicy) -> Result<Object, Issue
         subject: Subject::Pods(endpoints(&pods, None, &id.namespace)),
         ingress: direction("Ingress", ingress),
         egress: direction("Egress", egress),
-    })))
+    }]))
 }

@@ -70,7 +70,7 @@ impl Ask {
                     && known(&BTreeSet::from([cluster.clone()])),
                 "answers of backends, and at least one of the asking pod itself".to_owned(),
             ),
-            By::NobodyDenied => (true, String::new()),
+            By::Nobody(_) => (true, String::new()),
         };
         if good { Ok(()) } else { Err(Failure::new(expected, format!("{got:?} on nodes {nodes:?}"), look)) }
     }

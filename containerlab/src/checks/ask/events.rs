@@ -4,15 +4,13 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use super::answers::{answered, pod_key};
-use super::{Ask, Origin, Peer, Protocol, Resolved, Target};
+use super::{Ask, Denial, Origin, Peer, Protocol, Resolved, Target};
 use crate::checks::check::{CheckResult, Failure, Variant};
 use crate::checks::context::Context;
 use crate::checks::flows::{Frontend, Want, WantEnd};
 use crate::checks::inventory::PodFacts;
 use crate::workload::{Answer, Attempt, Outcome, ProbeReport};
 
-/// Drop reason of a packet that policy denies, as Cilium numbers it.
-const POLICY_DENIED: u32 = 133;
 /// A packet that is given to a pod.
 const TO_ENDPOINT: &str = "to-endpoint";
 /// A packet that is given to the node itself.
@@ -41,6 +39,7 @@ impl Ask {
         context: &Context,
         resolved: &Resolved<'_>,
         report: &ProbeReport,
+        denial: Denial,
         look: &str,
     ) -> CheckResult {
         let silent =
@@ -49,19 +48,27 @@ impl Ask {
             return Err(Failure::new(
                 "policy denies: no answer",
                 format!("{:?}", other.outcome),
-                format!("{look}; the NetworkPolicy manifests"),
+                format!("{look}; the manifests of the policies"),
             ));
         }
-        let (Some((pod, cluster)), Some(attempt)) = (&resolved.target_pod, report.attempts.first()) else {
-            return Err(Failure::new("a pod that denies, and an attempt", format!("{:?}", self.to), look));
+        let attempt = report.attempts.first().ok_or_else(|| nothing_sent(self))?;
+        let (at, destination) = match (&resolved.target_pod, &resolved.asker) {
+            (Some((pod, cluster)), _) => (&pod.node, self.pod(context, pod, cluster).await?),
+            (None, Some((asker, _))) => {
+                (&asker.node, WantEnd { ip: Some(resolved.target), ..WantEnd::default() })
+            }
+            (None, None) => {
+                return Err(Failure::new("a pod that asks or is asked", format!("{:?}", self.to), look));
+            }
         };
-        let want = Want {
-            source: self.asker(context, resolved, attempt).await?,
-            destination: self.pod(context, pod, cluster).await?,
-            drop_reason: POLICY_DENIED,
-            ..self.want(resolved)
+        let at = resolved.asker.as_ref().filter(|_| denial.at_asker).map_or(at, |(asker, _)| &asker.node);
+        let source = match &self.from {
+            // The agent's own names differ: host here, a remote node elsewhere.
+            Origin::Host(_) => WantEnd { identity: None, ..address(attempt.source, 0) },
+            _ => self.asker(context, resolved, attempt).await?,
         };
-        context.flows.expect(&pod.node, &want).await?;
+        let want = Want { source, destination, drop_reason: denial.reason, ..self.want(resolved) };
+        context.flows.expect(at, &want).await?;
         Ok(vec!["the drop names site, reason, both pods and identities".to_owned()])
     }
 

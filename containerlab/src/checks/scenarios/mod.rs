@@ -1,0 +1,186 @@
+//! Named scenarios of `cilium connectivity test`: policies are added, questions asked in both families, and the policies
+//! taken away.
+//!
+//! A scenario first asks without its policies what they shall deny: it must be answered, or the denial would prove
+//! nothing. Then it waits until the agents show the policies in force, and asks all questions at once. [`acceptance`]
+//! lists every scenario there is and its state; `docs/acceptance.md` is made of it.
+
+pub mod acceptance;
+mod force;
+mod list;
+
+use futures_util::StreamExt;
+
+use super::ask::{Ask, By, Denial, Origin, Peer, PodRef, Protocol, Target};
+use super::check::{CheckResult, Failure, Family};
+use super::context::Context;
+use super::inventory::Inventory;
+use force::InForce;
+pub use list::SCENARIOS;
+
+/// Questions asked at once; each costs processes in the lab.
+const AT_ONCE: usize = 8;
+
+/// What a scenario is made of. Pods without a namespace are of `demo`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Plan {
+    /// As in Cilium's list.
+    pub name: &'static str,
+    /// The policies; every name begins with `scenario`.
+    pub manifest: &'static str,
+    /// Pods that the policies are about.
+    pub subjects: &'static [&'static str],
+    /// What is asked.
+    pub questions: &'static [Question],
+}
+
+/// A request, and whether it must be answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Question {
+    /// From where.
+    pub from: From,
+    /// To where.
+    pub to: To,
+    /// Why it is not answered; `None` = it is.
+    pub denied: Option<Denial>,
+}
+
+/// Where a question comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum From {
+    /// A pod.
+    Pod(&'static str),
+    /// The node of a pod.
+    HostOf(&'static str),
+}
+
+/// Where it goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum To {
+    /// A port of a pod.
+    Pod(&'static str, Protocol, u16),
+    /// A port of the pod of that name in another cluster.
+    OtherCluster(&'static str, Protocol, u16),
+    /// A port of the client outside.
+    World(Protocol, u16),
+    /// A port of the node of a pod.
+    HostOf(&'static str, Protocol, u16),
+}
+
+/// A plan in one cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scenario {
+    /// What.
+    pub plan: &'static Plan,
+    /// Where.
+    pub cluster: String,
+}
+
+/// Every scenario with the name of its check, the clusters in turn.
+#[must_use]
+pub fn all(inventory: &Inventory) -> Vec<(String, Scenario)> {
+    let clusters = inventory.clusters.keys().cycle();
+    let plans = SCENARIOS.iter().zip(clusters);
+    plans
+        .map(|(plan, cluster)| {
+            (format!("scenario/{}/{cluster}", plan.name), Scenario { plan, cluster: cluster.clone() })
+        })
+        .collect()
+}
+
+impl Scenario {
+    /// Runs it.
+    ///
+    /// # Errors
+    /// The first answer, flow event or state that is not as expected.
+    pub async fn run(&self, context: &Context) -> CheckResult {
+        let scene = context.scenes.get(&self.cluster);
+        let scene =
+            scene.ok_or_else(|| Failure::new(format!("a cluster {}", self.cluster), "none", "lab.yaml"))?;
+        let _alone = scene.lock().await;
+        let denied = self.asks(context, |question| question.denied.is_some(), |_| None)?;
+        if denied.is_empty() && !self.plan.questions.is_empty() {
+            let what = format!("a question of {} that is denied", self.plan.name);
+            return Err(Failure::new(what, "none: it could not fail", "its plan"));
+        }
+        let open = self.ask_all(context, "without its policies", denied).await?;
+        let policies = InForce::put(context, self).await?;
+        let asks = self.asks(context, |_| true, |question| question.denied)?;
+        let judged = self.ask_all(context, "with its policies", asks).await;
+        let gone = policies.take_away(context, self).await;
+        let judged = judged?;
+        gone?;
+        Ok(vec![format!("{open} requests answered without the policies, {judged} as expected with them")])
+    }
+
+    fn asks(
+        &self,
+        context: &Context,
+        wanted: impl Fn(&Question) -> bool,
+        denied: impl Fn(&Question) -> Option<Denial>,
+    ) -> Result<Vec<(String, Ask)>, Failure> {
+        let mut out = Vec::new();
+        for question in self.plan.questions.iter().filter(|question| wanted(question)) {
+            for family in Family::BOTH {
+                let ask = self.ask(context, question, family, denied(question))?;
+                out.push((format!("{:?} -> {:?} {family}", question.from, question.to), ask));
+            }
+        }
+        Ok(out)
+    }
+
+    fn ask(
+        &self,
+        context: &Context,
+        question: &Question,
+        family: Family,
+        denied: Option<Denial>,
+    ) -> Result<Ask, Failure> {
+        let pod = |cluster: &str, name: &str| PodRef { cluster: cluster.to_owned(), key: key(name) };
+        let host = |name: &str| Ok(context.pod(&self.cluster, &key(name))?.node.clone());
+        let (from, peer) = match question.from {
+            From::Pod(name) => (Origin::Pod(pod(&self.cluster, name)), Peer::Asker),
+            From::HostOf(name) => (Origin::Host(host(name)?), Peer::AskingNode),
+        };
+        let (to, protocol) = match question.to {
+            To::Pod(name, protocol, port) => (Target::Pod(pod(&self.cluster, name), port), protocol),
+            To::OtherCluster(name, protocol, port) => {
+                let other = context.inventory.other(&self.cluster);
+                let other = other.ok_or_else(|| Failure::new("a second cluster", "none", "lab.yaml"))?;
+                (Target::Pod(pod(&other.name, name), port), protocol)
+            }
+            To::World(protocol, port) => (Target::Client(port), protocol),
+            To::HostOf(name, protocol, port) => (Target::Host(host(name)?, port), protocol),
+        };
+        let by = denied.map_or(By::Target, By::Nobody);
+        Ok(Ask { from, to, protocol, family, count: 1, by, peer })
+    }
+
+    /// Asks all at once; how many there were.
+    async fn ask_all(
+        &self,
+        context: &Context,
+        when: &str,
+        asks: Vec<(String, Ask)>,
+    ) -> Result<usize, Failure> {
+        let count = asks.len();
+        let check = format!("scenario/{}", self.plan.name);
+        let results = futures_util::stream::iter(asks).map(|(what, ask)| {
+            let check = &check;
+            async move { (what, ask.run(context, check).await) }
+        });
+        let results: Vec<_> = results.buffer_unordered(AT_ONCE).collect().await;
+        let wrong: Vec<_> =
+            results.into_iter().filter_map(|(what, result)| Some((what, result.err()?))).collect();
+        let Some((what, first)) = wrong.first() else { return Ok(count) };
+        let expected = format!("{when}, {what}: {}", first.expected);
+        let others: Vec<_> = wrong.iter().skip(1).map(|(what, _)| what.as_str()).collect();
+        let got = format!("{}; of {count} also wrong: {others:?}", first.got);
+        Err(Failure::new(expected, got, first.look.clone()))
+    }
+}
+
+/// `NAMESPACE/NAME` of a pod.
+fn key(name: &str) -> String {
+    if name.contains('/') { name.to_owned() } else { format!("demo/{name}") }
+}
