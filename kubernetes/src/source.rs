@@ -440,7 +440,7 @@ pub fn check_file(path: &Path, cluster: &ClusterIdentity) -> Vec<Problem> {
 pub fn read_manifests(file: &Path, text: &str, cluster: &ClusterIdentity) -> (Tables, Vec<Problem>) {
     let (tables, writers) = Tables::new();
     let parsed = parse(file, text, cluster);
-    parsed.objects.values().for_each(|object| object.write(&writers));
+    parsed.objects.values().for_each(|object| object.write(None, &writers));
     let ignored = parsed.unknown_kinds.iter().map(|(kind, unknown)| unknown.problem(kind, file));
     (tables, ignored.chain(parsed.problems).collect())
 }

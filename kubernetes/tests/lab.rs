@@ -191,6 +191,7 @@ async fn the_guarded_pod_lets_in_exactly_whom_its_policy_names() {
     let delta = compiler.update(
         &PolicyInputs {
             rules: &tables.rules.snapshot(),
+            groups: &tables.cidr_groups.snapshot(),
             identities: &identities.snapshot(),
             endpoints: &endpoints.snapshot(),
             named_ports: &BTreeMap::new(),

@@ -171,6 +171,8 @@ pub struct Ask {
     pub by: By,
     /// Whom it sees.
     pub peer: Peer,
+    /// Whether a policy names prefixes outside: what is there then has identities of the node's own.
+    pub prefixes: bool,
 }
 
 /// An ask with every name replaced by what the lab says it is.

@@ -221,7 +221,16 @@ impl<'a> Scene<'a> {
     }
 
     fn ask(&self, from: Origin, to: Target, protocol: Protocol) -> Ask {
-        Ask { from, to, protocol, family: self.family, count: 2, by: By::Target, peer: Peer::Asker }
+        Ask {
+            from,
+            to,
+            protocol,
+            family: self.family,
+            count: 2,
+            by: By::Target,
+            peer: Peer::Asker,
+            prefixes: false,
+        }
     }
 
     fn add(&self, list: &mut List, what: &str, ask: Ask) {

@@ -244,8 +244,8 @@ impl Ask {
         };
         let source = self.asker(context, resolved, attempt).await?;
         let port = Some(resolved.port).filter(|_| self.protocol != Protocol::Icmp);
-        let destination =
-            WantEnd { ip: Some(resolved.target), port, identity: Some(identity), ..WantEnd::default() };
+        let identity = (identity != WORLD || !self.prefixes).then_some(identity);
+        let destination = WantEnd { ip: Some(resolved.target), port, identity, ..WantEnd::default() };
         let encrypted = Some(crosses && context.variant.encrypted());
         let common = Want { encrypted, ..self.want(resolved) };
         let sent = Want {

@@ -1,7 +1,7 @@
 //! The scenarios. Pods `client-1` and `client-2` are on two nodes and differ in `access`; `web-1` is beside the first, `web-2`
 //! beside the second; `echo-1` is beside the first.
 
-use super::{Denial, From, Plan, Question, To};
+use super::{Asked, Asker, Denial, Plan, Question};
 use crate::checks::ask::{DENIED, NO_RULE, Protocol};
 
 const NOT_LET_IN: Denial = Denial { reason: NO_RULE, at_asker: false };
@@ -14,11 +14,11 @@ const WEBS: &[&str] = &["web-1", "web-2"];
 const BOTH: &[&str] = &["client-1", "client-2", "web-1", "web-2"];
 const ALL: &[&str] = &["client-1", "client-2", "echo-1", "web-1", "web-2"];
 
-const fn yes(from: From, to: To) -> Question {
+const fn yes(from: Asker, to: Asked) -> Question {
     Question { from, to, denied: None }
 }
 
-const fn no(from: From, to: To, denied: Denial) -> Question {
+const fn no(from: Asker, to: Asked, denied: Denial) -> Question {
     Question { from, to, denied: Some(denied) }
 }
 
@@ -40,346 +40,399 @@ pub const SCENARIOS: &[Plan] = &[
         "client-ingress",
         CLIENTS,
         [
-            yes(From::Pod("client-2"), To::Pod("client-1", Protocol::Http, 8080)),
-            no(From::Pod("client-1"), To::Pod("client-2", Protocol::Http, 8080), NOT_LET_IN),
-            no(From::Pod("web-1"), To::Pod("client-1", Protocol::Http, 8080), NOT_LET_IN)
+            yes(Asker::Pod("client-2"), Asked::Pod("client-1", Protocol::Http, 8080)),
+            no(Asker::Pod("client-1"), Asked::Pod("client-2", Protocol::Http, 8080), NOT_LET_IN),
+            no(Asker::Pod("web-1"), Asked::Pod("client-1", Protocol::Http, 8080), NOT_LET_IN)
         ]
     ),
     plan!(
         "client-ingress-knp",
         CLIENTS,
         [
-            yes(From::Pod("client-2"), To::Pod("client-1", Protocol::Http, 8080)),
-            no(From::Pod("client-1"), To::Pod("client-2", Protocol::Http, 8080), NOT_LET_IN),
-            no(From::Pod("web-1"), To::Pod("client-1", Protocol::Http, 8080), NOT_LET_IN)
+            yes(Asker::Pod("client-2"), Asked::Pod("client-1", Protocol::Http, 8080)),
+            no(Asker::Pod("client-1"), Asked::Pod("client-2", Protocol::Http, 8080), NOT_LET_IN),
+            no(Asker::Pod("web-1"), Asked::Pod("client-1", Protocol::Http, 8080), NOT_LET_IN)
         ]
     ),
     plan!(
         "client-ingress-ccnp",
         CLIENTS,
         [
-            yes(From::Pod("client-2"), To::Pod("client-1", Protocol::Http, 8080)),
-            no(From::Pod("client-1"), To::Pod("client-2", Protocol::Http, 8080), NOT_LET_IN),
-            no(From::Pod("web-1"), To::Pod("client-1", Protocol::Http, 8080), NOT_LET_IN)
+            yes(Asker::Pod("client-2"), Asked::Pod("client-1", Protocol::Http, 8080)),
+            no(Asker::Pod("client-1"), Asked::Pod("client-2", Protocol::Http, 8080), NOT_LET_IN),
+            no(Asker::Pod("web-1"), Asked::Pod("client-1", Protocol::Http, 8080), NOT_LET_IN)
         ]
     ),
     plan!(
         "client-egress",
         CLIENTS,
         [
-            yes(From::Pod("client-1"), To::Pod("web-1", Protocol::Http, 8080)),
-            yes(From::Pod("client-1"), To::Pod("web-2", Protocol::Http, 8080)),
-            yes(From::Pod("client-2"), To::Pod("web-1", Protocol::Http, 8080)),
-            no(From::Pod("client-1"), To::Pod("web-1", Protocol::Tcp, 9000), NOT_LET_OUT),
-            no(From::Pod("client-1"), To::Pod("echo-1", Protocol::Http, 8080), NOT_LET_OUT),
-            no(From::Pod("client-1"), To::World(Protocol::Tcp, 9000), NOT_LET_OUT)
+            yes(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080)),
+            yes(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080)),
+            yes(Asker::Pod("client-2"), Asked::Pod("web-1", Protocol::Http, 8080)),
+            no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Tcp, 9000), NOT_LET_OUT),
+            no(Asker::Pod("client-1"), Asked::Pod("echo-1", Protocol::Http, 8080), NOT_LET_OUT),
+            no(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000), NOT_LET_OUT)
         ]
     ),
     plan!(
         "client-egress-port-range",
         CLIENTS,
         [
-            yes(From::Pod("client-1"), To::Pod("web-1", Protocol::Http, 8080)),
-            yes(From::Pod("client-1"), To::Pod("web-2", Protocol::Http, 8080)),
-            yes(From::Pod("client-2"), To::Pod("web-1", Protocol::Http, 8080)),
-            no(From::Pod("client-1"), To::Pod("web-1", Protocol::Tcp, 9000), NOT_LET_OUT),
-            no(From::Pod("client-1"), To::Pod("echo-1", Protocol::Http, 8080), NOT_LET_OUT),
-            no(From::Pod("client-1"), To::World(Protocol::Tcp, 9000), NOT_LET_OUT)
+            yes(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080)),
+            yes(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080)),
+            yes(Asker::Pod("client-2"), Asked::Pod("web-1", Protocol::Http, 8080)),
+            no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Tcp, 9000), NOT_LET_OUT),
+            no(Asker::Pod("client-1"), Asked::Pod("echo-1", Protocol::Http, 8080), NOT_LET_OUT),
+            no(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000), NOT_LET_OUT)
         ]
     ),
     plan!(
         "client-egress-knp",
         CLIENTS,
         [
-            yes(From::Pod("client-1"), To::Pod("web-1", Protocol::Http, 8080)),
-            yes(From::Pod("client-1"), To::Pod("web-2", Protocol::Http, 8080)),
-            yes(From::Pod("client-2"), To::Pod("web-1", Protocol::Http, 8080)),
-            no(From::Pod("client-1"), To::Pod("web-1", Protocol::Tcp, 9000), NOT_LET_OUT),
-            no(From::Pod("client-1"), To::Pod("echo-1", Protocol::Http, 8080), NOT_LET_OUT),
-            no(From::Pod("client-1"), To::World(Protocol::Tcp, 9000), NOT_LET_OUT)
+            yes(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080)),
+            yes(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080)),
+            yes(Asker::Pod("client-2"), Asked::Pod("web-1", Protocol::Http, 8080)),
+            no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Tcp, 9000), NOT_LET_OUT),
+            no(Asker::Pod("client-1"), Asked::Pod("echo-1", Protocol::Http, 8080), NOT_LET_OUT),
+            no(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000), NOT_LET_OUT)
         ]
     ),
     plan!(
         "client-egress-ccnp",
         CLIENTS,
         [
-            yes(From::Pod("client-1"), To::Pod("web-1", Protocol::Http, 8080)),
-            yes(From::Pod("client-1"), To::Pod("web-2", Protocol::Http, 8080)),
-            yes(From::Pod("client-2"), To::Pod("web-1", Protocol::Http, 8080)),
-            no(From::Pod("client-1"), To::Pod("web-1", Protocol::Tcp, 9000), NOT_LET_OUT),
-            no(From::Pod("client-1"), To::Pod("echo-1", Protocol::Http, 8080), NOT_LET_OUT),
-            no(From::Pod("client-1"), To::World(Protocol::Tcp, 9000), NOT_LET_OUT)
+            yes(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080)),
+            yes(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080)),
+            yes(Asker::Pod("client-2"), Asked::Pod("web-1", Protocol::Http, 8080)),
+            no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Tcp, 9000), NOT_LET_OUT),
+            no(Asker::Pod("client-1"), Asked::Pod("echo-1", Protocol::Http, 8080), NOT_LET_OUT),
+            no(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000), NOT_LET_OUT)
         ]
     ),
     plan!(
         "echo-ingress",
         WEBS,
         [
-            yes(From::Pod("client-2"), To::Pod("web-1", Protocol::Http, 8080)),
-            yes(From::Pod("client-2"), To::Pod("web-2", Protocol::Http, 8080)),
-            no(From::Pod("client-1"), To::Pod("web-1", Protocol::Http, 8080), NOT_LET_IN),
-            no(From::Pod("client-1"), To::Pod("web-2", Protocol::Http, 8080), NOT_LET_IN)
+            yes(Asker::Pod("client-2"), Asked::Pod("web-1", Protocol::Http, 8080)),
+            yes(Asker::Pod("client-2"), Asked::Pod("web-2", Protocol::Http, 8080)),
+            no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), NOT_LET_IN),
+            no(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080), NOT_LET_IN)
         ]
     ),
     plan!(
         "echo-ingress-knp",
         WEBS,
         [
-            yes(From::Pod("client-2"), To::Pod("web-1", Protocol::Http, 8080)),
-            yes(From::Pod("client-2"), To::Pod("web-2", Protocol::Http, 8080)),
-            no(From::Pod("client-1"), To::Pod("web-1", Protocol::Http, 8080), NOT_LET_IN),
-            no(From::Pod("client-1"), To::Pod("web-2", Protocol::Http, 8080), NOT_LET_IN)
+            yes(Asker::Pod("client-2"), Asked::Pod("web-1", Protocol::Http, 8080)),
+            yes(Asker::Pod("client-2"), Asked::Pod("web-2", Protocol::Http, 8080)),
+            no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), NOT_LET_IN),
+            no(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080), NOT_LET_IN)
         ]
     ),
     plan!(
         "echo-ingress-ccnp",
         WEBS,
         [
-            yes(From::Pod("client-2"), To::Pod("web-1", Protocol::Http, 8080)),
-            yes(From::Pod("client-2"), To::Pod("web-2", Protocol::Http, 8080)),
-            no(From::Pod("client-1"), To::Pod("web-1", Protocol::Http, 8080), NOT_LET_IN),
-            no(From::Pod("client-1"), To::Pod("web-2", Protocol::Http, 8080), NOT_LET_IN)
+            yes(Asker::Pod("client-2"), Asked::Pod("web-1", Protocol::Http, 8080)),
+            yes(Asker::Pod("client-2"), Asked::Pod("web-2", Protocol::Http, 8080)),
+            no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), NOT_LET_IN),
+            no(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080), NOT_LET_IN)
         ]
     ),
     plan!(
         "client-egress-expression",
         &["client-1"],
         [
-            yes(From::Pod("client-1"), To::Pod("web-2", Protocol::Http, 8080)),
-            no(From::Pod("client-1"), To::Pod("echo-1", Protocol::Http, 8080), NOT_LET_OUT),
-            yes(From::Pod("client-2"), To::Pod("echo-1", Protocol::Http, 8080))
+            yes(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080)),
+            no(Asker::Pod("client-1"), Asked::Pod("echo-1", Protocol::Http, 8080), NOT_LET_OUT),
+            yes(Asker::Pod("client-2"), Asked::Pod("echo-1", Protocol::Http, 8080))
         ]
     ),
     plan!(
         "client-egress-expression-knp",
         &["client-1"],
         [
-            yes(From::Pod("client-1"), To::Pod("web-2", Protocol::Http, 8080)),
-            no(From::Pod("client-1"), To::Pod("echo-1", Protocol::Http, 8080), NOT_LET_OUT),
-            yes(From::Pod("client-2"), To::Pod("echo-1", Protocol::Http, 8080))
+            yes(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080)),
+            no(Asker::Pod("client-1"), Asked::Pod("echo-1", Protocol::Http, 8080), NOT_LET_OUT),
+            yes(Asker::Pod("client-2"), Asked::Pod("echo-1", Protocol::Http, 8080))
         ]
     ),
     plan!(
         "client-ingress-icmp",
         CLIENTS,
         [
-            yes(From::Pod("client-2"), To::Pod("client-1", Protocol::Icmp, 0)),
-            no(From::Pod("client-2"), To::Pod("client-1", Protocol::Http, 8080), NOT_LET_IN),
-            no(From::Pod("web-1"), To::Pod("client-1", Protocol::Icmp, 0), NOT_LET_IN)
+            yes(Asker::Pod("client-2"), Asked::Pod("client-1", Protocol::Icmp, 0)),
+            no(Asker::Pod("client-2"), Asked::Pod("client-1", Protocol::Http, 8080), NOT_LET_IN),
+            no(Asker::Pod("web-1"), Asked::Pod("client-1", Protocol::Icmp, 0), NOT_LET_IN)
         ]
     ),
     plan!(
         "client-ingress-from-other-client-icmp-deny",
         CLIENTS,
         [
-            no(From::Pod("client-2"), To::Pod("client-1", Protocol::Icmp, 0), DENIED_IN),
-            yes(From::Pod("client-2"), To::Pod("client-1", Protocol::Http, 8080)),
-            yes(From::Pod("web-1"), To::Pod("client-1", Protocol::Icmp, 0))
+            no(Asker::Pod("client-2"), Asked::Pod("client-1", Protocol::Icmp, 0), DENIED_IN),
+            yes(Asker::Pod("client-2"), Asked::Pod("client-1", Protocol::Http, 8080)),
+            yes(Asker::Pod("web-1"), Asked::Pod("client-1", Protocol::Icmp, 0))
         ]
     ),
     plan!(
         "all-ingress-deny",
         ALL,
         [
-            no(From::Pod("client-1"), To::Pod("web-1", Protocol::Http, 8080), NOT_LET_IN),
-            no(From::Pod("client-1"), To::Pod("web-2", Protocol::Http, 8080), NOT_LET_IN),
-            no(From::Pod("client-2"), To::Pod("client-1", Protocol::Icmp, 0), NOT_LET_IN),
-            yes(From::Pod("client-1"), To::World(Protocol::Tcp, 9000))
+            no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), NOT_LET_IN),
+            no(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080), NOT_LET_IN),
+            no(Asker::Pod("client-2"), Asked::Pod("client-1", Protocol::Icmp, 0), NOT_LET_IN),
+            yes(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000))
         ]
     ),
     plan!(
         "all-ingress-deny-knp",
         ALL,
         [
-            no(From::Pod("client-1"), To::Pod("web-1", Protocol::Http, 8080), NOT_LET_IN),
-            no(From::Pod("client-1"), To::Pod("web-2", Protocol::Http, 8080), NOT_LET_IN),
-            no(From::Pod("client-2"), To::Pod("client-1", Protocol::Icmp, 0), NOT_LET_IN),
-            yes(From::Pod("client-1"), To::World(Protocol::Tcp, 9000))
+            no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), NOT_LET_IN),
+            no(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080), NOT_LET_IN),
+            no(Asker::Pod("client-2"), Asked::Pod("client-1", Protocol::Icmp, 0), NOT_LET_IN),
+            yes(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000))
         ]
     ),
     plan!(
         "all-egress-deny",
         ALL,
         [
-            no(From::Pod("client-1"), To::Pod("web-1", Protocol::Http, 8080), NOT_LET_OUT),
-            no(From::Pod("client-1"), To::Pod("web-2", Protocol::Http, 8080), NOT_LET_OUT),
-            no(From::Pod("client-2"), To::Pod("client-1", Protocol::Icmp, 0), NOT_LET_OUT),
-            no(From::Pod("client-1"), To::World(Protocol::Tcp, 9000), NOT_LET_OUT)
+            no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), NOT_LET_OUT),
+            no(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080), NOT_LET_OUT),
+            no(Asker::Pod("client-2"), Asked::Pod("client-1", Protocol::Icmp, 0), NOT_LET_OUT),
+            no(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000), NOT_LET_OUT)
         ]
     ),
     plan!(
         "all-egress-deny-knp",
         ALL,
         [
-            no(From::Pod("client-1"), To::Pod("web-1", Protocol::Http, 8080), NOT_LET_OUT),
-            no(From::Pod("client-1"), To::Pod("web-2", Protocol::Http, 8080), NOT_LET_OUT),
-            no(From::Pod("client-2"), To::Pod("client-1", Protocol::Icmp, 0), NOT_LET_OUT),
-            no(From::Pod("client-1"), To::World(Protocol::Tcp, 9000), NOT_LET_OUT)
+            no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), NOT_LET_OUT),
+            no(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080), NOT_LET_OUT),
+            no(Asker::Pod("client-2"), Asked::Pod("client-1", Protocol::Icmp, 0), NOT_LET_OUT),
+            no(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000), NOT_LET_OUT)
         ]
     ),
     plan!(
         "all-entities-deny",
         ALL,
         [
-            no(From::Pod("client-1"), To::Pod("web-1", Protocol::Http, 8080), DENIED_OUT),
-            no(From::Pod("client-1"), To::Pod("web-2", Protocol::Http, 8080), DENIED_OUT),
-            no(From::Pod("client-1"), To::World(Protocol::Tcp, 9000), DENIED_OUT)
+            no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), DENIED_OUT),
+            no(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080), DENIED_OUT),
+            no(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000), DENIED_OUT)
         ]
     ),
     plan!(
         "cluster-entity",
         CLIENTS,
         [
-            yes(From::Pod("client-1"), To::Pod("web-1", Protocol::Http, 8080)),
-            yes(From::Pod("client-1"), To::Pod("web-2", Protocol::Http, 8080)),
-            no(From::Pod("client-1"), To::World(Protocol::Tcp, 9000), NOT_LET_OUT)
+            yes(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080)),
+            yes(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080)),
+            no(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000), NOT_LET_OUT)
         ]
     ),
     plan!(
         "cluster-entity-multi-cluster",
         CLIENTS,
         [
-            yes(From::Pod("client-1"), To::Pod("web-2", Protocol::Http, 8080)),
-            no(From::Pod("client-1"), To::OtherCluster("web-1", Protocol::Http, 8080), NOT_LET_OUT)
+            yes(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080)),
+            no(Asker::Pod("client-1"), Asked::OtherCluster("web-1", Protocol::Http, 8080), NOT_LET_OUT)
         ]
     ),
     plan!(
         "allow-all-except-world",
         ALL,
         [
-            yes(From::Pod("client-1"), To::Pod("web-1", Protocol::Http, 8080)),
-            yes(From::Pod("client-1"), To::Pod("web-2", Protocol::Http, 8080)),
-            yes(From::HostOf("client-1"), To::Pod("web-2", Protocol::Http, 8080)),
-            no(From::Pod("client-1"), To::World(Protocol::Tcp, 9000), NOT_LET_OUT)
+            yes(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080)),
+            yes(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080)),
+            yes(Asker::HostOf("client-1"), Asked::Pod("web-2", Protocol::Http, 8080)),
+            no(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000), NOT_LET_OUT)
         ]
     ),
     plan!(
         "to-entities-world",
         CLIENTS,
         [
-            yes(From::Pod("client-1"), To::World(Protocol::Tcp, 9000)),
-            yes(From::Pod("client-2"), To::World(Protocol::Tcp, 9000)),
-            no(From::Pod("client-1"), To::Pod("web-1", Protocol::Http, 8080), NOT_LET_OUT)
+            yes(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000)),
+            yes(Asker::Pod("client-2"), Asked::World(Protocol::Tcp, 9000)),
+            no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), NOT_LET_OUT)
         ]
     ),
     plan!(
         "host-entity-egress",
         CLIENTS,
         [
-            yes(From::Pod("client-1"), To::HostOf("client-1", Protocol::Tcp, 9000)),
-            no(From::Pod("client-1"), To::Pod("web-1", Protocol::Http, 8080), NOT_LET_OUT),
-            no(From::Pod("client-1"), To::HostOf("client-2", Protocol::Tcp, 9000), NOT_LET_OUT)
+            yes(Asker::Pod("client-1"), Asked::HostOf("client-1", Protocol::Tcp, 9000)),
+            no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), NOT_LET_OUT),
+            no(Asker::Pod("client-1"), Asked::HostOf("client-2", Protocol::Tcp, 9000), NOT_LET_OUT)
         ]
     ),
     plan!(
         "host-entity-ingress",
         WEBS,
         [
-            yes(From::HostOf("web-1"), To::Pod("web-1", Protocol::Http, 8080)),
-            no(From::Pod("client-1"), To::Pod("web-1", Protocol::Http, 8080), NOT_LET_IN)
+            yes(Asker::HostOf("web-1"), Asked::Pod("web-1", Protocol::Http, 8080)),
+            no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), NOT_LET_IN)
         ]
     ),
     plan!(
         "echo-ingress-from-other-client-deny",
         WEBS,
         [
-            yes(From::Pod("client-1"), To::Pod("web-1", Protocol::Http, 8080)),
-            yes(From::Pod("client-1"), To::Pod("web-2", Protocol::Http, 8080)),
-            no(From::Pod("client-2"), To::Pod("web-1", Protocol::Http, 8080), DENIED_IN),
-            no(From::Pod("client-2"), To::Pod("web-2", Protocol::Http, 8080), DENIED_IN)
+            yes(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080)),
+            yes(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080)),
+            no(Asker::Pod("client-2"), Asked::Pod("web-1", Protocol::Http, 8080), DENIED_IN),
+            no(Asker::Pod("client-2"), Asked::Pod("web-2", Protocol::Http, 8080), DENIED_IN)
         ]
     ),
     plan!(
         "client-egress-to-echo-deny",
         &["client-1"],
         [
-            no(From::Pod("client-1"), To::Pod("web-1", Protocol::Http, 8080), DENIED_OUT),
-            no(From::Pod("client-1"), To::Pod("web-2", Protocol::Http, 8080), DENIED_OUT),
-            yes(From::Pod("client-1"), To::Pod("web-1", Protocol::Tcp, 9000)),
-            yes(From::Pod("client-1"), To::Pod("echo-1", Protocol::Http, 8080))
+            no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), DENIED_OUT),
+            no(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080), DENIED_OUT),
+            yes(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Tcp, 9000)),
+            yes(Asker::Pod("client-1"), Asked::Pod("echo-1", Protocol::Http, 8080))
         ]
     ),
     plan!(
         "client-egress-to-echo-expression-deny",
         &["client-1"],
         [
-            no(From::Pod("client-1"), To::Pod("web-2", Protocol::Http, 8080), DENIED_OUT),
-            yes(From::Pod("client-2"), To::Pod("web-2", Protocol::Http, 8080)),
-            yes(From::Pod("client-1"), To::Pod("echo-1", Protocol::Http, 8080))
+            no(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080), DENIED_OUT),
+            yes(Asker::Pod("client-2"), Asked::Pod("web-2", Protocol::Http, 8080)),
+            yes(Asker::Pod("client-1"), Asked::Pod("echo-1", Protocol::Http, 8080))
         ]
     ),
     plan!(
         "client-ingress-to-echo-named-port-deny",
         WEBS,
         [
-            no(From::Pod("client-1"), To::Pod("web-1", Protocol::Http, 8080), DENIED_IN),
-            no(From::Pod("client-2"), To::Pod("web-1", Protocol::Http, 8080), DENIED_IN),
-            yes(From::Pod("client-1"), To::Pod("web-1", Protocol::Tcp, 9000)),
-            yes(From::Pod("echo-1"), To::Pod("web-1", Protocol::Http, 8080))
+            no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), DENIED_IN),
+            no(Asker::Pod("client-2"), Asked::Pod("web-1", Protocol::Http, 8080), DENIED_IN),
+            yes(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Tcp, 9000)),
+            yes(Asker::Pod("echo-1"), Asked::Pod("web-1", Protocol::Http, 8080))
         ]
     ),
     plan!(
         "client-egress-to-echo-all-deny",
         CLIENTS,
         [
-            no(From::Pod("client-1"), To::Pod("web-1", Protocol::Http, 8080), DENIED_OUT),
-            yes(From::Pod("client-1"), To::Pod("echo-1", Protocol::Http, 8080)),
-            yes(From::Pod("client-1"), To::World(Protocol::Tcp, 9000))
+            no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), DENIED_OUT),
+            yes(Asker::Pod("client-1"), Asked::Pod("echo-1", Protocol::Http, 8080)),
+            yes(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000))
         ]
     ),
     plan!(
         "policy-local-cluster-egress",
         CLIENTS,
         [
-            yes(From::Pod("client-1"), To::Pod("web-2", Protocol::Http, 8080)),
-            no(From::Pod("client-1"), To::OtherCluster("web-1", Protocol::Http, 8080), NOT_LET_OUT)
+            yes(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080)),
+            no(Asker::Pod("client-1"), Asked::OtherCluster("web-1", Protocol::Http, 8080), NOT_LET_OUT)
         ]
     ),
     plan!(
         "ingress-from-specific-namespace-ccnp",
         WEBS,
         [
-            yes(From::Pod("guarded/target"), To::Pod("web-1", Protocol::Http, 8080)),
-            no(From::Pod("client-1"), To::Pod("web-1", Protocol::Http, 8080), NOT_LET_IN),
-            no(From::Pod("client-2"), To::Pod("web-2", Protocol::Http, 8080), NOT_LET_IN)
+            yes(Asker::Pod("guarded/target"), Asked::Pod("web-1", Protocol::Http, 8080)),
+            no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), NOT_LET_IN),
+            no(Asker::Pod("client-2"), Asked::Pod("web-2", Protocol::Http, 8080), NOT_LET_IN)
         ]
     ),
     plan!(
         "egress-to-specific-namespace-ccnp",
         CLIENTS,
         [
-            yes(From::Pod("client-1"), To::Pod("guarded/target", Protocol::Http, 8080)),
-            no(From::Pod("client-1"), To::Pod("web-1", Protocol::Http, 8080), NOT_LET_OUT)
+            yes(Asker::Pod("client-1"), Asked::Pod("guarded/target", Protocol::Http, 8080)),
+            no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), NOT_LET_OUT)
         ]
     ),
     plan!(
         "ingress-ccnp-egress-cnp",
         BOTH,
         [
-            yes(From::Pod("client-1"), To::Pod("web-1", Protocol::Http, 8080)),
-            yes(From::Pod("client-2"), To::Pod("web-1", Protocol::Http, 8080)),
-            no(From::Pod("echo-1"), To::Pod("web-1", Protocol::Http, 8080), NOT_LET_IN),
-            no(From::Pod("client-1"), To::Pod("echo-1", Protocol::Http, 8080), NOT_LET_OUT)
+            yes(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080)),
+            yes(Asker::Pod("client-2"), Asked::Pod("web-1", Protocol::Http, 8080)),
+            no(Asker::Pod("echo-1"), Asked::Pod("web-1", Protocol::Http, 8080), NOT_LET_IN),
+            no(Asker::Pod("client-1"), Asked::Pod("echo-1", Protocol::Http, 8080), NOT_LET_OUT)
         ]
     ),
     plan!(
         "ingress-cnp-egress-ccnp",
         BOTH,
         [
-            yes(From::Pod("client-1"), To::Pod("web-1", Protocol::Http, 8080)),
-            yes(From::Pod("client-2"), To::Pod("web-1", Protocol::Http, 8080)),
-            no(From::Pod("echo-1"), To::Pod("web-1", Protocol::Http, 8080), NOT_LET_IN),
-            no(From::Pod("client-1"), To::Pod("echo-1", Protocol::Http, 8080), NOT_LET_OUT)
+            yes(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080)),
+            yes(Asker::Pod("client-2"), Asked::Pod("web-1", Protocol::Http, 8080)),
+            no(Asker::Pod("echo-1"), Asked::Pod("web-1", Protocol::Http, 8080), NOT_LET_IN),
+            no(Asker::Pod("client-1"), Asked::Pod("echo-1", Protocol::Http, 8080), NOT_LET_OUT)
         ]
     ),
     plan!(
         "admin-network-policy",
         WEBS,
         [
-            yes(From::Pod("client-2"), To::Pod("web-1", Protocol::Http, 8080)),
-            yes(From::Pod("client-2"), To::Pod("web-2", Protocol::Http, 8080)),
-            no(From::Pod("client-1"), To::Pod("web-1", Protocol::Http, 8080), DENIED_IN),
-            no(From::Pod("echo-1"), To::Pod("web-2", Protocol::Http, 8080), DENIED_IN)
+            yes(Asker::Pod("client-2"), Asked::Pod("web-1", Protocol::Http, 8080)),
+            yes(Asker::Pod("client-2"), Asked::Pod("web-2", Protocol::Http, 8080)),
+            no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), DENIED_IN),
+            no(Asker::Pod("echo-1"), Asked::Pod("web-2", Protocol::Http, 8080), DENIED_IN)
+        ]
+    ),
+    plan!(
+        "to-cidr-external",
+        CLIENTS,
+        [
+            yes(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000)),
+            yes(Asker::Pod("client-2"), Asked::World(Protocol::Tcp, 9000)),
+            no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), NOT_LET_OUT)
+        ]
+    ),
+    plan!(
+        "to-cidr-external-knp",
+        CLIENTS,
+        [
+            yes(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000)),
+            yes(Asker::Pod("client-2"), Asked::World(Protocol::Tcp, 9000)),
+            no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), NOT_LET_OUT)
+        ]
+    ),
+    plan!(
+        "client-egress-to-cidr-deny",
+        CLIENTS,
+        [
+            no(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000), DENIED_OUT),
+            yes(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080)),
+            yes(Asker::Pod("client-2"), Asked::Pod("web-1", Protocol::Http, 8080))
+        ]
+    ),
+    plan!(
+        "client-egress-to-cidr-deny-default",
+        CLIENTS,
+        [
+            no(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000), DENIED_OUT),
+            no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), NOT_LET_OUT)
+        ]
+    ),
+    plan!(
+        "client-egress-to-cidrgroup-deny",
+        CLIENTS,
+        [
+            no(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000), DENIED_OUT),
+            yes(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080)),
+            yes(Asker::Pod("client-2"), Asked::Pod("web-1", Protocol::Http, 8080))
+        ]
+    ),
+    plan!(
+        "client-egress-to-cidrgroup-deny-by-label",
+        CLIENTS,
+        [
+            no(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000), DENIED_OUT),
+            yes(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080)),
+            yes(Asker::Pod("client-2"), Asked::Pod("web-1", Protocol::Http, 8080))
         ]
     ),
 ];

@@ -38,16 +38,16 @@ pub struct Plan {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Question {
     /// From where.
-    pub from: From,
+    pub from: Asker,
     /// To where.
-    pub to: To,
+    pub to: Asked,
     /// Why it is not answered; `None` = it is.
     pub denied: Option<Denial>,
 }
 
 /// Where a question comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum From {
+pub enum Asker {
     /// A pod.
     Pod(&'static str),
     /// The node of a pod.
@@ -56,7 +56,7 @@ pub enum From {
 
 /// Where it goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum To {
+pub enum Asked {
     /// A port of a pod.
     Pod(&'static str, Protocol, u16),
     /// A port of the pod of that name in another cluster.
@@ -94,10 +94,14 @@ impl Scenario {
     /// # Errors
     /// The first answer, flow event or state that is not as expected.
     pub async fn run(&self, context: &Context) -> CheckResult {
-        let scene = context.scenes.get(&self.cluster);
-        let scene =
-            scene.ok_or_else(|| Failure::new(format!("a cluster {}", self.cluster), "none", "lab.yaml"))?;
-        let _alone = scene.lock().await;
+        context.cluster(&self.cluster)?;
+        // The order is the same for all, so nobody waits for another who waits for it.
+        let others =
+            self.plan.questions.iter().any(|question| matches!(question.to, Asked::OtherCluster(..)));
+        let mut alone = Vec::new();
+        for (_, scene) in context.scenes.iter().filter(|(name, _)| others || **name == self.cluster) {
+            alone.push(scene.lock().await);
+        }
         let denied = self.asks(context, |question| question.denied.is_some(), |_| None)?;
         if denied.is_empty() && !self.plan.questions.is_empty() {
             let what = format!("a question of {} that is denied", self.plan.name);
@@ -139,21 +143,22 @@ impl Scenario {
         let pod = |cluster: &str, name: &str| PodRef { cluster: cluster.to_owned(), key: key(name) };
         let host = |name: &str| Ok(context.pod(&self.cluster, &key(name))?.node.clone());
         let (from, peer) = match question.from {
-            From::Pod(name) => (Origin::Pod(pod(&self.cluster, name)), Peer::Asker),
-            From::HostOf(name) => (Origin::Host(host(name)?), Peer::AskingNode),
+            Asker::Pod(name) => (Origin::Pod(pod(&self.cluster, name)), Peer::Asker),
+            Asker::HostOf(name) => (Origin::Host(host(name)?), Peer::AskingNode),
         };
         let (to, protocol) = match question.to {
-            To::Pod(name, protocol, port) => (Target::Pod(pod(&self.cluster, name), port), protocol),
-            To::OtherCluster(name, protocol, port) => {
+            Asked::Pod(name, protocol, port) => (Target::Pod(pod(&self.cluster, name), port), protocol),
+            Asked::OtherCluster(name, protocol, port) => {
                 let other = context.inventory.other(&self.cluster);
                 let other = other.ok_or_else(|| Failure::new("a second cluster", "none", "lab.yaml"))?;
                 (Target::Pod(pod(&other.name, name), port), protocol)
             }
-            To::World(protocol, port) => (Target::Client(port), protocol),
-            To::HostOf(name, protocol, port) => (Target::Host(host(name)?, port), protocol),
+            Asked::World(protocol, port) => (Target::Client(port), protocol),
+            Asked::HostOf(name, protocol, port) => (Target::Host(host(name)?, port), protocol),
         };
         let by = denied.map_or(By::Target, By::Nobody);
-        Ok(Ask { from, to, protocol, family, count: 1, by, peer })
+        let prefixes = self.plan.manifest.contains("CIDR") || self.plan.manifest.contains("ipBlock");
+        Ok(Ask { from, to, protocol, family, count: 1, by, peer, prefixes })
     }
 
     /// Asks all at once; how many there were.
