@@ -20,9 +20,9 @@ use tombolo_topology::PrefixEntry;
 
 use crate::Failure;
 use crate::reader::{Tables, complete, mesh, told};
-use crate::report::{Figure, Goal, Report, percentile};
 use crate::sync::{float, reader};
 use crate::world::{Cluster, Size, name};
+use tombolo_tests::report::{Figure, Goal, Report, percentile};
 
 /// Longest wait for one entry.
 const PATIENCE_SECS: u64 = 10;
