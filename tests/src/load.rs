@@ -10,6 +10,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, setns};
+use nix::sys::socket::{setsockopt, sockopt};
 use nix::unistd::Pid;
 use serde::Serialize;
 use socket2::SockRef;
@@ -20,6 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const SLOWEST_US: usize = 50_000;
 /// How long datagrams may be on their way after the last was sent.
 const STRAGGLERS: Duration = Duration::from_millis(500);
+/// Bytes of datagrams that may wait for their reader, whatever the machine's bound is: a reader that is not run loses none.
+const ROOM: usize = 32 << 20;
 /// A stream's writes.
 const CHUNK: usize = 128 * 1024;
 /// Enough for an echo.
@@ -187,8 +190,7 @@ impl Server {
             |what: &str, error: io::Error| io::Error::new(error.kind(), format!("{what} {at}: {error}"));
         let tcp = TcpListener::bind(at).map_err(|error| told("TCP", error))?;
         let udp = UdpSocket::bind(at).map_err(|error| told("UDP", error))?;
-        // As if with two seconds of a load at a rate.
-        SockRef::from(&udp).set_recv_buffer_size(4 << 20)?;
+        setsockopt(&udp, sockopt::RcvBufForce, &ROOM)?;
         Ok(Self { tcp, udp })
     }
 
@@ -361,7 +363,7 @@ fn datagrams(load: &Load) -> io::Result<Done> {
     };
     let socket = UdpSocket::bind((any, 0))?;
     socket.connect(load.target)?;
-    SockRef::from(&socket).set_recv_buffer_size(4 << 20)?;
+    setsockopt(&socket, sockopt::RcvBufForce, &ROOM)?;
     match load.rate {
         Some(rate) => at_rate(load, &socket, rate),
         None => in_turn(load, &socket),

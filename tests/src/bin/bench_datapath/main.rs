@@ -1,10 +1,12 @@
 //! `make bench-datapath`: the datapath beside what the kernel offers for the same, in one run on one kernel.
 //!
-//! `bench_datapath [short] [patience=SECONDS] [programs|node|services|nodes ...]`; short is for CI, whose figures decide nothing but whether everything can be
+//! `bench_datapath [short] [patience=SECONDS] [programs|node|services|nodes|change|life ...]`; short is for CI, whose figures decide nothing but whether everything can be
 //! measured. How to read the table: docs/datapath.md, "Figures".
 
 mod abba;
 mod balance;
+mod change;
+mod life;
 mod node;
 mod programs;
 mod spaces;
@@ -27,7 +29,7 @@ use programs::{Amount, Programs};
 
 pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-const PARTS: [&str; 4] = ["programs", "node", "services", "nodes"];
+const PARTS: [&str; 6] = ["programs", "node", "services", "nodes", "change", "life"];
 
 /// What the command line asks for.
 struct Choice {
@@ -123,6 +125,15 @@ fn parts(choice: &Choice, bpffs: &Path, report: &mut Report) -> Result<(), Failu
     }
     if choice.takes("services") {
         balance::absent(report);
+    }
+    if choice.takes("change") {
+        change::bench(report, choice.short)?;
+    }
+    if choice.takes("life") {
+        life::restarts(report, choice.short)?;
+        life::full_table(report, choice.short)?;
+        life::memory(report, choice.short)?;
+        life::absent(report);
     }
     Ok(())
 }

@@ -179,6 +179,15 @@ impl Node {
         Ok(())
     }
 
+    /// Both may speak to each other as A opens it, and that is all.
+    pub(crate) fn strict(&self) -> Result<(), Failure> {
+        let policies = [(Some(vec![]), Some(entries(10, ID_B))), (Some(entries(10, ID_A)), Some(vec![]))];
+        for (id, (ingress, egress)) in POLICIES.into_iter().zip(policies) {
+            self.datapath.set_policy(id, &PolicySet { ingress, egress })?;
+        }
+        Ok(())
+    }
+
     /// The node's row, with something changed.
     pub(crate) fn configure(&mut self, change: impl FnOnce(&mut NodeConfig)) -> Result<(), Failure> {
         change(&mut self.config);
@@ -200,5 +209,11 @@ impl Node {
     pub(crate) fn dropped(&self, reason: u8) -> Result<u64, Failure> {
         let metrics = self.datapath.metrics()?;
         Ok(metrics.iter().filter(|metric| metric.reason == reason).map(|metric| metric.packets).sum())
+    }
+
+    /// Packets dropped so far.
+    pub(crate) fn drops(&self) -> Result<u64, Failure> {
+        let metrics = self.datapath.metrics()?;
+        Ok(metrics.iter().filter(|metric| metric.reason != 0).map(|metric| metric.packets).sum())
     }
 }

@@ -106,7 +106,7 @@ impl Host {
             sh(
                 &space,
                 &format!(
-                    "ip link add name br type bridge; ip link set br up mtu {MTU}; ip addr add 10.1.{number}.1/24 dev br"
+                    "ip link add name pods type bridge; ip link set pods up mtu {MTU}; ip addr add 10.1.{number}.1/24 dev pods"
                 ),
             );
         } else {
@@ -156,7 +156,7 @@ impl Host {
                 )
             }
             Joined::Bridged => {
-                sh(&self.space, &format!("ip link set {device} master br"));
+                sh(&self.space, &format!("ip link set {device} master pods"));
                 (24, format!("ip route add default via {gateway}"))
             }
         };
@@ -230,7 +230,8 @@ impl Host {
 pub(crate) struct Ours {
     pub(crate) host: Host,
     pub(crate) datapath: Datapath,
-    pub(crate) bpffs: Bpffs,
+    /// Holds the pins for as long as the datapath is used.
+    _bpffs: Bpffs,
     pub(crate) config: DatapathConfig,
 }
 
@@ -240,7 +241,7 @@ impl Ours {
         let bpffs = Bpffs::new()?;
         let config = DatapathConfig { bpffs: bpffs.path().to_owned(), sizes, ..DatapathConfig::default() };
         let datapath = inside(&host.space, || Ok(Datapath::open(&config)?))?;
-        let ours = Self { host, datapath, bpffs, config };
+        let ours = Self { host, datapath, _bpffs: bpffs, config };
         let node = ours.node(NodeConfig::default());
         ours.datapath.set_config(&node)?;
         ours.datapath
