@@ -1,7 +1,7 @@
 //! `make bench-datapath`: the datapath beside what the kernel offers for the same, in one run on one kernel.
 //!
 //! `bench_datapath [short] [patience=SECONDS] [programs|node|services|nodes|change|life ...]`; short is for CI, whose figures decide nothing but whether everything can be
-//! measured. How to read the table: docs/datapath.md, "Figures".
+//! measured. `bench_datapath hold=established|new|new-cold` does that for 10 s, for a profiler. How to read the table: docs/datapath.md, "Figures".
 
 mod abba;
 mod balance;
@@ -19,12 +19,10 @@ use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
-use tombolo_ebpf::DatapathConfig;
 use tombolo_tests::netns::run;
 use tombolo_tests::report::Report;
 
 use abba::{Comparison, Method};
-use node::Node;
 use programs::{Amount, Programs};
 
 pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -36,19 +34,29 @@ struct Choice {
     short: bool,
     /// Seconds to wait for quiet processors, all in all.
     patience: u64,
+    /// What a profiler is to see.
+    hold: Option<String>,
     /// All if empty.
     only: Vec<String>,
 }
 
 impl Choice {
     fn read(arguments: &[String]) -> Result<Self, Failure> {
-        let mut choice = Self { short: false, patience: 600, only: Vec::new() };
+        let mut choice = Self { short: false, patience: 600, hold: None, only: Vec::new() };
         for argument in arguments {
             match argument.split_once('=') {
                 None if argument == "short" => choice.short = true,
                 None if PARTS.contains(&argument.as_str()) => choice.only.push(argument.clone()),
+                Some(("hold", what)) => {
+                    (choice.hold, choice.only) = (Some(what.to_owned()), vec!["programs".to_owned()]);
+                }
                 Some(("patience", seconds)) => choice.patience = seconds.parse()?,
-                _ => return Err(format!("{argument:?} is none of short, patience=SECONDS, {PARTS:?}").into()),
+                _ => {
+                    return Err(format!(
+                        "{argument:?} is none of short, patience=SECONDS, hold=WHAT, {PARTS:?}"
+                    )
+                    .into());
+                }
             }
         }
         Ok(choice)
@@ -99,9 +107,11 @@ fn parts(choice: &Choice, bpffs: &Path, report: &mut Report) -> Result<(), Failu
             Amount { batches: 50, cold: 60_000, services: 20_000, hosts: 50_000, rules: 16_000 }
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let sizes = node::sizes(amount.cold, amount.services, amount.hosts);
-        let config = DatapathConfig { bpffs: bpffs.to_owned(), sizes, ..DatapathConfig::default() };
-        Programs::new(Node::new(&config, &runtime)?, report, amount)?.all()?;
+        let programs = Programs::new(bpffs, &runtime, report, amount)?;
+        match &choice.hold {
+            Some(what) => programs.hold(what)?,
+            None => programs.all()?,
+        }
     }
     let method = if choice.short {
         Method { rounds: 1, each: Duration::from_millis(100), patience: None }

@@ -35,7 +35,7 @@ struct turn {
 	__u32 v6;      /* how much of head there is: 54 bytes, or 74 */
 	__u32 port_at; /* where the packet has the port that changes */
 	__u32 first;
-	__u32 flows; /* keys or ports in turn; 1: always the same */
+	__u32 flows; /* keys or ports in turn, at least one */
 	__u32 next;
 	__u8 head[76];
 };
@@ -73,7 +73,8 @@ INLINE struct turn *begin(__u32 *number)
 	if (!turn)
 		return 0;
 	*number = turn->next;
-	turn->next = turn->next + 1 < turn->flows ? turn->next + 1 : 0;
+	/* All in turn, but no two neighbours one after the other. */
+	turn->next = (turn->next + 7919) % turn->flows;
 	return turn;
 }
 
