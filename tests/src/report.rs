@@ -155,3 +155,47 @@ impl Report {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a figure's row says of its goal, by ours, the peer's, and whether it was steady.
+    fn met(goal: Goal, ours: Option<f64>, theirs: f64, steady: bool, decisive: bool) -> Value {
+        let mut report = Report::new(decisive);
+        let peer = Some((Some(theirs), "peer"));
+        report.add_judged(&Figure { id: "x", what: "x", unit: "", ours, peer, goal }, None, steady, "");
+        report.rows[0]["met"].clone()
+    }
+
+    #[test]
+    fn goals_are_judged_only_by_what_decides_something() {
+        for (goal, ours, wanted) in [
+            (Goal::Ratio(1.5), 3.0, true),
+            (Goal::Ratio(1.4), 3.0, false),
+            (Goal::RatioLeast(1.5), 3.0, true),
+            (Goal::RatioLeast(1.6), 3.0, false),
+            (Goal::Most(3.0), 3.0, true),
+            (Goal::Most(2.0), 3.0, false),
+            (Goal::Least(3.0), 3.0, true),
+            (Goal::Least(4.0), 3.0, false),
+        ] {
+            assert_eq!(met(goal, Some(ours), 2.0, true, true), json!(wanted), "{goal:?}");
+            assert_eq!(met(goal, Some(ours), 2.0, false, true), Value::Null, "not steady");
+            assert_eq!(met(goal, Some(ours), 2.0, true, false), Value::Null, "a short run");
+            assert_eq!(met(goal, None, 2.0, true, true), Value::Null, "not measured");
+        }
+        assert_eq!(met(Goal::None, Some(1.0), 2.0, true, true), Value::Null);
+    }
+
+    #[test]
+    fn a_ratio_that_is_given_counts_rather_than_that_of_the_values() {
+        let mut report = Report::new(true);
+        let peer = Some((Some(2.0), "peer"));
+        let goal = Goal::RatioLeast(1.0);
+        let figure = Figure { id: "x", what: "x", unit: "", ours: Some(3.0), peer, goal };
+        report.add_judged(&figure, Some(0.9), true, "why");
+        assert_eq!(report.rows[0]["met"], json!(false));
+        assert_eq!((&report.rows[0]["ratio"], &report.rows[0]["note"]), (&json!(0.9), &json!("why")));
+    }
+}

@@ -46,7 +46,7 @@ pub(crate) fn chains(count: u32) -> String {
 pub(crate) fn map(count: u32) -> String {
     let mut elements = String::new();
     for number in 0..count {
-        write!(elements, "{} . {SERVICE_PORT} : {SERVER} . {PORT},\n", address(number)).ok();
+        writeln!(elements, "{} . {SERVICE_PORT} : {SERVER} . {PORT},", address(number)).ok();
     }
     format!(
         "flush ruleset\ntable ip services {{\n map frontends {{ type ipv4_addr . inet_service : ipv4_addr . inet_service; \

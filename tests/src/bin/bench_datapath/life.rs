@@ -208,13 +208,6 @@ pub(crate) fn absent(report: &mut Report) {
             "the policy compiler is being changed",
         ),
         (
-            "C4",
-            "CNI ADD to the first allowed packet, p50",
-            "ms",
-            Goal::Most(30.0),
-            "needs the agent's planners around the CNI store",
-        ),
-        (
             "C7-rss",
             "agent with 50,000 remote pods",
             "MiB",

@@ -1,11 +1,12 @@
 //! `make bench-datapath`: the datapath beside what the kernel offers for the same, in one run on one kernel.
 //!
-//! `bench_datapath [short] [patience=SECONDS] [programs|node|services|nodes|change|life ...]`; short is for CI, whose figures decide nothing but whether everything can be
+//! `bench_datapath [short] [patience=SECONDS] [programs|node|services|nodes|change|cni|life ...]`; short is for CI, whose figures decide nothing but whether everything can be
 //! measured. `bench_datapath hold=established|new|new-cold` does that for 10 s, for a profiler. How to read the table: docs/datapath.md, "Figures".
 
 mod abba;
 mod balance;
 mod change;
+mod cni;
 mod life;
 mod node;
 mod programs;
@@ -27,7 +28,7 @@ use programs::{Amount, Programs};
 
 pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-const PARTS: [&str; 6] = ["programs", "node", "services", "nodes", "change", "life"];
+const PARTS: [&str; 7] = ["programs", "node", "services", "nodes", "change", "cni", "life"];
 
 /// What the command line asks for.
 struct Choice {
@@ -138,6 +139,9 @@ fn parts(choice: &Choice, bpffs: &Path, report: &mut Report) -> Result<(), Failu
     }
     if choice.takes("change") {
         change::bench(report, choice.short)?;
+    }
+    if choice.takes("cni") {
+        cni::bench(report, choice.short)?;
     }
     if choice.takes("life") {
         life::restarts(report, choice.short)?;

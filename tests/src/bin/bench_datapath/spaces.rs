@@ -1,6 +1,7 @@
 //! Nodes and pods in namespaces, with our datapath on a node or without: the same addresses, routes and MTU.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns};
@@ -79,7 +80,7 @@ impl Pod {
     }
 
     fn device(&self) -> String {
-        format!("tb{}", self.number)
+        format!("pod{}", self.number)
     }
 
     fn identity(&self) -> u32 {
@@ -229,7 +230,7 @@ impl Host {
 /// A node with our datapath.
 pub(crate) struct Ours {
     pub(crate) host: Host,
-    pub(crate) datapath: Datapath,
+    pub(crate) datapath: Arc<Datapath>,
     /// Holds the pins for as long as the datapath is used.
     _bpffs: Bpffs,
     pub(crate) config: DatapathConfig,
@@ -240,7 +241,7 @@ impl Ours {
     pub(crate) fn new(host: Host, sizes: MapSizes) -> Result<Self, Failure> {
         let bpffs = Bpffs::new()?;
         let config = DatapathConfig { bpffs: bpffs.path().to_owned(), sizes, ..DatapathConfig::default() };
-        let datapath = inside(&host.space, || Ok(Datapath::open(&config)?))?;
+        let datapath = Arc::new(inside(&host.space, || Ok(Datapath::open(&config)?))?);
         let ours = Self { host, datapath, _bpffs: bpffs, config };
         let node = ours.node(NodeConfig::default());
         ours.datapath.set_config(&node)?;
