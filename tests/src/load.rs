@@ -123,6 +123,11 @@ impl Tally {
         }
     }
 
+    /// One request at least, however short the time.
+    fn goes_on(&self, duration: Duration) -> bool {
+        self.done.answered + self.done.failed == 0 || self.start.elapsed() < duration
+    }
+
     fn failed(&mut self, error: &io::Error) {
         self.done.failed += 1;
         self.done.failure = Some(error.to_string());
@@ -312,7 +317,7 @@ pub fn run(load: &Load) -> io::Result<Done> {
 fn requests(load: &Load) -> Done {
     let mut open = converse(load.target);
     let mut tally = Tally::new();
-    while tally.start.elapsed() < load.duration {
+    while tally.goes_on(load.duration) {
         let begun = Instant::now();
         let asked = match &mut open {
             Ok(stream) => ask(stream, ECHO),
@@ -331,7 +336,7 @@ fn requests(load: &Load) -> Done {
 
 fn connections(load: &Load) -> Done {
     let mut tally = Tally::new();
-    while tally.start.elapsed() < load.duration {
+    while tally.goes_on(load.duration) {
         let begun = Instant::now();
         match connect(load.target).and_then(|mut stream| ask(&mut stream, ONCE)) {
             Ok(()) => tally.answered(begun.elapsed()),
@@ -375,7 +380,7 @@ fn in_turn(load: &Load, socket: &UdpSocket) -> io::Result<Done> {
     let mut tally = Tally::new();
     let mut answer = [0; 8];
     let mut number = 0_u64;
-    while tally.start.elapsed() < load.duration {
+    while tally.goes_on(load.duration) {
         let begun = Instant::now();
         number += 1;
         let asked = socket.send(&number.to_be_bytes()).and_then(|_| {

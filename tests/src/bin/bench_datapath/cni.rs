@@ -27,8 +27,14 @@ struct Gate(Arc<Datapath>);
 
 impl Gate {
     fn open(&self, endpoint: &EndpointSpec) -> Result<(), Failure> {
-        let v4 = endpoint.addresses.iter().find_map(|ip| if let std::net::IpAddr::V4(ip) = ip { Some(*ip) } else { None });
-        let v6 = endpoint.addresses.iter().find_map(|ip| if let std::net::IpAddr::V6(ip) = ip { Some(*ip) } else { None });
+        let v4 = endpoint
+            .addresses
+            .iter()
+            .find_map(|ip| if let std::net::IpAddr::V4(ip) = ip { Some(*ip) } else { None });
+        let v6 = endpoint
+            .addresses
+            .iter()
+            .find_map(|ip| if let std::net::IpAddr::V6(ip) = ip { Some(*ip) } else { None });
         let row = Interface {
             ready: true,
             identity: 70_000 + u32::from(endpoint.id),
@@ -58,7 +64,8 @@ impl DatapathGate for Gate {
     }
 
     async fn remove(&self, endpoint: &EndpointSpec) -> Result<(), GateError> {
-        let removed = self.0.detach(endpoint.ifindex).and_then(|()| self.0.delete_interface(endpoint.ifindex));
+        let removed =
+            self.0.detach(endpoint.ifindex).and_then(|()| self.0.delete_interface(endpoint.ifindex));
         removed.map_err(|error| GateError::fatal(error.to_string()))
     }
 
@@ -70,7 +77,7 @@ impl DatapathGate for Gate {
 /// Milliseconds until the pod has its answer.
 async fn add(store: &Arc<EndpointStore<Gate>>, pod: &Namespace, load: Load) -> Result<f64, Failure> {
     let request = serde_json::json!({
-        "container_id": pod.name(), "ifname": "eth0", "netns": format!("/run/netns/{}", pod.name()),
+        "containerId": pod.name(), "ifname": "eth0", "netns": format!("/run/netns/{}", pod.name()),
         "args": {"K8S_POD_NAMESPACE": "default", "K8S_POD_NAME": pod.name()},
         "configuration": {"cniVersion": "1.1.0", "name": "tombolo"},
     });
@@ -105,14 +112,16 @@ async fn pods(ours: &Ours, load: Load, count: usize) -> Result<[Vec<f64>; 2], Fa
         path_mtu: 1450,
         apply_timeout: Duration::from_secs(30),
     };
-    let store = EndpointStore::open(config, Netlink::here()?, Gate(ours.datapath.clone()), Table::new().1).await?;
+    let store =
+        EndpointStore::open(config, Netlink::here()?, Gate(ours.datapath.clone()), Table::new().1).await?;
     let spaces: Vec<Namespace> = (0..count * 2).map(|_| Namespace::new("cni")).collect();
     let (singly, together) = spaces.split_at(count);
     let mut one_by_one = Vec::new();
     for pod in singly {
         one_by_one.push(add(&store, pod, load).await?);
     }
-    let at_once = futures_util::future::try_join_all(together.iter().map(|pod| add(&store, pod, load))).await?;
+    let at_once =
+        futures_util::future::try_join_all(together.iter().map(|pod| add(&store, pod, load))).await?;
     Ok([one_by_one, at_once])
 }
 
@@ -130,9 +139,13 @@ pub(crate) fn bench(report: &mut Report, short: bool) -> Result<(), Failure> {
     let [p50, p99] = [50, 99].map(|percent| percentile(&mut single, percent));
     let [burst50, burst99] = [50, 99].map(|percent| percentile(&mut burst, percent));
     let text = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1}"));
-    let note = format!("p99 {} ms; {count} at once: p50 {} ms; without etcd and planners", text(p99), text(burst50));
+    let note =
+        format!("p99 {} ms; {count} at once: p50 {} ms; without etcd and planners", text(p99), text(burst50));
     let what = "CNI ADD to the first allowed packet, p50";
-    report.add_noted(&Figure { id: "C4", what, unit: "ms", ours: p50, peer: None, goal: Goal::Most(30.0) }, &note);
+    report.add_noted(
+        &Figure { id: "C4", what, unit: "ms", ours: p50, peer: None, goal: Goal::Most(30.0) },
+        &note,
+    );
     let what = format!("the same, {count} at once, p99");
     report.add(&Figure {
         id: "C4-burst",
