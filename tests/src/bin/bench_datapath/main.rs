@@ -10,6 +10,7 @@ mod cni;
 mod life;
 mod node;
 mod programs;
+mod rules;
 mod spaces;
 mod units;
 mod ways;

@@ -8,16 +8,18 @@ use std::path::PathBuf;
 use etherparse::PacketBuilder;
 use tombolo_ebpf::{
     Datapath, DatapathConfig, EventReader, FlowFilter, Interface, LocalAddress, MapSizes, NodeConfig,
-    NodeEntry, NodePath, PolicySet, PrefixEntry, RuleAction, RuleEntry, RuleMatch,
+    NodeEntry, NodePath, PrefixEntry, RuleEntry,
 };
 use tombolo_tests::netns::run;
 
 use crate::Failure;
+use crate::rules::{allow, policy};
 
 /// Verdicts of a program at a hook.
 pub(crate) const SHOT: u32 = 2;
 pub(crate) const REDIRECT: u32 = 7;
 pub(crate) const TCP: u8 = 6;
+pub(crate) const UDP: u8 = 17;
 
 /// One of two by family.
 pub(crate) type Both<T> = [T; 2];
@@ -105,13 +107,10 @@ fn pod(number: u8, identity: u32) -> Interface {
     }
 }
 
-fn allow(identity: u32) -> RuleEntry {
-    (RuleMatch { identity: Some(identity), protocol: Some(TCP), port: Some(PORT) }, RuleAction::Allow, 1)
-}
-
 /// So many entries, the last of which allows `identity`.
 fn entries(count: u32, identity: u32) -> Vec<RuleEntry> {
-    (1..count).map(|number| allow(100_000 + number)).chain([allow(identity)]).collect()
+    let peers = (1..count).map(|number| 100_000 + number).chain([identity]);
+    peers.map(|peer| allow(Some(peer), TCP, PORT)).collect()
 }
 
 impl Node {
@@ -171,9 +170,9 @@ impl Node {
     pub(crate) fn police(&self, egress: Option<u32>, ingress: Option<u32>) -> Result<(), Failure> {
         let d = &self.datapath;
         let egress = egress.map(|count| entries(count, ID_B));
-        d.set_policy(POLICIES[0], &PolicySet { ingress: None, egress })?;
+        d.set_policy(POLICIES[0], &policy(None, egress))?;
         let ingress = ingress.map(|count| entries(count, ID_A));
-        d.set_policy(POLICIES[1], &PolicySet { ingress, egress: None })?;
+        d.set_policy(POLICIES[1], &policy(ingress, None))?;
         d.upsert_interface(self.a, &Interface { policy_id: POLICIES[0], ..pod(2, ID_A) })?;
         d.upsert_interface(self.b, &Interface { policy_id: POLICIES[1], ..pod(3, ID_B) })?;
         Ok(())
@@ -183,7 +182,7 @@ impl Node {
     pub(crate) fn strict(&self) -> Result<(), Failure> {
         let policies = [(Some(vec![]), Some(entries(10, ID_B))), (Some(entries(10, ID_A)), Some(vec![]))];
         for (id, (ingress, egress)) in POLICIES.into_iter().zip(policies) {
-            self.datapath.set_policy(id, &PolicySet { ingress, egress })?;
+            self.datapath.set_policy(id, &policy(ingress, egress))?;
         }
         Ok(())
     }

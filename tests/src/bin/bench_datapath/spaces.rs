@@ -6,13 +6,13 @@ use std::sync::Arc;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns};
 use tombolo_ebpf::{
-    Datapath, DatapathConfig, Interface, LocalAddress, MapSizes, NodeConfig, NodeEntry, NodePath, PolicySet,
-    PrefixEntry, RuleAction, RuleMatch,
+    Datapath, DatapathConfig, Interface, LocalAddress, MapSizes, NodeConfig, NodeEntry, NodePath, PrefixEntry,
 };
 use tombolo_tests::netns::Namespace;
 
 use crate::Failure;
-use crate::node::{PORT, TCP, ip};
+use crate::node::{PORT, TCP, UDP, ip};
+use crate::rules::{allow, policy};
 
 /// Of the overlay, and so of all.
 const MTU: u32 = 1450;
@@ -266,16 +266,9 @@ impl Ours {
     /// Peers are the pods of both nodes; before them stand nine entries of others.
     fn police(&self) -> Result<(), Failure> {
         let peers = [1, 2].into_iter().flat_map(|node| (2..=3).map(move |pod| 66_000 + node * 100 + pod));
-        let allow = |identity| {
-            (
-                RuleMatch { identity: Some(identity), protocol: Some(TCP), port: Some(PORT) },
-                RuleAction::Allow,
-                1,
-            )
-        };
-        let udp = (RuleMatch { identity: None, protocol: Some(17), port: Some(PORT) }, RuleAction::Allow, 2);
-        let rules: Vec<_> = (100_000..100_009).chain(peers).map(allow).chain([udp]).collect();
-        let both = PolicySet { ingress: Some(rules.clone()), egress: Some(rules) };
+        let tcp = (100_000..100_009).chain(peers).map(|peer| allow(Some(peer), TCP, PORT));
+        let rules: Vec<_> = tcp.chain([allow(None, UDP, PORT)]).collect();
+        let both = policy(Some(rules.clone()), Some(rules));
         Ok(self.datapath.set_policy(1, &both)?)
     }
 
