@@ -7,7 +7,7 @@ TOMBOLO := target/debug/tombolo
 ETCD_DOWN_SECS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: peerings help demo test setup build check fmt clippy unit fuzz-bgp fuzz-mesh fuzz-dns bench-dns programs soak-datapath namespaces mesh soak interop bench-bfd bench-bfd-short bench-bgp bench-bgp-short bench-mesh bench-mesh-short lab mesh-lab lab-up lab-test lab-down
+.PHONY: peerings help demo test setup build check fmt clippy unit fuzz-bgp fuzz-mesh fuzz-dns bench-dns programs soak-datapath namespaces mesh soak interop bench-bfd bench-bfd-short bench-bgp bench-bgp-short bench-mesh bench-mesh-short bench-datapath bench-datapath-short lab mesh-lab lab-up lab-test lab-down
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -15,7 +15,7 @@ help: ## List the targets
 demo: setup build ## Bring the two-cluster lab up, check everything, leave it up
 	@scripts/demo $(TOMBOLO) $(LAB) $(ETCD_DOWN_SECS)
 
-test: setup build unit programs namespaces mesh interop bench-bfd-short bench-bgp-short bench-mesh-short lab mesh-lab peerings ## The whole test suite, unit to real peers
+test: setup build unit programs namespaces mesh interop bench-bfd-short bench-bgp-short bench-mesh-short bench-datapath-short lab mesh-lab peerings ## The whole test suite, unit to real peers
 
 setup: ## Install what is missing (Debian packages)
 	@scripts/setup
@@ -98,6 +98,14 @@ bench-mesh: ## The mesh of Cilium's scale test and a million endpoints, beside a
 bench-mesh-short: ## The same with a small mesh, one run of each (CI)
 	cargo build --locked --workspace --bin bench_mesh
 	target/debug/bench_mesh short
+
+bench-datapath: ## The datapath beside plain routing, VXLAN with bridges, iptables, nftables and ipset; writes target/bench/datapath.json
+	cargo build --locked --release -p tombolo-tests --bin bench_datapath
+	target/release/bench_datapath
+
+bench-datapath-short: ## The same with few of everything, one round of each (CI)
+	cargo build --locked --workspace --bin bench_datapath
+	target/debug/bench_datapath short
 
 lab: build ## The two-cluster lab: all path variants and faults, then nothing is left behind
 	@scripts/lab $(TOMBOLO) $(LAB) $(ETCD_DOWN_SECS)

@@ -362,6 +362,17 @@ impl Datapath {
         run(program(&mut object, name)?, name, packet, context)
     }
 
+    /// A handle of a loaded program, for a bench that calls it many times from a program of its own.
+    ///
+    /// # Errors
+    /// No such program.
+    pub fn program_handle(&self, name: &'static str) -> Result<aya::programs::ProgramFd, DatapathError> {
+        let mut object = lock(&self.object);
+        let refused = |source| DatapathError::Program { program: name, source: Box::new(source) };
+        let handle = program(&mut object, name)?.fd().map_err(refused)?.try_clone();
+        handle.map_err(|io_error| refused(aya::sys::SyscallError { call: "dup", io_error }.into()))
+    }
+
     /// Verified instructions of each program (0 where the kernel does not say), for the complexity budget.
     ///
     /// # Errors

@@ -2,8 +2,10 @@
 
 #![forbid(unsafe_code)]
 
+pub mod load;
 pub mod matrix;
 pub mod netns;
+pub mod report;
 pub mod routers;
 pub mod speaker;
 pub mod usage;

@@ -85,3 +85,20 @@ pub fn settled(pid: u32) -> Usage {
         }
     }
 }
+
+/// Kernel memory of this process's maps, as the kernel accounts it.
+///
+/// # Errors
+/// /proc cannot be read.
+pub fn map_bytes() -> std::io::Result<u64> {
+    let mut bytes = 0;
+    for entry in std::fs::read_dir("/proc/self/fdinfo")? {
+        // A descriptor that was closed meanwhile is no map.
+        let Ok(text) = std::fs::read_to_string(entry?.path()) else { continue };
+        if text.contains("map_type:") {
+            let line = text.lines().find_map(|line| line.strip_prefix("memlock:"));
+            bytes += line.and_then(|line| line.trim().parse::<u64>().ok()).unwrap_or_default();
+        }
+    }
+    Ok(bytes)
+}

@@ -9,9 +9,9 @@ use tokio::time::MissedTickBehavior;
 use crate::Failure;
 use crate::etcd::Etcd;
 use crate::reader::now_micros;
-use crate::report::{Figure, Goal, Report};
 use crate::sync::reader;
 use crate::world::{Cluster, Size};
+use tombolo_tests::report::{Figure, Goal, Report};
 
 /// Changes of each kind in a 25th of a second: 1 node, 2 identities, 10 endpoints.
 const TICK: Duration = Duration::from_millis(40);

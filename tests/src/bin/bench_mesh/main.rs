@@ -10,7 +10,6 @@ mod etcd;
 mod outage;
 mod path;
 mod reader;
-mod report;
 mod service;
 mod sync;
 mod world;
@@ -20,7 +19,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use etcd::{Etcd, write_files};
-use report::Report;
+use tombolo_tests::report::Report;
 use world::Size;
 
 pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -163,5 +162,5 @@ async fn bench(choice: &Choice) -> Result<(), Failure> {
         let outage = (readers, Duration::from_secs(down));
         outage::bench(&mut report, &mut etcd, folder.path(), ONE, outage).await?;
     }
-    report.write(Path::new("target/bench/mesh.json"))
+    Ok(report.write(Path::new("target/bench/mesh.json"))?)
 }

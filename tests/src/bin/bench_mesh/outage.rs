@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use crate::Failure;
 use crate::child::Process;
 use crate::etcd::{Etcd, write_files};
-use crate::report::{Figure, Goal, Report};
 use crate::sync::float;
 use crate::world::Size;
+use tombolo_tests::report::{Figure, Goal, Report};
 
 /// Time between two looks at etcd's counters.
 const LOOK_EVERY: Duration = Duration::from_millis(250);

@@ -20,9 +20,10 @@ use tombolo_topology::PrefixEntry;
 
 use crate::Failure;
 use crate::reader::{Tables, complete, mesh, told};
-use crate::report::{Figure, Goal, Report, percentile};
 use crate::sync::{float, reader};
 use crate::world::{Cluster, Size, name};
+use tombolo_tests::report::{Figure, Goal, Report, percentile};
+use tombolo_tests::usage::map_bytes;
 
 /// Longest wait for one entry.
 const PATIENCE_SECS: u64 = 10;
@@ -48,20 +49,6 @@ fn open(size: Size) -> Result<Datapath, Failure> {
         Ok(datapath?)
     };
     std::thread::spawn(open).join().map_err(|_| "the datapath's thread panicked")?
-}
-
-/// Kernel memory of this process's maps, as the kernel accounts it.
-fn map_bytes() -> Result<u64, Failure> {
-    let mut bytes = 0;
-    for entry in std::fs::read_dir("/proc/self/fdinfo")? {
-        // A descriptor that was closed meanwhile is no map.
-        let Ok(text) = std::fs::read_to_string(entry?.path()) else { continue };
-        if text.contains("map_type:") {
-            let line = text.lines().find_map(|line| line.strip_prefix("memlock:"));
-            bytes += line.and_then(|line| line.trim().parse::<u64>().ok()).unwrap_or_default();
-        }
-    }
-    Ok(bytes)
 }
 
 struct Map(Arc<Datapath>);

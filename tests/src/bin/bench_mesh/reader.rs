@@ -24,9 +24,9 @@ use tombolo_topology::plan::{NodeIndexes, Outputs, PathMtus, PlanConfig, Planner
 use tombolo_topology::{AddressKind, NodeAddress, NodeRow, PathKind, PrefixEntry, PrefixRow};
 
 use crate::Failure;
-use crate::report::percentile;
 use crate::sync::float;
 use crate::world::{Size, TIMED, home, name};
+use tombolo_tests::report::percentile;
 
 /// Waits for the parent's word; false when it has closed the pipe.
 pub(crate) fn told() -> bool {

@@ -18,8 +18,8 @@ use tombolo_service::rows::{FrontendKey, FrontendRow, Protocol, ServiceName, Ser
 
 use crate::Failure;
 use crate::reader::Tables;
-use crate::report::{Figure, Goal, Report, median};
 use crate::sync::float;
+use tombolo_tests::report::{Figure, Goal, Report, median};
 
 /// Endpoints of a slice, as Kubernetes cuts them.
 const SLICE: u32 = 100;

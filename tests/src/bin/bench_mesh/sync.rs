@@ -7,8 +7,8 @@ use tombolo_tests::usage::settled;
 
 use crate::Failure;
 use crate::child::Process;
-use crate::report::{Figure, Goal, Report, median};
 use crate::world::Size;
+use tombolo_tests::report::{Figure, Goal, Report, median};
 
 /// What one run cost.
 struct Run {
