@@ -406,7 +406,7 @@ impl<'a> Programs<'a> {
     }
 
     fn verifier(&mut self) {
-        let all = self.large.node.datapath.verified_instructions();
+        let Ok(all) = self.large.node.datapath.verified_instructions() else { return };
         let Some((name, most)) = all.into_iter().max_by_key(|(_, count)| *count) else { return };
         let what = format!("instructions that the verifier walks, most ({name})");
         let ours = Some(f64::from(most)).filter(|most| *most > 0.0);
