@@ -3,6 +3,8 @@
 //! `TOMBOLO_CASES` says how many sets of rules (default 500), `TOMBOLO_SEED` where to begin. Each set is asked for a few
 //! thousand flows: every pair of parties, both directions, all ports that a rule could tell apart.
 
+#![cfg(test)]
+
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
