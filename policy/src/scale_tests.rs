@@ -53,7 +53,7 @@ fn numbered_rule(n: u32) -> RuleRow {
         _ => cidr("0.0.0.0/0", &["10.0.0.0/8"]),
     };
     let blocks = vec![block(vec![peer], vec![range(6, 80, 80), range(6, 8000, 8999)])];
-    let (ingress, egress) = if n % 2 == 0 { (Some(blocks), None) } else { (None, Some(blocks)) };
+    let (ingress, egress) = if n.is_multiple_of(2) { (Some(blocks), None) } else { (None, Some(blocks)) };
     let mut row = rule(&format!("r{n}"), in_namespace(&namespace), ingress, egress);
     row.namespace = namespace.into();
     row

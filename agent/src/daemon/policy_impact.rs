@@ -110,7 +110,7 @@ pub(crate) fn impact(
             }
         }
     }
-    out.changes.sort_by(|left, right| (right.cut, right.seen).cmp(&(left.cut, left.seen)));
+    out.changes.sort_by_key(|change| std::cmp::Reverse((change.cut, change.seen)));
     out
 }
 
