@@ -491,6 +491,15 @@ impl Datapath {
         self.tables.config.set(0, row)
     }
 
+    /// Names the policy of the node's own traffic, 0 for none, and leaves the rest of the node's row as it is.
+    ///
+    /// # Errors
+    /// The map cannot be read or written.
+    pub fn set_host_policy(&self, policy: u32) -> Result<(), DatapathError> {
+        let row = self.tables.config.get(0)?;
+        self.tables.config.set(0, abi::Config { host_policy_id: policy, ..row })
+    }
+
     /// Reads the node's row back.
     ///
     /// # Errors

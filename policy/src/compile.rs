@@ -4,7 +4,8 @@
 //! that these mention, and named ports; [`Compiler::update`] finds out which subjects a change concerns, and recompiling
 //! those gives what compiling everything would. Subjects that no rule selects have policy 0 and no row.
 //!
-//! Replies and traffic of the node itself are the datapath's to allow; no entry speaks of them.
+//! The node itself is a subject, too, of the rules about nodes: identity host, and endpoint [`HOST_ENDPOINT`], which no pod
+//! has. Replies are the datapath's to allow; no entry speaks of them.
 
 pub use crate::change::{Change, Delta, Entries, Inputs, NamedPorts};
 use crate::cookies::{Cookies, block_title};
@@ -22,6 +23,9 @@ use tombolo_base::prefix::Prefix;
 use tombolo_base::source::Source;
 use tombolo_base::table::Row;
 use tombolo_topology::EndpointRow;
+
+/// The endpoint that stands for the node itself.
+pub const HOST_ENDPOINT: u16 = 0;
 
 /// A subject as compiled last.
 #[derive(Clone, Debug, Default)]
@@ -43,6 +47,8 @@ pub struct Compiler {
     ids: BTreeMap<IdentityId, u32>,
     next_id: u32,
     audit: bool,
+    /// Whether the node is to be looked at again.
+    node_changed: bool,
     /// Entries of an earlier life's policies by policy id, until everybody has spoken.
     earlier: BTreeMap<u32, Entries>,
     universe: Universe,
@@ -75,6 +81,7 @@ impl Compiler {
             ids: BTreeMap::new(),
             next_id: 1,
             audit: false,
+            node_changed: false,
             earlier: BTreeMap::new(),
             universe: Universe::new(cluster),
             rulebook: Rulebook::default(),
@@ -114,6 +121,18 @@ impl Compiler {
     pub const fn with_audit(mut self, audit: bool) -> Self {
         self.audit = audit;
         self
+    }
+
+    /// Says what this node is labelled with: it is subject to policies for nodes. The next [`Compiler::update`] takes it in.
+    pub fn set_node(&mut self, labels: Labels) {
+        if self.subjects.get(&IdentityId::HOST).is_some_and(|subject| subject.labels == labels) {
+            return;
+        }
+        let subject = self.subjects.entry(IdentityId::HOST).or_default();
+        subject.labels = labels;
+        subject.endpoints.insert(HOST_ENDPOINT);
+        self.endpoint_subjects.insert(HOST_ENDPOINT, IdentityId::HOST);
+        self.node_changed = true;
     }
 
     /// The policy ids by subject identity, to be kept for the next life.
@@ -166,6 +185,10 @@ impl Compiler {
             }
             rows @ Change::Rows { .. } => self.learn(inputs, rows, &mut concerned),
         }
+        if std::mem::take(&mut self.node_changed) {
+            concerned.subjects.insert(IdentityId::HOST);
+            concerned.endpoints.insert(HOST_ENDPOINT);
+        }
         if inputs.may_shrink {
             self.earlier.clear();
         }
@@ -195,7 +218,7 @@ impl Compiler {
                 .endpoints
                 .iter()
                 .map(|row| row.id)
-                .chain(self.endpoints.keys().copied())
+                .chain(self.endpoints.keys().copied().filter(|id| *id != HOST_ENDPOINT))
                 .collect(),
             named_ports: BTreeSet::new(),
             released: BTreeSet::new(),
@@ -249,8 +272,9 @@ impl Compiler {
         concerned.rules.insert(key.clone());
         self.rulebook.set(key, row, &mut self.universe, &mut concerned.noticed);
         if let Some(row) = row {
-            let selected =
-                |(_, subject): &(_, &Subject)| selects(row, &subject.labels, &self.universe.cluster);
+            let selected = |(id, subject): &(&IdentityId, &Subject)| {
+                selects(row, **id, &subject.labels, &self.universe.cluster)
+            };
             concerned.subjects.extend(self.subjects.iter().filter(selected).map(|(id, _)| *id));
         }
     }
@@ -283,7 +307,7 @@ impl Compiler {
 
     fn compile(&mut self, inputs: &Inputs<'_>, id: IdentityId, delta: &mut Delta, concerned: &mut Concerned) {
         let Some(before) = self.subjects.remove(&id) else { return };
-        let rules = self.rulebook.about(&before.labels, &self.universe.cluster);
+        let rules = self.rulebook.about(id, &before.labels, &self.universe.cluster);
         let mut subject = Subject {
             labels: before.labels.clone(),
             endpoints: before.endpoints.clone(),

@@ -1,7 +1,7 @@
 //! Desired: what rules come to in the datapath.
 
 use crate::rows::{Action, Direction, Tier};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tombolo_base::ids::IdentityId;
@@ -75,11 +75,29 @@ pub struct PolicyRow {
     /// Whether egress is default deny.
     pub egress_enforced: bool,
     /// All entries, written before the row names them.
+    #[serde(serialize_with = "as_list")]
     pub entries: BTreeMap<VerdictKey, Verdict>,
     /// Whether what it drops is let through, and only told (`policy.audit`).
     pub audit: bool,
     /// The policies it was made of, `Kind namespace/name`.
     pub origins: BTreeSet<Arc<str>>,
+}
+
+/// JSON has no keys but texts: entries are told as a list.
+fn as_list<S: Serializer>(entries: &BTreeMap<VerdictKey, Verdict>, to: S) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct Entry<'a> {
+        #[serde(flatten)]
+        key: &'a VerdictKey,
+        action: Action,
+        priority: u32,
+        #[serde(flatten)]
+        verdict: &'a Verdict,
+    }
+    to.collect_seq(entries.iter().map(|(key, verdict)| {
+        let (action, priority) = (verdict.precedence.action(), verdict.precedence.priority());
+        Entry { key, action, priority, verdict }
+    }))
 }
 
 /// What an entry of a compiled policy matches.

@@ -5,7 +5,7 @@ use crate::rows::{PeerSelector, PortMatch, RuleBlock, RuleKey, RuleRow, Subject}
 use crate::universe::Universe;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use tombolo_base::ids::ClusterName;
+use tombolo_base::ids::{ClusterName, IdentityId};
 use tombolo_base::labels::Labels;
 use tombolo_base::prefix::Prefix;
 use tombolo_base::table::Row;
@@ -35,6 +35,8 @@ pub(crate) struct Rulebook {
     rules: BTreeMap<RuleKey, Known>,
     /// Rules about pods, by the labels of these.
     about: Handles<RuleKey>,
+    /// Rules about nodes.
+    of_nodes: BTreeSet<RuleKey>,
     /// Rules that take addresses.
     wide: BTreeSet<RuleKey>,
     /// Rules that name groups of prefixes.
@@ -52,13 +54,15 @@ fn peers(rule: &RuleRow) -> impl Iterator<Item = &PeerSelector> {
     blocks(rule).flat_map(|block| block.peers.iter().flatten())
 }
 
-/// Whether the rule is about pods with these labels. Rules about nodes are about none.
-pub(crate) fn selects(rule: &RuleRow, labels: &Labels, cluster: &ClusterName) -> bool {
+/// Whether the rule is about the pods of an identity with these labels, or about this node, if it is the host's.
+pub(crate) fn selects(rule: &RuleRow, id: IdentityId, labels: &Labels, cluster: &ClusterName) -> bool {
     match &rule.subject {
         Subject::Pods(selector) => {
-            labels.cluster().is_none_or(|name| name == cluster.as_str()) && selector.takes(labels, cluster)
+            id != IdentityId::HOST
+                && labels.cluster().is_none_or(|name| name == cluster.as_str())
+                && selector.takes(labels, cluster)
         }
-        Subject::Nodes(_) => false,
+        Subject::Nodes(selector) => id == IdentityId::HOST && selector.matches(|key| labels.get(key)),
     }
 }
 
@@ -79,11 +83,15 @@ impl Rulebook {
         &self.named
     }
 
-    /// The rules about pods with these labels, in the order of their keys.
-    pub(crate) fn about(&self, labels: &Labels, cluster: &ClusterName) -> Vec<Arc<RuleRow>> {
-        let keys: BTreeSet<&RuleKey> = self.about.candidates(labels).collect();
+    /// The rules about an identity with these labels, in the order of their keys.
+    pub(crate) fn about(&self, id: IdentityId, labels: &Labels, cluster: &ClusterName) -> Vec<Arc<RuleRow>> {
+        let keys: BTreeSet<&RuleKey> = if id == IdentityId::HOST {
+            self.of_nodes.iter().collect()
+        } else {
+            self.about.candidates(labels).collect()
+        };
         let rules = keys.into_iter().filter_map(|key| self.get(key));
-        rules.filter(|rule| selects(rule, labels, cluster)).cloned().collect()
+        rules.filter(|rule| selects(rule, id, labels, cluster)).cloned().collect()
     }
 
     /// Takes in what a rule is now.
@@ -120,9 +128,11 @@ impl Rulebook {
         }
         match new {
             Some(new) => drop(self.rules.insert(key.clone(), new)),
-            None => [&mut self.wide, &mut self.grouped, &mut self.named].into_iter().for_each(|of| {
-                of.remove(key);
-            }),
+            None => [&mut self.of_nodes, &mut self.wide, &mut self.grouped, &mut self.named]
+                .into_iter()
+                .for_each(|of| {
+                    of.remove(key);
+                }),
         }
     }
 
@@ -154,6 +164,7 @@ impl Rulebook {
                 of(self).remove(key)
             };
         };
+        note(|book| &mut book.of_nodes, matches!(row.subject, Subject::Nodes(_)));
         note(|book| &mut book.wide, !wide.is_empty());
         note(|book| &mut book.grouped, peers(row).any(|peer| matches!(peer, PeerSelector::CidrGroup { .. })));
         let mut ports = blocks(row).flat_map(|block| block.ports.iter().flatten());

@@ -314,9 +314,10 @@ fn side(row: &PolicyRow, direction: Direction, enforced: bool) -> ebpf::PolicySi
 }
 
 impl Policies {
-    /// Policies that interfaces name: without one its pods drop everything, so the interface's row goes over first.
+    /// Policies that interfaces or the node name: without one everything is dropped, so what names it goes over first.
     fn named(&self) -> Result<BTreeSet<u32>, String> {
-        Ok(told(self.0.interfaces())?.into_iter().map(|(_, row)| row.policy_id).collect())
+        let interfaces = told(self.0.interfaces())?.into_iter().map(|(_, row)| row.policy_id);
+        Ok(interfaces.chain([told(self.0.config())?.host_policy_id]).collect())
     }
 }
 
@@ -332,7 +333,7 @@ impl Target<PolicyRow> for Policies {
 
     async fn delete(&mut self, row: &PolicyRow) -> Result<(), String> {
         if self.named()?.contains(&row.id) {
-            return Err(format!("policy {} is still named by an interface", row.id));
+            return Err(format!("policy {} is still named by an interface or the node", row.id));
         }
         told(self.0.delete_policy(row.id))
     }
@@ -348,7 +349,7 @@ impl Target<PolicyRow> for Policies {
             told(self.0.delete_policy(id))?;
         }
         match waiting.first() {
-            Some(id) => Err(format!("policy {id} is still named by an interface")),
+            Some(id) => Err(format!("policy {id} is still named by an interface or the node")),
             None => Ok(()),
         }
     }

@@ -22,6 +22,7 @@ pub(crate) mod drive;
 mod endpoints;
 mod flows;
 mod follow_names;
+mod host_policy;
 mod interfaces;
 mod kernel_tables;
 mod mcs;

@@ -195,7 +195,9 @@ fn node_config(config: &Config, identity: &Identity, own: &NodeRow, devices: &[D
 }
 
 fn configure(datapath: &Datapath, row: &NodeConfig, own: &NodeRow) -> anyhow::Result<()> {
-    datapath.set_config(row)?;
+    // The policy of an earlier life holds until this one has planned its own.
+    let host_policy_id = datapath.config()?.host_policy_id;
+    datapath.set_config(&NodeConfig { host_policy_id, ..row.clone() })?;
     for address in internal(own).chain([own.underlay(true), own.underlay(false)].into_iter().flatten()) {
         datapath.upsert_local_address(address, LocalAddress::Host)?;
     }

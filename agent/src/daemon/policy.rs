@@ -11,9 +11,10 @@ use std::sync::{Arc, PoisonError};
 use tombolo_base::aggregate::Gate;
 use tombolo_base::clock::Moment;
 use tombolo_base::ids::{ClusterName, IdentityId};
+use tombolo_base::labels::Labels;
 use tombolo_base::prefix::Prefix;
 use tombolo_base::source::{Source, SourceState};
-use tombolo_base::table::{Batch, Snapshot, Table, Writer};
+use tombolo_base::table::{Batch, Row, Snapshot, Table, Writer};
 use tombolo_ebpf::{Datapath, PolicySide, PortPrefix, RuleAction, RuleEntry, RuleTier};
 use tombolo_kubernetes::PodRow;
 use tombolo_policy::compile::{self, Change, Compiler, Entries, NamedPorts};
@@ -21,7 +22,7 @@ use tombolo_policy::{
     Action, CidrGroupRow, CookieRow, Direction, EndpointPolicy, NamedPort, PolicyRow, Precedence, RuleRow,
     Tier, Verdict, VerdictKey,
 };
-use tombolo_topology::{CidrIdentity, EndpointRow, IdentityRow, PrefixEntry};
+use tombolo_topology::{CidrIdentity, EndpointRow, IdentityRow, NodeRow, PrefixEntry};
 
 /// The tables the compiler reads.
 pub(crate) struct Inputs {
@@ -35,6 +36,16 @@ pub(crate) struct Inputs {
     pub(crate) endpoints: Table<EndpointRow>,
     /// Pods of the manifests, for named ports.
     pub(crate) pods: Table<PodRow>,
+    /// Nodes of the manifests, and which of them is this one: for policies about nodes.
+    pub(crate) nodes: (Table<NodeRow>, <NodeRow as Row>::Key),
+}
+
+impl Inputs {
+    /// What this node is labelled with; `None` while its object is not read.
+    fn node_labels(&self) -> Option<Labels> {
+        let row = self.nodes.0.snapshot().get(&self.nodes.1).cloned()?;
+        Some(Labels::k8s(row.labels.iter().map(|(key, value)| (key, value))))
+    }
 }
 
 /// Ports that this node's pods name, by identity.
@@ -125,6 +136,7 @@ pub(crate) async fn planner(
     let (mut rules, mut identities) = (inputs.rules.changes(), inputs.identities.changes());
     let mut groups = inputs.groups.changes();
     let (mut endpoints, mut pods) = (inputs.endpoints.changes(), inputs.pods.changes());
+    let mut nodes = inputs.nodes.0.changes();
     let gate = Gate::new(driver.clock.now());
     let left = compiler.leaving().map(|(prefix, _)| prefix).collect();
     let mut compiling = Compiling {
@@ -156,6 +168,7 @@ pub(crate) async fn planner(
             batch = endpoints.next() => c = Some(batch),
             batch = groups.next() => d = Some(batch),
             _ = pods.next() => e = true,
+            _ = nodes.next() => {}
             () = policies, if compiling.waits_for_policies() => continue,
             () = entries, if compiling.waits_for_prefixes() => continue,
             () = driver.clock.sleep_until(compiling.deadline()) => {}
@@ -220,6 +233,9 @@ impl Compiling {
         if !rules.is_complete() || !groups.is_complete() {
             self.behind = true;
             return;
+        }
+        if let Some(labels) = self.inputs.node_labels() {
+            self.compiler.set_node(labels);
         }
         let may_shrink = self.gate.is_open(now);
         let walk = self.behind || changed.pods || changed.endpoints.is_some();
@@ -362,7 +378,9 @@ struct Earlier {
 fn earlier(datapath: &Datapath) -> Earlier {
     let interfaces = datapath.interfaces().unwrap_or_default();
     let named = interfaces.into_iter().filter(|(_, row)| row.policy_id != 0);
-    let ids = named.map(|(_, row)| (IdentityId(row.identity), row.policy_id)).collect();
+    let host = datapath.config().map_or(0, |row| row.host_policy_id);
+    let ids = named.map(|(_, row)| (IdentityId(row.identity), row.policy_id));
+    let ids = ids.chain([(IdentityId::HOST, host)]).collect();
     let policies = datapath.policies().unwrap_or_default();
     let entries = policies.into_iter().map(|(id, set)| {
         let of = |direction, side: PolicySide| {

@@ -29,7 +29,11 @@ trait AnyTable: Send + Sync {
 impl<R: Row> AnyTable for Table<R> {
     fn show(&self) -> Shown {
         let snapshot = self.snapshot();
-        let value = |row: &R| serde_json::to_value(row).unwrap_or(serde_json::Value::Null);
+        let value = |row: &R| {
+            let cannot =
+                |error: serde_json::Error| serde_json::json!({ "error": format!("cannot be told: {error}") });
+            serde_json::to_value(row).unwrap_or_else(cannot)
+        };
         let state = |state| format!("{state:?}").to_lowercase();
         Shown {
             columns: R::columns().iter().map(ToString::to_string).collect(),

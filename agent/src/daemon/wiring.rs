@@ -14,8 +14,8 @@ use super::status::Part;
 use super::tables::{Desired, DesiredWriters, Held, Intent, IntentWriters, catalogue};
 use super::tasks::Tasks;
 use super::{
-    bgp, bgp_status, datapath, dns, endpoints, flows, follow_names, interfaces, mcs, names, network, node,
-    planners, policy, probe, publish, sockets, watch,
+    bgp, bgp_status, datapath, dns, endpoints, flows, follow_names, host_policy, interfaces, mcs, names,
+    network, node, planners, policy, probe, publish, sockets, watch,
 };
 use crate::config::{Config, Encryption, Identity};
 use anyhow::{Context, anyhow};
@@ -311,6 +311,7 @@ impl Rooms<'_> {
             identities: self.intent.identities.clone(),
             endpoints: self.intent.endpoints.clone(),
             pods: self.intent.kube.pods.clone(),
+            nodes: (self.intent.kube.nodes.clone(), self.ground.node.own.key()),
         };
         let datapath = self.ground.daemon.datapath.clone();
         let audit = self.ground.config.policy.audit;
@@ -321,6 +322,9 @@ impl Rooms<'_> {
         let problems = self.ground.daemon.policy_problems.clone();
         let run = policy::planner(self.driver(), compiler, inputs, (out, in_place), problems);
         self.spawn("planner/policy", run);
+        let (planned, held) = (self.desired.endpoint_policies.clone(), self.held.policies.clone());
+        let datapath = self.ground.daemon.datapath.clone();
+        self.spawn("planner/host-policy", host_policy::follow(self.driver(), planned, held, datapath));
     }
 
     /// This node's pods as prefixes and identities.
