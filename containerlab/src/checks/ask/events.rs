@@ -55,7 +55,8 @@ impl Ask {
         let (at, destination) = match (&resolved.target_pod, &resolved.asker) {
             (Some((pod, cluster)), _) => (&pod.node, self.pod(context, pod, cluster).await?),
             (None, Some((asker, _))) => {
-                (&asker.node, WantEnd { ip: Some(resolved.target), ..WantEnd::default() })
+                let at = if let Target::Host(node, _) = &self.to { node } else { &asker.node };
+                (at, WantEnd { ip: Some(resolved.target), ..WantEnd::default() })
             }
             (None, None) => {
                 return Err(Failure::new("a pod that asks or is asked", format!("{:?}", self.to), look));
@@ -353,7 +354,8 @@ fn leaving(variant: Variant) -> &'static str {
 /// An end that is no pod.
 fn address(socket: Option<SocketAddr>, identity: u32) -> WantEnd {
     WantEnd {
-        ip: socket.map(|socket| socket.ip()),
+        // An attempt that nobody answered may know its port alone.
+        ip: socket.map(|socket| socket.ip()).filter(|ip| !ip.is_unspecified()),
         port: socket.map(|socket| socket.port()),
         identity: Some(identity),
         ..WantEnd::default()

@@ -46,6 +46,9 @@ struct PolicyShown {
     origins: Vec<String>,
 }
 
+/// The node itself, which policies know as endpoint 0.
+const THE_HOST: &str = "the host";
+
 /// A row of `tombolo show endpoints`.
 #[derive(Deserialize)]
 struct EndpointShown {
@@ -108,12 +111,14 @@ impl InForce {
             }
             let held = held(context, node).await?;
             for subject in scenario.plan.subjects {
-                let pod = context.pod(&scenario.cluster, &super::key(subject))?;
-                let of_pod = held.iter().find(|(key, _)| *key == pod.key()).map(|(_, origins)| origins);
+                let host_of = subject.strip_prefix(super::HOST_OF);
+                let pod = context.pod(&scenario.cluster, &super::key(host_of.unwrap_or(subject)))?;
+                let holder = if host_of.is_some() { THE_HOST.to_owned() } else { pod.key() };
+                let of_pod = held.iter().find(|(key, _)| *key == holder).map(|(_, origins)| origins);
                 let from_here = |origins: &Vec<String>| origins.iter().any(|origin| self.is_of_this(origin));
                 if pod.node == *node && !of_pod.is_some_and(from_here) {
                     let look = context.access.shown(&Place::node(node), &["tombolo", "show", "policies"]);
-                    let what = format!("{} is under one of {:?} on {node}", pod.key(), self.names);
+                    let what = format!("{holder} is under one of {:?} on {node}", self.names);
                     return Err(Failure::new(what, format!("{of_pod:?}"), look));
                 }
             }
@@ -152,7 +157,7 @@ async fn show<T: serde::de::DeserializeOwned>(
     context.access.json(&Place::node(node), &["tombolo", "show", table, "-o", "json"], COMMAND_TIMEOUT).await
 }
 
-/// Pods of a node with the policies that theirs was made of.
+/// Pods of a node, and the node itself, with the policies that theirs was made of.
 async fn held(context: &Context, node: &str) -> Result<Vec<(String, Vec<String>)>, Failure> {
     let (policies, held, endpoints) = tokio::join!(
         show::<PolicyShown>(context, node, "policies"),
@@ -160,14 +165,15 @@ async fn held(context: &Context, node: &str) -> Result<Vec<(String, Vec<String>)
         show::<EndpointShown>(context, node, "endpoints"),
     );
     let (policies, held, endpoints) = (policies?, held?, endpoints?);
-    let origins = |endpoint: &EndpointShown| {
-        let policy = held.iter().find(|row| row.endpoint == endpoint.id)?.policy;
+    let origins = |endpoint: u16| {
+        let policy = held.iter().find(|row| row.endpoint == endpoint)?.policy;
         policies.iter().find(|row| row.id == policy).map(|row| row.origins.clone())
     };
     let of = |endpoint: &EndpointShown| {
-        (format!("{}/{}", endpoint.namespace, endpoint.pod), origins(endpoint).unwrap_or_default())
+        (format!("{}/{}", endpoint.namespace, endpoint.pod), origins(endpoint.id).unwrap_or_default())
     };
-    Ok(endpoints.iter().map(of).collect())
+    let host = (THE_HOST.to_owned(), origins(0).unwrap_or_default());
+    Ok(endpoints.iter().map(of).chain([host]).collect())
 }
 
 /// The datapath holds what was planned.

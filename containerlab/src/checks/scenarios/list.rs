@@ -12,6 +12,7 @@ const DENIED_OUT: Denial = Denial { reason: DENIED, at_asker: true };
 const CLIENTS: &[&str] = &["client-1", "client-2"];
 const WEBS: &[&str] = &["web-1", "web-2"];
 const BOTH: &[&str] = &["client-1", "client-2", "web-1", "web-2"];
+const HOSTS: &[&str] = &["host of client-1", "host of client-2"];
 const ALL: &[&str] = &["client-1", "client-2", "echo-1", "web-1", "web-2"];
 
 const fn yes(from: Asker, to: Asked) -> Question {
@@ -433,6 +434,63 @@ pub const SCENARIOS: &[Plan] = &[
             no(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000), DENIED_OUT),
             yes(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080)),
             yes(Asker::Pod("client-2"), Asked::Pod("web-1", Protocol::Http, 8080))
+        ]
+    ),
+    plan!(
+        "client-egress-to-echo-all-allow",
+        CLIENTS,
+        [
+            yes(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080)),
+            yes(Asker::Pod("client-2"), Asked::Pod("web-2", Protocol::Http, 8080)),
+            no(Asker::Pod("client-1"), Asked::Pod("echo-1", Protocol::Http, 8080), NOT_LET_OUT)
+        ]
+    ),
+    plan!(
+        "clustermesh-policy-cnp",
+        CLIENTS,
+        [
+            yes(Asker::Pod("client-1"), Asked::OtherCluster("web-1", Protocol::Http, 8080)),
+            yes(Asker::Pod("client-2"), Asked::Pod("web-1", Protocol::Http, 8080)),
+            no(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000), NOT_LET_OUT)
+        ]
+    ),
+    plan!(
+        "echo-ingress-from-outside",
+        WEBS,
+        [
+            yes(Asker::Outside, Asked::Pod("web-1", Protocol::Http, 8080)),
+            yes(Asker::Outside, Asked::Pod("web-2", Protocol::Http, 8080)),
+            no(Asker::Outside, Asked::Pod("web-1", Protocol::Tcp, 9000), NOT_LET_IN),
+            no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), NOT_LET_IN)
+        ]
+    ),
+    plan!(
+        "all-ingress-deny-from-outside",
+        ALL,
+        [
+            no(Asker::Outside, Asked::Pod("web-1", Protocol::Http, 8080), NOT_LET_IN),
+            no(Asker::Outside, Asked::Pod("web-2", Protocol::Http, 8080), NOT_LET_IN)
+        ]
+    ),
+    plan!(
+        "host-firewall-ingress",
+        HOSTS,
+        [
+            yes(Asker::Pod("client-2"), Asked::HostOf("client-2", Protocol::Tcp, 9000)),
+            yes(Asker::Pod("client-2"), Asked::HostOf("client-1", Protocol::Tcp, 9000)),
+            yes(Asker::HostOf("client-2"), Asked::Pod("web-1", Protocol::Http, 8080)),
+            no(Asker::Pod("client-1"), Asked::HostOf("client-1", Protocol::Tcp, 9000), NOT_LET_IN),
+            no(Asker::Pod("client-1"), Asked::HostOf("client-2", Protocol::Tcp, 9000), NOT_LET_IN)
+        ]
+    ),
+    plan!(
+        "host-firewall-egress",
+        HOSTS,
+        [
+            yes(Asker::HostOf("client-1"), Asked::Pod("web-1", Protocol::Http, 8080)),
+            yes(Asker::HostOf("client-1"), Asked::Pod("web-2", Protocol::Http, 8080)),
+            yes(Asker::Pod("client-1"), Asked::HostOf("client-1", Protocol::Tcp, 9000)),
+            no(Asker::HostOf("client-1"), Asked::Pod("echo-1", Protocol::Http, 8080), NOT_LET_OUT)
         ]
     ),
 ];

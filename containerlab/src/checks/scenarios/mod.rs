@@ -18,6 +18,9 @@ use super::inventory::Inventory;
 use force::InForce;
 pub use list::SCENARIOS;
 
+/// Before the name of a pod whose node is meant.
+pub const HOST_OF: &str = "host of ";
+
 /// Questions asked at once; each costs processes in the lab.
 const AT_ONCE: usize = 8;
 
@@ -28,7 +31,7 @@ pub struct Plan {
     pub name: &'static str,
     /// The policies; every name begins with `scenario`.
     pub manifest: &'static str,
-    /// Pods that the policies are about.
+    /// Whom the policies are about: pods, and with [`HOST_OF`] before them their nodes.
     pub subjects: &'static [&'static str],
     /// What is asked.
     pub questions: &'static [Question],
@@ -52,6 +55,8 @@ pub enum Asker {
     Pod(&'static str),
     /// The node of a pod.
     HostOf(&'static str),
+    /// The client outside.
+    Outside,
 }
 
 /// Where it goes.
@@ -145,6 +150,7 @@ impl Scenario {
         let (from, peer) = match question.from {
             Asker::Pod(name) => (Origin::Pod(pod(&self.cluster, name)), Peer::Asker),
             Asker::HostOf(name) => (Origin::Host(host(name)?), Peer::AskingNode),
+            Asker::Outside => (Origin::Client, Peer::Asker),
         };
         let (to, protocol) = match question.to {
             Asked::Pod(name, protocol, port) => (Target::Pod(pod(&self.cluster, name), port), protocol),
