@@ -109,8 +109,8 @@ INLINE int claim_port(struct tb_pkt *p, const union tb_addr *self, __be16 port)
 
 		if (ended >= p->now)
 			return NAT_TAKEN;
-		/* Of two CPUs that see it expired one has the port: the other would delete what that one writes. */
-		if (__sync_val_compare_and_swap(&known->expires_ns, ended, ended ? 0 : 1) != ended)
+		/* Of CPUs that see it expired one has the port, and to the others it is taken: they would delete what that one writes. */
+		if (__sync_val_compare_and_swap(&known->expires_ns, ended, p->now + SEC_NS) != ended)
 			return NAT_TAKEN;
 		if (half)
 			bpf_map_delete_elem(&tb_nat_half, &p->key);

@@ -77,6 +77,10 @@ impl Datapath {
             .collect();
         let mut map = Writer { table: &self.tables.rules, present, full: None };
         let denying = map.write(denying)?;
+        // Denies of a form that the policy had none of are looked for before allows of a known form count.
+        if old.is_some() {
+            self.tables.policies.upsert(id, looking_for_both(&old_row, &row))?;
+        }
         // Who keeps an allow by another entry is never without, as long as there is room for both.
         let allowing = map.write(allowing)?;
         if row != old_row {
@@ -86,6 +90,13 @@ impl Datapath {
             map.delete(key)?;
         }
         map.deny(denying)?;
+        // Where a deny found no room at all, nothing passes that no allow names.
+        let unsaid = wanted.iter().filter(|(key, rule)| denies(rule) && !map.present.contains_key(key));
+        let closing = unsaid.fold(0, |flags, (key, _)| flags | enforcing(key.dir));
+        if row.flags & closing != closing {
+            row.flags |= closing;
+            self.tables.policies.upsert(id, row)?;
+        }
         for key in gone.iter().filter(|(_, rule)| denies(rule)).map(|(key, _)| *key) {
             map.delete(key)?;
         }
@@ -229,7 +240,6 @@ impl Writer<'_> {
         for (key, rule) in rules {
             while !self.put(key, rule)? {
                 let allow = self.present.iter().rfind(|(_, rule)| !denies(rule)).map(|(key, _)| *key);
-                // Without any allow nothing passes, denied or not.
                 let Some(allow) = allow else { break };
                 self.delete(allow)?;
             }
@@ -241,6 +251,25 @@ impl Writer<'_> {
         self.table.delete(key)?;
         self.present.remove(&key);
         Ok(())
+    }
+}
+
+/// The flag that makes a direction default deny.
+const fn enforcing(dir: u8) -> u32 {
+    if dir == 0 { abi::POL_INGRESS } else { abi::POL_EGRESS }
+}
+
+/// The row as it is, but for what entries are looked for.
+fn looking_for_both(old: &abi::Policy, new: &abi::Policy) -> abi::Policy {
+    let both =
+        |a: [u32; 4], b: [u32; 4]| std::array::from_fn(|n| a.get(n).unwrap_or(&0) | b.get(n).unwrap_or(&0));
+    abi::Policy {
+        shapes_ingress: old.shapes_ingress | new.shapes_ingress,
+        shapes_egress: old.shapes_egress | new.shapes_egress,
+        widths: std::array::from_fn(|n| old.widths.get(n).unwrap_or(&0) | new.widths.get(n).unwrap_or(&0)),
+        admin: both(old.admin, new.admin),
+        baseline: both(old.baseline, new.baseline),
+        ..*old
     }
 }
 

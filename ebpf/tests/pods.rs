@@ -556,6 +556,38 @@ fn a_full_map_holds_up_no_revocation() {
     assert_eq!(rules(&node).len(), 2);
 }
 
+/// A policy that denies a few and lets all others pass has no allow to give way.
+#[test]
+fn a_deny_that_finds_no_room_closes_its_direction() {
+    let mut node = Node::new();
+    let others: Vec<_> = (0..1024).map(|n| RuleEntry { identity: None, ..allow(0, 1000 + n) }).collect();
+    node.datapath
+        .set_policy(7, &PolicySet { ingress: PolicySide::only(others), ..PolicySet::default() })
+        .unwrap();
+    node.datapath
+        .upsert_interface(node.b, &Interface { policy_id: 5, ..pod(POD_B, ID_B, 2, MAC_B) })
+        .unwrap();
+    let deny = RuleEntry { action: RuleAction::Deny, ..allow(ID_A, 80) };
+    let set =
+        PolicySet { ingress: PolicySide { enforced: false, entries: vec![deny] }, ..PolicySet::default() };
+    for f in FAMILIES {
+        let syn = |port| tcp((POD_A[f], 4000), (POD_B[f], port), "S");
+        assert!(
+            node.datapath.set_policy(5, &set).unwrap_err().to_string().contains("raise datapath.maps.policy")
+        );
+        node.drops("from_endpoint", node.a, &syn(80), 133);
+        node.datapath.delete_policy(7).unwrap();
+        node.datapath.set_policy(5, &set).unwrap();
+        node.drops("from_endpoint", node.a, &syn(80), 181);
+        assert_eq!(node.run("from_endpoint", node.a, &syn(81)).action, REDIRECT, "open but for that");
+        node.datapath.delete_policy(5).unwrap();
+        let others: Vec<_> = (0..1024).map(|n| RuleEntry { identity: None, ..allow(0, 1000 + n) }).collect();
+        node.datapath
+            .set_policy(7, &PolicySet { ingress: PolicySide::only(others), ..PolicySet::default() })
+            .unwrap();
+    }
+}
+
 #[test]
 fn every_drop_has_a_reason() {
     let mut node = Node::new();

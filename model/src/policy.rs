@@ -42,7 +42,7 @@ pub enum Party {
 pub struct Question<'a> {
     /// Whose rules are asked, and which.
     pub direction: Direction,
-    /// The pod that they are about.
+    /// The pod that they are about, or this node.
     pub subject: &'a Party,
     /// The other end.
     pub peer: &'a Party,
@@ -103,6 +103,8 @@ pub struct Policies<'a> {
     pub rules: &'a [RuleRow],
     /// Prefixes with names.
     pub groups: &'a [CidrGroupRow],
+    /// What this node is labelled with, plain keys: it is [`Party::Fixed`] with identity host.
+    pub node: &'a Labels,
 }
 
 impl<'a> Policies<'a> {
@@ -145,7 +147,9 @@ impl<'a> Policies<'a> {
                 labels.cluster().is_none_or(|name| name == self.cluster.as_str())
                     && selector.takes(labels, self.cluster)
             }
-            // Rules about nodes are the host firewall's.
+            (Subject::Nodes(selector), Party::Fixed(IdentityId::HOST)) => {
+                selector.matches(|key| self.node.get(key))
+            }
             _ => false,
         }
     }
@@ -157,7 +161,7 @@ impl<'a> Policies<'a> {
             let peer = block
                 .peers
                 .as_ref()
-                .is_none_or(|peers| peers.iter().any(|peer| self.takes(peer, question.peer)));
+                .is_none_or(|peers| peers.iter().any(|peer| self.takes(block.action, peer, question.peer)));
             let receiver = match question.direction {
                 Direction::Ingress => question.subject,
                 Direction::Egress => question.peer,
@@ -169,7 +173,19 @@ impl<'a> Policies<'a> {
     }
 
     /// Whether a peer of a rule means somebody.
-    fn takes(&self, peer: &PeerSelector, who: &Party) -> bool {
+    fn takes(&self, action: Action, peer: &PeerSelector, who: &Party) -> bool {
+        // Nobody has its identity, so what must not be let through is wherever it may be: on nodes, or outside.
+        let apiserver = match peer {
+            PeerSelector::Entity(entity) => *entity == Entity::KubeApiserver,
+            PeerSelector::Endpoints(selector) => selector.0.names("reserved:kube-apiserver"),
+            _ => false,
+        };
+        if apiserver && action != Action::Allow {
+            let node = matches!(who, Party::Fixed(IdentityId::HOST | IdentityId::REMOTE_NODE));
+            if node || matches!(who, Party::Address(_)) {
+                return true;
+            }
+        }
         match peer {
             PeerSelector::Endpoints(selector) => {
                 let fixed = |id: IdentityId| {
@@ -190,10 +206,10 @@ impl<'a> Policies<'a> {
                 });
                 within(who, &meant.flat_map(|row| row.prefixes.iter().copied()).collect(), except)
             }
-            // Nodes are not told apart.
+            // Nodes are not told apart: a deny of some is one of all.
             PeerSelector::Nodes(selector) => {
                 let node = matches!(who, Party::Fixed(IdentityId::HOST | IdentityId::REMOTE_NODE));
-                node && selector.is_empty()
+                node && (selector.is_empty() || action == Action::Deny)
             }
         }
     }

@@ -153,6 +153,15 @@ fn office() -> LabelSelector {
     LabelSelector { labels: [("kind".into(), "office".into())].into(), ..LabelSelector::default() }
 }
 
+fn edge() -> LabelSelector {
+    LabelSelector { labels: [("role".into(), "edge".into())].into(), ..LabelSelector::default() }
+}
+
+/// What the node is labelled with.
+fn node() -> Labels {
+    Labels::k8s([("role", "edge")])
+}
+
 fn peer() -> impl Strategy<Value = PeerSelector> {
     let except = || prop::collection::btree_set(net(), 0..3);
     let group = one_of(&[
@@ -207,7 +216,7 @@ fn side() -> impl Strategy<Value = Option<DirectionRules>> {
 fn rule() -> impl Strategy<Value = RuleRow> {
     let subject = prop_oneof![
         9 => selector().prop_map(Subject::Pods),
-        1 => Just(Subject::Nodes(LabelSelector::default())),
+        2 => one_of(&[LabelSelector::default(), office(), edge()]).prop_map(Subject::Nodes),
     ];
     (one_of(&Tier::ALL), subject, side(), side()).prop_map(|(tier, subject, ingress, egress)| RuleRow {
         source: Source::Manifests,
@@ -319,6 +328,7 @@ fn compiled(case: &Case, all: &[Known]) -> Compiler {
         may_shrink: true,
     };
     let mut compiler = Compiler::new(ClusterName::new("east").unwrap());
+    compiler.set_node(node());
     compiler.update(&inputs, &Change::Everything);
     compiler
 }
@@ -389,8 +399,12 @@ fn compare(case: &Case, all: &[Known], met: &mut Met) -> Result<(), String> {
     let compiler = compiled(case, all);
     let rows: BTreeMap<IdentityId, tombolo_model::Policy> =
         compiler.policies().map(|row| (row.subject, model(row))).collect();
-    let policies = Policies { cluster: &cluster, rules: &case.0, groups: &case.1 };
-    let local = |known: &&Known| matches!(&known.party, Party::Pod { labels, .. } if labels.cluster() == Some("east"));
+    let policies = Policies { cluster: &cluster, rules: &case.0, groups: &case.1, node: &node() };
+    let local = |known: &&Known| match &known.party {
+        Party::Pod { labels, .. } => labels.cluster() == Some("east"),
+        Party::Fixed(id) => *id == IdentityId::HOST,
+        Party::Address(_) => false,
+    };
     for subject in all.iter().filter(local) {
         let row = subject.id.and_then(|id| rows.get(&id));
         for peer in all {

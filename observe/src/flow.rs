@@ -91,9 +91,15 @@ pub struct Flow {
     pub time: u64,
     /// The node that saw it.
     pub node: String,
-    /// `FORWARDED` or `DROPPED`.
+    /// What it was made for: `drop`, `trace`, or `policy-verdict` when a policy judged a new flow.
+    #[serde(default)]
+    pub event: String,
+    /// `FORWARDED`, `DROPPED`, or `AUDIT`: passed on, though policy would have dropped it.
     pub verdict: String,
-    /// Cilium's reason number, 0 if forwarded.
+    /// The rules that decided, `Kind namespace/name direction rule`; of drops by policy and of verdicts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub policies: Vec<String>,
+    /// Cilium's reason number, 0 if forwarded; also of what is audited.
     pub drop_reason: u8,
     /// Cilium's reason name.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -166,7 +172,14 @@ impl Enricher {
         Flow {
             time: event.time_ns,
             node: self.node.to_string(),
-            verdict: if dropped { "DROPPED" } else { "FORWARDED" }.to_owned(),
+            event: if dropped { "drop" } else { "trace" }.to_owned(),
+            verdict: match event.verdict {
+                Verdict::Dropped => "DROPPED",
+                Verdict::Audit => "AUDIT",
+                Verdict::Forwarded => "FORWARDED",
+            }
+            .to_owned(),
+            policies: Vec::new(),
             drop_reason: event.drop_reason,
             drop_reason_desc: names::drop_reason(event.drop_reason).to_owned(),
             site: event.site,

@@ -54,6 +54,8 @@ mod tests {
         Arc::new(Flow {
             time,
             node: "n".to_owned(),
+            event: "trace".into(),
+            policies: Vec::new(),
             verdict: "FORWARDED".to_owned(),
             drop_reason: 0,
             drop_reason_desc: String::new(),

@@ -106,6 +106,11 @@ impl Compiler {
     #[must_use]
     pub fn with_entries(mut self, entries: impl IntoIterator<Item = (u32, Entries)>) -> Self {
         self.earlier.extend(entries);
+        // A number that nobody goes by any more means nothing now, and is given to nobody before its entries are gone.
+        let highest = self.earlier.keys().max().map_or(0, |highest| highest.saturating_add(1));
+        self.next_id = self.next_id.max(highest);
+        let used: BTreeSet<u32> = self.ids.values().copied().collect();
+        self.earlier.retain(|number, _| used.contains(number));
         self
     }
 

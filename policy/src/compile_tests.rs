@@ -421,6 +421,16 @@ fn what_cannot_be_enforced_matches_nobody_and_is_told() {
             "{problems:?}"
         );
     }
+    let zone = LabelSelector { labels: [("zone".into(), "a".into())].into(), ..LabelSelector::default() };
+    let (row, problems) = world.under(rule(
+        "r",
+        app("web"),
+        Some(vec![deny(block(vec![PeerSelector::Nodes(zone)], vec![]))]),
+        None,
+    ));
+    let denied: Vec<u32> = row.unwrap().entries.keys().map(|key| key.identity.0).collect();
+    assert_eq!(denied, [1, 6], "a deny of some is one of all");
+    assert!(problems[0].contains("all of them are denied"), "{problems:?}");
     let all = block(vec![PeerSelector::Nodes(LabelSelector::default())], vec![]);
     let ids: Vec<u32> = world.allowed(vec![all]).into_iter().map(|entry| entry.0.0).collect();
     assert_eq!(ids, [1, 6], "all nodes can be told");
@@ -536,6 +546,53 @@ fn rules_add_up_and_only_those_that_select() {
     assert_eq!(row.entries.keys().map(|entry| entry.identity).collect::<Vec<_>>(), [CLIENT]);
     // The id stayed, so the endpoint's row need not be written.
     assert!(row.id == 1 && delta.endpoints.is_empty());
+}
+
+/// The node is a subject like a pod, of rules about nodes alone, as long as its labels are what they ask for.
+#[test]
+fn rules_about_nodes_make_the_policy_of_this_one() {
+    let world = world();
+    let mut compiler = compiler();
+    let edge = LabelSelector { labels: [("role".into(), "edge".into())].into(), ..LabelSelector::default() };
+    let of_nodes = RuleRow {
+        subject: Subject::Nodes(edge),
+        ..rule("nodes", shop(), Some(vec![block(vec![pods(app("client"))], vec![])]), None)
+    };
+    world.rules.1.upsert(of_nodes.clone());
+    let delta = world.update(&mut compiler, &Change::Everything, true);
+    assert!(delta.policies.is_empty(), "nothing is known of the node");
+    let nothing_changed = Change::Rows {
+        rules: BTreeSet::new(),
+        groups: BTreeSet::new(),
+        identities: BTreeSet::new(),
+        endpoints: BTreeSet::new(),
+        named_ports: BTreeSet::new(),
+        released: BTreeSet::new(),
+    };
+    compiler.set_node(Labels::k8s([("role", "edge")]));
+    let delta = world.update(&mut compiler, &nothing_changed, true);
+    let [row] = delta.policies.as_slice() else { panic!("{delta:?}") };
+    assert_eq!((row.subject, row.ingress_enforced, row.egress_enforced), (IdentityId::HOST, true, false));
+    assert_eq!(row.entries.keys().map(|key| key.identity).collect::<Vec<_>>(), [CLIENT]);
+    let of_host = |delta: &Delta| delta.endpoints.iter().find(|row| row.endpoint == HOST_ENDPOINT).cloned();
+    assert_eq!(of_host(&delta).unwrap().policy, row.id);
+    let id = row.id;
+    // It outlives a full pass, follows its rule, and ends with the label.
+    assert_eq!(world.update(&mut compiler, &Change::Everything, true), Delta::default());
+    world.rules.1.upsert(RuleRow { ingress: None, egress: of_nodes.ingress.clone(), ..of_nodes.clone() });
+    let changed = Change::Rows {
+        rules: [of_nodes.key()].into(),
+        groups: BTreeSet::new(),
+        identities: BTreeSet::new(),
+        endpoints: BTreeSet::new(),
+        named_ports: BTreeSet::new(),
+        released: BTreeSet::new(),
+    };
+    let delta = world.update(&mut compiler, &changed, true);
+    assert!(delta.policies[0].egress_enforced && !delta.policies[0].ingress_enforced);
+    compiler.set_node(Labels::k8s([("role", "core")]));
+    let delta = world.update(&mut compiler, &nothing_changed, true);
+    assert_eq!((delta.removed_policies.as_slice(), of_host(&delta).unwrap().policy), (&[id][..], 0));
 }
 
 #[test]

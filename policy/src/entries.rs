@@ -95,15 +95,30 @@ impl<'a> Collector<'a> {
             }
             self.universe.taken(peer, &mut out);
             match peer {
-                PeerSelector::Nodes(selector) if !selector.is_empty() => self.complain(
-                    place,
-                    "nodes are not told apart by their labels: this peer matches nobody; use all nodes or their addresses",
-                ),
-                PeerSelector::Entity(Entity::KubeApiserver) => self.complain(
-                    place,
-                    "nothing has the identity of the API server yet: this peer matches nobody; \
-                     use host and remote-node, or its addresses",
-                ),
+                PeerSelector::Nodes(selector) if !selector.is_empty() => {
+                    if place.block.action == Action::Deny {
+                        out.extend([IdentityId::HOST, IdentityId::REMOTE_NODE]);
+                        let text = "nodes are not told apart by their labels: all of them are denied";
+                        self.complain(place, text);
+                    } else {
+                        let text = "nodes are not told apart by their labels: this peer matches nobody; use all nodes";
+                        self.complain(place, text);
+                    }
+                }
+                peer if names_apiserver(peer) => {
+                    if place.block.action == Action::Allow {
+                        let text = "nothing has the identity of the API server yet: this peer matches nobody; \
+                                    use host and remote-node, or its addresses";
+                        self.complain(place, text);
+                    } else {
+                        // Wherever it is: on nodes, or outside.
+                        for entity in [Entity::Host, Entity::RemoteNode, Entity::World] {
+                            self.universe.taken(&PeerSelector::Entity(entity), &mut out);
+                        }
+                        let text = "nothing has the identity of the API server yet: all nodes and the world are meant";
+                        self.complain(place, text);
+                    }
+                }
                 _ => {}
             }
         }
@@ -129,6 +144,9 @@ impl<'a> Collector<'a> {
             self.universe.taken(peer, out);
             out.extend(taken.iter().map(|prefix| self.universe.cidrs.of(*prefix)));
             self.complain(place, &format!("{text}; what is around it is denied"));
+        } else if place.block.action == Action::Pass {
+            self.closed.insert(place.direction);
+            self.complain(place, &format!("{text}; nothing is allowed, lest a later rule let it through"));
         } else {
             self.complain(place, &format!("{text}; this peer matches nobody"));
         }
@@ -178,6 +196,7 @@ impl<'a> Collector<'a> {
                 for peer in peers.iter().chain(all) {
                     found.extend(numbers(peer).map(|port| (*peer, port)));
                 }
+                self.unknown_ports(place, (protocol, name), peers);
             }
         }
         if found.is_empty() && place.direction == Direction::Ingress && !peers.is_empty() {
@@ -189,6 +208,36 @@ impl<'a> Collector<'a> {
         for (peer, port) in found {
             self.put(place, (peer, protocol, (port, 16)));
         }
+    }
+
+    /// What pods of other nodes name is not known here. What may not be let through is then all of the protocol.
+    fn unknown_ports(
+        &mut self,
+        place: Place<'_>,
+        (protocol, name): (u8, &str),
+        peers: &BTreeSet<IdentityId>,
+    ) {
+        let known = self.named_ports;
+        let is_pod =
+            |id: &IdentityId| *id != IdentityId::UNKNOWN && !id.is_reserved() && !crate::cidrs::is_cidr(*id);
+        let unknown: Vec<IdentityId> =
+            peers.iter().filter(|id| is_pod(id) && !known.contains_key(id)).copied().collect();
+        if unknown.is_empty() {
+            return;
+        }
+        let meant = match place.block.action {
+            Action::Deny => {
+                unknown.iter().for_each(|peer| self.put(place, (*peer, protocol, (0, 0))));
+                "all their ports of the protocol are denied"
+            }
+            Action::Pass => {
+                self.closed.insert(place.direction);
+                "nothing is allowed, lest a later rule let it through"
+            }
+            Action::Allow => "it matches none of theirs; give its number",
+        };
+        let text = format!("pods of other nodes may name port {name}, which is not known here: {meant}");
+        self.complain(place, &text);
     }
 
     fn put(
@@ -222,6 +271,15 @@ impl<'a> Collector<'a> {
 
     fn complain(&mut self, place: Place<'_>, text: &str) {
         self.problems.insert(format!("{}: {text}", place.rule.title()));
+    }
+}
+
+/// Whether a peer is the API server, by either name.
+fn names_apiserver(peer: &PeerSelector) -> bool {
+    match peer {
+        PeerSelector::Entity(entity) => *entity == Entity::KubeApiserver,
+        PeerSelector::Endpoints(selector) => selector.0.names("reserved:kube-apiserver"),
+        _ => false,
     }
 }
 

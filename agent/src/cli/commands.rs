@@ -267,10 +267,15 @@ fn sentence(flow: &Flow) -> String {
         flow.service.as_ref().map(|s| format!(" via service {}/{}", s.namespace, s.name)).unwrap_or_default();
     let cluster = flow.destination.cluster.as_ref().map(|name| format!(" [{name}]")).unwrap_or_default();
     let crypt = if flow.encrypted { " encrypted" } else { "" };
-    let verdict = if flow.verdict == "DROPPED" {
-        format!("DROPPED {} {}: {}", flow.drop_reason, flow.drop_reason_desc, flow.why)
-    } else {
-        format!("FORWARDED {}", flow.trace_point)
+    let by =
+        if flow.policies.is_empty() { String::new() } else { format!(" by {}", flow.policies.join(", ")) };
+    let verdict = match flow.verdict.as_str() {
+        "DROPPED" => format!("DROPPED {} {}{by}: {}", flow.drop_reason, flow.drop_reason_desc, flow.why),
+        "AUDIT" => {
+            format!("AUDIT {} {}{by} at {}", flow.drop_reason, flow.drop_reason_desc, flow.trace_point)
+        }
+        _ if flow.event == "policy-verdict" => format!("ALLOWED{by} at {}", flow.trace_point),
+        _ => format!("FORWARDED {}", flow.trace_point),
     };
     let (millis, protocol) = (flow.time / 1_000_000 % 1000, &flow.l4.protocol);
     format!(

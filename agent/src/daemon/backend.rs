@@ -12,6 +12,7 @@ use super::mesh_view::{self, Conflict, NodeTables};
 use super::node::NodeSetup;
 use super::parts::{self, Hooks};
 use super::path_kind;
+use super::policy;
 use super::policy_impact::{self, ImpactQuery};
 use super::policy_parties;
 use super::policy_trace::{self, TraceQuery};
@@ -122,7 +123,10 @@ impl Daemon {
     /// What policies are judged by.
     fn policy_tables(&self) -> Result<policy_parties::Tables, String> {
         let rows = self.rows.get().ok_or("the agent is starting; ask again")?;
-        Ok(policy_parties::Tables::read(self.identity.cluster, &rows.intent, &rows.desired))
+        let own = self.node.get().map(|node| node.own.key());
+        let nodes = rows.intent.kube.nodes.snapshot();
+        let labels = own.and_then(|key| nodes.get(&key).map(policy::labels_of)).unwrap_or_default();
+        Ok(policy_parties::Tables::read(self.identity.cluster, labels, &rows.intent, &rows.desired))
     }
 
     /// A daemon whose rooms are yet to come.

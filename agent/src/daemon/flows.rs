@@ -5,11 +5,12 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::broadcast;
 use tombolo_base::table::{Snapshot, Table};
-use tombolo_ebpf::{Datapath, EventReader, LostEvents};
+use tombolo_ebpf::{Datapath, DatapathEvent, EventKind, EventReader, LostEvents};
 use tombolo_observe::filter::Filter;
 use tombolo_observe::flow::{Enricher, Flow, Names, ServiceNames, ServiceRef};
 use tombolo_observe::metrics::Metrics;
 use tombolo_observe::store::Store;
+use tombolo_policy::CookieRow;
 use tombolo_service::{FrontendKey, FrontendRow, Protocol, Scope};
 use tombolo_topology::{EndpointRow, IdentityRow, NodeRow, PrefixRow};
 
@@ -65,6 +66,24 @@ pub(crate) struct NameTables {
     pub(crate) nodes: Table<NodeRow>,
     /// Frontends, for services' names.
     pub(crate) frontends: Table<FrontendRow>,
+    /// What the numbers in policies' entries stand for.
+    pub(crate) policy_rules: Table<CookieRow>,
+}
+
+/// What the record was made for, and which rules decided.
+fn told(flow: Flow, event: &DatapathEvent, rules: &Snapshot<CookieRow>) -> Flow {
+    let judged = event.kind == EventKind::Verdict || matches!(flow.drop_reason, 133 | 181);
+    let by = rules.get(&event.cookie).filter(|_| judged);
+    Flow {
+        event: match event.kind {
+            EventKind::Drop => "drop",
+            EventKind::Trace => "trace",
+            EventKind::Verdict => "policy-verdict",
+        }
+        .to_owned(),
+        policies: by.map(|row| row.rules.iter().map(ToString::to_string).collect()).unwrap_or_default(),
+        ..flow
+    }
 }
 
 struct Frontends(Snapshot<FrontendRow>);
@@ -114,15 +133,71 @@ pub(crate) async fn run(
             nodes: tables.nodes.snapshot(),
         };
         let services = Frontends(tables.frontends.snapshot());
+        let rules = tables.policy_rules.snapshot();
         let more = std::iter::from_fn(|| events.try_next()).take(BATCH);
         for event in std::iter::once(event).chain(more) {
-            flows.push(enricher.enrich(&event.flow, &names, &services));
+            let flow = enricher.enrich(&event.flow, &names, &services);
+            flows.push(told(flow, &event, &rules));
             metrics.flows.inc();
         }
         if let Ok(lost) = datapath.lost_events() {
             metrics.flows_lost.inc_by(lost.full.saturating_sub(lost_before.full));
             metrics.flows_limited.inc_by(lost.limited.saturating_sub(lost_before.limited));
             lost_before = lost;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tombolo_base::flow::{FlowEnd, FlowEvent, Verdict};
+    use tombolo_base::source::Source;
+
+    fn event(kind: EventKind, verdict: Verdict, drop_reason: u8) -> DatapathEvent {
+        let end = FlowEnd { ip: [10, 0, 0, 1].into(), port: 1, identity: 1000, endpoint_id: 0 };
+        let flow = FlowEvent {
+            time_ns: 0,
+            verdict,
+            drop_reason,
+            site: 0,
+            trace_point: 0,
+            source: end,
+            destination: end,
+            protocol: 6,
+            tcp_flags: 2,
+            icmp: (0, 0),
+            reply: false,
+            new: true,
+            encrypted: false,
+            ifindex: 1,
+            length: 60,
+            original_destination: None,
+        };
+        DatapathEvent { kind, cookie: 7, rev_nat: 0, flow }
+    }
+
+    #[test]
+    fn what_a_policy_decided_names_its_rules() {
+        let (table, writer) = Table::new();
+        let rule = "NetworkPolicy shop/web ingress rule 0";
+        writer.upsert(CookieRow { source: Source::Planner, cookie: 7, rules: [rule.into()].into() });
+        let rules = table.snapshot();
+        let enricher = Enricher { node: "n".into(), cluster: "c".into(), sites: |_| None };
+        let frontends = Frontends(Table::new().0.snapshot());
+        let seen = |event: &DatapathEvent| {
+            let flow = told(enricher.enrich(&event.flow, &Names::default(), &frontends), event, &rules);
+            (flow.event, flow.verdict, flow.policies.len())
+        };
+        for (kind, verdict, reason, expected) in [
+            (EventKind::Drop, Verdict::Dropped, 181, ("drop", "DROPPED", 1)),
+            (EventKind::Drop, Verdict::Dropped, 150, ("drop", "DROPPED", 0)),
+            (EventKind::Trace, Verdict::Forwarded, 0, ("trace", "FORWARDED", 0)),
+            (EventKind::Trace, Verdict::Audit, 181, ("trace", "AUDIT", 1)),
+            (EventKind::Verdict, Verdict::Forwarded, 0, ("policy-verdict", "FORWARDED", 1)),
+        ] {
+            let (event, verdict, policies) = seen(&event(kind, verdict, reason));
+            assert_eq!((event.as_str(), verdict.as_str(), policies), expected);
         }
     }
 }

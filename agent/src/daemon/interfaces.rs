@@ -101,6 +101,8 @@ pub(crate) async fn plan(
 ) {
     let (mut endpoint_changes, mut policy_changes) = (endpoints.changes(), policies.changes());
     loop {
+        // Before the looks below: what comes in between is not missed.
+        let taken_over = in_place.changed();
         let (endpoint_rows, policy_rows) = (endpoints.snapshot(), policies.snapshot());
         out.commit(|txn| {
             let mut wanted = Vec::new();
@@ -120,7 +122,7 @@ pub(crate) async fn plan(
             () = driver.cancel.cancelled() => return,
             _ = endpoint_changes.next() => {}
             _ = policy_changes.next() => {}
-            () = in_place.changed() => {}
+            () = taken_over => {}
         }
     }
 }

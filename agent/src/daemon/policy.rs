@@ -8,6 +8,7 @@ use super::backend::Texts;
 use super::drive::{Applied, Driver};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 use tombolo_base::aggregate::Gate;
 use tombolo_base::clock::Moment;
 use tombolo_base::ids::{ClusterName, IdentityId};
@@ -43,9 +44,13 @@ pub(crate) struct Inputs {
 impl Inputs {
     /// What this node is labelled with; `None` while its object is not read.
     fn node_labels(&self) -> Option<Labels> {
-        let row = self.nodes.0.snapshot().get(&self.nodes.1).cloned()?;
-        Some(Labels::k8s(row.labels.iter().map(|(key, value)| (key, value))))
+        self.nodes.0.snapshot().get(&self.nodes.1).map(labels_of)
     }
+}
+
+/// A node's labels as policies ask for them.
+pub(crate) fn labels_of(node: &NodeRow) -> Labels {
+    Labels::k8s(node.labels.iter().map(|(key, value)| (key, value)))
 }
 
 /// Ports that this node's pods name, by identity.
@@ -65,7 +70,6 @@ pub(crate) fn named_ports(endpoints: &Table<EndpointRow>, pods: &Table<PodRow>) 
         };
         out.entry(identity).or_default().extend(pod.named_ports.iter().map(port));
     }
-    out.retain(|_, ports| !ports.is_empty());
     out
 }
 
@@ -92,6 +96,9 @@ pub(crate) struct InPlace {
     /// To ask for a prefix that an earlier life may have left.
     pub(crate) datapath: Arc<Datapath>,
 }
+
+/// How long prefixes wait for policies that name them.
+const HELD_AT_MOST: Duration = Duration::from_secs(2);
 
 /// Prefixes asked for in one step.
 const ASKED_MAX: usize = 32;
@@ -149,13 +156,14 @@ pub(crate) async fn planner(
         out,
         fresh: BTreeMap::new(),
         unwritten: BTreeSet::new(),
+        held_since: None,
         left,
     };
     loop {
         let (mut a, mut b, mut c, mut d, mut e) = (None, None, None, None, false);
         // Whatever the datapath takes over from here on is told.
         let (policies, entries) = (in_place.policies.changed(), in_place.entries.changed());
-        compiling.tell_prefixes(&in_place);
+        compiling.tell_prefixes(&in_place, driver.clock.now());
         let released = compiling.released(&in_place);
         if !released.is_empty() {
             compiling.step(Changed { released, ..Changed::default() }, driver.clock.now());
@@ -212,14 +220,18 @@ struct Compiling {
     fresh: BTreeMap<Prefix, IdentityId>,
     /// Policies that the datapath had not when last looked at.
     unwritten: BTreeSet<u32>,
+    /// Since when prefixes wait for policies.
+    held_since: Option<Moment>,
     /// Prefixes that an earlier life told and this one did not.
     left: BTreeSet<Prefix>,
 }
 
 impl Compiling {
-    /// When policies may shrink at the latest, if they may not yet.
+    /// When there is something to do at the latest: policies may shrink, or prefixes have waited long enough.
     fn deadline(&self) -> Option<Moment> {
-        (!self.could_shrink).then(|| self.gate.opens_at())
+        let shrink = (!self.could_shrink).then(|| self.gate.opens_at());
+        let tell = self.held_since.map(|since| since.after(HELD_AT_MOST));
+        shrink.into_iter().chain(tell).min()
     }
 
     fn step(&mut self, changed: Changed, now: Moment) {
@@ -316,16 +328,28 @@ impl Compiling {
         });
     }
 
-    /// Tells the identities of prefixes once the datapath has the policies that name them.
-    fn tell_prefixes(&mut self, in_place: &InPlace) {
+    /// Tells the identities of prefixes once the datapath has the policies that name them. A policy that cannot be written
+    /// holds them up for a while only: other policies deny them.
+    fn tell_prefixes(&mut self, in_place: &InPlace, now: Moment) {
         if !self.waits_for_policies() {
+            self.held_since = None;
             return;
         }
         let wanted = self.out.policies.table().snapshot();
         self.unwritten.retain(|id| !in_place.has_policy(&wanted, *id));
+        let since = *self.held_since.get_or_insert(now);
         if !self.unwritten.is_empty() {
-            return;
+            if now < since.after(HELD_AT_MOST) {
+                return;
+            }
+            tracing::warn!(
+                policies = ?self.unwritten,
+                "policies could not be written; prefixes that they mention get their identities all the same, and these \
+                 policies allow less than they say: `tombolo status` says why"
+            );
+            self.unwritten.clear();
         }
+        self.held_since = None;
         self.out.cidrs.commit(|txn| {
             for (prefix, identity) in std::mem::take(&mut self.fresh) {
                 self.left.remove(&prefix);

@@ -78,8 +78,14 @@ pub(crate) fn impact(
     };
     out.objects.extend(groups.iter().map(|row| format!("CiliumCIDRGroup {}", row.name)));
     let (new_rules, new_groups) = merged(tables, rules.iter(), groups.iter());
-    let now = Policies { cluster: &tables.cluster, rules: &tables.rules, groups: &tables.groups };
-    let then = Policies { cluster: &tables.cluster, rules: &new_rules, groups: &new_groups };
+    let now = Policies {
+        cluster: &tables.cluster,
+        rules: &tables.rules,
+        groups: &tables.groups,
+        node: &tables.node,
+    };
+    let then =
+        Policies { cluster: &tables.cluster, rules: &new_rules, groups: &new_groups, node: &tables.node };
     let mut seen: BTreeMap<Key, (u64, &Arc<Flow>)> = BTreeMap::new();
     for flow in flows.iter().filter(|flow| !flow.reply) {
         if let Some((protocol, port)) = asked(flow) {
@@ -101,7 +107,7 @@ pub(crate) fn impact(
         let (Some(from), Some(to)) = (tables.seen(from, *from_id), tables.seen(to, *to_id)) else { continue };
         let ends = [(Direction::Egress, &from, &to), (Direction::Ingress, &to, &from)];
         for (direction, subject, peer) in
-            ends.into_iter().filter(|(_, subject, _)| tables.is_own_pod(subject))
+            ends.into_iter().filter(|(way, subject, peer)| tables.is_subject(subject) && is_asked(*way, peer))
         {
             let question = question((direction, subject, peer), (*protocol, *port));
             let (before, after) = (now.answer(&question), then.answer(&question));
@@ -112,6 +118,11 @@ pub(crate) fn impact(
     }
     out.changes.sort_by_key(|change| std::cmp::Reverse((change.cut, change.seen)));
     out
+}
+
+/// Whether a policy is asked: a node always reaches its own pods, and flows of identity host are of this one.
+fn is_asked(way: Direction, peer: &End) -> bool {
+    way == Direction::Egress || peer.identity != tombolo_base::ids::IdentityId::HOST
 }
 
 /// All rules and groups with those of the file: an object of the same name is replaced, with all its specs.

@@ -26,6 +26,8 @@ pub(crate) struct Tables {
     entries: Snapshot<PrefixEntry>,
     cidrs: Snapshot<CidrIdentity>,
     ports: NamedPorts,
+    /// What this node is labelled with.
+    pub(crate) node: Labels,
 }
 
 /// Somebody, with the identity that the datapath knows them by.
@@ -35,13 +37,16 @@ pub(crate) struct End {
     pub(crate) name: String,
     pub(crate) identity: IdentityId,
     pub(crate) party: Party,
+    /// A pod of this node, or the node itself.
+    pub(crate) here: bool,
 }
 
 impl Tables {
     /// As they are now.
-    pub(crate) fn read(cluster: ClusterName, intent: &Intent, desired: &Desired) -> Self {
+    pub(crate) fn read(cluster: ClusterName, node: Labels, intent: &Intent, desired: &Desired) -> Self {
         Self {
             cluster,
+            node,
             rules: intent.kube.rules.snapshot().iter().cloned().collect(),
             groups: intent.kube.cidr_groups.snapshot().iter().cloned().collect(),
             policies: desired.policies.snapshot(),
@@ -81,13 +86,13 @@ impl Tables {
         let identity = found.ok_or_else(|| {
             format!("{text:?} is no address, no namespace/pod and no entity (host, remote-node, world, world-ipv6, ...)")
         })?;
-        Ok(End { name: text.to_owned(), identity, party: Party::Fixed(identity) })
+        Ok(self.of_identity(identity))
     }
 
     fn pod(&self, namespace: &str, pod: &str) -> Option<End> {
         let local = self.endpoints.iter().find(|row| *row.namespace == *namespace && *row.pod == *pod);
         if let Some(row) = local {
-            return Some(self.member(row.identity?, &row.labels));
+            return Some(End { here: true, ..self.member(row.identity?, &row.labels) });
         }
         let here = |row: &&PrefixRow| {
             row.pod.as_deref() == Some(pod) && row.residence.namespace.as_deref() == Some(namespace)
@@ -100,7 +105,7 @@ impl Tables {
         if let Some(row) = self.endpoints.by_index(&address).next()
             && let Some(identity) = row.identity
         {
-            return self.member(identity, &row.labels);
+            return End { here: true, ..self.member(identity, &row.labels) };
         }
         let lengths = (0..=Prefix::host(address).prefix_len()).rev();
         let mut around = lengths.filter_map(|length| Prefix::new(address, length));
@@ -117,13 +122,19 @@ impl Tables {
         let mut around = lengths.filter_map(|length| Prefix::new(address, length));
         let known = around.find_map(|prefix| self.cidrs.get(&prefix)).map(|row| row.identity);
         let world = if address.is_ipv4() { IdentityId::WORLD_IPV4 } else { IdentityId::WORLD_IPV6 };
-        End { name: address.to_string(), identity: known.unwrap_or(world), party: Party::Address(address) }
+        End {
+            name: address.to_string(),
+            identity: known.unwrap_or(world),
+            party: Party::Address(address),
+            here: false,
+        }
     }
 
     /// Whoever has an identity of the mesh; one that nobody named has no labels.
     pub(crate) fn of_identity(&self, identity: IdentityId) -> End {
         if let Some(name) = identity.reserved_name() {
-            return End { name: name.to_owned(), identity, party: Party::Fixed(identity) };
+            let here = identity == IdentityId::HOST;
+            return End { name: name.to_owned(), identity, party: Party::Fixed(identity), here };
         }
         let row = self.identities.from_key(&(identity, Source::Manifests)).next();
         let labels = row.filter(|row| row.id == identity).map(|row| row.labels.clone()).unwrap_or_default();
@@ -147,13 +158,14 @@ impl Tables {
         let cell = |key: &str| labels.get(key).unwrap_or("?").to_owned();
         let namespace = cell(tombolo_base::labels::NAMESPACE_KEY);
         let name = format!("pods {identity} of namespace {namespace}");
-        End { name, identity, party: Party::Pod { labels: labels.clone(), ports } }
+        End { name, identity, party: Party::Pod { labels: labels.clone(), ports }, here: false }
     }
 
-    /// Whether policies of this cluster are about it.
-    pub(crate) fn is_own_pod(&self, end: &End) -> bool {
+    /// Whether policies of this cluster are about it, as this node knows them: its own pods, and the node itself.
+    pub(crate) fn is_subject(&self, end: &End) -> bool {
         match &end.party {
             Party::Pod { labels, .. } => labels.cluster().is_none_or(|name| name == self.cluster.as_str()),
+            Party::Fixed(IdentityId::HOST) => true,
             _ => false,
         }
     }

@@ -104,17 +104,17 @@ pub(crate) fn trace(tables: &Tables, query: &TraceQuery) -> Result<Trace, String
     let named = |text: &str| tables.end(text).map(|end| End { name: text.to_owned(), ..end });
     let (from, to) = (named(&query.from)?, named(&query.to)?);
     let ends = [(Direction::Egress, &from, &to), (Direction::Ingress, &to, &from)];
-    let asked = ends.iter().filter(|(_, subject, _)| tables.is_own_pod(subject));
+    let asked = ends.iter().filter(|(_, subject, _)| tables.is_subject(subject));
     let ways: Vec<Way> =
         asked.map(|(direction, subject, peer)| way(tables, query, (*direction, subject, peer))).collect();
-    let elsewhere = ends.iter().filter(|(_, subject, _)| !tables.is_own_pod(subject));
+    let elsewhere = ends.iter().filter(|(_, subject, _)| !tables.is_subject(subject));
     let note = |(direction, subject, _): &(Direction, &End, &End)| {
         let why = match &subject.party {
             tombolo_model::policy::Party::Pod { labels, .. } => format!(
                 "is a pod of cluster {}: policies about it are that cluster's, ask an agent there",
                 labels.cluster().unwrap_or("?")
             ),
-            _ => "is no pod: policies for nodes are not enforced yet".to_owned(),
+            _ => "is neither a pod of this cluster nor this node: no policy here is about it".to_owned(),
         };
         format!("{} of {}: {why}", word(direction), subject.name)
     };
@@ -128,6 +128,28 @@ pub(crate) fn trace(tables: &Tables, query: &TraceQuery) -> Result<Trace, String
 }
 
 fn way(tables: &Tables, query: &TraceQuery, (direction, subject, peer): (Direction, &End, &End)) -> Way {
+    let pod = matches!(subject.party, tombolo_model::policy::Party::Pod { .. });
+    // To a pod of another node this one is a node among others.
+    let elsewhere;
+    let peer = if pod && peer.identity == IdentityId::HOST && !subject.here {
+        elsewhere = End { name: peer.name.clone(), ..tables.of_identity(IdentityId::REMOTE_NODE) };
+        &elsewhere
+    } else {
+        peer
+    };
+    if pod && direction == Direction::Ingress && peer.identity == IdentityId::HOST {
+        return Way {
+            direction: word(direction),
+            subject: subject.name.clone(),
+            allowed: true,
+            outcome: "allowed: a node always reaches its own pods".to_owned(),
+            reason: 0,
+            by: Vec::new(),
+            matching: Vec::new(),
+            entries: Vec::new(),
+            would_change: vec!["nothing: no policy is asked".to_owned()],
+        };
+    }
     let question = Question {
         direction,
         subject: &subject.party,
@@ -135,7 +157,12 @@ fn way(tables: &Tables, query: &TraceQuery, (direction, subject, peer): (Directi
         protocol: query.protocol,
         port: query.port,
     };
-    let policies = Policies { cluster: &tables.cluster, rules: &tables.rules, groups: &tables.groups };
+    let policies = Policies {
+        cluster: &tables.cluster,
+        rules: &tables.rules,
+        groups: &tables.groups,
+        node: &tables.node,
+    };
     let answer = policies.answer(&question);
     let titled = |cited: &Cited<'_>| block_title(cited.rule, direction, cited.block);
     let by = match answer.outcome {
@@ -316,7 +343,8 @@ fn without(tables: &Tables, question: &Question<'_>, answer: &Answer<'_>) -> Str
         row
     };
     let rules: Vec<RuleRow> = tables.rules.iter().map(cut).collect();
-    let policies = Policies { cluster: &tables.cluster, rules: &rules, groups: &tables.groups };
+    let policies =
+        Policies { cluster: &tables.cluster, rules: &rules, groups: &tables.groups, node: &tables.node };
     let other = policies.answer(question);
     let by: BTreeSet<String> = other.deciding.iter().map(|cited| cited.rule.title()).collect();
     let by = by.into_iter().collect::<Vec<_>>().join(", ");

@@ -95,7 +95,7 @@ fn world(text: &str) -> World {
 
 impl World {
     fn tables(&self) -> Tables {
-        Tables::read(cluster().name, &self.intent, &self.desired)
+        Tables::read(cluster().name, Labels::k8s([("role", "edge")]), &self.intent, &self.desired)
     }
 
     fn trace(&self, from: &str, to: &str, port: u16) -> Trace {
@@ -134,12 +134,17 @@ fn a_trace_names_the_rule_and_what_would_change_it() {
 #[test]
 fn addresses_are_known_by_the_prefixes_of_rules() {
     let world = world(ALLOW);
-    for (from, allowed) in [("192.0.2.7", true), ("192.0.2.200", false), ("world", false), ("host", false)] {
+    for (from, allowed) in [("192.0.2.7", true), ("192.0.2.200", false), ("world", false)] {
         let trace = world.trace(from, "shop/web-1", 80);
         assert_eq!(trace.allowed, allowed, "{from}");
         assert_eq!(trace.ways[0].would_change.len(), if allowed { 1 } else { 2 }, "{from}: both agree");
         assert_eq!((trace.ways.len(), trace.notes.len()), (1, 1), "{from} is no pod");
     }
+    // Of the node itself: its own policy, and that of the pod, which is never asked.
+    let trace_of_host = world.trace("host", "shop/web-1", 80);
+    let ways: Vec<_> = trace_of_host.ways.iter().map(|way| (way.subject.as_str(), way.allowed)).collect();
+    assert_eq!(ways, [("host", true), ("shop/web-1", true)]);
+    assert!(trace_of_host.ways[1].outcome.contains("always reaches its own pods"));
     let query = TraceQuery { from: "shop/nobody".to_owned(), to: "host".to_owned(), protocol: 6, port: 1 };
     assert!(trace(&world.tables(), &query).unwrap_err().contains("no pod shop/nobody"));
 }
@@ -166,6 +171,8 @@ fn flow(from: u8, to: u8, port: u16, reply: bool) -> Arc<Flow> {
     Arc::new(Flow {
         time: 1,
         node: "n1".to_owned(),
+        event: "trace".into(),
+        policies: Vec::new(),
         verdict: "FORWARDED".to_owned(),
         drop_reason: 0,
         drop_reason_desc: String::new(),

@@ -406,6 +406,7 @@ impl Rooms<'_> {
             identities: self.intent.identities.clone(),
             nodes: self.intent.kube.nodes.clone(),
             frontends: self.desired.frontends.clone(),
+            policy_rules: self.desired.policy_rules.clone(),
         };
         let enricher = tombolo_observe::flow::Enricher {
             node: self.ground.identity.node.clone(),

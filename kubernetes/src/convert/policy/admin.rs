@@ -189,6 +189,12 @@ impl Place {
         for (position, peer) in listed.iter().enumerate() {
             self.peer(reader, &format!("{at}[{position}]"), peer, &mut out)?;
         }
+        // The nodes that are not told apart from those meant must not be let through by a later rule.
+        let some_nodes = |peer: &PeerSelector| matches!(peer, PeerSelector::Nodes(of) if !of.is_empty());
+        if rule.action == "Pass" && out.iter().any(some_nodes) {
+            let remedy = "pass all nodes: `nodes: {}`";
+            return Err(unsupported(&at, "a pass of nodes by their labels", remedy));
+        }
         // All addresses of both families are everybody: prefixes take pods as well here.
         let whole = |prefix: &str| {
             let all =
