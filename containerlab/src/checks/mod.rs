@@ -94,6 +94,9 @@ pub struct TestArgs {
     /// Whether to break things as well; by default in overlay and direct-wireguard when all variants run
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub faults: Option<bool>,
+    /// Whether to run the scenarios of policies; by default in overlay alone when all variants run, else always
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub scenarios: Option<bool>,
     /// How long the etcd fault lasts, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(5..=600))]
     pub etcd_down_secs: u64,
@@ -103,6 +106,10 @@ pub struct TestArgs {
 }
 
 impl TestArgs {
+    fn scenarios_in(&self, variant: Variant) -> bool {
+        self.scenarios.unwrap_or(!self.all_variants || variant.runs_scenarios())
+    }
+
     /// Whether faults run in a variant, and otherwise why not. `None`: they do not belong to it at all.
     fn faults_in(&self, variant: Variant) -> Option<Result<(), &'static str>> {
         match self.faults {
@@ -163,6 +170,15 @@ mod tests {
     fn args(words: &[&str]) -> TestArgs {
         let words = std::iter::once("test").chain(words.iter().copied());
         Cli::try_parse_from(words).expect("good arguments").args
+    }
+
+    #[test]
+    fn scenarios_follow_the_options() {
+        assert!(args(&[]).scenarios_in(Variant::Direct));
+        assert!(!args(&["--scenarios=false"]).scenarios_in(Variant::Overlay));
+        let all = args(&["--all-variants"]);
+        assert!(all.scenarios_in(Variant::Overlay) && !all.scenarios_in(Variant::Direct));
+        assert!(args(&["--all-variants", "--scenarios"]).scenarios_in(Variant::Direct));
     }
 
     #[test]

@@ -78,7 +78,7 @@ async fn variant_rows(
 fn chosen(args: &TestArgs, inventory: &Inventory, variant: Variant) -> Vec<Check> {
     let belongs = |check: &Check| match check.phase {
         Phase::Faults => args.faults_in(variant).is_some(),
-        Phase::Scenarios => !args.all_variants || variant.runs_scenarios(),
+        Phase::Scenarios => args.scenarios_in(variant),
         Phase::Traffic | Phase::Routers | Phase::Wire => true,
     };
     let all = catalog::checks(inventory, variant).into_iter();
