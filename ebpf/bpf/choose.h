@@ -6,8 +6,6 @@
 #include "addr.h"
 #include "maps.h"
 
-#define TB_NS_PER_SEC 1000000000ull
-
 INLINE __u32 rotl(__u32 x, int n)
 {
 	return x << n | x >> (32 - n);
@@ -64,7 +62,7 @@ INLINE struct tb_backend *met_before(const struct tb_affinity_key *who, const st
 	struct tb_member_key member = { .rev_nat = svc->rev_nat, .scope = scope };
 	struct tb_affinity *met = bpf_map_lookup_elem(&tb_affinity, who);
 
-	if (!met || met->last_ns + svc->affinity_secs * TB_NS_PER_SEC < now)
+	if (!met || met->last_ns + svc->affinity_secs * SEC_NS < now)
 		return 0;
 	*id = met->backend;
 	member.backend = *id;

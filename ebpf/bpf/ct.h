@@ -13,7 +13,6 @@
 
 #define TB_FILE_ID 2
 
-#define SEC_NS 1000000000ull
 #define LIFE_TCP (8000 * SEC_NS)
 #define LIFE_SYN (60 * SEC_NS)
 #define LIFE_HALF_CLOSED (120 * SEC_NS)

@@ -38,7 +38,7 @@ INLINE int onward(struct __sk_buff *skb, struct tb_pkt *p)
 		return act == TB_GO ? tb_deliver(skb) : act;
 	}
 	if (p->where == TB_HOST) {
-		act = tb_host_receives();
+		act = tb_host(0);
 		return act == TB_GO ? to_stack(skb, p, TB_POINT_TO_HOST) : act;
 	}
 	return tb_forward(skb);
@@ -75,7 +75,6 @@ INLINE int on_link(const union tb_addr *addr)
 INLINE int pod_discovers(struct tb_pkt *p, const struct tb_iface *iface)
 {
 	int unnamed = addr_zero(&p->src); /* it asks whether its address is taken */
-	struct tb_endpoint *ep;
 
 	if (p->icmp_type == 134 || p->icmp_type == 137)
 		return DROP(p, TB_DROP_FORBIDDEN_ICMP6, "a pod is no router and may not advertise or redirect", "stop the router daemon in the pod");
@@ -83,8 +82,7 @@ INLINE int pod_discovers(struct tb_pkt *p, const struct tb_iface *iface)
 		return DROP(p, TB_DROP_INVALID_SOURCE, "neighbour discovery under an address that is not the pod's", "use the address that the pod was given");
 	if (on_link(&p->dst))
 		return TC_ACT_OK;
-	ep = bpf_map_lookup_elem(&tb_endpoints, &p->dst);
-	if (ep && ep->flags & TB_EP_HOST)
+	if (is_host(&p->dst))
 		return TC_ACT_OK;
 	return DROP(p, TB_DROP_FORBIDDEN_ICMP6, "neighbour discovery of a pod that is not for the node", "none; a pod's only neighbour is its node");
 }
@@ -175,7 +173,7 @@ INLINE int pod_receives(struct __sk_buff *skb, struct tb_pkt *p)
 	tb_identify(0);
 	if (p->src_identity == TB_ID_HOST) {
 		p->dst_identity = iface->identity;
-		act = tb_host_sends();
+		act = tb_host(1);
 		if (act != TB_GO)
 			return act;
 		p->reply = 0;
@@ -320,7 +318,7 @@ INLINE int overlay_sends(struct __sk_buff *skb, struct tb_pkt *p)
 	act = tb_locate();
 	if (act != TB_GO)
 		return act;
-	act = parsed ? tb_host_sends() : tb_host_untracked(p->dst_identity, 1);
+	act = parsed ? tb_host(1) : tb_host_untracked(p->dst_identity, 1);
 	if (act != TB_GO)
 		return act;
 	index = p->node;
@@ -350,13 +348,6 @@ INLINE int ours(struct tb_pkt *p)
 	if (ep)
 		return !(ep->flags & TB_EP_HOST);
 	return bpf_map_lookup_elem(&tb_services, &key) != 0;
-}
-
-INLINE int is_host(const union tb_addr *addr)
-{
-	struct tb_endpoint *ep = bpf_map_lookup_elem(&tb_endpoints, addr);
-
-	return ep && ep->flags & TB_EP_HOST;
 }
 
 INLINE int uplink_receives(struct __sk_buff *skb, struct tb_pkt *p)
@@ -405,7 +396,7 @@ INLINE int uplink_receives(struct __sk_buff *skb, struct tb_pkt *p)
 		return DROP(p, TB_DROP_INVALID_SOURCE, "it comes from the network with an address of this node", "look for another machine with the address, or a spoofing one");
 	if (p->where != TB_HOST)
 		return onward(skb, p);
-	act = tb_host_receives();
+	act = tb_host(0);
 	return act == TB_GO ? TC_ACT_OK : act;
 }
 
@@ -457,7 +448,7 @@ INLINE int node_sends(struct tb_pkt *p, int parsed)
 		return TB_GO;
 	pfx = prefix_of(p, &p->dst);
 	p->dst_identity = pfx ? pfx->identity : TB_ID_WORLD;
-	return parsed ? tb_host_sends() : tb_host_untracked(p->dst_identity, 1);
+	return parsed ? tb_host(1) : tb_host_untracked(p->dst_identity, 1);
 }
 
 INLINE int uplink_sends(struct __sk_buff *skb, struct tb_pkt *p)

@@ -19,6 +19,14 @@ INLINE struct tb_prefix *prefix_of(struct tb_pkt *p, const union tb_addr *addr)
 	return bpf_map_lookup_elem(&tb_prefixes, &p->lpm);
 }
 
+/* Whether an address is one of this node itself. */
+INLINE int is_host(const union tb_addr *addr)
+{
+	struct tb_endpoint *ep = bpf_map_lookup_elem(&tb_endpoints, addr);
+
+	return ep && ep->flags & TB_EP_HOST;
+}
+
 /* Where ndst is, and which identity it has. */
 GLOBAL int tb_locate(void)
 {

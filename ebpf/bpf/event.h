@@ -63,7 +63,7 @@ static __attribute__((noinline)) int fill_event(struct __sk_buff *skb, struct tb
 
 INLINE int allowed(struct tb_allowance *allowance, __u64 now, __u64 per_sec)
 {
-	if (now - allowance->since_ns >= 1000000000ull) {
+	if (now - allowance->since_ns >= SEC_NS) {
 		allowance->since_ns = now;
 		allowance->used = 0;
 	}

@@ -29,6 +29,7 @@
 
 #define EEXIST 17
 #define E2BIG 7
+#define SEC_NS 1000000000ull
 #define ECONNREFUSED 111
 
 static void *(*const bpf_map_lookup_elem)(void *map, const void *key) = (void *)BPF_FUNC_map_lookup_elem;

@@ -88,8 +88,8 @@ INLINE int host_answer(struct tb_pkt *p, __u32 policy_id, __u32 dir)
 	return 1;
 }
 
-/* A packet for the node; src_identity is set. */
-GLOBAL int tb_host_receives(void)
+/* A packet for the node (dir 0; src_identity is set), or of it (1; dst_identity is set). */
+GLOBAL int tb_host(__u32 dir)
 {
 	struct tb_pkt *p = tb_pkt();
 	struct tb_config *cfg = tb_cfg();
@@ -99,37 +99,19 @@ GLOBAL int tb_host_receives(void)
 	if (!p || !cfg)
 		return TC_ACT_SHOT;
 	policy_id = cfg->host_policy_id;
-	p->dst_identity = TB_ID_HOST;
-	if (!policy_id || p->is_error || carries_mesh(p, cfg, &p->nsrc))
+	if (dir)
+		p->src_identity = TB_ID_HOST;
+	else
+		p->dst_identity = TB_ID_HOST;
+	if (!policy_id || p->is_error || carries_mesh(p, cfg, dir ? &p->ndst : &p->nsrc))
 		return TB_GO;
-	key_set(&p->key, &p->ndst, &p->nsrc, p->ndport, p->nsport, p->tproto, TB_CT_HOST_OUT);
-	act = host_answer(p, policy_id, 1);
+	/* An answer is one to a flow that was opened the other way. */
+	key_set(&p->key, &p->ndst, &p->nsrc, p->ndport, p->nsport, p->tproto, dir ? TB_CT_HOST_IN : TB_CT_HOST_OUT);
+	act = host_answer(p, policy_id, !dir);
 	if (act != TB_GO)
 		return act == 1 ? TB_GO : act;
-	key_set(&p->key, &p->nsrc, &p->ndst, p->nsport, p->ndport, p->tproto, TB_CT_HOST_IN);
-	return host_flow(p, policy_id, p->src_identity, 0);
-}
-
-/* A packet of the node; dst_identity is set. */
-GLOBAL int tb_host_sends(void)
-{
-	struct tb_pkt *p = tb_pkt();
-	struct tb_config *cfg = tb_cfg();
-	__u32 policy_id;
-	int act;
-
-	if (!p || !cfg)
-		return TC_ACT_SHOT;
-	policy_id = cfg->host_policy_id;
-	p->src_identity = TB_ID_HOST;
-	if (!policy_id || p->is_error || carries_mesh(p, cfg, &p->ndst))
-		return TB_GO;
-	key_set(&p->key, &p->ndst, &p->nsrc, p->ndport, p->nsport, p->tproto, TB_CT_HOST_IN);
-	act = host_answer(p, policy_id, 0);
-	if (act != TB_GO)
-		return act == 1 ? TB_GO : act;
-	key_set(&p->key, &p->nsrc, &p->ndst, p->nsport, p->ndport, p->tproto, TB_CT_HOST_OUT);
-	return host_flow(p, policy_id, p->dst_identity, 1);
+	key_set(&p->key, &p->nsrc, &p->ndst, p->nsport, p->ndport, p->tproto, dir ? TB_CT_HOST_OUT : TB_CT_HOST_IN);
+	return host_flow(p, policy_id, dir ? p->dst_identity : p->src_identity, !!dir);
 }
 
 #undef TB_FILE_ID
