@@ -23,143 +23,103 @@ const fn no(from: Asker, to: Asked, denied: Denial) -> Question {
     Question { from, to, denied: Some(denied) }
 }
 
+// What policies of different kinds that say the same are asked.
+
+const CLIENT_INGRESS: &[Question] = &[
+    yes(Asker::Pod("client-2"), Asked::Pod("client-1", Protocol::Http, 8080)),
+    no(Asker::Pod("client-1"), Asked::Pod("client-2", Protocol::Http, 8080), NOT_LET_IN),
+    no(Asker::Pod("web-1"), Asked::Pod("client-1", Protocol::Http, 8080), NOT_LET_IN),
+];
+
+const CLIENT_EGRESS: &[Question] = &[
+    yes(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080)),
+    yes(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080)),
+    yes(Asker::Pod("client-2"), Asked::Pod("web-1", Protocol::Http, 8080)),
+    no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Tcp, 9000), NOT_LET_OUT),
+    no(Asker::Pod("client-1"), Asked::Pod("echo-1", Protocol::Http, 8080), NOT_LET_OUT),
+    no(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000), NOT_LET_OUT),
+];
+
+const ECHO_INGRESS: &[Question] = &[
+    yes(Asker::Pod("client-2"), Asked::Pod("web-1", Protocol::Http, 8080)),
+    yes(Asker::Pod("client-2"), Asked::Pod("web-2", Protocol::Http, 8080)),
+    no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), NOT_LET_IN),
+    no(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080), NOT_LET_IN),
+];
+
+const CLIENT_EGRESS_EXPRESSION: &[Question] = &[
+    yes(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080)),
+    no(Asker::Pod("client-1"), Asked::Pod("echo-1", Protocol::Http, 8080), NOT_LET_OUT),
+    yes(Asker::Pod("client-2"), Asked::Pod("echo-1", Protocol::Http, 8080)),
+];
+
+const ALL_INGRESS_DENY: &[Question] = &[
+    no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), NOT_LET_IN),
+    no(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080), NOT_LET_IN),
+    no(Asker::Pod("client-2"), Asked::Pod("client-1", Protocol::Icmp, 0), NOT_LET_IN),
+    yes(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000)),
+];
+
+const ALL_EGRESS_DENY: &[Question] = &[
+    no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), NOT_LET_OUT),
+    no(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080), NOT_LET_OUT),
+    no(Asker::Pod("client-2"), Asked::Pod("client-1", Protocol::Icmp, 0), NOT_LET_OUT),
+    no(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000), NOT_LET_OUT),
+];
+
+const POLICY_LOCAL_CLUSTER_EGRESS: &[Question] = &[
+    yes(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080)),
+    no(Asker::Pod("client-1"), Asked::OtherCluster("web-1", Protocol::Http, 8080), NOT_LET_OUT),
+];
+
+const TO_CIDR_EXTERNAL: &[Question] = &[
+    yes(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000)),
+    yes(Asker::Pod("client-2"), Asked::World(Protocol::Tcp, 9000)),
+    no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), NOT_LET_OUT),
+];
+
+const INGRESS_CCNP_EGRESS_CNP: &[Question] = &[
+    yes(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080)),
+    yes(Asker::Pod("client-2"), Asked::Pod("web-1", Protocol::Http, 8080)),
+    no(Asker::Pod("echo-1"), Asked::Pod("web-1", Protocol::Http, 8080), NOT_LET_IN),
+    no(Asker::Pod("client-1"), Asked::Pod("echo-1", Protocol::Http, 8080), NOT_LET_OUT),
+];
+
+const CLIENT_EGRESS_TO_CIDR_DENY: &[Question] = &[
+    no(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000), DENIED_OUT),
+    yes(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080)),
+    yes(Asker::Pod("client-2"), Asked::Pod("web-1", Protocol::Http, 8080)),
+];
+
 /// A plan whose manifest has its name.
 macro_rules! plan {
     ($name:literal, $subjects:expr, [$($question:expr),* $(,)?]) => {
+        plan!($name, $subjects, &[$($question),*])
+    };
+    ($name:literal, $subjects:expr, $questions:expr) => {
         Plan {
             name: $name,
             manifest: include_str!(concat!("manifests/", $name, ".yaml")),
             subjects: $subjects,
-            questions: &[$($question),*],
+            questions: $questions,
         }
     };
 }
 
 /// All of them.
 pub const SCENARIOS: &[Plan] = &[
-    plan!(
-        "client-ingress",
-        CLIENTS,
-        [
-            yes(Asker::Pod("client-2"), Asked::Pod("client-1", Protocol::Http, 8080)),
-            no(Asker::Pod("client-1"), Asked::Pod("client-2", Protocol::Http, 8080), NOT_LET_IN),
-            no(Asker::Pod("web-1"), Asked::Pod("client-1", Protocol::Http, 8080), NOT_LET_IN)
-        ]
-    ),
-    plan!(
-        "client-ingress-knp",
-        CLIENTS,
-        [
-            yes(Asker::Pod("client-2"), Asked::Pod("client-1", Protocol::Http, 8080)),
-            no(Asker::Pod("client-1"), Asked::Pod("client-2", Protocol::Http, 8080), NOT_LET_IN),
-            no(Asker::Pod("web-1"), Asked::Pod("client-1", Protocol::Http, 8080), NOT_LET_IN)
-        ]
-    ),
-    plan!(
-        "client-ingress-ccnp",
-        CLIENTS,
-        [
-            yes(Asker::Pod("client-2"), Asked::Pod("client-1", Protocol::Http, 8080)),
-            no(Asker::Pod("client-1"), Asked::Pod("client-2", Protocol::Http, 8080), NOT_LET_IN),
-            no(Asker::Pod("web-1"), Asked::Pod("client-1", Protocol::Http, 8080), NOT_LET_IN)
-        ]
-    ),
-    plan!(
-        "client-egress",
-        CLIENTS,
-        [
-            yes(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080)),
-            yes(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080)),
-            yes(Asker::Pod("client-2"), Asked::Pod("web-1", Protocol::Http, 8080)),
-            no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Tcp, 9000), NOT_LET_OUT),
-            no(Asker::Pod("client-1"), Asked::Pod("echo-1", Protocol::Http, 8080), NOT_LET_OUT),
-            no(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000), NOT_LET_OUT)
-        ]
-    ),
-    plan!(
-        "client-egress-port-range",
-        CLIENTS,
-        [
-            yes(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080)),
-            yes(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080)),
-            yes(Asker::Pod("client-2"), Asked::Pod("web-1", Protocol::Http, 8080)),
-            no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Tcp, 9000), NOT_LET_OUT),
-            no(Asker::Pod("client-1"), Asked::Pod("echo-1", Protocol::Http, 8080), NOT_LET_OUT),
-            no(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000), NOT_LET_OUT)
-        ]
-    ),
-    plan!(
-        "client-egress-knp",
-        CLIENTS,
-        [
-            yes(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080)),
-            yes(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080)),
-            yes(Asker::Pod("client-2"), Asked::Pod("web-1", Protocol::Http, 8080)),
-            no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Tcp, 9000), NOT_LET_OUT),
-            no(Asker::Pod("client-1"), Asked::Pod("echo-1", Protocol::Http, 8080), NOT_LET_OUT),
-            no(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000), NOT_LET_OUT)
-        ]
-    ),
-    plan!(
-        "client-egress-ccnp",
-        CLIENTS,
-        [
-            yes(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080)),
-            yes(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080)),
-            yes(Asker::Pod("client-2"), Asked::Pod("web-1", Protocol::Http, 8080)),
-            no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Tcp, 9000), NOT_LET_OUT),
-            no(Asker::Pod("client-1"), Asked::Pod("echo-1", Protocol::Http, 8080), NOT_LET_OUT),
-            no(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000), NOT_LET_OUT)
-        ]
-    ),
-    plan!(
-        "echo-ingress",
-        WEBS,
-        [
-            yes(Asker::Pod("client-2"), Asked::Pod("web-1", Protocol::Http, 8080)),
-            yes(Asker::Pod("client-2"), Asked::Pod("web-2", Protocol::Http, 8080)),
-            no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), NOT_LET_IN),
-            no(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080), NOT_LET_IN)
-        ]
-    ),
-    plan!(
-        "echo-ingress-knp",
-        WEBS,
-        [
-            yes(Asker::Pod("client-2"), Asked::Pod("web-1", Protocol::Http, 8080)),
-            yes(Asker::Pod("client-2"), Asked::Pod("web-2", Protocol::Http, 8080)),
-            no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), NOT_LET_IN),
-            no(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080), NOT_LET_IN)
-        ]
-    ),
-    plan!(
-        "echo-ingress-ccnp",
-        WEBS,
-        [
-            yes(Asker::Pod("client-2"), Asked::Pod("web-1", Protocol::Http, 8080)),
-            yes(Asker::Pod("client-2"), Asked::Pod("web-2", Protocol::Http, 8080)),
-            no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), NOT_LET_IN),
-            no(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080), NOT_LET_IN)
-        ]
-    ),
-    plan!(
-        "client-egress-expression",
-        &["client-1"],
-        [
-            yes(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080)),
-            no(Asker::Pod("client-1"), Asked::Pod("echo-1", Protocol::Http, 8080), NOT_LET_OUT),
-            yes(Asker::Pod("client-2"), Asked::Pod("echo-1", Protocol::Http, 8080))
-        ]
-    ),
-    plan!(
-        "client-egress-expression-knp",
-        &["client-1"],
-        [
-            yes(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080)),
-            no(Asker::Pod("client-1"), Asked::Pod("echo-1", Protocol::Http, 8080), NOT_LET_OUT),
-            yes(Asker::Pod("client-2"), Asked::Pod("echo-1", Protocol::Http, 8080))
-        ]
-    ),
+    plan!("client-ingress", CLIENTS, CLIENT_INGRESS),
+    plan!("client-ingress-knp", CLIENTS, CLIENT_INGRESS),
+    plan!("client-ingress-ccnp", CLIENTS, CLIENT_INGRESS),
+    plan!("client-egress", CLIENTS, CLIENT_EGRESS),
+    plan!("client-egress-port-range", CLIENTS, CLIENT_EGRESS),
+    plan!("client-egress-knp", CLIENTS, CLIENT_EGRESS),
+    plan!("client-egress-ccnp", CLIENTS, CLIENT_EGRESS),
+    plan!("echo-ingress", WEBS, ECHO_INGRESS),
+    plan!("echo-ingress-knp", WEBS, ECHO_INGRESS),
+    plan!("echo-ingress-ccnp", WEBS, ECHO_INGRESS),
+    plan!("client-egress-expression", &["client-1"], CLIENT_EGRESS_EXPRESSION),
+    plan!("client-egress-expression-knp", &["client-1"], CLIENT_EGRESS_EXPRESSION),
     plan!(
         "client-ingress-icmp",
         CLIENTS,
@@ -178,46 +138,10 @@ pub const SCENARIOS: &[Plan] = &[
             yes(Asker::Pod("web-1"), Asked::Pod("client-1", Protocol::Icmp, 0))
         ]
     ),
-    plan!(
-        "all-ingress-deny",
-        ALL,
-        [
-            no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), NOT_LET_IN),
-            no(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080), NOT_LET_IN),
-            no(Asker::Pod("client-2"), Asked::Pod("client-1", Protocol::Icmp, 0), NOT_LET_IN),
-            yes(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000))
-        ]
-    ),
-    plan!(
-        "all-ingress-deny-knp",
-        ALL,
-        [
-            no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), NOT_LET_IN),
-            no(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080), NOT_LET_IN),
-            no(Asker::Pod("client-2"), Asked::Pod("client-1", Protocol::Icmp, 0), NOT_LET_IN),
-            yes(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000))
-        ]
-    ),
-    plan!(
-        "all-egress-deny",
-        ALL,
-        [
-            no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), NOT_LET_OUT),
-            no(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080), NOT_LET_OUT),
-            no(Asker::Pod("client-2"), Asked::Pod("client-1", Protocol::Icmp, 0), NOT_LET_OUT),
-            no(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000), NOT_LET_OUT)
-        ]
-    ),
-    plan!(
-        "all-egress-deny-knp",
-        ALL,
-        [
-            no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), NOT_LET_OUT),
-            no(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080), NOT_LET_OUT),
-            no(Asker::Pod("client-2"), Asked::Pod("client-1", Protocol::Icmp, 0), NOT_LET_OUT),
-            no(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000), NOT_LET_OUT)
-        ]
-    ),
+    plan!("all-ingress-deny", ALL, ALL_INGRESS_DENY),
+    plan!("all-ingress-deny-knp", ALL, ALL_INGRESS_DENY),
+    plan!("all-egress-deny", ALL, ALL_EGRESS_DENY),
+    plan!("all-egress-deny-knp", ALL, ALL_EGRESS_DENY),
     plan!(
         "all-entities-deny",
         ALL,
@@ -236,14 +160,7 @@ pub const SCENARIOS: &[Plan] = &[
             no(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000), NOT_LET_OUT)
         ]
     ),
-    plan!(
-        "cluster-entity-multi-cluster",
-        CLIENTS,
-        [
-            yes(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080)),
-            no(Asker::Pod("client-1"), Asked::OtherCluster("web-1", Protocol::Http, 8080), NOT_LET_OUT)
-        ]
-    ),
+    plan!("cluster-entity-multi-cluster", CLIENTS, POLICY_LOCAL_CLUSTER_EGRESS),
     plan!(
         "allow-all-except-world",
         ALL,
@@ -254,15 +171,7 @@ pub const SCENARIOS: &[Plan] = &[
             no(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000), NOT_LET_OUT)
         ]
     ),
-    plan!(
-        "to-entities-world",
-        CLIENTS,
-        [
-            yes(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000)),
-            yes(Asker::Pod("client-2"), Asked::World(Protocol::Tcp, 9000)),
-            no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), NOT_LET_OUT)
-        ]
-    ),
+    plan!("to-entities-world", CLIENTS, TO_CIDR_EXTERNAL),
     plan!(
         "host-entity-egress",
         CLIENTS,
@@ -328,14 +237,7 @@ pub const SCENARIOS: &[Plan] = &[
             yes(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000))
         ]
     ),
-    plan!(
-        "policy-local-cluster-egress",
-        CLIENTS,
-        [
-            yes(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080)),
-            no(Asker::Pod("client-1"), Asked::OtherCluster("web-1", Protocol::Http, 8080), NOT_LET_OUT)
-        ]
-    ),
+    plan!("policy-local-cluster-egress", CLIENTS, POLICY_LOCAL_CLUSTER_EGRESS),
     plan!(
         "ingress-from-specific-namespace-ccnp",
         WEBS,
@@ -353,26 +255,8 @@ pub const SCENARIOS: &[Plan] = &[
             no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), NOT_LET_OUT)
         ]
     ),
-    plan!(
-        "ingress-ccnp-egress-cnp",
-        BOTH,
-        [
-            yes(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080)),
-            yes(Asker::Pod("client-2"), Asked::Pod("web-1", Protocol::Http, 8080)),
-            no(Asker::Pod("echo-1"), Asked::Pod("web-1", Protocol::Http, 8080), NOT_LET_IN),
-            no(Asker::Pod("client-1"), Asked::Pod("echo-1", Protocol::Http, 8080), NOT_LET_OUT)
-        ]
-    ),
-    plan!(
-        "ingress-cnp-egress-ccnp",
-        BOTH,
-        [
-            yes(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080)),
-            yes(Asker::Pod("client-2"), Asked::Pod("web-1", Protocol::Http, 8080)),
-            no(Asker::Pod("echo-1"), Asked::Pod("web-1", Protocol::Http, 8080), NOT_LET_IN),
-            no(Asker::Pod("client-1"), Asked::Pod("echo-1", Protocol::Http, 8080), NOT_LET_OUT)
-        ]
-    ),
+    plan!("ingress-ccnp-egress-cnp", BOTH, INGRESS_CCNP_EGRESS_CNP),
+    plan!("ingress-cnp-egress-ccnp", BOTH, INGRESS_CCNP_EGRESS_CNP),
     plan!(
         "admin-network-policy",
         WEBS,
@@ -383,33 +267,9 @@ pub const SCENARIOS: &[Plan] = &[
             no(Asker::Pod("echo-1"), Asked::Pod("web-2", Protocol::Http, 8080), DENIED_IN)
         ]
     ),
-    plan!(
-        "to-cidr-external",
-        CLIENTS,
-        [
-            yes(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000)),
-            yes(Asker::Pod("client-2"), Asked::World(Protocol::Tcp, 9000)),
-            no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), NOT_LET_OUT)
-        ]
-    ),
-    plan!(
-        "to-cidr-external-knp",
-        CLIENTS,
-        [
-            yes(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000)),
-            yes(Asker::Pod("client-2"), Asked::World(Protocol::Tcp, 9000)),
-            no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), NOT_LET_OUT)
-        ]
-    ),
-    plan!(
-        "client-egress-to-cidr-deny",
-        CLIENTS,
-        [
-            no(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000), DENIED_OUT),
-            yes(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080)),
-            yes(Asker::Pod("client-2"), Asked::Pod("web-1", Protocol::Http, 8080))
-        ]
-    ),
+    plan!("to-cidr-external", CLIENTS, TO_CIDR_EXTERNAL),
+    plan!("to-cidr-external-knp", CLIENTS, TO_CIDR_EXTERNAL),
+    plan!("client-egress-to-cidr-deny", CLIENTS, CLIENT_EGRESS_TO_CIDR_DENY),
     plan!(
         "client-egress-to-cidr-deny-default",
         CLIENTS,
@@ -418,24 +278,8 @@ pub const SCENARIOS: &[Plan] = &[
             no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), NOT_LET_OUT)
         ]
     ),
-    plan!(
-        "client-egress-to-cidrgroup-deny",
-        CLIENTS,
-        [
-            no(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000), DENIED_OUT),
-            yes(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080)),
-            yes(Asker::Pod("client-2"), Asked::Pod("web-1", Protocol::Http, 8080))
-        ]
-    ),
-    plan!(
-        "client-egress-to-cidrgroup-deny-by-label",
-        CLIENTS,
-        [
-            no(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000), DENIED_OUT),
-            yes(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080)),
-            yes(Asker::Pod("client-2"), Asked::Pod("web-1", Protocol::Http, 8080))
-        ]
-    ),
+    plan!("client-egress-to-cidrgroup-deny", CLIENTS, CLIENT_EGRESS_TO_CIDR_DENY),
+    plan!("client-egress-to-cidrgroup-deny-by-label", CLIENTS, CLIENT_EGRESS_TO_CIDR_DENY),
     plan!(
         "client-egress-to-echo-all-allow",
         CLIENTS,
