@@ -21,6 +21,8 @@ pub struct SocketStats {
     pub stale: u64,
     /// Connected sockets that were ended.
     pub ended: u64,
+    /// Connected sockets that the kernel would not end: their owners wait for a backend that is gone.
+    pub refused: u64,
 }
 
 /// The stale rows of one network namespace: who was led to whom, by which protocol.
@@ -35,7 +37,8 @@ impl Datapath {
     /// and all sockets of a namespace that has stale ones: call it from a blocking thread, and once for many changes.
     ///
     /// # Errors
-    /// A map cannot be read or written. A namespace that cannot be entered is told in the log.
+    /// A map cannot be read or written. A namespace that cannot be entered, and sockets that cannot be ended, are told in the
+    /// log.
     pub fn end_stale_sockets(&self, others: &[PathBuf]) -> Result<SocketStats, DatapathError> {
         let (mut stats, stale) = self.stale_sockets()?;
         if stale.is_empty() {
@@ -48,12 +51,22 @@ impl Datapath {
                 break;
             }
             match within(path, &left) {
-                Ok((cookie, ended)) => {
-                    stats.ended += ended;
+                Ok((cookie, end)) => {
+                    stats.ended += end.ended;
+                    stats.refused += end.refused;
+                    if let Some(error) = end.first_error {
+                        tracing::warn!(
+                            %error, namespace = %path.display(), sockets = end.refused,
+                            "sockets whose backend is gone cannot be ended (the kernel needs INET_DIAG_DESTROY); their \
+                             owners must connect anew by themselves"
+                        );
+                    }
                     left.remove(&cookie);
                 }
+                // The pod is gone, and its sockets with it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => {
-                    tracing::debug!(%error, namespace = %path.display(), "sockets not looked at");
+                    tracing::warn!(%error, namespace = %path.display(), "sockets not looked at; they are with the next backend that goes");
                     all_entered = false;
                 }
             }
@@ -114,14 +127,22 @@ fn names(key: &abi::ServiceKey, node: &abi::Config) -> [Option<abi::ServiceKey>;
     [Some(*key), Some(abi::ServiceKey { addr: internal, ..*key })]
 }
 
-/// Enters a namespace and ends its stale sockets, if it has any. Says which it is, and how many sockets were ended.
-fn within(path: &std::path::Path, stale: &Stale) -> io::Result<(u64, u64)> {
+/// What became of the stale sockets of a namespace.
+#[derive(Default)]
+struct End {
+    ended: u64,
+    refused: u64,
+    first_error: Option<io::Error>,
+}
+
+/// Enters a namespace and ends its stale sockets, if it has any. Says which it is, and what became of them.
+fn within(path: &std::path::Path, stale: &Stale) -> io::Result<(u64, End)> {
     let namespace = File::open(path)?;
     let work = || {
         setns(namespace, CloneFlags::CLONE_NEWNET)?;
         let cookie = sys::netns_cookie()?;
-        let ended = stale.get(&cookie).map_or(Ok(0), end)?;
-        Ok((cookie, ended))
+        let end = stale.get(&cookie).map_or_else(|| Ok(End::default()), end)?;
+        Ok((cookie, end))
     };
     // The thread ends in the namespace; nothing else ever runs on it.
     std::thread::scope(|scope| {
@@ -131,8 +152,8 @@ fn within(path: &std::path::Path, stale: &Stale) -> io::Result<(u64, u64)> {
 }
 
 /// Ends the sockets of this thread's namespace that are connected to whom they were led.
-fn end(stale: &BTreeSet<abi::SockKey>) -> io::Result<u64> {
-    let mut ended = 0;
+fn end(stale: &BTreeSet<abi::SockKey>) -> io::Result<End> {
+    let mut done = End::default();
     let mut diag = SockDiag::open()?;
     let protocols: BTreeSet<u8> = stale.iter().map(|key| key.proto).collect();
     for proto in protocols {
@@ -148,12 +169,15 @@ fn end(stale: &BTreeSet<abi::SockKey>) -> io::Result<u64> {
         })?;
         for socket in wanted {
             match diag.destroy(proto, &socket) {
-                Ok(()) => ended += 1,
+                Ok(()) => done.ended += 1,
                 // It ended by itself meanwhile.
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
-                Err(error) => return Err(error),
+                Err(error) => {
+                    done.refused += 1;
+                    done.first_error.get_or_insert(error);
+                }
             }
         }
     }
-    Ok(ended)
+    Ok(done)
 }

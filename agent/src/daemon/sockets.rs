@@ -142,7 +142,10 @@ pub(crate) async fn end_stale(driver: Driver, daemon: Arc<Daemon>) {
             () = driver.cancel.cancelled() => return,
             () = daemon.datapath.backend_left() => {}
         }
-        tokio::time::sleep(rest).await;
+        tokio::select! {
+            () = driver.cancel.cancelled() => return,
+            () = tokio::time::sleep(rest) => {}
+        }
     }
 }
 
