@@ -104,6 +104,9 @@ struct tb_pkt {
 	__be16 front_port;
 	__u8 fronted; /* the IP header names a frontend */
 	__u8 room; /* bytes that naming the frontend will take in the IP header; 0: it is not named */
+	__u8 absent; /* the flow as the packet has it is not among the established ones */
+	__u8 pad1[3];
+	__u32 moves;  /* tb_moves before any look-up */
 	/* From here on not cleared. */
 	struct tb_tuple key;
 	struct tb_ct ct;
