@@ -29,6 +29,8 @@ union tb_addr {
 #define TB_CFG_CSUM6 (1u << 3)    /* the kernel knows BPF_F_IPV6: set when it has accepted it */
 #define TB_CFG_SOCK_HOST (1u << 8) /* services are translated at the sockets of the node's own network namespace */
 #define TB_CFG_SOCK_PODS (1u << 9) /* and at those of all others below the cgroup */
+#define TB_CFG_DSR_TCP (1u << 10) /* outside clients of backends on other nodes are answered from there: of TCP */
+#define TB_CFG_DSR_UDP (1u << 11) /* of UDP */
 
 struct tb_config {
 	__u32 schema;
@@ -142,6 +144,15 @@ struct tb_range_key {
 	__u8 addr[16];
 };
 
+/* A backend that an external frontend has: other nodes may send that frontend's clients to it. */
+struct tb_front_key {
+	union tb_addr addr; /* of the backend */
+	__be16 port;
+	__u8 proto; /* of the frontend */
+	__u8 pad0;
+	__u32 rev_nat;
+};
+
 /* Session affinity: whom a client met last. */
 struct tb_affinity_key {
 	union tb_addr client;
@@ -227,6 +238,8 @@ struct tb_tuple {
 #define TB_CTF_CLOSING_REPLY (1u << 2)
 #define TB_CTF_LOOPBACK (1u << 3) /* a pod that reaches itself through a service */
 #define TB_CTF_CONFIRMED (1u << 4) /* the opener sent something after the answer, so it is where it says */
+#define TB_CTF_ONE_SIDED (1u << 6) /* SERVICE: the backend's node answers the client by itself */
+#define TB_CTF_NAMED (1u << 7) /* INGRESS: another node has named the frontend */
 
 struct tb_ct {
 	__u64 expires_ns; /* CLOCK_MONOTONIC */
@@ -438,6 +451,7 @@ _Static_assert(sizeof(struct tb_node) == 32, "tb_node");
 _Static_assert(sizeof(struct tb_service_key) == 24, "tb_service_key");
 _Static_assert(sizeof(struct tb_service) == 24, "tb_service");
 _Static_assert(sizeof(struct tb_range_key) == 24, "tb_range_key");
+_Static_assert(sizeof(struct tb_front_key) == 24, "tb_front_key");
 _Static_assert(sizeof(struct tb_affinity_key) == 24, "tb_affinity_key");
 _Static_assert(sizeof(struct tb_affinity) == 32, "tb_affinity");
 _Static_assert(sizeof(struct tb_member_key) == 12, "tb_member_key");

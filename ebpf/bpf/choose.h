@@ -71,6 +71,15 @@ INLINE struct tb_backend *met_before(const struct tb_affinity_key *who, const st
 	return still(*id, &met->addr, met->port);
 }
 
+/* Whether a service that takes some clients only takes this one. */
+INLINE int in_ranges(const union tb_addr *client, __u32 rev_nat)
+{
+	struct tb_range_key key = { .prefixlen = 32 + 128, .rev_nat = rev_nat };
+
+	__builtin_memcpy(key.addr, client->b, 16);
+	return bpf_map_lookup_elem(&tb_ranges, &key) != 0;
+}
+
 INLINE void remember(const struct tb_affinity_key *who, __u64 now, __u32 id, const struct tb_backend *b)
 {
 	struct tb_affinity met = { .last_ns = now, .backend = id, .port = b->port, .addr = b->addr };

@@ -92,6 +92,12 @@ INLINE int ct_lasts(__u16 flags)
 	return (flags & needed) == needed;
 }
 
+/* Whether it moves to them. Whoever forges a client's packets shows all that is seen of a one-sided flow. */
+INLINE int ct_moves(__u16 flags)
+{
+	return ct_lasts(flags) && !(flags & TB_CTF_ONE_SIDED);
+}
+
 INLINE __u64 ct_life(__u8 proto, __u16 flags)
 {
 	__u16 both = TB_CTF_CLOSING_ORIG | TB_CTF_CLOSING_REPLY;
@@ -131,6 +137,9 @@ INLINE __u16 ct_signs(const struct tb_pkt *p, int way, __u16 known)
 		flags |= TB_CTF_CONFIRMED;
 	if (p->tproto != TB_TCP)
 		return flags;
+	/* Its answers go elsewhere: a client that goes on has had one. */
+	if (!way && known & TB_CTF_ONE_SIDED && !opens)
+		flags |= TB_CTF_REPLIED;
 	if (p->tcp_flags & TB_FIN)
 		flags |= way ? TB_CTF_CLOSING_REPLY : TB_CTF_CLOSING_ORIG;
 	if (p->tcp_flags & TB_RST)
@@ -177,19 +186,26 @@ INLINE __u16 ct_touch(struct tb_pkt *p, struct tb_ct *ct, __u8 half, int way)
 		ct->reported_ns[way] = p->now;
 		p->report = 1;
 	}
-	if (half && ct_lasts(flags))
+	if (half && ct_moves(flags))
 		ct_promote(p, ct);
 	return flags;
 }
 
 /*
  * A client may use one port for two frontends of one backend, or for the backend itself: behind the translation these are
- * one flow. Its answers belong to the frontend that was used last.
+ * one flow. Its answers belong to the frontend that was used last. Of a flow whose frontend another node names only the
+ * packets do that can be its first.
  */
 INLINE void ct_renumber(struct tb_pkt *p, struct tb_ct *ct, __u32 rev_nat)
 {
-	if (!p->is_error && ct->rev_nat != rev_nat)
+	int names = p->frag != TB_FRAG_LATER && (p->tproto != TB_TCP || p->tcp_flags & TB_SYN);
+
+	if (p->is_error || (!rev_nat && ct->flags & TB_CTF_NAMED && !names))
+		return;
+	if (ct->rev_nat != rev_nat)
 		ct->rev_nat = rev_nat;
+	if (p->fronted && !(ct->flags & TB_CTF_NAMED))
+		ct_mark(ct, TB_CTF_NAMED);
 }
 
 /* Writes a new entry for p->key from p->ct, whose own fields the caller has set after ct_blank(). */
@@ -246,7 +262,7 @@ INLINE void service_answered(struct tb_pkt *p, const union tb_addr *client, __be
 		p->report = 1;
 	ct_mark(ct, flags);
 	ct->expires_ns = p->now + ct_life(p->tproto, flags);
-	if (half && ct_lasts(flags))
+	if (half && ct_moves(flags))
 		ct_promote(p, ct);
 }
 

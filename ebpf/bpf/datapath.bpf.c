@@ -45,6 +45,19 @@ INLINE int onward(struct __sk_buff *skb, struct tb_pkt *p)
 	return tb_forward(skb);
 }
 
+/* From another node or the network: for a pod it may name a frontend. */
+INLINE int inward(struct __sk_buff *skb, struct tb_pkt *p)
+{
+	int act;
+
+	if (p->where == TB_POD && p->fronted) {
+		act = tb_fronted();
+		if (act != TB_GO)
+			return act;
+	}
+	return onward(skb, p);
+}
+
 INLINE int answer_of_pod(struct __sk_buff *skb, struct tb_pkt *p)
 {
 	int act;
@@ -121,6 +134,8 @@ INLINE int pod_sends(struct __sk_buff *skb, struct tb_pkt *p)
 		return DROP(p, TB_DROP_INVALID_SOURCE, "the source is not the pod's address", "use the address that the pod was given");
 	if (act != TB_GO)
 		return act;
+	if (p->fronted)
+		return DROP(p, TB_DROP_INVALID, "a pod names a service's frontend in its packet, as nodes do", "none; somebody in the pod forges the option");
 	if (addr_multicast(&p->dst, p->family))
 		return DROP(p, TB_DROP_UNKNOWN_TARGET, "a pod sends to a multicast or broadcast address", "none; pods have no link in common, so nobody would hear it");
 	if (to_tunnel(p, cfg))
@@ -172,6 +187,8 @@ INLINE int pod_receives(struct __sk_buff *skb, struct tb_pkt *p)
 		return TC_ACT_OK;
 	if (act != TB_GO)
 		return act;
+	/* Only from other nodes. */
+	p->fronted = 0;
 	if (addr_multicast(&p->dst, p->family))
 		return DROP(p, TB_DROP_UNKNOWN_TARGET, "the node sends a pod a multicast or broadcast packet", "none; pods get none");
 	tb_identify(0);
@@ -215,7 +232,7 @@ INLINE int answer_of_backend(struct __sk_buff *skb, struct tb_pkt *p)
 	return act == TB_GO ? onward(skb, p) : act;
 }
 
-/* A service's client outside: local backends see its address, remote ones the node's. */
+/* A service's client outside: local backends see its address, remote ones the node's, or its own. */
 INLINE int outside_client(struct __sk_buff *skb, struct tb_pkt *p, const struct tb_config *cfg)
 {
 	int act;
@@ -231,6 +248,13 @@ INLINE int outside_client(struct __sk_buff *skb, struct tb_pkt *p, const struct 
 	}
 	if (p->where == TB_HOST)
 		return DROP(p, TB_DROP_NO_SERVICE, "the backend is the node itself, which is not served from outside", "use backends with pod addresses");
+	if (answered_there(p, cfg)) {
+		/* The receiver knows the client by its address. */
+		p->vni = 0;
+		if (may_open(p))
+			p->room = p->family == 4 ? TB_DSR4_ROOM : TB_DSR6_ROOM;
+		return tb_forward(skb);
+	}
 	p->vni = TB_ID_REMOTE_NODE;
 	act = tb_snat();
 	return act == TB_GO ? tb_forward(skb) : act;
@@ -282,7 +306,7 @@ INLINE int overlay_receives(struct __sk_buff *skb, struct tb_pkt *p)
 		if (act != TB_GO)
 			return act == 1 ? outside_client(skb, p, cfg) : act;
 	}
-	return onward(skb, p);
+	return inward(skb, p);
 }
 
 SEC("classifier") int from_overlay(struct __sk_buff *skb)
@@ -399,7 +423,7 @@ INLINE int uplink_receives(struct __sk_buff *skb, struct tb_pkt *p)
 	if (p->local_source)
 		return DROP(p, TB_DROP_INVALID_SOURCE, "it comes from the network with an address of this node", "look for another machine with the address, or a spoofing one");
 	if (p->where != TB_HOST)
-		return onward(skb, p);
+		return inward(skb, p);
 	act = tb_host(0);
 	return act == TB_GO ? TC_ACT_OK : act;
 }

@@ -100,6 +100,7 @@ GLOBAL int tb_identify(__u32 from_network)
 	}
 	pfx = prefix_of(p, addr);
 	p->src_identity = pfx ? pfx->identity : TB_ID_WORLD;
+	p->outsider = from_network && p->src_identity != TB_ID_HOST && !(pfx && pfx->node);
 	/* Addresses of this node that are in no endpoint row. */
 	if (from_network && p->src_identity == TB_ID_HOST) {
 		p->local_source = TB_HOST;
@@ -362,7 +363,7 @@ GLOBAL int tb_ingress(__u32 ifindex)
 	p->ct.policy_revision = p->policy_revision;
 	p->ct.endpoint_id = p->dst_endpoint;
 	p->ct.ifindex = ifindex;
-	p->ct.flags = p->loopback ? TB_CTF_LOOPBACK : 0;
+	p->ct.flags = (p->loopback ? TB_CTF_LOOPBACK : 0) | (p->fronted ? TB_CTF_NAMED : 0);
 	return ct_create(p);
 }
 

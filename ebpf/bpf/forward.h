@@ -3,6 +3,7 @@
 #ifndef TB_FORWARD_H
 #define TB_FORWARD_H
 
+#include "dsr.h"
 #include "rewrite.h"
 #include "toobig.h"
 #include "endpoint.h"
@@ -21,6 +22,22 @@ INLINE int to_stack(struct __sk_buff *skb, struct tb_pkt *p, __u8 point)
 	p->point = point;
 	bpf_skb_change_type(skb, 0);
 	return TC_ACT_OK;
+}
+
+/* The last changes to a packet that leaves the node: translation, hop, and the frontend's name. */
+INLINE int dress(struct __sk_buff *skb, struct tb_pkt *p)
+{
+	int act = add_l2(skb, p);
+
+	if (act != TB_GO)
+		return act;
+	act = tb_rewrite(skb);
+	if (act != TB_GO)
+		return act;
+	act = hop(skb, p);
+	if (act != TB_GO || !p->room)
+		return act;
+	return tb_name_frontend(skb);
 }
 
 /* A packet at the end of its hops: the stack answers an untouched one with time exceeded. */
@@ -53,6 +70,11 @@ GLOBAL int tb_deliver(struct __sk_buff *skb)
 	act = hop(skb, p);
 	if (act != TB_GO)
 		return act;
+	if (p->fronted) {
+		act = tb_strip_frontend(skb);
+		if (act != TB_GO)
+			return act;
+	}
 	ifindex = p->out_ifindex;
 	iface = bpf_map_lookup_elem(&tb_ifaces, &ifindex);
 	if (!iface)
@@ -100,13 +122,7 @@ INLINE int to_overlay_device(struct __sk_buff *skb, struct tb_pkt *p, const stru
 		return DROP(p, TB_DROP_NO_TUNNEL_ENDPOINT, "the node's tunnel endpoint is not known", "tombolo show nodes; the node must publish an underlay address");
 	if (p->ttl <= 1)
 		return expired(skb, p);
-	act = add_l2(skb, p);
-	if (act != TB_GO)
-		return act;
-	act = tb_rewrite(skb);
-	if (act != TB_GO)
-		return act;
-	act = hop(skb, p);
+	act = dress(skb, p);
 	if (act != TB_GO)
 		return act;
 	act = encapsulate(skb, p, cfg, node, p->vni);
@@ -120,7 +136,7 @@ INLINE int to_overlay_device(struct __sk_buff *skb, struct tb_pkt *p, const stru
 INLINE long route(struct __sk_buff *skb, struct tb_pkt *p, struct bpf_fib_lookup *fib)
 {
 	fib->ifindex = skb->ifindex;
-	fib->tot_len = p->seg_len;
+	fib->tot_len = p->seg_len + p->room;
 	fib->l4_protocol = p->proto;
 	if (p->family == 4) {
 		fib->family = TB_AF_INET;
@@ -144,7 +160,7 @@ INLINE int along_route(struct __sk_buff *skb, struct tb_pkt *p)
 		return expired(skb, p);
 	rc = route(skb, p, &fib);
 	if (rc == BPF_FIB_LKUP_RET_FRAG_NEEDED && p->df)
-		return tb_too_big(skb, fib.mtu_result);
+		return tb_too_big(skb, fib.mtu_result - p->room);
 	if (rc == BPF_FIB_LKUP_RET_BLACKHOLE || rc == BPF_FIB_LKUP_RET_UNREACHABLE || rc == BPF_FIB_LKUP_RET_PROHIBIT) {
 		/* The stack answers an untouched packet by itself. */
 		if (!translated(p))
@@ -153,13 +169,7 @@ INLINE int along_route(struct __sk_buff *skb, struct tb_pkt *p)
 	}
 	if (rc != BPF_FIB_LKUP_RET_SUCCESS && rc != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return to_stack(skb, p, TB_POINT_TO_STACK);
-	act = add_l2(skb, p);
-	if (act != TB_GO)
-		return act;
-	act = tb_rewrite(skb);
-	if (act != TB_GO)
-		return act;
-	act = hop(skb, p);
+	act = dress(skb, p);
 	if (act != TB_GO)
 		return act;
 	/* Under the node's address it would be taken for the node's own. */

@@ -69,13 +69,21 @@ INLINE int choose_backend(struct tb_pkt *p, const struct tb_service *svc, __u32 
 	return to_backend(p, b, svc->rev_nat);
 }
 
-/* Whether a service that takes some clients only takes this one. */
-INLINE int in_ranges(const struct tb_pkt *p, __u32 rev_nat)
+/*
+ * An error about an answer, of a flow that another node leads: routers send it to any node that announces the frontend. All
+ * choose alike, so the flow's backend is the one that this node would give it. Whether there is such a flow its node knows.
+ */
+INLINE int guess(struct tb_pkt *p, const struct tb_service *svc)
 {
-	struct tb_range_key key = { .prefixlen = 32 + 128, .rev_nat = rev_nat };
+	struct tb_backend *b = 0;
+	__u32 id = 0;
 
-	__builtin_memcpy(key.addr, p->src.b, 16);
-	return bpf_map_lookup_elem(&tb_ranges, &key) != 0;
+	if (svc->maglev_size)
+		b = hashed(p, svc, &id);
+	if (!b)
+		return DROP(p, TB_DROP_UNKNOWN_CT, "ICMP error to a service that has no backend", "none; the flow is gone");
+	p->guessed = 1;
+	return to_backend(p, b, svc->rev_nat);
 }
 
 /* 1: translated to a backend. TB_GO: no service address. Else dropped. */
@@ -108,19 +116,24 @@ GLOBAL int tb_service(__u32 scope)
 		}
 		return TB_GO;
 	}
+	if (p->fronted)
+		return DROP(p, TB_DROP_INVALID, "a client names a service's frontend in its packet, as nodes do", "none; somebody forges the option");
 	/* Each packet is asked, so that a flow ends with what let it in. */
-	if (svc->flags & TB_SVC_SOURCE_RANGE && !in_ranges(p, svc->rev_nat))
+	if (svc->flags & TB_SVC_SOURCE_RANGE && !in_ranges(&p->src, svc->rev_nat))
 		return DROP(p, TB_DROP_NOT_IN_RANGE, "the service does not take clients with this address", "add it to spec.loadBalancerSourceRanges of the Service; tombolo show frontends");
 	key_set(&p->key, &p->src, &p->dst, p->sport, p->dport, p->tproto, TB_CT_SERVICE);
 	ct = ct_get(p, &half);
 	if (ct) {
 		b = still(ct->backend, &ct->backend_addr, ct->backend_port);
 		if (b) {
+			p->one_sided = !!(ct->flags & TB_CTF_ONE_SIDED);
 			ct_touch(p, ct, half, 0);
 			return to_backend(p, b, svc->rev_nat);
 		}
 		p->stale = !half;
 	}
+	if (p->is_error && scope == TB_SCOPE_EXTERNAL)
+		return guess(p, svc);
 	if (p->is_error)
 		return DROP(p, TB_DROP_UNKNOWN_CT, "ICMP error to a service address belongs to no flow", "none; the flow is gone");
 	return choose_backend(p, svc, scope);

@@ -27,6 +27,7 @@ TB_MAP(tb_prefixes, BPF_MAP_TYPE_LPM_TRIE, struct tb_lpm_key, struct tb_prefix, 
 TB_MAP(tb_nodes, TB_HASH, __u32, struct tb_node, 1024, BPF_F_NO_PREALLOC); /* room for a mesh, mostly used by a few */
 TB_MAP(tb_services, TB_HASH, struct tb_service_key, struct tb_service, 4096, 0);
 TB_MAP(tb_ranges, BPF_MAP_TYPE_LPM_TRIE, struct tb_range_key, __u32, 4096, BPF_F_NO_PREALLOC);
+TB_MAP(tb_fronts, TB_HASH, struct tb_front_key, __u32, 32768, BPF_F_NO_PREALLOC);
 TB_MAP(tb_affinity, TB_LRU, struct tb_affinity_key, struct tb_affinity, 16384, 0);
 TB_MAP(tb_members, TB_HASH, struct tb_member_key, __u32, 32768, BPF_F_NO_PREALLOC);
 TB_MAP(tb_backends, TB_HASH, __u32, struct tb_backend, 8192, 0);

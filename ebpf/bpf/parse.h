@@ -3,7 +3,7 @@
 #ifndef TB_PARSE_H
 #define TB_PARSE_H
 
-#include "pkt.h"
+#include "dsr.h"
 
 #define TB_FILE_ID 1
 
@@ -35,6 +35,8 @@ INLINE int walk_exthdrs(struct __sk_buff *skb, struct tb_pkt *p, __u8 next, __u3
 	__u8 h[8];
 	int i;
 
+	if (next == TB_NEXT_OPTIONS)
+		dsr_read6(skb, p);
 	for (i = 0; i < 6; i++) {
 		if (next != 0 && next != 43 && next != 44 && next != 51 && next != 60) {
 			p->proto = next;
@@ -231,6 +233,8 @@ INLINE int parse_l3(struct __sk_buff *skb, struct tb_pkt *p)
 		p->proto = ip.proto;
 		p->len = bswap16(ip.tot_len);
 		p->l4_off = p->l3_off + (ip.vihl & 0xf) * 4;
+		if ((ip.vihl & 0xf) >= 7)
+			dsr_read4(skb, p);
 		frag = bswap16(ip.frag);
 		p->df = (frag & 0x4000) != 0;
 		p->lpm.prefixlen = ip.id;

@@ -71,6 +71,7 @@ struct tb_pkt {
 	union tb_addr esrc, edst;  /* for events: client and backend, whoever translated */
 	union tb_addr orig_dst;    /* the frontend, if translated */
 	union tb_addr outer_src;   /* source in the IP header */
+	union tb_addr front;       /* with front_port: the frontend that the IP header names, if fronted */
 	__u64 now;
 	__be16 sport, dport, nsport, ndport;
 	__be16 esport, edport, orig_dport, site;
@@ -97,8 +98,14 @@ struct tb_pkt {
 	__u8 audited; /* the reason for which it would have been dropped */
 	__u8 untracked; /* judged without being a flow */
 	__u8 named;  /* orig_dst and orig_dport are known, but this packet is not translated: its socket was */
+	__u8 outsider; /* came from the network, and its source is no node's or pod's of the mesh */
+	__u8 one_sided; /* the backend's node answers this flow's client */
+	__u8 guessed; /* an error of no known flow, led to the backend that all nodes would choose for its flow */
+	__be16 front_port;
+	__u8 fronted; /* the IP header names a frontend */
+	__u8 room; /* bytes that naming the frontend will take in the IP header; 0: it is not named */
 	__u8 absent; /* the flow as the packet has it is not among the established ones */
-	__u8 pad1[2];
+	__u8 pad1[3];
 	__u32 moves;  /* tb_moves before any look-up */
 	/* From here on not cleared. */
 	struct tb_tuple key;

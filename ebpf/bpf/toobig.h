@@ -193,9 +193,9 @@ GLOBAL int tb_refuse(struct __sk_buff *skb)
 /* TB_GO: it fits. */
 INLINE int fits(struct __sk_buff *skb, struct tb_pkt *p, __u32 mtu)
 {
-	if (!mtu || p->seg_len <= mtu || !p->df)
+	if (!mtu || p->seg_len + p->room <= mtu || !p->df)
 		return TB_GO;
-	return tb_too_big(skb, mtu);
+	return tb_too_big(skb, mtu - p->room);
 }
 
 #undef TB_FILE_ID

@@ -17,6 +17,8 @@ pub(crate) const CFG_VERDICTS: u32 = 4;
 pub(crate) const CFG_CSUM6: u32 = 8;
 pub(crate) const CFG_SOCK_HOST: u32 = 1 << 8;
 pub(crate) const CFG_SOCK_PODS: u32 = 1 << 9;
+pub(crate) const CFG_DSR_TCP: u32 = 1 << 10;
+pub(crate) const CFG_DSR_UDP: u32 = 1 << 11;
 pub(crate) const IF_READY: u32 = 1;
 pub(crate) const EP_HOST: u32 = 1;
 pub(crate) const PFX_ENCRYPT: u32 = 1;
@@ -162,6 +164,8 @@ abi! {
     }
     /// `struct tb_range_key`, as aya's `Key<[u8; 20]>` writes it.
     RangeKey = 24 { prefixlen: u32 = 0, rev_nat: u32 = 4, addr: [u8; 16] = 8 }
+    /// `struct tb_front_key`
+    FrontKey = 24 { addr: Addr = 0, port: u16 = 16, proto: u8 = 18, pad0: u8 = 19, rev_nat: u32 = 20 }
     /// `struct tb_affinity_key`
     AffinityKey = 24 { client: Addr = 0, rev_nat: u32 = 16, by_cookie: u32 = 20 }
     /// `struct tb_affinity`

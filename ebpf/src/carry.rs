@@ -43,7 +43,7 @@ const fn flows(name: &'static str, value: &'static str) -> Carried {
 }
 
 /// All but counters, events and fragments, which begin anew. What a row refers to comes before it.
-const CARRIED: [Carried; 20] = [
+const CARRIED: [Carried; 21] = [
     plan("tb_config", None, "tb_config"),
     plan("tb_hosts", None, "tb_prefix"),
     plan("tb_prefixes", Some("tb_lpm_key"), "tb_prefix"),
@@ -53,6 +53,7 @@ const CARRIED: [Carried; 20] = [
     plan("tb_rev_nat", None, "tb_rev_nat"),
     Carried { name: "tb_ranges", rows: Rows::Plan, key: Some("tb_range_key"), value: None },
     Carried { name: "tb_members", rows: Rows::Plan, key: Some("tb_member_key"), value: None },
+    Carried { name: "tb_fronts", rows: Rows::Plan, key: Some("tb_front_key"), value: None },
     plan("tb_services", Some("tb_service_key"), "tb_service"),
     plan("tb_rules", Some("tb_rule_key"), "tb_rule"),
     plan("tb_policies", None, "tb_policy"),

@@ -6,11 +6,12 @@ use crate::attach::{Attach, Links, Side};
 use crate::carry::Carrying;
 use crate::error::DatapathError;
 use crate::events::EventReader;
+use crate::fronts::Fronts;
 use crate::maglev::Slots as MaglevSlots;
 use crate::policies::{Known, Revisions};
 use crate::ranges::Ranges;
 use crate::rev_nats::Released;
-use crate::rows::{Direction, LostEvents, MapUsage, Metric, NodeConfig, SocketLb};
+use crate::rows::{Direction, LbMode, LostEvents, MapUsage, Metric, NodeConfig, SocketLb};
 use crate::sockets::SocketHooks;
 use crate::tables::Tables;
 use aya::programs::SchedClassifier;
@@ -87,7 +88,7 @@ impl Default for MapSizes {
 }
 
 impl MapSizes {
-    pub(crate) fn list(&self) -> [(&'static str, u32); 21] {
+    pub(crate) fn list(&self) -> [(&'static str, u32); 22] {
         [
             ("tb_ifaces", self.endpoints),
             ("tb_endpoints", self.endpoints.saturating_mul(2).saturating_add(64)),
@@ -103,6 +104,7 @@ impl MapSizes {
             ("tb_sock_rev", self.sockets),
             // A backend is a member of each address and port that it serves, in both scopes.
             ("tb_members", self.backends.saturating_mul(8)),
+            ("tb_fronts", self.backends.saturating_mul(8)),
             // One for every number a service can have: those of services that went stay while flows need them.
             ("tb_rev_nat", 65_536),
             ("tb_ct_half", self.conntrack_half),
@@ -150,6 +152,7 @@ pub struct Datapath {
     pub(crate) rules: Mutex<Known>,
     pub(crate) ranges: Mutex<Ranges>,
     pub(crate) members: Mutex<Members>,
+    pub(crate) fronts: Mutex<Fronts>,
     object: Mutex<Ebpf>,
     pub(crate) sockets: Mutex<SocketHooks>,
     /// Told when a backend or a service has gone.
@@ -213,6 +216,7 @@ impl Datapath {
         let released = crate::rev_nats::recover(&tables)?;
         let ranges = crate::ranges::recover(&tables)?;
         let members = crate::affinity::recover(&tables)?;
+        let fronts = Fronts::recover(&tables)?;
         let datapath = Self {
             tables,
             maglev: Mutex::new(maglev),
@@ -221,6 +225,7 @@ impl Datapath {
             rules: Mutex::new(None),
             ranges: Mutex::new(ranges),
             members: Mutex::new(members),
+            fronts: Mutex::new(fronts),
             object: Mutex::new(object),
             left: tokio::sync::Notify::new(),
             sockets: Mutex::new(SocketHooks::new(&directory, &config.sizes)),
@@ -443,6 +448,7 @@ impl Datapath {
             t.ranges.usage(),
             t.affinity.usage(),
             t.members.usage(),
+            t.fronts.usage(),
             t.socks.usage(),
             t.rev_nat.usage(),
             t.ct_half.usage(),
@@ -468,7 +474,9 @@ impl Datapath {
                 | flag(config.verdict_events, abi::CFG_VERDICTS)
                 | flag(self.csum6, abi::CFG_CSUM6)
                 | flag(config.socket_lb != SocketLb::Off, abi::CFG_SOCK_HOST)
-                | flag(config.socket_lb == SocketLb::All, abi::CFG_SOCK_PODS),
+                | flag(config.socket_lb == SocketLb::All, abi::CFG_SOCK_PODS)
+                | flag(config.lb_mode != LbMode::Snat, abi::CFG_DSR_TCP)
+                | flag(config.lb_mode == LbMode::Dsr, abi::CFG_DSR_UDP),
             cluster_id: config.cluster_id,
             uplink_ifindex: config.uplink_ifindex,
             overlay_ifindex: config.overlay_ifindex,
@@ -525,6 +533,11 @@ impl Datapath {
             underlay4: row.underlay4.v4(),
             underlay6: row.underlay6.v6(),
             test_clock_offset: Duration::from_nanos(row.clock_offset_ns),
+            lb_mode: match row.flags & (abi::CFG_DSR_TCP | abi::CFG_DSR_UDP) {
+                0 => LbMode::Snat,
+                abi::CFG_DSR_TCP => LbMode::Hybrid,
+                _ => LbMode::Dsr,
+            },
             socket_lb: match row.flags & (abi::CFG_SOCK_HOST | abi::CFG_SOCK_PODS) {
                 0 => SocketLb::Off,
                 abi::CFG_SOCK_HOST => SocketLb::Host,

@@ -115,7 +115,7 @@ pub(crate) fn option_of(map: &str) -> Option<&'static str> {
         "tb_backends" => "backends",
         "tb_ranges" => "source_ranges",
         "tb_affinity" => "affinity",
-        "tb_members" => "backends",
+        "tb_members" | "tb_fronts" => "backends",
         "tb_sock_rev" => "sockets",
         "tb_ct" | "tb_ct_half" => "conntrack",
         "tb_nat" | "tb_nat_half" => "nat",

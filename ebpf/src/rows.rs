@@ -50,6 +50,8 @@ pub struct NodeConfig {
     /// At whose sockets services are translated, where [`crate::Datapath::attach_sockets`] has hooked the programs for it.
     /// Who writes the configuration does it from within the node's network namespace.
     pub socket_lb: SocketLb,
+    /// How outside clients of services reach backends on other nodes.
+    pub lb_mode: LbMode,
 }
 
 impl Default for NodeConfig {
@@ -74,6 +76,7 @@ impl Default for NodeConfig {
             underlay6: None,
             test_clock_offset: Duration::ZERO,
             socket_lb: SocketLb::Off,
+            lb_mode: LbMode::Snat,
         }
     }
 }
@@ -88,6 +91,18 @@ pub enum SocketLb {
     Host,
     /// At those of pods, too.
     All,
+}
+
+/// How an outside client of a service reaches a backend on another node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub enum LbMode {
+    /// Under this node's address; answers come back this way.
+    #[default]
+    Snat,
+    /// Under its own address, and the backend's node answers it. Any node takes such packets, whatever its own mode.
+    Dsr,
+    /// TCP as [`Self::Dsr`], UDP as [`Self::Snat`].
+    Hybrid,
 }
 
 /// A pod's interface as the programs on its host end know it, keyed by that end's ifindex.

@@ -48,7 +48,9 @@ impl Datapath {
             proto: backend.protocol,
             ..abi::Backend::default()
         };
-        self.tables.backends.upsert(id, row)
+        self.tables.backends.upsert(id, row)?;
+        lock(&self.fronts).name(id, Some((row.addr, row.port)));
+        Ok(())
     }
 
     /// Deletes a backend. Delete it after the services that named it were rewritten; flows to it choose anew.
@@ -57,6 +59,7 @@ impl Datapath {
     /// The map cannot be written.
     pub fn delete_backend(&self, id: u32) -> Result<(), DatapathError> {
         self.tables.backends.delete(id)?;
+        lock(&self.fronts).name(id, None);
         self.left.notify_one();
         Ok(())
     }
@@ -128,6 +131,8 @@ impl Datapath {
         let members = members(entry);
         self.join((entry.rev_nat, key.scope), &members)?;
         let external = frontend.scope == Scope::External;
+        let behind = if external { self.behind(&entry.maglev) } else { BTreeSet::new() };
+        self.front((entry.rev_nat, key.proto), &behind)?;
         let ranges = entry.source_ranges.as_ref().filter(|_| external);
         if external {
             self.admit(entry.rev_nat, ranges)?;
@@ -149,6 +154,7 @@ impl Datapath {
         self.leave((entry.rev_nat, key.scope), &members)?;
         if external {
             self.admit_only(entry.rev_nat, ranges)?;
+            self.front_only((entry.rev_nat, key.proto), &behind)?;
         }
         if let Some(old) = old.filter(|old| old.rev_nat != entry.rev_nat) {
             self.let_go(&key, old.rev_nat)?;
@@ -213,6 +219,7 @@ impl Datapath {
         self.leave((number, key.scope), &BTreeSet::new())?;
         if Frontend::from_key(key).scope == Scope::External {
             self.admit_only(number, None)?;
+            self.front_only((number, key.proto), &BTreeSet::new())?;
         }
         self.release_rev_nat(number);
         Ok(())

@@ -259,18 +259,108 @@ fn node_ports(one: &Host, two: &Host) {
     assert_eq!((dropped(one), dropped(two)), (0, 0));
 }
 
-fn two_nodes(path: NodePath, attach: Attach) {
-    let bpffs = isolate();
-    let other_bpffs = tempfile::tempdir().unwrap();
+/// A client outside with a way to each node. The first has no route to the client: only the second can answer it.
+fn client_outside(second: &Space) -> Space {
+    let client = Space::new();
+    let pid = client.pid();
+    let quiet = "sysctl -qw net.ipv6.conf.default.accept_dad=0 net.ipv6.conf.all.accept_dad=0";
+    client.sh(&format!(
+        "{quiet} net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0; ip link set lo up"
+    ));
+    let end = |node: u8| {
+        format!(
+            "ip link add out type veth peer name out{node} netns {pid}; ip link set out up
+             ip addr add 172.30.{node}.1/24 dev out; ip addr add fd00:30:{node}::1/64 dev out nodad"
+        )
+    };
+    sh(&end(1));
+    second.sh(&end(2));
+    client.sh("for n in 1 2; do ip link set out$n up; ip addr add 172.30.$n.2/24 dev out$n
+               ip addr add fd00:30:$n::2/64 dev out$n nodad; done
+               ip addr add 172.30.0.9/32 dev lo; ip addr add fd00:30::9/128 dev lo nodad");
+    second.sh(
+        "ip route add 172.30.0.9 via 172.30.2.2 dev out; ip -6 route add fd00:30::9 via fd00:30:2::2 dev out",
+    );
+    client.sh(&format!(
+        "ip route add {} via 172.30.1.1 dev out1 src 172.30.0.9
+         ip -6 route add {} via fd00:30:1::1 dev out1 src fd00:30::9",
+        VIP[0], VIP[1]
+    ));
+    client
+}
+
+/// The first node leads an outside client to the second's pod, and the second answers it directly.
+fn direct_return(path: NodePath) {
+    let (bpffs, other_bpffs, second) = (isolate(), mounted(), Space::new());
+    let (one, two) = wired(bpffs.path(), other_bpffs.path(), &second, path, Attach::Auto);
+    let client = client_outside(&second);
+    one.datapath.attach_uplink(index("out")).unwrap();
+    let config = one.datapath.config().unwrap();
+    one.datapath.set_config(&NodeConfig { lb_mode: LbMode::Dsr, ..config }).unwrap();
+    for f in FAMILIES {
+        let backend = ["10.1.2.2", "fd00:10:1:2::2"][f];
+        for (number, protocol) in [(1, 6), (2, 17)] {
+            for host in [&one, &two] {
+                let row = Backend { ip: ip(backend), port: 8080, protocol };
+                host.datapath.upsert_backend(number, &row).unwrap();
+                let frontend = Frontend { ip: ip(VIP[f]), port: 80, protocol, scope: Scope::External };
+                let entry = ServiceEntry { rev_nat: number, maglev: vec![number], ..ServiceEntry::default() };
+                host.datapath.set_service(&frontend, &entry).unwrap();
+            }
+        }
+        converse(&client, &two.pod.space, (backend, 8080), (VIP[f], 80));
+        let address = ip(["172.30.0.9", "fd00:30::9"][f]);
+        let seen = two.datapath.conntrack().unwrap();
+        let of_client = seen.iter().filter(|flow| flow.source.0 == address);
+        let identities: Vec<u32> = of_client.map(|flow| flow.identity).collect();
+        assert_eq!(identities, [2, 2], "the pod's policy meets the client: {seen:#?}");
+    }
+    let others =
+        |host: &Host| drops(&host.datapath).into_iter().filter(|drop| drop.0 != 136).collect::<Vec<_>>();
+    assert_eq!((others(&one), others(&two)), (vec![], vec![]));
+    for path in [bpffs.path(), other_bpffs.path()] {
+        nix::mount::umount2(path, nix::mount::MntFlags::MNT_DETACH).unwrap();
+    }
+}
+
+#[test]
+fn a_client_is_answered_directly_over_vxlan() {
+    direct_return(NodePath::Overlay);
+}
+
+#[test]
+fn a_client_is_answered_directly_by_routes() {
+    direct_return(NodePath::Direct);
+}
+
+/// A bpffs of its own for a second node.
+fn mounted() -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
     let none: Option<&str> = None;
-    nix::mount::mount(Some("bpf"), other_bpffs.path(), Some("bpf"), nix::mount::MsFlags::empty(), none)
+    nix::mount::mount(Some("bpf"), directory.path(), Some("bpf"), nix::mount::MsFlags::empty(), none)
         .unwrap();
-    let second = Space::new();
+    directory
+}
+
+/// Two nodes with a wire between them: this thread's namespace, and `second`.
+fn wired(
+    bpffs: &std::path::Path,
+    other_bpffs: &std::path::Path,
+    second: &Space,
+    path: NodePath,
+    attach: Attach,
+) -> (Host, Host) {
     // The wire's link-local addresses must be usable at once: neighbour discovery needs them.
     second.sh("sysctl -qw net.ipv6.conf.default.accept_dad=0 net.ipv6.conf.all.accept_dad=0");
     sh(&format!("ip link add wire type veth peer name wire netns {}", second.pid()));
-    let one = build_host(bpffs.path(), 1, 2, path, attach);
-    let two = second.inside(|| build_host(other_bpffs.path(), 2, 1, path, attach));
+    let one = build_host(bpffs, 1, 2, path, attach);
+    let two = second.inside(|| build_host(other_bpffs, 2, 1, path, attach));
+    (one, two)
+}
+
+fn two_nodes(path: NodePath, attach: Attach) {
+    let (bpffs, other_bpffs, second) = (isolate(), mounted(), Space::new());
+    let (one, two) = wired(bpffs.path(), other_bpffs.path(), &second, path, attach);
     let far = ["10.1.2.2", "fd00:10:1:2::2"];
     let far_host = ["10.1.2.1", "fd00:10:1:2::1"];
     for f in FAMILIES {

@@ -122,6 +122,11 @@ impl Sight {
         self.protocol == TCP && !self.is_error && self.flags.opens()
     }
 
+    /// Whether it is of a connection, and neither opens nor resets it.
+    pub(crate) fn goes_on(&self) -> bool {
+        self.protocol == TCP && !self.flags.any(TcpFlags::SYN | TcpFlags::RST)
+    }
+
     /// Whether only a connection that began before sends it.
     pub(crate) fn under_way(&self) -> bool {
         self.protocol == TCP && !self.is_error && !self.flags.any(TcpFlags::SYN)
@@ -145,6 +150,10 @@ pub struct Entry {
     pub signs: Signs,
     /// A pod that reaches itself through a service.
     pub loopback: bool,
+    /// [`Kind::Service`]: the backend's node answers the client by itself.
+    pub one_sided: bool,
+    /// [`Kind::Ingress`]: another node has named the frontend.
+    pub named: bool,
     /// [`Kind::Service`]: the backend's number, and whom it meant when it was chosen.
     pub backend: Option<(u32, Socket)>,
 }
@@ -200,7 +209,10 @@ impl Conntrack {
             return Signs::default();
         }
         let Some((entry, half)) = self.find(key, sight) else { return Signs::default() };
-        entry.signs = entry.signs.and(entry.signs.shown_by(sight, way));
+        let known = entry.signs;
+        entry.signs = known.and(known.shown_by(sight, way));
+        // Its answers go elsewhere: a client that goes on has had one.
+        entry.signs.replied |= entry.one_sided && way == Way::Opening && sight.goes_on();
         // Programs before this one asked for no confirmation.
         entry.signs.confirmed |= !half;
         entry.count(sight, way);
@@ -211,9 +223,9 @@ impl Conntrack {
     }
 
     fn promote(&mut self, key: &Key, signs: Signs) {
-        if signs.last()
-            && let Some(entry) = self.half.remove(key)
-        {
+        // Whoever forges a client's packets shows all that is seen of a one-sided flow.
+        let moves = signs.last() && self.half.get(key).is_some_and(|entry| !entry.one_sided);
+        if moves && let Some(entry) = self.half.remove(key) {
             self.established.insert(*key, entry);
         }
     }

@@ -3,7 +3,7 @@
 use crate::ct::Sight;
 use crate::node::Prefix;
 use crate::outcome::Reason;
-use crate::packet::{Packet, Reading, Socket, Tuple, UDP};
+use crate::packet::{Fragment, Packet, Reading, Socket, TCP, TcpFlags, Tuple, UDP};
 use std::net::IpAddr;
 
 /// Whether an address is that of many, so that nobody sends under it.
@@ -55,6 +55,16 @@ pub(crate) struct Flight<'a> {
     pub(crate) fresh: bool,
     pub(crate) loopback: bool,
     pub(crate) local_source: Option<LocalSource>,
+    /// It came from the network, and its sender is no part of the mesh.
+    pub(crate) outsider: bool,
+    /// The frontend that the packet names.
+    pub(crate) named: Option<Socket>,
+    /// The backend's node answers this flow's client.
+    pub(crate) one_sided: bool,
+    /// An error of no known flow, led to the backend that all nodes would choose.
+    pub(crate) guessed: bool,
+    /// The packet names the frontend when it leaves.
+    pub(crate) naming: bool,
 }
 
 impl<'a> Flight<'a> {
@@ -82,6 +92,11 @@ impl<'a> Flight<'a> {
             fresh: false,
             loopback: false,
             local_source: None,
+            outsider: false,
+            named: packet.frontend,
+            one_sided: false,
+            guessed: false,
+            naming: false,
         }
     }
 
@@ -97,6 +112,18 @@ impl<'a> Flight<'a> {
     /// The packet after translation.
     pub(crate) fn written(&self) -> Packet {
         if self.translated() { self.packet.translated(&self.was, &self.becomes) } else { self.packet.clone() }
+    }
+
+    /// Whether it may be the first that the backend's node sees of its flow, so that it names the frontend.
+    pub(crate) fn may_open(&self) -> bool {
+        let first = self.sight.protocol != TCP || self.sight.flags.opens();
+        first && !self.sight.is_error && !matches!(self.packet.fragment, Fragment::Later(_))
+    }
+
+    /// Whether a packet of this kind would have named a frontend.
+    pub(crate) fn could_name(&self) -> bool {
+        let later = matches!(self.packet.fragment, Fragment::Later(_));
+        !later && (self.sight.protocol != TCP || self.sight.flags.any(TcpFlags::SYN))
     }
 
     pub(crate) fn to_group(&self) -> bool {

@@ -106,7 +106,12 @@ impl Node {
         let known = self.known_for(flight, &key)?;
         let policy = policy_of(policy, peer, loopback);
         self.allows(flight, policy, Direction::Ingress, peer, flight.becomes.destination.1)?;
-        self.goes_on(flight, key, known, Entry { identity: peer, rev_nat, loopback, ..Entry::default() });
+        self.goes_on(
+            flight,
+            key,
+            known,
+            Entry { identity: peer, rev_nat, loopback, named: flight.named.is_some(), ..Entry::default() },
+        );
         Ok(())
     }
 
@@ -129,9 +134,12 @@ impl Node {
         let rev_nat = new.rev_nat;
         if let Some((entry, _)) = self.conntrack.find(&key, &flight.sight) {
             entry.identity = new.identity;
-            // Two frontends of one backend, or the backend itself, may be one flow here: the last one counts.
-            if !flight.sight.is_error {
+            // Two frontends of one backend, or the backend itself, may be one flow here: the last one counts. Where another
+            // node names the frontend, only packets do that can be the flow's first.
+            let silent = rev_nat == 0 && entry.named && !flight.could_name();
+            if !flight.sight.is_error && !silent {
                 entry.rev_nat = rev_nat;
+                entry.named |= flight.named.is_some();
             }
         }
         let signs = self.conntrack.touch(&key, &flight.sight, Way::Opening);

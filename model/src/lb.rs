@@ -3,9 +3,9 @@
 use crate::ct::{Entry, Key, Kind, Signs, Way};
 use crate::flight::{Flight, Place};
 use crate::hash::flow_hash;
-use crate::node::Node;
+use crate::node::{Node, Prefix};
 use crate::outcome::Reason;
-use crate::packet::{Protocol, Socket, Tuple};
+use crate::packet::{Protocol, Socket, TCP, Tuple, UDP};
 use std::net::IpAddr;
 
 /// Who asks.
@@ -62,12 +62,24 @@ impl Node {
             let closed = flight.place != Place::Host && self.closes_rest(address, scope);
             return if closed { Err(Reason::NoService) } else { Ok(false) };
         };
+        // Nodes alone do that, and to pods.
+        if flight.named.is_some() {
+            return Err(Reason::Invalid);
+        }
         let key = Key { kind: Kind::Service, tuple: flight.was };
-        let remembered = self.conntrack.find(&key, &flight.sight).and_then(|(entry, _)| entry.backend);
+        let entry = self.conntrack.find(&key, &flight.sight);
+        let (remembered, one_sided) =
+            entry.map_or((None, false), |(entry, _)| (entry.backend, entry.one_sided));
         let backend = match remembered.filter(|known| self.is_still(*known)) {
             Some((_, socket)) => {
+                flight.one_sided = one_sided;
                 self.conntrack.touch(&key, &flight.sight, Way::Opening);
                 socket
+            }
+            // Of a flow that another node leads: all choose alike, so this is its backend, and its node knows the flow.
+            None if flight.sight.is_error && scope == Scope::External => {
+                flight.guessed = true;
+                self.choose(&flight.was, &service).map_err(|_| Reason::UnknownCt)?.1
             }
             None if flight.sight.is_error => return Err(Reason::UnknownCt),
             None => {
@@ -93,6 +105,38 @@ impl Node {
     /// Whether a backend's number still means the same.
     fn is_still(&self, (number, socket): (u32, Socket)) -> bool {
         self.backends.get(&number).is_some_and(|backend| backend.socket == socket)
+    }
+
+    /// Whether the backend's node shall answer the client of a flow that begins. Not for clients in the mesh, whose address
+    /// may be that node's own; nor where the frontend is not known, as in other clusters; nor through WireGuard under the
+    /// client's address, which the other end does not take.
+    pub(crate) fn answered_there(&mut self, flight: &Flight<'_>, prefix: Prefix) -> bool {
+        let (tcp, udp) = self.config.direct_return;
+        let wanted = match flight.was.protocol {
+            TCP => tcp,
+            UDP => udp,
+            _ => false,
+        };
+        let never = prefix.remote_cluster || prefix.skip_tunnel || (prefix.encrypt && self.config.encrypt);
+        let begins = flight.fresh && wanted && flight.outsider && prefix.node != 0 && !never;
+        let key = Key { kind: Kind::Service, tuple: flight.was };
+        if begins && let Some(entry) = self.conntrack.half.get_mut(&key) {
+            entry.one_sided = true;
+        }
+        begins || flight.one_sided || flight.guessed
+    }
+
+    /// A packet for a pod of this node names a frontend: it must be known here, with this backend.
+    pub(crate) fn named_here(&self, flight: &mut Flight<'_>) -> Result<(), Reason> {
+        let Some((address, port)) = flight.named else { return Ok(()) };
+        let asked = Frontend { address, port, protocol: flight.was.protocol, scope: Scope::External };
+        let rev_nat = self.services.get(&asked).ok_or(Reason::NoService)?.rev_nat;
+        let backends = self.fronts.get(&asked).ok_or(Reason::Invalid)?;
+        if !backends.contains(&flight.becomes.destination) {
+            return Err(Reason::Invalid);
+        }
+        flight.in_rev_nat = rev_nat;
+        Ok(())
     }
 
     fn choose(&self, flow: &Tuple, service: &Service) -> Result<(u32, Socket), Reason> {

@@ -18,7 +18,7 @@
 //! node.pods.extend([(7, pod(a)), (8, pod(b))]);
 //! node.local.extend([(a, Local::Pod(7)), (b, Local::Pod(8))]);
 //! let payload = Payload::Tcp { ports: (4000, 80), flags: TcpFlags::SYN };
-//! let packet = Packet { source: a, destination: b, hops: 64, length: 40, fragment: Fragment::Whole, payload };
+//! let packet = Packet { source: a, destination: b, hops: 64, length: 40, fragment: Fragment::Whole, frontend: None, payload };
 //! assert!(matches!(node.from_endpoint(0, 7, &packet), Outcome::Pass { to: To::Pod(8), .. }));
 //! # Ok::<(), std::net::AddrParseError>(())
 //! ```

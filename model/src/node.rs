@@ -36,6 +36,8 @@ pub struct Config {
     pub vxlan_port: u16,
     /// The UDP port of WireGuard.
     pub wireguard_port: Option<u16>,
+    /// Outside clients of backends on other nodes are answered from there: of TCP, of UDP.
+    pub direct_return: (bool, bool),
     /// The policy of the node's own traffic; 0: none.
     pub host_policy: u32,
     /// The node's address inside the pod network, IPv4.
@@ -54,6 +56,7 @@ impl Default for Config {
             snat_ports: 10240..=32767,
             vxlan_port: 8472,
             wireguard_port: None,
+            direct_return: (false, false),
             host_policy: 0,
             internal4: None,
             internal6: None,
@@ -98,13 +101,15 @@ pub struct Prefix {
     pub node: u32,
     /// Must leave this node encrypted.
     pub encrypt: bool,
+    /// Belongs to another cluster.
+    pub remote_cluster: bool,
     /// Reached directly whatever the node's path says.
     pub skip_tunnel: bool,
 }
 
 impl Default for Prefix {
     fn default() -> Self {
-        Self { identity: WORLD, node: 0, encrypt: false, skip_tunnel: false }
+        Self { identity: WORLD, node: 0, encrypt: false, remote_cluster: false, skip_tunnel: false }
     }
 }
 
@@ -143,6 +148,8 @@ pub struct Node {
     pub nodes: BTreeMap<u32, RemoteNode>,
     /// Services.
     pub services: BTreeMap<Frontend, Service>,
+    /// The backends that frontends had when they were written last. Other nodes may send their clients to these.
+    pub fronts: BTreeMap<Frontend, BTreeSet<Socket>>,
     /// Backends, by number.
     pub backends: BTreeMap<u32, Backend>,
     /// Frontends by the number of their reverse translation. They outlive their services.
@@ -230,7 +237,8 @@ impl Node {
     /// from there: it is nobody's but the world's.
     pub(crate) fn identify_outsider(&self, flight: &mut Flight<'_>) {
         let address = flight.packet.source;
-        let identity = self.prefix_of(address).unwrap_or_default().identity;
+        let prefix = self.prefix_of(address).unwrap_or_default();
+        let identity = prefix.identity;
         flight.local_source = match self.local.get(&address) {
             Some(Local::Pod(_)) => Some(LocalSource::Pod),
             Some(Local::Host) => Some(LocalSource::Host),
@@ -238,6 +246,7 @@ impl Node {
             None => None,
         };
         flight.source_identity = if flight.local_source.is_some() { WORLD } else { identity };
+        flight.outsider = flight.local_source.is_none() && prefix.node == 0;
     }
 
     /// Whether the packet goes to the node's address inside the pod network.

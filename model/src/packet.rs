@@ -71,6 +71,8 @@ pub struct Packet {
     pub length: u16,
     /// Which part of a datagram it is.
     pub fragment: Fragment,
+    /// The frontend that its IP header names, as nodes do for each other (`ebpf/bpf/dsr.h`).
+    pub frontend: Option<Socket>,
     /// What is in it; of a later fragment, what the datagram's first has.
     pub payload: Payload,
 }
@@ -230,6 +232,17 @@ impl Packet {
         }
     }
 
+    /// The packet with the name of a frontend in its header, or without.
+    pub(crate) fn naming(self, frontend: Option<Socket>) -> Self {
+        let room = |named: Option<Socket>| match named {
+            None => 0,
+            Some((address, _)) if address.is_ipv4() => 8,
+            Some(_) => 24,
+        };
+        let length = self.length - room(self.frontend) + room(frontend);
+        Self { length, frontend, ..self }
+    }
+
     /// The packet after a translation of its flow.
     pub(crate) fn translated(&self, was: &Tuple, becomes: &Tuple) -> Self {
         let mut packet = self.clone();
@@ -275,6 +288,9 @@ impl fmt::Display for Packet {
             }
             Payload::Error(quoted) => write!(f, "ICMP error {source} -> {destination} about [{quoted}]")?,
             Payload::Other(protocol) => write!(f, "protocol {protocol} {source} -> {destination}")?,
+        }
+        if let Some((address, port)) = self.frontend {
+            write!(f, " (of {address} port {port})")?;
         }
         match self.fragment {
             Fragment::Whole => {}

@@ -26,7 +26,11 @@ fn to_kernel(flight: &Flight<'_>) -> Decision {
 
 /// It leaves for its last or next hop. At the end of its hops the stack answers an untouched packet, and none else.
 fn hop(flight: &Flight<'_>, to: To) -> Decision {
-    let packet = flight.written();
+    let packet = match to {
+        To::Pod(_) => flight.written().naming(None),
+        _ if flight.naming => flight.written().naming(flight.frontend),
+        _ => flight.written(),
+    };
     match packet.hops {
         0 | 1 if flight.translated() => Err(Reason::TtlExceeded),
         0 | 1 => to_kernel(flight),
@@ -77,6 +81,10 @@ impl Node {
             return Err(Reason::InvalidSource);
         }
         flight.whole()?;
+        // Nodes alone do that.
+        if flight.named.is_some() {
+            return Err(Reason::Invalid);
+        }
         if flight.to_group() {
             return Err(Reason::UnknownTarget);
         }
@@ -113,6 +121,7 @@ impl Node {
         self.ready_pod(ifindex)?;
         let flight = &mut self.begin(now_ns, packet);
         flight.whole()?;
+        flight.named = None;
         if flight.to_group() {
             return Err(Reason::UnknownTarget);
         }
@@ -165,6 +174,9 @@ impl Node {
         if flight.local_source.is_some() {
             return Err(Reason::InvalidSource);
         }
+        if let Place::Pod(_) = flight.place {
+            self.named_here(flight)?;
+        }
         self.onward(flight)
     }
 
@@ -181,7 +193,7 @@ impl Node {
         }
     }
 
-    /// A service's client outside: local backends see its address, remote ones the node's.
+    /// A service's client outside: local backends see its address, remote ones the node's, or its own.
     fn outside_client(&mut self, flight: &mut Flight<'_>) -> Decision {
         if flight.to_tunnel(self.config.vxlan_port) {
             return Err(Reason::EncapProhibited);
@@ -190,6 +202,7 @@ impl Node {
         match flight.place {
             Place::Host => return Err(Reason::NoService),
             Place::Pod(_) => flight.in_rev_nat = flight.rev_nat,
+            Place::Away(prefix) if self.answered_there(flight, prefix) => flight.naming = flight.may_open(),
             Place::Away(_) => self.snat(flight)?,
         }
         self.onward(flight)

@@ -46,13 +46,22 @@ fn tcp(from: (&str, u16), to: (&str, u16), flags: TcpFlags) -> Packet {
         hops: 64,
         length: 40,
         fragment: Fragment::Whole,
+        frontend: None,
         payload,
     }
 }
 
 fn error(from: &str, to: &str, quoted: Packet) -> Packet {
     let payload = Payload::Error(Box::new(quoted));
-    Packet { source: ip(from), destination: ip(to), hops: 64, length: 56, fragment: Fragment::Whole, payload }
+    Packet {
+        source: ip(from),
+        destination: ip(to),
+        hops: 64,
+        length: 56,
+        fragment: Fragment::Whole,
+        frontend: None,
+        payload,
+    }
 }
 
 fn passed(outcome: Outcome) -> (To, Packet) {

@@ -297,6 +297,27 @@ pub(crate) enum SocketLb {
     Off,
 }
 
+/// How outside clients of services reach backends on other nodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LbMode {
+    /// Under this node's address; answers come back this way.
+    #[default]
+    Snat,
+    /// Under their own; the backend's node answers them.
+    Dsr,
+    /// TCP as `dsr`, UDP as `snat`.
+    Hybrid,
+}
+
+/// `datapath.load_balancer`.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct LoadBalancer {
+    /// `snat`, `dsr` or `hybrid` (Cilium: `loadBalancer.mode`).
+    pub(crate) mode: LbMode,
+}
+
 /// `datapath`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -317,6 +338,8 @@ pub(crate) struct Datapath {
     pub(crate) events_per_second: u32,
     /// `all`, `host` or `off`: at whose sockets services are translated.
     pub(crate) socket_lb: SocketLb,
+    /// Services from outside.
+    pub(crate) load_balancer: LoadBalancer,
     /// The cgroup v2 directory below which they are; by default the root of this cgroup namespace, where it is mounted.
     pub(crate) cgroup: Option<PathBuf>,
     /// Map sizes.
@@ -334,6 +357,7 @@ impl Default for Datapath {
             attach: Attach::Auto,
             events_per_second: 4000,
             socket_lb: SocketLb::All,
+            load_balancer: LoadBalancer::default(),
             cgroup: None,
             maps: Maps::default(),
         }
@@ -384,7 +408,7 @@ impl Default for Maps {
             prefixes: 512_000,
             services: 65_536,
             backends: 65_536,
-            maglev_slots: 1_048_576,
+            maglev_slots: 4_194_304,
             source_ranges: 65_536,
             affinity: 65_536,
             sockets: 131_072,

@@ -177,7 +177,7 @@ fn numbers(config: &Config, problems: &mut Vec<Problem>) {
         (maps.prefixes, "prefixes", 256),
         (maps.services, "services", 16),
         (maps.backends, "backends", 16),
-        (maps.maglev_slots, "maglev_slots", 16_381),
+        (maps.maglev_slots, "maglev_slots", 65_521),
         (maps.source_ranges, "source_ranges", 16),
         (maps.affinity, "affinity", 256),
         (maps.sockets, "sockets", 256),

@@ -6,7 +6,7 @@ use super::parts;
 use super::path_kind;
 use super::sockets::{self, Sockets};
 use super::tasks::Tasks;
-use crate::config::{Config, Encryption, Etcd, Identity, Path};
+use crate::config::{self, Config, Encryption, Etcd, Identity, Path};
 use anyhow::{Context, anyhow, bail};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -16,7 +16,7 @@ use tombolo_base::source::Source;
 use tombolo_base::table::Table;
 use tombolo_clustermesh::follower::{self, MeshConfig, MeshHandle, MeshSink, Timers};
 use tombolo_clustermesh::publisher::{self, PublisherConfig, PublisherHandle};
-use tombolo_ebpf::{Datapath, LocalAddress, MapUsage, NodeConfig};
+use tombolo_ebpf::{Datapath, LbMode, LocalAddress, MapUsage, NodeConfig};
 use tombolo_netlink::Netlink;
 use tombolo_topology::NodeRow;
 use tombolo_topology::plan::{PathMtus, PlanConfig};
@@ -190,6 +190,11 @@ fn node_config(config: &Config, identity: &Identity, own: &NodeRow, devices: &[D
         underlay4: v4(own.underlay(true)),
         underlay6: v6(own.underlay(false)),
         socket_lb: sockets::rows_word(config.datapath.socket_lb),
+        lb_mode: match config.datapath.load_balancer.mode {
+            config::LbMode::Snat => LbMode::Snat,
+            config::LbMode::Dsr => LbMode::Dsr,
+            config::LbMode::Hybrid => LbMode::Hybrid,
+        },
         ..NodeConfig::default()
     }
 }

@@ -14,7 +14,7 @@ pub struct Reach {
 
 /// What the default number of packets must lead to: where packets go on at each hook, why they are dropped, and which
 /// are translated.
-const WANTED: [&str; 35] = [
+const WANTED: [&str; 37] = [
     "from_endpoint to Kernel",
     "from_endpoint to Network",
     "from_endpoint to Overlay",
@@ -44,6 +44,8 @@ const WANTED: [&str; 35] = [
     "dropped, UnknownCt",
     "dropped, UnknownL4",
     "dropped, UnknownTarget",
+    "named a frontend",
+    "took a named frontend",
     "translated TCP",
     "translated UDP",
     "translated echo",
@@ -83,6 +85,12 @@ impl Reach {
                 match to {
                     To::Pod(_) => self.one(format!("{} to Pod", place(hook))),
                     to => self.one(format!("{} to {to:?}", place(hook))),
+                }
+                if packet.frontend.is_none() && after.frontend.is_some() {
+                    self.one("named a frontend".into());
+                }
+                if packet.frontend.is_some() && matches!(to, To::Pod(_)) {
+                    self.one("took a named frontend".into());
                 }
                 if (after.source, after.destination) != (packet.source, packet.destination)
                     || after.payload != packet.payload

@@ -22,6 +22,7 @@ impl Rows {
             snat_ports: config.snat_ports.clone(),
             vxlan_port: config.vxlan_port,
             wireguard_port: config.wireguard_port,
+            direct_return: (config.lb_mode != real::LbMode::Snat, config.lb_mode == real::LbMode::Dsr),
             host_policy: config.host_policy_id,
             internal4: config.internal4,
             internal6: config.internal6,
@@ -47,8 +48,9 @@ impl Rows {
     pub fn prefix(&mut self, prefix: &str, row: real::PrefixEntry) {
         let prefix = prefix.parse().unwrap();
         self.real.datapath.upsert_prefix(prefix, &row).unwrap();
-        let real::PrefixEntry { identity, node, encrypt, skip_tunnel, .. } = row;
-        self.model.prefixes.insert(prefix, model::Prefix { identity, node, encrypt, skip_tunnel });
+        let real::PrefixEntry { identity, node, encrypt, remote_cluster, skip_tunnel } = row;
+        let row = model::Prefix { identity, node, encrypt, remote_cluster, skip_tunnel };
+        self.model.prefixes.insert(prefix, row);
     }
 
     pub fn node(&mut self, index: u32, row: &real::NodeEntry) {
@@ -85,11 +87,14 @@ impl Rows {
         let Some(slots) = slots else {
             self.real.datapath.delete_service(&row).unwrap();
             self.model.services.remove(frontend);
+            self.model.fronts.remove(frontend);
             return;
         };
         let entry = real::ServiceEntry { rev_nat, maglev: slots.to_vec(), ..real::ServiceEntry::default() };
         self.real.datapath.set_service(&row, &entry).unwrap();
         self.model.services.insert(*frontend, model::Service { rev_nat, slots: slots.to_vec() });
+        let backends = slots.iter().filter_map(|number| self.model.backends.get(number));
+        self.model.fronts.insert(*frontend, backends.map(|backend| backend.socket).collect());
         if rev_nat != 0 {
             self.model.rev_nats.insert(rev_nat, (address, port));
         }

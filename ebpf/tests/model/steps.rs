@@ -2,6 +2,7 @@
 
 use crate::world::{A, B, BACKEND_COUNT, HOSTS, POLICIES, Reached, SERVICE_COUNT, Switches, at};
 use proptest::prelude::*;
+use tombolo_ebpf::LbMode;
 use tombolo_model::{Action, Fragment, Policy, Rule, Side, TcpFlags, Tier};
 
 /// Where a packet meets a program.
@@ -37,6 +38,8 @@ pub enum Step {
         load: Load,
         hops: u8,
         fragment: Fragment,
+        /// The frontend that it names: position in `HOSTS`, and port.
+        names: Option<(usize, u16)>,
     },
     /// The same as an earlier one, with other flags; of a first fragment, another of the datagram.
     Again {
@@ -151,17 +154,16 @@ fn send() -> impl Strategy<Value = Step> {
         3 => (1_u32..4).prop_map(Fragment::First),
         1 => (1_u32..4).prop_map(Fragment::Later),
     ];
-    let header = (hops, fragment);
+    let front = prop::sample::select(vec![at::VIP, at::VIP, at::VIP, at::CLUSTER_IP]);
+    let names = prop::option::weighted(0.15, (front, prop::sample::select(vec![80_u16, 80, 81, 82])));
+    let header = (hops, fragment, names, any::<bool>());
     (sender(), to, any::<bool>(), (source, port()), load(), header).prop_map(
-        |((hook, from), to, v6, ports, load, (hops, fragment))| Step::Send {
-            hook,
-            from,
-            to,
-            v6,
-            ports,
-            load,
-            hops,
-            fragment,
+        |((hook, from), to, v6, ports, load, (hops, fragment, names, aimed))| {
+            // As a node sends it that an outside client has asked.
+            let aimed = aimed && names.is_some();
+            let (hook, from) = if aimed { (Hook::FromUplink, at::CLIENT) } else { (hook, from) };
+            let (to, ports) = if aimed { (A, (ports.0, 8080)) } else { (to, ports) };
+            Step::Send { hook, from, to, v6, ports, load, hops, fragment, names }
         },
     )
 }
@@ -213,14 +215,16 @@ fn policy() -> impl Strategy<Value = Policy> {
 fn switches() -> impl Strategy<Value = Switches> {
     let mostly = || prop::bool::weighted(0.95);
     let host = prop::option::weighted(0.4, POLICIES).prop_map(Option::unwrap_or_default);
-    (mostly(), any::<bool>(), mostly(), any::<bool>(), 1_u16..4, host).prop_map(
-        |(ready, encrypt, overlay, wireguard, ports, host)| Switches {
+    let lb_mode = prop::sample::select(vec![LbMode::Snat, LbMode::Dsr, LbMode::Dsr, LbMode::Hybrid]);
+    (mostly(), any::<bool>(), mostly(), any::<bool>(), 1_u16..4, host, lb_mode).prop_map(
+        |(ready, encrypt, overlay, wireguard, ports, host, lb_mode)| Switches {
             ready,
             encrypt,
             overlay,
             wireguard,
             ports,
             host,
+            lb_mode,
         },
     )
 }

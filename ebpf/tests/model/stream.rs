@@ -59,7 +59,7 @@ pub fn run(world: &mut World, steps: &[Step], reach: &RefCell<Reach>) -> TestCas
 impl Stream<'_> {
     fn take(&mut self, step: &Step) -> Result<(), String> {
         match step {
-            Step::Send { hook, from, to, v6, ports, load, hops, fragment } => {
+            Step::Send { hook, from, to, v6, ports, load, hops, fragment, names } => {
                 let family = usize::from(*v6);
                 let payload = match load {
                     Load::Tcp(flags) => Payload::Tcp { ports: *ports, flags: *flags },
@@ -67,8 +67,9 @@ impl Stream<'_> {
                     Load::Echo(request) => Payload::Echo { id: ports.0.max(1), request: *request },
                     Load::Other => Payload::Other(47),
                 };
+                let frontend = names.map(|(at, port)| (host(at, family), port));
                 let packet = wire::packet(host(*from, family), host(*to, family), *hops, payload);
-                self.send(*hook, wire::measured(Packet { fragment: *fragment, ..packet }))
+                self.send(*hook, wire::measured(Packet { fragment: *fragment, frontend, ..packet }))
             }
             Step::Again { of, flags } => match self.earlier(*of) {
                 Some(sent) => {
@@ -308,6 +309,8 @@ fn complaint(mut packet: Packet, router: bool, stray: bool, forged: bool) -> Pac
     let family = usize::from(packet.source.is_ipv6());
     let (mut to, from) = (packet.source, packet.destination);
     packet.fragment = Fragment::Whole;
+    // What a router says of a packet that a node has named a frontend in goes to the client.
+    packet.frontend = None;
     if stray && let Payload::Tcp { ports, .. } | Payload::Udp { ports } = &mut packet.payload {
         ports.0 = ports.0.wrapping_add(1);
     }

@@ -8,10 +8,10 @@ use etherparse::icmpv4::DestUnreachableHeader;
 use etherparse::icmpv6::DestUnreachableCode;
 use etherparse::{
     Icmpv4Type, Icmpv6Type, IpFragOffset, IpHeaders, IpNumber, Ipv4Header, Ipv6Extensions,
-    Ipv6FragmentHeader, Ipv6Header, PacketBuilder, PacketBuilderStep,
+    Ipv6FragmentHeader, Ipv6Header, Ipv6RawExtHeader, PacketBuilder, PacketBuilderStep,
 };
 use std::net::IpAddr;
-use tombolo_model::{Fragment, Packet, Payload, TcpFlags};
+use tombolo_model::{Fragment, Packet, Payload, Socket, TcpFlags};
 
 pub const ETHERNET: usize = 14;
 
@@ -25,6 +25,9 @@ fn headers(packet: &Packet) -> PacketBuilderStep<IpHeaders> {
             header.identification = u16::try_from(id).unwrap();
             (header.more_fragments, header.fragment_offset) = (more, offset);
             header.dont_fragment = packet.fragment == Fragment::Whole;
+            if let Some(named) = packet.frontend {
+                header.options = dsr4(named).into();
+            }
             ethernet.ip(IpHeaders::Ipv4(header, Default::default()))
         }
         (IpAddr::V6(source), IpAddr::V6(destination)) => {
@@ -37,10 +40,27 @@ fn headers(packet: &Packet) -> PacketBuilderStep<IpHeaders> {
             let (id, more, offset) = part(packet.fragment);
             let fragment = (packet.fragment != Fragment::Whole)
                 .then(|| Ipv6FragmentHeader::new(IpNumber(0), offset, more, id));
-            ethernet.ip(IpHeaders::Ipv6(header, Ipv6Extensions { fragment, ..Ipv6Extensions::default() }))
+            let destination_options = packet.frontend.map(|named| dsr6(named));
+            let extensions = Ipv6Extensions { destination_options, fragment, ..Ipv6Extensions::default() };
+            ethernet.ip(IpHeaders::Ipv6(header, extensions))
         }
         _ => panic!("mixed families: {packet}"),
     }
+}
+
+/// The option that names a frontend to another node: port and address with their lowest byte first.
+fn dsr4((address, port): Socket) -> [u8; 8] {
+    let IpAddr::V4(address) = address else { panic!("{address} in IPv4") };
+    let [a, b, c, d] = address.octets();
+    let [high, low] = port.to_be_bytes();
+    [0x9a, 8, low, high, d, c, b, a]
+}
+
+/// The same of IPv6: a destination option.
+fn dsr6((address, port): Socket) -> Ipv6RawExtHeader {
+    let IpAddr::V6(address) = address else { panic!("{address} in IPv6") };
+    let option = [&[0x1b, 20][..], &address.octets(), &port.to_be_bytes(), &[0, 0]].concat();
+    Ipv6RawExtHeader::new_raw(IpNumber(0), &option).unwrap()
 }
 
 /// Identification, whether more follow, and offset.
@@ -106,7 +126,15 @@ fn quote(packet: &Packet) -> Vec<u8> {
 
 /// A whole packet that carries what `payload` says.
 pub fn packet(source: IpAddr, destination: IpAddr, hops: u8, payload: Payload) -> Packet {
-    measured(Packet { source, destination, hops, length: 0, fragment: Fragment::Whole, payload })
+    measured(Packet {
+        source,
+        destination,
+        hops,
+        length: 0,
+        fragment: Fragment::Whole,
+        frontend: None,
+        payload,
+    })
 }
 
 /// As long as it is on the wire.

@@ -8,7 +8,9 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::ops::Range;
 use std::time::Duration;
-use tombolo_ebpf::{Interface, LocalAddress, NodeConfig, NodeEntry, NodePath, PrefixEntry, monotonic_ns};
+use tombolo_ebpf::{
+    Interface, LbMode, LocalAddress, NodeConfig, NodeEntry, NodePath, PrefixEntry, monotonic_ns,
+};
 use tombolo_model::{Frontend, Scope};
 
 /// A routed pod of another node.
@@ -100,6 +102,7 @@ pub struct Switches {
     pub ports: u16,
     /// The policy of the node's own traffic.
     pub host: u32,
+    pub lb_mode: LbMode,
 }
 
 /// How the node behind the tunnel is reached.
@@ -110,8 +113,15 @@ pub struct Reached {
     pub encrypt: bool,
 }
 
-const SWITCHES: Switches =
-    Switches { ready: true, encrypt: false, overlay: true, wireguard: false, ports: 2, host: 0 };
+const SWITCHES: Switches = Switches {
+    ready: true,
+    encrypt: false,
+    overlay: true,
+    wireguard: false,
+    ports: 2,
+    host: 0,
+    lb_mode: LbMode::Snat,
+};
 const REACHED: Reached = Reached { direct: false, tunnel: true, encrypt: true };
 
 /// A row that streams change, so that it has to be put back.
@@ -244,6 +254,7 @@ impl World {
             verdict_events: false,
             wireguard_port: Some(51_871),
             host_policy_id: switches.host,
+            lb_mode: switches.lb_mode,
             snat_ports: SNAT_PORT..=SNAT_PORT + switches.ports - 1,
             test_clock_offset: Duration::from_nanos(self.ahead_ns),
             ..real.config()
@@ -300,12 +311,13 @@ impl World {
         self.rows.pod(ifindex, &row);
     }
 
-    /// Names one of the remote pods.
+    /// Names one of the remote pods. What is the world's is another cluster's.
     pub fn identity(&mut self, family: usize, direct: bool, identity: u32) {
         self.touched.insert(Row::Identity(family, direct));
         let (address, node) = if direct { (DIRECT[family], 2) } else { (REMOTE[family], 1) };
         let length = if family == 0 { 32 } else { 128 };
-        let row = PrefixEntry { identity, node, encrypt: direct, ..PrefixEntry::default() };
+        let remote_cluster = identity == 2;
+        let row = PrefixEntry { identity, node, encrypt: direct, remote_cluster, ..PrefixEntry::default() };
         self.rows.prefix(&format!("{address}/{length}"), row);
     }
 
