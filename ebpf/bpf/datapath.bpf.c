@@ -3,6 +3,7 @@
 #include "parse.h"
 #include "forward.h"
 #include "host.h"
+#include "egress.h"
 
 #define TB_FILE_ID 10
 
@@ -141,7 +142,15 @@ INLINE int pod_sends(struct __sk_buff *skb, struct tb_pkt *p)
 		return act == TB_GO ? onward(skb, p) : act;
 	}
 	act = tb_egress(skb, policy_id);
-	return act == TB_GO ? onward(skb, p) : act;
+	if (act != TB_GO)
+		return act;
+	/* Neither a pod nor a node of the mesh. */
+	if (p->where == TB_AWAY && !p->node) {
+		act = tb_leave();
+		if (act != TB_GO)
+			return act;
+	}
+	return onward(skb, p);
 }
 
 SEC("classifier") int from_endpoint(struct __sk_buff *skb)
@@ -202,12 +211,12 @@ INLINE int is_internal(struct tb_pkt *p, struct tb_config *cfg)
 	return addr_eq(&p->dst, internal_addr(cfg, p->family));
 }
 
-/* An answer to a flow that this node SNATed: back to the client. */
+/* An answer to a flow that this node SNATed: back to the client. One from outside the mesh stays so. */
 INLINE int answer_of_backend(struct __sk_buff *skb, struct tb_pkt *p)
 {
 	int act = tb_locate();
 
-	p->vni = TB_ID_REMOTE_NODE;
+	p->vni = p->rev_nat ? TB_ID_REMOTE_NODE : p->src_identity;
 	return act == TB_GO ? onward(skb, p) : act;
 }
 
@@ -270,8 +279,10 @@ INLINE int overlay_receives(struct __sk_buff *skb, struct tb_pkt *p)
 	act = tb_locate();
 	if (act != TB_GO)
 		return act;
-	if (p->where == TB_AWAY)
-		return DROP(p, TB_DROP_UNROUTABLE, "tunnel packet for an address that is not on this node", "tombolo show endpoints; the sender's view is stale or the pod is gone");
+	if (p->where == TB_AWAY) {
+		act = tb_leave_here();
+		return act == TB_GO ? tb_forward(skb) : act;
+	}
 	/* Pods of other nodes reach the internal address this way, and its node ports. */
 	if (p->where == TB_HOST && !to_tunnel(p, cfg)) {
 		act = tb_service(TB_SCOPE_EXTERNAL);
@@ -376,7 +387,7 @@ INLINE int uplink_receives(struct __sk_buff *skb, struct tb_pkt *p)
 	/* RFC 1122, section 3.2.1.3; a service would answer to the group. */
 	if (addr_multicast(&p->outer_src, p->family))
 		return DROP(p, TB_DROP_INVALID_SOURCE, "it comes from the network with a group's address as source", "look for a machine that forges its source");
-	if (is_internal(p, cfg) && tb_unsnat() == 1)
+	if (may_turn_back(p, cfg) && tb_unsnat() == 1)
 		return answer_of_backend(skb, p);
 	act = tb_locate();
 	if (act != TB_GO)

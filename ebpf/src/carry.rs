@@ -43,7 +43,7 @@ const fn flows(name: &'static str, value: &'static str) -> Carried {
 }
 
 /// All but counters, events and fragments, which begin anew. What a row refers to comes before it.
-const CARRIED: [Carried; 20] = [
+const CARRIED: [Carried; 22] = [
     plan("tb_config", None, "tb_config"),
     plan("tb_hosts", None, "tb_prefix"),
     plan("tb_prefixes", Some("tb_lpm_key"), "tb_prefix"),
@@ -54,6 +54,8 @@ const CARRIED: [Carried; 20] = [
     Carried { name: "tb_ranges", rows: Rows::Plan, key: Some("tb_range_key"), value: None },
     Carried { name: "tb_members", rows: Rows::Plan, key: Some("tb_member_key"), value: None },
     plan("tb_services", Some("tb_service_key"), "tb_service"),
+    plan("tb_egw", Some("tb_egw_key"), "tb_egw"),
+    Carried { name: "tb_unmasked", rows: Rows::Plan, key: Some("tb_lpm_key"), value: None },
     plan("tb_rules", Some("tb_rule_key"), "tb_rule"),
     plan("tb_policies", None, "tb_policy"),
     plan("tb_ifaces", None, "tb_iface"),

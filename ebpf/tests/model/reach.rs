@@ -14,7 +14,7 @@ pub struct Reach {
 
 /// What the default number of packets must lead to: where packets go on at each hook, why they are dropped, and which
 /// are translated.
-const WANTED: [&str; 35] = [
+const WANTED: [&str; 37] = [
     "from_endpoint to Kernel",
     "from_endpoint to Network",
     "from_endpoint to Overlay",
@@ -35,6 +35,8 @@ const WANTED: [&str; 35] = [
     "dropped, InvalidSource",
     "dropped, NatNoMapping",
     "dropped, NoDevice",
+    "dropped, NoEgressGateway",
+    "dropped, NoEgressIp",
     "dropped, NoService",
     "dropped, NoTunnelEndpoint",
     "dropped, Policy",
