@@ -53,6 +53,23 @@ INLINE struct tb_ct *ct_get(struct tb_pkt *p, __u8 *half)
 	return ct;
 }
 
+/*
+ * The entry of p->key, if that is an established flow with no end in sight, so that none in the other direction can be
+ * alive beside it. Looked for first at the end that more likely opened the flow, which spares the look-ups of all that
+ * it is not: clients have the higher ports, and the asked end of an echo has port 0.
+ */
+INLINE struct tb_ct *ct_running(const struct tb_pkt *p)
+{
+	struct tb_ct *ct;
+
+	if (p->is_error || bswap16(p->key.sport) <= bswap16(p->key.dport))
+		return 0;
+	ct = bpf_map_lookup_elem(&tb_ct, &p->key);
+	if (!ct || ct->expires_ns < p->now || ct->flags & (TB_CTF_CLOSING_ORIG | TB_CTF_CLOSING_REPLY))
+		return 0;
+	return ct;
+}
+
 /* Whether a flow with these signs of life belongs to the established ones. */
 INLINE int ct_lasts(__u16 flags)
 {

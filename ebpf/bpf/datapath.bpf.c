@@ -125,6 +125,9 @@ INLINE int pod_sends(struct __sk_buff *skb, struct tb_pkt *p)
 		return DROP(p, TB_DROP_UNKNOWN_TARGET, "a pod sends to a multicast or broadcast address", "none; pods have no link in common, so nobody would hear it");
 	if (to_tunnel(p, cfg))
 		return DROP(p, TB_DROP_ENCAP_PROHIBITED, "a pod may not send tunnel packets", "use another UDP port");
+	act = tb_running(policy_id);
+	if (act != TB_GO)
+		return act == 1 ? onward(skb, p) : act;
 	act = tb_answer(policy_id);
 	if (act != TB_GO)
 		return act == 1 ? answer_of_pod(skb, p) : act;
