@@ -31,6 +31,8 @@ union tb_addr {
 #define TB_CFG_SOCK_PODS (1u << 9) /* and at those of all others below the cgroup */
 #define TB_CFG_DSR_TCP (1u << 10) /* outside clients of backends on other nodes are answered from there: of TCP */
 #define TB_CFG_DSR_UDP (1u << 11) /* of UDP */
+#define TB_CFG_MASQ4 (1u << 16) /* what pods send out of the mesh leaves under the node's address */
+#define TB_CFG_MASQ6 (1u << 17)
 
 struct tb_config {
 	__u32 schema;
@@ -54,7 +56,8 @@ struct tb_config {
 	__u16 pad1;
 	__u64 netns_cookie;    /* of the node's own network namespace; 0: not known */
 	__u32 events_per_sec;  /* told of one interface, on each CPU; 0: all */
-	__u8 spare[28];
+	__u32 snat_walk;       /* the least prime that is not below the number of SNAT ports, and 2 at least */
+	__u8 spare[24];
 };
 
 /* tb_iface flags */
@@ -109,6 +112,25 @@ struct tb_node {
 	__u32 path;
 	__u32 flags;
 	__u32 mtu; /* largest IP packet of a pod on this path; 0: not checked */
+	__u32 pad0;
+};
+
+/* tb_egw flags; none and no node: no gateway is known, drop 194 */
+#define TB_EGW_LOCAL (1u << 0)    /* this node is the gateway */
+#define TB_EGW_EXCLUDED (1u << 1) /* goes the way it would go without the policy */
+
+/* Which way a pod's packets leave the mesh. */
+struct tb_egw_key {
+	__u32 prefixlen; /* 128 for the pod, and those of the destination; an IPv4 prefix has 96 more */
+	__u8 src[16];
+	__u8 dst[16];
+};
+
+struct tb_egw {
+	union tb_addr address; /* the source they get, at the gateway; zero: drop 204 */
+	__u32 node;            /* the gateway, an index into tb_nodes */
+	__u32 ifindex;         /* LOCAL: where they leave */
+	__u32 flags;
 	__u32 pad0;
 };
 
@@ -420,10 +442,12 @@ struct tb_event {
 #define TB_DROP_FORBIDDEN_ICMP6 176
 #define TB_DROP_NOT_IN_RANGE 177
 #define TB_DROP_POLICY_DENY 181
+#define TB_DROP_NO_EGRESS_GATEWAY 194
 #define TB_DROP_UNENCRYPTED 195
 #define TB_DROP_TTL_EXCEEDED 196
 #define TB_DROP_HOST_NOT_READY 202
 #define TB_DROP_EP_NOT_READY 203
+#define TB_DROP_NO_EGRESS_IP 204
 #define TB_DROP_NO_DEVICE 206
 
 /* Observation points, Cilium's numbers. */
@@ -448,6 +472,8 @@ _Static_assert(sizeof(struct tb_endpoint) == 8, "tb_endpoint");
 _Static_assert(sizeof(struct tb_lpm_key) == 20, "tb_lpm_key");
 _Static_assert(sizeof(struct tb_prefix) == 12, "tb_prefix");
 _Static_assert(sizeof(struct tb_node) == 32, "tb_node");
+_Static_assert(sizeof(struct tb_egw_key) == 36, "tb_egw_key");
+_Static_assert(sizeof(struct tb_egw) == 32, "tb_egw");
 _Static_assert(sizeof(struct tb_service_key) == 24, "tb_service_key");
 _Static_assert(sizeof(struct tb_service) == 24, "tb_service");
 _Static_assert(sizeof(struct tb_range_key) == 24, "tb_range_key");

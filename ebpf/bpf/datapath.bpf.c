@@ -3,6 +3,7 @@
 #include "parse.h"
 #include "forward.h"
 #include "host.h"
+#include "egress.h"
 
 #define TB_FILE_ID 10
 
@@ -52,6 +53,20 @@ INLINE int inward(struct __sk_buff *skb, struct tb_pkt *p)
 
 	if (p->where == TB_POD && p->fronted) {
 		act = tb_fronted();
+		if (act != TB_GO)
+			return act;
+	}
+	return onward(skb, p);
+}
+
+/* A pod's packet that is no answer. */
+INLINE int sent_on_its_way(struct __sk_buff *skb, struct tb_pkt *p)
+{
+	int act;
+
+	/* Neither a pod nor a node of the mesh. */
+	if (p->where == TB_AWAY && !p->node) {
+		act = tb_leave();
 		if (act != TB_GO)
 			return act;
 	}
@@ -142,7 +157,7 @@ INLINE int pod_sends(struct __sk_buff *skb, struct tb_pkt *p)
 		return DROP(p, TB_DROP_ENCAP_PROHIBITED, "a pod may not send tunnel packets", "use another UDP port");
 	act = tb_running(policy_id);
 	if (act != TB_GO)
-		return act == 1 ? onward(skb, p) : act;
+		return act == 1 ? sent_on_its_way(skb, p) : act;
 	act = tb_answer(policy_id);
 	if (act != TB_GO)
 		return act == 1 ? answer_of_pod(skb, p) : act;
@@ -160,7 +175,7 @@ INLINE int pod_sends(struct __sk_buff *skb, struct tb_pkt *p)
 		return act == TB_GO ? onward(skb, p) : act;
 	}
 	act = tb_egress(skb, policy_id);
-	return act == TB_GO ? onward(skb, p) : act;
+	return act == TB_GO ? sent_on_its_way(skb, p) : act;
 }
 
 SEC("classifier") int from_endpoint(struct __sk_buff *skb)
@@ -223,12 +238,12 @@ INLINE int is_internal(struct tb_pkt *p, struct tb_config *cfg)
 	return addr_eq(&p->dst, internal_addr(cfg, p->family));
 }
 
-/* An answer to a flow that this node SNATed: back to the client. */
+/* An answer to a flow that this node SNATed: back to the client. One from outside the mesh stays so. */
 INLINE int answer_of_backend(struct __sk_buff *skb, struct tb_pkt *p)
 {
 	int act = tb_locate();
 
-	p->vni = TB_ID_REMOTE_NODE;
+	p->vni = p->rev_nat ? TB_ID_REMOTE_NODE : p->src_identity;
 	return act == TB_GO ? onward(skb, p) : act;
 }
 
@@ -298,8 +313,10 @@ INLINE int overlay_receives(struct __sk_buff *skb, struct tb_pkt *p)
 	act = tb_locate();
 	if (act != TB_GO)
 		return act;
-	if (p->where == TB_AWAY)
-		return DROP(p, TB_DROP_UNROUTABLE, "tunnel packet for an address that is not on this node", "tombolo show endpoints; the sender's view is stale or the pod is gone");
+	if (p->where == TB_AWAY) {
+		act = tb_leave_here();
+		return act == TB_GO ? tb_forward(skb) : act;
+	}
 	/* Pods of other nodes reach the internal address this way, and its node ports. */
 	if (p->where == TB_HOST && !to_tunnel(p, cfg)) {
 		act = tb_service(TB_SCOPE_EXTERNAL);
@@ -404,7 +421,7 @@ INLINE int uplink_receives(struct __sk_buff *skb, struct tb_pkt *p)
 	/* RFC 1122, section 3.2.1.3; a service would answer to the group. */
 	if (addr_multicast(&p->outer_src, p->family))
 		return DROP(p, TB_DROP_INVALID_SOURCE, "it comes from the network with a group's address as source", "look for a machine that forges its source");
-	if (is_internal(p, cfg) && tb_unsnat() == 1)
+	if (may_turn_back(p, cfg) && tb_unsnat() == 1)
 		return answer_of_backend(skb, p);
 	act = tb_locate();
 	if (act != TB_GO)

@@ -135,7 +135,7 @@ INLINE int to_overlay_device(struct __sk_buff *skb, struct tb_pkt *p, const stru
 
 INLINE long route(struct __sk_buff *skb, struct tb_pkt *p, struct bpf_fib_lookup *fib)
 {
-	fib->ifindex = skb->ifindex;
+	fib->ifindex = p->leave_by ? p->leave_by : skb->ifindex;
 	fib->tot_len = p->seg_len + p->room;
 	fib->l4_protocol = p->proto;
 	if (p->family == 4) {
@@ -147,7 +147,13 @@ INLINE long route(struct __sk_buff *skb, struct tb_pkt *p, struct bpf_fib_lookup
 		__builtin_memcpy(fib->ipv6_src, p->nsrc.b, 16);
 		__builtin_memcpy(fib->ipv6_dst, p->ndst.b, 16);
 	}
-	return bpf_fib_lookup(skb, fib, sizeof(*fib), 0);
+	return bpf_fib_lookup(skb, fib, sizeof(*fib), p->leave_by ? BPF_FIB_LOOKUP_OUTPUT : 0);
+}
+
+/* Whether it got an address of this node as source. */
+INLINE int as_own(struct tb_pkt *p)
+{
+	return !addr_eq(&p->nsrc, &p->src) && (!addr_zero(&p->snat_to) || is_host(&p->nsrc));
 }
 
 INLINE int along_route(struct __sk_buff *skb, struct tb_pkt *p)
@@ -159,14 +165,22 @@ INLINE int along_route(struct __sk_buff *skb, struct tb_pkt *p)
 	if (p->ttl <= 1)
 		return expired(skb, p);
 	rc = route(skb, p, &fib);
-	if (rc == BPF_FIB_LKUP_RET_FRAG_NEEDED && p->df)
+	/* The stack takes no packet from outside under an address of its own, so it cannot cut a translated one either. */
+	if (rc == BPF_FIB_LKUP_RET_FRAG_NEEDED && (p->df || as_own(p)))
 		return tb_too_big(skb, fib.mtu_result - p->room);
+	/* An address of this node that is in no row: no masquerading there. */
+	if (rc == BPF_FIB_LKUP_RET_NOT_FWDED && p->masked) {
+		p->nsrc = p->src;
+		p->nsport = p->sport;
+	}
 	if (rc == BPF_FIB_LKUP_RET_BLACKHOLE || rc == BPF_FIB_LKUP_RET_UNREACHABLE || rc == BPF_FIB_LKUP_RET_PROHIBIT) {
 		/* The stack answers an untouched packet by itself. */
 		if (!translated(p))
 			return to_stack(skb, p, TB_POINT_TO_STACK);
 		return DROP(p, TB_DROP_FIB, "no route to the backend or client", "ip route get its address on the node; check BGP and the tunnel routes");
 	}
+	if (rc != BPF_FIB_LKUP_RET_SUCCESS && rc != BPF_FIB_LKUP_RET_NO_NEIGH && as_own(p))
+		return DROP(p, TB_DROP_FIB, "no way out for a packet that got the node's address", "ip route get its destination from the node's address; check forwarding on the interfaces");
 	if (rc != BPF_FIB_LKUP_RET_SUCCESS && rc != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return to_stack(skb, p, TB_POINT_TO_STACK);
 	act = dress(skb, p);
@@ -177,6 +191,16 @@ INLINE int along_route(struct __sk_buff *skb, struct tb_pkt *p)
 		skb->mark = (skb->mark & ~TB_MARK_MASK) | TB_MARK_FORWARDED;
 	p->point = TB_POINT_TO_NETWORK;
 	return bpf_redirect_neigh(fib.ifindex, 0, 0, 0);
+}
+
+/* To a gateway packets go through the tunnel also where pods are routed: outer headers, UDP, VXLAN and inner Ethernet. */
+INLINE __u32 path_mtu(const struct tb_pkt *p, const struct tb_node *node)
+{
+	__u32 room = node->tunnel.w[2] == bswap32(0xffff) ? 50 : 70;
+
+	if (!p->to_gateway || node->path == TB_PATH_OVERLAY || node->mtu <= room)
+		return node->mtu;
+	return node->mtu - room;
 }
 
 /* ndst is not on this node. */
@@ -198,11 +222,13 @@ GLOBAL int tb_forward(struct __sk_buff *skb)
 		p->encrypted = p->pfx_flags & TB_PFX_ENCRYPT || (node && node->flags & TB_NODE_ENCRYPT && !plain);
 	/* A node's own address is not tunnelled; its path is narrower only if encrypted. */
 	if (node && (!plain || p->encrypted)) {
-		act = fits(skb, p, node->mtu);
+		act = fits(skb, p, path_mtu(p, node));
 		if (act != TB_GO)
 			return act;
 	}
-	if (node && !plain && node->path == TB_PATH_OVERLAY)
+	if (!node && p->to_gateway)
+		return DROP(p, TB_DROP_NO_EGRESS_GATEWAY, "the egress gateway's node is not known", "tombolo show egress-gateways, tombolo show nodes");
+	if (node && !plain && (p->to_gateway || node->path == TB_PATH_OVERLAY))
 		return to_overlay_device(skb, p, cfg, node);
 	return along_route(skb, p);
 }

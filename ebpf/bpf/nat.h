@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause) */
 /*
- * Source NAT to the node's internal address: for backends on other nodes, and for pods that reach themselves through a
- * service. Two entries a flow: the tuple before, and that of the answers. Like conntrack they begin in an LRU, where a
+ * Source NAT: to the node's internal address for backends on other nodes and for pods that reach themselves through a
+ * service, to an address of the outside for what pods send out of the mesh (egress.h). Two entries a flow: the tuple before, and that of the answers. Like conntrack they begin in an LRU, where a
  * flood evicts its like, and move together to a hash when the flow was answered.
  */
 #ifndef TB_NAT_H
@@ -11,7 +11,10 @@
 #include "lb.h"
 
 #define TB_FILE_ID 5
+/* Ports among which the mapping of a flow under way is looked for. */
 #define TB_PORT_TRIES 64
+/* How long a destination whose ports are all taken is not searched again, unless one of them ends before. */
+#define TB_SNAT_FULL_NS (SEC_NS / 10)
 
 INLINE union tb_addr *internal_addr(struct tb_config *cfg, __u8 family)
 {
@@ -79,7 +82,7 @@ INLINE void answers_key(struct tb_pkt *p, const union tb_addr *self, __be16 port
 /* Whether a mapping is this packet's flow's. */
 INLINE int nat_mine(const struct tb_pkt *p, const struct tb_nat *nat)
 {
-	return addr_eq(&nat->addr, &p->src) && nat->port == p->sport && nat->rev_nat == p->rev_nat;
+	return addr_eq(&nat->addr, &p->src) && nat->port == p->sport && nat->rev_nat == p->nat.rev_nat;
 }
 
 #define NAT_TAKEN 0
@@ -107,8 +110,11 @@ INLINE int claim_port(struct tb_pkt *p, const union tb_addr *self, __be16 port)
 	if (known) {
 		__u64 ended = known->expires_ns;
 
-		if (ended >= p->now)
+		if (ended >= p->now) {
+			if (ended < p->walk.ends)
+				p->walk.ends = ended;
 			return NAT_TAKEN;
+		}
 		/* Of CPUs that see it expired one has the port, and to the others it is taken: they would delete what that one writes. */
 		if (__sync_val_compare_and_swap(&known->expires_ns, ended, p->now + SEC_NS) != ended)
 			return NAT_TAKEN;
@@ -120,42 +126,123 @@ INLINE int claim_port(struct tb_pkt *p, const union tb_addr *self, __be16 port)
 	return bpf_map_update_elem(&tb_nat_half, &p->key, &p->nat, BPF_NOEXIST) == 0 ? NAT_HALF : NAT_TAKEN;
 }
 
-/* The port of the n-th try. Each flow walks in steps of its own, so that ports in use do not pile up into long runs. */
-INLINE __be16 port_of_try(const struct tb_config *cfg, __u32 hash, __u32 n)
+INLINE void begin_walk(struct tb_pkt *p, const struct tb_config *cfg)
 {
-	__u32 range = (__u32)cfg->snat_port_max - cfg->snat_port_min + 1;
+	__u32 hash = flow_hash(&p->src, &p->ndst, p->sport, p->ndport, p->tproto), range = 1;
 
-	if (cfg->snat_port_max < cfg->snat_port_min)
-		range = 1;
-	return bswap16((__u16)(cfg->snat_port_min + (hash + n * (hash >> 16 | 1)) % range));
+	if (cfg->snat_port_max > cfg->snat_port_min)
+		range = (__u32)cfg->snat_port_max - cfg->snat_port_min + 1;
+	p->walk.first = cfg->snat_port_min;
+	p->walk.range = range;
+	p->walk.prime = cfg->snat_walk > range ? cfg->snat_walk : range;
+	p->walk.start = hash;
+	p->walk.step = p->walk.prime > 1 ? 1 + (hash >> 16) % (p->walk.prime - 1) : 1;
+	p->walk.claimed = NAT_TAKEN;
+	p->walk.port = 0;
+}
+
+/* The port of the n-th step; 0: none. The prime may lie a little above the number of ports. */
+INLINE __be16 port_of_step(const struct tb_walk *walk, __u32 n)
+{
+	__u32 place = ((__u64)walk->start + (__u64)n * walk->step) % walk->prime;
+
+	return place < walk->range ? bswap16((__u16)(walk->first + place)) : 0;
+}
+
+INLINE const union tb_addr *snat_self(const struct tb_pkt *p, struct tb_config *cfg)
+{
+	return addr_zero(&p->snat_to) ? internal_addr(cfg, p->family) : &p->snat_to;
+}
+
+/* Steps to the first port that is free; that of a flow that is over is. */
+static long claim_step(__u32 n, __attribute__((unused)) void *context)
+{
+	struct tb_pkt *p = tb_pkt();
+	struct tb_config *cfg = tb_cfg();
+
+	if (!p || !cfg)
+		return 1;
+	p->walk.port = port_of_step(&p->walk, n);
+	if (!p->walk.port)
+		return 0;
+	p->walk.claimed = claim_port(p, snat_self(p, cfg), p->walk.port);
+	return p->walk.claimed != NAT_TAKEN;
+}
+
+/* Steps to the port that the flow has already. */
+static long recall_step(__u32 n, __attribute__((unused)) void *context)
+{
+	struct tb_pkt *p = tb_pkt();
+	struct tb_config *cfg = tb_cfg();
+	struct tb_nat *known;
+	__u8 half;
+
+	if (!p || !cfg)
+		return 1;
+	p->walk.port = port_of_step(&p->walk, n);
+	if (!p->walk.port)
+		return 0;
+	answers_key(p, snat_self(p, cfg), p->walk.port);
+	known = nat_get(p, &half);
+	if (!known || !nat_mine(p, known))
+		return 0;
+	p->walk.claimed = claim_port(p, snat_self(p, cfg), p->walk.port);
+	return 1;
+}
+
+/*
+ * Claims a port as long as one is free. Where none is, the walk is as long as the range: its destination is not searched
+ * again until a mapping ends, or for a moment.
+ */
+GLOBAL int tb_claim(void)
+{
+	struct tb_pkt *p = tb_pkt();
+	struct tb_config *cfg = tb_cfg();
+	__u64 *until, ends;
+
+	if (!p || !cfg)
+		return NAT_TAKEN;
+	answers_key(p, snat_self(p, cfg), 0);
+	until = bpf_map_lookup_elem(&tb_snat_full, &p->key);
+	if (until && *until > p->now)
+		return NAT_TAKEN;
+	p->walk.ends = p->now + TB_SNAT_FULL_NS;
+	bpf_loop(p->walk.prime, claim_step, 0, 0);
+	if (p->walk.claimed != NAT_TAKEN)
+		return p->walk.claimed;
+	answers_key(p, snat_self(p, cfg), 0);
+	ends = p->walk.ends;
+	bpf_map_update_elem(&tb_snat_full, &p->key, &ends, BPF_ANY);
+	return NAT_TAKEN;
 }
 
 GLOBAL int tb_snat(void)
 {
 	struct tb_pkt *p = tb_pkt();
 	struct tb_config *cfg = tb_cfg();
+	const union tb_addr *self;
 	int claimed = NAT_TAKEN;
-	union tb_addr *self;
 	struct tb_nat *known;
 	__be16 port = 0;
-	__u32 hash, i;
 	__u8 half;
 
 	if (!p || !cfg)
 		return TC_ACT_SHOT;
-	self = internal_addr(cfg, p->family);
+	self = snat_self(p, cfg);
 	if (addr_zero(self))
 		return DROP(p, TB_DROP_NAT_NO_MAPPING, "the node has no internal address of this family", "give the node a pod CIDR of the family and restart the agent");
 	__builtin_memset(&p->nat, 0, sizeof(p->nat));
 	p->nat.created_ns = p->now;
 	p->nat.addr = p->src;
 	p->nat.port = p->sport;
-	p->nat.rev_nat = p->rev_nat;
+	/* Out of the mesh the pod's own entry knows the frontend. */
+	p->nat.rev_nat = addr_zero(&p->snat_to) ? p->rev_nat : 0;
 	nat_touch(p, &p->nat, 0);
-	hash = flow_hash(&p->src, &p->ndst, p->sport, p->ndport, p->tproto);
+	begin_walk(p, cfg);
 	key_set(&p->key, &p->src, &p->ndst, p->sport, p->ndport, p->tproto, TB_NAT_OUT);
 	known = nat_get(p, &half);
-	if (known) {
+	/* One that leads to another address is of before a change of configuration. */
+	if (known && addr_eq(&known->addr, self)) {
 		port = known->port;
 		if (claim_port(p, self, port))
 			goto done;
@@ -166,22 +253,14 @@ GLOBAL int tb_snat(void)
 		 * The flow is under way, and its service knows it: of its two entries the other may be left, and names the
 		 * port that its backend knows. A flood of forged packets is new to the service.
 		 */
-		for (i = 0; i < TB_PORT_TRIES; i++) {
-			port = port_of_try(cfg, hash, i);
-			answers_key(p, self, port);
-			known = nat_get(p, &half);
-			if (!known || !nat_mine(p, known))
-				continue;
-			claimed = claim_port(p, self, port);
-			break;
-		}
+		bpf_loop(TB_PORT_TRIES, recall_step, 0, 0);
+		claimed = p->walk.claimed;
 	}
-	for (i = 0; i < TB_PORT_TRIES && !claimed; i++) {
-		port = port_of_try(cfg, hash, i);
-		claimed = claim_port(p, self, port);
-	}
-	if (!claimed)
-		return DROP(p, TB_DROP_NAT_NO_MAPPING, "no free SNAT port towards this backend", "widen the SNAT port range or raise datapath.maps.nat");
+	if (claimed == NAT_TAKEN)
+		claimed = tb_claim();
+	if (claimed != NAT_HALF && claimed != NAT_FULL)
+		return DROP(p, TB_DROP_NAT_NO_MAPPING, "all SNAT ports towards this destination are taken", "widen datapath.snat_ports; tombolo conntrack snat --ip says who has them");
+	port = p->walk.port;
 	p->nat.addr = *self;
 	p->nat.port = port;
 	key_set(&p->key, &p->src, &p->ndst, p->sport, p->ndport, p->tproto, TB_NAT_OUT);

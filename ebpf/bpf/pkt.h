@@ -63,6 +63,16 @@ struct tb_ip6 {
 	__u8 dst[16];
 };
 
+/* A flow's way through the SNAT ports: a step of its own, modulo a prime, so that it comes by each of them. */
+struct tb_walk {
+	__u64 ends; /* when the first of the mappings met ends */
+	__u32 start, step, prime;
+	__u32 first, range; /* of the ports */
+	int claimed;
+	__be16 port;
+	__u16 pad[3];
+};
+
 struct tb_pkt {
 	/* The flow's tuple as the packet has it. For an ICMP error it is the tuple of the packet it speaks of,
 	 * turned round, as if the error were an ordinary packet of that flow. */
@@ -72,6 +82,7 @@ struct tb_pkt {
 	union tb_addr orig_dst;    /* the frontend, if translated */
 	union tb_addr outer_src;   /* source in the IP header */
 	union tb_addr front;       /* with front_port: the frontend that the IP header names, if fronted */
+	union tb_addr snat_to;     /* what tb_snat() gives as source; zero: the node's internal address */
 	__u64 now;
 	__be16 sport, dport, nsport, ndport;
 	__be16 esport, edport, orig_dport, site;
@@ -87,6 +98,9 @@ struct tb_pkt {
 	__u32 policy_revision, cookie;
 	__u32 precedence; /* of the entry that a tier of policy has found; 0: none */
 	__u32 vni;
+	__u32 moves; /* tb_moves before any look-up */
+	__u32 leave_by; /* the interface by which an egress gateway sends it out */
+	__u32 pad0;
 	__u8 family, proto, tproto, is_error;
 	__u8 tcp_flags, ttl, frag, df;
 	__u8 icmp_type, icmp_code, nd, l2;
@@ -105,8 +119,8 @@ struct tb_pkt {
 	__u8 fronted; /* the IP header names a frontend */
 	__u8 room; /* bytes that naming the frontend will take in the IP header; 0: it is not named */
 	__u8 absent; /* the flow as the packet has it is not among the established ones */
-	__u8 pad1[3];
-	__u32 moves;  /* tb_moves before any look-up */
+	__u8 to_gateway; /* through the tunnel to p->node, whatever that node's path */
+	__u8 masked; /* pods' packets leave under the node's address */
 	/* From here on not cleared. */
 	struct tb_tuple key;
 	struct tb_ct ct;
@@ -114,6 +128,9 @@ struct tb_pkt {
 	struct tb_lpm_key lpm;
 	__u32 pad;
 	__u8 buf[144];
+	struct tb_egw_key egw;
+	__u32 pad2;
+	struct tb_walk walk;
 };
 
 struct {

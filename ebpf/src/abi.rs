@@ -19,12 +19,16 @@ pub(crate) const CFG_SOCK_HOST: u32 = 1 << 8;
 pub(crate) const CFG_SOCK_PODS: u32 = 1 << 9;
 pub(crate) const CFG_DSR_TCP: u32 = 1 << 10;
 pub(crate) const CFG_DSR_UDP: u32 = 1 << 11;
+pub(crate) const CFG_MASQ4: u32 = 1 << 16;
+pub(crate) const CFG_MASQ6: u32 = 1 << 17;
 pub(crate) const IF_READY: u32 = 1;
 pub(crate) const EP_HOST: u32 = 1;
 pub(crate) const PFX_ENCRYPT: u32 = 1;
 pub(crate) const PFX_REMOTE_CLUSTER: u32 = 2;
 pub(crate) const PFX_SKIP_TUNNEL: u32 = 4;
 pub(crate) const NODE_ENCRYPT: u32 = 1;
+pub(crate) const EGW_LOCAL: u32 = 1;
+pub(crate) const EGW_EXCLUDED: u32 = 2;
 pub(crate) const SVC_LOCAL_ONLY: u32 = 1;
 pub(crate) const SVC_NODEPORT: u32 = 2;
 pub(crate) const SVC_SOURCE_RANGE: u32 = 64;
@@ -140,7 +144,7 @@ abi! {
         snat_port_max: u16 = 26, vxlan_port: u16 = 28, pad0: u16 = 30, report_interval_ns: u64 = 32,
         internal4: Addr = 40, internal6: Addr = 56, underlay4: Addr = 72, underlay6: Addr = 88,
         clock_offset_ns: u64 = 104, host_policy_id: u32 = 112, wireguard_port: u16 = 116, pad1: u16 = 118,
-        netns_cookie: u64 = 120, events_per_sec: u32 = 128, spare: [u8; 28] = 132,
+        netns_cookie: u64 = 120, events_per_sec: u32 = 128, snat_walk: u32 = 132, spare: [u8; 24] = 136,
     }
     /// `struct tb_iface`
     Iface = 64 {
@@ -155,6 +159,10 @@ abi! {
     Prefix = 12 { identity: u32 = 0, node: u32 = 4, flags: u32 = 8 }
     /// `struct tb_node`
     Node = 32 { tunnel: Addr = 0, path: u32 = 16, flags: u32 = 20, mtu: u32 = 24, pad0: u32 = 28 }
+    /// `struct tb_egw_key`, as aya's `Key<[u8; 32]>` writes it.
+    EgwKey = 36 { prefixlen: u32 = 0, src: [u8; 16] = 4, dst: [u8; 16] = 20 }
+    /// `struct tb_egw`
+    Egw = 32 { address: Addr = 0, node: u32 = 16, ifindex: u32 = 20, flags: u32 = 24, pad0: u32 = 28 }
     /// `struct tb_service_key`
     ServiceKey = 24 { addr: Addr = 0, port: u16 = 16, proto: u8 = 18, scope: u8 = 19, pad0: u32 = 20 }
     /// `struct tb_service`

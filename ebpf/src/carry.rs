@@ -43,7 +43,7 @@ const fn flows(name: &'static str, value: &'static str) -> Carried {
 }
 
 /// All but counters, events and fragments, which begin anew. What a row refers to comes before it.
-const CARRIED: [Carried; 21] = [
+const CARRIED: &[Carried] = &[
     plan("tb_config", None, "tb_config"),
     plan("tb_hosts", None, "tb_prefix"),
     plan("tb_prefixes", Some("tb_lpm_key"), "tb_prefix"),
@@ -55,6 +55,8 @@ const CARRIED: [Carried; 21] = [
     Carried { name: "tb_members", rows: Rows::Plan, key: Some("tb_member_key"), value: None },
     Carried { name: "tb_fronts", rows: Rows::Plan, key: Some("tb_front_key"), value: None },
     plan("tb_services", Some("tb_service_key"), "tb_service"),
+    plan("tb_egw", Some("tb_egw_key"), "tb_egw"),
+    Carried { name: "tb_unmasked", rows: Rows::Plan, key: Some("tb_lpm_key"), value: None },
     plan("tb_rules", Some("tb_rule_key"), "tb_rule"),
     plan("tb_policies", None, "tb_policy"),
     plan("tb_ifaces", None, "tb_iface"),
@@ -249,7 +251,7 @@ impl Carrying {
         }
         let mut sources = Vec::new();
         let new = layout::structs()?;
-        for carried in &CARRIED {
+        for carried in CARRIED {
             let wanted = *wanted.get(carried.name).ok_or(DatapathError::Missing(carried.name))?;
             // Those come first whose programs are at work: another schema's, as long as it has links.
             let own = (false, directory.join(kept_name(carried.name)));
@@ -398,7 +400,7 @@ mod tests {
         let wanted = wanted(&MapSizes::default()).unwrap();
         assert_eq!(wanted.keys().collect::<Vec<_>>(), named);
         let structs = layout::structs().unwrap();
-        for carried in &CARRIED {
+        for carried in CARRIED {
             for of in carried.key.iter().chain(&carried.value) {
                 assert!(structs.contains_key(*of), "{of}");
             }

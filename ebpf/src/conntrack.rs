@@ -212,7 +212,13 @@ impl Datapath {
         for table in [&tables.nat, &tables.nat_half] {
             deleted += forget_in(table, |key, nat| wanted(key, &nat.addr))?;
         }
+        self.search_again()?;
         Ok(deleted)
+    }
+
+    /// Destinations for which there was no SNAT port left may have one now.
+    pub(crate) fn search_again(&self) -> Result<(), DatapathError> {
+        forget_in(&self.tables.snat_full, |_, _| true).map(drop)
     }
 }
 

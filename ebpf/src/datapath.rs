@@ -17,6 +17,7 @@ use crate::tables::Tables;
 use aya::programs::SchedClassifier;
 use aya::{Ebpf, EbpfLoader};
 use std::fs;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -55,6 +56,8 @@ pub struct MapSizes {
     pub nat_half: u32,
     /// SNAT entries of answered flows, two a flow.
     pub nat: u32,
+    /// Destinations of pods that have egress policies, one row for each pod and prefix.
+    pub egress: u32,
     /// Policies.
     pub policies: u32,
     /// Policy entries.
@@ -80,6 +83,7 @@ impl Default for MapSizes {
             conntrack: 16_384,
             nat_half: 16_384,
             nat: 16_384,
+            egress: 16_384,
             policies: 1024,
             rules: 16_384,
             event_ring_bytes: 1 << 20,
@@ -88,8 +92,8 @@ impl Default for MapSizes {
 }
 
 impl MapSizes {
-    pub(crate) fn list(&self) -> [(&'static str, u32); 22] {
-        [
+    pub(crate) fn list(&self) -> Vec<(&'static str, u32)> {
+        vec![
             ("tb_ifaces", self.endpoints),
             ("tb_endpoints", self.endpoints.saturating_mul(2).saturating_add(64)),
             ("tb_hosts", self.hosts),
@@ -111,6 +115,9 @@ impl MapSizes {
             ("tb_ct", self.conntrack),
             ("tb_nat_half", self.nat_half),
             ("tb_nat", self.nat),
+            ("tb_snat_full", 1024),
+            ("tb_egw", self.egress),
+            ("tb_unmasked", UNMASKED),
             ("tb_policies", self.policies),
             ("tb_rules", self.rules),
             ("tb_frags", 1024),
@@ -167,6 +174,9 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // What is guarded is consistent after each step, so a panic elsewhere does not spoil it.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// Prefixes that a node does not masquerade to.
+const UNMASKED: u32 = 1024;
 
 /// The folder of a schema's pinned links.
 pub(crate) const LINKS: &str = "links";
@@ -446,6 +456,8 @@ impl Datapath {
             t.backends.usage(),
             MapUsage { map: "tb_maglev", entries: used, capacity },
             t.ranges.usage(),
+            t.egress.usage(),
+            t.unmasked.usage(),
             t.affinity.usage(),
             t.members.usage(),
             t.fronts.usage(),
@@ -473,6 +485,8 @@ impl Datapath {
                 | flag(config.encrypt, abi::CFG_ENCRYPT)
                 | flag(config.verdict_events, abi::CFG_VERDICTS)
                 | flag(self.csum6, abi::CFG_CSUM6)
+                | flag(config.masquerade4, abi::CFG_MASQ4)
+                | flag(config.masquerade6, abi::CFG_MASQ6)
                 | flag(config.socket_lb != SocketLb::Off, abi::CFG_SOCK_HOST)
                 | flag(config.socket_lb == SocketLb::All, abi::CFG_SOCK_PODS)
                 | flag(config.lb_mode != LbMode::Snat, abi::CFG_DSR_TCP)
@@ -483,6 +497,7 @@ impl Datapath {
             wireguard_ifindex: config.wireguard_ifindex,
             snat_port_min: *config.snat_ports.start(),
             snat_port_max: *config.snat_ports.end(),
+            snat_walk: walk(&config.snat_ports),
             vxlan_port: config.vxlan_port,
             wireguard_port: config.wireguard_port.unwrap_or(0),
             host_policy_id: config.host_policy_id,
@@ -496,7 +511,9 @@ impl Datapath {
             netns_cookie: crate::sys::netns_cookie().unwrap_or_default(),
             ..abi::Config::default()
         };
-        self.tables.config.set(0, row)
+        self.tables.config.set(0, row)?;
+        // Which destinations had no port left was found with other ports.
+        self.search_again()
     }
 
     /// Names the policy of the node's own traffic, 0 for none, and leaves the rest of the node's row as it is.
@@ -530,6 +547,8 @@ impl Datapath {
             report_interval: Duration::from_nanos(row.report_interval_ns),
             internal4: row.internal4.v4(),
             internal6: row.internal6.v6(),
+            masquerade4: row.flags & abi::CFG_MASQ4 != 0,
+            masquerade6: row.flags & abi::CFG_MASQ6 != 0,
             underlay4: row.underlay4.v4(),
             underlay6: row.underlay6.v6(),
             test_clock_offset: Duration::from_nanos(row.clock_offset_ns),
@@ -550,6 +569,14 @@ impl Datapath {
 fn program<'a>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SchedClassifier, DatapathError> {
     let program = object.program_mut(name).ok_or(DatapathError::Missing(name))?;
     program.try_into().map_err(|source| DatapathError::Program { program: name, source: Box::new(source) })
+}
+
+/// How long the walk through so many SNAT ports is: the least prime that is not below their number, so that steps of any
+/// length come by each of them.
+fn walk(ports: &RangeInclusive<u16>) -> u32 {
+    let count = u32::from(ports.end().saturating_sub(*ports.start())) + 1;
+    let prime = |n: &u32| (2..).take_while(|d| d * d <= *n).all(|d| n % d != 0);
+    (count.max(2)..).find(prime).unwrap_or(count)
 }
 
 /// Never hooked: it asks the kernel what it knows.

@@ -116,6 +116,7 @@ pub(crate) fn option_of(map: &str) -> Option<&'static str> {
         "tb_ranges" => "source_ranges",
         "tb_affinity" => "affinity",
         "tb_members" | "tb_fronts" => "backends",
+        "tb_egw" => "egress",
         "tb_sock_rev" => "sockets",
         "tb_ct" | "tb_ct_half" => "conntrack",
         "tb_nat" | "tb_nat_half" => "nat",

@@ -31,6 +31,7 @@ mod attach;
 mod carry;
 mod conntrack;
 mod datapath;
+mod egress;
 mod error;
 mod events;
 mod fronts;
@@ -56,9 +57,10 @@ pub use datapath::{Datapath, DatapathConfig, MapSizes};
 pub use error::DatapathError;
 pub use events::{DatapathEvent, EventKind, EventReader};
 pub use rows::{
-    Backend, ConntrackEntry, ConntrackKind, Direction, FlowFilter, Frontend, Interface, LbMode, LocalAddress,
-    LostEvents, MapUsage, Metric, NodeConfig, NodeEntry, NodePath, PolicySet, PolicySide, PortPrefix,
-    PrefixEntry, RuleAction, RuleEntry, RuleTier, Scope, ServiceEntry, SocketLb, Translation,
+    Backend, ConntrackEntry, ConntrackKind, Direction, EgressWay, FlowFilter, Frontend, Interface, LbMode,
+    LocalAddress, LostEvents, MapUsage, Metric, NodeConfig, NodeEntry, NodePath, PolicySet, PolicySide,
+    PortPrefix, PrefixEntry, RuleAction, RuleEntry, RuleTier, SNAT_PORTS, Scope, ServiceEntry, SocketLb,
+    Translation,
 };
 pub use sites::{SITES, Site, reason_name, site};
 pub use stale_sockets::SocketStats;

@@ -7,6 +7,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+/// Apart from node ports (30000 on), from the kernel's own choice (32768 on) and from what Kubernetes' parts listen on.
+pub const SNAT_PORTS: RangeInclusive<u16> = 11_000..=29_999;
+
 /// What the programs must know about their node. Written whole with [`crate::Datapath::set_config`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct NodeConfig {
@@ -24,7 +27,7 @@ pub struct NodeConfig {
     pub overlay_ifindex: u32,
     /// The WireGuard device; 0 while there is none. With `encrypt`, 0 means drop (195), never plain text.
     pub wireguard_ifindex: u32,
-    /// Source ports for SNAT to the internal address; keep apart from the host's ephemeral range.
+    /// Source ports for SNAT; keep them apart from those that the host uses itself.
     pub snat_ports: RangeInclusive<u16>,
     /// The UDP port of VXLAN.
     pub vxlan_port: u16,
@@ -40,6 +43,11 @@ pub struct NodeConfig {
     pub internal4: Option<Ipv4Addr>,
     /// The same, IPv6.
     pub internal6: Option<Ipv6Addr>,
+    /// Whether what pods send out of the mesh leaves under the underlay address, IPv4 ([`crate::Datapath::set_unmasked`]
+    /// says where not).
+    pub masquerade4: bool,
+    /// The same, IPv6.
+    pub masquerade6: bool,
     /// The node's underlay address, IPv4.
     pub underlay4: Option<Ipv4Addr>,
     /// The same, IPv6.
@@ -64,7 +72,7 @@ impl Default for NodeConfig {
             uplink_ifindex: 0,
             overlay_ifindex: 0,
             wireguard_ifindex: 0,
-            snat_ports: 10240..=32767,
+            snat_ports: SNAT_PORTS,
             vxlan_port: 8472,
             wireguard_port: None,
             events_per_sec: 0,
@@ -72,6 +80,8 @@ impl Default for NodeConfig {
             report_interval: Duration::from_secs(5),
             internal4: None,
             internal6: None,
+            masquerade4: false,
+            masquerade6: false,
             underlay4: None,
             underlay6: None,
             test_clock_offset: Duration::ZERO,
@@ -182,6 +192,24 @@ pub enum Scope {
     External,
     /// Looked up by packets of local pods.
     Internal,
+}
+
+/// Which way a pod's packets to a destination outside the mesh go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub enum EgressWay {
+    /// A gateway is wanted, and there is none: dropped (194).
+    Nowhere,
+    /// As if there were no policy.
+    Excluded,
+    /// Through the tunnel to the node with this index.
+    Node(u32),
+    /// This node is the gateway.
+    Here {
+        /// The source they get; `None`: dropped (204).
+        address: Option<IpAddr>,
+        /// The interface by which they leave.
+        ifindex: u32,
+    },
 }
 
 /// A service address. Write one row per scope in which it is to be reached.

@@ -243,6 +243,10 @@ fn snat_ports_of_flows_that_are_over_are_given_again() {
         }
         send(&mut node, 5001, "R").unwrap();
         expire(&node, REMOTE[f], ports[1]);
+        // A destination without a port left is searched again after a tenth of a second.
+        let later = std::time::Duration::from_millis(200);
+        let config = NodeConfig { snat_ports: 20_000..=20_003, test_clock_offset: later, ..node.config() };
+        node.datapath.set_config(&config).unwrap();
         assert_eq!(
             send(&mut node, 5004, "S"),
             Ok(ports[1]),

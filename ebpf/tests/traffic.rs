@@ -259,6 +259,38 @@ fn node_ports(one: &Host, two: &Host) {
     assert_eq!((dropped(one), dropped(two)), (0, 0));
 }
 
+/// The first node's pod leaves the mesh by the second node, on an interface that is not its uplink: whoever is asked sees
+/// that interface's address, and nothing leaves while there is no gateway.
+fn leaves_by_the_other(one: &Host, two: &Host, second: &Space) {
+    let world = Space::new();
+    world.sh("sysctl -qw net.ipv6.conf.default.accept_dad=0 net.ipv6.conf.all.accept_dad=0");
+    second.sh(&format!(
+        "ip link add out type veth peer name eth0 netns {}; ip link set out up
+         ip addr add 192.0.2.1/24 dev out; ip addr add 2001:db8:9::1/64 dev out nodad",
+        world.pid()
+    ));
+    world.sh("ip link set lo up; ip link set eth0 up
+         ip addr add 192.0.2.9/24 dev eth0; ip addr add 2001:db8:9::9/64 dev eth0 nodad");
+    let out = second.inside(|| {
+        two.datapath.attach_uplink(index("out")).unwrap();
+        index("out")
+    });
+    for f in FAMILIES {
+        let (pod, asked) = (["10.1.1.2", "fd00:10:1:1::2"][f], ["192.0.2.9", "2001:db8:9::9"][f]);
+        let address = Some(ip(["192.0.2.1", "2001:db8:9::1"][f]));
+        let all = ["0.0.0.0/0", "::/0"][f].parse().unwrap();
+        one.datapath.upsert_egress(ip(pod), all, EgressWay::Node(1)).unwrap();
+        two.datapath.upsert_egress(ip(pod), all, EgressWay::Here { address, ifindex: out }).unwrap();
+        assert!(one.pod.space.inside(|| ping_from_here(asked)), "echo, whose identifier is translated");
+        let listener = world.inside(|| std::net::TcpListener::bind((ip(asked), 8081))).unwrap();
+        let dial = std::net::SocketAddr::from((ip(asked), 8081));
+        let limit = std::time::Duration::from_secs(3);
+        one.pod.space.inside(|| std::net::TcpStream::connect_timeout(&dial, limit)).unwrap();
+        assert_eq!(Some(listener.accept().unwrap().1.ip()), address, "the address that was seen outside");
+        converse(&one.pod.space, &world, (asked, 8080), (asked, 8080));
+    }
+}
+
 /// A client outside with a way to each node. The first has no route to the client: only the second can answer it.
 fn client_outside(second: &Space) -> Space {
     let client = Space::new();
@@ -395,6 +427,7 @@ fn two_nodes(path: NodePath, attach: Attach) {
         seen.iter().filter(|c| c.source.0 == ip("10.1.1.2")).map(|c| c.identity).collect();
     let expected = if path == NodePath::Overlay { 66_001 } else { 6 };
     assert!(!identities.is_empty() && identities.iter().all(|id| *id == expected), "{seen:#?}");
+    leaves_by_the_other(&one, &two, &second);
     node_ports(&one, &two);
     if path == NodePath::Overlay {
         forged_tunnel_packets(&one, &second);

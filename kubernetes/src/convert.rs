@@ -3,6 +3,7 @@
 mod advertisement;
 mod bgp;
 mod core;
+mod egress;
 mod mcs;
 mod peer_policy;
 mod policy;
@@ -99,7 +100,7 @@ fn strict<T: DeserializeOwned + Serialize>(
     }
 }
 
-const KNOWN: [(&str, KnownKind); 22] = [
+const KNOWN: [(&str, KnownKind); 23] = [
     ("v1", known("Namespace", false, |id, v, _| via(v, |o| core::namespace(id, o)))),
     ("v1", known("Node", false, |id, v, c| via(v, |o: core_v1::Node| core::node(id, o, c)))),
     ("v1", known("Pod", true, |id, v, _| via(v, |o| core::pod(id, o)))),
@@ -126,6 +127,12 @@ const KNOWN: [(&str, KnownKind); 22] = [
         known("CiliumClusterwideNetworkPolicy", false, |id, v, _| {
             let kind = PolicyKind::CiliumClusterwideNetworkPolicy;
             via_policy(v, |o, unknown| policy::cilium::policy(kind, id, o, unknown))
+        }),
+    ),
+    (
+        "cilium.io/v2",
+        known("CiliumEgressGatewayPolicy", false, |id, v, _| {
+            via_policy(v, |o, unknown| egress::policy(id, o, unknown))
         }),
     ),
     ("cilium.io", known("CiliumCIDRGroup", false, |id, v, _| via(v, |o| policy::cidr::group(id, o)))),

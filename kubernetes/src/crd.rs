@@ -220,6 +220,36 @@ pub(crate) struct PodPoolFamily {
     pub(crate) mask_size: i64,
 }
 
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct EgressPolicySpec {
+    pub(crate) selectors: Vec<EgressRule>,
+    #[serde(rename = "destinationCIDRs")]
+    pub(crate) destination_cidrs: Vec<String>,
+    #[serde(rename = "excludedCIDRs", default)]
+    pub(crate) excluded_cidrs: Vec<String>,
+    pub(crate) egress_gateway: Option<EgressGateway>,
+    #[serde(default)]
+    pub(crate) egress_gateways: Vec<EgressGateway>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct EgressRule {
+    pub(crate) namespace_selector: Option<LabelSelector>,
+    pub(crate) pod_selector: Option<LabelSelector>,
+    pub(crate) node_selector: Option<LabelSelector>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct EgressGateway {
+    pub(crate) node_selector: Option<LabelSelector>,
+    pub(crate) interface: Option<String>,
+    #[serde(rename = "egressIP")]
+    pub(crate) egress_ip: Option<String>,
+}
+
 /// `BGPPeerPolicy` of `tombolo.io/v1alpha1`: our own kind.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]

@@ -311,6 +311,9 @@ fn is_empty(value: &Value) -> bool {
 #[path = "bgp_tests.rs"]
 mod bgp_tests;
 #[cfg(test)]
+#[path = "egress_tests.rs"]
+mod egress_tests;
+#[cfg(test)]
 #[path = "policy_tests.rs"]
 mod policy_tests;
 #[cfg(test)]

@@ -10,11 +10,11 @@ use tombolo_policy::{CidrGroupRow, RuleRow};
 use tombolo_service::mcs::{ExportRow, ImportRequest};
 use tombolo_service::pools::LbPool;
 use tombolo_service::{ServiceRow, SliceRow};
-use tombolo_topology::NodeRow;
 use tombolo_topology::bgp::PeerPolicyRow;
 use tombolo_topology::bgp::intent::{
     AdvertisementRow, ClusterConfigRow, OverrideRow, PeerConfigRow, PodPoolRow, SecretRow,
 };
+use tombolo_topology::{EgressPolicyRow, NodeRow};
 
 /// What names an object in the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,6 +54,7 @@ pub(crate) enum Object {
     Advertisement(Box<AdvertisementRow>),
     Override(Box<OverrideRow>),
     PeerPolicy(Box<PeerPolicyRow>),
+    EgressPolicy(Box<EgressPolicyRow>),
     PodPool(Box<PodPoolRow>),
     Secret(SecretRow),
 }
@@ -77,6 +78,7 @@ impl Object {
             Self::Advertisement(row) => writers.bgp_advertisements.upsert((**row).clone()),
             Self::Override(row) => writers.bgp_overrides.upsert((**row).clone()),
             Self::PeerPolicy(row) => writers.bgp_peer_policies.upsert((**row).clone()),
+            Self::EgressPolicy(row) => writers.egress_policies.upsert((**row).clone()),
             Self::PodPool(row) => writers.pod_pools.upsert((**row).clone()),
             Self::Secret(row) => writers.bgp_secrets.upsert(row.clone()),
         };
@@ -100,6 +102,7 @@ impl Object {
             Self::Advertisement(row) => writers.bgp_advertisements.remove(&row.key()).is_some(),
             Self::Override(row) => writers.bgp_overrides.remove(&row.key()).is_some(),
             Self::PeerPolicy(row) => writers.bgp_peer_policies.remove(&row.key()).is_some(),
+            Self::EgressPolicy(row) => writers.egress_policies.remove(&row.key()).is_some(),
             Self::PodPool(row) => writers.pod_pools.remove(&row.key()).is_some(),
             Self::Secret(row) => writers.bgp_secrets.remove(&row.key()).is_some(),
         };

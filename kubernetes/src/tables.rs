@@ -8,11 +8,11 @@ use tombolo_policy::{CidrGroupRow, RuleRow};
 use tombolo_service::mcs::{ExportRow, ImportRequest};
 use tombolo_service::pools::LbPool;
 use tombolo_service::{ServiceRow, SliceRow};
-use tombolo_topology::NodeRow;
 use tombolo_topology::bgp::PeerPolicyRow;
 use tombolo_topology::bgp::intent::{
     AdvertisementRow, ClusterConfigRow, OverrideRow, PeerConfigRow, PodPoolRow, SecretRow,
 };
+use tombolo_topology::{EgressPolicyRow, NodeRow};
 
 macro_rules! tables {
     ($($(#[$doc:meta])* $field:ident: $row:ty),* $(,)?) => {
@@ -77,6 +77,8 @@ tables! {
     bgp_overrides: OverrideRow,
     /// BGPPeerPolicies.
     bgp_peer_policies: PeerPolicyRow,
+    /// CiliumEgressGatewayPolicies.
+    egress_policies: EgressPolicyRow,
     /// CiliumPodIPPools.
     pod_pools: PodPoolRow,
     /// Secrets, as far as BGP may use them.

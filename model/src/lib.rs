@@ -42,7 +42,7 @@ mod verdict;
 
 pub use hash::flow_hash;
 pub use lb::{Backend, Frontend, Scope, Service};
-pub use node::{Config, HOST, Local, Node, Path, Pod, Prefix, REMOTE_NODE, RemoteNode, WORLD};
+pub use node::{Config, EgressWay, HOST, Local, Node, Path, Pod, Prefix, REMOTE_NODE, RemoteNode, WORLD};
 pub use outcome::{Outcome, Reason, To};
 pub use packet::{Datagram, Fragment, Fragments, Packet, Payload, Protocol, Socket, TcpFlags, Tuple};
 pub use verdict::{Action, Direction, Policy, Question, Rule, Side, Tier, WORLD_IPV4, WORLD_IPV6};

@@ -1,5 +1,5 @@
-//! Source NAT to the node's internal address (`ebpf/bpf/nat.h`): for backends on other nodes, and for pods that reach
-//! themselves through a service.
+//! Source NAT (`ebpf/bpf/nat.h`): to the node's internal address for backends on other nodes and for pods that reach
+//! themselves through a service, to an address of the outside for what pods send out of the mesh.
 
 use crate::ct::{Sight, Signs, Way};
 use crate::flight::Flight;
@@ -8,9 +8,12 @@ use crate::node::Node;
 use crate::outcome::Reason;
 use crate::packet::{ICMP, ICMPV6, Socket, Tuple};
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
-/// Ports that are tried for a flow.
+/// Ports among which the mapping of a flow under way is looked for.
 const TRIES: u32 = 64;
+/// How long a destination whose ports are all taken is not searched again, unless one of them ends before.
+const FULL_NS: u64 = 100_000_000;
 
 /// How a flow's answers find their way back.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +57,8 @@ pub struct Nat {
     pub half: Ways,
     /// Of answered ones.
     pub answered: Ways,
+    /// Until when a destination, as answers without a port name it, has no port left.
+    pub full: BTreeMap<Tuple, u64>,
 }
 
 /// Where a claimed mapping is.
@@ -83,6 +88,36 @@ impl Nat {
         self.half.out.remove(&flow);
         self.answered.out.insert(flow, answers.destination);
         self.answered.back.insert(*answers, mapping);
+    }
+
+    /// User space has freed ports, or there are others.
+    pub fn search_again(&mut self) {
+        self.full.clear();
+    }
+
+    /// The first port that can be claimed. Where none can, nobody searches until one may be free.
+    fn claim_any(
+        &mut self,
+        flow: &Tuple,
+        own: IpAddr,
+        ports: impl Iterator<Item = u16>,
+        (sight, new): (&Sight, &Mapping),
+    ) -> Option<(u16, Claimed)> {
+        let destination = answers_of(flow, (own, 0));
+        if self.full.get(&destination).is_some_and(|until| *until > sight.now_ns) {
+            return None;
+        }
+        let mut ends = sight.now_ns + FULL_NS;
+        for port in ports {
+            if let Some(place) = self.claim(flow, (own, port), sight, new) {
+                return Some((port, place));
+            }
+            if let Some((taken, _)) = self.way_back(&answers_of(flow, (own, port))) {
+                ends = ends.min(taken.expires_ns);
+            }
+        }
+        self.full.insert(destination, ends);
+        None
     }
 
     /// Whether the answers to `flow` from `source` are known to be this flow's.
@@ -148,14 +183,22 @@ impl Node {
     /// Gives a packet the node's internal address as source, and a port that leads its answers back.
     pub(crate) fn snat(&mut self, flight: &mut Flight<'_>) -> Result<(), Reason> {
         let own = self.config.internal(flight.was.is_ipv4()).ok_or(Reason::NatNoMapping)?;
+        self.snat_to(flight, own, flight.rev_nat)
+    }
+
+    /// Gives a packet this address as source. `rev_nat` is undone with the answers.
+    pub(crate) fn snat_to(
+        &mut self,
+        flight: &mut Flight<'_>,
+        own: IpAddr,
+        rev_nat: u32,
+    ) -> Result<(), Reason> {
         let flow = Tuple { source: flight.was.source, ..flight.becomes };
         let sight = flight.sight;
-        let mut new =
-            Mapping { expires_ns: 0, source: flow.source, rev_nat: flight.rev_nat, signs: Signs::default() };
+        let mut new = Mapping { expires_ns: 0, source: flow.source, rev_nat, signs: Signs::default() };
         new.touch(&sight, Way::Opening);
-        let mut ports = self.ports(&flow);
         let mut claimed = None;
-        match self.nat.way_out(&flow) {
+        match self.nat.way_out(&flow).filter(|(address, _)| *address == own) {
             Some((_, port)) if self.nat.claim(&flow, (own, port), &sight, &new).is_some() => {
                 flight.becomes.source = (own, port);
                 return Ok(());
@@ -165,28 +208,32 @@ impl Node {
             // The flow is under way, and its service knows it: of its two entries the other may be left, and names the port
             // that its backend knows.
             None if sight.under_way() && !flight.fresh => {
-                let known = self.ports(&flow).find(|port| self.nat.is_mine(&flow, (own, *port), &new));
+                let known = self.steps(&flow, TRIES).find(|port| self.nat.is_mine(&flow, (own, *port), &new));
                 claimed =
                     known.and_then(|port| Some((port, self.nat.claim(&flow, (own, port), &sight, &new)?)));
             }
             None => {}
         }
-        let mut free =
-            || ports.find_map(|port| Some((port, self.nat.claim(&flow, (own, port), &sight, &new)?)));
-        let (port, place) = claimed.or_else(&mut free).ok_or(Reason::NatNoMapping)?;
+        let all = self.steps(&flow, u32::MAX);
+        let free = || self.nat.claim_any(&flow, own, all, (&sight, &new));
+        let (port, place) = claimed.or_else(free).ok_or(Reason::NatNoMapping)?;
         self.nat.lead_out(flow, (own, port), place);
         flight.becomes.source = (own, port);
         Ok(())
     }
 
-    /// The ports that a flow tries. Each walks in steps of its own, so that ports in use do not pile up into long runs.
-    fn ports(&self, flow: &Tuple) -> impl Iterator<Item = u16> + use<> {
+    /// The ports that a flow comes by in its first steps. Each walks in steps of its own, so that ports in use do not pile up
+    /// into long runs; as it walks modulo a prime, it comes by all of them.
+    fn steps(&self, flow: &Tuple, most: u32) -> impl Iterator<Item = u16> + use<> {
         let (first, last) = (*self.config.snat_ports.start(), *self.config.snat_ports.end());
-        let range = u32::from(last.saturating_sub(first)) + 1;
-        let hash = flow_hash(flow.source, flow.destination, flow.protocol);
-        let step = hash >> 16 | 1;
-        let place = move |n: u32| hash.wrapping_add(n.wrapping_mul(step)) % range;
-        (0..TRIES).filter_map(move |n| u16::try_from(u32::from(first) + place(n)).ok())
+        let range = u64::from(last.saturating_sub(first)) + 1;
+        let prime = (range.max(2)..).find(|n| (2..*n).take_while(|d| d * d <= *n).all(|d| n % d != 0));
+        let prime = prime.unwrap_or(range);
+        let hash = u64::from(flow_hash(flow.source, flow.destination, flow.protocol));
+        let step = 1 + (hash >> 16) % (prime - 1);
+        let place = move |n: u64| (hash + n * step) % prime;
+        let places = (0..prime.min(u64::from(most))).map(place).filter(move |place| *place < range);
+        places.filter_map(move |place| u16::try_from(u64::from(first) + place).ok())
     }
 
     /// Undoes it for an answer; false if it is none.

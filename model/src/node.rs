@@ -44,6 +44,10 @@ pub struct Config {
     pub internal4: Option<Ipv4Addr>,
     /// The same, IPv6.
     pub internal6: Option<Ipv6Addr>,
+    /// The source of what pods send out of the mesh; `None`: their own.
+    pub masquerade4: Option<Ipv4Addr>,
+    /// The same, IPv6.
+    pub masquerade6: Option<Ipv6Addr>,
 }
 
 impl Default for Config {
@@ -53,13 +57,15 @@ impl Default for Config {
             encrypt: false,
             overlay: false,
             wireguard: false,
-            snat_ports: 10240..=32767,
+            snat_ports: 11_000..=29_999,
             vxlan_port: 8472,
             wireguard_port: None,
             direct_return: (false, false),
             host_policy: 0,
             internal4: None,
             internal6: None,
+            masquerade4: None,
+            masquerade6: None,
         }
     }
 }
@@ -67,6 +73,10 @@ impl Default for Config {
 impl Config {
     pub(crate) fn internal(&self, ipv4: bool) -> Option<IpAddr> {
         if ipv4 { self.internal4.map(IpAddr::V4) } else { self.internal6.map(IpAddr::V6) }
+    }
+
+    pub(crate) fn masquerade(&self, ipv4: bool) -> Option<IpAddr> {
+        if ipv4 { self.masquerade4.map(IpAddr::V4) } else { self.masquerade6.map(IpAddr::V6) }
     }
 }
 
@@ -133,6 +143,19 @@ pub struct RemoteNode {
     pub encrypt: bool,
 }
 
+/// Which way a pod's packets to a destination outside the mesh go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EgressWay {
+    /// A gateway is wanted, and there is none.
+    Nowhere,
+    /// As if there were no policy.
+    Excluded,
+    /// Through the tunnel to the node with this number.
+    Node(u32),
+    /// This node is the gateway, and gives them this source.
+    Here(Option<IpAddr>),
+}
+
 /// A node. Rows are written by whoever plays the agent, flows by the programs.
 #[derive(Clone, Debug, Default)]
 pub struct Node {
@@ -152,6 +175,10 @@ pub struct Node {
     pub fronts: BTreeMap<Frontend, BTreeSet<Socket>>,
     /// Backends, by number.
     pub backends: BTreeMap<u32, Backend>,
+    /// Ways of pods' packets out of the mesh, by pod and destination.
+    pub egress: BTreeMap<(IpAddr, IpNet), EgressWay>,
+    /// Destinations that see pods' own addresses, whatever the node masquerades.
+    pub unmasked: BTreeSet<IpNet>,
     /// Frontends by the number of their reverse translation. They outlive their services.
     pub rev_nats: BTreeMap<u32, Socket>,
     /// Policies, by number.
@@ -192,6 +219,7 @@ impl Node {
             ways.out.retain(|flow, source| stays(flow, Some(*source)));
             ways.back.retain(|answers, mapping| stays(answers, Some(mapping.source)));
         }
+        self.nat.search_again();
     }
 
     /// A packet begins its way.
@@ -249,9 +277,13 @@ impl Node {
         flight.outsider = flight.local_source.is_none() && prefix.node == 0;
     }
 
-    /// Whether the packet goes to the node's address inside the pod network.
-    pub(crate) fn is_internal(&self, flight: &Flight<'_>) -> bool {
-        self.config.internal(flight.was.is_ipv4()) == Some(flight.was.destination.0)
+    /// Whether it may be an answer to a flow that got another source: to the node's address inside the pod network, or to
+    /// one that is no pod's, at one of the ports for it.
+    pub(crate) fn may_turn_back(&self, flight: &Flight<'_>) -> bool {
+        let (address, port) = flight.was.destination;
+        let pod = matches!(self.local.get(&address), Some(Local::Pod(_)));
+        self.config.internal(flight.was.is_ipv4()) == Some(address)
+            || (!pod && self.config.snat_ports.contains(&port))
     }
 
     /// Gives an answer the frontend's address as source.

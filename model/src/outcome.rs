@@ -59,6 +59,8 @@ pub enum Reason {
     FragmentNotFound = 175,
     /// A rule denies it.
     PolicyDeny = 181,
+    /// An egress policy without a gateway.
+    NoEgressGateway = 194,
     /// It would leave in clear.
     Unencrypted = 195,
     /// The hop limit is used up on a translated packet.
@@ -67,6 +69,8 @@ pub enum Reason {
     HostNotReady = 202,
     /// The pod's rows are not complete.
     EndpointNotReady = 203,
+    /// A gateway without an address of the family.
+    NoEgressIp = 204,
     /// There is no VXLAN device.
     NoDevice = 206,
 }

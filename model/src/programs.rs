@@ -4,7 +4,7 @@
 use crate::ct::{Key, Kind};
 use crate::flight::{Flight, LocalSource, Place, is_group};
 use crate::lb::Scope;
-use crate::node::{HOST, Local, Node, Path, Pod, Prefix};
+use crate::node::{EgressWay, HOST, Local, Node, Path, Pod, Prefix, RemoteNode};
 use crate::outcome::{Outcome, Reason, To};
 use crate::packet::{Packet, UDP};
 use crate::verdict::Direction;
@@ -105,6 +105,12 @@ impl Node {
             self.snat(flight)?;
         } else {
             self.sends(flight, pod.policy)?;
+            if let Place::Away(prefix) = flight.place
+                && prefix.node == 0
+                && let Some(gateway) = self.leave(flight)?
+            {
+                return self.to_gateway(flight, gateway);
+            }
         }
         self.onward(flight)
     }
@@ -157,7 +163,7 @@ impl Node {
         if flight.local_source == Some(LocalSource::Pod) || is_group(flight.packet.source) {
             return Err(Reason::InvalidSource);
         }
-        if self.is_internal(flight) && self.unsnat(flight) {
+        if self.may_turn_back(flight) && self.unsnat(flight) {
             self.locate(flight)?;
             return self.onward(flight);
         }
@@ -223,16 +229,47 @@ impl Node {
         }
     }
 
-    fn forward(&self, flight: &Flight<'_>, prefix: Prefix) -> Decision {
-        let node = self.nodes.get(&prefix.node).filter(|_| prefix.node != 0 && !prefix.skip_tunnel);
-        let Some(node) = node.filter(|node| node.path == Path::Overlay) else {
-            return hop(flight, To::Network);
-        };
+    /// A pod's packet leaves the mesh: under an address of this node, or by the gateway with the number returned.
+    fn leave(&mut self, flight: &mut Flight<'_>) -> Result<Option<u32>, Reason> {
+        let (pod, address) = (flight.was.source.0, flight.becomes.destination.0);
+        let ways = self.egress.iter().filter(|((of, net), _)| *of == pod && net.contains(&address));
+        let way = ways.max_by_key(|((_, net), _)| net.prefix_len()).map(|(_, way)| *way);
+        match way {
+            Some(EgressWay::Nowhere) => Err(Reason::NoEgressGateway),
+            Some(EgressWay::Node(number)) => Ok(Some(number)),
+            Some(EgressWay::Here(own)) => {
+                self.snat_to(flight, own.ok_or(Reason::NoEgressIp)?, 0).map(|()| None)
+            }
+            Some(EgressWay::Excluded) | None => {
+                let Some(own) = self.config.masquerade(flight.was.is_ipv4()) else { return Ok(None) };
+                if self.unmasked.iter().any(|net| net.contains(&address)) {
+                    return Ok(None);
+                }
+                self.snat_to(flight, own, 0).map(|()| None)
+            }
+        }
+    }
+
+    /// Through the tunnel, whatever the gateway's path.
+    fn to_gateway(&self, flight: &Flight<'_>, number: u32) -> Decision {
+        let node = self.nodes.get(&number).ok_or(Reason::NoEgressGateway)?;
+        self.into_tunnel(flight, node)
+    }
+
+    fn into_tunnel(&self, flight: &Flight<'_>, node: &RemoteNode) -> Decision {
         if !self.config.overlay {
             return Err(Reason::NoDevice);
         }
         node.tunnel.ok_or(Reason::NoTunnelEndpoint)?;
         hop(flight, To::Overlay)
+    }
+
+    fn forward(&self, flight: &Flight<'_>, prefix: Prefix) -> Decision {
+        let node = self.nodes.get(&prefix.node).filter(|_| prefix.node != 0 && !prefix.skip_tunnel);
+        let Some(node) = node.filter(|node| node.path == Path::Overlay) else {
+            return hop(flight, To::Network);
+        };
+        self.into_tunnel(flight, node)
     }
 
     fn overlay_sends(&mut self, now_ns: u64, packet: &Packet) -> Decision {

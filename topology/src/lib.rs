@@ -7,6 +7,7 @@
 pub mod bgp;
 mod cidr;
 pub mod conflict;
+pub mod egress;
 pub mod plan;
 pub mod reserved;
 pub mod rows;
@@ -14,6 +15,7 @@ pub mod selector;
 
 pub use cidr::CidrIdentity;
 pub use conflict::{Claimant, Claimed, ConflictKind, ConflictRow};
+pub use egress::{EgressGatewayRow, EgressPolicyRow, EgressRow, EgressSelector, EgressWay, GatewayIntent};
 pub use reserved::{Purpose, ReservedRow};
 pub use rows::{
     AddressKind, EndpointRow, EndpointState, IdentityRow, LearnedNextHop, LearnedRoute, NodeAddress,

@@ -180,6 +180,21 @@ mod tests {
     }
 
     #[test]
+    fn ports_for_translations_are_a_range_that_no_tunnel_has() {
+        let (good, over) =
+            (file(GOOD), file("datapath: {snat_ports: 20000-29999, masquerade: {ipv4: true}}\n"));
+        let (config, _) = load(&[good.path().to_owned(), over.path().to_owned()]).unwrap();
+        assert_eq!(config.datapath.snat_ports.0, 20_000..=29_999);
+        assert!(config.datapath.masquerade.ipv4 && !config.datapath.masquerade.ipv6);
+        for wrong in ["5", "9-5", "0-9", "1-70000", "8000-9000"] {
+            let (good, over) = (file(GOOD), file(&format!("datapath: {{snat_ports: {wrong:?}}}\n")));
+            let problems = load(&[good.path().to_owned(), over.path().to_owned()]).unwrap_err();
+            let places: Vec<_> = problems.iter().map(|problem| problem.place.as_str()).collect();
+            assert!(places.iter().all(|place| place.contains("datapath.snat_ports")), "{wrong}: {places:?}");
+        }
+    }
+
+    #[test]
     fn zones_upstreams_and_ranges_must_fit_each_other() {
         let places = |text: &str| {
             let problems =

@@ -7,6 +7,7 @@ pub(crate) use load::load;
 
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 use tombolo_base::ids::{ClusterId, ClusterName, MaxClusters};
@@ -342,8 +343,58 @@ pub(crate) struct Datapath {
     pub(crate) load_balancer: LoadBalancer,
     /// The cgroup v2 directory below which they are; by default the root of this cgroup namespace, where it is mounted.
     pub(crate) cgroup: Option<PathBuf>,
+    /// Source ports of translated flows.
+    pub(crate) snat_ports: PortRange,
+    /// What pods send out of the mesh, under the node's address.
+    pub(crate) masquerade: Masquerade,
+    /// Whether nodes that route their pods have the tunnel's device all the same: packets to egress gateways go through it.
+    pub(crate) egress_gateway: bool,
     /// Map sizes.
     pub(crate) maps: Maps,
+}
+
+/// Ports, written `first-last`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub(crate) struct PortRange(pub(crate) RangeInclusive<u16>);
+
+impl TryFrom<String> for PortRange {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is no range of ports: write first-last, like 11000-29999");
+        let (first, last) = text.split_once('-').ok_or_else(wrong)?;
+        let number = |part: &str| part.trim().parse::<u16>().map_err(|_| wrong());
+        let (first, last) = (number(first)?, number(last)?);
+        if first == 0 || first > last { Err(wrong()) } else { Ok(Self(first..=last)) }
+    }
+}
+
+impl From<PortRange> for String {
+    fn from(PortRange(range): PortRange) -> Self {
+        format!("{}-{}", range.start(), range.end())
+    }
+}
+
+/// `datapath.masquerade`: off where routers know the way to pods.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Masquerade {
+    /// Of IPv4 packets.
+    pub(crate) ipv4: bool,
+    /// Of IPv6 packets.
+    pub(crate) ipv6: bool,
+    /// Where pods' addresses are routed, of either family (Cilium: `ipv4NativeRoutingCIDR`).
+    pub(crate) native_cidrs: Vec<Prefix>,
+    /// Destinations that see pods' addresses all the same (ip-masq-agent: `nonMasqueradeCIDRs`).
+    pub(crate) non_masquerade_cidrs: Vec<Prefix>,
+}
+
+impl Datapath {
+    /// Whether the node has the tunnel's device.
+    pub(crate) fn has_tunnel(&self) -> bool {
+        self.path == Path::Overlay || self.egress_gateway
+    }
 }
 
 impl Default for Datapath {
@@ -359,12 +410,15 @@ impl Default for Datapath {
             socket_lb: SocketLb::All,
             load_balancer: LoadBalancer::default(),
             cgroup: None,
+            snat_ports: PortRange(tombolo_ebpf::SNAT_PORTS),
+            masquerade: Masquerade::default(),
+            egress_gateway: false,
             maps: Maps::default(),
         }
     }
 }
 
-/// `datapath.maps`: entries per map; memory is taken at start, except for `nodes`, `prefixes` and `source_ranges`.
+/// `datapath.maps`: entries per map; memory is taken at start, except for `nodes`, `prefixes`, `egress` and `source_ranges`.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Maps {
@@ -390,6 +444,8 @@ pub(crate) struct Maps {
     pub(crate) maglev_slots: u32,
     /// Prefixes in the source ranges of services, of each frontend.
     pub(crate) source_ranges: u32,
+    /// Destinations of pods with egress policies.
+    pub(crate) egress: u32,
     /// Clients of services with session affinity.
     pub(crate) affinity: u32,
     /// Sockets that were led to a backend.
@@ -410,6 +466,7 @@ impl Default for Maps {
             backends: 65_536,
             maglev_slots: 4_194_304,
             source_ranges: 65_536,
+            egress: 16_384,
             affinity: 65_536,
             sockets: 131_072,
         }

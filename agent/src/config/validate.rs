@@ -1,6 +1,6 @@
 //! What the types cannot say: numbers that must fit each other, things that must be there.
 
-use super::{Config, Etcd, Identity};
+use super::{Config, Etcd, Identity, PortRange};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use tombolo_base::ids::ClusterId;
@@ -165,6 +165,9 @@ fn dns(config: &Config, problems: &mut Vec<Problem>) {
     }
 }
 
+/// Prefixes that the datapath has room for beside those of its own.
+const MASQUERADE_CIDRS: usize = 1000;
+
 fn numbers(config: &Config, problems: &mut Vec<Problem>) {
     let maps = &config.datapath.maps;
     for (value, name, least) in [
@@ -179,6 +182,7 @@ fn numbers(config: &Config, problems: &mut Vec<Problem>) {
         (maps.backends, "backends", 16),
         (maps.maglev_slots, "maglev_slots", 65_521),
         (maps.source_ranges, "source_ranges", 16),
+        (maps.egress, "egress", 16),
         (maps.affinity, "affinity", 256),
         (maps.sockets, "sockets", 256),
     ] {
@@ -190,6 +194,12 @@ fn numbers(config: &Config, problems: &mut Vec<Problem>) {
                 "choose a size for what the mesh holds",
             ));
         }
+    }
+    let masquerade = &config.datapath.masquerade;
+    if masquerade.native_cidrs.len() + masquerade.non_masquerade_cidrs.len() > MASQUERADE_CIDRS {
+        let reason = format!("more than {MASQUERADE_CIDRS} prefixes with those of native_cidrs");
+        let remedy = "give wider ones, or fewer";
+        problems.push(Problem::key("datapath.masquerade.non_masquerade_cidrs", &reason, remedy));
     }
     let mesh = &config.clustermesh;
     for (value, name) in [(mesh.max_entries, "max_entries"), (mesh.max_mib, "max_mib")] {
@@ -221,6 +231,12 @@ fn numbers(config: &Config, problems: &mut Vec<Problem>) {
                 "port 0 is no port",
                 "use Cilium's 8472 and 51871 unless they are taken",
             ));
+        }
+        let PortRange(snat) = &config.datapath.snat_ports;
+        if snat.contains(&port) {
+            let reason = format!("{}-{} has {key}, {port}", snat.start(), snat.end());
+            let remedy = "give a range without it";
+            problems.push(Problem::key("datapath.snat_ports", &reason, remedy));
         }
     }
     if let Some(secs) = config.bgp.long_lived_secs

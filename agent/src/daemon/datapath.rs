@@ -30,7 +30,7 @@ fn text(error: &DatapathError) -> String {
     out
 }
 
-fn told<T>(result: Result<T, DatapathError>) -> Result<T, String> {
+pub(super) fn told<T>(result: Result<T, DatapathError>) -> Result<T, String> {
     result.map_err(|error| text(&error))
 }
 

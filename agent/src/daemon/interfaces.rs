@@ -1,13 +1,15 @@
-//! Which pods the datapath opens its hooks for: endpoints that have an identity and whose policy is in place.
+//! Which pods the datapath opens its hooks for: endpoints that have an identity, and whose policy and ways out of the mesh
+//! are in place.
 
 use super::drive::{Applied, Driver};
+use super::egress;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use tombolo_base::source::Source;
 use tombolo_base::table::{NoIndex, Row, Table, Writer};
 use tombolo_policy::{EndpointPolicy, PolicyRow};
-use tombolo_topology::{EndpointRow, EndpointState};
+use tombolo_topology::{EgressRow, EndpointRow, EndpointState};
 
 /// Desired: a pod's interface as the datapath has it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -58,7 +60,7 @@ impl Row for InterfaceRow {
 fn interface(
     endpoint: &EndpointRow,
     policy: Option<&EndpointPolicy>,
-    policy_in_place: bool,
+    in_place: bool,
 ) -> Option<InterfaceRow> {
     if endpoint.state == EndpointState::Deleting || endpoint.ifindex == 0 {
         return None;
@@ -72,7 +74,7 @@ fn interface(
         host_mac: endpoint.host_mac,
         identity,
         policy: policy.map_or(0, |row| row.policy),
-        ready: identity != 0 && policy.is_some() && policy_in_place,
+        ready: identity != 0 && policy.is_some() && in_place,
     })
 }
 
@@ -96,19 +98,23 @@ pub(crate) async fn plan(
     endpoints: Table<EndpointRow>,
     policies: Table<EndpointPolicy>,
     in_place: Applied<PolicyRow>,
+    (egress_rows, egress_held): (Table<EgressRow>, Applied<EgressRow>),
     earlier: BTreeMap<u32, InterfaceRow>,
     out: Writer<InterfaceRow>,
 ) {
     let (mut endpoint_changes, mut policy_changes) = (endpoints.changes(), policies.changes());
+    let mut egress_changes = egress_rows.changes();
     loop {
         // Before the looks below: what comes in between is not missed.
-        let taken_over = in_place.changed();
+        let (taken_over, leaving) = (in_place.changed(), egress_held.changed());
         let (endpoint_rows, policy_rows) = (endpoints.snapshot(), policies.snapshot());
+        let ways = egress_rows.snapshot();
         out.commit(|txn| {
             let mut wanted = Vec::new();
             for endpoint in endpoint_rows.iter() {
                 let policy = policy_rows.get(&endpoint.id);
-                let ready = policy.is_some_and(|row| row.policy == 0 || in_place.get(&row.policy).is_some());
+                let ready = policy.is_some_and(|row| row.policy == 0 || in_place.get(&row.policy).is_some())
+                    && egress::is_in_place(endpoint, &ways, &egress_held);
                 let Some(row) = interface(endpoint, policy, ready) else { continue };
                 let before = txn.current().get(&row.ifindex).or_else(|| earlier.get(&row.ifindex));
                 wanted.push(keep_open(row, before));
@@ -122,7 +128,9 @@ pub(crate) async fn plan(
             () = driver.cancel.cancelled() => return,
             _ = endpoint_changes.next() => {}
             _ = policy_changes.next() => {}
+            _ = egress_changes.next() => {}
             () = taken_over => {}
+            () = leaving => {}
         }
     }
 }

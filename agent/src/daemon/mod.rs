@@ -19,6 +19,7 @@ mod bgp_status;
 mod datapath;
 pub(crate) mod dns;
 pub(crate) mod drive;
+mod egress;
 mod endpoints;
 mod flows;
 mod follow_names;
@@ -41,6 +42,7 @@ pub(crate) mod policy_trace;
 mod probe;
 mod publish;
 pub(crate) mod show;
+mod snat;
 mod sockets;
 mod stages;
 pub(crate) mod status;
@@ -204,6 +206,7 @@ fn map_sizes(maps: &crate::config::Maps) -> MapSizes {
         conntrack: maps.conntrack / 2,
         nat_half: maps.nat / 2,
         nat: maps.nat,
+        egress: maps.egress,
         rules: maps.policy,
         policies: maps.policies,
         endpoints: maps.endpoints,

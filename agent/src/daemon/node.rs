@@ -4,14 +4,17 @@ use super::backend::Daemon;
 use super::drive::Driver;
 use super::parts;
 use super::path_kind;
+use super::snat;
 use super::sockets::{self, Sockets};
 use super::tasks::Tasks;
 use crate::config::{self, Config, Encryption, Etcd, Identity, Path};
 use anyhow::{Context, anyhow, bail};
+use ipnet::IpNet;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
+use tombolo_base::prefix::Prefix;
 use tombolo_base::source::Source;
 use tombolo_base::table::Table;
 use tombolo_clustermesh::follower::{self, MeshConfig, MeshHandle, MeshSink, Timers};
@@ -110,6 +113,9 @@ pub(crate) async fn set_up(
     let uplink = Device { name: uplink.name, index: uplink.index, mtu: uplink.mtu, hooks: (true, true) };
     let restarting = datapath.config()?.ready;
     let devices: Vec<Device> = std::iter::once(uplink).chain(made).collect();
+    snat::tell_shared(&config.datapath.snat_ports.0);
+    // Before the node's row says that it masquerades.
+    datapath.set_unmasked(&unmasked(config))?;
     configure(datapath, &node_config(config, identity, own, &devices), own)?;
     attach(datapath, &devices)?;
     let sockets = sockets::attach(&config.datapath, datapath)?;
@@ -124,6 +130,21 @@ pub(crate) async fn set_up(
         restarting,
         sockets,
     })
+}
+
+/// Destinations that see pods' addresses though the node masquerades. What means something on one link alone does not leave
+/// it, as with ip-masq-agent.
+fn unmasked(config: &Config) -> BTreeSet<IpNet> {
+    let masquerade = &config.datapath.masquerade;
+    if !masquerade.ipv4 && !masquerade.ipv6 {
+        return BTreeSet::new();
+    }
+    let written = masquerade.native_cidrs.iter().chain(&masquerade.non_masquerade_cidrs).map(Prefix::net);
+    let links = [
+        IpNet::new_assert(Ipv4Addr::new(169, 254, 0, 0).into(), 16),
+        IpNet::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0).into(), 10),
+    ];
+    written.chain(links).map(|net| net.trunc()).collect()
 }
 
 /// The node's internal addresses: the pods' gateways.
@@ -142,8 +163,9 @@ async fn make_devices(
     if internal.is_empty() {
         bail!("Node {} has no usable pod prefix; give it spec.podCIDRs", own.name);
     }
-    let overlay = config.datapath.path == Path::Overlay;
-    let vxlan = overlay
+    let vxlan = config
+        .datapath
+        .has_tunnel()
         .then_some(tunnel::VxlanConfig { port: config.datapath.vxlan_port, mtu: mtu.largest().into() });
     let wanted = tunnel::DeviceConfig { vxlan, internal, host_mtu: mtu.smallest().into() };
     let made = tunnel::devices::ensure(netlink, &wanted).await.context("cannot set up the node's devices")?;
@@ -189,6 +211,9 @@ fn node_config(config: &Config, identity: &Identity, own: &NodeRow, devices: &[D
         internal6: v6(own.internal(false)),
         underlay4: v4(own.underlay(true)),
         underlay6: v6(own.underlay(false)),
+        snat_ports: config.datapath.snat_ports.0.clone(),
+        masquerade4: config.datapath.masquerade.ipv4,
+        masquerade6: config.datapath.masquerade.ipv6,
         socket_lb: sockets::rows_word(config.datapath.socket_lb),
         lb_mode: match config.datapath.load_balancer.mode {
             config::LbMode::Snat => LbMode::Snat,

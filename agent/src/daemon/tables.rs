@@ -12,8 +12,8 @@ use tombolo_service::names::NameRow;
 use tombolo_service::{BackendRow, FailedProbe, FrontendRow, LbAssignment, RemoteService};
 use tombolo_topology::bgp::{AdvertRow, ConditionRow, NodeConfigRow, PeerRow};
 use tombolo_topology::{
-    CidrIdentity, ConflictRow, EndpointRow, IdentityRow, LearnedRoute, NodePath, PrefixEntry, PrefixRow,
-    ReservedRow, RouteEntry, WireguardPeer,
+    CidrIdentity, ConflictRow, EgressGatewayRow, EgressRow, EndpointRow, IdentityRow, LearnedRoute, NodePath,
+    PrefixEntry, PrefixRow, ReservedRow, RouteEntry, WireguardPeer,
 };
 
 /// A table and its writer shared by several sources.
@@ -125,6 +125,7 @@ impl Intent {
         catalogue.add(&self.kube.bgp_advertisements);
         catalogue.add(&self.kube.bgp_overrides);
         catalogue.add(&self.kube.bgp_peer_policies);
+        catalogue.add(&self.kube.egress_policies);
         catalogue.add(&self.kube.pod_pools);
         catalogue.add(&self.kube.bgp_secrets);
         catalogue.add(&self.identities);
@@ -172,6 +173,10 @@ pub(crate) struct Desired {
     pub(crate) policy_rules: Table<CookieRow>,
     /// Pods' hooks.
     pub(crate) interfaces: Table<InterfaceRow>,
+    /// How pods leave the mesh.
+    pub(crate) egress: Table<EgressRow>,
+    /// What the gateways of egress policies come to.
+    pub(crate) egress_gateways: Table<EgressGatewayRow>,
     /// BGP sessions.
     pub(crate) bgp_peers: Table<PeerRow>,
     /// BGP adverts.
@@ -196,6 +201,8 @@ pub(crate) struct DesiredWriters {
     pub(crate) policies: super::policy::Pens,
     /// Of the interface planner.
     pub(crate) interfaces: Writer<InterfaceRow>,
+    /// Of the planner of egress gateways.
+    pub(crate) egress: super::egress::Pens,
     /// Of the BGP planner.
     pub(crate) bgp: super::bgp::Pens,
     /// Of whoever follows the sessions.
@@ -213,6 +220,7 @@ impl Desired {
         let (cidrs, policy_rules) = (Table::new(), Table::new());
         let (bgp_peers, bgp_adverts, bgp_conditions) = (Table::new(), Table::new(), Table::new());
         let bgp_node_configs = Table::new();
+        let (egress, egress_gateways) = (Table::new(), Table::new());
         let writers = DesiredWriters {
             topology: tombolo_topology::plan::Outputs {
                 paths: paths.1,
@@ -231,6 +239,7 @@ impl Desired {
                 cookies: policy_rules.1,
             },
             interfaces: interfaces.1,
+            egress: super::egress::Pens { rows: egress.1, gateways: egress_gateways.1 },
             bgp: super::bgp::Pens {
                 peers: bgp_peers.1,
                 adverts: bgp_adverts.1,
@@ -254,6 +263,8 @@ impl Desired {
             cidrs: cidrs.0,
             policy_rules: policy_rules.0,
             interfaces: interfaces.0,
+            egress: egress.0,
+            egress_gateways: egress_gateways.0,
             bgp_peers: bgp_peers.0,
             bgp_adverts: bgp_adverts.0,
             bgp_conditions: bgp_conditions.0,
@@ -278,6 +289,8 @@ impl Desired {
         catalogue.add(&self.cidrs);
         catalogue.add(&self.policy_rules);
         catalogue.add(&self.interfaces);
+        catalogue.add(&self.egress);
+        catalogue.add(&self.egress_gateways);
         catalogue.add(&self.bgp_peers);
         catalogue.add(&self.bgp_adverts);
         catalogue.add(&self.bgp_conditions);
@@ -300,6 +313,8 @@ pub(crate) struct Held {
     pub(crate) policies: Applied<PolicyRow>,
     /// Hooks.
     pub(crate) interfaces: Applied<InterfaceRow>,
+    /// Ways out of the mesh.
+    pub(crate) egress: Applied<EgressRow>,
 }
 
 /// Every table under its name, for `tombolo show`.

@@ -5,7 +5,7 @@
 
 use super::drive::Driver;
 use super::node;
-use crate::config::{Config, Encryption, Identity, Path};
+use crate::config::{Config, Encryption, Identity};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,7 +42,7 @@ pub(crate) struct Watcher {
 
 impl Watcher {
     fn devices(&self) -> BTreeSet<String> {
-        let overlay = (self.config.datapath.path == Path::Overlay).then_some(tunnel::VXLAN_DEVICE);
+        let overlay = self.config.datapath.has_tunnel().then_some(tunnel::VXLAN_DEVICE);
         let wireguard =
             (self.config.datapath.encryption == Encryption::Wireguard).then_some(tunnel::WIREGUARD_DEVICE);
         let own = [tunnel::HOST_DEVICE, tunnel::NET_DEVICE].into_iter().chain(overlay).chain(wireguard);

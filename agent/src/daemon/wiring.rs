@@ -14,8 +14,8 @@ use super::status::Part;
 use super::tables::{Desired, DesiredWriters, Held, Intent, IntentWriters, catalogue};
 use super::tasks::Tasks;
 use super::{
-    bgp, bgp_status, datapath, dns, endpoints, flows, follow_names, host_policy, interfaces, mcs, names,
-    network, node, planners, policy, probe, publish, sockets, watch,
+    bgp, bgp_status, datapath, dns, egress, endpoints, flows, follow_names, host_policy, interfaces, mcs,
+    names, network, node, planners, policy, probe, publish, sockets, watch,
 };
 use crate::config::{Config, Encryption, Identity};
 use anyhow::{Context, anyhow};
@@ -73,13 +73,14 @@ pub(crate) async fn start(
     let hops = kernel.next_hops().await.context("cannot read the kernel's routes")?;
     let keys = rooms.peers_at_work().await?;
     rooms.reserve(sources.reserved.clone());
-    let bgp = rooms.planners(plans, (remembered, hops, keys), kube_writers, &sources);
-    rooms.reconcilers(kernel.clone());
+    let network = rooms.network();
+    let bgp = rooms.planners(plans, (remembered, hops, keys), kube_writers, &sources, network.clone());
+    rooms.reconcilers(kernel.clone())?;
     rooms.flows()?;
     let publisher = rooms.publisher()?;
     rooms.endpoints(&publisher, sources.endpoints).await?;
     rooms.sockets();
-    rooms.bgp(bgp, sources.learned, kernel);
+    rooms.bgp(bgp, sources.learned, kernel, network);
     Ok(())
 }
 
@@ -158,6 +159,7 @@ impl Rooms<'_> {
         (remembered, hops, keys): (datapath::Remembered, RememberedHops, RememberedKeys),
         kube: &Writers,
         sources: &IntentWriters,
+        network: SeenNetwork,
     ) -> BgpPens {
         let datapath::Remembered { nodes, claims, backends, frontends, interfaces } = remembered;
         // Whatever an earlier life left of prefixes stays until the rules are read. IPv4 is the world from the start.
@@ -174,6 +176,7 @@ impl Rooms<'_> {
         self.service_planner(services, plans.services);
         self.prober(sources.probes.clone());
         self.policy_planner(plans.policies);
+        self.egress_planner(plans.egress, network);
         self.spawn(
             "planner/interfaces",
             interfaces::plan(
@@ -181,6 +184,7 @@ impl Rooms<'_> {
                 self.intent.endpoints.clone(),
                 self.desired.endpoint_policies.clone(),
                 self.held.policies.clone(),
+                (self.desired.egress.clone(), self.held.egress.clone()),
                 interfaces,
                 plans.interfaces,
             ),
@@ -259,6 +263,27 @@ impl Rooms<'_> {
         let out = Outputs { exports, imports, services, slices };
         let problems = self.ground.daemon.import_problems.clone();
         self.spawn("planner/mcs", mcs::planner(driver, planner, self.intent.clone(), out, problems));
+    }
+
+    /// Interfaces, addresses and default routes, followed.
+    fn network(&mut self) -> SeenNetwork {
+        let (seen, network) = tokio::sync::watch::channel(None);
+        self.spawn("network", network::follow(self.driver(), self.ground.node.netlink.clone(), seen));
+        network
+    }
+
+    fn egress_planner(&mut self, out: egress::Pens, network: SeenNetwork) {
+        let inputs = egress::Inputs {
+            policies: self.intent.kube.egress_policies.clone(),
+            nodes: self.intent.kube.nodes.clone(),
+            paths: self.desired.paths.clone(),
+            endpoints: self.intent.endpoints.clone(),
+            prefixes: self.intent.prefixes.clone(),
+            identities: self.intent.identities.clone(),
+            network,
+        };
+        let who = (self.ground.identity.cluster, self.ground.identity.node.clone());
+        self.spawn("planner/egress", egress::planner(self.driver(), who, inputs, out));
     }
 
     /// Names of services, the stream of them, and the unit that reads it if the agent keeps one.
@@ -344,7 +369,7 @@ impl Rooms<'_> {
     }
 
     /// Desired rows to their targets.
-    fn reconcilers(&mut self, kernel: KernelRoutes) {
+    fn reconcilers(&mut self, kernel: KernelRoutes) -> anyhow::Result<()> {
         let (desired, held) = (self.desired.clone(), self.held.clone());
         let datapath = self.ground.daemon.datapath.clone();
         let prefixes = self.prefix_target();
@@ -362,11 +387,14 @@ impl Rooms<'_> {
             routes: desired.routes.clone(),
         };
 
+        let ways = egress::Ways::new(datapath.clone(), held.paths.clone()).map_err(|error| anyhow!(error))?;
+
         self.reconcile(desired.paths, datapath::Paths(datapath.clone()), held.paths);
         self.reconcile(desired.entries, prefixes, held.entries);
         self.reconcile(desired.backends, backends, held.backends);
         self.reconcile(desired.frontends, frontends, held.frontends);
         self.reconcile(desired.policies, policies, held.policies);
+        self.reconcile(desired.egress, ways, held.egress);
         self.reconcile(desired.interfaces, interfaces, held.interfaces);
         self.reconcile(desired.routes, kernel, Applied::default());
         if let Some(wireguard) = self.ground.node.wireguard.clone() {
@@ -374,6 +402,7 @@ impl Rooms<'_> {
         }
         self.spawn("watch", watcher.run(self.driver()));
         self.spawn("conntrack", node::collect_garbage(self.driver(), datapath));
+        Ok(())
     }
 
     /// Ends sockets in the namespaces of endpoints, which are known now.
@@ -514,10 +543,14 @@ impl Rooms<'_> {
     }
 
     /// BGP: its planner, and the speaker if it is enabled.
-    fn bgp(&mut self, (out, status): BgpPens, learned: Arc<Writer<LearnedRoute>>, kernel: KernelRoutes) {
+    fn bgp(
+        &mut self,
+        (out, status): BgpPens,
+        learned: Arc<Writer<LearnedRoute>>,
+        kernel: KernelRoutes,
+        network: SeenNetwork,
+    ) {
         let identity = self.ground.identity;
-        let (seen, network) = tokio::sync::watch::channel(None);
-        self.spawn("network", network::follow(self.driver(), self.ground.node.netlink.clone(), seen));
         let who = bgp::Who {
             cluster: identity.cluster,
             node: identity.node.clone(),
@@ -546,6 +579,7 @@ impl Rooms<'_> {
     }
 }
 
+type SeenNetwork = tokio::sync::watch::Receiver<Option<Arc<network::Seen>>>;
 type BgpPens = (bgp::Pens, Writer<tombolo_topology::bgp::NodeConfigRow>);
 type RememberedNodes = Vec<(std::net::IpAddr, tombolo_topology::NodeIndex)>;
 type RememberedClaims = Vec<(tombolo_base::prefix::Prefix, std::net::IpAddr)>;

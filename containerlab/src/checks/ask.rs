@@ -152,6 +152,8 @@ pub enum Peer {
     OtherNode,
     /// The node-internal or an underlay address of the asking node.
     AskingNode,
+    /// An underlay address of one of the ask's gateways, which translated.
+    Gateway,
 }
 
 /// One check of requests and their flows.
@@ -173,6 +175,8 @@ pub struct Ask {
     pub peer: Peer,
     /// Whether a policy names prefixes outside: what is there then has identities of the node's own.
     pub prefixes: bool,
+    /// With [`Peer::Gateway`]: nodes by one of which the requests leave the mesh.
+    pub gateways: Vec<String>,
 }
 
 /// An ask with every name replaced by what the lab says it is.

@@ -230,6 +230,7 @@ impl<'a> Scene<'a> {
             by: By::Target,
             peer: Peer::Asker,
             prefixes: false,
+            gateways: Vec::new(),
         }
     }
 

@@ -144,7 +144,8 @@ impl Kept {
     pub fn take(&mut self) -> Tables {
         let rows = |map| take(map).iter().map(entry).collect();
         let flows = Conntrack { half: rows(&mut self.half), established: rows(&mut self.established) };
-        let nat = Nat { half: ways(take(&mut self.nat_half)), answered: ways(take(&mut self.nat)) };
+        let half = ways(take(&mut self.nat_half));
+        let nat = Nat { half, answered: ways(take(&mut self.nat)), ..Nat::default() };
         let fragments = take(&mut self.fragments).iter().map(fragment).collect();
         Tables { flows, nat, fragments }
     }

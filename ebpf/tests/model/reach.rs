@@ -35,6 +35,8 @@ const WANTED: [&str; 37] = [
     "dropped, InvalidSource",
     "dropped, NatNoMapping",
     "dropped, NoDevice",
+    "dropped, NoEgressGateway",
+    "dropped, NoEgressIp",
     "dropped, NoService",
     "dropped, NoTunnelEndpoint",
     "dropped, Policy",

@@ -1,6 +1,7 @@
 //! Rows, written to the programs' maps and to the model alike.
 
 use crate::support::Node;
+use ipnet::IpNet;
 use std::net::IpAddr;
 use tombolo_ebpf as real;
 use tombolo_model as model;
@@ -26,7 +27,10 @@ impl Rows {
             host_policy: config.host_policy_id,
             internal4: config.internal4,
             internal6: config.internal6,
+            masquerade4: config.underlay4.filter(|_| config.masquerade4),
+            masquerade6: config.underlay6.filter(|_| config.masquerade6),
         };
+        self.model.nat.search_again();
     }
 
     pub fn pod(&mut self, ifindex: u32, row: &real::Interface) {
@@ -60,6 +64,29 @@ impl Rows {
             real::NodePath::Direct | real::NodePath::Local => model::Path::Direct,
         };
         self.model.nodes.insert(index, model::RemoteNode { tunnel: row.tunnel, path, encrypt: row.encrypt });
+    }
+
+    /// Which way a pod's packets to a destination leave, or that nothing is said of it.
+    pub fn egress(&mut self, pod: IpAddr, destination: IpNet, way: Option<real::EgressWay>) {
+        let Some(way) = way else {
+            self.real.datapath.delete_egress(pod, destination).unwrap();
+            self.model.egress.remove(&(pod, destination));
+            return;
+        };
+        self.real.datapath.upsert_egress(pod, destination, way).unwrap();
+        let way = match way {
+            real::EgressWay::Nowhere => model::EgressWay::Nowhere,
+            real::EgressWay::Excluded => model::EgressWay::Excluded,
+            real::EgressWay::Node(node) => model::EgressWay::Node(node),
+            real::EgressWay::Here { address, .. } => model::EgressWay::Here(address),
+        };
+        self.model.egress.insert((pod, destination), way);
+    }
+
+    pub fn unmasked(&mut self, destinations: &[&str]) {
+        let destinations = destinations.iter().map(|net| net.parse().unwrap()).collect();
+        self.real.datapath.set_unmasked(&destinations).unwrap();
+        self.model.unmasked = destinations;
     }
 
     pub fn backend(&mut self, number: u32, socket: Option<(IpAddr, u16)>) {

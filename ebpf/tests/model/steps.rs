@@ -1,6 +1,6 @@
 //! What a stream is made of.
 
-use crate::world::{A, B, BACKEND_COUNT, HOSTS, POLICIES, Reached, SERVICE_COUNT, Switches, at};
+use crate::world::{A, B, BACKEND_COUNT, HOSTS, Leaving, POLICIES, Reached, SERVICE_COUNT, Switches, at};
 use proptest::prelude::*;
 use tombolo_ebpf::LbMode;
 use tombolo_model::{Action, Fragment, Policy, Rule, Side, TcpFlags, Tier};
@@ -89,6 +89,13 @@ pub enum Step {
     },
     Configure(Switches),
     Remote(Reached),
+    /// How a pod leaves the mesh for everywhere, or for some.
+    Leave {
+        v6: bool,
+        pod: usize,
+        wide: bool,
+        way: Option<Leaving>,
+    },
     /// User space collects what is over.
     Collect,
     /// All services go, and user space collects what nobody needs.
@@ -216,8 +223,8 @@ fn switches() -> impl Strategy<Value = Switches> {
     let mostly = || prop::bool::weighted(0.95);
     let host = prop::option::weighted(0.4, POLICIES).prop_map(Option::unwrap_or_default);
     let lb_mode = prop::sample::select(vec![LbMode::Snat, LbMode::Dsr, LbMode::Dsr, LbMode::Hybrid]);
-    (mostly(), any::<bool>(), mostly(), any::<bool>(), 1_u16..4, host, lb_mode).prop_map(
-        |(ready, encrypt, overlay, wireguard, ports, host, lb_mode)| Switches {
+    (mostly(), any::<bool>(), mostly(), any::<bool>(), 1_u16..5, host, (lb_mode, any::<bool>())).prop_map(
+        |(ready, encrypt, overlay, wireguard, ports, host, (lb_mode, masquerade))| Switches {
             ready,
             encrypt,
             overlay,
@@ -225,8 +232,14 @@ fn switches() -> impl Strategy<Value = Switches> {
             ports,
             host,
             lb_mode,
+            masquerade,
         },
     )
+}
+
+fn leaving() -> impl Strategy<Value = Leaving> {
+    use Leaving::{Excluded, Here, Nameless, Nowhere, Remote, Unknown};
+    prop::sample::select(vec![Nowhere, Excluded, Remote, Unknown, Here, Here, Here, Nameless])
 }
 
 fn row() -> impl Strategy<Value = Step> {
@@ -246,6 +259,8 @@ fn row() -> impl Strategy<Value = Step> {
         4 => switches().prop_map(Step::Configure),
         1 => (any::<bool>(), prop::bool::weighted(0.8), any::<bool>())
             .prop_map(|(direct, tunnel, encrypt)| Step::Remote(Reached { direct, tunnel, encrypt })),
+        3 => (any::<bool>(), pod(), any::<bool>(), prop::option::weighted(0.9, leaving()))
+            .prop_map(|(v6, pod, wide, way)| Step::Leave { v6, pod, wide, way }),
         3 => Just(Step::Collect),
         1 => Just(Step::Retire),
     ]

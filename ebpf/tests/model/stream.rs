@@ -113,6 +113,7 @@ impl Stream<'_> {
             Step::Backend { v6, backend, shift } => world.backend(usize::from(*v6), *backend, *shift),
             Step::Configure(switches) => world.configure(*switches),
             Step::Remote(reached) => world.remote(*reached),
+            Step::Leave { v6, pod, wide, way } => world.leaving(usize::from(*v6), *pod, *wide, *way),
             Step::Collect => world.collect(),
             Step::Retire => world.retire(),
             Step::Send { .. } | Step::Again { .. } | Step::Answer { .. } | Step::Complain { .. } => {}

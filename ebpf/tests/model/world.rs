@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::ops::Range;
 use std::time::Duration;
 use tombolo_ebpf::{
-    Interface, LbMode, LocalAddress, NodeConfig, NodeEntry, NodePath, PrefixEntry, monotonic_ns,
+    EgressWay, Interface, LbMode, LocalAddress, NodeConfig, NodeEntry, NodePath, PrefixEntry, monotonic_ns,
 };
 use tombolo_model::{Frontend, Scope};
 
@@ -20,6 +20,8 @@ const NOBODY: [&str; 2] = ["198.51.100.9", "2001:db8:f::9"];
 /// A service's address that lies in the remote node's pod CIDR.
 const REMOTE_VIP: [&str; 2] = ["10.1.2.77", "fd00:10:1:2::77"];
 const CLIENT_B: [&str; 2] = ["172.20.200.11", "fd00:20:200::11"];
+/// The address of an egress gateway.
+const EGRESS: [&str; 2] = ["172.20.11.9", "fd00:20:11::9"];
 const GROUP: [&str; 2] = ["224.0.0.5", "ff02::5"];
 
 /// Who sends and receives.
@@ -103,6 +105,23 @@ pub struct Switches {
     /// The policy of the node's own traffic.
     pub host: u32,
     pub lb_mode: LbMode,
+    /// Whether pods leave the mesh under the node's address.
+    pub masquerade: bool,
+}
+
+/// How a pod leaves the mesh by a policy.
+#[derive(Clone, Copy, Debug)]
+pub enum Leaving {
+    Nowhere,
+    Excluded,
+    /// By the node behind the tunnel.
+    Remote,
+    /// By a node that nobody knows.
+    Unknown,
+    /// By this node.
+    Here,
+    /// By this node, which has no address for it.
+    Nameless,
 }
 
 /// How the node behind the tunnel is reached.
@@ -121,6 +140,7 @@ const SWITCHES: Switches = Switches {
     ports: 2,
     host: 0,
     lb_mode: LbMode::Snat,
+    masquerade: false,
 };
 const REACHED: Reached = Reached { direct: false, tunnel: true, encrypt: true };
 
@@ -134,6 +154,7 @@ enum Row {
     Backend(usize, usize),
     Service(usize, usize),
     Identity(usize, bool),
+    Leaving(usize, usize, bool),
 }
 
 pub struct World {
@@ -171,6 +192,7 @@ impl World {
     fn fill(&mut self) {
         let (a, b) = (self.rows.real.a, self.rows.real.b);
         self.configure(SWITCHES);
+        self.rows.unmasked(&["172.20.200.11/32", "fd00:20:200::11/128"]);
         let prefix = |identity, node, skip_tunnel| PrefixEntry {
             identity,
             node,
@@ -219,10 +241,13 @@ impl World {
                 Row::Policy(number) => self.policy(number, None),
                 Row::Backend(family, backend) => self.backend(family, backend, Some(0)),
                 Row::Service(family, service) => self.service(family, service, Some(SERVICES[service].2)),
+                Row::Leaving(family, pod, wide) => self.leaving(family, pod, wide, None),
             }
         }
         self.touched.clear();
         self.kept.take();
+        // Destinations without a port left are forgotten with flows.
+        self.rows.real.datapath.forget_flows(&[]).unwrap();
         self.rows.real.events();
         self.rows.model.conntrack = Default::default();
         self.rows.model.nat = Default::default();
@@ -255,6 +280,8 @@ impl World {
             wireguard_port: Some(51_871),
             host_policy_id: switches.host,
             lb_mode: switches.lb_mode,
+            masquerade4: switches.masquerade,
+            masquerade6: switches.masquerade,
             snat_ports: SNAT_PORT..=SNAT_PORT + switches.ports - 1,
             test_clock_offset: Duration::from_nanos(self.ahead_ns),
             ..real.config()
@@ -319,6 +346,27 @@ impl World {
         let remote_cluster = identity == 2;
         let row = PrefixEntry { identity, node, encrypt: direct, remote_cluster, ..PrefixEntry::default() };
         self.rows.prefix(&format!("{address}/{length}"), row);
+    }
+
+    /// How a pod leaves for everywhere, or for some.
+    pub fn leaving(&mut self, family: usize, pod: usize, wide: bool, way: Option<Leaving>) {
+        self.touched.insert(Row::Leaving(family, pod, wide));
+        let net = match (family, wide) {
+            (0, true) => "0.0.0.0/0",
+            (0, false) => "198.51.100.0/24",
+            (_, true) => "::/0",
+            (_, false) => "2001:db8:f::/64",
+        };
+        let ifindex = self.rows.real.uplink;
+        let way = way.map(|way| match way {
+            Leaving::Nowhere => EgressWay::Nowhere,
+            Leaving::Excluded => EgressWay::Excluded,
+            Leaving::Remote => EgressWay::Node(1),
+            Leaving::Unknown => EgressWay::Node(77),
+            Leaving::Here => EgressWay::Here { address: Some(ip(EGRESS[family])), ifindex },
+            Leaving::Nameless => EgressWay::Here { address: None, ifindex },
+        });
+        self.rows.egress(host(pod, family), net.parse().unwrap(), way);
     }
 
     /// User space forgets the flows of the pod at this position of [`HOSTS`].

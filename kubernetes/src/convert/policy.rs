@@ -23,7 +23,7 @@ use tombolo_policy::{
 };
 
 /// Keys of Kubernetes labels as policy writes them.
-fn keyed(selector: &LabelSelector, before: &str) -> LabelSelector {
+pub(super) fn keyed(selector: &LabelSelector, before: &str) -> LabelSelector {
     let key = |key: &Arc<str>| -> Arc<str> { format!("k8s:{before}{key}").into() };
     LabelSelector {
         labels: selector.labels.iter().map(|(name, value)| (key(name), value.clone())).collect(),

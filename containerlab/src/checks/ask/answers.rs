@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use super::{Ask, By, Peer, Resolved, Target, client};
+use super::{Ask, By, Peer, Resolved, Target, client, underlay};
 use crate::checks::check::Failure;
 use crate::checks::context::Context;
 use crate::workload::{Answer, Attempt, ProbeReport};
@@ -132,6 +132,12 @@ impl Ask {
                 Peer::AskingNode => (
                     own || self.node_address(context, &resolved.place.node, answer.peer_address),
                     "an address of the asking node",
+                ),
+                Peer::Gateway => (
+                    self.gateways.iter().any(|node| {
+                        underlay(context, node, self.family).is_ok_and(|ip| ip == answer.peer_address)
+                    }),
+                    "an underlay address of an egress gateway",
                 ),
             };
             if !good {

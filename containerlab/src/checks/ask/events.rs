@@ -241,6 +241,10 @@ impl Ask {
         let (identity, point, crosses) = match &self.to {
             Target::Host(node, _) if *node == asker.node => (HOST, TO_HOST, false),
             Target::Host(..) | Target::NodePort { .. } => (REMOTE_NODE, TO_NETWORK, true),
+            // In the tunnel to the gateway, also where pods are routed.
+            _ if self.peer == Peer::Gateway && !self.gateways.contains(&asker.node) => {
+                (WORLD, TO_OVERLAY, true)
+            }
             _ => (WORLD, TO_NETWORK, false),
         };
         let source = self.asker(context, resolved, attempt).await?;

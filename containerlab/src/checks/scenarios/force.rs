@@ -1,6 +1,7 @@
 //! Policies of a scenario in the folder of a cluster's manifests, and what its agents show of them.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,16 +9,18 @@ use serde::Deserialize;
 
 use super::Scenario;
 use crate::checks::access::{COMMAND_TIMEOUT, Place};
-use crate::checks::check::Failure;
+use crate::checks::check::{Failure, Family};
 use crate::checks::context::Context;
 use crate::checks::{inventory, poll, ready};
 
 /// How long policies may take from the manifest to the datapath.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Parts of an agent that carry policies.
-const PARTS: [&str; 2] = ["reconcile/interfaces", "reconcile/policies"];
+const PARTS: [&str; 3] = ["reconcile/egress", "reconcile/interfaces", "reconcile/policies"];
 /// What such a part says when nothing is left to do.
 const IN_STEP: &str = "in step";
+/// The kind of egress policies.
+const EGRESS: &str = "CiliumEgressGatewayPolicy";
 /// The file in the folder of manifests.
 const FILE: &str = "zz-scenario.yaml";
 
@@ -25,6 +28,8 @@ const FILE: &str = "zz-scenario.yaml";
 pub(super) struct InForce {
     file: PathBuf,
     names: BTreeSet<String>,
+    /// Of egress policies, which pods are not under but led by.
+    egress: BTreeSet<String>,
 }
 
 impl Drop for InForce {
@@ -44,6 +49,20 @@ struct RuleShown {
 struct PolicyShown {
     id: u32,
     origins: Vec<String>,
+}
+
+/// A row of `tombolo show egress-gateways`.
+#[derive(Deserialize)]
+struct GatewayShown {
+    policy: String,
+    node: Option<String>,
+}
+
+/// A row of `tombolo show egress`.
+#[derive(Deserialize)]
+struct EgressShown {
+    pod: IpAddr,
+    ways: serde_json::Map<String, serde_json::Value>,
 }
 
 /// The node itself, which policies know as endpoint 0.
@@ -73,14 +92,15 @@ impl InForce {
         let name = |document: &serde_json::Value| {
             document.pointer("/metadata/name").and_then(serde_json::Value::as_str).map(str::to_owned)
         };
-        let policies = documents.iter().filter(|document| {
-            document
-                .get("kind")
-                .and_then(serde_json::Value::as_str)
-                .is_some_and(|kind| kind.ends_with("Policy"))
-        });
-        let file = folder.join(FILE);
-        let policies = Self { names: policies.filter_map(name).collect(), file };
+        let of_kind = |wanted: fn(&str) -> bool| {
+            let is = move |document: &&serde_json::Value| {
+                document.get("kind").and_then(serde_json::Value::as_str).is_some_and(wanted)
+            };
+            documents.iter().filter(is).filter_map(name).collect::<BTreeSet<String>>()
+        };
+        let egress = of_kind(|kind| kind == EGRESS);
+        let names = of_kind(|kind| kind.ends_with("Policy") && kind != EGRESS);
+        let policies = Self { names, egress, file: folder.join(FILE) };
         let hidden = folder.join(format!(".{FILE}.new"));
         std::fs::write(&hidden, scenario.plan.manifest)
             .and_then(|()| std::fs::rename(&hidden, &policies.file))
@@ -109,6 +129,9 @@ impl InForce {
                     look,
                 ));
             }
+            if !self.egress.is_empty() {
+                self.led(context, scenario, node).await?;
+            }
             let held = held(context, node).await?;
             for subject in scenario.plan.subjects {
                 let host_of = subject.strip_prefix(super::HOST_OF);
@@ -116,7 +139,7 @@ impl InForce {
                 let holder = if host_of.is_some() { THE_HOST.to_owned() } else { pod.key() };
                 let of_pod = held.iter().find(|(key, _)| *key == holder).map(|(_, origins)| origins);
                 let from_here = |origins: &Vec<String>| origins.iter().any(|origin| self.is_of_this(origin));
-                if pod.node == *node && !of_pod.is_some_and(from_here) {
+                if pod.node == *node && !self.names.is_empty() && !of_pod.is_some_and(from_here) {
                     let look = context.access.shown(&Place::node(node), &["tombolo", "show", "policies"]);
                     let what = format!("{holder} is under one of {:?} on {node}", self.names);
                     return Err(Failure::new(what, format!("{of_pod:?}"), look));
@@ -137,7 +160,38 @@ impl InForce {
                 let what = format!("no pod of {node} is under {:?}", self.names);
                 return Err(Failure::new(what, format!("{pod} is"), look));
             }
+            let gateways: Vec<GatewayShown> = show(context, node, "egress-gateways").await?;
+            if let Some(left) = gateways.iter().find(|row| self.egress.contains(&row.policy)) {
+                let look = context.access.shown(&Place::node(node), &["tombolo", "show", "egress-gateways"]);
+                return Err(Failure::new("no gateway of the scenario", left.policy.clone(), look));
+            }
             in_step(context, node).await?;
+        }
+        Ok(())
+    }
+
+    /// Every egress policy has its gateways on this node, and the subjects that are here are led by them.
+    async fn led(&self, context: &Context, scenario: &Scenario, node: &str) -> Result<(), Failure> {
+        let look = context.access.shown(&Place::node(node), &["tombolo", "show", "egress-gateways"]);
+        let gateways: Vec<GatewayShown> = show(context, node, "egress-gateways").await?;
+        for name in &self.egress {
+            let of_this: Vec<_> = gateways.iter().filter(|row| row.policy == *name).collect();
+            if of_this.is_empty() || of_this.iter().any(|row| row.node.is_none()) {
+                let got = of_this.iter().map(|row| format!("{:?}", row.node)).collect::<Vec<_>>().join(", ");
+                return Err(Failure::new(format!("{node} has gateways for {name}"), got, look));
+            }
+        }
+        let rows: Vec<EgressShown> = show(context, node, "egress").await?;
+        for subject in scenario.plan.subjects {
+            let pod = context.pod(&scenario.cluster, &super::key(subject))?;
+            for family in Family::BOTH {
+                let address = context.pod_address(pod, family)?;
+                let led = rows.iter().any(|row| row.pod == address && !row.ways.is_empty());
+                if pod.node == node && !led {
+                    let what = format!("{} is led by one of {:?} on {node}", pod.key(), self.egress);
+                    return Err(Failure::new(what, "it is not".to_owned(), look));
+                }
+            }
         }
         Ok(())
     }

@@ -16,11 +16,16 @@ const HOSTS: &[&str] = &["host of client-1", "host of client-2"];
 const ALL: &[&str] = &["client-1", "client-2", "echo-1", "web-1", "web-2"];
 
 const fn yes(from: Asker, to: Asked) -> Question {
-    Question { from, to, denied: None }
+    Question { from, to, denied: None, gateways: &[] }
 }
 
 const fn no(from: Asker, to: Asked, denied: Denial) -> Question {
-    Question { from, to, denied: Some(denied) }
+    Question { from, to, denied: Some(denied), gateways: &[] }
+}
+
+/// Answered, and the client outside sees one of the nodes of these pods.
+const fn through(from: Asker, to: Asked, gateways: &'static [&'static str]) -> Question {
+    Question { from, to, denied: None, gateways }
 }
 
 // What policies of different kinds that say the same are asked.
@@ -335,6 +340,38 @@ pub const SCENARIOS: &[Plan] = &[
             yes(Asker::HostOf("client-1"), Asked::Pod("web-2", Protocol::Http, 8080)),
             yes(Asker::Pod("client-1"), Asked::HostOf("client-1", Protocol::Tcp, 9000)),
             no(Asker::HostOf("client-1"), Asked::Pod("echo-1", Protocol::Http, 8080), NOT_LET_OUT)
+        ]
+    ),
+    plan!(
+        "egress-gateway",
+        CLIENTS,
+        [
+            through(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000), &["client-2"]),
+            through(Asker::Pod("client-1"), Asked::World(Protocol::Udp, 9001), &["client-2"]),
+            through(Asker::Pod("client-1"), Asked::World(Protocol::Icmp, 0), &["client-2"]),
+            through(Asker::Pod("client-2"), Asked::World(Protocol::Tcp, 9000), &["client-2"]),
+            yes(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080)),
+            yes(Asker::Pod("client-1"), Asked::HostOf("client-2", Protocol::Tcp, 9000)),
+            yes(Asker::Pod("web-1"), Asked::World(Protocol::Tcp, 9000)),
+            yes(Asker::Outside, Asked::Pod("client-1", Protocol::Http, 8080))
+        ]
+    ),
+    plan!(
+        "egress-gateway-multigateway",
+        BOTH,
+        [
+            through(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000), CLIENTS),
+            through(Asker::Pod("client-2"), Asked::World(Protocol::Tcp, 9000), CLIENTS),
+            through(Asker::Pod("web-1"), Asked::World(Protocol::Tcp, 9000), CLIENTS),
+            through(Asker::Pod("web-2"), Asked::World(Protocol::Tcp, 9000), CLIENTS)
+        ]
+    ),
+    plan!(
+        "egress-gateway-excluded-cidrs",
+        CLIENTS,
+        [
+            yes(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000)),
+            through(Asker::Pod("client-2"), Asked::World(Protocol::Tcp, 9000), &["client-1"])
         ]
     ),
 ];

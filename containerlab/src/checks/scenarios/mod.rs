@@ -46,6 +46,16 @@ pub struct Question {
     pub to: Asked,
     /// Why it is not answered; `None` = it is.
     pub denied: Option<Denial>,
+    /// Pods by one of whose nodes it leaves the mesh, so that the target sees that node; none: it sees the asker.
+    pub gateways: &'static [&'static str],
+}
+
+impl Question {
+    /// Whether it goes otherwise without the policies.
+    #[must_use]
+    pub const fn can_fail(&self) -> bool {
+        self.denied.is_some() || !self.gateways.is_empty()
+    }
 }
 
 /// Where a question comes from.
@@ -107,14 +117,14 @@ impl Scenario {
         for (_, scene) in context.scenes.iter().filter(|(name, _)| others || **name == self.cluster) {
             alone.push(scene.lock().await);
         }
-        let denied = self.asks(context, |question| question.denied.is_some(), |_| None)?;
+        let denied = self.asks(context, Question::can_fail, false)?;
         if denied.is_empty() && !self.plan.questions.is_empty() {
-            let what = format!("a question of {} that is denied", self.plan.name);
+            let what = format!("a question of {} that is denied or led elsewhere", self.plan.name);
             return Err(Failure::new(what, "none: it could not fail", "its plan"));
         }
         let open = self.ask_all(context, "without its policies", denied).await?;
         let policies = InForce::put(context, self).await?;
-        let asks = self.asks(context, |_| true, |question| question.denied)?;
+        let asks = self.asks(context, |_| true, true)?;
         let judged = self.ask_all(context, "with its policies", asks).await;
         let gone = policies.take_away(context, self).await;
         let judged = judged?;
@@ -126,12 +136,12 @@ impl Scenario {
         &self,
         context: &Context,
         wanted: impl Fn(&Question) -> bool,
-        denied: impl Fn(&Question) -> Option<Denial>,
+        in_force: bool,
     ) -> Result<Vec<(String, Ask)>, Failure> {
         let mut out = Vec::new();
         for question in self.plan.questions.iter().filter(|question| wanted(question)) {
             for family in Family::BOTH {
-                let ask = self.ask(context, question, family, denied(question))?;
+                let ask = self.ask(context, question, family, in_force)?;
                 out.push((format!("{:?} -> {:?} {family}", question.from, question.to), ask));
             }
         }
@@ -143,7 +153,7 @@ impl Scenario {
         context: &Context,
         question: &Question,
         family: Family,
-        denied: Option<Denial>,
+        in_force: bool,
     ) -> Result<Ask, Failure> {
         let pod = |cluster: &str, name: &str| PodRef { cluster: cluster.to_owned(), key: key(name) };
         let host = |name: &str| Ok(context.pod(&self.cluster, &key(name))?.node.clone());
@@ -162,9 +172,13 @@ impl Scenario {
             Asked::World(protocol, port) => (Target::Client(port), protocol),
             Asked::HostOf(name, protocol, port) => (Target::Host(host(name)?, port), protocol),
         };
-        let by = denied.map_or(By::Target, By::Nobody);
+        let by = question.denied.filter(|_| in_force).map_or(By::Target, By::Nobody);
+        let gateways = question.gateways.iter().copied().filter(|_| in_force).map(host);
+        let gateways: Result<Vec<String>, Failure> = gateways.collect();
+        let gateways = gateways?;
+        let peer = if gateways.is_empty() { peer } else { Peer::Gateway };
         let prefixes = self.plan.manifest.contains("CIDR") || self.plan.manifest.contains("ipBlock");
-        Ok(Ask { from, to, protocol, family, count: 1, by, peer, prefixes })
+        Ok(Ask { from, to, protocol, family, count: 1, by, peer, prefixes, gateways })
     }
 
     /// Asks all at once; how many there were.
