@@ -177,7 +177,8 @@ GLOBAL int tb_snat(void)
 		}
 	}
 	for (i = 0; i < TB_PORT_TRIES && !claimed; i++) {
-		port = port_of_try(cfg, hash, i);
+		/* SCTP keeps its port, or has none. */
+		port = p->tproto == TB_SCTP ? p->sport : port_of_try(cfg, hash, i);
 		claimed = claim_port(p, self, port);
 	}
 	if (!claimed)

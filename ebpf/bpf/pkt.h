@@ -13,6 +13,8 @@
 #include "maps.h"
 
 #define TC_ACT_OK 0
+#define TC_ACT_UNSPEC (-1)
+#define TC_ACT_REDIRECT 7
 #define TC_ACT_SHOT 2
 #define TB_GO (-1) /* no verdict yet */
 
@@ -97,7 +99,10 @@ struct tb_pkt {
 	__u8 audited; /* the reason for which it would have been dropped */
 	__u8 untracked; /* judged without being a flow */
 	__u8 named;  /* orig_dst and orig_dport are known, but this packet is not translated: its socket was */
-	__u8 pad1[7];
+	__u8 by_stack; /* an answer of a flow that the node's stack led here */
+	__u8 queued;   /* leaves by the queues of its interface */
+	__u8 shaped;   /* the sending pod's rate or priority is to be minded */
+	__u8 pad1[4];
 	/* From here on not cleared. */
 	struct tb_tuple key;
 	struct tb_ct ct;

@@ -17,7 +17,16 @@ pub(crate) const CFG_VERDICTS: u32 = 4;
 pub(crate) const CFG_CSUM6: u32 = 8;
 pub(crate) const CFG_SOCK_HOST: u32 = 1 << 8;
 pub(crate) const CFG_SOCK_PODS: u32 = 1 << 9;
+pub(crate) const CFG_PACED: u32 = 1 << 24;
+pub(crate) const CFG_HOST_SERVES: u32 = 1 << 25;
 pub(crate) const IF_READY: u32 = 1;
+pub(crate) const IF_LIMIT_OUT: u32 = 2;
+pub(crate) const IF_LIMIT_IN: u32 = 4;
+pub(crate) const IF_PRIORITY: u32 = 8;
+pub(crate) const IF_QUEUED: u32 = 16;
+pub(crate) const RATE_IN: u32 = 0;
+pub(crate) const RATE_OUT: u32 = 1;
+pub(crate) const RATE_PACED: u32 = 2;
 pub(crate) const EP_HOST: u32 = 1;
 pub(crate) const PFX_ENCRYPT: u32 = 1;
 pub(crate) const PFX_REMOTE_CLUSTER: u32 = 2;
@@ -25,6 +34,7 @@ pub(crate) const PFX_SKIP_TUNNEL: u32 = 4;
 pub(crate) const NODE_ENCRYPT: u32 = 1;
 pub(crate) const SVC_LOCAL_ONLY: u32 = 1;
 pub(crate) const SVC_NODEPORT: u32 = 2;
+pub(crate) const SVC_HOSTPORT: u32 = 16;
 pub(crate) const SVC_SOURCE_RANGE: u32 = 64;
 pub(crate) const SOCK_FRONTEND: u8 = 0;
 pub(crate) const CT_EGRESS: u8 = 0;
@@ -143,8 +153,13 @@ abi! {
     /// `struct tb_iface`
     Iface = 64 {
         flags: u32 = 0, identity: u32 = 4, policy_id: u32 = 8, endpoint_id: u16 = 12, pad0: u16 = 14,
-        addr4: Addr = 16, addr6: Addr = 32, mac: [u8; 6] = 48, host_mac: [u8; 6] = 54, pad1: u32 = 60,
+        addr4: Addr = 16, addr6: Addr = 32, mac: [u8; 6] = 48, host_mac: [u8; 6] = 54,
+        priority: u32 = 60,
     }
+    /// `struct tb_rate_key`
+    RateKey = 8 { ifindex: u32 = 0, way: u32 = 4 }
+    /// `struct tb_rate`
+    Rate = 16 { bytes_per_sec: u64 = 0, next_ns: u64 = 8 }
     /// `struct tb_endpoint`
     Endpoint = 8 { ifindex: u32 = 0, flags: u32 = 4 }
     /// `struct tb_lpm_key`, as aya's `Key<[u8; 16]>` writes it.

@@ -43,7 +43,7 @@ const fn flows(name: &'static str, value: &'static str) -> Carried {
 }
 
 /// All but counters, events and fragments, which begin anew. What a row refers to comes before it.
-const CARRIED: [Carried; 20] = [
+const CARRIED: [Carried; 21] = [
     plan("tb_config", None, "tb_config"),
     plan("tb_hosts", None, "tb_prefix"),
     plan("tb_prefixes", Some("tb_lpm_key"), "tb_prefix"),
@@ -56,6 +56,7 @@ const CARRIED: [Carried; 20] = [
     plan("tb_services", Some("tb_service_key"), "tb_service"),
     plan("tb_rules", Some("tb_rule_key"), "tb_rule"),
     plan("tb_policies", None, "tb_policy"),
+    plan("tb_rates", Some("tb_rate_key"), "tb_rate"),
     plan("tb_ifaces", None, "tb_iface"),
     plan("tb_endpoints", None, "tb_endpoint"),
     Carried {

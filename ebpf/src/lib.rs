@@ -55,7 +55,7 @@ pub use datapath::{Datapath, DatapathConfig, MapSizes};
 pub use error::DatapathError;
 pub use events::{DatapathEvent, EventKind, EventReader};
 pub use rows::{
-    Backend, ConntrackEntry, ConntrackKind, Direction, FlowFilter, Frontend, Interface, LocalAddress,
+    Backend, ConntrackEntry, ConntrackKind, Direction, FlowFilter, Frontend, Interface, Limits, LocalAddress,
     LostEvents, MapUsage, Metric, NodeConfig, NodeEntry, NodePath, PolicySet, PolicySide, PortPrefix,
     PrefixEntry, RuleAction, RuleEntry, RuleTier, Scope, ServiceEntry, SocketLb, Translation,
 };

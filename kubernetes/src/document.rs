@@ -311,6 +311,9 @@ fn is_empty(value: &Value) -> bool {
 #[path = "bgp_tests.rs"]
 mod bgp_tests;
 #[cfg(test)]
+#[path = "pod_tests.rs"]
+mod pod_tests;
+#[cfg(test)]
 #[path = "policy_tests.rs"]
 mod policy_tests;
 #[cfg(test)]

@@ -6,7 +6,7 @@ use crate::flight::Flight;
 use crate::hash::flow_hash;
 use crate::node::Node;
 use crate::outcome::Reason;
-use crate::packet::{ICMP, ICMPV6, Socket, Tuple};
+use crate::packet::{ICMP, ICMPV6, SCTP, Socket, Tuple};
 use std::collections::BTreeMap;
 
 /// Ports that are tried for a flow.
@@ -180,13 +180,15 @@ impl Node {
     }
 
     /// The ports that a flow tries. Each walks in steps of its own, so that ports in use do not pile up into long runs.
+    /// SCTP keeps its own, or has none.
     fn ports(&self, flow: &Tuple) -> impl Iterator<Item = u16> + use<> {
         let (first, last) = (*self.config.snat_ports.start(), *self.config.snat_ports.end());
         let range = u32::from(last.saturating_sub(first)) + 1;
         let hash = flow_hash(flow.source, flow.destination, flow.protocol);
         let step = hash >> 16 | 1;
         let place = move |n: u32| hash.wrapping_add(n.wrapping_mul(step)) % range;
-        (0..TRIES).filter_map(move |n| u16::try_from(u32::from(first) + place(n)).ok())
+        let own = (flow.protocol == SCTP).then_some(flow.source.1);
+        (0..TRIES).filter_map(move |n| own.or_else(|| u16::try_from(u32::from(first) + place(n)).ok()))
     }
 
     /// Undoes it for an answer; false if it is none.

@@ -38,6 +38,8 @@ pub struct Config {
     pub wireguard_port: Option<u16>,
     /// The policy of the node's own traffic; 0: none.
     pub host_policy: u32,
+    /// Whether the node has served clients outside as a backend: its answers are looked for.
+    pub host_serves: bool,
     /// The node's address inside the pod network, IPv4.
     pub internal4: Option<Ipv4Addr>,
     /// The same, IPv6.
@@ -55,6 +57,7 @@ impl Default for Config {
             vxlan_port: 8472,
             wireguard_port: None,
             host_policy: 0,
+            host_serves: false,
             internal4: None,
             internal6: None,
         }

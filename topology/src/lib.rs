@@ -11,6 +11,7 @@ pub mod plan;
 pub mod reserved;
 pub mod rows;
 pub mod selector;
+mod wants;
 
 pub use cidr::CidrIdentity;
 pub use conflict::{Claimant, Claimed, ConflictKind, ConflictRow};
@@ -20,3 +21,4 @@ pub use rows::{
     NodeHealth, NodeIndex, NodeLookup, NodePath, NodeRow, PathKind, PrefixEntry, PrefixRow, RouteEntry,
     RouteOrigin, WireguardKey, WireguardPeer,
 };
+pub use wants::{HostPort, Shaping};

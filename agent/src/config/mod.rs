@@ -317,6 +317,8 @@ pub(crate) struct Datapath {
     pub(crate) events_per_second: u32,
     /// `all`, `host` or `off`: at whose sockets services are translated.
     pub(crate) socket_lb: SocketLb,
+    /// Whether pods' annotations limit their bandwidth.
+    pub(crate) bandwidth: bool,
     /// The cgroup v2 directory below which they are; by default the root of this cgroup namespace, where it is mounted.
     pub(crate) cgroup: Option<PathBuf>,
     /// Map sizes.
@@ -334,6 +336,7 @@ impl Default for Datapath {
             attach: Attach::Auto,
             events_per_second: 4000,
             socket_lb: SocketLb::All,
+            bandwidth: true,
             cgroup: None,
             maps: Maps::default(),
         }

@@ -14,7 +14,7 @@ pub struct Reach {
 
 /// What the default number of packets must lead to: where packets go on at each hook, why they are dropped, and which
 /// are translated.
-const WANTED: [&str; 35] = [
+const WANTED: [&str; 37] = [
     "from_endpoint to Kernel",
     "from_endpoint to Network",
     "from_endpoint to Overlay",
@@ -34,6 +34,7 @@ const WANTED: [&str; 35] = [
     "dropped, Invalid",
     "dropped, InvalidSource",
     "dropped, NatNoMapping",
+    "dropped, NatProtocol",
     "dropped, NoDevice",
     "dropped, NoService",
     "dropped, NoTunnelEndpoint",
@@ -44,6 +45,7 @@ const WANTED: [&str; 35] = [
     "dropped, UnknownCt",
     "dropped, UnknownL4",
     "dropped, UnknownTarget",
+    "translated SCTP",
     "translated TCP",
     "translated UDP",
     "translated echo",
@@ -68,6 +70,7 @@ fn kind(packet: &Packet) -> &'static str {
         _ if matches!(packet.fragment, Fragment::Later(_)) => "later fragment",
         Payload::Tcp { .. } => "TCP",
         Payload::Udp { .. } => "UDP",
+        Payload::Sctp { .. } => "SCTP",
         Payload::Echo { .. } => "echo",
         Payload::Error(_) => "error",
         Payload::Other(_) => "other",

@@ -23,6 +23,7 @@ impl Rows {
             vxlan_port: config.vxlan_port,
             wireguard_port: config.wireguard_port,
             host_policy: config.host_policy_id,
+            host_serves: config.host_serves,
             internal4: config.internal4,
             internal6: config.internal6,
         };
