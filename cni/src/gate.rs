@@ -1,11 +1,13 @@
 //! The border to the rest of the agent: who allocates identities and says when the datapath is in place.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 use tombolo_base::ids::IdentityId;
 use tombolo_base::labels::Labels;
+use tombolo_topology::HostPort;
 
 /// What is known of an endpoint before it has an identity. Does not change during its life, except `ifindex` when the
 /// node was restarted.
@@ -35,6 +37,12 @@ pub struct EndpointSpec {
     pub mac: [u8; 6],
     /// The host side's Ethernet address, the pod's gateway.
     pub host_mac: [u8; 6],
+    /// Ports of the node that the runtime wants to lead to the pod.
+    #[serde(default)]
+    pub port_mappings: BTreeSet<HostPort>,
+    /// Whether plugins behind ours keep traffic in queues of the host's interface.
+    #[serde(default)]
+    pub queued: bool,
 }
 
 /// The identity of an endpoint and the labels that make it.

@@ -38,6 +38,9 @@ pub struct PodInterface {
     pub route_mtu: Option<u32>,
     /// The node's pod CIDRs: pods there are reached over no wire, so their routes take the interface's whole MTU.
     pub near: Vec<IpNet>,
+    /// Whether the pod's packets go through queues of the host's end and then the node's stack, which must take those of them
+    /// that bear an address of the node: answers of its ports.
+    pub queued: bool,
     /// Each address with its gateway.
     pub addresses: Vec<(IpAddr, IpAddr)>,
 }
@@ -284,6 +287,9 @@ impl PodInterface {
             vec![("net/ipv4/conf", "rp_filter", "0"), ("net/ipv4/conf", "send_redirects", "0")];
         if is_host {
             settings.extend([("net/ipv4/conf", "proxy_arp", "0"), ("net/ipv4/conf", "forwarding", "1")]);
+        }
+        if is_host && self.queued {
+            settings.push(("net/ipv4/conf", "accept_local", "1"));
         }
         if self.addresses.iter().any(|(address, _)| address.is_ipv6()) {
             settings.extend([

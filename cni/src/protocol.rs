@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tombolo_topology::HostPort;
 
 /// The versions of the CNI specification this plugin speaks, oldest first.
 pub const SUPPORTED_VERSIONS: [&str; 2] = ["1.0.0", "1.1.0"];
@@ -82,12 +83,84 @@ pub struct NetworkConfiguration {
     /// Path of the agent's socket.
     #[serde(default = "default_socket")]
     pub socket: String,
+    /// Whether plugins behind this one keep traffic in queues of the host's interface, as `bandwidth` does.
+    #[serde(default)]
+    pub queues: bool,
+    /// What the runtime says of this pod, of the capabilities that the configuration names.
+    #[serde(rename = "runtimeConfig", default)]
+    pub runtime: RuntimeConfig,
     /// The result of the plugins before this one, or (CHECK, DEL) of the whole chain's ADD.
     #[serde(rename = "prevResult", default, skip_serializing_if = "Option::is_none")]
     pub previous: Option<Value>,
     /// GC: the attachments that are still wanted.
     #[serde(rename = "cni.dev/valid-attachments", default, skip_serializing_if = "Option::is_none")]
     pub valid_attachments: Option<Vec<Attachment>>,
+}
+
+/// What the runtime says of a pod by capabilities.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct RuntimeConfig {
+    /// Ports of the node that shall lead to the pod.
+    #[serde(rename = "portMappings", default, deserialize_with = "or_default")]
+    pub port_mappings: Vec<PortMapping>,
+}
+
+/// One entry of `portMappings`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PortMapping {
+    /// The node's port; 0: none.
+    #[serde(default)]
+    pub host_port: u16,
+    /// The pod's port.
+    pub container_port: u16,
+    /// `tcp`, `udp` or `sctp`, in whatever case; TCP if it is not there.
+    #[serde(default)]
+    pub protocol: String,
+    /// The node's address that has it; empty: all.
+    #[serde(rename = "hostIP", default)]
+    pub host_ip: String,
+}
+
+impl PortMapping {
+    /// What it asks for; nothing without a port of the node.
+    ///
+    /// # Errors
+    /// [`Code::InvalidConfiguration`] for a word or an address that is none.
+    pub fn host_port(&self) -> Result<Option<HostPort>, CniError> {
+        let wrong = |what: &str| {
+            let details = format!("{what} in {}", serde_json::to_string(self).unwrap_or_default());
+            CniError::new(
+                Code::InvalidConfiguration,
+                "cannot use an entry of runtimeConfig.portMappings",
+                details,
+            )
+        };
+        if self.host_port == 0 {
+            return Ok(None);
+        }
+        if self.container_port == 0 {
+            return Err(wrong("there is no containerPort"));
+        }
+        let protocol = match self.protocol.to_ascii_lowercase().as_str() {
+            "" | "tcp" => 6,
+            "udp" => 17,
+            "sctp" => 132,
+            _ => return Err(wrong("protocol is none of tcp, udp and sctp")),
+        };
+        let host = match self.host_ip.as_str() {
+            "" => None,
+            text => Some(text.parse().map_err(|_| wrong("hostIP is no IP address"))?),
+        };
+        Ok(Some(HostPort { host, host_port: self.host_port, protocol, port: self.container_port }))
+    }
+}
+
+/// A null counts as absent: runtimes write one for an empty list.
+fn or_default<'de, D: serde::Deserializer<'de>, T: Deserialize<'de> + Default>(
+    from: D,
+) -> Result<T, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or_default())
 }
 
 fn default_socket() -> String {
@@ -244,6 +317,31 @@ mod tests {
         assert!(is_interface_name("eth0"));
         for wrong in ["", ".", "..", "a/b", "a:b", "a b", "sixteen-bytes-xx"] {
             assert!(!is_interface_name(wrong), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn port_mappings_are_read_as_runtimes_write_them() {
+        let read = |mappings: &str| {
+            let text = format!(r#"{{"runtimeConfig":{{"portMappings":{mappings}}}}}"#);
+            let configuration: NetworkConfiguration = serde_json::from_str(&text).unwrap();
+            let mappings = configuration.runtime.port_mappings;
+            mappings.iter().map(PortMapping::host_port).collect::<Result<Vec<_>, _>>()
+        };
+        assert_eq!(read("null").unwrap(), []);
+        let found = read(
+            r#"[{"hostPort":8080,"containerPort":80,"protocol":"tcp","hostIP":""},{"hostPort":0,"containerPort":81},
+                {"hostPort":53,"containerPort":5353,"protocol":"UDP","hostIP":"fd00::1"}]"#,
+        );
+        let port = |host, host_port, protocol, port| Some(HostPort { host, host_port, protocol, port });
+        let second = port(Some("fd00::1".parse().unwrap()), 53, 17, 5353);
+        assert_eq!(found.unwrap(), [port(None, 8080, 6, 80), None, second]);
+        for wrong in [
+            r#"[{"hostPort":1,"containerPort":0}]"#,
+            r#"[{"hostPort":1,"containerPort":1,"protocol":"icmp"}]"#,
+            r#"[{"hostPort":1,"containerPort":1,"hostIP":"here"}]"#,
+        ] {
+            assert_eq!(read(wrong).unwrap_err().code, 7, "{wrong}");
         }
     }
 

@@ -164,6 +164,7 @@ fn put_aside(path: &Path, reason: &str) {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use tombolo_topology::HostPort;
 
     pub(crate) fn spec(id: u16) -> EndpointSpec {
         EndpointSpec {
@@ -179,6 +180,8 @@ pub(crate) mod tests {
             ifindex: 7,
             mac: [2, 0, 0, 0, 0, 1],
             host_mac: [2, 0, 0, 0, 0, 2],
+            port_mappings: [HostPort { host: None, host_port: 8080, protocol: 6, port: 80 }].into(),
+            queued: false,
         }
     }
 

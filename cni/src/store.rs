@@ -21,7 +21,7 @@ use tombolo_topology::{EndpointRow, EndpointState};
 use crate::gate::{DatapathGate, EndpointSpec, GateError, Identity};
 use crate::interface::{PodInterface, host_name, is_host_name, macs};
 use crate::ipam::{Claim, Ipam, IpamError};
-use crate::protocol::{AddResult, Attachment, CniError, Code, Request};
+use crate::protocol::{AddResult, Attachment, CniError, Code, PortMapping, Request};
 use crate::record::{Directory, Record, Stage};
 use crate::result;
 use crate::turns::Turns;
@@ -372,12 +372,15 @@ impl<G: DatapathGate> EndpointStore<G> {
             mtu: self.config.pod_mtu,
             route_mtu: Some(self.config.path_mtu).filter(|mtu| *mtu < self.config.pod_mtu),
             near: self.config.pod_cidrs.iter().map(Prefix::net).collect(),
+            queued: spec.queued,
             addresses: spec.addresses.iter().filter_map(gateway).collect(),
         }
     }
 
     /// Takes a number and addresses for a new endpoint and keeps them on disk before anything is made.
     fn reserve(&self, request: &Request, netns: &str) -> Result<EndpointSpec, CniError> {
+        let mappings = request.configuration.runtime.port_mappings.iter();
+        let wanted: Vec<_> = mappings.map(PortMapping::host_port).collect::<Result<_, _>>()?;
         let mut state = self.state();
         let id = state.free_id().ok_or_else(|| {
             let details = "all 65535 numbers are in use; delete pods".to_owned();
@@ -401,6 +404,8 @@ impl<G: DatapathGate> EndpointStore<G> {
             ifindex: 0,
             mac: pod_mac.octets(),
             host_mac: host_mac.octets(),
+            port_mappings: wanted.into_iter().flatten().collect(),
+            queued: request.configuration.queues,
         };
         let record = Record::new(spec.clone());
         let kept =
@@ -497,6 +502,8 @@ fn row(record: &Record) -> EndpointRow {
         identity: record.identity.map(IdentityId),
         // Written by this program from labels it had: what cannot be read is treated as none.
         labels: Labels::parse(&record.labels).unwrap_or_default(),
+        port_mappings: spec.port_mappings.clone(),
+        queued: spec.queued,
         state: match record.stage {
             Stage::Creating => EndpointState::Creating,
             Stage::Ready => EndpointState::Ready,

@@ -543,9 +543,13 @@ async fn the_whole_way_from_a_runtimes_call_to_the_interface_and_back() {
     };
     for version in ["1.0.0", "1.1.0"] {
         let configuration = serde_json::json!({
-            "cniVersion": version, "name": "tombolo", "type": "tombolo-cni", "socket": socket,
+            "cniVersion": version, "name": "tombolo", "type": "tombolo-cni", "socket": socket, "queues": true,
+            "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]},
         });
         let result = call("ADD", configuration.clone()).await.unwrap().unwrap().unwrap();
+        let row = node.rows().remove(0);
+        let port = tombolo_topology::HostPort { host: None, host_port: 8080, protocol: 6, port: 80 };
+        assert_eq!((row.port_mappings, row.queued), ([port].into(), true));
         assert_eq!(result["cniVersion"], version);
         assert_eq!(result["ips"].as_array().unwrap().len(), 2);
         assert_eq!(result["interfaces"][1]["mtu"].is_null(), version == "1.0.0");

@@ -27,6 +27,8 @@ union tb_addr {
 #define TB_CFG_ENCRYPT (1u << 1)  /* encrypt flags of prefixes and nodes are honoured */
 #define TB_CFG_VERDICTS (1u << 2) /* emit a verdict event for each new policed flow */
 #define TB_CFG_CSUM6 (1u << 3)    /* the kernel knows BPF_F_IPV6: set when it has accepted it */
+#define TB_CFG_PACED (1u << 24)   /* the uplink's queue sends each packet at its time (fq) */
+#define TB_CFG_HOST_SERVES (1u << 25) /* set by the programs: the node itself is a backend for clients outside */
 #define TB_CFG_SOCK_HOST (1u << 8) /* services are translated at the sockets of the node's own network namespace */
 #define TB_CFG_SOCK_PODS (1u << 9) /* and at those of all others below the cgroup */
 #define TB_CFG_DSR_TCP (1u << 10) /* outside clients of backends on other nodes are answered from there: of TCP */
@@ -62,6 +64,10 @@ struct tb_config {
 
 /* tb_iface flags */
 #define TB_IF_READY (1u << 0) /* identity and policy are applied; without it: drop 203 */
+#define TB_IF_LIMIT_OUT (1u << 1) /* what the pod sends is limited: tb_rates */
+#define TB_IF_LIMIT_IN (1u << 2)  /* what it receives is */
+#define TB_IF_PRIORITY (1u << 3)  /* what it sends has the priority below */
+#define TB_IF_QUEUED (1u << 4)    /* plugins keep its packets in queues of this interface, which none may pass by */
 
 struct tb_iface {
 	__u32 flags;
@@ -73,7 +79,22 @@ struct tb_iface {
 	union tb_addr addr6;
 	__u8 mac[6];      /* of the pod's end */
 	__u8 host_mac[6]; /* of the host's end */
-	__u32 pad1;
+	__u32 priority;   /* of what the pod sends, with TB_IF_PRIORITY */
+};
+
+/* What a rate is for. */
+#define TB_RATE_IN 0    /* what a pod receives */
+#define TB_RATE_OUT 1   /* what it sends */
+#define TB_RATE_PACED 2 /* what it sends to where packets leave at their time */
+
+struct tb_rate_key {
+	__u32 ifindex; /* host end of the pod's veth */
+	__u32 way;     /* TB_RATE_* */
+};
+
+struct tb_rate {
+	__u64 bytes_per_sec;
+	__u64 next_ns; /* CLOCK_MONOTONIC: when all that was let through would be through at this rate */
 };
 
 /* tb_endpoint flags */
@@ -148,6 +169,7 @@ struct tb_service_key {
 /* tb_service flags */
 #define TB_SVC_LOCAL_ONLY (1u << 0) /* externalTrafficPolicy (or internal) Local: why there may be no backend */
 #define TB_SVC_NODEPORT (1u << 1) /* a node port: the host reaches it at its loopback address, too */
+#define TB_SVC_HOSTPORT (1u << 4) /* a pod's host port: the host reaches it at its loopback address, likewise */
 #define TB_SVC_SOURCE_RANGE (1u << 6) /* only for clients in tb_ranges */
 
 struct tb_service {
@@ -262,6 +284,7 @@ struct tb_tuple {
 #define TB_CTF_CONFIRMED (1u << 4) /* the opener sent something after the answer, so it is where it says */
 #define TB_CTF_ONE_SIDED (1u << 6) /* SERVICE: the backend's node answers the client by itself */
 #define TB_CTF_NAMED (1u << 7) /* INGRESS: another node has named the frontend */
+#define TB_CTF_BY_STACK (1u << 11) /* the node's stack led it here, perhaps translated: answers go back through it */
 
 struct tb_ct {
 	__u64 expires_ns; /* CLOCK_MONOTONIC */
@@ -413,6 +436,8 @@ struct tb_event {
 /* Marks: magic in 0x1F00. */
 #define TB_MARK_MASK 0x1F00u
 #define TB_MARK_KEYED 0x0F00u      /* the tunnel key is set already */
+#define TB_MARK_JUDGED 0x0A00u     /* on its way into a pod by the interface's queue */
+#define TB_MARK_IDENTITY 0x0B00u   /* a pod's, by its queue and the stack; identity: upper half 15..0, low byte 23..16 */
 #define TB_MARK_FORWARDED 0x0300u  /* a pod's or a client's, under an address of the node */
 #define TB_MARK_DECRYPTED 0x0D00u  /* came out of WireGuard */
 #define TB_MARK_CIPHERTEXT 0x1E00u /* set on WireGuard's own socket */
@@ -433,8 +458,10 @@ struct tb_event {
 #define TB_DROP_INVALID_EXTHDR 156
 #define TB_DROP_NO_SERVICE 158
 #define TB_DROP_NO_TUNNEL_ENDPOINT 160
+#define TB_DROP_HORIZON 162
 #define TB_DROP_UNKNOWN_CT 163
 #define TB_DROP_NAT_NO_MAPPING 167
+#define TB_DROP_NAT_PROTO 168
 #define TB_DROP_FIB 169
 #define TB_DROP_ENCAP_PROHIBITED 170
 #define TB_DROP_UNKNOWN_SENDER 172
@@ -445,6 +472,7 @@ struct tb_event {
 #define TB_DROP_NO_EGRESS_GATEWAY 194
 #define TB_DROP_UNENCRYPTED 195
 #define TB_DROP_TTL_EXCEEDED 196
+#define TB_DROP_RATE 198
 #define TB_DROP_HOST_NOT_READY 202
 #define TB_DROP_EP_NOT_READY 203
 #define TB_DROP_NO_EGRESS_IP 204
@@ -468,6 +496,8 @@ _Static_assert(sizeof(struct tb_config) == 160, "tb_config");
 _Static_assert(__builtin_offsetof(struct tb_config, internal4) == 40, "tb_config.internal4");
 _Static_assert(sizeof(struct tb_iface) == 64, "tb_iface");
 _Static_assert(__builtin_offsetof(struct tb_iface, mac) == 48, "tb_iface.mac");
+_Static_assert(sizeof(struct tb_rate_key) == 8, "tb_rate_key");
+_Static_assert(sizeof(struct tb_rate) == 16, "tb_rate");
 _Static_assert(sizeof(struct tb_endpoint) == 8, "tb_endpoint");
 _Static_assert(sizeof(struct tb_lpm_key) == 20, "tb_lpm_key");
 _Static_assert(sizeof(struct tb_prefix) == 12, "tb_prefix");

@@ -8,6 +8,7 @@
 
 #define TB_TCP 6
 #define TB_UDP 17
+#define TB_SCTP 132
 
 INLINE int addr_eq(const union tb_addr *a, const union tb_addr *b)
 {

@@ -59,6 +59,26 @@ INLINE int inward(struct __sk_buff *skb, struct tb_pkt *p)
 	return onward(skb, p);
 }
 
+/*
+ * On from a pod: through the node's stack where that led the flow here, for it may have translated it, or where the
+ * interface has queues. The stack's device into the tunnel must know whose the packet is. The stack takes no packet that
+ * got an address of its own, and knows of no gateway.
+ */
+INLINE int pod_onward(struct __sk_buff *skb, struct tb_pkt *p)
+{
+	__u32 id = p->src_identity;
+	int act;
+
+	if (p->where == TB_HOST || p->loopback || !(p->by_stack | p->queued))
+		return onward(skb, p);
+	if (p->to_gateway || !addr_zero(&p->snat_to))
+		return onward(skb, p);
+	act = to_stack(skb, p, TB_POINT_TO_STACK);
+	if (act == TC_ACT_OK)
+		skb->mark = TB_MARK_IDENTITY | (id & 0xffff) << 16 | (id >> 16 & 0xff);
+	return act;
+}
+
 /* A pod's packet that is no answer. */
 INLINE int sent_on_its_way(struct __sk_buff *skb, struct tb_pkt *p)
 {
@@ -70,7 +90,7 @@ INLINE int sent_on_its_way(struct __sk_buff *skb, struct tb_pkt *p)
 		if (act != TB_GO)
 			return act;
 	}
-	return onward(skb, p);
+	return pod_onward(skb, p);
 }
 
 INLINE int answer_of_pod(struct __sk_buff *skb, struct tb_pkt *p)
@@ -80,7 +100,7 @@ INLINE int answer_of_pod(struct __sk_buff *skb, struct tb_pkt *p)
 	if (p->loopback && tb_unsnat() != 1)
 		return DROP(p, TB_DROP_NAT_NO_MAPPING, "the mapping of a pod's flow to itself was evicted", "raise datapath.maps.nat");
 	act = tb_locate();
-	return act == TB_GO ? onward(skb, p) : act;
+	return act == TB_GO ? pod_onward(skb, p) : act;
 }
 
 INLINE int own_address(struct tb_pkt *p, const struct tb_iface *iface)
@@ -137,6 +157,8 @@ INLINE int pod_sends(struct __sk_buff *skb, struct tb_pkt *p)
 	p->src_identity = iface->identity;
 	p->src_endpoint = iface->endpoint_id;
 	p->vni = iface->identity;
+	p->shaped = (iface->flags & (TB_IF_LIMIT_OUT | TB_IF_PRIORITY)) != 0;
+	p->queued = (iface->flags & TB_IF_QUEUED) != 0;
 	policy_id = iface->policy_id;
 	if (!is_ip(skb))
 		return TC_ACT_OK;
@@ -178,11 +200,45 @@ INLINE int pod_sends(struct __sk_buff *skb, struct tb_pkt *p)
 	return act == TB_GO ? sent_on_its_way(skb, p) : act;
 }
 
+/* What was decided, if the pod's rate lets it be. */
+INLINE int shaped(struct __sk_buff *skb, struct tb_pkt *p, int act)
+{
+	struct tb_config *cfg = tb_cfg();
+	__u32 ifindex = skb->ifindex, way = TB_RATE_OUT;
+	struct tb_iface *iface;
+	int limited;
+
+	if (!p->shaped || (act != TC_ACT_OK && act != TC_ACT_REDIRECT))
+		return act;
+	iface = bpf_map_lookup_elem(&tb_ifaces, &ifindex);
+	if (!iface || !cfg)
+		return act;
+	if (iface->flags & TB_IF_PRIORITY)
+		skb->priority = iface->priority;
+	if (!(iface->flags & TB_IF_LIMIT_OUT))
+		return act;
+	/* Only what leaves the node passes the uplink's queue. */
+	if (cfg->flags & TB_CFG_PACED && p->where == TB_AWAY && act == TC_ACT_REDIRECT)
+		way = TB_RATE_PACED;
+	limited = tb_limit(skb, ifindex, way);
+	if (limited == TB_GO)
+		return act;
+	/* Where it was to go does not matter: the sender has sent too much. */
+	p->dir = 1;
+	p->point = TB_POINT_FROM_ENDPOINT;
+	return limited;
+}
+
 SEC("classifier") int from_endpoint(struct __sk_buff *skb)
 {
 	struct tb_pkt *p = begin(skb, 1, 1, TB_POINT_FROM_ENDPOINT);
+	int act;
 
-	return p ? finish(skb, p, pod_sends(skb, p)) : TC_ACT_SHOT;
+	if (!p)
+		return TC_ACT_SHOT;
+	act = finish(skb, p, shaped(skb, p, pod_sends(skb, p)));
+	/* The queues of what the pod sends are behind filters that come after this program. */
+	return p->queued && act == TC_ACT_OK ? TC_ACT_UNSPEC : act;
 }
 
 /* What the stack sends to a pod: the node's own packets, and what it forwards. */
@@ -214,9 +270,15 @@ INLINE int pod_receives(struct __sk_buff *skb, struct tb_pkt *p)
 			return act;
 		p->reply = 0;
 	}
+	p->by_stack = p->src_identity != TB_ID_HOST;
 	act = tb_ingress(ifindex);
 	if (act != TB_GO)
 		return act;
+	if (iface->flags & TB_IF_LIMIT_IN) {
+		act = tb_limit(skb, ifindex, TB_RATE_IN);
+		if (act != TB_GO)
+			return act;
+	}
 	if (p->report && !p->reply)
 		name_service(skb, p, &asked);
 	act = tb_rewrite(skb);
@@ -228,8 +290,14 @@ INLINE int pod_receives(struct __sk_buff *skb, struct tb_pkt *p)
 
 SEC("classifier") int to_endpoint(struct __sk_buff *skb)
 {
-	struct tb_pkt *p = begin(skb, 1, 0, TB_POINT_FROM_HOST);
+	struct tb_pkt *p;
 
+	/* It was let in already, and goes through the interface's queue. */
+	if ((skb->mark & TB_MARK_MASK) == TB_MARK_JUDGED) {
+		skb->mark &= ~TB_MARK_MASK;
+		return TC_ACT_OK;
+	}
+	p = begin(skb, 1, 0, TB_POINT_FROM_HOST);
 	return p ? finish(skb, p, pod_receives(skb, p)) : TC_ACT_SHOT;
 }
 
@@ -247,8 +315,8 @@ INLINE int answer_of_backend(struct __sk_buff *skb, struct tb_pkt *p)
 	return act == TB_GO ? onward(skb, p) : act;
 }
 
-/* A service's client outside: local backends see its address, remote ones the node's, or its own. */
-INLINE int outside_client(struct __sk_buff *skb, struct tb_pkt *p, const struct tb_config *cfg)
+/* A service's client outside: local backends, the node itself too, see its address, remote ones the node's, or its own. */
+INLINE int outside_client(struct __sk_buff *skb, struct tb_pkt *p, struct tb_config *cfg)
 {
 	int act;
 
@@ -257,12 +325,12 @@ INLINE int outside_client(struct __sk_buff *skb, struct tb_pkt *p, const struct 
 	act = tb_locate();
 	if (act != TB_GO)
 		return act;
-	if (p->where == TB_POD) {
+	if (p->where == TB_HOST && !(cfg->flags & TB_CFG_HOST_SERVES))
+		__sync_fetch_and_or(&cfg->flags, TB_CFG_HOST_SERVES);
+	if (p->where != TB_AWAY) {
 		p->in_rev_nat = p->rev_nat;
 		return onward(skb, p);
 	}
-	if (p->where == TB_HOST)
-		return DROP(p, TB_DROP_NO_SERVICE, "the backend is the node itself, which is not served from outside", "use backends with pod addresses");
 	if (answered_there(p, cfg)) {
 		/* The receiver knows the client by its address. */
 		p->vni = 0;
@@ -340,13 +408,13 @@ static const __u8 other_mac[6] = { 0x02, 0x74, 0x6f, 0x6d, 0x62, 0x00 };
 INLINE int overlay_sends(struct __sk_buff *skb, struct tb_pkt *p)
 {
 	struct tb_config *cfg = tb_cfg();
+	__u32 index, vni = TB_ID_REMOTE_NODE, mark = skb->mark;
 	struct tb_node *node;
 	int act, parsed;
-	__u32 index;
 
 	if (!cfg)
 		return DROP(p, TB_DROP_HOST_NOT_READY, "packet into the tunnel before the node is ready", "tombolo status; wait for the agent");
-	if ((skb->mark & TB_MARK_MASK) == TB_MARK_KEYED)
+	if ((mark & TB_MARK_MASK) == TB_MARK_KEYED)
 		return TC_ACT_OK;
 	if (!is_ip(skb))
 		return DROP(p, TB_DROP_UNKNOWN_L3, "the node sends a frame that is not IP into the tunnel", "ip link set the tunnel device arp off");
@@ -363,7 +431,17 @@ INLINE int overlay_sends(struct __sk_buff *skb, struct tb_pkt *p)
 	act = tb_locate();
 	if (act != TB_GO)
 		return act;
-	act = parsed ? tb_host(1) : tb_host_untracked(p->dst_identity, 1);
+	if ((mark & TB_MARK_MASK) == TB_MARK_IDENTITY) {
+		/* A pod's, judged when it sent it. */
+		vni = mark >> 16 | (mark & 0xff) << 16;
+		p->src_identity = vni;
+	} else {
+		act = parsed ? tb_host(1) : tb_host_untracked(p->dst_identity, 1);
+		if (act != TB_GO)
+			return act;
+	}
+	/* What the node answers as a backend has the frontend's address outside. */
+	act = tb_rewrite(skb);
 	if (act != TB_GO)
 		return act;
 	index = p->node;
@@ -373,7 +451,7 @@ INLINE int overlay_sends(struct __sk_buff *skb, struct tb_pkt *p)
 	/* Every node's device has the same address, and the kernel drops a tunnelled frame that comes from its own. */
 	if (bpf_skb_store_bytes(skb, 6, other_mac, sizeof(other_mac), 0) < 0)
 		return DROP(p, TB_DROP_WRITE_ERROR, "cannot rewrite the sender's MAC", "report it: this does not happen");
-	act = encapsulate(skb, p, cfg, node, TB_ID_REMOTE_NODE);
+	act = encapsulate(skb, p, cfg, node, vni);
 	return act == TB_GO ? TC_ACT_OK : act;
 }
 
@@ -502,7 +580,7 @@ INLINE int uplink_sends(struct __sk_buff *skb, struct tb_pkt *p)
 	__u32 mark = skb->mark & TB_MARK_MASK;
 	int act;
 
-	if (!is_ip(skb) || !cfg || !(cfg->flags & TB_CFG_ENCRYPT || cfg->host_policy_id))
+	if (!is_ip(skb) || !cfg || !(cfg->flags & (TB_CFG_ENCRYPT | TB_CFG_HOST_SERVES) || cfg->host_policy_id))
 		return TC_ACT_OK;
 	if (mark == TB_MARK_CIPHERTEXT)
 		return TC_ACT_OK;
@@ -511,8 +589,10 @@ INLINE int uplink_sends(struct __sk_buff *skb, struct tb_pkt *p)
 	p->reason = 0;
 	if (p->nd || addr_multicast(&p->dst, p->family))
 		return TC_ACT_OK;
-	if (cfg->host_policy_id && mark != TB_MARK_FORWARDED) {
+	if ((cfg->host_policy_id || cfg->flags & TB_CFG_HOST_SERVES) && mark != TB_MARK_FORWARDED) {
 		act = node_sends(p, act == TB_GO);
+		if (act == TB_GO)
+			act = tb_rewrite(skb);
 		if (act != TB_GO)
 			return act;
 	}

@@ -144,6 +144,8 @@ GLOBAL int tb_answer(__u32 policy_id)
 		return TB_GO;
 	rev_nat = ct->rev_nat;
 	loopback = ct->flags & TB_CTF_LOOPBACK;
+	/* Of what is translated here netfilter knows nothing. */
+	p->by_stack = ct->flags & TB_CTF_BY_STACK && !rev_nat;
 	p->reply = 1;
 	p->dst_identity = ct->identity;
 	act = answer_verdict(p, ct, exempt(ct->identity, loopback) ? 0 : policy_id, 0, p->sport);
@@ -363,7 +365,7 @@ GLOBAL int tb_ingress(__u32 ifindex)
 	p->ct.policy_revision = p->policy_revision;
 	p->ct.endpoint_id = p->dst_endpoint;
 	p->ct.ifindex = ifindex;
-	p->ct.flags = (p->loopback ? TB_CTF_LOOPBACK : 0) | (p->fronted ? TB_CTF_NAMED : 0);
+	p->ct.flags = (p->loopback ? TB_CTF_LOOPBACK : 0) | (p->by_stack ? TB_CTF_BY_STACK : 0) | (p->fronted ? TB_CTF_NAMED : 0);
 	return ct_create(p);
 }
 

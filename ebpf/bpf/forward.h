@@ -7,6 +7,7 @@
 #include "rewrite.h"
 #include "toobig.h"
 #include "endpoint.h"
+#include "rate.h"
 
 #define TB_FILE_ID 9
 #define TB_AF_INET 2
@@ -54,7 +55,7 @@ GLOBAL int tb_deliver(struct __sk_buff *skb)
 	struct tb_pkt *p = tb_pkt();
 	struct tb_iface *iface;
 	__u8 macs[12];
-	__u32 ifindex;
+	__u32 ifindex, flags;
 	int act;
 
 	if (!p)
@@ -79,6 +80,7 @@ GLOBAL int tb_deliver(struct __sk_buff *skb)
 	iface = bpf_map_lookup_elem(&tb_ifaces, &ifindex);
 	if (!iface)
 		return DROP(p, TB_DROP_EP_NOT_READY, "the receiving pod went away", "none; the pod is being deleted");
+	flags = iface->flags;
 	__builtin_memcpy(macs, iface->mac, 6);
 	__builtin_memcpy(macs + 6, iface->host_mac, 6);
 	if (bpf_skb_store_bytes(skb, 0, macs, 12, 0) < 0)
@@ -86,6 +88,15 @@ GLOBAL int tb_deliver(struct __sk_buff *skb)
 	bpf_skb_change_type(skb, 0);
 	p->point = TB_POINT_TO_ENDPOINT;
 	p->dir = 0;
+	if (flags & TB_IF_LIMIT_IN) {
+		act = tb_limit(skb, ifindex, TB_RATE_IN);
+		if (act != TB_GO)
+			return act;
+	}
+	if (flags & TB_IF_QUEUED) {
+		skb->mark = (skb->mark & ~TB_MARK_MASK) | TB_MARK_JUDGED;
+		return bpf_redirect(ifindex, 0);
+	}
 	return bpf_redirect_peer(ifindex, 0);
 }
 

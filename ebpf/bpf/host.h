@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause) */
 /*
- * The node's own traffic under the policy for nodes, if there is one. Flows are tracked for that alone, under kinds of their
- * own: without such a policy none of this costs more than a look at the configuration.
+ * The node's own traffic under the policy for nodes, if there is one. Flows are tracked for that, under kinds of their
+ * own, and where the node itself is a service's backend for clients outside: its answers get the frontend's address.
+ * Without either none of this costs more than a look at the configuration.
  *
  * Never judged: what the node forwards for others, ICMP errors (the node's sockets know what they asked for), neighbour
  * discovery, multicast, and what carries the mesh itself, VXLAN and WireGuard between known nodes: what is inside is
@@ -43,6 +44,7 @@ GLOBAL int tb_host_untracked(__u32 identity, __u32 dir)
 INLINE int host_flow(struct tb_pkt *p, __u32 policy_id, __u32 identity, __u32 dir)
 {
 	struct tb_ct *ct;
+	__u16 signs;
 	__u8 half;
 	int act;
 
@@ -56,7 +58,10 @@ INLINE int host_flow(struct tb_pkt *p, __u32 policy_id, __u32 identity, __u32 di
 			ct->policy_id = policy_id;
 			ct->policy_revision = p->policy_revision;
 		}
-		ct_touch(p, ct, half, 0);
+		ct_renumber(p, ct, p->in_rev_nat);
+		signs = ct_touch(p, ct, half, 0) & (TB_CTF_REPLIED | TB_CTF_CONFIRMED);
+		if (p->fresh && signs & TB_CTF_REPLIED && p->in_rev_nat)
+			service_answered(p, &p->nsrc, p->nsport, signs);
 		return TB_GO;
 	}
 	act = tb_verdict(policy_id, identity, dir, p->ndport);
@@ -64,6 +69,7 @@ INLINE int host_flow(struct tb_pkt *p, __u32 policy_id, __u32 identity, __u32 di
 		return act;
 	ct_blank(p);
 	p->ct.identity = identity;
+	p->ct.rev_nat = p->in_rev_nat;
 	p->ct.policy_id = policy_id;
 	p->ct.policy_revision = p->policy_revision;
 	return ct_create(p);
@@ -73,17 +79,26 @@ INLINE int host_flow(struct tb_pkt *p, __u32 policy_id, __u32 identity, __u32 di
 INLINE int host_answer(struct tb_pkt *p, __u32 policy_id, __u32 dir)
 {
 	struct tb_ct *ct;
+	__u32 rev_nat;
+	__u16 signs;
 	__u8 half;
 	int act;
 
 	ct = ct_get(p, &half);
 	if (!ct)
 		return TB_GO;
+	rev_nat = ct->rev_nat;
 	p->reply = 1;
 	act = answer_verdict(p, ct, policy_id, dir, p->nsport);
 	if (act != TB_GO)
 		return act;
 	ct_touch(p, ct, half, 1);
+	if (rev_nat) {
+		signs = ct_signs(p, 1, 0);
+		unmask(p, rev_nat);
+		if (half || signs != TB_CTF_REPLIED)
+			service_answered(p, &p->ndst, p->ndport, signs);
+	}
 	return 1;
 }
 
@@ -92,7 +107,7 @@ GLOBAL int tb_host(__u32 dir)
 {
 	struct tb_pkt *p = tb_pkt();
 	struct tb_config *cfg = tb_cfg();
-	__u32 policy_id;
+	__u32 policy_id, served;
 	int act;
 
 	if (!p || !cfg)
@@ -102,13 +117,16 @@ GLOBAL int tb_host(__u32 dir)
 		p->src_identity = TB_ID_HOST;
 	else
 		p->dst_identity = TB_ID_HOST;
-	if (!policy_id || p->is_error || carries_mesh(p, cfg, dir ? &p->ndst : &p->nsrc))
+	served = dir ? cfg->flags & TB_CFG_HOST_SERVES : p->in_rev_nat;
+	if ((!policy_id && !served) || (p->is_error && !served) || carries_mesh(p, cfg, dir ? &p->ndst : &p->nsrc))
 		return TB_GO;
 	/* An answer is one to a flow that was opened the other way. */
 	key_set(&p->key, &p->ndst, &p->nsrc, p->ndport, p->nsport, p->tproto, dir ? TB_CT_HOST_IN : TB_CT_HOST_OUT);
 	act = host_answer(p, policy_id, !dir);
 	if (act != TB_GO)
 		return act == 1 ? TB_GO : act;
+	if ((!policy_id && !p->in_rev_nat) || p->is_error)
+		return TB_GO;
 	key_set(&p->key, &p->nsrc, &p->ndst, p->nsport, p->ndport, p->tproto, dir ? TB_CT_HOST_OUT : TB_CT_HOST_IN);
 	return host_flow(p, policy_id, dir ? p->dst_identity : p->src_identity, !!dir);
 }

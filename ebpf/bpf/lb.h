@@ -10,6 +10,9 @@
 
 INLINE int to_backend(struct tb_pkt *p, const struct tb_backend *b, __u32 rev_nat)
 {
+	/* Its checksum covers the ports and cannot be made right without reading all of the packet. */
+	if (p->tproto == TB_SCTP && b->port != p->dport)
+		return DROP(p, TB_DROP_NAT_PROTO, "the ports of SCTP cannot be translated", "give the Service's port the number of its targetPort");
 	p->rev_nat = rev_nat;
 	p->orig_dst = p->dst;
 	p->orig_dport = p->dport;

@@ -21,6 +21,7 @@
 
 TB_MAP(tb_config, BPF_MAP_TYPE_ARRAY, __u32, struct tb_config, 1, 0);
 TB_MAP(tb_ifaces, TB_HASH, __u32, struct tb_iface, 1024, 0);
+TB_MAP(tb_rates, TB_HASH, struct tb_rate_key, struct tb_rate, 3072, BPF_F_NO_PREALLOC);
 TB_MAP(tb_endpoints, TB_HASH, union tb_addr, struct tb_endpoint, 2048, 0);
 TB_MAP(tb_hosts, TB_HASH, union tb_addr, struct tb_prefix, 16384, BPF_F_NO_PREALLOC);
 TB_MAP(tb_prefixes, BPF_MAP_TYPE_LPM_TRIE, struct tb_lpm_key, struct tb_prefix, 16384, BPF_F_NO_PREALLOC);

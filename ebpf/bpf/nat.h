@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause) */
 /*
  * Source NAT: to the node's internal address for backends on other nodes and for pods that reach themselves through a
- * service, to an address of the outside for what pods send out of the mesh (egress.h). Two entries a flow: the tuple before, and that of the answers. Like conntrack they begin in an LRU, where a
- * flood evicts its like, and move together to a hash when the flow was answered.
+ * service, to an address of the outside for what pods send out of the mesh (egress.h). Two entries a flow: the tuple
+ * before, and that of the answers. Like conntrack they begin in an LRU, where a flood evicts its like, and move together
+ * to a hash when the flow was answered.
  */
 #ifndef TB_NAT_H
 #define TB_NAT_H
@@ -130,11 +131,12 @@ INLINE void begin_walk(struct tb_pkt *p, const struct tb_config *cfg)
 {
 	__u32 hash = flow_hash(&p->src, &p->ndst, p->sport, p->ndport, p->tproto), range = 1;
 
-	if (cfg->snat_port_max > cfg->snat_port_min)
+	if (p->tproto != TB_SCTP && cfg->snat_port_max > cfg->snat_port_min)
 		range = (__u32)cfg->snat_port_max - cfg->snat_port_min + 1;
-	p->walk.first = cfg->snat_port_min;
+	/* SCTP keeps its port, or has none. */
+	p->walk.first = p->tproto == TB_SCTP ? bswap16(p->sport) : cfg->snat_port_min;
 	p->walk.range = range;
-	p->walk.prime = cfg->snat_walk > range ? cfg->snat_walk : range;
+	p->walk.prime = p->tproto != TB_SCTP && cfg->snat_walk > range ? cfg->snat_walk : range;
 	p->walk.start = hash;
 	p->walk.step = p->walk.prime > 1 ? 1 + (hash >> 16) % (p->walk.prime - 1) : 1;
 	p->walk.claimed = NAT_TAKEN;
@@ -203,12 +205,12 @@ GLOBAL int tb_claim(void)
 	if (!p || !cfg)
 		return NAT_TAKEN;
 	answers_key(p, snat_self(p, cfg), 0);
-	until = bpf_map_lookup_elem(&tb_snat_full, &p->key);
+	until = p->tproto != TB_SCTP ? bpf_map_lookup_elem(&tb_snat_full, &p->key) : 0;
 	if (until && *until > p->now)
 		return NAT_TAKEN;
 	p->walk.ends = p->now + TB_SNAT_FULL_NS;
 	bpf_loop(p->walk.prime, claim_step, 0, 0);
-	if (p->walk.claimed != NAT_TAKEN)
+	if (p->walk.claimed != NAT_TAKEN || p->tproto == TB_SCTP)
 		return p->walk.claimed;
 	answers_key(p, snat_self(p, cfg), 0);
 	ends = p->walk.ends;

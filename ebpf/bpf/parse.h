@@ -143,7 +143,7 @@ INLINE int parse_inner(struct __sk_buff *skb, struct tb_pkt *p)
 	p->tproto = proto;
 	p->src = idst;
 	p->dst = isrc;
-	if (proto == TB_TCP || proto == TB_UDP) {
+	if (proto == TB_TCP || proto == TB_UDP || proto == TB_SCTP) {
 		p->sport = l4[1];
 		p->dport = l4[0];
 		return TB_GO;
@@ -158,7 +158,7 @@ INLINE int parse_inner(struct __sk_buff *skb, struct tb_pkt *p)
 			return TB_GO;
 		}
 	}
-	return DROP(p, TB_DROP_UNKNOWN_L4, "ICMP error quotes a protocol that is not tracked", "use TCP, UDP or ICMP echo");
+	return DROP(p, TB_DROP_UNKNOWN_L4, "ICMP error quotes a protocol that is not tracked", "use TCP, UDP, SCTP or ICMP echo");
 }
 
 INLINE int parse_icmp(struct __sk_buff *skb, struct tb_pkt *p)
@@ -206,13 +206,17 @@ INLINE int parse_l4(struct __sk_buff *skb, struct tb_pkt *p)
 		if (bpf_skb_load_bytes(skb, p->l4_off, h, 8) < 0)
 			return DROP(p, TB_DROP_CT_INVALID_HDR, "UDP header is cut short", "capture at the sender; the packet is broken");
 		p->seg_len = 8;
+	} else if (p->proto == TB_SCTP) {
+		if (bpf_skb_load_bytes(skb, p->l4_off, h, 12) < 0)
+			return DROP(p, TB_DROP_CT_INVALID_HDR, "SCTP header is cut short", "capture at the sender; the packet is broken");
+		p->seg_len = 12;
 	} else if ((p->proto == TB_ICMP && p->family == 4) || (p->proto == TB_ICMPV6 && p->family == 6)) {
 		act = parse_icmp(skb, p);
 		if (act != TB_GO || p->is_error || p->nd)
 			return act;
 		return p->frag ? fragment_ports(p) : TB_GO;
 	} else {
-		return DROP(p, TB_DROP_UNKNOWN_L4, "transport protocol that is not tracked", "use TCP, UDP or ICMP echo");
+		return DROP(p, TB_DROP_UNKNOWN_L4, "transport protocol that is not tracked", "use TCP, UDP, SCTP or ICMP echo");
 	}
 	__builtin_memcpy(&p->sport, h, 2);
 	__builtin_memcpy(&p->dport, h + 2, 2);

@@ -13,6 +13,8 @@
 #include "maps.h"
 
 #define TC_ACT_OK 0
+#define TC_ACT_UNSPEC (-1)
+#define TC_ACT_REDIRECT 7
 #define TC_ACT_SHOT 2
 #define TB_GO (-1) /* no verdict yet */
 
@@ -121,6 +123,9 @@ struct tb_pkt {
 	__u8 absent; /* the flow as the packet has it is not among the established ones */
 	__u8 to_gateway; /* through the tunnel to p->node, whatever that node's path */
 	__u8 masked; /* pods' packets leave under the node's address */
+	__u8 by_stack; /* an answer of a flow that the node's stack led here */
+	__u8 queued;   /* leaves by the queues of its interface */
+	__u8 shaped;   /* the sending pod's rate or priority is to be minded */
 	/* From here on not cleared. */
 	struct tb_tuple key;
 	struct tb_ct ct;

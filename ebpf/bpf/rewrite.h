@@ -78,8 +78,11 @@ INLINE int rewrite_packet(struct __sk_buff *skb, struct tb_pkt *p)
 	}
 	if (p->family == 4)
 		err |= bpf_l3_csum_replace(skb, p->l3_off + 10, 0, diff, 0);
-	/* A later fragment has no transport header: the first one's checksum took the difference. */
-	if (p->frag == TB_FRAG_LATER)
+	/*
+	 * A later fragment has no transport header: the first one's checksum took the difference. SCTP's covers the ports, which
+	 * stay, and no addresses.
+	 */
+	if (p->frag == TB_FRAG_LATER || p->proto == TB_SCTP)
 		return err;
 	if (p->proto != TB_ICMP) {
 		__u64 flags = pseudo_flags(p) | (p->proto == TB_UDP ? BPF_F_MARK_MANGLED_0 : 0);

@@ -45,18 +45,23 @@ INLINE int asks(struct bpf_sock_addr *ctx, const struct tb_config *cfg, struct t
 	return (cfg->flags & (ask->host ? TB_CFG_SOCK_HOST : TB_CFG_SOCK_PODS)) != 0;
 }
 
-/* The service at an address. The host's loopback addresses have the node ports of its internal ones. */
+/* The service at an address. The host's loopback addresses have the node and host ports of its internal ones. */
 INLINE struct tb_service *asked_for(const struct tb_config *cfg, const struct tb_ask *ask)
 {
 	struct tb_service_key key = { .addr = ask->addr, .port = ask->port, .proto = ask->proto,
 				      .scope = TB_SCOPE_INTERNAL };
-	struct tb_service *svc = bpf_map_lookup_elem(&tb_services, &key);
+	int loopback = is_loopback(&ask->addr);
+	struct tb_service *svc;
 
-	if (svc || !ask->host || !is_loopback(&ask->addr))
+	/* A pod's loopback addresses are its own. */
+	if (loopback && !ask->host)
+		return 0;
+	svc = bpf_map_lookup_elem(&tb_services, &key);
+	if (svc || !loopback)
 		return svc;
 	key.addr = addr_is_v4(&ask->addr) ? cfg->internal4 : cfg->internal6;
 	svc = bpf_map_lookup_elem(&tb_services, &key);
-	return svc && svc->flags & TB_SVC_NODEPORT ? svc : 0;
+	return svc && svc->flags & (TB_SVC_NODEPORT | TB_SVC_HOSTPORT) ? svc : 0;
 }
 
 /* A backend for a socket that asks: the one that its namespace met last, if the service wants that, else by hash. */

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause) */
 /*
  * Answers a packet that does not fit its path with ICMP fragmentation needed (RFC 792, RFC 1191) or ICMPv6
- * packet too big (RFC 4443 section 3.2), and one to a service that takes nothing with port unreachable (RFC 792, RFC
- * 4443 section 3.1), sent back through the interface it came from. The packet is still as its sender knows it, so the
+ * packet too big (RFC 4443 section 3.2), and one to a service that takes nothing with a reset (RFC 9293), of UDP with
+ * port unreachable (RFC 792, RFC 4443 section 3.1), sent back through the interface it came from. The packet is still as its sender knows it, so the
  * quoted header needs no translation.
  */
 #ifndef TB_TOOBIG_H
@@ -110,17 +110,24 @@ INLINE __u32 quotable(const struct tb_pkt *p, const union tb_addr *self)
 	return quote;
 }
 
+/* The packet is dropped, and something else goes back in its place. */
+INLINE void told(struct __sk_buff *skb, struct tb_pkt *p)
+{
+	count(p, skb->len);
+	tb_emit(skb, TB_EV_DROP);
+	p->reason = 0;
+	p->report = 0;
+	p->fresh = 0;
+	p->shaped = 0;
+}
+
 /* Makes the packet the answer to itself; kind is ICMP type and code. Its drop is counted and reported whatever becomes of that. */
 INLINE int answer(struct __sk_buff *skb, struct tb_pkt *p, union tb_addr *self, __u32 quote, __u32 kind, __u32 mtu)
 {
 	long err;
 	__u32 i;
 
-	count(p, skb->len);
-	tb_emit(skb, TB_EV_DROP);
-	p->reason = 0;
-	p->report = 0;
-	p->fresh = 0;
+	told(skb, p);
 	__builtin_memset(p->buf, 0, sizeof(p->buf));
 	for (i = 0; i < TB_QUOTE / 4; i++) {
 		if (i * 4 >= quote)
@@ -173,7 +180,65 @@ INLINE int may_refuse(const struct tb_pkt *p)
 	return allowance && allowed(allowance, p->now, TB_REFUSALS);
 }
 
-/* For a packet that was dropped with p->refuse: port unreachable, as Kubernetes' own proxy rejects. */
+struct tb_tcp {
+	__be16 sport, dport;
+	__be32 seq, ack;
+	__u8 offset, flags;
+	__be16 window, csum, urgent;
+};
+
+INLINE int write_reset4(struct __sk_buff *skb, struct tb_pkt *p, struct tb_tcp *tcp)
+{
+	struct tb_ip4 ip = { .vihl = 0x45, .tot_len = bswap16(40), .ttl = 64, .proto = TB_TCP, .src = p->dst.w[3], .dst = p->src.w[3] };
+	__be32 pseudo[3] = { ip.src, ip.dst, bswap32(TB_TCP << 16 | sizeof(*tcp)) };
+
+	tcp->csum = fold(bpf_csum_diff(0, 0, pseudo, 12, bpf_csum_diff(0, 0, (__be32 *)tcp, sizeof(*tcp), 0)));
+	ip.csum = fold(bpf_csum_diff(0, 0, (__be32 *)&ip, 20, 0));
+	return bpf_skb_store_bytes(skb, p->l3_off, &ip, 20, 0) | bpf_skb_store_bytes(skb, p->l3_off + 20, tcp, sizeof(*tcp), 0);
+}
+
+INLINE int write_reset6(struct __sk_buff *skb, struct tb_pkt *p, struct tb_tcp *tcp)
+{
+	struct tb_ip6 ip = { .flow = bswap32(0x60000000), .plen = bswap16(sizeof(*tcp)), .next = TB_TCP, .hops = 64 };
+	__be32 pseudo[2] = { bswap32(sizeof(*tcp)), bswap32(TB_TCP) };
+	__s64 sum;
+
+	__builtin_memcpy(ip.src, p->dst.b, 16);
+	__builtin_memcpy(ip.dst, p->src.b, 16);
+	sum = bpf_csum_diff(0, 0, (__be32 *)tcp, sizeof(*tcp), 0);
+	sum = bpf_csum_diff(0, 0, (__be32 *)ip.src, 32, sum);
+	tcp->csum = fold(bpf_csum_diff(0, 0, pseudo, 8, sum));
+	return bpf_skb_store_bytes(skb, p->l3_off, &ip, 40, 0) | bpf_skb_store_bytes(skb, p->l3_off + 40, tcp, sizeof(*tcp), 0);
+}
+
+/*
+ * Makes a TCP segment the reset that a host without listener sends (RFC 9293, section 3.10.7.1); a reset has none. It bears
+ * its whole sum: where the kernel still owes one, whom it goes to is on this machine and trusts it.
+ */
+INLINE int reset(struct __sk_buff *skb, struct tb_pkt *p)
+{
+	struct tb_tcp asked, tcp = { .sport = p->dport, .dport = p->sport, .offset = sizeof(tcp) / 4 << 4 };
+	__u32 headers;
+	long err;
+
+	if (p->frag || bpf_skb_load_bytes(skb, p->l4_off, &asked, sizeof(asked)) < 0 || asked.flags & TB_RST)
+		return TC_ACT_SHOT;
+	if (asked.flags & TB_ACK) {
+		tcp.seq = asked.ack;
+		tcp.flags = TB_RST;
+	} else {
+		headers = p->l4_off - p->l3_off + (asked.offset >> 4) * 4;
+		tcp.ack = bswap32(bswap32(asked.seq) + !!(asked.flags & TB_SYN) + !!(asked.flags & TB_FIN) + p->len - headers);
+		tcp.flags = TB_RST | TB_ACK;
+	}
+	told(skb, p);
+	if (bpf_skb_change_tail(skb, p->l3_off + (p->family == 4 ? 40 : 60), 0) < 0)
+		return TC_ACT_SHOT;
+	err = p->family == 4 ? write_reset4(skb, p, &tcp) : write_reset6(skb, p, &tcp);
+	return err ? TC_ACT_SHOT : send_back(skb, p);
+}
+
+/* For a packet that was dropped with p->refuse: a reset of a TCP connection, else port unreachable, as Kubernetes' own proxy rejects. */
 GLOBAL int tb_refuse(struct __sk_buff *skb)
 {
 	struct tb_pkt *p = tb_pkt();
@@ -187,6 +252,8 @@ GLOBAL int tb_refuse(struct __sk_buff *skb)
 	quote = quotable(p, self);
 	if (!quote || (p->proto != TB_TCP && p->proto != TB_UDP) || !may_refuse(p))
 		return TC_ACT_SHOT;
+	if (p->proto == TB_TCP)
+		return reset(skb, p);
 	return answer(skb, p, self, quote, p->family == 4 ? 0x0303 : 0x0104, 0);
 }
 

@@ -21,7 +21,16 @@ pub(crate) const CFG_DSR_TCP: u32 = 1 << 10;
 pub(crate) const CFG_DSR_UDP: u32 = 1 << 11;
 pub(crate) const CFG_MASQ4: u32 = 1 << 16;
 pub(crate) const CFG_MASQ6: u32 = 1 << 17;
+pub(crate) const CFG_PACED: u32 = 1 << 24;
+pub(crate) const CFG_HOST_SERVES: u32 = 1 << 25;
 pub(crate) const IF_READY: u32 = 1;
+pub(crate) const IF_LIMIT_OUT: u32 = 2;
+pub(crate) const IF_LIMIT_IN: u32 = 4;
+pub(crate) const IF_PRIORITY: u32 = 8;
+pub(crate) const IF_QUEUED: u32 = 16;
+pub(crate) const RATE_IN: u32 = 0;
+pub(crate) const RATE_OUT: u32 = 1;
+pub(crate) const RATE_PACED: u32 = 2;
 pub(crate) const EP_HOST: u32 = 1;
 pub(crate) const PFX_ENCRYPT: u32 = 1;
 pub(crate) const PFX_REMOTE_CLUSTER: u32 = 2;
@@ -31,6 +40,7 @@ pub(crate) const EGW_LOCAL: u32 = 1;
 pub(crate) const EGW_EXCLUDED: u32 = 2;
 pub(crate) const SVC_LOCAL_ONLY: u32 = 1;
 pub(crate) const SVC_NODEPORT: u32 = 2;
+pub(crate) const SVC_HOSTPORT: u32 = 16;
 pub(crate) const SVC_SOURCE_RANGE: u32 = 64;
 pub(crate) const SOCK_FRONTEND: u8 = 0;
 pub(crate) const CT_EGRESS: u8 = 0;
@@ -149,8 +159,13 @@ abi! {
     /// `struct tb_iface`
     Iface = 64 {
         flags: u32 = 0, identity: u32 = 4, policy_id: u32 = 8, endpoint_id: u16 = 12, pad0: u16 = 14,
-        addr4: Addr = 16, addr6: Addr = 32, mac: [u8; 6] = 48, host_mac: [u8; 6] = 54, pad1: u32 = 60,
+        addr4: Addr = 16, addr6: Addr = 32, mac: [u8; 6] = 48, host_mac: [u8; 6] = 54,
+        priority: u32 = 60,
     }
+    /// `struct tb_rate_key`
+    RateKey = 8 { ifindex: u32 = 0, way: u32 = 4 }
+    /// `struct tb_rate`
+    Rate = 16 { bytes_per_sec: u64 = 0, next_ns: u64 = 8 }
     /// `struct tb_endpoint`
     Endpoint = 8 { ifindex: u32 = 0, flags: u32 = 4 }
     /// `struct tb_lpm_key`, as aya's `Key<[u8; 16]>` writes it.

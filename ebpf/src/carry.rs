@@ -59,6 +59,7 @@ const CARRIED: &[Carried] = &[
     Carried { name: "tb_unmasked", rows: Rows::Plan, key: Some("tb_lpm_key"), value: None },
     plan("tb_rules", Some("tb_rule_key"), "tb_rule"),
     plan("tb_policies", None, "tb_policy"),
+    plan("tb_rates", Some("tb_rate_key"), "tb_rate"),
     plan("tb_ifaces", None, "tb_iface"),
     plan("tb_endpoints", None, "tb_endpoint"),
     Carried {

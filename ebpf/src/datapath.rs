@@ -95,6 +95,8 @@ impl MapSizes {
     pub(crate) fn list(&self) -> Vec<(&'static str, u32)> {
         vec![
             ("tb_ifaces", self.endpoints),
+            // Three ways a pod.
+            ("tb_rates", self.endpoints.saturating_mul(3)),
             ("tb_endpoints", self.endpoints.saturating_mul(2).saturating_add(64)),
             ("tb_hosts", self.hosts),
             ("tb_prefixes", self.prefixes),
@@ -448,6 +450,7 @@ impl Datapath {
         let (used, capacity) = lock(&self.maglev).usage();
         vec![
             t.ifaces.usage(),
+            t.rates.usage(),
             t.endpoints.usage(),
             t.hosts.usage(),
             t.prefixes.usage(),
@@ -487,6 +490,8 @@ impl Datapath {
                 | flag(self.csum6, abi::CFG_CSUM6)
                 | flag(config.masquerade4, abi::CFG_MASQ4)
                 | flag(config.masquerade6, abi::CFG_MASQ6)
+                | flag(config.paced, abi::CFG_PACED)
+                | flag(config.host_serves, abi::CFG_HOST_SERVES)
                 | flag(config.socket_lb != SocketLb::Off, abi::CFG_SOCK_HOST)
                 | flag(config.socket_lb == SocketLb::All, abi::CFG_SOCK_PODS)
                 | flag(config.lb_mode != LbMode::Snat, abi::CFG_DSR_TCP)
@@ -535,6 +540,8 @@ impl Datapath {
             ready: row.flags & abi::CFG_READY != 0,
             encrypt: row.flags & abi::CFG_ENCRYPT != 0,
             verdict_events: row.flags & abi::CFG_VERDICTS != 0,
+            paced: row.flags & abi::CFG_PACED != 0,
+            host_serves: row.flags & abi::CFG_HOST_SERVES != 0,
             cluster_id: row.cluster_id,
             uplink_ifindex: row.uplink_ifindex,
             overlay_ifindex: row.overlay_ifindex,

@@ -108,7 +108,7 @@ fn remedy(map: &str, source: &io::Error) -> String {
 /// Which of the agent's `datapath.maps` gives a map its size.
 pub(crate) fn option_of(map: &str) -> Option<&'static str> {
     let option = match map {
-        "tb_ifaces" | "tb_endpoints" => "endpoints",
+        "tb_ifaces" | "tb_endpoints" | "tb_rates" => "endpoints",
         "tb_hosts" | "tb_prefixes" => "prefixes",
         "tb_nodes" => "nodes",
         "tb_services" => "services",

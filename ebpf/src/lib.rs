@@ -58,9 +58,9 @@ pub use error::DatapathError;
 pub use events::{DatapathEvent, EventKind, EventReader};
 pub use rows::{
     Backend, ConntrackEntry, ConntrackKind, Direction, EgressWay, FlowFilter, Frontend, Interface, LbMode,
-    LocalAddress, LostEvents, MapUsage, Metric, NodeConfig, NodeEntry, NodePath, PolicySet, PolicySide,
-    PortPrefix, PrefixEntry, RuleAction, RuleEntry, RuleTier, SNAT_PORTS, Scope, ServiceEntry, SocketLb,
-    Translation,
+    Limits, LocalAddress, LostEvents, MapUsage, Metric, NodeConfig, NodeEntry, NodePath, PolicySet,
+    PolicySide, PortPrefix, PrefixEntry, RuleAction, RuleEntry, RuleTier, SNAT_PORTS, Scope, ServiceEntry,
+    SocketLb, Translation,
 };
 pub use sites::{SITES, Site, reason_name, site};
 pub use stale_sockets::SocketStats;

@@ -3,7 +3,7 @@
 use crate::abi::{self, Addr};
 use crate::datapath::Datapath;
 use crate::error::DatapathError;
-use crate::rows::{Interface, LocalAddress, NodeEntry, NodePath, PrefixEntry, is_host_prefix};
+use crate::rows::{Interface, Limits, LocalAddress, NodeEntry, NodePath, PrefixEntry, is_host_prefix};
 use ipnet::IpNet;
 use std::net::IpAddr;
 
@@ -18,13 +18,19 @@ const fn plain(row: abi::Prefix) -> PrefixEntry {
 }
 
 impl Datapath {
-    /// Writes a pod's row, keyed by the host end's ifindex.
+    /// Writes a pod's row, keyed by the host end's ifindex, and its rates before it.
     ///
     /// # Errors
-    /// The map is full or cannot be written.
+    /// A map is full or cannot be written.
     pub fn upsert_interface(&self, ifindex: u32, row: &Interface) -> Result<(), DatapathError> {
+        let flag = |on: bool, bit: u32| if on { bit } else { 0 };
+        self.set_rates(ifindex, &row.limits)?;
         let row = abi::Iface {
-            flags: if row.ready { abi::IF_READY } else { 0 },
+            flags: flag(row.ready, abi::IF_READY)
+                | flag(row.limits.egress.is_some(), abi::IF_LIMIT_OUT)
+                | flag(row.limits.ingress.is_some(), abi::IF_LIMIT_IN)
+                | flag(row.limits.priority.is_some(), abi::IF_PRIORITY)
+                | flag(row.queued, abi::IF_QUEUED),
             identity: row.identity,
             policy_id: row.policy_id,
             endpoint_id: row.endpoint_id,
@@ -32,9 +38,31 @@ impl Datapath {
             addr6: row.v6.into(),
             mac: row.mac,
             host_mac: row.host_mac,
+            priority: row.limits.priority.unwrap_or(0),
             ..abi::Iface::default()
         };
         self.tables.ifaces.upsert(ifindex, row)
+    }
+
+    /// Writes the rates that differ: a row that is written anew forgets what its pod has sent already.
+    fn set_rates(&self, ifindex: u32, limits: &Limits) -> Result<(), DatapathError> {
+        let ways = [
+            (abi::RATE_IN, limits.ingress),
+            (abi::RATE_OUT, limits.egress),
+            (abi::RATE_PACED, limits.egress),
+        ];
+        for (way, wanted) in ways {
+            let key = abi::RateKey { ifindex, way };
+            let present = self.tables.rates.get(key)?.map(|row| row.bytes_per_sec);
+            match wanted {
+                _ if wanted == present => {}
+                Some(bytes_per_sec) => {
+                    self.tables.rates.upsert(key, abi::Rate { bytes_per_sec, next_ns: 0 })?
+                }
+                None => self.tables.rates.delete(key)?,
+            }
+        }
+        Ok(())
     }
 
     /// Deletes a pod's row; its hook drops from then on.
@@ -42,25 +70,42 @@ impl Datapath {
     /// # Errors
     /// The map cannot be written.
     pub fn delete_interface(&self, ifindex: u32) -> Result<(), DatapathError> {
-        self.tables.ifaces.delete(ifindex)
+        self.tables.ifaces.delete(ifindex)?;
+        self.set_rates(ifindex, &Limits::default())
     }
 
     /// All pods' rows.
     ///
     /// # Errors
-    /// The map cannot be read.
+    /// A map cannot be read.
     pub fn interfaces(&self) -> Result<Vec<(u32, Interface)>, DatapathError> {
-        let plain = |row: abi::Iface| Interface {
-            ready: row.flags & abi::IF_READY != 0,
-            identity: row.identity,
-            policy_id: row.policy_id,
-            endpoint_id: row.endpoint_id,
-            v4: row.addr4.v4(),
-            v6: row.addr6.v6(),
-            mac: row.mac,
-            host_mac: row.host_mac,
+        let plain = |(ifindex, row): (u32, abi::Iface)| {
+            let rate = |bit: u32, way: u32| -> Result<Option<u64>, DatapathError> {
+                if row.flags & bit == 0 {
+                    return Ok(None);
+                }
+                Ok(self.tables.rates.get(abi::RateKey { ifindex, way })?.map(|rate| rate.bytes_per_sec))
+            };
+            let limits = Limits {
+                egress: rate(abi::IF_LIMIT_OUT, abi::RATE_OUT)?,
+                ingress: rate(abi::IF_LIMIT_IN, abi::RATE_IN)?,
+                priority: (row.flags & abi::IF_PRIORITY != 0).then_some(row.priority),
+            };
+            let interface = Interface {
+                ready: row.flags & abi::IF_READY != 0,
+                identity: row.identity,
+                policy_id: row.policy_id,
+                endpoint_id: row.endpoint_id,
+                v4: row.addr4.v4(),
+                v6: row.addr6.v6(),
+                mac: row.mac,
+                host_mac: row.host_mac,
+                limits,
+                queued: row.flags & abi::IF_QUEUED != 0,
+            };
+            Ok((ifindex, interface))
         };
-        Ok(self.tables.ifaces.dump()?.into_iter().map(|(index, row)| (index, plain(row))).collect())
+        self.tables.ifaces.dump()?.into_iter().map(plain).collect()
     }
 
     /// Says where a local address lives: a pod's address, or one of the node's own.

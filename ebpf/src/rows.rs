@@ -19,6 +19,12 @@ pub struct NodeConfig {
     pub encrypt: bool,
     /// Whether each new policed flow yields a verdict event.
     pub verdict_events: bool,
+    /// Whether the uplink's queue sends each packet at the time that it bears (the kernel's fq): then what pods send into the
+    /// network is paced to their rates, else what is more is dropped.
+    pub paced: bool,
+    /// Whether the node itself has served clients outside as a service's backend: then its answers are looked for. The programs
+    /// set it with the first such client; who writes the row leaves it as it is.
+    pub host_serves: bool,
     /// The local cluster's id.
     pub cluster_id: u32,
     /// The underlay interface.
@@ -68,6 +74,8 @@ impl Default for NodeConfig {
             ready: false,
             encrypt: false,
             verdict_events: true,
+            paced: false,
+            host_serves: false,
             cluster_id: 0,
             uplink_ifindex: 0,
             overlay_ifindex: 0,
@@ -115,8 +123,19 @@ pub enum LbMode {
     Hybrid,
 }
 
+/// What a pod's traffic is limited to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Limits {
+    /// What it sends, in bytes per second, headers and all; `None`: no limit.
+    pub egress: Option<u64>,
+    /// What it receives, likewise.
+    pub ingress: Option<u64>,
+    /// `skb->priority` of what it sends; `None`: as its sockets say.
+    pub priority: Option<u32>,
+}
+
 /// A pod's interface as the programs on its host end know it, keyed by that end's ifindex.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Interface {
     /// False: everything is dropped with reason 203.
     pub ready: bool,
@@ -134,6 +153,11 @@ pub struct Interface {
     pub mac: [u8; 6],
     /// MAC of the host's end.
     pub host_mac: [u8; 6],
+    /// What its traffic is limited to.
+    pub limits: Limits,
+    /// Whether others keep its packets in queues of this interface, which none may pass by: what the pod receives goes
+    /// through the queue of the host's end, and what it sends through that end's filters and the node's stack.
+    pub queued: bool,
 }
 
 /// Where a local address lives.
@@ -251,6 +275,8 @@ pub struct ServiceEntry {
     pub affinity_secs: u32,
     /// A node port, so the node itself has it at its loopback addresses, too.
     pub node_port: bool,
+    /// A pod's host port, likewise.
+    pub host_port: bool,
 }
 
 /// Where an entry stands: an earlier tier's allow or deny is final, a pass or silence asks the next.

@@ -145,6 +145,7 @@ impl Datapath {
             maglev_size: size,
             flags: flag(entry.local_only, abi::SVC_LOCAL_ONLY)
                 | flag(entry.node_port, abi::SVC_NODEPORT)
+                | flag(entry.host_port, abi::SVC_HOSTPORT)
                 | flag(ranges.is_some(), abi::SVC_SOURCE_RANGE),
             affinity_secs: entry.affinity_secs,
         };
@@ -242,6 +243,7 @@ impl Datapath {
                 source_ranges: (row.flags & abi::SVC_SOURCE_RANGE != 0).then(|| self.admitted(row.rev_nat)),
                 affinity_secs: row.affinity_secs,
                 node_port: row.flags & abi::SVC_NODEPORT != 0,
+                host_port: row.flags & abi::SVC_HOSTPORT != 0,
             };
             all.insert(Frontend::from_key(&key), entry);
         }

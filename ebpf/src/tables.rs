@@ -243,6 +243,7 @@ impl<V: Pod + Debug> Slots<V> {
 pub(crate) struct Tables {
     pub(crate) config: Slots<abi::Config>,
     pub(crate) ifaces: Hash<u32, abi::Iface>,
+    pub(crate) rates: Hash<abi::RateKey, abi::Rate>,
     pub(crate) endpoints: Hash<abi::Addr, abi::Endpoint>,
     pub(crate) hosts: Hash<abi::Addr, abi::Prefix>,
     pub(crate) prefixes: Trie<[u8; 16], abi::Prefix>,
@@ -278,6 +279,7 @@ impl Tables {
         Ok(Self {
             config: Slots::new("tb_config", map("tb_config")?)?,
             ifaces: Hash::new("tb_ifaces", map("tb_ifaces")?)?,
+            rates: Hash::new("tb_rates", map("tb_rates")?)?,
             endpoints: Hash::new("tb_endpoints", map("tb_endpoints")?)?,
             hosts: Hash::new("tb_hosts", map("tb_hosts")?)?,
             prefixes: Trie::new("tb_prefixes", map("tb_prefixes")?)?,

@@ -113,3 +113,54 @@ fn with_the_policy_local_a_node_without_backend_says_why_it_drops() {
         assert!(site.why.contains("Local") && site.remedy.contains("Cluster"));
     }
 }
+
+#[test]
+fn a_backend_in_the_hosts_network_is_served_from_outside_and_answers_as_the_service() {
+    for f in FAMILIES {
+        let mut node = node_port(f, &[(1, NODE[f], 6443)]);
+        node.service(VIP[f], 443, Scope::External, 30, &[(1, NODE[f], 6443)]);
+        for (address, port) in [(VIP[f], 443), (NODE[f], PORT), (GATEWAY[f], PORT)] {
+            for (hook, ifindex) in [("to_uplink", node.uplink), ("to_overlay", node.overlay)] {
+                let client = if hook == "to_uplink" { CLIENT[f] } else { REMOTE[f] };
+                let ran = node.run("from_uplink", node.uplink, &tcp((client, 5000), (address, port), "S"));
+                assert_eq!((ran.action, ran.seen().destination), (OK, (ip(NODE[f]), 6443)), "{address}");
+                assert_eq!(ran.seen().source, (ip(client), 5000), "the client's address is kept");
+                let ran = node.run(hook, ifindex, &tcp((NODE[f], 6443), (client, 5000), "SA"));
+                assert_eq!((ran.action, ran.seen().source), (OK, (ip(address), port)), "{hook}");
+                node.run("from_uplink", node.uplink, &tcp((client, 5000), (address, port), "A"));
+                // What the node says of it by ICMP is the service's word, too.
+                let quoted = tcp((client, 5000), (NODE[f], 6443), "A");
+                let ran = node.run(hook, ifindex, &unreachable(NODE[f], client, &quoted));
+                assert_eq!(ran.quoted(), ((ip(client), 5000), (ip(address), port)), "{hook}");
+                node.datapath.forget_flows(&[ip(client)]).unwrap();
+            }
+        }
+        // Others of the node's flows are not touched, nor tracked.
+        let before = node.datapath.conntrack().unwrap().len();
+        let other = tcp((NODE[f], 6443), (CLIENT[f], 5001), "SA");
+        assert_eq!(node.run("to_uplink", node.uplink, &other).packet, other);
+        assert_eq!(node.datapath.conntrack().unwrap().len(), before);
+        node.events();
+    }
+}
+
+#[test]
+fn what_the_stack_led_to_a_pod_goes_back_through_it() {
+    let mut node = Node::new();
+    node.remote(NodePath::Direct, false);
+    for f in FAMILIES {
+        // As after a translation by the kernel, and from another pod as well.
+        for client in [CLIENT[f], POD_B[f]] {
+            let ran = node.run("to_endpoint", node.a, &tcp((client, 5000), (POD_A[f], 80), "S"));
+            assert_eq!(ran.action, OK);
+            let answer = tcp((POD_A[f], 80), (client, 5000), "SA");
+            let ran = node.run("from_endpoint", node.a, &answer);
+            assert_eq!((ran.action, ran.packet), (OK, answer), "{client}");
+        }
+        // What came by the uplink does not.
+        node.run("from_uplink", node.uplink, &tcp((CLIENT[f], 5001), (POD_A[f], 80), "S"));
+        let ran = node.run("from_endpoint", node.a, &tcp((POD_A[f], 80), (CLIENT[f], 5001), "SA"));
+        assert_eq!(ran.action, REDIRECT);
+        node.events();
+    }
+}

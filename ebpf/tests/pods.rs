@@ -342,9 +342,9 @@ fn broken_packets_are_named() {
     cut.truncate(14 + 20 + 6);
     assert_eq!(node.run("from_endpoint", node.a, &cut).action, SHOT);
     assert_eq!(node.dropped().flow.drop_reason, 135);
-    let mut sctp = whole.clone();
-    sctp[23] = 132;
-    assert_eq!(node.run("from_endpoint", node.a, &sctp).action, SHOT);
+    let mut tunnelled = whole.clone();
+    tunnelled[23] = 47;
+    assert_eq!(node.run("from_endpoint", node.a, &tunnelled).action, SHOT);
     assert_eq!(node.dropped().flow.drop_reason, 142);
     let mut later = whole.clone();
     later[20] = 0x20;

@@ -11,7 +11,8 @@ fn whole(node: &Node, address: &str, scope: Scope) {
     node.datapath.set_service(&rest, &ServiceEntry::default()).unwrap();
 }
 
-/// The packet is answered with port unreachable, which quotes it, and counted as a drop of reason 158.
+/// The packet is counted as a drop of reason 158 and answered: TCP with a reset of the service, UDP with port unreachable,
+/// which quotes it.
 fn refused(
     node: &mut Node,
     hook: (&'static str, u32),
@@ -24,11 +25,38 @@ fn refused(
     assert_eq!((ran.action, node.dropped().flow.drop_reason), (REDIRECT, 158));
     let seen = ran.seen();
     let f = usize::from(!ip(client).is_ipv4());
+    let is_tcp = packet[[23, 20][f]] == 6;
+    if is_tcp {
+        assert_eq!((seen.source, seen.destination), ((ip(service.0), service.1), (ip(client), 4000)));
+        let segment = &ran.packet[[34, 54][f]..];
+        let (sequence, acknowledged) = (&segment[4..8], &segment[8..12]);
+        assert_eq!((segment.len(), segment[13]), (20, 0x14), "a reset that acknowledges the SYN");
+        let sent = u32::from_be_bytes(packet[[38, 58][f]..][..4].try_into().unwrap());
+        assert_eq!((sequence, acknowledged), (&[0; 4][..], &(sent + 1).to_be_bytes()[..]));
+        return ran;
+    }
     assert_eq!((seen.source.0, seen.destination.0), (ip(GATEWAY[f]), ip(client)));
     assert_eq!(ran.quoted(), ((ip(client), 4000), (ip(service.0), service.1)));
     let icmp = if f == 0 { &ran.packet[34..36] } else { &ran.packet[54..56] };
     assert_eq!(icmp, [[3, 3], [1, 4]][f]);
     ran
+}
+
+#[test]
+fn a_connection_under_way_is_reset_where_its_end_expects_it_and_a_reset_is_never_answered() {
+    let mut node = Node::new();
+    for f in FAMILIES {
+        node.service(CLUSTER_IP[f], 80, Scope::Internal, 10, &[]);
+        let mut segment = tcp((POD_A[f], 4000), (CLUSTER_IP[f], 80), "A");
+        let at = [34, 54][f];
+        let acknowledged: [u8; 4] = segment[at + 8..at + 12].try_into().unwrap();
+        let ran = node.run("from_endpoint", node.a, &segment);
+        assert_eq!((ran.action, ran.seen().source), (REDIRECT, (ip(CLUSTER_IP[f]), 80)));
+        let reset = &ran.packet[at..];
+        assert_eq!((&reset[4..8], reset[13], reset.len()), (&acknowledged[..], 4, 20));
+        segment[at + 13] |= 4;
+        node.drops("from_endpoint", node.a, &segment, 158);
+    }
 }
 
 #[test]

@@ -153,6 +153,33 @@ fn without_backend_a_connection_is_refused() {
 }
 
 #[test]
+fn the_node_has_host_ports_at_its_loopback_and_those_of_loopback_alone() {
+    let lab = Lab::new();
+    let host_port = |entry| ServiceEntry { host_port: true, ..entry };
+    for f in FAMILIES {
+        let loopback = ["127.0.0.1", "::1"][f];
+        lab.service(GATEWAY[f], 8090, 11, &[1; 7], host_port);
+        lab.service(loopback, 8091, 12, &[1; 7], host_port);
+        let node = format!("one {}", GATEWAY[f]);
+        for (address, port) in [(GATEWAY[f], 8090), (loopback, 8090), (loopback, 8091)] {
+            let to = SocketAddr::from((ip(address), port));
+            assert_eq!(all_ways(to), [&*node, &node, &node], "{to}");
+        }
+        let pod = format!("one {}", POD_A[f]);
+        let to = SocketAddr::from((ip(GATEWAY[f]), 8090));
+        assert_eq!(lab.client.space.inside(|| all_ways(to)), [&*pod, &pod, &pod], "{to} from a pod");
+        // The pod's loopback is its own.
+        let refused = |address: &str, port: u16| {
+            TcpStream::connect_timeout(&SocketAddr::from((ip(address), port)), SECOND).unwrap_err().kind()
+        };
+        for port in [8090, 8091] {
+            assert_eq!(lab.client.space.inside(|| refused(loopback, port)), ErrorKind::ConnectionRefused);
+        }
+        assert_eq!(refused(GATEWAY[f], 8091), ErrorKind::ConnectionRefused);
+    }
+}
+
+#[test]
 fn the_node_has_its_node_ports_at_its_own_addresses() {
     let lab = Lab::new();
     let node_port = |entry| ServiceEntry { node_port: true, ..entry };

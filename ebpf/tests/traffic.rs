@@ -37,54 +37,6 @@ fn learned_mtu(space: &Space, to: &str, size: usize) -> String {
     space.try_sh(&format!("ip route get {to}")).unwrap()
 }
 
-/// Sends `payload` by TCP and UDP from `client` to an echo in `server`; returns what came back and the peers seen.
-fn converse(client: &Space, server: &Space, listen: (&str, u16), dial: (&str, u16)) {
-    use std::io::{Read, Write};
-    use std::net::{TcpListener, TcpStream, UdpSocket};
-    let second = Some(std::time::Duration::from_secs(3));
-    let listen = (ip(listen.0), listen.1);
-    let dial = std::net::SocketAddr::from((ip(dial.0), dial.1));
-    let (tcp, udp) = server.inside(|| {
-        // Sockets of the conversation before may still be closing.
-        let bind = || Ok::<_, std::io::Error>((TcpListener::bind(listen)?, UdpSocket::bind(listen)?));
-        let busy = |_: &u32| bind().is_err_and(|error| error.kind() == std::io::ErrorKind::AddrInUse);
-        (0..3000).take_while(busy).for_each(|_| std::thread::sleep(std::time::Duration::from_millis(10)));
-        bind().unwrap()
-    });
-    udp.set_read_timeout(second).unwrap();
-    let large = vec![42_u8; 200_000];
-    let mut stream = client
-        .inside(|| TcpStream::connect_timeout(&dial, std::time::Duration::from_secs(3)))
-        .unwrap_or_else(|error| panic!("connect {dial}: {error}"));
-    stream.set_read_timeout(second).unwrap();
-    let (mut accepted, _) = tcp.accept().unwrap();
-    accepted.set_read_timeout(second).unwrap();
-    let sent = large.clone();
-    let sender = std::thread::spawn(move || {
-        stream.write_all(&sent).unwrap();
-        stream
-    });
-    let mut got = vec![0; large.len()];
-    accepted.read_exact(&mut got).unwrap();
-    assert!(got == large);
-    let mut stream = sender.join().unwrap();
-    accepted.write_all(b"answer").unwrap();
-    let mut answer = [0; 6];
-    stream.read_exact(&mut answer).unwrap();
-    assert_eq!(&answer, b"answer");
-
-    let any = if dial.is_ipv4() { "0.0.0.0" } else { "::" };
-    let socket = client.inside(|| UdpSocket::bind((ip(any), 0))).unwrap();
-    socket.set_read_timeout(second).unwrap();
-    socket.connect(dial).unwrap();
-    socket.send(b"question").unwrap();
-    let mut buffer = [0; 64];
-    let (size, from) = udp.recv_from(&mut buffer).unwrap_or_else(|error| panic!("UDP to {dial}: {error}"));
-    assert_eq!(&buffer[..size], b"question");
-    udp.send_to(b"reply", from).unwrap();
-    assert_eq!(socket.recv(&mut buffer).unwrap(), 5, "the answer's source is the address that was asked");
-}
-
 fn one_node(attach: Attach) {
     let bpffs = isolate();
     let datapath = open(attach, bpffs.path());
@@ -253,6 +205,41 @@ fn node_ports(one: &Host, two: &Host) {
             }
             converse(&one.pod.space, &pod.space, (backend, 8080), (address, 30_080));
             two.datapath.forget_flows(&[ip(near)]).unwrap();
+        }
+    }
+    let dropped = |host: &Host| drops(&host.datapath).into_iter().filter(|drop| drop.0 != 136).count();
+    assert_eq!((dropped(one), dropped(two)), (0, 0));
+}
+
+/// Backends in the hosts' networks, asked from the second node's stack at the first one's LoadBalancer address: the first node
+/// itself, and the second.
+fn host_backends(one: &Host, two: &Host, second: &Space) {
+    let here = Space::here();
+    for f in FAMILIES {
+        let [first, other] = [["172.20.0.1", "172.20.0.2"], ["fd00:20::1", "fd00:20::2"]][f];
+        for (number, address, space) in [(7, first, &here), (8, other, second)] {
+            for protocol in [6, 17] {
+                let row = Backend { ip: ip(address), port: 6443, protocol };
+                one.datapath.upsert_backend(number, &row).unwrap();
+                let frontend = Frontend { ip: ip(VIP[f]), port: 443, protocol, scope: Scope::External };
+                let entry = ServiceEntry { rev_nat: 7, maglev: vec![number], ..ServiceEntry::default() };
+                one.datapath.set_service(&frontend, &entry).unwrap();
+            }
+            converse(second, space, (address, 6443), (VIP[f], 443));
+            one.datapath.forget_flows(&[ip(other)]).unwrap();
+        }
+        // The first node's pod asks the second node's node port, whose backend is the second node: by the uplink, and in
+        // overlay mode by the tunnel.
+        for address in [other, ["10.1.2.1", "fd00:10:1:2::1"][f]] {
+            for protocol in [6, 17] {
+                let row = Backend { ip: ip(other), port: 6443, protocol };
+                two.datapath.upsert_backend(9, &row).unwrap();
+                let frontend = Frontend { ip: ip(address), port: 30_443, protocol, scope: Scope::External };
+                let entry = ServiceEntry { rev_nat: 9, maglev: vec![9], ..ServiceEntry::default() };
+                two.datapath.set_service(&frontend, &entry).unwrap();
+            }
+            converse(&one.pod.space, second, (other, 6443), (address, 30_443));
+            two.datapath.forget_flows(&[ip(["10.1.1.2", "fd00:10:1:1::2"][f])]).unwrap();
         }
     }
     let dropped = |host: &Host| drops(&host.datapath).into_iter().filter(|drop| drop.0 != 136).count();
@@ -429,6 +416,7 @@ fn two_nodes(path: NodePath, attach: Attach) {
     assert!(!identities.is_empty() && identities.iter().all(|id| *id == expected), "{seen:#?}");
     leaves_by_the_other(&one, &two, &second);
     node_ports(&one, &two);
+    host_backends(&one, &two, &second);
     if path == NodePath::Overlay {
         forged_tunnel_packets(&one, &second);
     }

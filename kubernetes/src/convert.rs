@@ -103,7 +103,7 @@ fn strict<T: DeserializeOwned + Serialize>(
 const KNOWN: [(&str, KnownKind); 23] = [
     ("v1", known("Namespace", false, |id, v, _| via(v, |o| core::namespace(id, o)))),
     ("v1", known("Node", false, |id, v, c| via(v, |o: core_v1::Node| core::node(id, o, c)))),
-    ("v1", known("Pod", true, |id, v, _| via(v, |o| core::pod(id, o)))),
+    ("v1", known("Pod", true, |id, v, _| via_doubtful(v, |o| core::pod(id, o)))),
     ("v1", known("Service", true, |id, v, _| via_doubtful(v, |o| service::service(id, o)))),
     ("v1", known("Secret", true, |id, v, _| Ok((secret::secret(id, &v)?, Vec::new())))),
     (

@@ -314,6 +314,9 @@ mod bgp_tests;
 #[path = "egress_tests.rs"]
 mod egress_tests;
 #[cfg(test)]
+#[path = "pod_tests.rs"]
+mod pod_tests;
+#[cfg(test)]
 #[path = "policy_tests.rs"]
 mod policy_tests;
 #[cfg(test)]

@@ -172,6 +172,8 @@ mod tests {
             node: None,
             service_account: "runner".into(),
             named_ports: BTreeSet::new(),
+            host_ports: BTreeSet::new(),
+            shaping: Default::default(),
             host_network: false,
             addresses: vec![],
             phase: None,

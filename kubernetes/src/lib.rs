@@ -36,6 +36,7 @@ mod keep;
 mod locate;
 mod object;
 mod problem;
+mod quantity;
 mod rows;
 mod source;
 mod tables;

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use tombolo_base::source::Source;
 use tombolo_base::table::{NoIndex, Row};
+use tombolo_topology::{HostPort, Shaping};
 
 pub use tombolo_policy::NamedPort;
 
@@ -28,6 +29,10 @@ pub struct PodRow {
     pub service_account: Arc<str>,
     /// Ports that containers name.
     pub named_ports: BTreeSet<NamedPort>,
+    /// Ports of the node that lead to it: `ports[].hostPort`.
+    pub host_ports: BTreeSet<HostPort>,
+    /// What its annotations limit its traffic to.
+    pub shaping: Shaping,
     /// `spec.hostNetwork`.
     pub host_network: bool,
     /// `status.podIPs`.

@@ -183,6 +183,8 @@ async fn the_guarded_pod_lets_in_exactly_whom_its_policy_names() {
                 host_mac: [0; 6],
                 identity: Some(id),
                 labels,
+                port_mappings: Default::default(),
+                queued: false,
                 state: EndpointState::Ready,
             });
         }

@@ -142,6 +142,8 @@ pub struct Entry {
     pub packets: [u64; 2],
     /// Bytes of IP in the opening and the answering direction.
     pub bytes: [u64; 2],
+    /// Whether the node's stack led it here, perhaps translated: answers go back through it.
+    pub by_stack: bool,
     /// The peer's identity: of the source for [`Kind::Ingress`], of the destination for [`Kind::Egress`].
     pub identity: u32,
     /// The number of the reverse translation; 0: none.

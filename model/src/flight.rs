@@ -54,6 +54,8 @@ pub(crate) struct Flight<'a> {
     /// An entry was made for it.
     pub(crate) fresh: bool,
     pub(crate) loopback: bool,
+    /// The node's stack led the flow here.
+    pub(crate) by_stack: bool,
     pub(crate) local_source: Option<LocalSource>,
     /// It came from the network, and its sender is no part of the mesh.
     pub(crate) outsider: bool,
@@ -91,6 +93,7 @@ impl<'a> Flight<'a> {
             reply: false,
             fresh: false,
             loopback: false,
+            by_stack: false,
             local_source: None,
             outsider: false,
             named: packet.frontend,

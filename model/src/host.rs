@@ -1,7 +1,9 @@
-//! The node's own traffic under its policy (`ebpf/bpf/host.h`): tracked only while there is one.
+//! The node's own traffic (`ebpf/bpf/host.h`): tracked only under a policy, and where the node itself is a backend for clients
+//! outside.
 
 use crate::ct::{Entry, Key, Kind, Way};
 use crate::flight::Flight;
+use crate::judge::Answered;
 use crate::node::{Node, REMOTE_NODE};
 use crate::outcome::Reason;
 use crate::packet::{Fragment, UDP};
@@ -9,21 +11,25 @@ use crate::verdict::{Direction, Question};
 use std::net::IpAddr;
 
 impl Node {
-    /// Whether a packet is for the node itself to judge, and not what carries the mesh, or an error.
-    fn judges_own(&self, flight: &Flight<'_>, peer: IpAddr) -> bool {
+    /// Whether a packet is for the node itself to judge, and not what carries the mesh, or an error. served: it may be of a flow
+    /// to the node as a backend, and so may an error.
+    fn judges_own(&self, flight: &Flight<'_>, peer: IpAddr, served: bool) -> bool {
         let port = flight.becomes.destination.1;
         let carrier = port == self.config.vxlan_port || Some(port) == self.config.wireguard_port;
         let known =
             || self.prefix_of(peer).is_some_and(|prefix| prefix.node != 0 && prefix.identity == REMOTE_NODE);
-        self.config.host_policy != 0
-            && !flight.sight.is_error
+        (self.config.host_policy != 0 || served)
+            && (!flight.sight.is_error || served)
             && !(flight.was.protocol == UDP && carrier && known())
     }
 
     /// A packet for the node.
     pub(crate) fn host_receives(&mut self, flight: &mut Flight<'_>) -> Result<(), Reason> {
         let (peer, identity) = (flight.becomes.source.0, flight.source_identity);
-        if !self.judges_own(flight, peer) || self.host_answers(flight, Kind::HostOut, Direction::Egress)? {
+        let served = flight.in_rev_nat != 0;
+        if !self.judges_own(flight, peer, served)
+            || self.host_answers(flight, Kind::HostOut, Direction::Egress)?
+        {
             return Ok(());
         }
         self.host_flow(flight, Kind::HostIn, Direction::Ingress, identity)
@@ -32,7 +38,10 @@ impl Node {
     /// A packet of the node.
     pub(crate) fn host_sends(&mut self, flight: &mut Flight<'_>) -> Result<(), Reason> {
         let (peer, identity) = (flight.becomes.destination.0, flight.destination_identity);
-        if !self.judges_own(flight, peer) || self.host_answers(flight, Kind::HostIn, Direction::Ingress)? {
+        let served = self.config.host_serves;
+        if !self.judges_own(flight, peer, served)
+            || self.host_answers(flight, Kind::HostIn, Direction::Ingress)?
+        {
             return Ok(());
         }
         self.host_flow(flight, Kind::HostOut, Direction::Egress, identity)
@@ -62,11 +71,12 @@ impl Node {
         direction: Direction,
     ) -> Result<bool, Reason> {
         let key = Key { kind, tuple: flight.becomes.reversed() };
-        let Some((entry, _)) = self.conntrack.find(&key, &flight.sight) else { return Ok(false) };
-        let identity = entry.identity;
+        let Some((entry, half)) = self.conntrack.find(&key, &flight.sight) else { return Ok(false) };
+        let (identity, flow) = (entry.identity, Answered { loopback: false, rev_nat: entry.rev_nat, half });
         flight.reply = true;
         self.allows(flight, self.config.host_policy, direction, identity, flight.becomes.source.1)?;
         self.conntrack.touch(&key, &flight.sight, Way::Answering);
+        self.turn_back(flight, &flow, flight.becomes.destination);
         Ok(true)
     }
 
@@ -77,18 +87,14 @@ impl Node {
         direction: Direction,
         identity: u32,
     ) -> Result<(), Reason> {
+        if (self.config.host_policy == 0 && flight.in_rev_nat == 0) || flight.sight.is_error {
+            return Ok(());
+        }
         let key = Key { kind, tuple: flight.becomes };
         let known = self.conntrack.find(&key, &flight.sight).is_some();
         self.allows(flight, self.config.host_policy, direction, identity, flight.becomes.destination.1)?;
-        if !known {
-            self.conntrack.create(key, &flight.sight, Entry { identity, ..Entry::default() });
-            flight.fresh = true;
-            return Ok(());
-        }
-        if let Some((entry, _)) = self.conntrack.find(&key, &flight.sight) {
-            entry.identity = identity;
-        }
-        self.conntrack.touch(&key, &flight.sight, Way::Opening);
+        let rev_nat = flight.in_rev_nat;
+        self.goes_on(flight, key, known, Entry { identity, rev_nat, ..Entry::default() });
         Ok(())
     }
 }

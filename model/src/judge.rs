@@ -9,10 +9,10 @@ use crate::packet::Socket;
 use crate::verdict::{Direction, Question};
 
 /// What is known of a flow whose answer a packet is.
-struct Answered {
-    loopback: bool,
-    rev_nat: u32,
-    half: bool,
+pub(crate) struct Answered {
+    pub(crate) loopback: bool,
+    pub(crate) rev_nat: u32,
+    pub(crate) half: bool,
 }
 
 /// The node itself may always reach its pods, and a pod itself.
@@ -43,6 +43,8 @@ impl Node {
         let Some((entry, half)) = self.conntrack.find(&key, &flight.sight) else { return Ok(false) };
         let (peer, flow) =
             (entry.identity, Answered { loopback: entry.loopback, rev_nat: entry.rev_nat, half });
+        // Of what is translated here netfilter knows nothing.
+        flight.by_stack = entry.by_stack && entry.rev_nat == 0;
         flight.reply = true;
         flight.destination_identity = peer;
         let policy = policy_of(policy, peer, flow.loopback);
@@ -68,7 +70,7 @@ impl Node {
     }
 
     /// An answer of a backend becomes one of its frontend, whose memory hears of the first ones, and of an end.
-    fn turn_back(&mut self, flight: &mut Flight<'_>, flow: &Answered, client: Socket) {
+    pub(crate) fn turn_back(&mut self, flight: &mut Flight<'_>, flow: &Answered, client: Socket) {
         if flow.rev_nat == 0 {
             return;
         }
@@ -106,12 +108,9 @@ impl Node {
         let known = self.known_for(flight, &key)?;
         let policy = policy_of(policy, peer, loopback);
         self.allows(flight, policy, Direction::Ingress, peer, flight.becomes.destination.1)?;
-        self.goes_on(
-            flight,
-            key,
-            known,
-            Entry { identity: peer, rev_nat, loopback, named: flight.named.is_some(), ..Entry::default() },
-        );
+        let (named, by_stack) = (flight.named.is_some(), flight.by_stack);
+        let new = Entry { identity: peer, rev_nat, loopback, named, by_stack, ..Entry::default() };
+        self.goes_on(flight, key, known, new);
         Ok(())
     }
 
@@ -125,7 +124,7 @@ impl Node {
     }
 
     /// An allowed packet in the opening direction: of a flow that is known, or that begins as `new`.
-    fn goes_on(&mut self, flight: &mut Flight<'_>, key: Key, known: bool, new: Entry) {
+    pub(crate) fn goes_on(&mut self, flight: &mut Flight<'_>, key: Key, known: bool, new: Entry) {
         if !known {
             self.conntrack.create(key, &flight.sight, new);
             flight.fresh = true;

@@ -5,7 +5,7 @@ use crate::flight::{Flight, Place};
 use crate::hash::flow_hash;
 use crate::node::{Node, Prefix};
 use crate::outcome::Reason;
-use crate::packet::{Protocol, Socket, TCP, Tuple, UDP};
+use crate::packet::{Protocol, SCTP, Socket, TCP, Tuple, UDP};
 use std::net::IpAddr;
 
 /// Who asks.
@@ -91,6 +91,9 @@ impl Node {
                 socket
             }
         };
+        if flight.was.protocol == SCTP && backend.1 != port {
+            return Err(Reason::NatProtocol);
+        }
         flight.rev_nat = service.rev_nat;
         flight.frontend = Some(flight.was.destination);
         flight.becomes.destination = backend;

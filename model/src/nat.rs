@@ -6,7 +6,7 @@ use crate::flight::Flight;
 use crate::hash::flow_hash;
 use crate::node::Node;
 use crate::outcome::Reason;
-use crate::packet::{ICMP, ICMPV6, Socket, Tuple};
+use crate::packet::{ICMP, ICMPV6, SCTP, Socket, Tuple};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -104,7 +104,7 @@ impl Nat {
         (sight, new): (&Sight, &Mapping),
     ) -> Option<(u16, Claimed)> {
         let destination = answers_of(flow, (own, 0));
-        if self.full.get(&destination).is_some_and(|until| *until > sight.now_ns) {
+        if flow.protocol != SCTP && self.full.get(&destination).is_some_and(|until| *until > sight.now_ns) {
             return None;
         }
         let mut ends = sight.now_ns + FULL_NS;
@@ -116,7 +116,9 @@ impl Nat {
                 ends = ends.min(taken.expires_ns);
             }
         }
-        self.full.insert(destination, ends);
+        if flow.protocol != SCTP {
+            self.full.insert(destination, ends);
+        }
         None
     }
 
@@ -223,7 +225,7 @@ impl Node {
     }
 
     /// The ports that a flow comes by in its first steps. Each walks in steps of its own, so that ports in use do not pile up
-    /// into long runs; as it walks modulo a prime, it comes by all of them.
+    /// into long runs; as it walks modulo a prime, it comes by all of them. SCTP keeps its own port, or has none.
     fn steps(&self, flow: &Tuple, most: u32) -> impl Iterator<Item = u16> + use<> {
         let (first, last) = (*self.config.snat_ports.start(), *self.config.snat_ports.end());
         let range = u64::from(last.saturating_sub(first)) + 1;
@@ -232,8 +234,10 @@ impl Node {
         let hash = u64::from(flow_hash(flow.source, flow.destination, flow.protocol));
         let step = 1 + (hash >> 16) % (prime - 1);
         let place = move |n: u64| (hash + n * step) % prime;
-        let places = (0..prime.min(u64::from(most))).map(place).filter(move |place| *place < range);
-        places.filter_map(move |place| u16::try_from(u64::from(first) + place).ok())
+        let kept = (flow.protocol == SCTP).then_some(flow.source.1).filter(|port| *port != 0);
+        let walked = if flow.protocol == SCTP { 0 } else { prime.min(u64::from(most)) };
+        let places = (0..walked).map(place).filter(move |place| *place < range);
+        kept.into_iter().chain(places.filter_map(move |place| u16::try_from(u64::from(first) + place).ok()))
     }
 
     /// Undoes it for an answer; false if it is none.

@@ -40,6 +40,8 @@ pub struct Config {
     pub direct_return: (bool, bool),
     /// The policy of the node's own traffic; 0: none.
     pub host_policy: u32,
+    /// Whether the node has served clients outside as a backend: its answers are looked for.
+    pub host_serves: bool,
     /// The node's address inside the pod network, IPv4.
     pub internal4: Option<Ipv4Addr>,
     /// The same, IPv6.
@@ -62,6 +64,7 @@ impl Default for Config {
             wireguard_port: None,
             direct_return: (false, false),
             host_policy: 0,
+            host_serves: false,
             internal4: None,
             internal6: None,
             masquerade4: None,

@@ -53,6 +53,8 @@ pub enum Reason {
     UnknownCt = 163,
     /// No port, or no mapping, for source NAT.
     NatNoMapping = 167,
+    /// A port would have to be translated that cannot be.
+    NatProtocol = 168,
     /// Tunnel packets from where none may come.
     EncapProhibited = 170,
     /// A fragment whose datagram's first was not seen.

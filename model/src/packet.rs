@@ -15,6 +15,7 @@ pub(crate) const ICMP: Protocol = 1;
 pub(crate) const TCP: Protocol = 6;
 pub(crate) const UDP: Protocol = 17;
 pub(crate) const ICMPV6: Protocol = 58;
+pub(crate) const SCTP: Protocol = 132;
 
 /// The flags of a TCP header (RFC 9293, section 3.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -109,6 +110,11 @@ pub enum Payload {
         /// Source and destination port.
         ports: (u16, u16),
     },
+    /// SCTP. Its ports stay: the checksum covers them.
+    Sctp {
+        /// Source and destination port.
+        ports: (u16, u16),
+    },
     /// An ICMP echo.
     Echo {
         /// The identifier.
@@ -166,6 +172,7 @@ impl Packet {
         match self.payload {
             Payload::Tcp { .. } => TCP,
             Payload::Udp { .. } => UDP,
+            Payload::Sctp { .. } => SCTP,
             Payload::Echo { .. } | Payload::Error(_) if self.source.is_ipv4() => ICMP,
             Payload::Echo { .. } | Payload::Error(_) => ICMPV6,
             Payload::Other(protocol) => protocol,
@@ -175,7 +182,7 @@ impl Packet {
     /// Ports of what can be a flow.
     const fn ports(&self) -> Option<(u16, u16)> {
         match self.payload {
-            Payload::Tcp { ports, .. } | Payload::Udp { ports } => Some(ports),
+            Payload::Tcp { ports, .. } | Payload::Udp { ports } | Payload::Sctp { ports } => Some(ports),
             Payload::Echo { id, request: true } => Some((id, 0)),
             Payload::Echo { id, request: false } => Some((0, id)),
             Payload::Error(_) | Payload::Other(_) => None,
@@ -217,7 +224,7 @@ impl Packet {
         let plain = |broken| Reading { tuple: self.tuple(), is_error: false, flags: TcpFlags(0), broken };
         match &self.payload {
             Payload::Tcp { flags, .. } => Reading { flags: *flags, ..plain(None) },
-            Payload::Udp { .. } | Payload::Echo { .. } => plain(None),
+            Payload::Udp { .. } | Payload::Sctp { .. } | Payload::Echo { .. } => plain(None),
             Payload::Other(_) => plain(Some(Reason::UnknownL4)),
             // Whom the error is for must have sent the packet it quotes.
             Payload::Error(quoted) if quoted.source != self.destination => {
@@ -265,7 +272,7 @@ impl Packet {
         (self.source, self.destination) = (tuple.source.0, tuple.destination.0);
         let now = (tuple.source.1, tuple.destination.1);
         match &mut self.payload {
-            Payload::Tcp { ports, .. } | Payload::Udp { ports } => *ports = now,
+            Payload::Tcp { ports, .. } | Payload::Udp { ports } | Payload::Sctp { ports } => *ports = now,
             Payload::Echo { id, request } => *id = if *request { now.0 } else { now.1 },
             Payload::Error(_) | Payload::Other(_) => {}
         }
@@ -281,6 +288,9 @@ impl fmt::Display for Packet {
             }
             Payload::Udp { ports: (from, to) } => {
                 write!(f, "UDP {source} port {from} -> {destination} port {to}")?;
+            }
+            Payload::Sctp { ports: (from, to) } => {
+                write!(f, "SCTP {source} port {from} -> {destination} port {to}")?;
             }
             Payload::Echo { id, request } => {
                 let what = if *request { "request" } else { "reply" };

@@ -120,6 +120,10 @@ impl Node {
             return Err(Reason::NatNoMapping);
         }
         self.locate(flight)?;
+        // The stack may have translated it on its way here.
+        if flight.by_stack && !flight.loopback && flight.place != Place::Host {
+            return to_kernel(flight);
+        }
         self.onward(flight)
     }
 
@@ -137,6 +141,7 @@ impl Node {
             self.host_sends(flight)?;
             (flight.reply, flight.fresh) = (false, false);
         }
+        flight.by_stack = flight.source_identity != HOST;
         self.receives(flight, ifindex)?;
         to_kernel(flight)
     }
@@ -199,18 +204,18 @@ impl Node {
         }
     }
 
-    /// A service's client outside: local backends see its address, remote ones the node's, or its own.
+    /// A service's client outside: local backends, the node itself too, see its address, remote ones the node's, or its own.
     fn outside_client(&mut self, flight: &mut Flight<'_>) -> Decision {
         if flight.to_tunnel(self.config.vxlan_port) {
             return Err(Reason::EncapProhibited);
         }
         self.locate(flight)?;
         match flight.place {
-            Place::Host => return Err(Reason::NoService),
-            Place::Pod(_) => flight.in_rev_nat = flight.rev_nat,
+            Place::Host | Place::Pod(_) => flight.in_rev_nat = flight.rev_nat,
             Place::Away(prefix) if self.answered_there(flight, prefix) => flight.naming = flight.may_open(),
             Place::Away(_) => self.snat(flight)?,
         }
+        self.config.host_serves |= flight.place == Place::Host;
         self.onward(flight)
     }
 
@@ -298,7 +303,7 @@ impl Node {
     }
 
     fn uplink_sends(&mut self, now_ns: u64, packet: &Packet) -> Decision {
-        if !self.config.encrypt && self.config.host_policy == 0 {
+        if !self.config.encrypt && self.config.host_policy == 0 && !self.config.host_serves {
             return Ok((To::Kernel, packet.clone()));
         }
         let flight = &mut self.begin(now_ns, packet);
@@ -313,7 +318,7 @@ impl Node {
         if !self.config.encrypt || !self.must_encrypt(flight) {
             to_kernel(flight)
         } else if self.config.wireguard {
-            Ok((To::WireGuard, packet.clone()))
+            Ok((To::WireGuard, flight.written()))
         } else {
             Err(Reason::Unencrypted)
         }

@@ -296,6 +296,8 @@ fn endpoint(number: u16, id: IdentityId, labels: Labels) -> EndpointRow {
         host_mac: [0; 6],
         identity: Some(id),
         labels,
+        port_mappings: Default::default(),
+        queued: false,
         state: EndpointState::Ready,
     }
 }

@@ -41,6 +41,7 @@ mod monitor;
 mod namespace;
 mod neighbour;
 mod nexthop;
+mod qdisc;
 mod route;
 mod rule;
 mod sysctl;

@@ -139,6 +139,8 @@ pub(super) fn endpoint(id: u16, identity: Option<IdentityId>, labels: Labels) ->
         host_mac: [0; 6],
         identity,
         labels,
+        port_mappings: Default::default(),
+        queued: false,
         state: EndpointState::Ready,
     }
 }

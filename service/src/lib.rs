@@ -18,8 +18,8 @@ pub mod view;
 pub use details::ServiceDetails;
 pub use probe::FailedProbe;
 pub use rows::{
-    Affinity, BackendRow, BackendState, Claim, Distribution, FrontendKey, FrontendRow, LbAssignment,
-    Protocol, RemoteBackend, RemotePort, RemoteService, Scope, ServiceName, ServicePort, ServiceRow,
-    ServiceType, SliceEndpoint, SlicePort, SliceRow, TrafficPolicy,
+    Affinity, BackendRow, BackendState, Claim, Distribution, FrontendKey, FrontendRow, HostPortRow,
+    LbAssignment, Protocol, RemoteBackend, RemotePort, RemoteService, Scope, ServiceName, ServicePort,
+    ServiceRow, ServiceType, SliceEndpoint, SlicePort, SliceRow, TrafficPolicy,
 };
 pub use spread::Spread;

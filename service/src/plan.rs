@@ -3,6 +3,7 @@
 //! One service is computed from its Service, its EndpointSlices, what other clusters share under its name and its
 //! LoadBalancer addresses. Backends are shared between frontends and counted.
 
+mod host_ports;
 mod numbers;
 mod wanted;
 
@@ -14,8 +15,8 @@ use crate::members;
 use crate::numbers::Numbers;
 use crate::probe::FailedProbe;
 use crate::rows::{
-    BackendRow, BackendState, Claim, FrontendKey, FrontendRow, LbAssignment, Protocol, RemoteService,
-    ServiceName, ServicePort, ServiceRow, SliceRow, TrafficPolicy,
+    BackendRow, BackendState, Claim, FrontendKey, FrontendRow, HostPortRow, LbAssignment, Protocol,
+    RemoteService, ServiceName, ServicePort, ServiceRow, SliceRow, TrafficPolicy,
 };
 use crate::spread;
 use std::collections::{BTreeMap, BTreeSet};
@@ -70,6 +71,8 @@ pub struct Inputs {
     pub addresses: Snapshot<LbAssignment>,
     /// Backends that do not answer this node's probes.
     pub probes: Snapshot<FailedProbe>,
+    /// Pods of this node with ports of the node.
+    pub host_ports: Snapshot<HostPortRow>,
 }
 
 /// What changed in the inputs.
@@ -85,6 +88,8 @@ pub struct InputChanges {
     pub addresses: Option<Batch<LbAssignment>>,
     /// Backends that do not answer this node's probes.
     pub probes: Option<Batch<FailedProbe>>,
+    /// Pods of this node with ports of the node.
+    pub host_ports: Option<Batch<HostPortRow>>,
     /// The zone of this node, `Some(None)` if it has none.
     pub zone: Option<Option<Arc<str>>>,
 }
@@ -98,6 +103,7 @@ impl InputChanges {
             && self.remote.is_none()
             && self.addresses.is_none()
             && self.probes.is_none()
+            && self.host_ports.is_none()
             && self.zone.is_none()
     }
 }
@@ -128,6 +134,8 @@ pub struct Planner {
     /// Backends of frontends that an earlier life's datapath holds: some of those may not be planned yet, so their
     /// backends keep number and row until the gate opens.
     held: BTreeSet<BackendKey>,
+    /// Ports that are asked for and not served, by pod or service.
+    refused: BTreeMap<ServiceName, Vec<String>>,
 }
 
 impl Planner {
@@ -146,6 +154,7 @@ impl Planner {
             by_service: BTreeMap::new(),
             uses: BTreeMap::new(),
             held: BTreeSet::new(),
+            refused: BTreeMap::new(),
         }
     }
 
@@ -215,6 +224,7 @@ impl Planner {
         self.gate.observe(changes.slices.as_ref());
         self.gate.observe(changes.remote.as_ref());
         self.gate.observe(changes.addresses.as_ref());
+        self.gate.observe(changes.host_ports.as_ref());
         let mut affected = self.take(changes);
         let opened = self.gate.is_open(now) && !self.gate_was_open;
         if opened {
@@ -286,6 +296,14 @@ impl Planner {
             affected.extend(batch.keys.into_iter().map(|(name, _)| name));
             self.inputs.probes = batch.snapshot;
         }
+        if let Some(batch) = changes.host_ports {
+            for key in &batch.keys {
+                affected.extend(self.pods_sharing(&self.inputs.host_ports, key));
+                affected.extend(self.pods_sharing(&batch.snapshot, key));
+            }
+            affected.extend(batch.keys);
+            self.inputs.host_ports = batch.snapshot;
+        }
         if let Some(zone) = changes.zone.filter(|zone| *zone != self.site.zone) {
             self.site.zone = zone;
             affected.extend(self.by_service.keys().cloned());
@@ -295,6 +313,12 @@ impl Planner {
 
     fn plan_service(&mut self, name: &ServiceName, out: &Outputs) {
         let (wanted, pools) = self.wanted(name);
+        let refused = self.refusals(name);
+        if refused.is_empty() {
+            self.refused.remove(name);
+        } else {
+            self.refused.insert(name.clone(), refused);
+        }
         let old = self.by_service.remove(name).unwrap_or_default();
         let new = Planned {
             frontends: wanted.iter().map(|frontend| frontend.key).collect(),
@@ -428,6 +452,7 @@ impl Planner {
                 source_ranges: frontend.terms.source_ranges.clone(),
                 affinity_secs,
                 node_port: frontend.terms.node_port,
+                host_port: frontend.terms.host_port,
             });
         }
         rows
@@ -438,10 +463,11 @@ impl Planner {
         self.inputs.services.get(name).is_some_and(|row| row.source == Source::Planner)
     }
 
-    /// What is not served for want of numbers.
+    /// What is not served for want of numbers, or because somebody else has it.
     #[must_use]
     pub fn problems(&self) -> Vec<String> {
-        self.frontend_numbers.problems()
+        let refused = self.refused.values().flatten().cloned();
+        self.frontend_numbers.problems().into_iter().chain(refused).collect()
     }
 
     /// A choice in numbers. Ordered by address: every node of the cluster builds the same Maglev table.
@@ -500,6 +526,10 @@ impl Planner {
             return found;
         }
         let mut candidates = members::candidates(&self.inputs, service, port, ipv4, &self.site);
+        // A slice need not name the node of a backend in the host's network: the API servers' does not.
+        for own in candidates.iter_mut().filter(|own| own.cluster.is_none()) {
+            own.local_node |= self.node_addresses.contains(&own.key.0);
+        }
         if local_only {
             candidates.retain(|candidate| candidate.local_node);
         }

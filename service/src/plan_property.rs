@@ -245,7 +245,7 @@ proptest! {
                 continue;
             }
             let now = Moment::from_origin(Duration::from_secs(secs));
-            let batch = InputChanges { services: changes.0.drain(), slices: changes.1.drain(), remote: changes.2.drain(), addresses: changes.3.drain(), probes: changes.4.drain(), zone: Some(world.zone.clone()) };
+            let batch = InputChanges { services: changes.0.drain(), slices: changes.1.drain(), remote: changes.2.drain(), addresses: changes.3.drain(), probes: changes.4.drain(), host_ports: None, zone: Some(world.zone.clone()) };
             world.planner.step(batch, now, &world.out);
             let shut = spoken.len() < 4 && secs < 60;
             let rows = world.view();

@@ -73,6 +73,7 @@ struct World {
     remote: Shared<RemoteService>,
     addresses: Shared<LbAssignment>,
     probes: Shared<FailedProbe>,
+    host_ports: Shared<HostPortRow>,
     zone: Option<Arc<str>>,
     planner: Planner,
     out: Outputs,
@@ -89,6 +90,7 @@ impl World {
             remote: shared(),
             addresses: shared(),
             probes: shared(),
+            host_ports: shared(),
             zone: None,
             planner,
             out,
@@ -102,6 +104,7 @@ impl World {
             remote: self.remote.0.changes().drain(),
             addresses: self.addresses.0.changes().drain(),
             probes: self.probes.0.changes().drain(),
+            host_ports: self.host_ports.0.changes().drain(),
             zone: Some(self.zone.clone()),
         };
         self.planner.step(changes, Moment::from_origin(Duration::from_secs(secs)), &self.out);
@@ -406,6 +409,9 @@ fn with_publish_not_ready_addresses_all_count() {
 
 #[path = "plan_property.rs"]
 mod property;
+
+#[path = "plan/host_ports_tests.rs"]
+mod host_ports;
 
 #[path = "plan/wanted_tests.rs"]
 mod wanted;

@@ -1,7 +1,9 @@
 //! The rows that service owns.
 
+mod host_port;
 mod planned;
 
+pub use host_port::HostPortRow;
 pub use planned::{BackendRow, FrontendKey, FrontendRow, Scope};
 
 use crate::details::ServiceDetails;
@@ -39,6 +41,12 @@ impl Protocol {
             Self::Udp => 17,
             Self::Sctp => 132,
         }
+    }
+
+    /// By its number.
+    #[must_use]
+    pub fn of(number: u8) -> Option<Self> {
+        [Self::Tcp, Self::Udp, Self::Sctp].into_iter().find(|protocol| protocol.number() == number)
     }
 
     /// From Kubernetes' spelling.

@@ -12,6 +12,7 @@ pub mod plan;
 pub mod reserved;
 pub mod rows;
 pub mod selector;
+mod wants;
 
 pub use cidr::CidrIdentity;
 pub use conflict::{Claimant, Claimed, ConflictKind, ConflictRow};
@@ -22,3 +23,4 @@ pub use rows::{
     NodeHealth, NodeIndex, NodeLookup, NodePath, NodeRow, PathKind, PrefixEntry, PrefixRow, RouteEntry,
     RouteOrigin, WireguardKey, WireguardPeer,
 };
+pub use wants::{HostPort, Shaping};

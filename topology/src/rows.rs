@@ -1,5 +1,6 @@
 //! The rows that topology owns.
 
+use crate::wants::HostPort;
 use serde::{Serialize, Serializer};
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
@@ -227,6 +228,10 @@ pub struct EndpointRow {
     pub identity: Option<IdentityId>,
     /// The labels that make the identity.
     pub labels: Labels,
+    /// Ports of the node that the runtime wants to lead to it (CNI's `portMappings`).
+    pub port_mappings: BTreeSet<HostPort>,
+    /// Whether plugins behind ours keep its traffic in queues of its interface, which packets must not pass by.
+    pub queued: bool,
     /// How far it is.
     pub state: EndpointState,
 }

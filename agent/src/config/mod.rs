@@ -341,6 +341,8 @@ pub(crate) struct Datapath {
     pub(crate) socket_lb: SocketLb,
     /// Services from outside.
     pub(crate) load_balancer: LoadBalancer,
+    /// Whether pods' annotations limit their bandwidth.
+    pub(crate) bandwidth: bool,
     /// The cgroup v2 directory below which they are; by default the root of this cgroup namespace, where it is mounted.
     pub(crate) cgroup: Option<PathBuf>,
     /// Source ports of translated flows.
@@ -409,6 +411,7 @@ impl Default for Datapath {
             events_per_second: 4000,
             socket_lb: SocketLb::All,
             load_balancer: LoadBalancer::default(),
+            bandwidth: true,
             cgroup: None,
             snat_ports: PortRange(tombolo_ebpf::SNAT_PORTS),
             masquerade: Masquerade::default(),

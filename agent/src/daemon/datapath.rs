@@ -16,7 +16,7 @@ use tombolo_ebpf::{
 };
 use tombolo_policy::{Action, Direction, PolicyRow, Tier, Verdict, VerdictKey};
 use tombolo_service::{BackendRow, FrontendKey, FrontendRow, Scope};
-use tombolo_topology::{NodeIndex, NodePath, NodeRow, PathKind, PrefixEntry};
+use tombolo_topology::{NodeIndex, NodePath, NodeRow, PathKind, PrefixEntry, Shaping};
 
 type Held = BTreeSet<Source>;
 
@@ -244,6 +244,7 @@ fn service(row: &FrontendRow) -> ebpf::ServiceEntry {
         source_ranges: row.source_ranges.as_ref().map(|all| all.iter().map(Prefix::net).collect()),
         affinity_secs: row.affinity_secs.unwrap_or(0),
         node_port: row.node_port,
+        host_port: row.host_port,
     }
 }
 
@@ -393,6 +394,12 @@ impl Target<InterfaceRow> for Interfaces {
             v6,
             mac: row.mac,
             host_mac: row.host_mac,
+            limits: ebpf::Limits {
+                egress: row.shaping.egress,
+                ingress: row.shaping.ingress,
+                priority: row.shaping.priority,
+            },
+            queued: row.queued,
         };
         self.forget_flows(&row.addresses).await?;
         told(self.datapath.upsert_interface(row.ifindex, &interface))?;
@@ -459,6 +466,12 @@ fn interface(ifindex: u32, row: &ebpf::Interface) -> InterfaceRow {
         identity: row.identity,
         policy: row.policy_id,
         ready: row.ready,
+        shaping: Shaping {
+            egress: row.limits.egress,
+            ingress: row.limits.ingress,
+            priority: row.limits.priority,
+        },
+        queued: row.queued,
     }
 }
 

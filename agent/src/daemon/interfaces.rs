@@ -8,8 +8,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use tombolo_base::source::Source;
 use tombolo_base::table::{NoIndex, Row, Table, Writer};
+use tombolo_kubernetes::PodRow;
 use tombolo_policy::{EndpointPolicy, PolicyRow};
-use tombolo_topology::{EgressRow, EndpointRow, EndpointState};
+use tombolo_topology::{EgressRow, EndpointRow, EndpointState, Shaping};
 
 /// Desired: a pod's interface as the datapath has it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -30,6 +31,10 @@ pub(crate) struct InterfaceRow {
     pub(crate) policy: u32,
     /// Whether the hook is open.
     pub(crate) ready: bool,
+    /// What its traffic is limited to.
+    pub(crate) shaping: Shaping,
+    /// Whether its packets must not pass by the queues of the interface.
+    pub(crate) queued: bool,
 }
 
 impl Row for InterfaceRow {
@@ -43,7 +48,7 @@ impl Row for InterfaceRow {
         &Source::Local
     }
     fn columns() -> &'static [&'static str] {
-        &["IFINDEX", "ENDPOINT", "IDENTITY", "POLICY", "READY"]
+        &["IFINDEX", "ENDPOINT", "IDENTITY", "POLICY", "READY", "EGRESS-MBIT", "INGRESS-MBIT"]
     }
     fn cells(&self) -> Vec<String> {
         vec![
@@ -52,8 +57,15 @@ impl Row for InterfaceRow {
             self.identity.to_string(),
             self.policy.to_string(),
             self.ready.to_string(),
+            megabits(self.shaping.egress),
+            megabits(self.shaping.ingress),
         ]
     }
+}
+
+/// A rate for people.
+fn megabits(bytes_per_sec: Option<u64>) -> String {
+    bytes_per_sec.map_or_else(|| "-".to_owned(), |rate| format!("{}", rate as f64 * 8.0 / 1e6))
 }
 
 /// The interface row of one endpoint, or `None` while there is nothing to attach to.
@@ -61,6 +73,7 @@ fn interface(
     endpoint: &EndpointRow,
     policy: Option<&EndpointPolicy>,
     in_place: bool,
+    shaping: Shaping,
 ) -> Option<InterfaceRow> {
     if endpoint.state == EndpointState::Deleting || endpoint.ifindex == 0 {
         return None;
@@ -75,6 +88,8 @@ fn interface(
         identity,
         policy: policy.map_or(0, |row| row.policy),
         ready: identity != 0 && policy.is_some() && in_place,
+        shaping,
+        queued: endpoint.queued,
     })
 }
 
@@ -89,33 +104,50 @@ fn keep_open(row: InterfaceRow, before: Option<&InterfaceRow>) -> InterfaceRow {
     }
 }
 
-/// Keeps the interface table in step with endpoints and policies until cancelled.
+/// What the rows are made of.
+pub(crate) struct Inputs {
+    /// This node's pods.
+    pub(crate) endpoints: Table<EndpointRow>,
+    /// Their policies.
+    pub(crate) policies: Table<EndpointPolicy>,
+    /// Pods of the manifests, whose annotations limit them; `None`: they do not.
+    pub(crate) pods: Option<Table<PodRow>>,
+}
+
+/// Keeps the interface table in step with endpoints, policies and pods until cancelled.
 ///
 /// An open hook stays open: while an endpoint's next policy is not in place yet it keeps the one before, also one that
 /// an `earlier` life left.
 pub(crate) async fn plan(
     driver: Driver,
-    endpoints: Table<EndpointRow>,
-    policies: Table<EndpointPolicy>,
+    inputs: Inputs,
     in_place: Applied<PolicyRow>,
     (egress_rows, egress_held): (Table<EgressRow>, Applied<EgressRow>),
     earlier: BTreeMap<u32, InterfaceRow>,
     out: Writer<InterfaceRow>,
 ) {
+    let Inputs { endpoints, policies, pods } = inputs;
     let (mut endpoint_changes, mut policy_changes) = (endpoints.changes(), policies.changes());
     let mut egress_changes = egress_rows.changes();
+    let mut pod_changes = pods.as_ref().map(Table::changes);
     loop {
         // Before the looks below: what comes in between is not missed.
         let (taken_over, leaving) = (in_place.changed(), egress_held.changed());
         let (endpoint_rows, policy_rows) = (endpoints.snapshot(), policies.snapshot());
         let ways = egress_rows.snapshot();
+        let pod_rows = pods.as_ref().map(Table::snapshot);
+        let shaping = |endpoint: &EndpointRow| {
+            let pod = pod_rows.as_ref()?.get(&(endpoint.namespace.clone(), endpoint.pod.clone()))?;
+            Some(pod.shaping)
+        };
         out.commit(|txn| {
             let mut wanted = Vec::new();
             for endpoint in endpoint_rows.iter() {
                 let policy = policy_rows.get(&endpoint.id);
                 let ready = policy.is_some_and(|row| row.policy == 0 || in_place.get(&row.policy).is_some())
                     && egress::is_in_place(endpoint, &ways, &egress_held);
-                let Some(row) = interface(endpoint, policy, ready) else { continue };
+                let shaping = shaping(endpoint).unwrap_or_default();
+                let Some(row) = interface(endpoint, policy, ready, shaping) else { continue };
                 let before = txn.current().get(&row.ifindex).or_else(|| earlier.get(&row.ifindex));
                 wanted.push(keep_open(row, before));
             }
@@ -124,11 +156,18 @@ pub(crate) async fn plan(
                 txn.set_source(&Source::Local, state);
             }
         });
+        let pods_changed = async {
+            match &mut pod_changes {
+                Some(changes) => drop(changes.next().await),
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             () = driver.cancel.cancelled() => return,
             _ = endpoint_changes.next() => {}
             _ = policy_changes.next() => {}
             _ = egress_changes.next() => {}
+            () = pods_changed => {}
             () = taken_over => {}
             () = leaving => {}
         }
@@ -150,6 +189,8 @@ mod tests {
             identity: 65_836,
             policy: 0,
             ready: false,
+            shaping: Shaping::default(),
+            queued: false,
         };
         let left = InterfaceRow { policy: 9, ready: true, ..shut.clone() };
         assert_eq!(keep_open(shut.clone(), Some(&left)), left, "its policy is not planned yet");

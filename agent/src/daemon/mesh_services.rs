@@ -39,6 +39,7 @@ pub(crate) fn services(
         remote: intent.remote_services.snapshot(),
         addresses: intent.addresses.snapshot(),
         probes: intent.probes.snapshot(),
+        host_ports: intent.host_ports.snapshot(),
     };
     let nodes = intent.kube.nodes.snapshot();
     let zone = nodes.get(own).and_then(|row| row.labels.get(ZONE));

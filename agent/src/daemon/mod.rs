@@ -24,6 +24,7 @@ mod endpoints;
 mod flows;
 mod follow_names;
 mod host_policy;
+mod host_ports;
 mod interfaces;
 mod kernel_tables;
 mod mcs;

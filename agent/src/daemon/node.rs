@@ -110,13 +110,18 @@ pub(crate) async fn set_up(
         connected: connected.into_iter().map(|a| a.address.into()).collect(),
     };
     let (made, wireguard) = make_devices(config, own, &netlink, plan.mtu, device_mtu).await?;
+    let uplink_index = uplink.index;
     let uplink = Device { name: uplink.name, index: uplink.index, mtu: uplink.mtu, hooks: (true, true) };
     let restarting = datapath.config()?.ready;
     let devices: Vec<Device> = std::iter::once(uplink).chain(made).collect();
     snat::tell_shared(&config.datapath.snat_ports.0);
     // Before the node's row says that it masquerades.
     datapath.set_unmasked(&unmasked(config))?;
-    configure(datapath, &node_config(config, identity, own, &devices), own)?;
+    let row = NodeConfig {
+        paced: paced(config, &netlink, uplink_index).await?,
+        ..node_config(config, identity, own, &devices)
+    };
+    configure(datapath, &row, own)?;
     attach(datapath, &devices)?;
     let sockets = sockets::attach(&config.datapath, datapath)?;
     Ok(NodeSetup {
@@ -145,6 +150,14 @@ fn unmasked(config: &Config) -> BTreeSet<IpNet> {
         IpNet::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0).into(), 10),
     ];
     written.chain(links).map(|net| net.trunc()).collect()
+}
+
+/// Whether the uplink sends each packet at its time: then pods are paced to their bandwidth, else what is more is dropped.
+/// What leaves encrypted has no time any more when it comes to the uplink.
+async fn paced(config: &Config, netlink: &Netlink, uplink: u32) -> anyhow::Result<bool> {
+    let queues = netlink.queues(uplink).await?;
+    let by_time = !queues.is_empty() && queues.iter().all(|kind| kind == "fq");
+    Ok(config.datapath.bandwidth && config.datapath.encryption == Encryption::None && by_time)
 }
 
 /// The node's internal addresses: the pods' gateways.
@@ -226,8 +239,8 @@ fn node_config(config: &Config, identity: &Identity, own: &NodeRow, devices: &[D
 
 fn configure(datapath: &Datapath, row: &NodeConfig, own: &NodeRow) -> anyhow::Result<()> {
     // The policy of an earlier life holds until this one has planned its own.
-    let host_policy_id = datapath.config()?.host_policy_id;
-    datapath.set_config(&NodeConfig { host_policy_id, ..row.clone() })?;
+    let NodeConfig { host_policy_id, host_serves, .. } = datapath.config()?;
+    datapath.set_config(&NodeConfig { host_policy_id, host_serves, ..row.clone() })?;
     for address in internal(own).chain([own.underlay(true), own.underlay(false)].into_iter().flatten()) {
         datapath.upsert_local_address(address, LocalAddress::Host)?;
     }

@@ -12,7 +12,7 @@ use tombolo_base::source::Source;
 use tombolo_base::table::{Batch, Row, Table, Writer};
 use tombolo_clustermesh::certificate::unix_now;
 use tombolo_service::pools::LbPool;
-use tombolo_service::{FailedProbe, LbAssignment, RemoteService, ServiceRow, SliceRow};
+use tombolo_service::{FailedProbe, HostPortRow, LbAssignment, RemoteService, ServiceRow, SliceRow};
 use tombolo_topology::{
     CidrIdentity, EndpointRow, EndpointState, IdentityRow, LearnedRoute, NodeRow, PrefixRow, Purpose,
     ReservedRow, plan,
@@ -108,6 +108,8 @@ pub(crate) struct ServiceInputs {
     pub(crate) addresses: Table<LbAssignment>,
     /// What probes found.
     pub(crate) probes: Table<FailedProbe>,
+    /// Pods with ports of this node.
+    pub(crate) host_ports: Table<HostPortRow>,
     /// All nodes, of which only this one is looked at: its label says which zone it is in.
     pub(crate) nodes: Table<NodeRow>,
     /// This node.
@@ -128,6 +130,7 @@ pub(crate) async fn services(
     let (mut services, mut slices) = (inputs.services.changes(), inputs.slices.changes());
     let (mut remote, mut addresses) = (inputs.remote.changes(), inputs.addresses.changes());
     let (mut probes, mut nodes) = (inputs.probes.changes(), inputs.nodes.changes());
+    let mut host_ports = inputs.host_ports.changes();
     let zone = |batch: Option<Batch<NodeRow>>| {
         let own = batch.filter(|batch| batch.keys.contains(&inputs.own))?;
         Some(own.snapshot.get(&inputs.own).and_then(|row| row.labels.get(ZONE).cloned()))
@@ -141,6 +144,7 @@ pub(crate) async fn services(
             batch = remote.next() => changes.remote = Some(batch),
             batch = addresses.next() => changes.addresses = Some(batch),
             batch = probes.next() => changes.probes = Some(batch),
+            batch = host_ports.next() => changes.host_ports = Some(batch),
             batch = nodes.next() => changes.zone = zone(Some(batch)),
             () = driver.clock.sleep_until(planner.next_deadline()) => {}
         }
@@ -149,6 +153,7 @@ pub(crate) async fn services(
         changes.remote = changes.remote.or_else(|| remote.drain());
         changes.addresses = changes.addresses.or_else(|| addresses.drain());
         changes.probes = changes.probes.or_else(|| probes.drain());
+        changes.host_ports = changes.host_ports.or_else(|| host_ports.drain());
         changes.zone = changes.zone.or_else(|| zone(nodes.drain()));
         planner.step(changes, driver.clock.now(), &out);
         *problems.lock().unwrap_or_else(PoisonError::into_inner) = planner.problems();

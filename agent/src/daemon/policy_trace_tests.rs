@@ -45,6 +45,8 @@ fn endpoint(id: u16, app: &str, identity: u32) -> EndpointRow {
         host_mac: [0; 6],
         identity: Some(IdentityId(identity)),
         labels: labels(app),
+        port_mappings: Default::default(),
+        queued: false,
         state: EndpointState::Ready,
     }
 }

@@ -9,7 +9,7 @@ use tombolo_kubernetes::Tables;
 use tombolo_policy::{CookieRow, EndpointPolicy, PolicyRow};
 use tombolo_service::mcs::{ExportStatus, ImportRow, RemoteExport};
 use tombolo_service::names::NameRow;
-use tombolo_service::{BackendRow, FailedProbe, FrontendRow, LbAssignment, RemoteService};
+use tombolo_service::{BackendRow, FailedProbe, FrontendRow, HostPortRow, LbAssignment, RemoteService};
 use tombolo_topology::bgp::{AdvertRow, ConditionRow, NodeConfigRow, PeerRow};
 use tombolo_topology::{
     CidrIdentity, ConflictRow, EgressGatewayRow, EgressRow, EndpointRow, IdentityRow, LearnedRoute, NodePath,
@@ -45,6 +45,8 @@ pub(crate) struct Intent {
     pub(crate) reserved: Table<ReservedRow>,
     /// This node's pods.
     pub(crate) endpoints: Table<EndpointRow>,
+    /// Those of them with ports of the node.
+    pub(crate) host_ports: Table<HostPortRow>,
 }
 
 /// The pens of the intent tables that the rooms write.
@@ -67,6 +69,8 @@ pub(crate) struct IntentWriters {
     pub(crate) reserved: Arc<Writer<ReservedRow>>,
     /// Of the pods: the endpoint store.
     pub(crate) endpoints: Writer<EndpointRow>,
+    /// Of the host ports: the pods and the endpoints together.
+    pub(crate) host_ports: Arc<Writer<HostPortRow>>,
 }
 
 impl Intent {
@@ -81,6 +85,7 @@ impl Intent {
         let (learned, learned_writer) = shared();
         let (reserved, reserved_writer) = shared();
         let (endpoints, endpoint_writer) = Table::new();
+        let (host_ports, host_port_writer) = shared();
         let writers = IntentWriters {
             identities: identity_writer,
             prefixes: prefix_writer,
@@ -91,6 +96,7 @@ impl Intent {
             learned: learned_writer,
             reserved: reserved_writer,
             endpoints: endpoint_writer,
+            host_ports: host_port_writer,
         };
         (
             Self {
@@ -104,6 +110,7 @@ impl Intent {
                 learned,
                 reserved,
                 endpoints,
+                host_ports,
             },
             writers,
         )
@@ -137,6 +144,7 @@ impl Intent {
         catalogue.add(&self.learned);
         catalogue.add(&self.reserved);
         catalogue.add(&self.endpoints);
+        catalogue.add(&self.host_ports);
     }
 }
 

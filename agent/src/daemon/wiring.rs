@@ -14,7 +14,7 @@ use super::status::Part;
 use super::tables::{Desired, DesiredWriters, Held, Intent, IntentWriters, catalogue};
 use super::tasks::Tasks;
 use super::{
-    bgp, bgp_status, datapath, dns, egress, endpoints, flows, follow_names, host_policy, interfaces, mcs,
+    bgp, bgp_status, datapath, dns, egress, endpoints, flows, follow_names, host_policy, host_ports, interfaces, mcs,
     names, network, node, planners, policy, probe, publish, sockets, watch,
 };
 use crate::config::{Config, Encryption, Identity};
@@ -116,6 +116,7 @@ impl Rooms<'_> {
         sources.endpoints.set_source(&Source::Local, SourceState::Pending);
         sources.prefixes.set_source(&Source::Local, SourceState::Pending);
         sources.identities.set_source(&Source::Local, SourceState::Pending);
+        sources.host_ports.set_source(&Source::Local, SourceState::Pending);
         if self.ground.config.bgp.enabled {
             // What BGP taught an earlier life stays until it has been taught again.
             sources.learned.set_source(&bgp::starting(), SourceState::Pending);
@@ -181,8 +182,11 @@ impl Rooms<'_> {
             "planner/interfaces",
             interfaces::plan(
                 self.driver(),
-                self.intent.endpoints.clone(),
-                self.desired.endpoint_policies.clone(),
+                interfaces::Inputs {
+                    endpoints: self.intent.endpoints.clone(),
+                    policies: self.desired.endpoint_policies.clone(),
+                    pods: self.ground.config.datapath.bandwidth.then(|| self.intent.kube.pods.clone()),
+                },
                 self.held.policies.clone(),
                 (self.desired.egress.clone(), self.held.egress.clone()),
                 interfaces,
@@ -190,6 +194,9 @@ impl Rooms<'_> {
             ),
         );
         self.local_rows(sources.prefixes.clone(), sources.identities.clone());
+        let (endpoints, pods) = (self.intent.endpoints.clone(), self.intent.kube.pods.clone());
+        let out = sources.host_ports.clone();
+        self.spawn("planner/host-ports", host_ports::plan(self.driver(), endpoints, pods, out));
         (plans.bgp, plans.bgp_status)
     }
 
@@ -242,6 +249,7 @@ impl Rooms<'_> {
             remote: self.intent.remote_services.clone(),
             addresses: self.intent.addresses.clone(),
             probes: self.intent.probes.clone(),
+            host_ports: self.intent.host_ports.clone(),
             nodes: self.intent.kube.nodes.clone(),
             own: self.ground.node.own.key(),
         };

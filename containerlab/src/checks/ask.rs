@@ -77,6 +77,8 @@ pub enum Target {
         /// The node that is asked.
         node: String,
     },
+    /// A pod's host port at the underlay address of its node.
+    HostPort(PodRef, u16),
     /// A node's underlay address; the port of an echo server there, 0 for ping.
     Host(String, u16),
     /// The outside client.
@@ -274,6 +276,15 @@ impl Ask {
                 self.resolve_service(context, &mut resolved, cluster, service).await?;
                 resolved.target = underlay(context, node, self.family)?;
                 resolved.port = node_port(context, cluster, service, *port)?;
+            }
+            Target::HostPort(pod, port) => {
+                let facts = context.pod(&pod.cluster, &pod.key)?;
+                resolved.target = underlay(context, &facts.node, self.family)?;
+                resolved.port = *port;
+                // What such ports are called as a service.
+                let name = format!("{}/host-port", facts.name);
+                resolved.service = Some(ServiceRef { namespace: facts.namespace.clone(), name });
+                resolved.backends.push((facts, pod.cluster.clone()));
             }
             Target::Host(node, port) => {
                 resolved.target = underlay(context, node, self.family)?;

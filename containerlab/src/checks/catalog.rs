@@ -20,6 +20,9 @@ pub const TCP_PORT: u16 = 9000;
 pub const UDP_PORT: u16 = 9001;
 /// HTTP port of the lab's services.
 const SERVICE_PORT: u16 = 80;
+/// The host ports of `web-1`.
+const HOST_PORT: u16 = 8088;
+const HOST_PORT_UDP: u16 = 9101;
 
 /// Requests that are enough to see every backend of a service: with 4 equally likely ones the chance to miss one of
 /// the two clusters is 2 × 2^-32, to miss one of two nodes 2 × 2^-48.
@@ -205,6 +208,7 @@ impl<'a> Scene<'a> {
         self.services(list);
         self.outside(list);
         self.node_ports(list);
+        self.host_ports(list);
         self.hosts(list);
         self.policy(list);
         self.mtu(list);
@@ -369,6 +373,22 @@ impl<'a> Scene<'a> {
         let to = to("demo/node-port-local", SERVICE_PORT, &self.near);
         let ask = self.ask(Origin::Client, to, Protocol::Http);
         self.add(list, "outside/node-port-local-stays-on-the-node", Ask { count: SPREAD, by, ..ask });
+    }
+
+    /// The pod beside the client, at its node's address.
+    fn host_ports(&self, list: &mut List) {
+        let by = By::Backends(BTreeSet::from([self.cluster.name.clone()]));
+        for (protocol, port) in [(Protocol::Http, HOST_PORT), (Protocol::Udp, HOST_PORT_UDP)] {
+            for (what, from, peer) in [
+                ("outside/host-port", Origin::Client, Peer::Asker),
+                ("pod-to-hostport/own-node", Origin::Pod(self.client.clone()), Peer::Asker),
+                ("pod-to-hostport/other-node", Origin::Pod(self.client_far.clone()), Peer::Asker),
+                ("host-to-hostport/own-node", Origin::Host(self.near.clone()), Peer::AskingNode),
+            ] {
+                let ask = self.ask(from, Target::HostPort(self.web.clone(), port), protocol);
+                self.add(list, what, Ask { by: by.clone(), peer, ..ask });
+            }
+        }
     }
 
     fn hosts(&self, list: &mut List) {

@@ -92,6 +92,7 @@ fn entry((key, value): &([u8; 40], [u8; 112])) -> (Key, Entry) {
         loopback: flags & 8 != 0,
         one_sided: flags & 1 << 6 != 0,
         named: flags & 1 << 7 != 0,
+        by_stack: flags & 1 << 11 != 0,
         backend: (kind == Kind::Service).then(|| (u32_at(value, 80), socket(value, 96, 94))),
     };
     (Key { kind, tuple: tuple(key) }, entry)

@@ -25,6 +25,7 @@ impl Rows {
             wireguard_port: config.wireguard_port,
             direct_return: (config.lb_mode != real::LbMode::Snat, config.lb_mode == real::LbMode::Dsr),
             host_policy: config.host_policy_id,
+            host_serves: config.host_serves,
             internal4: config.internal4,
             internal6: config.internal6,
             masquerade4: config.underlay4.filter(|_| config.masquerade4),

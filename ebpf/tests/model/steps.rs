@@ -22,6 +22,7 @@ pub enum Hook {
 pub enum Load {
     Tcp(TcpFlags),
     Udp,
+    Sctp,
     Echo(bool),
     Other,
 }
@@ -120,6 +121,7 @@ fn load() -> impl Strategy<Value = Load> {
     prop_oneof![
         8 => flags().prop_map(Load::Tcp),
         4 => Just(Load::Udp),
+        2 => Just(Load::Sctp),
         2 => any::<bool>().prop_map(Load::Echo),
         1 => Just(Load::Other),
     ]

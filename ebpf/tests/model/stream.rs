@@ -64,6 +64,7 @@ impl Stream<'_> {
                 let payload = match load {
                     Load::Tcp(flags) => Payload::Tcp { ports: *ports, flags: *flags },
                     Load::Udp => Payload::Udp { ports: *ports },
+                    Load::Sctp => Payload::Sctp { ports: *ports },
                     Load::Echo(request) => Payload::Echo { id: ports.0.max(1), request: *request },
                     Load::Other => Payload::Other(47),
                 };
@@ -187,7 +188,7 @@ impl Stream<'_> {
         let decision = match (ran.action, drops.as_slice()) {
             (SHOT, [(reason, _)]) => Err(*reason),
             // The dropped packet has become the answer that says so (`refusals.rs`).
-            (REDIRECT, [(158, _)]) if wire::is_port_unreachable(&ran.packet) => Err(158),
+            (REDIRECT, [(158, _)]) if wire::is_refusal(&ran.packet) => Err(158),
             (OK, []) => Ok(To::Kernel),
             (REDIRECT, []) => Ok(target(hook, &ran, real.a, real.b)),
             (action, drops) => {
@@ -298,6 +299,7 @@ fn answer(packet: &Packet, flags: TcpFlags) -> Option<Packet> {
     let payload = match packet.payload {
         Payload::Tcp { ports, .. } => Payload::Tcp { ports: (ports.1, ports.0), flags },
         Payload::Udp { ports } => Payload::Udp { ports: (ports.1, ports.0) },
+        Payload::Sctp { ports } => Payload::Sctp { ports: (ports.1, ports.0) },
         Payload::Echo { id, request } => Payload::Echo { id, request: !request },
         Payload::Other(protocol) => Payload::Other(protocol),
         Payload::Error(_) => return None,
@@ -312,7 +314,10 @@ fn complaint(mut packet: Packet, router: bool, stray: bool, forged: bool) -> Pac
     packet.fragment = Fragment::Whole;
     // What a router says of a packet that a node has named a frontend in goes to the client.
     packet.frontend = None;
-    if stray && let Payload::Tcp { ports, .. } | Payload::Udp { ports } = &mut packet.payload {
+    if stray
+        && let Payload::Tcp { ports, .. } | Payload::Udp { ports } | Payload::Sctp { ports } =
+            &mut packet.payload
+    {
         ports.0 = ports.0.wrapping_add(1);
     }
     if forged {

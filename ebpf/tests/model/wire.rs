@@ -91,6 +91,14 @@ pub fn frame(packet: &Packet) -> Vec<u8> {
             step.write(&mut bytes, &[]).unwrap();
         }
         Payload::Udp { ports } => step.udp(ports.0, ports.1).write(&mut bytes, &[7; 9]).unwrap(),
+        // The tag and the checksum are nobody's business here.
+        Payload::Sctp { ports } => {
+            let [a, b] = ports.0.to_be_bytes();
+            let [c, d] = ports.1.to_be_bytes();
+            let mut header = vec![a, b, c, d];
+            header.resize(24, 9);
+            step.write(&mut bytes, IpNumber(packet.protocol()), &header).unwrap();
+        }
         Payload::Echo { id, request } => match (v4, request) {
             (true, true) => step.icmpv4_echo_request(*id, 1).write(&mut bytes, &[1; 16]).unwrap(),
             (true, false) => step.icmpv4_echo_reply(*id, 1).write(&mut bytes, &[1; 16]).unwrap(),
@@ -119,7 +127,7 @@ fn quote(packet: &Packet) -> Vec<u8> {
     match packet.payload {
         Payload::Udp { .. } => bytes[header + 6..].fill(0),
         Payload::Echo { .. } | Payload::Error(_) => bytes[header + 2..header + 4].fill(0),
-        Payload::Tcp { .. } | Payload::Other(_) => {}
+        Payload::Tcp { .. } | Payload::Sctp { .. } | Payload::Other(_) => {}
     }
     bytes
 }
@@ -143,10 +151,13 @@ pub fn measured(mut packet: Packet) -> Packet {
     packet
 }
 
-/// Whether the frame is an ICMP port unreachable: the header behind an IP header without options.
-pub fn is_port_unreachable(frame: &[u8]) -> bool {
+/// Whether the frame is what a service that takes nothing has answered: an ICMP port unreachable, or a TCP reset, behind an
+/// IP header without options.
+pub fn is_refusal(frame: &[u8]) -> bool {
     let at = |offset: usize| frame.get(ETHERNET + offset).copied();
     match at(0).map(|first| first >> 4) {
+        Some(4) if at(9) == Some(6) => at(33).is_some_and(|flags| flags & 4 != 0),
+        Some(6) if at(6) == Some(6) => at(53).is_some_and(|flags| flags & 4 != 0),
         Some(4) => (at(9), at(20), at(21)) == (Some(1), Some(3), Some(3)),
         Some(6) => (at(6), at(40), at(41)) == (Some(58), Some(1), Some(4)),
         _ => false,

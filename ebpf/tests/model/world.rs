@@ -73,9 +73,9 @@ const BACKENDS: [([&str; 2], u16); 9] = [
     (REMOTE, 0),
 ];
 
-/// Services of a family, by position: address, port, and the backends they start with. Those with a port are served of TCP
-/// and UDP, the others of ICMP echo.
-const SERVICES: [([&str; 2], u16, &[usize]); 9] = [
+/// Services of a family, by position: address, port, and the backends they start with. Those with a port are served of TCP,
+/// UDP and SCTP, the others of ICMP echo.
+const SERVICES: [([&str; 2], u16, &[usize]); 11] = [
     (CLUSTER_IP, 80, &[0, 1, 2, 3]),
     (CLUSTER_IP, 81, &[0, 1]),
     (CLUSTER_IP, 82, &[4]),
@@ -85,6 +85,9 @@ const SERVICES: [([&str; 2], u16, &[usize]); 9] = [
     (NODE, 80, &[1, 3]),
     (REMOTE_VIP, 80, &[5]),
     (VIP, 0, &[7, 8]),
+    // With the number of their backends' port, as SCTP needs it.
+    (CLUSTER_IP, 8080, &[0, 1, 2, 3]),
+    (VIP, 8080, &[2, 3, 0, 6]),
 ];
 pub const SERVICE_COUNT: usize = SERVICES.len();
 pub const BACKEND_COUNT: usize = BACKENDS.len();
@@ -284,6 +287,7 @@ impl World {
             masquerade6: switches.masquerade,
             snat_ports: SNAT_PORT..=SNAT_PORT + switches.ports - 1,
             test_clock_offset: Duration::from_nanos(self.ahead_ns),
+            host_serves: self.rows.model.config.host_serves,
             ..real.config()
         };
         self.rows.config(&config);
@@ -397,14 +401,14 @@ impl World {
             backends.iter().map(|backend| number(family, *backend)).cycle().take(SLOTS).collect()
         };
         let slots = backends.map(slots);
-        let protocols = match (port, family) {
-            (0, 0) => [1, 1],
-            (0, _) => [58, 58],
-            _ => [6, 17],
+        let protocols: &[u8] = match (port, family) {
+            (0, 0) => &[1],
+            (0, _) => &[58],
+            _ => &[6, 17, 132],
         };
-        for (n, protocol) in (0..).zip(protocols) {
+        for (n, protocol) in (0..).zip(protocols.iter().copied()) {
             // Numbers differ with address, port and protocol; both scopes share one.
-            let rev_nat = u32::try_from(1 + service + SERVICE_COUNT * family).unwrap() * 2 + n % 2;
+            let rev_nat = u32::try_from(1 + service + SERVICE_COUNT * family).unwrap() * 3 + n;
             for scope in [Scope::External, Scope::Internal] {
                 let frontend = Frontend { address: ip(address[family]), port, protocol, scope };
                 self.rows.service(&frontend, rev_nat, slots.as_deref());

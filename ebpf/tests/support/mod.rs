@@ -281,6 +281,7 @@ pub fn pod(addresses: [&str; 2], identity: u32, endpoint_id: u16, mac: [u8; 6]) 
         v6: addresses[1].parse().ok(),
         mac,
         host_mac: HOST_MAC,
+        ..Interface::default()
     }
 }
 

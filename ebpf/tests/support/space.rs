@@ -20,6 +20,11 @@ impl Space {
         Self(child)
     }
 
+    /// The namespace that the thread is in, for those who want one like the others.
+    pub fn here() -> Self {
+        Self(Command::new("sleep").arg("600").spawn().unwrap())
+    }
+
     pub fn pid(&self) -> u32 {
         self.0.id()
     }
@@ -93,6 +98,7 @@ pub fn add_pod(datapath: &Datapath, node: u8, number: u8, identity: u32, attach_
         v6: v6.parse().ok(),
         mac: [2, 0, 0, 0, 1, number],
         host_mac: [2, 0, 0, 0, 1, number + 100],
+        ..Interface::default()
     };
     datapath.upsert_interface(ifindex, &row).unwrap();
     for address in [&v4, &v6] {
@@ -137,4 +143,79 @@ pub fn prepare_node(datapath: &Datapath, node: u8) {
     for address in [format!("10.1.{node}.1"), format!("fd00:10:1:{node}::1")] {
         datapath.upsert_local_address(ip(&address), LocalAddress::Host).unwrap();
     }
+}
+
+/// Sends `payload` by TCP and UDP from `client` to an echo in `server`; returns what came back and the peers seen.
+pub fn converse(client: &Space, server: &Space, listen: (&str, u16), dial: (&str, u16)) {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream, UdpSocket};
+    let second = Some(std::time::Duration::from_secs(3));
+    let listen = (ip(listen.0), listen.1);
+    let dial = std::net::SocketAddr::from((ip(dial.0), dial.1));
+    let (tcp, udp) = server.inside(|| {
+        // Sockets of the conversation before may still be closing.
+        let bind = || Ok::<_, std::io::Error>((TcpListener::bind(listen)?, UdpSocket::bind(listen)?));
+        let busy = |_: &u32| bind().is_err_and(|error| error.kind() == std::io::ErrorKind::AddrInUse);
+        (0..3000).take_while(busy).for_each(|_| std::thread::sleep(std::time::Duration::from_millis(10)));
+        bind().unwrap()
+    });
+    udp.set_read_timeout(second).unwrap();
+    let large = vec![42_u8; 200_000];
+    let mut stream = client
+        .inside(|| TcpStream::connect_timeout(&dial, std::time::Duration::from_secs(3)))
+        .unwrap_or_else(|error| panic!("connect {dial}: {error}"));
+    stream.set_read_timeout(second).unwrap();
+    let (mut accepted, _) = tcp.accept().unwrap();
+    accepted.set_read_timeout(second).unwrap();
+    let sent = large.clone();
+    let sender = std::thread::spawn(move || {
+        stream.write_all(&sent).unwrap();
+        stream
+    });
+    let mut got = vec![0; large.len()];
+    accepted.read_exact(&mut got).unwrap();
+    assert!(got == large);
+    let mut stream = sender.join().unwrap();
+    accepted.write_all(b"answer").unwrap();
+    let mut answer = [0; 6];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"answer");
+
+    let any = if dial.is_ipv4() { "0.0.0.0" } else { "::" };
+    let socket = client.inside(|| UdpSocket::bind((ip(any), 0))).unwrap();
+    socket.set_read_timeout(second).unwrap();
+    socket.connect(dial).unwrap();
+    socket.send(b"question").unwrap();
+    let mut buffer = [0; 64];
+    let (size, from) = udp.recv_from(&mut buffer).unwrap_or_else(|error| panic!("UDP to {dial}: {error}"));
+    assert_eq!(&buffer[..size], b"question");
+    udp.send_to(b"reply", from).unwrap();
+    assert_eq!(socket.recv(&mut buffer).unwrap(), 5, "the answer's source is the address that was asked");
+}
+
+/// What a TCP connection carries in five seconds, in bits per second as its receiver sees it.
+pub fn goodput(client: &Space, server: &Space, to: std::net::SocketAddr) -> f64 {
+    use std::io::{Read, Write};
+    use std::time::{Duration, Instant};
+    let listener = server.inside(|| std::net::TcpListener::bind(to)).unwrap();
+    let mut stream =
+        client.inside(|| std::net::TcpStream::connect_timeout(&to, Duration::from_secs(5))).unwrap();
+    let (mut accepted, _) = listener.accept().unwrap();
+    accepted.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let sender = std::thread::spawn(move || {
+        let (chunk, end) = (vec![7; 1 << 16], Instant::now() + Duration::from_secs(5));
+        while Instant::now() < end {
+            stream.write_all(&chunk).unwrap();
+        }
+    });
+    let (begin, mut total, mut buffer) = (Instant::now(), 0_u64, vec![0; 1 << 17]);
+    loop {
+        match accepted.read(&mut buffer).unwrap() {
+            0 => break,
+            size => total += size as u64,
+        }
+    }
+    let elapsed = begin.elapsed().as_secs_f64();
+    sender.join().unwrap();
+    total as f64 * 8.0 / elapsed
 }

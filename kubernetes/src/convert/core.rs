@@ -1,15 +1,16 @@
 //! Namespace, Node, Pod.
 
-use super::{ClusterIdentity, address, labels, port, prefix, word};
+use super::{ClusterIdentity, Converted, address, labels, port, prefix, word};
 use crate::object::{Object, ObjectId};
-use crate::problem::Issue;
+use crate::problem::{Issue, shorten};
+use crate::quantity;
 use crate::rows::{NamedPort, NamespaceRow, PodRow};
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, PodSpec};
-use std::collections::BTreeSet;
+use k8s_openapi::api::core::v1::{Container, ContainerPort, Namespace, Node, Pod, PodSpec};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use tombolo_base::prefix::Prefix;
 use tombolo_base::source::Source;
-use tombolo_topology::{AddressKind, NodeAddress, NodeHealth, NodeRow};
+use tombolo_topology::{AddressKind, HostPort, NodeAddress, NodeHealth, NodeRow, Shaping};
 
 /// Whether a namespace's services may be shared with other clusters.
 const GLOBAL: &str = "clustermesh.cilium.io/global";
@@ -114,10 +115,94 @@ fn named_ports(spec: &PodSpec) -> Result<BTreeSet<NamedPort>, Issue> {
     Ok(ports)
 }
 
-pub(super) fn pod(id: &ObjectId, object: Pod) -> Result<Object, Issue> {
+/// The ports of the node that lead to the pod. One that cannot be read is told and left out.
+fn host_ports(spec: &PodSpec, doubts: &mut Vec<Issue>) -> BTreeSet<HostPort> {
+    // With the node's own network each port is the node's already.
+    if spec.host_network == Some(true) {
+        return BTreeSet::new();
+    }
+    let stays = |container: &Container| container.restart_policy.as_deref() == Some("Always");
+    let named = |kind, (c, container)| (format!("spec.{kind}[{c}]"), container);
+    let sidecars =
+        spec.init_containers.iter().flatten().enumerate().filter(|(_, container)| stays(container));
+    let sidecars = sidecars.map(|entry| named("initContainers", entry));
+    let containers =
+        spec.containers.iter().enumerate().map(|entry| named("containers", entry)).chain(sidecars);
+    let mut found = BTreeSet::new();
+    for (at, container) in containers {
+        let ports = container.ports.iter().flatten().enumerate();
+        for (p, entry) in ports.filter(|(_, entry)| entry.host_port.is_some_and(|number| number != 0)) {
+            match host_port(&format!("{at}.ports[{p}]"), entry) {
+                Ok(port) => drop(found.insert(port)),
+                Err(issue) => doubts.push(issue),
+            }
+        }
+    }
+    found
+}
+
+fn host_port(at: &str, entry: &ContainerPort) -> Result<HostPort, Issue> {
+    let text = entry.protocol.as_deref().unwrap_or("TCP");
+    let host = match entry.host_ip.as_deref().filter(|text| !text.is_empty()) {
+        Some(text) => Some(address(format!("{at}.hostIP"), text)?),
+        None => None,
+    };
+    Ok(HostPort {
+        host,
+        host_port: port(format!("{at}.hostPort"), entry.host_port.unwrap_or(0))?,
+        protocol: word(format!("{at}.protocol"), text, &PROTOCOLS)?,
+        port: port(format!("{at}.containerPort"), entry.container_port)?,
+    })
+}
+
+/// What a pod may be limited to, in bits per second: Kubernetes' own bounds.
+const BANDWIDTH_BITS: std::ops::RangeInclusive<u64> = 1000..=1_000_000_000_000_000;
+
+/// The limits and the priority of a pod's traffic. An annotation that cannot be read is told and left out.
+fn shaping(annotations: Option<&BTreeMap<String, String>>, doubts: &mut Vec<Issue>) -> Shaping {
+    let written = |name: &str| annotations.and_then(|all| all.get(name)).map(String::as_str);
+    let mut doubt = |name: &str, text: &str, remedy: &str| {
+        let reason = format!("{:?} is not used: it cannot be read", shorten(text));
+        doubts.push(Issue::new(format!("metadata.annotations.{name}"), reason, remedy));
+    };
+    let mut bytes_per_sec = |name| {
+        let text = written(name)?;
+        let bits = quantity::units(text).filter(|bits| BANDWIDTH_BITS.contains(bits));
+        if bits.is_none() {
+            doubt(name, text, "write bits per second between 1k and 1P, as 10M");
+        }
+        bits.map(|bits| bits / 8)
+    };
+    let (egress, ingress) =
+        (bytes_per_sec("kubernetes.io/egress-bandwidth"), bytes_per_sec("kubernetes.io/ingress-bandwidth"));
+    let name = "bandwidth.cilium.io/priority";
+    let priority = written(name).and_then(|text| {
+        let priority = priority(text);
+        if priority.is_none() {
+            doubt(name, text, "write guaranteed, burstable, best-effort or a number");
+        }
+        priority
+    });
+    Shaping { egress, ingress, priority }
+}
+
+/// Cilium's numbers for the words: the bands that the kernel's fq gives them are high, medium and low.
+fn priority(text: &str) -> Option<u32> {
+    match text.replace('-', "").to_ascii_lowercase().as_str() {
+        "guaranteed" => Some(6),
+        "burstable" => Some(8),
+        "besteffort" => Some(5),
+        number => number.parse().ok(),
+    }
+}
+
+pub(super) fn pod(id: &ObjectId, object: Pod) -> Result<Converted, Issue> {
     let spec = object.spec.unwrap_or_default();
     let status = object.status.unwrap_or_default();
     let named_ports = named_ports(&spec)?;
+    let mut doubts = Vec::new();
+    let host_ports = host_ports(&spec, &mut doubts);
+    let shaping = shaping(object.metadata.annotations.as_ref(), &mut doubts);
     let mut written: Vec<_> = status.pod_ips.into_iter().flatten().map(|entry| entry.ip).collect();
     if written.is_empty() {
         written.extend(status.pod_ip);
@@ -128,7 +213,7 @@ pub(super) fn pod(id: &ObjectId, object: Pod) -> Result<Object, Issue> {
     }
     let account = spec.service_account_name.or(spec.service_account).filter(|name| !name.is_empty());
     let ready = status.conditions.into_iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
-    Ok(Object::Pod(Box::new(PodRow {
+    let row = PodRow {
         source: Source::Manifests,
         namespace: id.namespace.clone(),
         name: id.name.clone(),
@@ -137,9 +222,12 @@ pub(super) fn pod(id: &ObjectId, object: Pod) -> Result<Object, Issue> {
         node: spec.node_name.filter(|name| !name.is_empty()).map(Into::into),
         service_account: account.map_or_else(|| "default".into(), Into::into),
         named_ports,
+        host_ports,
+        shaping,
         host_network: spec.host_network.unwrap_or(false),
         addresses,
         phase: status.phase.map(Into::into),
         ready,
-    })))
+    };
+    Ok((Object::Pod(Box::new(row)), doubts))
 }

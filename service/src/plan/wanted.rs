@@ -1,6 +1,7 @@
 //! Which frontends a service has: its own addresses and the node's, with its ports, as far as nobody else has them.
 
 use super::{Planner, Pool};
+use crate::choice::Candidate;
 use crate::rows::{
     Claim, FrontendKey, Protocol, Scope, ServiceName, ServicePort, ServiceRow, ServiceType, TrafficPolicy,
 };
@@ -29,11 +30,16 @@ pub(super) struct Terms {
     pub(super) source_ranges: Option<Arc<[Prefix]>>,
     /// A node port of one of the node's addresses.
     pub(super) node_port: bool,
+    /// A pod's host port.
+    pub(super) host_port: bool,
 }
 
 impl Planner {
     /// The frontends of one service and the pools they choose from, from scratch.
     pub(super) fn wanted(&self, name: &ServiceName) -> (Vec<Wanted>, Vec<Pool>) {
+        if let Some(row) = self.inputs.host_ports.get(name) {
+            return self.host_ports(row);
+        }
         let mut pools = Vec::new();
         let Some(service) = self.inputs.services.get(name) else { return (Vec::new(), pools) };
         if service.kind == ServiceType::ExternalName || service.headless {
@@ -51,6 +57,12 @@ impl Planner {
             let mut add = |address: IpAddr, number, scope, mut terms: Terms| {
                 let key = FrontendKey { address, port: number, protocol: port.protocol, scope };
                 let pool = self.pool(service, port, address.is_ipv4(), terms.local_only, &mut pools);
+                if pools
+                    .get(pool)
+                    .is_some_and(|pool| translates_sctp(port.protocol, number, &pool.candidates))
+                {
+                    return;
+                }
                 terms.whole_address &= !self.node_addresses.contains(&address);
                 wanted.push(Wanted { key, terms, pool });
             };
@@ -101,7 +113,7 @@ impl Planner {
     }
 
     /// Whether this is an address of the node with somebody's node port: no other word for it counts.
-    fn is_node_port(&self, address: &IpAddr, number: u16, protocol: Protocol) -> bool {
+    pub(super) fn is_node_port(&self, address: &IpAddr, number: u16, protocol: Protocol) -> bool {
         let owner = || self.owner(Claim::NodePort(number, protocol));
         self.node_addresses.contains(address)
             && owner().is_some_and(|owner| owner.families_ipv4.contains(&address.is_ipv4()))
@@ -121,7 +133,9 @@ impl Planner {
     /// Whether a service other than the one being planned has the frontend.
     pub(super) fn is_planned(&self, key: &FrontendKey) -> bool {
         let mut names = self.at_address(&self.inputs.services, &key.address);
-        names.extend(claiming(&self.inputs.services, Claim::NodePort(key.port, key.protocol)));
+        let claim = Claim::NodePort(key.port, key.protocol);
+        names.extend(claiming(&self.inputs.services, claim));
+        names.extend(self.inputs.host_ports.by_index(&claim).map(|row| row.name.clone()));
         names
             .iter()
             .any(|name| self.by_service.get(name).is_some_and(|planned| planned.frontends.contains(key)))
@@ -134,7 +148,8 @@ impl Planner {
         let on_node = claims.iter().any(|claim| matches!(claim, Claim::NodePort(..)));
         let here = self.node_addresses.iter().filter(|_| on_node);
         let here = here.flat_map(|address| self.at_address(services, address));
-        claims.iter().flat_map(|claim| claiming(services, *claim)).chain(here).collect()
+        let pods = self.pods_beside(services.get(name).into_iter());
+        claims.iter().flat_map(|claim| claiming(services, *claim)).chain(here).chain(pods).collect()
     }
 
     /// The services that name an address or were given it.
@@ -142,6 +157,11 @@ impl Planner {
         let given = self.inputs.addresses.by_index(address).map(|row| row.name.clone());
         claiming(services, Claim::Address(*address)).into_iter().chain(given).collect()
     }
+}
+
+/// Whether a frontend would have to give SCTP another port, which cannot be: the checksum covers the ports.
+pub(super) fn translates_sctp(protocol: Protocol, number: u16, candidates: &[Candidate]) -> bool {
+    protocol == Protocol::Sctp && candidates.iter().any(|candidate| candidate.key.1 != number)
 }
 
 /// The clients of a family that a LoadBalancer address is for. Ranges of the other family alone leave nobody of this one.

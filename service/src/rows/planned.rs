@@ -64,6 +64,8 @@ pub struct FrontendRow {
     pub affinity_secs: Option<u32>,
     /// Whether it is a node port at one of the node's addresses.
     pub node_port: bool,
+    /// Whether it is a pod's host port.
+    pub host_port: bool,
 }
 
 impl Row for FrontendRow {

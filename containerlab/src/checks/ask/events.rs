@@ -113,10 +113,13 @@ impl Ask {
         Ok(wanted)
     }
 
-    /// Whether a pod asks a node port of another node, which alone knows that it is a service's.
+    /// Whether a pod asks a node or host port of another node, which alone knows that it is a service's.
     fn is_at_another_node(&self, resolved: &Resolved<'_>) -> bool {
         match (&self.to, &resolved.asker) {
             (Target::NodePort { node, .. }, Some((asker, _))) => asker.node != *node,
+            (Target::HostPort(..), Some((asker, _))) => {
+                resolved.backends.iter().all(|(pod, _)| pod.node != asker.node)
+            }
             _ => false,
         }
     }
@@ -240,7 +243,9 @@ impl Ask {
         let Some((asker, _)) = &resolved.asker else { return Ok(Vec::new()) };
         let (identity, point, crosses) = match &self.to {
             Target::Host(node, _) if *node == asker.node => (HOST, TO_HOST, false),
-            Target::Host(..) | Target::NodePort { .. } => (REMOTE_NODE, TO_NETWORK, true),
+            Target::Host(..) | Target::NodePort { .. } | Target::HostPort(..) => {
+                (REMOTE_NODE, TO_NETWORK, true)
+            }
             // In the tunnel to the gateway, also where pods are routed.
             _ if self.peer == Peer::Gateway && !self.gateways.contains(&asker.node) => {
                 (WORLD, TO_OVERLAY, true)
@@ -260,7 +265,9 @@ impl Ask {
             ..common.clone()
         };
         // Behind a node port a pod answers under the node's address, and in the tunnel with its own identity.
-        let identity = destination.identity.filter(|_| !matches!(self.to, Target::NodePort { .. }));
+        let identity = destination
+            .identity
+            .filter(|_| !matches!(self.to, Target::NodePort { .. } | Target::HostPort(..)));
         let answer = Want {
             source: WantEnd { identity, ..destination },
             destination: source,

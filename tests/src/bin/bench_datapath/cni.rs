@@ -44,6 +44,7 @@ impl Gate {
             v6,
             mac: endpoint.mac,
             host_mac: endpoint.host_mac,
+            ..Interface::default()
         };
         for address in &endpoint.addresses {
             self.0.upsert_local_address(*address, LocalAddress::Pod(endpoint.ifindex))?;

@@ -104,6 +104,7 @@ fn pod(number: u8, identity: u32) -> Interface {
         v6: Some(Ipv6Addr::new(0xfd00, 0x10, 1, 1, 0, 0, 0, u16::from(number))),
         mac: [2, 0, 0, 0, 0, number],
         host_mac: [2, 0, 0, 0, 0, 1],
+        ..Interface::default()
     }
 }
 

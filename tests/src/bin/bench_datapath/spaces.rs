@@ -282,6 +282,7 @@ impl Ours {
             v6: None,
             mac: [2, 0, 0, 0, 1, pod.number],
             host_mac: [2, 0, 0, 0, 1, pod.number + 100],
+            ..Interface::default()
         };
         inside(&self.host.space, || {
             let index = nix::net::if_::if_nametoindex(pod.device().as_str())?;
