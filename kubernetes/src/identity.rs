@@ -173,6 +173,8 @@ mod tests {
             service_account: "runner".into(),
             named_ports: BTreeSet::new(),
             host_network: false,
+            workload: None,
+            mac: None,
             addresses: vec![],
             phase: None,
             ready: false,

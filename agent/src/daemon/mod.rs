@@ -25,6 +25,7 @@ mod follow_names;
 mod host_policy;
 mod interfaces;
 mod kernel_tables;
+mod landmarks;
 mod mcs;
 mod mesh_metrics;
 mod mesh_services;

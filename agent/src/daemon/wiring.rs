@@ -221,6 +221,7 @@ impl Rooms<'_> {
                     learned: self.intent.learned.clone(),
                     reserved: self.intent.reserved.clone(),
                     cidrs: self.desired.cidrs.clone(),
+                    slices: self.intent.kube.slices.clone(),
                 },
                 out,
             ),
@@ -312,6 +313,8 @@ impl Rooms<'_> {
             endpoints: self.intent.endpoints.clone(),
             pods: self.intent.kube.pods.clone(),
             nodes: (self.intent.kube.nodes.clone(), self.ground.node.own.key()),
+            slices: self.intent.kube.slices.clone(),
+            cidrs_take_nodes: self.ground.config.policy.cidrs_take_nodes(),
         };
         let datapath = self.ground.daemon.datapath.clone();
         let audit = self.ground.config.policy.audit;
@@ -348,6 +351,9 @@ impl Rooms<'_> {
         let (desired, held) = (self.desired.clone(), self.held.clone());
         let datapath = self.ground.daemon.datapath.clone();
         let prefixes = self.prefix_target();
+        if let Err(error) = prefixes.close() {
+            tracing::error!(%error, "strict encryption is not in force; see `tombolo show maps` and restart the agent");
+        }
         let backends = datapath::Backends { datapath: datapath.clone(), frontends: held.frontends.clone() };
         let frontends = datapath::Frontends::new(datapath.clone(), held.backends.clone());
         let (policies, interfaces) =
@@ -388,9 +394,11 @@ impl Rooms<'_> {
             own: self.ground.identity.cluster,
             own_id: self.ground.identity.cluster_id,
         };
+        let strict = self.ground.config.datapath.strict_encryption.clone();
         datapath::Prefixes {
             datapath: self.ground.daemon.datapath.clone(),
             encrypt: self.encrypted(),
+            strict: if self.encrypted() { strict } else { Vec::new() },
             max_clusters: self.ground.identity.max_clusters,
             owners,
             paths: self.held.paths.clone(),
@@ -406,6 +414,7 @@ impl Rooms<'_> {
             identities: self.intent.identities.clone(),
             nodes: self.intent.kube.nodes.clone(),
             frontends: self.desired.frontends.clone(),
+            pods: self.intent.kube.pods.clone(),
             policy_rules: self.desired.policy_rules.clone(),
         };
         let enricher = tombolo_observe::flow::Enricher {

@@ -47,8 +47,8 @@ impl Rows {
     pub fn prefix(&mut self, prefix: &str, row: real::PrefixEntry) {
         let prefix = prefix.parse().unwrap();
         self.real.datapath.upsert_prefix(prefix, &row).unwrap();
-        let real::PrefixEntry { identity, node, encrypt, skip_tunnel, .. } = row;
-        self.model.prefixes.insert(prefix, model::Prefix { identity, node, encrypt, skip_tunnel });
+        let real::PrefixEntry { identity, node, encrypt, skip_tunnel, strict, .. } = row;
+        self.model.prefixes.insert(prefix, model::Prefix { identity, node, encrypt, skip_tunnel, strict });
     }
 
     pub fn node(&mut self, index: u32, row: &real::NodeEntry) {
