@@ -201,6 +201,12 @@ impl IdentityId {
     /// The first number that a cluster may allocate within its range.
     pub const FIRST_ALLOCATABLE: u32 = 256;
 
+    /// Whether the number is one that policies of a node have for another node's address.
+    #[must_use]
+    pub const fn is_node(self) -> bool {
+        self.0 >> 24 == 2
+    }
+
     /// Whether the number is one of the fixed ones below 256.
     #[must_use]
     pub const fn is_reserved(self) -> bool {

@@ -61,8 +61,14 @@ impl Labels {
     /// The labels of a reserved identity, `reserved:<name>`.
     #[must_use]
     pub fn reserved(name: &str) -> Self {
-        let label = Label { source: "reserved".into(), value: "".into() };
-        Self::of(BTreeMap::from([(name.into(), label)]))
+        Self::reserved_all([name])
+    }
+
+    /// Several of them: who is two things at once.
+    #[must_use]
+    pub fn reserved_all<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
+        let label = || Label { source: "reserved".into(), value: "".into() };
+        Self::of(names.into_iter().map(|name| (name.into(), label())).collect())
     }
 
     /// Reads `source:key=value;source:key=value;` (the last `;` and the order are optional).

@@ -82,6 +82,9 @@ pub trait DatapathGate: Send + Sync + 'static {
     /// (creating, without identity) and its host interface exists, up but without carrier.
     fn identify(&self, endpoint: &EndpointSpec) -> impl Future<Output = Result<Identity, GateError>> + Send;
 
+    /// The Ethernet address that a pod asks for, if it is known and does. Asked before anything is made.
+    fn mac(&self, namespace: &str, pod: &str) -> Option<[u8; 6]>;
+
     /// Returns once the datapath forwards for the endpoint: programs attached, endpoint, identity and policy applied,
     /// its address published. Its row (creating, with identity) is in the table. The pod's end comes up afterwards.
     fn apply(&self, endpoint: &EndpointSpec) -> impl Future<Output = Result<(), GateError>> + Send;

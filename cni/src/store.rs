@@ -210,6 +210,14 @@ impl<G: DatapathGate> EndpointStore<G> {
         self.change(spec.id, |record| record.spec.ifindex = spec.ifindex)?;
         let wait = self.config.apply_timeout;
         let identity = within(wait, "allocate the identity", self.gate.identify(&spec)).await?;
+        if self.gate.mac(&spec.namespace, &spec.pod).is_some_and(|asked| asked != spec.mac) {
+            let details = "the pod's manifest became known after its interface was made; call again";
+            return Err(CniError::new(
+                Code::TryAgainLater,
+                "cannot give the pod the Ethernet address it asks for",
+                details,
+            ));
+        }
         self.change(spec.id, |record| {
             record.identity = Some(identity.id.0);
             record.labels = identity.labels.to_string();
@@ -391,6 +399,8 @@ impl<G: DatapathGate> EndpointStore<G> {
         })?;
         let (pod_mac, host_mac) = macs(&request.container_id, &request.ifname);
         let argument = |name: &str| request.args.get(name).cloned();
+        let named = argument("K8S_POD_NAMESPACE").zip(argument("K8S_POD_NAME"));
+        let asked = named.and_then(|(namespace, pod)| self.gate.mac(&namespace, &pod));
         let spec = EndpointSpec {
             id,
             container_id: request.container_id.clone(),
@@ -402,7 +412,7 @@ impl<G: DatapathGate> EndpointStore<G> {
             addresses,
             host_interface: host_name(&request.container_id, &request.ifname),
             ifindex: 0,
-            mac: pod_mac.octets(),
+            mac: asked.unwrap_or_else(|| pod_mac.octets()),
             host_mac: host_mac.octets(),
             port_mappings: wanted.into_iter().flatten().collect(),
             queued: request.configuration.queues,

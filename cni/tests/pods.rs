@@ -54,6 +54,10 @@ impl DatapathGate for Gate {
         })
     }
 
+    fn mac(&self, _: &str, pod: &str) -> Option<[u8; 6]> {
+        (pod == "with-mac").then_some([2, 0, 0x5e, 0x10, 0, 1])
+    }
+
     async fn apply(&self, endpoint: &EndpointSpec) -> Result<(), GateError> {
         self.note("apply", endpoint);
         let netns = NetNs::open(&endpoint.netns).unwrap();
@@ -262,6 +266,25 @@ async fn pods_get_addresses_of_both_families_and_reach_each_other_and_their_node
     assert_eq!(rows[0].labels, Labels::k8s([("app", "one")]));
     assert_eq!(rows[0].ifindex, node.host.link(&first.interfaces[0].name).await.unwrap().index);
     assert_eq!(*node.gate.calls.lock().unwrap(), ["identify one", "apply one", "identify two", "apply two"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_has_the_ethernet_address_that_it_asks_for() {
+    let node = node().await;
+    let (one, other) = (Sandbox::new("with-mac"), Sandbox::new("without"));
+    let result = node.store.add(&one.request()).await.unwrap();
+    assert_eq!(result.interfaces[1].mac, "02:00:5e:10:00:01");
+    let pod = Netlink::in_namespace(&one.netns()).unwrap();
+    let link = pod.link("eth0").await.unwrap();
+    assert_eq!(link.mac.unwrap().to_string(), "02:00:5e:10:00:01");
+    let second = node.store.add(&other.request()).await.unwrap();
+    let (first_ips, second_ips) = (addresses(&result), addresses(&second));
+    for family in 0..2 {
+        assert!(
+            exchange(&other.netns(), &one.netns(), second_ips[family], first_ips[family]),
+            "family {family}"
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -109,6 +109,7 @@ struct tb_endpoint {
 #define TB_PFX_ENCRYPT (1u << 0)     /* must leave the node encrypted, or not at all */
 #define TB_PFX_REMOTE_CLUSTER (1u << 1)
 #define TB_PFX_SKIP_TUNNEL (1u << 2) /* reach it directly whatever the node's path says */
+#define TB_PFX_STRICT (1u << 3)      /* pods', and nobody has said whose: nothing leaves for it in clear */
 
 struct tb_lpm_key {
 	__u32 prefixlen; /* of the 128 bits; an IPv4 prefix has 96 added */

@@ -562,6 +562,14 @@ INLINE int must_encrypt(struct tb_pkt *p, struct tb_config *cfg)
 	return p->proto == TB_UDP && p->dport == bswap16(cfg->vxlan_port);
 }
 
+/* Whether it would tell the network what is meant for a pod that nobody has named. The node's own is no pod's. */
+INLINE int would_leak(struct tb_pkt *p)
+{
+	struct tb_prefix *pfx = prefix_of(p, &p->dst);
+
+	return pfx && pfx->flags & TB_PFX_STRICT && !is_host(&p->outer_src);
+}
+
 /* What the node itself sends to the network. parsed: down to the ports. */
 INLINE int node_sends(struct tb_pkt *p, int parsed)
 {
@@ -596,8 +604,13 @@ INLINE int uplink_sends(struct __sk_buff *skb, struct tb_pkt *p)
 		if (act != TB_GO)
 			return act;
 	}
-	if (!(cfg->flags & TB_CFG_ENCRYPT) || !must_encrypt(p, cfg))
+	if (!(cfg->flags & TB_CFG_ENCRYPT))
 		return TC_ACT_OK;
+	if (!must_encrypt(p, cfg)) {
+		if (would_leak(p))
+			return DROP(p, TB_DROP_UNENCRYPTED, "it goes to where pods are, on no node that is known, and would leave in clear", "tombolo show prefix-entries, tombolo mesh status; datapath.strict_encryption says where pods are");
+		return TC_ACT_OK;
+	}
 	if (!cfg->wireguard_ifindex)
 		return DROP(p, TB_DROP_UNENCRYPTED, "it must leave encrypted, but there is no WireGuard device", "tombolo status; start tombolo wireguard");
 	p->point = TB_POINT_TO_CRYPTO;

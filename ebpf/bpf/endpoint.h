@@ -114,7 +114,8 @@ INLINE int is_node(const union tb_addr *addr)
 {
 	struct tb_prefix *pfx = bpf_map_lookup_elem(&tb_hosts, addr);
 
-	return pfx && pfx->node && pfx->identity == TB_ID_REMOTE_NODE;
+	return pfx && pfx->node &&
+	       (pfx->identity == TB_ID_REMOTE_NODE || pfx->identity == TB_ID_KUBE_APISERVER || pfx->identity >> 24 == TB_SCOPE_NODE);
 }
 
 /* The node itself may always reach its pods, and a pod itself. */

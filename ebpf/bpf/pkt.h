@@ -33,6 +33,9 @@
 #define TB_ID_HOST 1
 #define TB_ID_WORLD 2
 #define TB_ID_REMOTE_NODE 6
+#define TB_ID_KUBE_APISERVER 7
+/* The byte above an identity: of other nodes' addresses that policies tell apart. */
+#define TB_SCOPE_NODE 2
 #define TB_ID_WORLD4 9 /* in rules alone: packets, flows and events know one world */
 #define TB_ID_WORLD6 10
 

@@ -35,6 +35,7 @@ pub(crate) const EP_HOST: u32 = 1;
 pub(crate) const PFX_ENCRYPT: u32 = 1;
 pub(crate) const PFX_REMOTE_CLUSTER: u32 = 2;
 pub(crate) const PFX_SKIP_TUNNEL: u32 = 4;
+pub(crate) const PFX_STRICT: u32 = 8;
 pub(crate) const NODE_ENCRYPT: u32 = 1;
 pub(crate) const EGW_LOCAL: u32 = 1;
 pub(crate) const EGW_EXCLUDED: u32 = 2;

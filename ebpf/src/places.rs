@@ -14,6 +14,7 @@ const fn plain(row: abi::Prefix) -> PrefixEntry {
         encrypt: row.flags & abi::PFX_ENCRYPT != 0,
         remote_cluster: row.flags & abi::PFX_REMOTE_CLUSTER != 0,
         skip_tunnel: row.flags & abi::PFX_SKIP_TUNNEL != 0,
+        strict: row.flags & abi::PFX_STRICT != 0,
     }
 }
 
@@ -151,7 +152,8 @@ impl Datapath {
             node: entry.node,
             flags: flag(entry.encrypt, abi::PFX_ENCRYPT)
                 | flag(entry.remote_cluster, abi::PFX_REMOTE_CLUSTER)
-                | flag(entry.skip_tunnel, abi::PFX_SKIP_TUNNEL),
+                | flag(entry.skip_tunnel, abi::PFX_SKIP_TUNNEL)
+                | flag(entry.strict, abi::PFX_STRICT),
         };
         let addr = Addr::from(prefix.network());
         if is_host_prefix(prefix) {

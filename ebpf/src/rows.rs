@@ -182,6 +182,8 @@ pub struct PrefixEntry {
     pub remote_cluster: bool,
     /// Reached directly whatever the node's path says (node addresses, for example).
     pub skip_tunnel: bool,
+    /// Pods are there, and nobody has said on which node: with encryption nothing leaves for it in clear.
+    pub strict: bool,
 }
 
 /// How to reach a node's pods.

@@ -63,6 +63,34 @@ fn segmented_and_fragmentable_packets_are_not_too_big() {
 }
 
 #[test]
+fn what_is_for_pods_that_nobody_has_named_never_leaves_in_clear() {
+    let mut node = Node::new();
+    node.remote(NodePath::Direct, true);
+    let on = NodeConfig { encrypt: true, wireguard_ifindex: node.overlay, ..node.config() };
+    node.datapath.set_config(&on).unwrap();
+    for (f, pods) in [(0, "10.0.0.0/8"), (1, "fd00:10::/32")] {
+        let lost = tcp((POD_A[f], 1), (REMOTE[f], 2), "S");
+        assert_eq!(node.run("to_uplink", node.uplink, &lost).action, REDIRECT);
+        let row = node.datapath.prefix(ip(REMOTE[f]).into()).unwrap().unwrap();
+        node.datapath.delete_prefix(ip(REMOTE[f]).into()).unwrap();
+        assert_eq!(
+            node.run("to_uplink", node.uplink, &lost).action,
+            OK,
+            "without strict encryption it leaks"
+        );
+        let strict = PrefixEntry { identity: 2, strict: true, ..PrefixEntry::default() };
+        node.datapath.upsert_prefix(pods.parse().unwrap(), &strict).unwrap();
+        node.drops("to_uplink", node.uplink, &lost, 195);
+        let own = udp((NODE[f], 1), (REMOTE[f], 2), 10);
+        assert_eq!(node.run("to_uplink", node.uplink, &own).action, OK, "the node's own is no pod's");
+        let world = tcp((POD_A[f], 1), (CLIENT[f], 2), "S");
+        assert_eq!(node.run("to_uplink", node.uplink, &world).action, OK);
+        node.datapath.upsert_prefix(ip(REMOTE[f]).into(), &row).unwrap();
+        assert_eq!(node.run("to_uplink", node.uplink, &lost).action, REDIRECT);
+    }
+}
+
+#[test]
 fn what_must_be_encrypted_leaves_through_wireguard_or_not_at_all() {
     let mut node = Node::new();
     let wireguard = node.overlay; // any device serves as the target
@@ -331,7 +359,14 @@ fn rows_read_back_as_written() {
     let node = Node::new();
     assert_eq!(node.datapath.config().unwrap(), node.config());
     let mut prefixes = node.datapath.prefixes().unwrap();
-    let wide = PrefixEntry { identity: 9, node: 0, encrypt: true, remote_cluster: true, skip_tunnel: false };
+    let wide = PrefixEntry {
+        identity: 9,
+        node: 0,
+        encrypt: true,
+        remote_cluster: true,
+        skip_tunnel: false,
+        strict: true,
+    };
     for text in ["10.2.0.0/16", "fd00:10:2::/48", "0.0.0.0/0"] {
         node.datapath.upsert_prefix(text.parse().unwrap(), &wide).unwrap();
         prefixes.push((text.parse().unwrap(), wide));

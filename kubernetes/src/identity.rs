@@ -175,6 +175,8 @@ mod tests {
             host_ports: BTreeSet::new(),
             shaping: Default::default(),
             host_network: false,
+            workload: None,
+            mac: None,
             addresses: vec![],
             phase: None,
             ready: false,

@@ -45,6 +45,6 @@ pub use convert::ClusterIdentity;
 pub use folder::Limits;
 pub use identity::{LabelFilter, identity_labels};
 pub use problem::{Problem, Severity};
-pub use rows::{NamedPort, NamespaceRow, PodIndex, PodRow};
+pub use rows::{NamedPort, NamespaceRow, PodIndex, PodRow, Workload};
 pub use source::{FolderConfig, FolderError, FolderReport, FolderSource, check_file, read_manifests};
 pub use tables::{Tables, Writers};

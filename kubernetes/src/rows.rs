@@ -41,6 +41,19 @@ pub struct PodRow {
     pub phase: Option<Arc<str>>,
     /// The `Ready` condition.
     pub ready: bool,
+    /// What it is one of.
+    pub workload: Option<Workload>,
+    /// The annotation `cni.cilium.io/mac-address`: the Ethernet address of its interface.
+    pub mac: Option<[u8; 6]>,
+}
+
+/// What keeps a pod: its owner, or the owner's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Workload {
+    /// `Deployment`, `StatefulSet`, ...
+    pub kind: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
 }
 
 /// How pods are looked up besides by name.

@@ -4,7 +4,7 @@
 use crate::ct::{Entry, Key, Kind, Way};
 use crate::flight::Flight;
 use crate::judge::Answered;
-use crate::node::{Node, REMOTE_NODE};
+use crate::node::{Node, is_node};
 use crate::outcome::Reason;
 use crate::packet::{Fragment, UDP};
 use crate::verdict::{Direction, Question};
@@ -17,7 +17,7 @@ impl Node {
         let port = flight.becomes.destination.1;
         let carrier = port == self.config.vxlan_port || Some(port) == self.config.wireguard_port;
         let known =
-            || self.prefix_of(peer).is_some_and(|prefix| prefix.node != 0 && prefix.identity == REMOTE_NODE);
+            || self.prefix_of(peer).is_some_and(|prefix| prefix.node != 0 && is_node(prefix.identity));
         (self.config.host_policy != 0 || served)
             && (!flight.sight.is_error || served)
             && !(flight.was.protocol == UDP && carrier && known())

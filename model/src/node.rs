@@ -18,6 +18,13 @@ pub const HOST: u32 = 1;
 pub const WORLD: u32 = 2;
 /// The identity of other nodes.
 pub const REMOTE_NODE: u32 = 6;
+/// Another node that the API server is on.
+const KUBE_APISERVER: u32 = 7;
+
+/// Whether an identity is another node's; one that policies tell apart by its address has 2 in its upper byte.
+pub(crate) const fn is_node(identity: u32) -> bool {
+    matches!(identity, REMOTE_NODE | KUBE_APISERVER) || identity >> 24 == 2
+}
 
 /// What the programs know of their node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,11 +125,20 @@ pub struct Prefix {
     pub remote_cluster: bool,
     /// Reached directly whatever the node's path says.
     pub skip_tunnel: bool,
+    /// Pods are there, and nobody has said on which node.
+    pub strict: bool,
 }
 
 impl Default for Prefix {
     fn default() -> Self {
-        Self { identity: WORLD, node: 0, encrypt: false, remote_cluster: false, skip_tunnel: false }
+        Self {
+            identity: WORLD,
+            node: 0,
+            encrypt: false,
+            remote_cluster: false,
+            skip_tunnel: false,
+            strict: false,
+        }
     }
 }
 

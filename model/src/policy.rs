@@ -9,6 +9,8 @@
 //! * If a rule of the normal tier that selects the pod makes it default deny in this direction, what the normal tier did
 //!   not allow is dropped, and the baseline is not asked. What nobody decides is allowed.
 //! * A party of the mesh (pod, node) is known by its labels, whatever its address; everybody else by the address alone.
+//!   Nodes are known by their addresses as well if [`Landmarks::cidrs_take_nodes`] says so.
+//! * Whoever has an address of the API server is that, beside what they are: this node, another, or somebody outside.
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
@@ -17,8 +19,8 @@ use tombolo_base::ids::{ClusterName, IdentityId};
 use tombolo_base::labels::Labels;
 use tombolo_base::prefix::Prefix;
 use tombolo_policy::{
-    Action, CidrGroupRef, CidrGroupRow, Direction, Entity, NamedPort, PeerSelector, PortMatch, PortRule,
-    RuleBlock, RuleRow, Subject, Tier,
+    Action, CidrGroupRef, CidrGroupRow, Direction, Entity, Landmarks, NamedPort, PeerSelector, PortMatch,
+    PortRule, RuleBlock, RuleRow, Subject, Tier, labelled,
 };
 
 /// Somebody.
@@ -31,8 +33,11 @@ pub enum Party {
         /// The ports that it names, as far as this node knows them.
         ports: BTreeSet<NamedPort>,
     },
-    /// Somebody with a fixed identity that is not the world: a node, a pod nobody named yet.
+    /// Somebody with a fixed identity that is not the world: this node, a pod nobody named yet, another node whose
+    /// address is not known (its packets came in the tunnel).
     Fixed(IdentityId),
+    /// Another node, by its address.
+    Node(IpAddr),
     /// An address outside the mesh.
     Address(IpAddr),
 }
@@ -105,6 +110,8 @@ pub struct Policies<'a> {
     pub groups: &'a [CidrGroupRow],
     /// What this node is labelled with, plain keys: it is [`Party::Fixed`] with identity host.
     pub node: &'a Labels,
+    /// Where the API server and the nodes are.
+    pub landmarks: &'a Landmarks,
 }
 
 impl<'a> Policies<'a> {
@@ -174,43 +181,71 @@ impl<'a> Policies<'a> {
 
     /// Whether a peer of a rule means somebody.
     fn takes(&self, action: Action, peer: &PeerSelector, who: &Party) -> bool {
-        // Nobody has its identity, so what must not be let through is wherever it may be: on nodes, or outside.
+        // While nobody knows where it is, what must not be let through is wherever it may be: on nodes, or outside.
         let apiserver = match peer {
             PeerSelector::Entity(entity) => *entity == Entity::KubeApiserver,
             PeerSelector::Endpoints(selector) => selector.0.names("reserved:kube-apiserver"),
             _ => false,
         };
-        if apiserver && action != Action::Allow {
-            let node = matches!(who, Party::Fixed(IdentityId::HOST | IdentityId::REMOTE_NODE));
-            if node || matches!(who, Party::Address(_)) {
-                return true;
-            }
+        let unknown = apiserver && self.landmarks.apiservers.is_empty();
+        if unknown && action != Action::Allow && (is_a_node(who) || matches!(who, Party::Address(_))) {
+            return true;
         }
         match peer {
             PeerSelector::Endpoints(selector) => {
-                let fixed = |id: IdentityId| {
-                    selector.takes(&Labels::reserved(id.reserved_name().unwrap_or_default()), self.cluster)
-                };
+                let labelled =
+                    |id: IdentityId| selector.takes(&labelled(id, self.is_apiserver(who)), self.cluster);
                 match who {
                     Party::Pod { labels, .. } => selector.takes(labels, self.cluster),
-                    Party::Fixed(id) => fixed(*id),
-                    Party::Address(address) => fixed(IdentityId::WORLD) || fixed(world(*address)),
+                    Party::Fixed(IdentityId::KUBE_APISERVER) | Party::Node(_) => {
+                        labelled(IdentityId::REMOTE_NODE)
+                    }
+                    Party::Fixed(id) => labelled(*id),
+                    Party::Address(_) if self.is_apiserver(who) => labelled(IdentityId::WORLD),
+                    Party::Address(address) => labelled(IdentityId::WORLD) || labelled(world(*address)),
                 }
             }
             PeerSelector::Entity(entity) => self.is_of(*entity, who),
-            PeerSelector::Cidr { prefix, except } => within(who, &[*prefix].into(), except),
+            PeerSelector::Cidr { prefix, except } => self.within(who, &[*prefix].into(), except),
             PeerSelector::CidrGroup { group, except } => {
                 let meant = self.groups.iter().filter(|row| match group {
                     CidrGroupRef::Name(name) => row.name == *name,
                     CidrGroupRef::Labels(selector) => selector.matches_map(&row.labels),
                 });
-                within(who, &meant.flat_map(|row| row.prefixes.iter().copied()).collect(), except)
+                self.within(who, &meant.flat_map(|row| row.prefixes.iter().copied()).collect(), except)
             }
             // Nodes are not told apart: a deny of some is one of all.
             PeerSelector::Nodes(selector) => {
-                let node = matches!(who, Party::Fixed(IdentityId::HOST | IdentityId::REMOTE_NODE));
-                node && (selector.is_empty() || action == Action::Deny)
+                is_a_node(who) && (selector.is_empty() || action == Action::Deny)
             }
+        }
+    }
+
+    /// Whether somebody has an address of the API server.
+    fn is_apiserver(&self, who: &Party) -> bool {
+        match who {
+            Party::Fixed(IdentityId::KUBE_APISERVER) => true,
+            Party::Fixed(IdentityId::HOST) => self.landmarks.own_apiserver(),
+            Party::Node(ip) | Party::Address(ip) => self.landmarks.apiservers.contains(ip),
+            Party::Fixed(_) | Party::Pod { .. } => false,
+        }
+    }
+
+    /// Whether an address of somebody lies in one of these prefixes, and not in what is cut out.
+    fn within(&self, who: &Party, prefixes: &BTreeSet<Prefix>, except: &BTreeSet<Prefix>) -> bool {
+        let of = |all: &BTreeSet<Prefix>, ip: &IpAddr| all.iter().any(|prefix| prefix.contains(*ip));
+        let is = |ip: &IpAddr| of(prefixes, ip) && !of(except, ip);
+        match who {
+            Party::Address(ip) => is(ip),
+            Party::Node(ip) => self.landmarks.cidrs_take_nodes && is(ip),
+            // This node has one identity for all its addresses.
+            Party::Fixed(IdentityId::HOST) => {
+                self.landmarks.cidrs_take_nodes
+                    && prefixes.iter().any(|prefix| {
+                        self.landmarks.own.iter().any(|ip| prefix.contains(*ip) && !of(except, ip))
+                    })
+            }
+            Party::Fixed(_) | Party::Pod { .. } => false,
         }
     }
 
@@ -230,15 +265,15 @@ impl<'a> Policies<'a> {
                 Party::Pod { labels, .. } => {
                     labels.cluster().is_none_or(|name| name == self.cluster.as_str())
                 }
-                Party::Fixed(_) => true,
+                Party::Fixed(_) | Party::Node(_) => true,
                 Party::Address(_) => false,
             },
             Entity::Host => is(IdentityId::HOST),
-            Entity::RemoteNode => is(IdentityId::REMOTE_NODE),
+            Entity::RemoteNode => is_a_node(who) && !is(IdentityId::HOST),
             Entity::Init => is(IdentityId::INIT),
             Entity::Health => is(IdentityId::HEALTH),
             Entity::Unmanaged => is(IdentityId::UNMANAGED),
-            Entity::KubeApiserver => is(IdentityId::KUBE_APISERVER),
+            Entity::KubeApiserver => self.is_apiserver(who),
             Entity::Ingress => is(IdentityId::INGRESS),
         }
     }
@@ -276,10 +311,13 @@ fn closing<'a>(about: &[&'a RuleRow], direction: Direction) -> Vec<Cited<'a>> {
     about.iter().filter(closes).map(|rule| Cited { rule, block: 0 }).collect()
 }
 
-fn within(who: &Party, prefixes: &BTreeSet<Prefix>, except: &BTreeSet<Prefix>) -> bool {
-    let Party::Address(address) = who else { return false };
-    let holds = |all: &BTreeSet<Prefix>| all.iter().any(|prefix| prefix.contains(*address));
-    holds(prefixes) && !holds(except)
+/// Whether somebody is a node: this one, another, the API server's.
+const fn is_a_node(who: &Party) -> bool {
+    matches!(
+        who,
+        Party::Node(_)
+            | Party::Fixed(IdentityId::HOST | IdentityId::REMOTE_NODE | IdentityId::KUBE_APISERVER)
+    )
 }
 
 /// Whether a port rule means the port that is asked for. A name means what the receiving pod calls so.

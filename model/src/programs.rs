@@ -315,13 +315,21 @@ impl Node {
             flight.destination_identity = receiver.identity;
             self.own_packet(flight)?;
         }
-        if !self.config.encrypt || !self.must_encrypt(flight) {
+        if !self.config.encrypt {
             to_kernel(flight)
+        } else if !self.must_encrypt(flight) {
+            if self.would_leak(flight) { Err(Reason::Unencrypted) } else { to_kernel(flight) }
         } else if self.config.wireguard {
             Ok((To::WireGuard, flight.written()))
         } else {
             Err(Reason::Unencrypted)
         }
+    }
+
+    /// What is meant for a pod that nobody has named; the node's own is no pod's.
+    fn would_leak(&self, flight: &Flight<'_>) -> bool {
+        let strict = self.prefix_of(flight.packet.destination).is_some_and(|prefix| prefix.strict);
+        strict && !self.is_own(flight.packet.source)
     }
 
     /// By the prefix, or because it is the tunnel to such a node.

@@ -20,8 +20,8 @@ use tombolo_model::{Reason, WORLD};
 use tombolo_policy::compile::{Change, Compiler, Inputs};
 use tombolo_policy::{
     Action, CidrGroupRef, CidrGroupRow, Direction, DirectionRules, EndpointSelector, Entity, LabelSelector,
-    NamedPort, PeerSelector, PolicyKind, PolicyRow, PortMatch, PortRule, Requirement, RuleBlock, RuleRow,
-    Subject, Tier,
+    Landmarks, NamedPort, PeerSelector, PolicyKind, PolicyRow, PortMatch, PortRule, Requirement, RuleBlock,
+    RuleRow, Subject, Tier,
 };
 use tombolo_topology::{EndpointRow, EndpointState, IdentityRow};
 
@@ -101,6 +101,8 @@ fn requirement() -> impl Strategy<Value = Requirement> {
         "reserved:host".to_owned(),
         "any:world".to_owned(),
         "reserved:world-ipv6".to_owned(),
+        "reserved:kube-apiserver".to_owned(),
+        "reserved:remote-node".to_owned(),
     ];
     let values =
         prop::collection::btree_set(one_of(&["web", "db", "shop", "bank", "east", "west", ""]), 0..3);
@@ -241,17 +243,33 @@ fn group(name: &str, kind: &str) -> impl Strategy<Value = CidrGroupRow> + use<> 
     })
 }
 
-type Case = (Vec<RuleRow>, Vec<CidrGroupRow>);
+/// Rules, groups, and where the API server is; of these the last says whether prefixes take nodes.
+type Case = (Vec<RuleRow>, Vec<CidrGroupRow>, (BTreeSet<IpAddr>, bool));
+
+/// Other nodes, and this one.
+const NODES: [&str; 3] = ["10.1.2.77", "192.0.2.7", "fd00:1::7"];
+const OWN: [&str; 2] = ["10.9.0.1", "fd00:2::7"];
+
+fn landmarks((apiservers, cidrs_take_nodes): &(BTreeSet<IpAddr>, bool)) -> Landmarks {
+    let all = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+    let (apiservers, cidrs_take_nodes) = (apiservers.clone(), *cidrs_take_nodes);
+    Landmarks { apiservers, own: all(&OWN), nodes: all(&NODES), cidrs_take_nodes }
+}
 
 fn case() -> impl Strategy<Value = Case> {
     let groups =
         (group("a", "office"), group("b", "office"), group("c", "home")).prop_map(|(a, b, c)| vec![a, b, c]);
-    (prop::collection::vec(rule(), 1..7), groups).prop_map(|(mut rules, groups)| {
-        for (number, rule) in rules.iter_mut().enumerate() {
-            rule.name = format!("r{number}").into();
-        }
-        (rules, groups)
-    })
+    let places = [NODES[0], NODES[2], OWN[0], ADDRESSES[0], ADDRESSES[5], "203.0.113.9"];
+    let apiservers =
+        prop::collection::btree_set(one_of(&places).prop_map(|text| text.parse::<IpAddr>().unwrap()), 0..3);
+    (prop::collection::vec(rule(), 1..7), groups, (apiservers, any::<bool>())).prop_map(
+        |(mut rules, groups, places)| {
+            for (number, rule) in rules.iter_mut().enumerate() {
+                rule.name = format!("r{number}").into();
+            }
+            (rules, groups, places)
+        },
+    )
 }
 
 /// Somebody, the identity that the datapath knows them by (unless it is an address), and the family of their packets.
@@ -280,7 +298,8 @@ fn everybody() -> Vec<Known> {
     let fixed = FIXED.into_iter().map(|id| Known { party: Party::Fixed(id), id: Some(id) });
     let addresses =
         ADDRESSES.into_iter().map(|text| Known { party: Party::Address(text.parse().unwrap()), id: None });
-    pods.chain(fixed).chain(addresses).collect()
+    let nodes = NODES.into_iter().map(|text| Known { party: Party::Node(text.parse().unwrap()), id: None });
+    pods.chain(fixed).chain(addresses).chain(nodes).collect()
 }
 
 fn endpoint(number: u16, id: IdentityId, labels: Labels) -> EndpointRow {
@@ -331,6 +350,7 @@ fn compiled(case: &Case, all: &[Known]) -> Compiler {
     };
     let mut compiler = Compiler::new(ClusterName::new("east").unwrap());
     compiler.set_node(node());
+    compiler.set_landmarks(landmarks(&case.2));
     compiler.update(&inputs, &Change::Everything);
     compiler
 }
@@ -398,14 +418,15 @@ impl Met {
 
 fn compare(case: &Case, all: &[Known], met: &mut Met) -> Result<(), String> {
     let cluster = ClusterName::new("east").unwrap();
-    let compiler = compiled(case, all);
+    let (compiler, landmarks) = (compiled(case, all), landmarks(&case.2));
     let rows: BTreeMap<IdentityId, tombolo_model::Policy> =
         compiler.policies().map(|row| (row.subject, model(row))).collect();
-    let policies = Policies { cluster: &cluster, rules: &case.0, groups: &case.1, node: &node() };
+    let policies =
+        Policies { cluster: &cluster, rules: &case.0, groups: &case.1, node: &node(), landmarks: &landmarks };
     let local = |known: &&Known| match &known.party {
         Party::Pod { labels, .. } => labels.cluster() == Some("east"),
         Party::Fixed(id) => *id == IdentityId::HOST,
-        Party::Address(_) => false,
+        Party::Node(_) | Party::Address(_) => false,
     };
     for subject in all.iter().filter(local) {
         let row = subject.id.and_then(|id| rows.get(&id));
@@ -431,6 +452,7 @@ fn compare(case: &Case, all: &[Known], met: &mut Met) -> Result<(), String> {
                 };
                 let (identity, ipv4) = match peer.party {
                     Party::Address(ip) => (seen(&compiler, ip), ip.is_ipv4()),
+                    Party::Node(ip) => (compiler.identity_of_node(ip).0, ip.is_ipv4()),
                     _ => (peer.id.unwrap_or_default().0, true),
                 };
                 let direction = match direction {

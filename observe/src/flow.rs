@@ -26,6 +26,9 @@ pub struct Peer {
     /// Pod name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pod: Option<String>,
+    /// What the pod is one of; known of this cluster's pods.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub workloads: Vec<Workload>,
     /// Node name, if the address is a node's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
@@ -64,6 +67,15 @@ pub struct L4 {
     /// ICMP code.
     #[serde(default)]
     pub icmp_code: u8,
+}
+
+/// What keeps pods: a Deployment, a StatefulSet, ...
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Workload {
+    /// Name.
+    pub name: String,
+    /// Kind, as in manifests.
+    pub kind: String,
 }
 
 /// A service by name.
@@ -131,10 +143,13 @@ pub struct Flow {
     pub length: u32,
 }
 
-/// Finds the service behind a frontend; `observe` does not know services itself.
-pub trait ServiceNames {
+/// Finds objects of Kubernetes, which `observe` does not know itself.
+pub trait ObjectNames {
     /// Namespace and name of the service that owns address, port and IP protocol.
     fn service(&self, address: IpAddr, port: u16, protocol: u8) -> Option<ServiceRef>;
+
+    /// What a pod of this cluster is one of.
+    fn workload(&self, namespace: &str, pod: &str) -> Option<Workload>;
 }
 
 /// The tables that names come from, as snapshots.
@@ -163,12 +178,12 @@ pub struct Enricher {
 impl Enricher {
     /// The event with names.
     #[must_use]
-    pub fn enrich(&self, event: &FlowEvent, names: &Names, services: &impl ServiceNames) -> Flow {
+    pub fn enrich(&self, event: &FlowEvent, names: &Names, objects: &impl ObjectNames) -> Flow {
         let dropped = event.verdict == Verdict::Dropped;
         let frontend = event.original_destination;
         let service = frontend
-            .and_then(|(ip, port)| services.service(ip, port, event.protocol))
-            .or_else(|| services.service(event.destination.ip, event.destination.port, event.protocol));
+            .and_then(|(ip, port)| objects.service(ip, port, event.protocol))
+            .or_else(|| objects.service(event.destination.ip, event.destination.port, event.protocol));
         Flow {
             time: event.time_ns,
             node: self.node.to_string(),
@@ -185,8 +200,8 @@ impl Enricher {
             site: event.site,
             why: if dropped { (self.sites)(event.site).unwrap_or_default() } else { String::new() },
             trace_point: names::trace_point(event.trace_point).to_owned(),
-            source: self.peer(&event.source, names),
-            destination: self.peer(&event.destination, names),
+            source: self.peer(&event.source, names, objects),
+            destination: self.peer(&event.destination, names, objects),
             l4: L4 {
                 protocol: names::protocol(event.protocol),
                 tcp_flags: event.tcp_flags,
@@ -202,7 +217,7 @@ impl Enricher {
         }
     }
 
-    fn peer(&self, end: &FlowEnd, names: &Names) -> Peer {
+    fn peer(&self, end: &FlowEnd, names: &Names, objects: &impl ObjectNames) -> Peer {
         let mut peer =
             Peer { ip: end.ip.to_string(), port: end.port, identity: end.identity, ..Peer::default() };
         let row = names.prefixes.from_key(&(Prefix::host(end.ip), Source::Manifests)).next();
@@ -210,6 +225,10 @@ impl Enricher {
             peer.namespace = Some(endpoint.namespace.to_string());
             peer.pod = Some(endpoint.pod.to_string());
             peer.cluster = Some(self.cluster.to_string());
+            // Not every program has to look who it is.
+            if let Some(identity) = endpoint.identity.filter(|_| peer.identity == 0) {
+                peer.identity = identity.0;
+            }
         } else if let Some(row) = row.filter(|row| row.prefix == Prefix::host(end.ip)) {
             peer.namespace = row.residence.namespace.as_ref().map(ToString::to_string);
             peer.pod = row.pod.as_ref().map(ToString::to_string);
@@ -220,6 +239,11 @@ impl Enricher {
         } else if let Some(node) = names.nodes.by_index(&NodeLookup::Address(end.ip)).next() {
             peer.node = Some(node.name.to_string());
             peer.cluster = Some(node.cluster.to_string());
+        }
+        if let (Some(namespace), Some(pod)) = (&peer.namespace, &peer.pod)
+            && peer.cluster.as_deref() == Some(&*self.cluster)
+        {
+            peer.workloads = objects.workload(namespace, pod).into_iter().collect();
         }
         peer.labels = labels(IdentityId(peer.identity), names);
         peer
@@ -235,8 +259,15 @@ impl Enricher {
 }
 
 fn labels(id: IdentityId, names: &Names) -> Vec<String> {
+    // A node that the API server is on remains a node.
+    if id == IdentityId::KUBE_APISERVER {
+        return vec!["reserved:kube-apiserver".to_owned(), "reserved:remote-node".to_owned()];
+    }
     if let Some(name) = id.reserved_name() {
         return vec![format!("reserved:{name}")];
+    }
+    if id.is_node() {
+        return vec!["reserved:remote-node".to_owned()];
     }
     // Of a prefix that a policy mentions: a number of this node alone.
     if id.0 >= 1 << 24 {
@@ -255,7 +286,12 @@ mod tests {
     use tombolo_base::table::Table;
 
     struct Web;
-    impl ServiceNames for Web {
+    impl ObjectNames for Web {
+        fn workload(&self, namespace: &str, pod: &str) -> Option<Workload> {
+            let web = (namespace, pod) == ("demo", "web-1");
+            web.then(|| Workload { name: "web".to_owned(), kind: "Deployment".to_owned() })
+        }
+
         fn service(&self, address: IpAddr, port: u16, protocol: u8) -> Option<ServiceRef> {
             let web = address == IpAddr::from([10, 101, 0, 10]) && (port, protocol) == (80, 6);
             web.then(|| ServiceRef { namespace: "demo".to_owned(), name: "web".to_owned() })
@@ -269,8 +305,8 @@ mod tests {
     #[test]
     fn names_come_from_the_tables() {
         let west = Source::Cluster(ClusterName::new("west").unwrap());
-        let (prefixes, writer) = Table::new();
-        writer.upsert(PrefixRow {
+        let (prefixes, writer_of_prefixes) = Table::new();
+        writer_of_prefixes.upsert(PrefixRow {
             source: west,
             prefix: "10.2.1.5".parse().unwrap(),
             identity: IdentityId(131_400),
@@ -312,5 +348,13 @@ mod tests {
         assert_eq!(labels(IdentityId((1 << 24) + 7), &names), ["reserved:world"], "by a prefix");
         assert_eq!((flow.drop_reason_desc.as_str(), flow.why.as_str()), ("POLICY_DENIED", "site 7"));
         assert_eq!(flow.service.unwrap().name, "web");
+        assert!(flow.destination.workloads.is_empty(), "another cluster's may have the same name");
+        let mut row = prefixes.snapshot().iter().next().unwrap().clone();
+        row.source = Source::Manifests;
+        writer_of_prefixes.upsert(row);
+        let names = Names { prefixes: prefixes.snapshot(), ..names };
+        let flow = enricher.enrich(&event, &names, &Web);
+        assert_eq!(flow.destination.workloads[0].kind, "Deployment");
+        assert_eq!(labels(IdentityId((2 << 24) + 7), &names), ["reserved:remote-node"]);
     }
 }

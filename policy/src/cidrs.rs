@@ -14,6 +14,8 @@ use tombolo_base::prefix::Prefix;
 pub const FIRST: u32 = 1 << 24;
 /// The last number: the byte above tells what a number is of.
 const LAST: u32 = (2 << 24) - 1;
+/// The first number of another node's address.
+const FIRST_OF_NODES: u32 = 2 << 24;
 /// Prefixes that have a number at the same time; those of later rules get none.
 pub const MAX_PREFIXES: usize = 16_384;
 
@@ -32,6 +34,8 @@ pub(crate) struct Cidrs {
     mentions: BTreeMap<Prefix, usize>,
     /// Numbered, and mentioned by none.
     leaving: BTreeSet<Prefix>,
+    /// Addresses of other nodes that have numbers of their own.
+    nodes: BTreeSet<Prefix>,
     next: u32,
 }
 
@@ -43,15 +47,53 @@ const fn world(ipv4: bool) -> IdentityId {
 impl Cidrs {
     /// Takes over a number of an earlier life. The prefix counts as gone from the rules until one mentions it.
     pub(crate) fn restore(&mut self, prefix: Prefix, id: IdentityId) {
-        if is_cidr(id)
+        if (is_cidr(id) || id.is_node() && prefix.is_host())
             && prefix.prefix_len() > 0
             && !self.numbers.contains_key(&prefix)
             && self.used.insert(id)
         {
             self.numbers.insert(prefix, id);
             self.leaving.insert(prefix);
-            self.next = self.next.max((id.0 - FIRST).saturating_add(1));
+            if id.is_node() {
+                self.nodes.insert(prefix);
+            }
+            self.next = self.next.max((id.0 & (FIRST - 1)).saturating_add(1));
         }
+    }
+
+    /// These addresses are other nodes' from now on, and no more. Prefixes whose numbers are not what they were.
+    pub(crate) fn set_nodes(&mut self, nodes: BTreeSet<Prefix>) -> BTreeSet<Prefix> {
+        let mut touched = BTreeSet::new();
+        let before = std::mem::take(&mut self.nodes);
+        for prefix in before.difference(&nodes) {
+            self.forget(*prefix);
+        }
+        self.nodes = nodes;
+        for prefix in before.symmetric_difference(&self.nodes.clone()) {
+            // A number of the other kind; whoever it was, it is somebody else now.
+            let stale =
+                self.numbers.get(prefix).filter(|id| id.is_node() != self.nodes.contains(prefix)).copied();
+            if let Some(id) = stale {
+                self.numbers.remove(prefix);
+                self.used.remove(&id);
+                self.leaving.remove(prefix);
+                if self.mentions.contains_key(prefix) {
+                    self.number(*prefix);
+                }
+            }
+            touched.insert(*prefix);
+        }
+        for prefix in self.nodes.difference(&before).copied().collect::<Vec<_>>() {
+            self.mention(prefix);
+        }
+        // Taken over from an earlier life without a mention.
+        for prefix in self.nodes.intersection(&before).copied().collect::<Vec<_>>() {
+            if !self.mentions.contains_key(&prefix) {
+                self.mention(prefix);
+                touched.insert(prefix);
+            }
+        }
+        touched
     }
 
     /// One more rule mentions it. Whether it is known now and was not.
@@ -71,12 +113,13 @@ impl Cidrs {
         }
         // A number is used again as late as possible: whoever still has it in mind means another prefix.
         let room = LAST - FIRST + 1;
-        let mut id = IdentityId(FIRST + self.next % room);
+        let first = if self.nodes.contains(&prefix) { FIRST_OF_NODES } else { FIRST };
+        let mut id = IdentityId(first + self.next % room);
         while self.used.contains(&id) {
             self.next = self.next.wrapping_add(1);
-            id = IdentityId(FIRST + self.next % room);
+            id = IdentityId(first + self.next % room);
         }
-        self.next = (id.0 - FIRST).wrapping_add(1);
+        self.next = (id.0 - first).wrapping_add(1);
         self.used.insert(id);
         self.numbers.insert(prefix, id);
         true
@@ -137,14 +180,32 @@ impl Cidrs {
         prefix.prefix_len() == 0 || self.numbers.contains_key(&prefix)
     }
 
-    /// The numbers of all known prefixes within one and outside the others.
-    pub(crate) fn within(&self, prefix: Prefix, except: &BTreeSet<Prefix>, out: &mut BTreeSet<IdentityId>) {
+    /// The numbers of other nodes.
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = (Prefix, IdentityId)> + '_ {
+        let numbered = self.nodes.iter().filter_map(|prefix| Some((*prefix, *self.numbers.get(prefix)?)));
+        numbered.filter(|(_, id)| id.is_node())
+    }
+
+    /// The number of just that prefix.
+    pub(crate) fn exactly(&self, prefix: Prefix) -> Option<IdentityId> {
+        self.numbers.get(&prefix).copied()
+    }
+
+    /// The numbers of all known prefixes within one and outside the others; those of nodes only if they are asked for.
+    pub(crate) fn within(
+        &self,
+        prefix: Prefix,
+        except: &BTreeSet<Prefix>,
+        nodes: bool,
+        out: &mut BTreeSet<IdentityId>,
+    ) {
         let cut = |inner: &Prefix| except.iter().any(|except| except.covers(inner));
         if prefix.prefix_len() == 0 && !cut(&prefix) {
             out.insert(world(prefix.is_ipv4()));
         }
         let inside = self.numbers.range(prefix..=prefix.last()).filter(|(inner, _)| prefix.covers(inner));
-        out.extend(inside.filter(|(inner, _)| !cut(inner)).map(|(_, id)| *id));
+        let taken = inside.filter(|(inner, id)| !cut(inner) && (nodes || !id.is_node()));
+        out.extend(taken.map(|(_, id)| *id));
     }
 
     /// The number of an address: that of the longest known prefix around it.
@@ -165,7 +226,7 @@ mod tests {
 
     fn taken(cidrs: &Cidrs, within: &str, except: &[&str]) -> Vec<u32> {
         let mut out = BTreeSet::new();
-        cidrs.within(prefix(within), &except.iter().map(|text| prefix(text)).collect(), &mut out);
+        cidrs.within(prefix(within), &except.iter().map(|text| prefix(text)).collect(), false, &mut out);
         out.into_iter().map(|id| if is_cidr(id) { id.0 - FIRST } else { id.0 + 1000 }).collect()
     }
 
@@ -208,6 +269,31 @@ mod tests {
         assert!(cidrs.release(prefix("10.0.0.0/8")) && !cidrs.knows(prefix("10.0.0.0/8")));
         cidrs.mention(prefix("12.0.0.0/8"));
         assert_eq!(cidrs.of(prefix("12.0.0.1")), IdentityId(FIRST + 9));
+    }
+
+    #[test]
+    fn nodes_have_numbers_of_their_own_kind() {
+        let mut cidrs = Cidrs::default();
+        cidrs.mention(prefix("10.0.0.0/8"));
+        cidrs.mention(prefix("10.0.0.1"));
+        let nodes = |all: &[&str]| all.iter().map(|text| prefix(text)).collect::<BTreeSet<_>>();
+        assert_eq!(cidrs.set_nodes(nodes(&["10.0.0.1", "10.0.0.2"])).len(), 2);
+        assert!(cidrs.nodes().map(|(_, id)| id).all(IdentityId::is_node) && cidrs.nodes().count() == 2);
+        assert_eq!(taken(&cidrs, "10.0.0.0/8", &[]), [0], "nodes are not outside");
+        let mut out = BTreeSet::new();
+        cidrs.within(prefix("0.0.0.0/0"), &nodes(&["10.0.0.2"]), true, &mut out);
+        assert_eq!(out.iter().filter(|id| id.is_node()).count(), 1);
+        assert_eq!(cidrs.set_nodes(nodes(&["10.0.0.2"])), nodes(&["10.0.0.1"]));
+        assert!(cidrs.exactly(prefix("10.0.0.1")).is_some_and(is_cidr), "a rule still mentions it");
+        cidrs.set_nodes(BTreeSet::new());
+        assert_eq!(cidrs.nodes().count(), 0);
+        assert!(cidrs.exactly(prefix("10.0.0.2")).is_none());
+        // What an earlier life left is known as a node until it is said who the nodes are.
+        cidrs.restore(prefix("10.0.0.3"), IdentityId(FIRST_OF_NODES + 9));
+        assert_eq!(cidrs.leaving().count(), 1);
+        cidrs.set_nodes(nodes(&["10.0.0.3"]));
+        assert!(cidrs.leaving().next().is_none());
+        assert_eq!(cidrs.wants(prefix("10.0.0.3")), Some(IdentityId(FIRST_OF_NODES + 9)));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crate::cookies::{Cookies, block_title};
 use crate::desired::{CookieRow, EndpointPolicy, PolicyRow, Verdict, VerdictKey};
 pub use crate::entries::MAX_ENTRIES;
 use crate::entries::{Collector, Said};
+use crate::landmarks::Landmarks;
 use crate::rows::{DirectionRules, RuleKey, RuleRow, Tier};
 use crate::rulebook::{Noticed, Rulebook, selects};
 use crate::universe::Universe;
@@ -49,6 +50,8 @@ pub struct Compiler {
     audit: bool,
     /// Whether the node is to be looked at again.
     node_changed: bool,
+    /// Prefixes whose numbers changed because nodes or the API server are elsewhere; all is compiled again.
+    moved: Option<BTreeSet<Prefix>>,
     /// Entries of an earlier life's policies by policy id, until everybody has spoken.
     earlier: BTreeMap<u32, Entries>,
     universe: Universe,
@@ -82,6 +85,7 @@ impl Compiler {
             next_id: 1,
             audit: false,
             node_changed: false,
+            moved: None,
             earlier: BTreeMap::new(),
             universe: Universe::new(cluster),
             rulebook: Rulebook::default(),
@@ -140,6 +144,14 @@ impl Compiler {
         self.node_changed = true;
     }
 
+    /// Says where the API server and the nodes are. The next [`Compiler::update`] takes it in.
+    pub fn set_landmarks(&mut self, landmarks: Landmarks) {
+        if *self.universe.landmarks() != landmarks {
+            let touched = self.universe.set_landmarks(landmarks);
+            self.moved.get_or_insert_default().extend(touched);
+        }
+    }
+
     /// The policy ids by subject identity, to be kept for the next life.
     #[must_use]
     pub const fn ids(&self) -> &BTreeMap<IdentityId, u32> {
@@ -179,6 +191,14 @@ impl Compiler {
         self.universe.cidrs.of(Prefix::host(address))
     }
 
+    /// The identity of another node's address.
+    #[must_use]
+    pub fn identity_of_node(&self, address: std::net::IpAddr) -> IdentityId {
+        let own = self.universe.cidrs.exactly(Prefix::host(address)).filter(|id| id.is_node());
+        let apiserver = self.universe.landmarks().apiservers.contains(&address);
+        own.unwrap_or(if apiserver { IdentityId::KUBE_APISERVER } else { IdentityId::REMOTE_NODE })
+    }
+
     /// Recompiles what a change concerns and says what to write.
     pub fn update(&mut self, inputs: &Inputs<'_>, change: &Change) -> Delta {
         let mut concerned = Concerned::default();
@@ -193,6 +213,10 @@ impl Compiler {
         if std::mem::take(&mut self.node_changed) {
             concerned.subjects.insert(IdentityId::HOST);
             concerned.endpoints.insert(HOST_ENDPOINT);
+        }
+        if let Some(touched) = self.moved.take() {
+            concerned.noticed.touched.extend(touched);
+            concerned.subjects.extend(self.subjects.keys());
         }
         if inputs.may_shrink {
             self.earlier.clear();
@@ -419,7 +443,7 @@ impl Compiler {
     /// Entries whose identity is no longer, or not yet, known. Numbers of prefixes are this node's own and always known.
     fn unnamed(&self, from: &Entries, to: &mut Entries) {
         let waits =
-            |id: IdentityId| !id.is_reserved() && !crate::cidrs::is_cidr(id) && !self.universe.knows(id);
+            |id: IdentityId| !id.is_reserved() && id.0 < crate::cidrs::FIRST && !self.universe.knows(id);
         for (key, verdict) in from.iter().filter(|(key, _)| waits(key.identity)) {
             to.entry(*key).or_insert(*verdict);
         }

@@ -431,11 +431,11 @@ fn what_cannot_be_enforced_matches_nobody_and_is_told() {
         None,
     ));
     let denied: Vec<u32> = row.unwrap().entries.keys().map(|key| key.identity.0).collect();
-    assert_eq!(denied, [1, 6], "a deny of some is one of all");
+    assert_eq!(denied, [1, 6, 7], "a deny of some is one of all");
     assert!(problems[0].contains("all of them are denied"), "{problems:?}");
     let all = block(vec![PeerSelector::Nodes(LabelSelector::default())], vec![]);
     let ids: Vec<u32> = world.allowed(vec![all]).into_iter().map(|entry| entry.0.0).collect();
-    assert_eq!(ids, [1, 6], "all nodes can be told");
+    assert_eq!(ids, [1, 6, 7], "all nodes can be told");
 }
 
 /// More than fits costs allows first; where not even what denies fits, nothing is allowed.

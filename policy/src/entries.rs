@@ -3,7 +3,9 @@
 use crate::compile::NamedPorts;
 use crate::cookies::Origin;
 use crate::desired::{Precedence, VerdictKey};
-use crate::rows::{Action, Direction, Entity, PeerSelector, PortMatch, PortRule, RuleBlock, RuleRow};
+use crate::rows::{
+    Action, Direction, Entity, LabelSelector, PeerSelector, PortMatch, PortRule, RuleBlock, RuleRow,
+};
 use crate::universe::Universe;
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet};
@@ -97,7 +99,8 @@ impl<'a> Collector<'a> {
             match peer {
                 PeerSelector::Nodes(selector) if !selector.is_empty() => {
                     if place.block.action == Action::Deny {
-                        out.extend([IdentityId::HOST, IdentityId::REMOTE_NODE]);
+                        let all = PeerSelector::Nodes(LabelSelector::default());
+                        self.universe.taken(&all, &mut out);
                         let text = "nodes are not told apart by their labels: all of them are denied";
                         self.complain(place, text);
                     } else {
@@ -105,17 +108,18 @@ impl<'a> Collector<'a> {
                         self.complain(place, text);
                     }
                 }
-                peer if names_apiserver(peer) => {
+                peer if names_apiserver(peer) && self.universe.landmarks().apiservers.is_empty() => {
                     if place.block.action == Action::Allow {
-                        let text = "nothing has the identity of the API server yet: this peer matches nobody; \
-                                    use host and remote-node, or its addresses";
+                        let text = "nobody knows where the API server is (Service default/kubernetes has no endpoints): \
+                                    this peer matches nobody; use host and remote-node, or its addresses";
                         self.complain(place, text);
                     } else {
                         // Wherever it is: on nodes, or outside.
                         for entity in [Entity::Host, Entity::RemoteNode, Entity::World] {
                             self.universe.taken(&PeerSelector::Entity(entity), &mut out);
                         }
-                        let text = "nothing has the identity of the API server yet: all nodes and the world are meant";
+                        let text = "nobody knows where the API server is (Service default/kubernetes has no endpoints): \
+                                    all nodes and the world are meant";
                         self.complain(place, text);
                     }
                 }
@@ -219,7 +223,7 @@ impl<'a> Collector<'a> {
     ) {
         let known = self.named_ports;
         let is_pod =
-            |id: &IdentityId| *id != IdentityId::UNKNOWN && !id.is_reserved() && !crate::cidrs::is_cidr(*id);
+            |id: &IdentityId| *id != IdentityId::UNKNOWN && !id.is_reserved() && id.0 < crate::cidrs::FIRST;
         let unknown: Vec<IdentityId> =
             peers.iter().filter(|id| is_pod(id) && !known.contains_key(id)).copied().collect();
         if unknown.is_empty() {

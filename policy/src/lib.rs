@@ -37,10 +37,12 @@ mod cookies;
 mod desired;
 mod entries;
 mod index;
+mod landmarks;
 pub mod rows;
 mod rulebook;
 mod universe;
 
 pub use cookies::block_title;
 pub use desired::*;
+pub use landmarks::{Landmarks, labelled, reserved};
 pub use rows::*;

@@ -5,8 +5,10 @@
 
 use crate::cidrs::Cidrs;
 use crate::index::{Handles, LabelIndex};
+use crate::landmarks::{Landmarks, labelled, reserved};
 use crate::rows::{CidrGroupRef, CidrGroupRow, EndpointSelector, Entity, PeerSelector, RuleKey};
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use tombolo_base::ids::{ClusterName, IdentityId};
 use tombolo_base::labels::Labels;
@@ -36,8 +38,18 @@ struct Taken {
     ids: BTreeSet<IdentityId>,
     /// Worlds: `true` is that of IPv4.
     worlds: BTreeSet<bool>,
+    /// Whether it takes the host, other nodes and addresses outside, if the API server is there.
+    apiserver: Places,
     /// Rules that have it.
     users: BTreeSet<RuleKey>,
+}
+
+/// Where somebody is.
+#[derive(Clone, Copy, Debug)]
+struct Places {
+    host: bool,
+    node: bool,
+    outside: bool,
 }
 
 /// Everybody that is known.
@@ -54,11 +66,7 @@ pub(crate) struct Universe {
     selectors: BTreeMap<Arc<EndpointSelector>, Taken>,
     handles: Handles<Arc<EndpointSelector>>,
     groups: BTreeMap<Arc<str>, CidrGroupRow>,
-}
-
-/// Labels of a fixed identity.
-pub(crate) fn reserved(id: IdentityId) -> Labels {
-    Labels::reserved(id.reserved_name().unwrap_or_default())
+    landmarks: Landmarks,
 }
 
 impl Universe {
@@ -73,7 +81,37 @@ impl Universe {
             selectors: BTreeMap::new(),
             handles: Handles::default(),
             groups: BTreeMap::new(),
+            landmarks: Landmarks::default(),
         }
+    }
+
+    pub(crate) const fn landmarks(&self) -> &Landmarks {
+        &self.landmarks
+    }
+
+    /// Takes in where the API server and the nodes are. Prefixes whose numbers are not what they were.
+    pub(crate) fn set_landmarks(&mut self, landmarks: Landmarks) -> BTreeSet<Prefix> {
+        let hosts = |all: &BTreeSet<IpAddr>| all.iter().map(|ip| Prefix::host(*ip)).collect::<BTreeSet<_>>();
+        let nodes = if landmarks.cidrs_take_nodes { hosts(&landmarks.nodes) } else { BTreeSet::new() };
+        let mut touched = self.cidrs.set_nodes(nodes);
+        let (before, now) = (hosts(&self.landmarks.apiservers), hosts(&landmarks.apiservers));
+        // Those that are on no node are addresses outside, and must be told from others.
+        for prefix in now.difference(&before) {
+            self.cidrs.mention(*prefix);
+        }
+        for prefix in before.difference(&now) {
+            self.cidrs.forget(*prefix);
+        }
+        touched.extend(before.symmetric_difference(&now));
+        self.landmarks = landmarks;
+        touched
+    }
+
+    /// The numbers of addresses that the API server has, by whether they are another node's.
+    fn apiservers(&self) -> impl Iterator<Item = (bool, IdentityId)> + '_ {
+        let numbered =
+            self.landmarks.apiservers.iter().filter_map(|ip| self.cidrs.exactly(Prefix::host(*ip)));
+        numbered.map(|id| (id.is_node(), id))
     }
 
     pub(crate) fn knows(&self, id: IdentityId) -> bool {
@@ -190,7 +228,28 @@ impl Universe {
             fixed(IdentityId::WORLD) || fixed(id)
         };
         let worlds = [true, false].into_iter().filter(of_family).collect();
-        Taken { ids, worlds, users: BTreeSet::new() }
+        let there = |id: IdentityId| selector.takes(&labelled(id, true), &self.cluster);
+        let apiserver = Places {
+            host: there(IdentityId::HOST),
+            node: there(IdentityId::REMOTE_NODE),
+            outside: there(IdentityId::WORLD),
+        };
+        Taken { ids, worlds, apiserver, users: BTreeSet::new() }
+    }
+
+    /// What a selector takes of nodes and of the API server, beside [`Taken::ids`].
+    fn placed(&self, taken: &Taken, out: &mut BTreeSet<IdentityId>) {
+        let mut put = |id: IdentityId, is: bool| if is { out.insert(id) } else { out.remove(&id) };
+        if self.landmarks.own_apiserver() {
+            put(IdentityId::HOST, taken.apiserver.host);
+        }
+        let nodes = taken.ids.contains(&IdentityId::REMOTE_NODE);
+        for (_, id) in self.cidrs.nodes() {
+            put(id, nodes);
+        }
+        for (node, id) in self.apiservers() {
+            put(id, if node { taken.apiserver.node } else { taken.apiserver.outside });
+        }
     }
 
     /// Takes in a group of prefixes.
@@ -240,14 +299,22 @@ impl Universe {
         let one = match entity {
             Entity::All => IdentityId::UNKNOWN,
             Entity::Host => IdentityId::HOST,
-            Entity::RemoteNode => IdentityId::REMOTE_NODE,
+            Entity::RemoteNode => {
+                out.extend([IdentityId::REMOTE_NODE, IdentityId::KUBE_APISERVER]);
+                return out.extend(self.cidrs.nodes().map(|(_, id)| id));
+            }
             Entity::Init => IdentityId::INIT,
             Entity::Health => IdentityId::HEALTH,
             Entity::Unmanaged => IdentityId::UNMANAGED,
-            Entity::KubeApiserver => IdentityId::KUBE_APISERVER,
+            Entity::KubeApiserver => {
+                out.insert(IdentityId::KUBE_APISERVER);
+                out.extend(self.landmarks.own_apiserver().then_some(IdentityId::HOST));
+                return out.extend(self.apiservers().map(|(_, id)| id));
+            }
             Entity::Ingress => IdentityId::INGRESS,
             Entity::Cluster => {
                 out.extend(OURS);
+                out.extend(self.cidrs.nodes().map(|(_, id)| id));
                 return out.extend(&self.own);
             }
             // Of the worlds: by their prefixes.
@@ -263,16 +330,26 @@ impl Universe {
             PeerSelector::Cidr { except, .. } | PeerSelector::CidrGroup { except, .. } => except,
             _ => &none,
         };
+        let by_address = matches!(peer, PeerSelector::Cidr { .. } | PeerSelector::CidrGroup { .. });
+        let nodes = by_address && self.landmarks.cidrs_take_nodes;
         for prefix in self.prefixes(peer) {
-            self.cidrs.within(prefix, except, out);
+            self.cidrs.within(prefix, except, nodes, out);
+            let own = |ip: &IpAddr| prefix.contains(*ip) && !except.iter().any(|cut| cut.contains(*ip));
+            if nodes && self.landmarks.own.iter().any(own) {
+                out.insert(IdentityId::HOST);
+            }
         }
         match peer {
             PeerSelector::Endpoints(selector) => {
-                out.extend(self.selectors.get(selector).into_iter().flat_map(|taken| &taken.ids));
+                if let Some(taken) = self.selectors.get(selector) {
+                    out.extend(&taken.ids);
+                    self.placed(taken, out);
+                }
             }
             PeerSelector::Entity(entity) => self.entity(*entity, out),
             PeerSelector::Nodes(selector) if selector.is_empty() => {
-                out.extend([IdentityId::HOST, IdentityId::REMOTE_NODE]);
+                out.extend([IdentityId::HOST, IdentityId::REMOTE_NODE, IdentityId::KUBE_APISERVER]);
+                out.extend(self.cidrs.nodes().map(|(_, id)| id));
             }
             _ => {}
         }

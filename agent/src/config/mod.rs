@@ -56,6 +56,23 @@ pub(crate) struct Config {
 pub(crate) struct Policy {
     /// What policies would drop passes, and is told of.
     pub(crate) audit: bool,
+    /// What rules about prefixes take besides addresses outside the mesh.
+    pub(crate) cidr_match: Vec<CidrMatch>,
+}
+
+impl Policy {
+    /// Whether rules about prefixes take nodes.
+    pub(crate) fn cidrs_take_nodes(&self) -> bool {
+        self.cidr_match.contains(&CidrMatch::Nodes)
+    }
+}
+
+/// An element of `policy.cidr_match` (Cilium's `policyCIDRMatchMode`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum CidrMatch {
+    /// Nodes, by their addresses.
+    Nodes,
 }
 
 /// `cluster`.
@@ -327,6 +344,8 @@ pub(crate) struct Datapath {
     pub(crate) path: Path,
     /// `none` or `wireguard`.
     pub(crate) encryption: Encryption,
+    /// Where pods of the mesh are: what goes there and to no known node is dropped, not sent in clear.
+    pub(crate) strict_encryption: Vec<Prefix>,
     /// UDP port of VXLAN; must agree in the whole mesh (Cilium: 8472).
     pub(crate) vxlan_port: u16,
     /// UDP port of WireGuard (Cilium: 51871).
@@ -404,6 +423,7 @@ impl Default for Datapath {
         Self {
             path: Path::Overlay,
             encryption: Encryption::None,
+            strict_encryption: Vec::new(),
             vxlan_port: 8472,
             wireguard_port: 51871,
             bpffs: "/sys/fs/bpf".into(),

@@ -239,6 +239,14 @@ fn numbers(config: &Config, problems: &mut Vec<Problem>) {
             problems.push(Problem::key("datapath.snat_ports", &reason, remedy));
         }
     }
+    let encrypted = config.datapath.encryption != super::Encryption::None;
+    if !encrypted && !config.datapath.strict_encryption.is_empty() {
+        problems.push(Problem::key(
+            "datapath.strict_encryption",
+            "nothing is encrypted, so nothing could be strict",
+            "set datapath.encryption: wireguard, or leave strict_encryption out",
+        ));
+    }
     if let Some(secs) = config.bgp.long_lived_secs
         && !(1..=LONG_LIVED_SECS_MAX).contains(&secs)
     {

@@ -6,6 +6,7 @@ use super::drive::Driver;
 use super::endpoints::Gate;
 use super::flows::Flows;
 use super::kernel_tables;
+use super::landmarks::landmarks;
 use super::mesh_metrics;
 use super::mesh_services;
 use super::mesh_view::{self, Conflict, NodeTables};
@@ -69,6 +70,8 @@ pub(crate) struct Daemon {
     relay: Option<EtcdConfig>,
     path: String,
     encryption: Encryption,
+    /// Whether rules about prefixes take nodes.
+    cidrs_take_nodes: bool,
     driver: Driver,
     stage: Mutex<String>,
     roll: Roll,
@@ -125,8 +128,11 @@ impl Daemon {
         let rows = self.rows.get().ok_or("the agent is starting; ask again")?;
         let own = self.node.get().map(|node| node.own.key());
         let nodes = rows.intent.kube.nodes.snapshot();
-        let labels = own.and_then(|key| nodes.get(&key).map(policy::labels_of)).unwrap_or_default();
-        Ok(policy_parties::Tables::read(self.identity.cluster, labels, &rows.intent, &rows.desired))
+        let labels = own.as_ref().and_then(|key| nodes.get(key).map(policy::labels_of)).unwrap_or_default();
+        let places = own
+            .map(|own| landmarks(&rows.intent.kube.slices.snapshot(), &nodes, &own, self.cidrs_take_nodes));
+        let node = (labels, places.unwrap_or_default());
+        Ok(policy_parties::Tables::read(self.identity.cluster, node, &rows.intent, &rows.desired))
     }
 
     /// A daemon whose rooms are yet to come.
@@ -143,6 +149,7 @@ impl Daemon {
             relay: config.relay(),
             path: format!("{:?}", path_kind(config.datapath.path)).to_lowercase(),
             encryption: config.datapath.encryption,
+            cidrs_take_nodes: config.policy.cidrs_take_nodes(),
             driver,
             stage: Mutex::new("starting".to_owned()),
             roll,

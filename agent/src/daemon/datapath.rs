@@ -108,6 +108,8 @@ pub(crate) struct Prefixes {
     pub(crate) datapath: Arc<Datapath>,
     /// Whether packets to other nodes must be encrypted.
     pub(crate) encrypt: bool,
+    /// Where pods are, wherever that is.
+    pub(crate) strict: Vec<Prefix>,
     /// The mesh's size: tells whose identity a leftover carries.
     pub(crate) max_clusters: MaxClusters,
     /// Whose leftovers are whose.
@@ -117,6 +119,33 @@ pub(crate) struct Prefixes {
     /// Measures the way from the rows.
     pub(crate) timer: MapTimer,
 }
+
+impl Prefixes {
+    /// Writes the prefixes where pods are, unless something better is known of them: before anything else is told.
+    pub(crate) fn close(&self) -> Result<(), String> {
+        for prefix in &self.strict {
+            if told(self.datapath.prefix(prefix.net()))?.is_none_or(|row| row.node == 0) {
+                told(self.datapath.upsert_prefix(prefix.net(), &UNKNOWN_PODS))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether pods are there.
+    fn is_strict(&self, prefix: &Prefix) -> bool {
+        self.strict.iter().any(|strict| strict.covers(prefix))
+    }
+}
+
+/// What is known of a place where pods are, if nobody has said whose.
+const UNKNOWN_PODS: ebpf::PrefixEntry = ebpf::PrefixEntry {
+    identity: 2,
+    node: 0,
+    encrypt: false,
+    remote_cluster: false,
+    skip_tunnel: false,
+    strict: true,
+};
 
 impl Target<PrefixEntry> for Prefixes {
     async fn update(&mut self, row: &PrefixEntry) -> Result<(), String> {
@@ -129,6 +158,8 @@ impl Target<PrefixEntry> for Prefixes {
             encrypt: self.encrypt && row.node != NodeIndex::LOCAL,
             remote_cluster: row.remote_cluster,
             skip_tunnel: row.node_address,
+            // Of what policies mention outside the mesh; all else is somebody's.
+            strict: row.source == Source::Planner && self.is_strict(&row.prefix),
         };
         told(self.datapath.upsert_prefix(row.prefix.net(), &entry))?;
         self.timer.written(std::time::Instant::now(), row.prefix);
@@ -136,6 +167,9 @@ impl Target<PrefixEntry> for Prefixes {
     }
 
     async fn delete(&mut self, row: &PrefixEntry) -> Result<(), String> {
+        if self.strict.contains(&row.prefix) {
+            return told(self.datapath.upsert_prefix(row.prefix.net(), &UNKNOWN_PODS));
+        }
         told(self.datapath.delete_prefix(row.prefix.net()))
     }
 
@@ -143,7 +177,8 @@ impl Target<PrefixEntry> for Prefixes {
         let owners = self.owners.by_id();
         for (net, entry) in told(self.datapath.prefixes())? {
             let cluster = tombolo_base::ids::IdentityId(entry.identity).cluster(self.max_clusters);
-            if !keep.contains_key(&Prefix::from(net)) && !stays(cluster, &owners, held) {
+            let strict = self.strict.contains(&Prefix::from(net));
+            if !strict && !keep.contains_key(&Prefix::from(net)) && !stays(cluster, &owners, held) {
                 told(self.datapath.delete_prefix(net))?;
             }
         }

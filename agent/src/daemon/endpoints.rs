@@ -99,6 +99,10 @@ impl DatapathGate for Gate {
         self.identity_of(endpoint).await
     }
 
+    fn mac(&self, namespace: &str, pod: &str) -> Option<[u8; 6]> {
+        self.pods.snapshot().get(&(namespace.into(), pod.into())).and_then(|row| row.mac)
+    }
+
     async fn apply(&self, endpoint: &EndpointSpec) -> Result<(), GateError> {
         let identity = self.endpoints.snapshot().get(&endpoint.id).and_then(|row| row.identity);
         let identity = identity.ok_or_else(|| GateError::retry("the endpoint has no identity yet"))?;

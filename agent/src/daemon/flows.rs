@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::broadcast;
 use tombolo_base::table::{Snapshot, Table};
 use tombolo_ebpf::{Datapath, DatapathEvent, EventKind, EventReader, LostEvents};
+use tombolo_kubernetes::PodRow;
 use tombolo_observe::filter::Filter;
-use tombolo_observe::flow::{Enricher, Flow, Names, ServiceNames, ServiceRef};
+use tombolo_observe::flow::{Enricher, Flow, Names, ObjectNames, ServiceRef, Workload};
 use tombolo_observe::metrics::Metrics;
 use tombolo_observe::store::Store;
 use tombolo_policy::CookieRow;
@@ -66,6 +67,8 @@ pub(crate) struct NameTables {
     pub(crate) nodes: Table<NodeRow>,
     /// Frontends, for services' names.
     pub(crate) frontends: Table<FrontendRow>,
+    /// Pods of the manifests, for what they are one of.
+    pub(crate) pods: Table<PodRow>,
     /// What the numbers in policies' entries stand for.
     pub(crate) policy_rules: Table<CookieRow>,
 }
@@ -86,13 +89,22 @@ fn told(flow: Flow, event: &DatapathEvent, rules: &Snapshot<CookieRow>) -> Flow 
     }
 }
 
-struct Frontends(Snapshot<FrontendRow>);
+struct Objects {
+    frontends: Snapshot<FrontendRow>,
+    pods: Snapshot<PodRow>,
+}
 
-impl ServiceNames for Frontends {
+impl ObjectNames for Objects {
+    fn workload(&self, namespace: &str, pod: &str) -> Option<Workload> {
+        let row = self.pods.get(&(namespace.into(), pod.into()))?;
+        let workload = row.workload.as_ref()?;
+        Some(Workload { name: workload.name.to_string(), kind: workload.kind.to_string() })
+    }
+
     fn service(&self, address: IpAddr, port: u16, protocol: u8) -> Option<ServiceRef> {
         let protocol =
             [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].into_iter().find(|p| p.number() == protocol)?;
-        let find = |scope| self.0.get(&FrontendKey { address, port, protocol, scope });
+        let find = |scope| self.frontends.get(&FrontendKey { address, port, protocol, scope });
         let row = find(Scope::Internal).or_else(|| find(Scope::External))?;
         Some(ServiceRef { namespace: row.service.namespace.to_string(), name: row.service.name.to_string() })
     }
@@ -132,11 +144,11 @@ pub(crate) async fn run(
             identities: tables.identities.snapshot(),
             nodes: tables.nodes.snapshot(),
         };
-        let services = Frontends(tables.frontends.snapshot());
+        let objects = Objects { frontends: tables.frontends.snapshot(), pods: tables.pods.snapshot() };
         let rules = tables.policy_rules.snapshot();
         let more = std::iter::from_fn(|| events.try_next()).take(BATCH);
         for event in std::iter::once(event).chain(more) {
-            let flow = enricher.enrich(&event.flow, &names, &services);
+            let flow = enricher.enrich(&event.flow, &names, &objects);
             flows.push(told(flow, &event, &rules));
             metrics.flows.inc();
         }
@@ -184,9 +196,9 @@ mod tests {
         writer.upsert(CookieRow { source: Source::Planner, cookie: 7, rules: [rule.into()].into() });
         let rules = table.snapshot();
         let enricher = Enricher { node: "n".into(), cluster: "c".into(), sites: |_| None };
-        let frontends = Frontends(Table::new().0.snapshot());
+        let objects = Objects { frontends: Table::new().0.snapshot(), pods: Table::new().0.snapshot() };
         let seen = |event: &DatapathEvent| {
-            let flow = told(enricher.enrich(&event.flow, &Names::default(), &frontends), event, &rules);
+            let flow = told(enricher.enrich(&event.flow, &Names::default(), &objects), event, &rules);
             (flow.event, flow.verdict, flow.policies.len())
         };
         for (kind, verdict, reason, expected) in [

@@ -1,14 +1,18 @@
-//! What is in the kernel's maps rather than in a table of ours: flows, source translations, and how full each map is.
+//! What is in the kernel's maps rather than in a table of ours: flows, source translations, how full each map is,
+//! and what became of packets.
 
 use super::show::Shown;
 use serde_json::json;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use tombolo_ebpf::{ConntrackKind, Datapath, DatapathError, FlowFilter, MapUsage, Translation};
+use tombolo_ebpf::{
+    ConntrackKind, Datapath, DatapathError, Direction, FlowFilter, MapUsage, Metric, Translation,
+};
+use tombolo_observe::names;
 
 /// Their names, beside those of the tables.
-pub(crate) const NAMES: [&str; 3] = ["conntrack", "maps", "snat"];
+pub(crate) const NAMES: [&str; 4] = ["conntrack", "maps", "packets", "snat"];
 
 /// Rows that one answer holds at most; a filter finds the others.
 const MOST: usize = 20_000;
@@ -23,6 +27,7 @@ pub(crate) async fn show(
         "conntrack" => flows,
         "snat" => translations,
         "maps" => |datapath, _| Ok(maps(&datapath.usage())),
+        "packets" => |datapath, _| Ok(packets(datapath.metrics()?)),
         _ => return None,
     };
     let datapath = datapath.clone();
@@ -164,4 +169,26 @@ fn maps(usage: &[MapUsage]) -> Shown {
         (cells, value)
     };
     table(["MAP", "ENTRIES", "CAPACITY", "USED", "WHEN-FULL", "OPTION"], usage.iter().map(row).collect())
+}
+
+/// Packets and bytes by what became of them, as the metrics count them.
+fn packets(mut counted: Vec<Metric>) -> Shown {
+    counted.sort_by_key(|metric| (metric.reason, metric.direction == Direction::Egress));
+    let row = |metric: Metric| {
+        let reason = if metric.reason == 0 { "FORWARDED" } else { names::drop_reason(metric.reason) };
+        let direction = if metric.direction == Direction::Ingress { "ingress" } else { "egress" };
+        let value = json!({
+            "number": metric.reason, "reason": reason, "direction": direction,
+            "packets": metric.packets, "bytes": metric.bytes,
+        });
+        let cells = vec![
+            reason.to_owned(),
+            metric.reason.to_string(),
+            direction.to_owned(),
+            metric.packets.to_string(),
+            metric.bytes.to_string(),
+        ];
+        (cells, value)
+    };
+    table(["REASON", "NUMBER", "DIRECTION", "PACKETS", "BYTES"], counted.into_iter().map(row).collect())
 }

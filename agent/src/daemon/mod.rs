@@ -27,6 +27,7 @@ mod host_policy;
 mod host_ports;
 mod interfaces;
 mod kernel_tables;
+mod landmarks;
 mod mcs;
 mod mesh_metrics;
 mod mesh_services;

@@ -2,8 +2,9 @@
 
 use super::backend::Texts;
 use super::drive::Driver;
+use super::landmarks;
 use crate::config::Config;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, PoisonError};
 use tombolo_base::prefix::Prefix;
@@ -30,6 +31,8 @@ pub(crate) struct TopologyInputs {
     pub(crate) reserved: Table<ReservedRow>,
     /// Identities of addresses outside the mesh.
     pub(crate) cidrs: Table<CidrIdentity>,
+    /// EndpointSlices, for the API server's.
+    pub(crate) slices: Table<SliceRow>,
 }
 
 /// Runs the topology planner until cancelled.
@@ -41,7 +44,8 @@ pub(crate) async fn topology(
 ) {
     let (mut nodes, mut prefixes) = (inputs.nodes.changes(), inputs.prefixes.changes());
     let (mut learned, mut reserved) = (inputs.learned.changes(), inputs.reserved.changes());
-    let mut cidrs = inputs.cidrs.changes();
+    let (mut cidrs, mut slices) = (inputs.cidrs.changes(), inputs.slices.changes());
+    let mut apiservers = BTreeSet::new();
     loop {
         let (mut a, mut b, mut c, mut d, mut e) = (None, None, None, None, None);
         tokio::select! {
@@ -51,6 +55,16 @@ pub(crate) async fn topology(
             batch = learned.next() => c = Some(batch),
             batch = reserved.next() => d = Some(batch),
             batch = cidrs.next() => e = Some(batch),
+            batch = slices.next() => {
+                if landmarks::apiservers(&batch.snapshot) == apiservers {
+                    continue;
+                }
+            }
+        }
+        let known = landmarks::apiservers(&inputs.slices.snapshot());
+        if known != apiservers {
+            apiservers.clone_from(&known);
+            planner.know_apiservers(known);
         }
         // What changed meanwhile goes into the same step, so that a node and its pods are planned together.
         let a = a.or_else(|| nodes.drain());

@@ -6,6 +6,7 @@
 
 use super::backend::Texts;
 use super::drive::{Applied, Driver};
+use super::landmarks::landmarks;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -20,9 +21,10 @@ use tombolo_ebpf::{Datapath, PolicySide, PortPrefix, RuleAction, RuleEntry, Rule
 use tombolo_kubernetes::PodRow;
 use tombolo_policy::compile::{self, Change, Compiler, Entries, NamedPorts};
 use tombolo_policy::{
-    Action, CidrGroupRow, CookieRow, Direction, EndpointPolicy, NamedPort, PolicyRow, Precedence, RuleRow,
-    Tier, Verdict, VerdictKey,
+    Action, CidrGroupRow, CookieRow, Direction, EndpointPolicy, Landmarks, NamedPort, PolicyRow, Precedence,
+    RuleRow, Tier, Verdict, VerdictKey,
 };
+use tombolo_service::SliceRow;
 use tombolo_topology::{CidrIdentity, EndpointRow, IdentityRow, NodeRow, PrefixEntry};
 
 /// The tables the compiler reads.
@@ -39,9 +41,19 @@ pub(crate) struct Inputs {
     pub(crate) pods: Table<PodRow>,
     /// Nodes of the manifests, and which of them is this one: for policies about nodes.
     pub(crate) nodes: (Table<NodeRow>, <NodeRow as Row>::Key),
+    /// EndpointSlices, for the API server's.
+    pub(crate) slices: Table<SliceRow>,
+    /// Whether rules about prefixes take nodes.
+    pub(crate) cidrs_take_nodes: bool,
 }
 
 impl Inputs {
+    /// Where the API server and the nodes are.
+    fn landmarks(&self) -> Landmarks {
+        let (nodes, slices) = (self.nodes.0.snapshot(), self.slices.snapshot());
+        landmarks(&slices, &nodes, &self.nodes.1, self.cidrs_take_nodes)
+    }
+
     /// What this node is labelled with; `None` while its object is not read.
     fn node_labels(&self) -> Option<Labels> {
         self.nodes.0.snapshot().get(&self.nodes.1).map(labels_of)
@@ -143,7 +155,7 @@ pub(crate) async fn planner(
     let (mut rules, mut identities) = (inputs.rules.changes(), inputs.identities.changes());
     let mut groups = inputs.groups.changes();
     let (mut endpoints, mut pods) = (inputs.endpoints.changes(), inputs.pods.changes());
-    let mut nodes = inputs.nodes.0.changes();
+    let (mut nodes, mut slices) = (inputs.nodes.0.changes(), inputs.slices.changes());
     let gate = Gate::new(driver.clock.now());
     let left = compiler.leaving().map(|(prefix, _)| prefix).collect();
     let mut compiling = Compiling {
@@ -177,6 +189,7 @@ pub(crate) async fn planner(
             batch = groups.next() => d = Some(batch),
             _ = pods.next() => e = true,
             _ = nodes.next() => {}
+            batch = slices.next() => if !compiling.concerns(&batch) { continue },
             () = policies, if compiling.waits_for_policies() => continue,
             () = entries, if compiling.waits_for_prefixes() => continue,
             () = driver.clock.sleep_until(compiling.deadline()) => {}
@@ -234,6 +247,13 @@ impl Compiling {
         shrink.into_iter().chain(tell).min()
     }
 
+    /// Whether slices that changed may have moved the API server.
+    fn concerns(&self, batch: &Batch<SliceRow>) -> bool {
+        // One that is gone no longer says whose it was.
+        let service = super::landmarks::service();
+        batch.keys.iter().any(|key| batch.snapshot.get(key).is_none_or(|row| row.service == service))
+    }
+
     fn step(&mut self, changed: Changed, now: Moment) {
         let (rules, groups) = (self.inputs.rules.snapshot(), self.inputs.groups.snapshot());
         let identities = self.inputs.identities.snapshot();
@@ -249,6 +269,7 @@ impl Compiling {
         if let Some(labels) = self.inputs.node_labels() {
             self.compiler.set_node(labels);
         }
+        self.compiler.set_landmarks(self.inputs.landmarks());
         let may_shrink = self.gate.is_open(now);
         let walk = self.behind || changed.pods || changed.endpoints.is_some();
         let ports = walk.then(|| named_ports(&self.inputs.endpoints, &self.inputs.pods));

@@ -10,7 +10,7 @@ use tombolo_base::source::Source;
 use tombolo_base::table::Snapshot;
 use tombolo_model::policy::Party;
 use tombolo_policy::compile::NamedPorts;
-use tombolo_policy::{CidrGroupRow, PolicyRow, RuleRow};
+use tombolo_policy::{CidrGroupRow, Landmarks, PolicyRow, RuleRow};
 use tombolo_topology::{CidrIdentity, EndpointRow, IdentityRow, PrefixEntry, PrefixRow};
 
 /// The tables at one moment.
@@ -28,6 +28,8 @@ pub(crate) struct Tables {
     ports: NamedPorts,
     /// What this node is labelled with.
     pub(crate) node: Labels,
+    /// Where the API server and the nodes are.
+    pub(crate) landmarks: Landmarks,
 }
 
 /// Somebody, with the identity that the datapath knows them by.
@@ -43,10 +45,16 @@ pub(crate) struct End {
 
 impl Tables {
     /// As they are now.
-    pub(crate) fn read(cluster: ClusterName, node: Labels, intent: &Intent, desired: &Desired) -> Self {
+    pub(crate) fn read(
+        cluster: ClusterName,
+        (node, landmarks): (Labels, Landmarks),
+        intent: &Intent,
+        desired: &Desired,
+    ) -> Self {
         Self {
             cluster,
             node,
+            landmarks,
             rules: intent.kube.rules.snapshot().iter().cloned().collect(),
             groups: intent.kube.cidr_groups.snapshot().iter().cloned().collect(),
             policies: desired.policies.snapshot(),
@@ -111,6 +119,12 @@ impl Tables {
         let mut around = lengths.filter_map(|length| Prefix::new(address, length));
         let entry = around.find_map(|prefix| self.entries.get(&prefix));
         match entry.filter(|entry| entry.source != Source::Planner) {
+            Some(entry) if self.landmarks.nodes.contains(&address) => End {
+                name: format!("{address}"),
+                identity: entry.identity,
+                party: Party::Node(address),
+                here: false,
+            },
             Some(entry) => End { name: format!("{address}"), ..self.of_identity(entry.identity) },
             None => self.outside(address),
         }
@@ -148,6 +162,7 @@ impl Tables {
             || [IdentityId::WORLD, IdentityId::WORLD_IPV4, IdentityId::WORLD_IPV6].contains(&id);
         match identity {
             0 => Some(self.at(ip.parse().ok()?)),
+            _ if id.is_node() => Some(self.at(ip.parse().ok()?)),
             _ if outside => Some(self.outside(ip.parse().ok()?)),
             _ => Some(self.of_identity(id)),
         }

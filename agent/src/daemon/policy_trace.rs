@@ -162,6 +162,7 @@ fn way(tables: &Tables, query: &TraceQuery, (direction, subject, peer): (Directi
         rules: &tables.rules,
         groups: &tables.groups,
         node: &tables.node,
+        landmarks: &tables.landmarks,
     };
     let answer = policies.answer(&question);
     let titled = |cited: &Cited<'_>| block_title(cited.rule, direction, cited.block);
@@ -343,8 +344,13 @@ fn without(tables: &Tables, question: &Question<'_>, answer: &Answer<'_>) -> Str
         row
     };
     let rules: Vec<RuleRow> = tables.rules.iter().map(cut).collect();
-    let policies =
-        Policies { cluster: &tables.cluster, rules: &rules, groups: &tables.groups, node: &tables.node };
+    let policies = Policies {
+        cluster: &tables.cluster,
+        rules: &rules,
+        groups: &tables.groups,
+        node: &tables.node,
+        landmarks: &tables.landmarks,
+    };
     let other = policies.answer(question);
     let by: BTreeSet<String> = other.deciding.iter().map(|cited| cited.rule.title()).collect();
     let by = by.into_iter().collect::<Vec<_>>().join(", ");

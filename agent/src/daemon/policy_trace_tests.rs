@@ -8,6 +8,7 @@ use tombolo_base::labels::Labels;
 use tombolo_base::source::Source;
 use tombolo_kubernetes::{ClusterIdentity, read_manifests};
 use tombolo_observe::flow::{Flow, L4, Peer};
+use tombolo_policy::Landmarks;
 use tombolo_policy::compile::{Change, Compiler, Inputs, NamedPorts};
 use tombolo_topology::{CidrIdentity, EndpointRow, EndpointState, IdentityRow};
 
@@ -97,7 +98,8 @@ fn world(text: &str) -> World {
 
 impl World {
     fn tables(&self) -> Tables {
-        Tables::read(cluster().name, Labels::k8s([("role", "edge")]), &self.intent, &self.desired)
+        let node = (Labels::k8s([("role", "edge")]), Landmarks::default());
+        Tables::read(cluster().name, node, &self.intent, &self.desired)
     }
 
     fn trace(&self, from: &str, to: &str, port: u16) -> Trace {

@@ -14,8 +14,8 @@ use super::status::Part;
 use super::tables::{Desired, DesiredWriters, Held, Intent, IntentWriters, catalogue};
 use super::tasks::Tasks;
 use super::{
-    bgp, bgp_status, datapath, dns, egress, endpoints, flows, follow_names, host_policy, host_ports, interfaces, mcs,
-    names, network, node, planners, policy, probe, publish, sockets, watch,
+    bgp, bgp_status, datapath, dns, egress, endpoints, flows, follow_names, host_policy, host_ports,
+    interfaces, mcs, names, network, node, planners, policy, probe, publish, sockets, watch,
 };
 use crate::config::{Config, Encryption, Identity};
 use anyhow::{Context, anyhow};
@@ -232,6 +232,7 @@ impl Rooms<'_> {
                     learned: self.intent.learned.clone(),
                     reserved: self.intent.reserved.clone(),
                     cidrs: self.desired.cidrs.clone(),
+                    slices: self.intent.kube.slices.clone(),
                 },
                 out,
             ),
@@ -345,6 +346,8 @@ impl Rooms<'_> {
             endpoints: self.intent.endpoints.clone(),
             pods: self.intent.kube.pods.clone(),
             nodes: (self.intent.kube.nodes.clone(), self.ground.node.own.key()),
+            slices: self.intent.kube.slices.clone(),
+            cidrs_take_nodes: self.ground.config.policy.cidrs_take_nodes(),
         };
         let datapath = self.ground.daemon.datapath.clone();
         let audit = self.ground.config.policy.audit;
@@ -381,6 +384,9 @@ impl Rooms<'_> {
         let (desired, held) = (self.desired.clone(), self.held.clone());
         let datapath = self.ground.daemon.datapath.clone();
         let prefixes = self.prefix_target();
+        if let Err(error) = prefixes.close() {
+            tracing::error!(%error, "strict encryption is not in force; see `tombolo show maps` and restart the agent");
+        }
         let backends = datapath::Backends { datapath: datapath.clone(), frontends: held.frontends.clone() };
         let frontends = datapath::Frontends::new(datapath.clone(), held.backends.clone());
         let (policies, interfaces) =
@@ -425,9 +431,11 @@ impl Rooms<'_> {
             own: self.ground.identity.cluster,
             own_id: self.ground.identity.cluster_id,
         };
+        let strict = self.ground.config.datapath.strict_encryption.clone();
         datapath::Prefixes {
             datapath: self.ground.daemon.datapath.clone(),
             encrypt: self.encrypted(),
+            strict: if self.encrypted() { strict } else { Vec::new() },
             max_clusters: self.ground.identity.max_clusters,
             owners,
             paths: self.held.paths.clone(),
@@ -443,6 +451,7 @@ impl Rooms<'_> {
             identities: self.intent.identities.clone(),
             nodes: self.intent.kube.nodes.clone(),
             frontends: self.desired.frontends.clone(),
+            pods: self.intent.kube.pods.clone(),
             policy_rules: self.desired.policy_rules.clone(),
         };
         let enricher = tombolo_observe::flow::Enricher {

@@ -186,6 +186,21 @@ impl Access {
         finish(run(command, COMMAND_TIMEOUT * 2).await, &format!("lab {verb} {node}"), look)
     }
 
+    /// What a node's command has logged.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub async fn log(&self, node: &str) -> Result<String, Failure> {
+        let mut command = self.lab("logs");
+        command.arg(node);
+        let (what, look) = (format!("lab logs {node}"), self.verb_shown("logs", node));
+        match run(command, COMMAND_TIMEOUT).await {
+            Ok(output) if output.status.success() => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+            Ok(output) => Err(Failure::tool(&what, output.stderr.trim(), look)),
+            Err(why) => Err(Failure::tool(&what, why, look)),
+        }
+    }
+
     /// `argv` at `place` as a command of the standard library, for where nothing can be awaited.
     #[must_use]
     pub fn exec_command_now(&self, place: &Place, argv: &[&str]) -> std::process::Command {

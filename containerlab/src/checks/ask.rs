@@ -5,7 +5,7 @@ mod answers;
 mod events;
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::access::Place;
 use super::check::{CheckResult, Failure, Family};
@@ -83,6 +83,8 @@ pub enum Target {
     Host(String, u16),
     /// The outside client.
     Client(u16),
+    /// An address where pods may be, and on no node.
+    Nowhere(u16),
 }
 
 /// The protocol of the requests.
@@ -132,6 +134,12 @@ pub struct Denial {
     pub at_asker: bool,
 }
 
+/// Addresses within the lab's `datapath.strict_encryption` that are in no node's pod CIDR.
+const NOWHERE: (Ipv4Addr, Ipv6Addr) =
+    (Ipv4Addr::new(10, 14, 0, 9), Ipv6Addr::new(0xfd00, 0x10, 0xe, 0, 0, 0, 0, 9));
+
+/// It would leave in clear.
+pub(super) const UNENCRYPTED: u32 = 195;
 /// No rule allows it.
 pub(super) const NO_RULE: u32 = 133;
 /// A rule denies it.
@@ -242,6 +250,9 @@ impl Ask {
             (Target::ClusterIp { .. } | Target::ServiceName { .. }, _) => {
                 !resolved.backends.is_empty() && resolved.backends.iter().all(|(pod, _)| other(pod))
             }
+            (Target::Host(node, _), _) => {
+                matches!(self.from, Origin::Host(_)) && resolved.place.node != *node
+            }
             _ => false,
         }
     }
@@ -251,7 +262,7 @@ impl Ask {
         let mut resolved = Resolved {
             place,
             asker,
-            target: IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
+            target: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             name: None,
             port: 0,
             target_pod: None,
@@ -292,6 +303,13 @@ impl Ask {
             }
             Target::Client(port) => {
                 resolved.target = client_address(context, self.family).await?;
+                resolved.port = *port;
+            }
+            Target::Nowhere(port) => {
+                resolved.target = match self.family {
+                    Family::Ipv4 => NOWHERE.0.into(),
+                    Family::Ipv6 => NOWHERE.1.into(),
+                };
                 resolved.port = *port;
             }
         }

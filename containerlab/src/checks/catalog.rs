@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::ask::{Ask, By, Denial, Origin, Peer, PodRef, Protocol, Target};
+use super::ask::{Ask, By, Denial, Origin, Peer, PodRef, Protocol, Target, UNENCRYPTED};
 use super::check::{Check, Family, Phase, Task, Variant};
 use super::etcd::EtcdRoles;
 use super::faults::{Fault, MeshFault};
@@ -10,6 +10,7 @@ use super::inventory::{Cluster, Inventory, PodFacts};
 use super::mtu::{MtuCheck, OutsideMtu};
 use super::names::NamesCheck;
 use super::routers::RouterCheck;
+use super::scenarios::{COVERED, Final};
 use crate::settings::Checks;
 
 /// Ports of every echo server of the lab.
@@ -40,7 +41,12 @@ pub fn checks(inventory: &Inventory, variant: Variant) -> Vec<Check> {
     for cluster in inventory.clusters.values() {
         for family in Family::BOTH {
             match Scene::of(inventory, cluster, family) {
-                Ok(scene) => scene.all(&mut list),
+                Ok(scene) => {
+                    scene.all(&mut list);
+                    if variant.encrypted() {
+                        scene.strict(&mut list);
+                    }
+                }
                 Err(what) => list.missing(&format!("{}/{family}", cluster.name), &what),
             }
         }
@@ -66,7 +72,13 @@ pub fn checks(inventory: &Inventory, variant: Variant) -> Vec<Check> {
     for (name, scenario) in super::scenarios::all(inventory) {
         list.add(Phase::Scenarios, name, Task::Scenario(scenario));
     }
+    for one in Final::ALL {
+        list.add(Phase::Finals, format!("scenario/{}", one.name()), Task::Final(one));
+    }
     faults(inventory, &mut list);
+    for covered in COVERED.iter().filter(|covered| !covered.encrypted || variant.encrypted()) {
+        list.add(Phase::Covered, format!("scenario/{}", covered.name), Task::Covered(*covered));
+    }
     list.0
 }
 
@@ -313,7 +325,24 @@ impl<'a> Scene<'a> {
         }
     }
 
+    /// What pods send to where pods are, and no known node is, must not leave in clear.
+    fn strict(&self, list: &mut List) {
+        for (place, from) in [("first-node", &self.client), ("second-node", &self.client_far)] {
+            for (protocol, port) in [(Protocol::Tcp, TCP_PORT), (Protocol::Udp, UDP_PORT)] {
+                let ask = self.ask(Origin::Pod(from.clone()), Target::Nowhere(port), protocol);
+                let by = By::Nobody(Denial { reason: UNENCRYPTED, at_asker: true });
+                self.add(list, &format!("strict/pod-to-nowhere/{place}"), Ask { by, count: 1, ..ask });
+            }
+        }
+    }
+
     fn outside(&self, list: &mut List) {
+        for (place, target) in [("first-node", &self.web), ("second-node", &self.web_far)] {
+            for (protocol, port) in [(Protocol::Http, HTTP_PORT), (Protocol::Udp, UDP_PORT)] {
+                let ask = self.ask(Origin::Client, Target::Pod(target.clone(), port), protocol);
+                self.add(list, &format!("outside-to-pod/{place}"), ask);
+            }
+        }
         let to = |service: &str| Target::LoadBalancer {
             cluster: self.cluster.name.clone(),
             service: service.to_owned(),
@@ -400,6 +429,13 @@ impl<'a> Scene<'a> {
                 let to = Target::Pod(target.clone(), port);
                 let ask = self.ask(Origin::Host(self.near.clone()), to, protocol);
                 self.add(list, &format!("host-to-pod/{place}"), Ask { peer: Peer::AskingNode, ..ask });
+            }
+        }
+        for (place, node) in [("other-node", &self.far), ("other-cluster", &self.beside)] {
+            for (protocol, port) in sockets {
+                let ask =
+                    self.ask(Origin::Host(self.near.clone()), Target::Host(node.clone(), port), protocol);
+                self.add(list, &format!("host-to-host/{place}"), Ask { peer: Peer::AskingNode, ..ask });
             }
         }
         self.services_of_hosts(list);

@@ -115,6 +115,10 @@ fn every_item_of_the_list_is_there_in_both_families_and_clusters() {
         "host-to-node-port/own-node-local-backend/http",
         "host-to-node-port/own-node-remote-backend/udp",
         "host-to-pod/other-cluster/udp",
+        "host-to-host/other-node/tcp",
+        "host-to-host/other-cluster/udp",
+        "outside-to-pod/first-node/http",
+        "outside-to-pod/second-node/udp",
         "pod-to-host/other-node/ping",
         "pod-to-host/same-node/tcp",
         "pod-to-host/other-cluster/udp",
@@ -160,5 +164,18 @@ fn names_are_unique_and_the_wire_check_follows_the_variant() {
         let names: BTreeSet<&str> = all.iter().map(|check| check.name.as_str()).collect();
         assert_eq!(names.len(), all.len());
         assert_eq!(names.contains("wire/no-plaintext"), variant.encrypted());
+        assert_eq!(names.contains("scenario/pod-to-pod-encryption"), variant.encrypted());
+        for covered in all.iter().filter_map(|check| match &check.task {
+            Task::Covered(covered) => Some(covered),
+            _ => None,
+        }) {
+            for part in covered.parts {
+                assert!(
+                    names.iter().any(|name| name.starts_with(part)),
+                    "{part} of {} in {variant}",
+                    covered.name
+                );
+            }
+        }
     }
 }

@@ -12,7 +12,7 @@ use super::faults::Fault;
 use super::mtu::{MtuCheck, OutsideMtu};
 use super::names::NamesCheck;
 use super::routers::RouterCheck;
-use super::scenarios::Scenario;
+use super::scenarios::{Covered, Final, Scenario};
 
 /// An address family; every check runs in both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -109,6 +109,12 @@ impl Variant {
         self == Self::Overlay
     }
 
+    /// Whether those about encryption do.
+    #[must_use]
+    pub fn runs_encryption_scenarios(self) -> bool {
+        self == Self::OverlayWireguard
+    }
+
     /// Whether the fault checks belong to this variant when all variants run.
     #[must_use]
     pub fn runs_faults(self) -> bool {
@@ -134,18 +140,33 @@ pub enum Phase {
     Wire,
     /// Policies are added and taken away: one scenario a cluster.
     Scenarios,
+    /// What must hold of all that ran so far.
+    Finals,
     /// Breaks something and mends it: alone.
     Faults,
+    /// What the checks of other phases come to.
+    Covered,
 }
 
 impl Phase {
+    /// All, in the order they are run.
+    pub const ALL: [Self; 7] = [
+        Self::Traffic,
+        Self::Routers,
+        Self::Wire,
+        Self::Scenarios,
+        Self::Finals,
+        Self::Faults,
+        Self::Covered,
+    ];
+
     /// How many checks of this phase run at once.
     #[must_use]
     pub fn concurrency(self) -> usize {
         match self {
             Self::Traffic | Self::Routers => 4,
             Self::Scenarios => 2,
-            Self::Wire | Self::Faults => 1,
+            Self::Wire | Self::Finals | Self::Faults | Self::Covered => 1,
         }
     }
 }
@@ -187,6 +208,10 @@ pub enum Task {
     Wire,
     /// Policies, and what they let through.
     Scenario(Scenario),
+    /// A scenario whose requests other checks send.
+    Covered(Covered),
+    /// A scenario about the whole run.
+    Final(Final),
     /// A fault and what it does to traffic.
     Fault(Fault),
 }

@@ -15,6 +15,7 @@ use super::check::{Failure, Family, Variant};
 use super::flows::Flows;
 use super::inventory::{Cluster, Inventory, PodFacts, ServiceFacts};
 use super::routers::Ends;
+use super::scenarios::Packets;
 use super::wire::Wiretap;
 use crate::workload::ProbeReport;
 
@@ -41,6 +42,8 @@ pub struct Context {
     pub wiretap: tokio::sync::Mutex<Option<Wiretap>>,
     /// Beginning of every token of this run.
     pub token_prefix: String,
+    /// What the datapaths had counted when the run began.
+    pub(super) packets_before: Packets,
     /// How long etcd is stopped by the fault check.
     pub etcd_down: Duration,
     /// Tokens given out.
@@ -68,12 +71,13 @@ pub struct Endpoint {
 
 impl Context {
     /// A context without any cached answer.
-    pub fn new(
+    pub(super) fn new(
         access: Access,
         inventory: Inventory,
         variant: Variant,
         flows: Flows,
         token_prefix: String,
+        packets_before: Packets,
         etcd_down: Duration,
     ) -> Self {
         Self {
@@ -88,6 +92,7 @@ impl Context {
             flows,
             wiretap: tokio::sync::Mutex::new(None),
             token_prefix,
+            packets_before,
             etcd_down,
             tokens: Mutex::default(),
             raised_mtu: tokio::sync::Mutex::default(),

@@ -98,6 +98,18 @@ pub struct End {
     pub namespace: Option<String>,
     /// Cluster.
     pub cluster: Option<String>,
+    /// What the pod is one of.
+    pub workloads: Vec<Workload>,
+}
+
+/// What keeps a pod.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Workload {
+    /// Kind.
+    pub kind: String,
+    /// Name.
+    pub name: String,
 }
 
 /// The transport of a flow.
@@ -169,6 +181,19 @@ pub struct WantEnd {
     pub pod: Option<String>,
     /// Cluster.
     pub cluster: Option<String>,
+    /// Kind and name of what the pod is one of; nodes know it of their own cluster's pods.
+    pub workload: Option<String>,
+}
+
+/// Another node's identity.
+pub const REMOTE_NODE: u32 = 6;
+/// That of one that the API server is on.
+const KUBE_APISERVER: u32 = 7;
+
+/// Whether an identity is the one that is meant. Other nodes are one kind, also where policies tell them apart: by the API
+/// server, or by their addresses (2 in the upper byte).
+fn is_meant(meant: u32, found: u32) -> bool {
+    meant == found || meant == REMOTE_NODE && (found == KUBE_APISERVER || found >> 24 == 2)
 }
 
 impl WantEnd {
@@ -180,8 +205,11 @@ impl WantEnd {
         };
         pod && (self.ip.is_none() || self.ip == end.ip)
             && self.port.is_none_or(|port| port == end.port)
-            && self.identity.is_none_or(|identity| identity == end.identity)
+            && self.identity.is_none_or(|identity| is_meant(identity, end.identity))
             && (self.cluster.is_none() || self.cluster == end.cluster)
+            && self.workload.as_ref().is_none_or(|want| {
+                end.workloads.iter().any(|found| *want == format!("{} {}", found.kind, found.name))
+            })
     }
 
     fn describe(&self, words: &mut Vec<String>) {
@@ -193,6 +221,7 @@ impl WantEnd {
         add("identity", self.identity.map(|identity| identity.to_string()));
         add("pod", self.pod.clone());
         add("cluster", self.cluster.clone());
+        add("of", self.workload.clone());
     }
 }
 
@@ -442,6 +471,7 @@ mod tests {
             identity: Some(identity),
             pod: Some(name.into()),
             cluster: Some("east".into()),
+            workload: None,
         }
     }
 

@@ -118,6 +118,10 @@ pub struct PodFacts {
     pub addresses: Vec<IpAddr>,
     /// Whether its Ready condition is true.
     pub ready: bool,
+    /// `Deployment NAME` that keeps it.
+    pub workload: Option<String>,
+    /// The Ethernet address that its annotation asks for.
+    pub mac: Option<String>,
     /// The manifest it came from.
     pub file: PathBuf,
 }
@@ -393,7 +397,12 @@ impl Cluster {
         let status = pod.status.unwrap_or_default();
         let ips = status.pod_ips.unwrap_or_default();
         let conditions = status.conditions.unwrap_or_default();
+        let (annotations, owners) = (pod.metadata.annotations, pod.metadata.owner_references);
+        // The lab's pods with owners are all of Deployments.
+        let owner = owners.iter().flatten().find_map(|owner| owner.name.rsplit_once('-'));
         let facts = PodFacts {
+            workload: owner.map(|(name, _)| format!("Deployment {name}")),
+            mac: annotations.and_then(|all| all.get("cni.cilium.io/mac-address").cloned()),
             namespace: pod.metadata.namespace.unwrap_or_else(|| "default".to_owned()),
             name,
             node: pod.spec.and_then(|spec| spec.node_name).unwrap_or_default(),

@@ -110,6 +110,13 @@ impl TestArgs {
         self.scenarios.unwrap_or(!self.all_variants || variant.runs_scenarios())
     }
 
+    /// Whether the scenarios about encryption run in a variant.
+    fn encryption_scenarios_in(&self, variant: Variant) -> bool {
+        let belongs =
+            if self.all_variants { variant.runs_encryption_scenarios() } else { variant.encrypted() };
+        self.scenarios.unwrap_or(true) && belongs
+    }
+
     /// Whether faults run in a variant, and otherwise why not. `None`: they do not belong to it at all.
     fn faults_in(&self, variant: Variant) -> Option<Result<(), &'static str>> {
         match self.faults {
@@ -179,6 +186,15 @@ mod tests {
         let all = args(&["--all-variants"]);
         assert!(all.scenarios_in(Variant::Overlay) && !all.scenarios_in(Variant::Direct));
         assert!(args(&["--all-variants", "--scenarios"]).scenarios_in(Variant::Direct));
+        let about_encryption = |args: &TestArgs| {
+            Variant::ALL
+                .into_iter()
+                .filter(|variant| args.encryption_scenarios_in(*variant))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(about_encryption(&all), [Variant::OverlayWireguard]);
+        assert_eq!(about_encryption(&args(&[])), [Variant::OverlayWireguard, Variant::DirectWireguard]);
+        assert!(about_encryption(&args(&["--scenarios=false"])).is_empty());
     }
 
     #[test]

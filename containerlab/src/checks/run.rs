@@ -15,8 +15,11 @@ use super::context::Context;
 use super::faults::Fault;
 use super::flows::Flows;
 use super::inventory::Inventory;
+use super::scenarios::{Covered, Packets};
 use super::{CheckError, Summary, TestArgs, catalog, ready, sessions, wire};
 
+/// Where the lab's API servers answer.
+const APISERVER_PORT: &str = "6443";
 /// Name of the row that tells whether the lab was ready for the others.
 const READY: &str = "lab-ready";
 
@@ -68,7 +71,7 @@ async fn variant_rows(
     let Some(mut scene) = scene else { return };
     let checks = chosen(args, &scene.context.inventory, variant);
     progress.begin(checks.len());
-    for phase in [Phase::Traffic, Phase::Routers, Phase::Wire, Phase::Scenarios, Phase::Faults] {
+    for phase in Phase::ALL {
         let of_phase: Vec<&Check> = checks.iter().filter(|check| check.phase == phase).collect();
         scene.phase(args, phase, &of_phase, progress, rows).await;
     }
@@ -76,13 +79,29 @@ async fn variant_rows(
 }
 
 fn chosen(args: &TestArgs, inventory: &Inventory, variant: Variant) -> Vec<Check> {
-    let belongs = |check: &Check| match check.phase {
-        Phase::Faults => args.faults_in(variant).is_some(),
-        Phase::Scenarios => args.scenarios_in(variant),
-        Phase::Traffic | Phase::Routers | Phase::Wire => true,
+    let belongs = |check: &Check| match (&check.task, check.phase) {
+        // What it is made of may not belong here.
+        (Task::Covered(covered), _) if covered.parts.iter().all(|part| part.starts_with("fault/")) => {
+            args.scenarios_in(variant) && args.faults_in(variant).is_some()
+        }
+        (Task::Covered(covered), _) if covered.encrypted => args.encryption_scenarios_in(variant),
+        (_, Phase::Faults) => args.faults_in(variant).is_some(),
+        (_, Phase::Scenarios | Phase::Finals | Phase::Covered) => args.scenarios_in(variant),
+        (_, Phase::Traffic | Phase::Routers | Phase::Wire) => true,
     };
-    let all = catalog::checks(inventory, variant).into_iter();
-    all.filter(|check| args.wants(&check.name) && belongs(check)).collect()
+    let all: Vec<Check> = catalog::checks(inventory, variant).into_iter().filter(belongs).collect();
+    let asked = |check: &&Check| args.wants(&check.name);
+    let covered: Vec<Covered> = all
+        .iter()
+        .filter(asked)
+        .filter_map(|check| match check.task {
+            Task::Covered(covered) => Some(covered),
+            _ => None,
+        })
+        .collect();
+    // A scenario brings the checks along that it is made of.
+    let needed = |check: &Check| covered.iter().any(|covered| covered.holds(&check.name));
+    all.into_iter().filter(|check| args.wants(&check.name) || needed(check)).collect()
 }
 
 /// A lab ready to be checked.
@@ -105,7 +124,8 @@ async fn prepare(args: &TestArgs, access: &Access, wanted: Option<Variant>) -> R
     let flows = Flows::follow(access, &nodes);
     let prefix = format!("tombolo-check-{:08x}-", run_id());
     let down = Duration::from_secs(args.etcd_down_secs);
-    let context = Context::new(access.clone(), inventory, variant, flows, prefix, down);
+    let packets = Packets::of(access, nodes.iter()).await?;
+    let context = Context::new(access.clone(), inventory, variant, flows, prefix, packets, down);
     let echoes = start_echoes(&context)?;
     let status = match ready::routers(&context).await {
         Ok(took) => {
@@ -148,6 +168,10 @@ fn start_echo(context: &Context, node: &str, cluster: &str, listen: &[IpAddr]) -
     let listen: Vec<String> = listen.iter().map(ToString::to_string).collect();
     let mut argv = vec!["tombolo", "lab-echo", "--until-eof", "--node", node, "--cluster", cluster];
     argv.extend(["--http", &http, "--tcp", &tcp, "--udp", &udp]);
+    if !cluster.is_empty() {
+        // On one of the nodes it is the API server: Service default/kubernetes says which.
+        argv.extend(["--http", APISERVER_PORT]);
+    }
     argv.extend(listen.iter().flat_map(|address| ["--listen", address]));
     let mut child = context.access.spawn(&Place::node(node), &argv)?;
     // It says nothing; a closed pipe is enough.
@@ -188,8 +212,9 @@ impl Scene {
                 }
                 self.several(phase, checks, progress, rows).await;
             }
-            Phase::Routers | Phase::Wire | Phase::Scenarios => {
-                self.several(phase, checks, progress, rows).await
+            Phase::Covered => self.covered(checks, progress, rows),
+            Phase::Routers | Phase::Wire | Phase::Scenarios | Phase::Finals => {
+                self.several(phase, checks, progress, rows).await;
             }
         }
     }
@@ -205,6 +230,18 @@ impl Scene {
             futures_util::stream::iter(running).buffer_unordered(phase.concurrency()).collect().await;
         done.sort_by_key(|(position, _)| *position);
         rows.extend(done.into_iter().map(|(_, row)| row));
+    }
+
+    /// What the rows of this variant come to.
+    fn covered(&self, checks: &[&Check], progress: &Progress, rows: &mut Vec<Row>) {
+        let variant = self.context.variant;
+        for check in checks {
+            let Task::Covered(covered) = &check.task else { continue };
+            let status = covered.judge(rows.iter().filter(|row| row.variant == variant));
+            let row = Row { variant, check: check.name.clone(), duration_ms: 0, status };
+            progress.row(&row);
+            rows.push(row);
+        }
     }
 
     async fn faults(&mut self, args: &TestArgs, checks: &[&Check], progress: &Progress, rows: &mut Vec<Row>) {
@@ -249,6 +286,12 @@ impl Scene {
             Task::Sessions { node } => sessions::check(&self.context, node).await,
             Task::Wire => wire::judge(&self.context).await,
             Task::Scenario(scenario) => scenario.run(&self.context).await,
+            Task::Final(last) => last.run(&self.context).await,
+            Task::Covered(covered) => Err(Failure::tool(
+                covered.name,
+                "it is judged by the rows of its checks",
+                "the phase it is in",
+            )),
             Task::Fault(fault) => self.fault(fault).await,
         };
         let status = match result {

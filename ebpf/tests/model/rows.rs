@@ -53,8 +53,8 @@ impl Rows {
     pub fn prefix(&mut self, prefix: &str, row: real::PrefixEntry) {
         let prefix = prefix.parse().unwrap();
         self.real.datapath.upsert_prefix(prefix, &row).unwrap();
-        let real::PrefixEntry { identity, node, encrypt, remote_cluster, skip_tunnel } = row;
-        let row = model::Prefix { identity, node, encrypt, remote_cluster, skip_tunnel };
+        let real::PrefixEntry { identity, node, encrypt, remote_cluster, skip_tunnel, strict } = row;
+        let row = model::Prefix { identity, node, encrypt, remote_cluster, skip_tunnel, strict };
         self.model.prefixes.insert(prefix, row);
     }
 

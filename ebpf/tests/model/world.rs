@@ -202,7 +202,11 @@ impl World {
             encrypt: false,
             remote_cluster: false,
             skip_tunnel,
+            strict: false,
         };
+        // As if pods were about the client, who is on no node.
+        let strict = PrefixEntry { strict: true, ..prefix(2, 0, false) };
+        self.rows.prefix(&format!("{}/29", CLIENT[0]), strict);
         for f in FAMILIES {
             for (address, place) in [
                 (POD_A[f], LocalAddress::Pod(a)),

@@ -4,8 +4,9 @@ use super::{ClusterIdentity, Converted, address, labels, port, prefix, word};
 use crate::object::{Object, ObjectId};
 use crate::problem::{Issue, shorten};
 use crate::quantity;
-use crate::rows::{NamedPort, NamespaceRow, PodRow};
+use crate::rows::{NamedPort, NamespaceRow, PodRow, Workload};
 use k8s_openapi::api::core::v1::{Container, ContainerPort, Namespace, Node, Pod, PodSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use tombolo_base::prefix::Prefix;
@@ -196,13 +197,62 @@ fn priority(text: &str) -> Option<u32> {
     }
 }
 
+/// The Ethernet address that a pod asks for.
+const MAC: &str = "cni.cilium.io/mac-address";
+/// What a Deployment puts at the end of its ReplicaSets' names.
+const TEMPLATE_HASH: &str = "pod-template-hash";
+
+/// Reads six bytes in hexadecimal of an address that one interface can have.
+fn mac(text: &str) -> Option<[u8; 6]> {
+    let parts =
+        text.split(':').map(|part| (part.len() == 2).then(|| u8::from_str_radix(part, 16).ok()).flatten());
+    let bytes: [u8; 6] = parts.collect::<Option<Vec<u8>>>()?.try_into().ok()?;
+    // The lowest bit is that of groups.
+    (bytes[0] & 1 == 0 && bytes != [0; 6]).then_some(bytes)
+}
+
+/// What keeps a pod: of a ReplicaSet its Deployment, of a Job its CronJob, told by how these name what they make.
+fn workload(meta: &ObjectMeta) -> Option<Workload> {
+    let owner = meta.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))?;
+    let label = |key: &str| meta.labels.as_ref().and_then(|labels| labels.get(key));
+    let (kind, name) = match owner.kind.as_str() {
+        "ReplicaSet" => {
+            let deployment = label(TEMPLATE_HASH)
+                .and_then(|hash| owner.name.strip_suffix(hash.as_str())?.strip_suffix('-'));
+            deployment.map_or(("ReplicaSet", owner.name.as_str()), |name| ("Deployment", name))
+        }
+        "Job" => {
+            let at_time =
+                |digits: &str| (8..=10).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit());
+            let cron = owner.name.rsplit_once('-').filter(|(_, digits)| at_time(digits));
+            cron.map_or(("Job", owner.name.as_str()), |(name, _)| ("CronJob", name))
+        }
+        kind => (kind, owner.name.as_str()),
+    };
+    Some(Workload { kind: kind.into(), name: name.into() })
+}
+
+/// The Ethernet address that a pod asks for. One that cannot be read is told and left out.
+fn wanted_mac(annotations: Option<&BTreeMap<String, String>>, doubts: &mut Vec<Issue>) -> Option<[u8; 6]> {
+    let text = annotations?.get(MAC)?;
+    let read = mac(text);
+    if read.is_none() {
+        let reason = format!("{:?} is not used: it is no address of one interface", shorten(text));
+        let remedy = "write six bytes as 02:00:5e:10:00:01, the first even";
+        doubts.push(Issue::new(format!("metadata.annotations.{MAC}"), reason, remedy));
+    }
+    read
+}
+
 pub(super) fn pod(id: &ObjectId, object: Pod) -> Result<Converted, Issue> {
     let spec = object.spec.unwrap_or_default();
     let status = object.status.unwrap_or_default();
     let named_ports = named_ports(&spec)?;
     let mut doubts = Vec::new();
     let host_ports = host_ports(&spec, &mut doubts);
-    let shaping = shaping(object.metadata.annotations.as_ref(), &mut doubts);
+    let annotations = object.metadata.annotations.as_ref();
+    let (shaping, mac) = (shaping(annotations, &mut doubts), wanted_mac(annotations, &mut doubts));
+    let workload = workload(&object.metadata);
     let mut written: Vec<_> = status.pod_ips.into_iter().flatten().map(|entry| entry.ip).collect();
     if written.is_empty() {
         written.extend(status.pod_ip);
@@ -228,6 +278,56 @@ pub(super) fn pod(id: &ObjectId, object: Pod) -> Result<Converted, Issue> {
         addresses,
         phase: status.phase.map(Into::into),
         ready,
+        workload,
+        mac,
     };
     Ok((Object::Pod(Box::new(row)), doubts))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+
+    #[test]
+    fn a_pod_is_one_of_what_keeps_it() {
+        let of = |kind: &str, name: &str, controller| {
+            let owner = OwnerReference {
+                kind: kind.to_owned(),
+                name: name.to_owned(),
+                controller: Some(controller),
+                ..OwnerReference::default()
+            };
+            let labels = Some([(TEMPLATE_HASH.to_owned(), "7d9f".to_owned())].into());
+            let found = workload(&ObjectMeta {
+                owner_references: Some(vec![owner]),
+                labels,
+                ..ObjectMeta::default()
+            });
+            found.map(|workload| format!("{} {}", workload.kind, workload.name))
+        };
+        assert_eq!(of("ReplicaSet", "web-7d9f", true).as_deref(), Some("Deployment web"));
+        assert_eq!(of("ReplicaSet", "web-other", true).as_deref(), Some("ReplicaSet web-other"));
+        assert_eq!(of("Job", "backup-28912345", true).as_deref(), Some("CronJob backup"));
+        assert_eq!(of("Job", "backup-1", true).as_deref(), Some("Job backup-1"));
+        assert_eq!(of("StatefulSet", "db", true).as_deref(), Some("StatefulSet db"));
+        assert_eq!(of("StatefulSet", "db", false), None, "not its controller");
+        assert_eq!(workload(&ObjectMeta::default()), None);
+    }
+
+    #[test]
+    fn addresses_of_interfaces() {
+        assert_eq!(mac("02:00:5e:10:00:0A"), Some([2, 0, 0x5e, 0x10, 0, 10]));
+        for bad in [
+            "",
+            "02:00:5e:10:00",
+            "02:00:5e:10:00:01:02",
+            "03:00:5e:10:00:01",
+            "00:00:00:00:00:00",
+            "2:0:0:0:0:+1",
+            "02-00-5e-10-00-01",
+        ] {
+            assert_eq!(mac(bad), None, "{bad}");
+        }
+    }
 }

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tombolo_base::aggregate::least;
 use tombolo_base::clock::Moment;
-use tombolo_base::ids::ClusterName;
+use tombolo_base::ids::{ClusterName, IdentityId};
 use tombolo_base::prefix::Prefix;
 use tombolo_base::source::{Source, SourceState};
 use tombolo_base::table::{Batch, Row, Snapshot, Writer};
@@ -78,6 +78,8 @@ pub struct Planner {
     masked: Lengths,
     /// Which rows a change of a node touches.
     hosts: Hosts,
+    /// Where the API server answers.
+    apiservers: BTreeSet<IpAddr>,
     /// What the next step looks at besides what changed in its tables.
     touched: Affected,
     /// Whether the next step must carry sources.
@@ -125,6 +127,7 @@ impl Planner {
             restored_keys: BTreeMap::new(),
             masked: Lengths::default(),
             hosts: Hosts::default(),
+            apiservers: BTreeSet::new(),
             touched: Affected::default(),
             sources_touched: false,
         }
@@ -288,6 +291,14 @@ impl Planner {
         self.touched.prefixes.extend(batch.keys);
         self.sources_touched |= batch.sources_changed;
         self.inputs.cidrs = batch.snapshot;
+    }
+
+    /// Takes over where the API server answers: another node at such an address has its identity. The next step writes
+    /// what follows.
+    pub fn know_apiservers(&mut self, addresses: BTreeSet<IpAddr>) {
+        let changed = self.apiservers.symmetric_difference(&addresses).copied();
+        self.touched.prefixes.extend(changed.map(Prefix::host));
+        self.apiservers = addresses;
     }
 
     /// The identities of prefixes inside that one depend on what is around them.
@@ -496,7 +507,8 @@ impl Planner {
                     contests.push((*prefix, decided.contest));
                 }
                 let outside = || cidr_entry(*prefix, &self.inputs, &self.claims, &self.masked);
-                match decided.entry.or_else(outside) {
+                let entry = decided.entry.map(|entry| placed(entry, &self.inputs.cidrs, &self.apiservers));
+                match entry.or_else(outside) {
                     Some(entry) => drop(txn.upsert(entry)),
                     None => drop(txn.remove(prefix)),
                 }
@@ -569,6 +581,17 @@ impl Planner {
         });
         views.into_iter().filter(|(_, view)| view.is_none()).map(|(key, _)| key).collect()
     }
+}
+
+/// Another node's address by the number that policies have for it, or by that of the API server if that is there.
+fn placed(entry: PrefixEntry, cidrs: &Snapshot<CidrIdentity>, apiservers: &BTreeSet<IpAddr>) -> PrefixEntry {
+    if entry.identity != IdentityId::REMOTE_NODE || !entry.prefix.is_host() {
+        return entry;
+    }
+    let own = cidrs.get(&entry.prefix).map(|row| row.identity).filter(|id| id.is_node());
+    let apiserver = apiservers.contains(&entry.prefix.address());
+    let identity = own.unwrap_or(if apiserver { IdentityId::KUBE_APISERVER } else { entry.identity });
+    PrefixEntry { identity, ..entry }
 }
 
 /// The entry of a prefix outside the mesh. What is inside the prefixes of nodes is theirs alone: policies know pods and nodes

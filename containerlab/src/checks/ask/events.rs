@@ -7,7 +7,7 @@ use super::answers::{answered, pod_key};
 use super::{Ask, Denial, Origin, Peer, Protocol, Resolved, Target};
 use crate::checks::check::{CheckResult, Failure, Variant};
 use crate::checks::context::Context;
-use crate::checks::flows::{Frontend, Want, WantEnd};
+use crate::checks::flows::{Frontend, REMOTE_NODE, Want, WantEnd};
 use crate::checks::inventory::PodFacts;
 use crate::workload::{Answer, Attempt, Outcome, ProbeReport};
 
@@ -22,7 +22,6 @@ const TO_OVERLAY: &str = "to-overlay";
 /// Cilium's reserved identities.
 const HOST: u32 = 1;
 const WORLD: u32 = 2;
-const REMOTE_NODE: u32 = 6;
 
 /// One way that requests took: who answered, and through which node if another one translated them.
 struct Way<'a> {
@@ -69,7 +68,7 @@ impl Ask {
             _ => self.asker(context, resolved, attempt).await?,
         };
         let want = Want { source, destination, drop_reason: denial.reason, ..self.want(resolved) };
-        context.flows.expect(at, &want).await?;
+        context.flows.expect(at, &known_at(context, at, want)).await?;
         Ok(vec!["the drop names site, reason, both pods and identities".to_owned()])
     }
 
@@ -82,7 +81,7 @@ impl Ask {
     ) -> Result<u32, Failure> {
         let mut found = 0;
         for (node, want) in self.wanted(context, resolved, report).await? {
-            context.flows.expect(&node, &want).await?;
+            context.flows.expect(&node, &known_at(context, &node, want)).await?;
             found += 1;
         }
         Ok(found)
@@ -162,6 +161,7 @@ impl Ask {
             identity: Some(context.identity(pod, cluster).await?),
             pod: Some(pod.key()),
             cluster: Some(cluster.to_owned()),
+            workload: pod.workload.clone(),
         })
     }
 
@@ -352,6 +352,17 @@ impl Ask {
         }
         Ok(wanted)
     }
+}
+
+/// Without what a node does not know: of pods of other clusters, what they are one of.
+fn known_at(context: &Context, node: &str, mut want: Want) -> Want {
+    let home = context.inventory.cluster_of(node).map(|cluster| cluster.name.as_str());
+    for end in [&mut want.source, &mut want.destination] {
+        if end.cluster.as_deref() != home {
+            end.workload = None;
+        }
+    }
+    want
 }
 
 /// Where a packet between two nodes leaves the first.

@@ -135,6 +135,7 @@ impl Path<'_> {
             pod: Some(pod.key()),
             cluster: Some(cluster.to_owned()),
             port: None,
+            workload: None,
         })
     }
 

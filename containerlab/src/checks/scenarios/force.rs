@@ -76,6 +76,13 @@ struct EndpointShown {
     pod: String,
 }
 
+/// A row of `tombolo show interfaces`: what the datapath is to have of a pod.
+#[derive(Deserialize)]
+struct InterfaceShown {
+    endpoint: u16,
+    policy: u32,
+}
+
 /// A row of `tombolo show endpoint-policies`.
 #[derive(Deserialize)]
 struct HeldShown {
@@ -213,12 +220,23 @@ async fn show<T: serde::de::DeserializeOwned>(
 
 /// Pods of a node, and the node itself, with the policies that theirs was made of.
 async fn held(context: &Context, node: &str) -> Result<Vec<(String, Vec<String>)>, Failure> {
-    let (policies, held, endpoints) = tokio::join!(
+    let (policies, held, endpoints, interfaces) = tokio::join!(
         show::<PolicyShown>(context, node, "policies"),
         show::<HeldShown>(context, node, "endpoint-policies"),
         show::<EndpointShown>(context, node, "endpoints"),
+        show::<InterfaceShown>(context, node, "interfaces"),
     );
-    let (policies, held, endpoints) = (policies?, held?, endpoints?);
+    let (policies, held, endpoints, interfaces) = (policies?, held?, endpoints?, interfaces?);
+    // What was planned may not have reached the row of the interface yet, whose reconciler is in step all the same.
+    for row in held.iter().filter(|row| row.endpoint != 0) {
+        let written = interfaces.iter().find(|interface| interface.endpoint == row.endpoint);
+        if let Some(behind) = written.filter(|interface| interface.policy != row.policy) {
+            let look = context.access.shown(&Place::node(node), &["tombolo", "show", "interfaces"]);
+            let what =
+                format!("the interface of endpoint {} of {node} under policy {}", row.endpoint, row.policy);
+            return Err(Failure::new(what, format!("{}", behind.policy), look));
+        }
+    }
     let origins = |endpoint: u16| {
         let policy = held.iter().find(|row| row.endpoint == endpoint)?.policy;
         policies.iter().find(|row| row.id == policy).map(|row| row.origins.clone())

@@ -96,6 +96,98 @@ const CLIENT_EGRESS_TO_CIDR_DENY: &[Question] = &[
     yes(Asker::Pod("client-2"), Asked::Pod("web-1", Protocol::Http, 8080)),
 ];
 
+const ALLOW_ALL_EXCEPT_WORLD: &[Question] = &[
+    yes(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080)),
+    yes(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080)),
+    yes(Asker::HostOf("client-1"), Asked::Pod("web-2", Protocol::Http, 8080)),
+    no(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000), NOT_LET_OUT),
+];
+
+const CLUSTER_ENTITY: &[Question] = &[
+    yes(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080)),
+    yes(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080)),
+    no(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000), NOT_LET_OUT),
+];
+
+const HOST_ENTITY_EGRESS: &[Question] = &[
+    yes(Asker::Pod("client-1"), Asked::HostOf("client-1", Protocol::Tcp, 9000)),
+    no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), NOT_LET_OUT),
+    no(Asker::Pod("client-1"), Asked::HostOf("client-2", Protocol::Tcp, 9000), NOT_LET_OUT),
+];
+
+const HOST_ENTITY_INGRESS: &[Question] = &[
+    yes(Asker::HostOf("web-1"), Asked::Pod("web-1", Protocol::Http, 8080)),
+    no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), NOT_LET_IN),
+];
+
+const CLIENT_INGRESS_ICMP: &[Question] = &[
+    yes(Asker::Pod("client-2"), Asked::Pod("client-1", Protocol::Icmp, 0)),
+    no(Asker::Pod("client-2"), Asked::Pod("client-1", Protocol::Http, 8080), NOT_LET_IN),
+    no(Asker::Pod("web-1"), Asked::Pod("client-1", Protocol::Icmp, 0), NOT_LET_IN),
+];
+
+const ECHO_INGRESS_FROM_OTHER_CLIENT_DENY: &[Question] = &[
+    yes(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080)),
+    yes(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080)),
+    no(Asker::Pod("client-2"), Asked::Pod("web-1", Protocol::Http, 8080), DENIED_IN),
+    no(Asker::Pod("client-2"), Asked::Pod("web-2", Protocol::Http, 8080), DENIED_IN),
+];
+
+const CLIENT_INGRESS_FROM_OTHER_CLIENT_ICMP_DENY: &[Question] = &[
+    no(Asker::Pod("client-2"), Asked::Pod("client-1", Protocol::Icmp, 0), DENIED_IN),
+    yes(Asker::Pod("client-2"), Asked::Pod("client-1", Protocol::Http, 8080)),
+    yes(Asker::Pod("web-1"), Asked::Pod("client-1", Protocol::Icmp, 0)),
+];
+
+const CLIENT_EGRESS_TO_ECHO_DENY: &[Question] = &[
+    no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), DENIED_OUT),
+    no(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080), DENIED_OUT),
+    yes(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Tcp, 9000)),
+    yes(Asker::Pod("client-1"), Asked::Pod("echo-1", Protocol::Http, 8080)),
+];
+
+const CLIENT_EGRESS_TO_ECHO_EXPRESSION_DENY: &[Question] = &[
+    no(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080), DENIED_OUT),
+    yes(Asker::Pod("client-2"), Asked::Pod("web-2", Protocol::Http, 8080)),
+    yes(Asker::Pod("client-1"), Asked::Pod("echo-1", Protocol::Http, 8080)),
+];
+
+const CLIENT_EGRESS_TO_CIDR_DENY_DEFAULT: &[Question] = &[
+    no(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000), DENIED_OUT),
+    no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), NOT_LET_OUT),
+];
+
+const CLIENT_INGRESS_TO_ECHO_NAMED_PORT_DENY: &[Question] = &[
+    no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), DENIED_IN),
+    no(Asker::Pod("client-2"), Asked::Pod("web-1", Protocol::Http, 8080), DENIED_IN),
+    yes(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Tcp, 9000)),
+    yes(Asker::Pod("echo-1"), Asked::Pod("web-1", Protocol::Http, 8080)),
+];
+
+const TO_SERVICE_ACCOUNT: &[Question] = &[
+    yes(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080)),
+    yes(Asker::Pod("client-2"), Asked::Pod("web-1", Protocol::Http, 8080)),
+    no(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080), NOT_LET_OUT),
+];
+
+const TO_SERVICE_ACCOUNT_DENY: &[Question] = &[
+    no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), DENIED_OUT),
+    no(Asker::Pod("client-2"), Asked::Pod("web-1", Protocol::Http, 8080), DENIED_OUT),
+    yes(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080)),
+];
+
+const OF_SERVICE_ACCOUNT: &[Question] = &[
+    yes(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080)),
+    no(Asker::Pod("client-1"), Asked::Pod("echo-1", Protocol::Http, 8080), NOT_LET_OUT),
+    yes(Asker::Pod("client-2"), Asked::Pod("echo-1", Protocol::Http, 8080)),
+];
+
+const OF_SERVICE_ACCOUNT_DENY: &[Question] = &[
+    no(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080), DENIED_OUT),
+    yes(Asker::Pod("client-1"), Asked::Pod("echo-1", Protocol::Http, 8080)),
+    yes(Asker::Pod("client-2"), Asked::Pod("web-2", Protocol::Http, 8080)),
+];
+
 /// A plan whose manifest has its name.
 macro_rules! plan {
     ($name:literal, $subjects:expr, [$($question:expr),* $(,)?]) => {
@@ -124,28 +216,21 @@ pub const SCENARIOS: &[Plan] = &[
     plan!("echo-ingress-knp", WEBS, ECHO_INGRESS),
     plan!("echo-ingress-ccnp", WEBS, ECHO_INGRESS),
     plan!("client-egress-expression", &["client-1"], CLIENT_EGRESS_EXPRESSION),
+    plan!("client-egress-expression-ccnp", &["client-1"], CLIENT_EGRESS_EXPRESSION),
     plan!("client-egress-expression-knp", &["client-1"], CLIENT_EGRESS_EXPRESSION),
+    plan!("client-ingress-icmp", CLIENTS, CLIENT_INGRESS_ICMP),
+    plan!("client-ingress-icmp-ccnp", CLIENTS, CLIENT_INGRESS_ICMP),
+    plan!("client-ingress-from-other-client-icmp-deny", CLIENTS, CLIENT_INGRESS_FROM_OTHER_CLIENT_ICMP_DENY),
     plan!(
-        "client-ingress-icmp",
+        "client-ingress-from-other-client-icmp-deny-ccnp",
         CLIENTS,
-        [
-            yes(Asker::Pod("client-2"), Asked::Pod("client-1", Protocol::Icmp, 0)),
-            no(Asker::Pod("client-2"), Asked::Pod("client-1", Protocol::Http, 8080), NOT_LET_IN),
-            no(Asker::Pod("web-1"), Asked::Pod("client-1", Protocol::Icmp, 0), NOT_LET_IN)
-        ]
-    ),
-    plan!(
-        "client-ingress-from-other-client-icmp-deny",
-        CLIENTS,
-        [
-            no(Asker::Pod("client-2"), Asked::Pod("client-1", Protocol::Icmp, 0), DENIED_IN),
-            yes(Asker::Pod("client-2"), Asked::Pod("client-1", Protocol::Http, 8080)),
-            yes(Asker::Pod("web-1"), Asked::Pod("client-1", Protocol::Icmp, 0))
-        ]
+        CLIENT_INGRESS_FROM_OTHER_CLIENT_ICMP_DENY
     ),
     plan!("all-ingress-deny", ALL, ALL_INGRESS_DENY),
+    plan!("all-ingress-deny-ccnp", ALL, ALL_INGRESS_DENY),
     plan!("all-ingress-deny-knp", ALL, ALL_INGRESS_DENY),
     plan!("all-egress-deny", ALL, ALL_EGRESS_DENY),
+    plan!("all-egress-deny-ccnp", ALL, ALL_EGRESS_DENY),
     plan!("all-egress-deny-knp", ALL, ALL_EGRESS_DENY),
     plan!(
         "all-entities-deny",
@@ -156,83 +241,25 @@ pub const SCENARIOS: &[Plan] = &[
             no(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000), DENIED_OUT)
         ]
     ),
-    plan!(
-        "cluster-entity",
-        CLIENTS,
-        [
-            yes(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080)),
-            yes(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080)),
-            no(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000), NOT_LET_OUT)
-        ]
-    ),
+    plan!("cluster-entity", CLIENTS, CLUSTER_ENTITY),
+    plan!("cluster-entity-ccnp", CLIENTS, CLUSTER_ENTITY),
     plan!("cluster-entity-multi-cluster", CLIENTS, POLICY_LOCAL_CLUSTER_EGRESS),
-    plan!(
-        "allow-all-except-world",
-        ALL,
-        [
-            yes(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080)),
-            yes(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080)),
-            yes(Asker::HostOf("client-1"), Asked::Pod("web-2", Protocol::Http, 8080)),
-            no(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000), NOT_LET_OUT)
-        ]
-    ),
+    plan!("allow-all-except-world", ALL, ALLOW_ALL_EXCEPT_WORLD),
+    plan!("allow-all-except-world-ccnp", ALL, ALLOW_ALL_EXCEPT_WORLD),
     plan!("to-entities-world", CLIENTS, TO_CIDR_EXTERNAL),
-    plan!(
-        "host-entity-egress",
-        CLIENTS,
-        [
-            yes(Asker::Pod("client-1"), Asked::HostOf("client-1", Protocol::Tcp, 9000)),
-            no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), NOT_LET_OUT),
-            no(Asker::Pod("client-1"), Asked::HostOf("client-2", Protocol::Tcp, 9000), NOT_LET_OUT)
-        ]
-    ),
-    plan!(
-        "host-entity-ingress",
-        WEBS,
-        [
-            yes(Asker::HostOf("web-1"), Asked::Pod("web-1", Protocol::Http, 8080)),
-            no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), NOT_LET_IN)
-        ]
-    ),
-    plan!(
-        "echo-ingress-from-other-client-deny",
-        WEBS,
-        [
-            yes(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080)),
-            yes(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080)),
-            no(Asker::Pod("client-2"), Asked::Pod("web-1", Protocol::Http, 8080), DENIED_IN),
-            no(Asker::Pod("client-2"), Asked::Pod("web-2", Protocol::Http, 8080), DENIED_IN)
-        ]
-    ),
-    plan!(
-        "client-egress-to-echo-deny",
-        &["client-1"],
-        [
-            no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), DENIED_OUT),
-            no(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080), DENIED_OUT),
-            yes(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Tcp, 9000)),
-            yes(Asker::Pod("client-1"), Asked::Pod("echo-1", Protocol::Http, 8080))
-        ]
-    ),
-    plan!(
-        "client-egress-to-echo-expression-deny",
-        &["client-1"],
-        [
-            no(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080), DENIED_OUT),
-            yes(Asker::Pod("client-2"), Asked::Pod("web-2", Protocol::Http, 8080)),
-            yes(Asker::Pod("client-1"), Asked::Pod("echo-1", Protocol::Http, 8080))
-        ]
-    ),
-    plan!(
-        "client-ingress-to-echo-named-port-deny",
-        WEBS,
-        [
-            no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), DENIED_IN),
-            no(Asker::Pod("client-2"), Asked::Pod("web-1", Protocol::Http, 8080), DENIED_IN),
-            yes(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Tcp, 9000)),
-            yes(Asker::Pod("echo-1"), Asked::Pod("web-1", Protocol::Http, 8080))
-        ]
-    ),
+    plan!("to-entities-world-ccnp", CLIENTS, TO_CIDR_EXTERNAL),
+    plan!("host-entity-egress", CLIENTS, HOST_ENTITY_EGRESS),
+    plan!("host-entity-egress-ccnp", CLIENTS, HOST_ENTITY_EGRESS),
+    plan!("host-entity-ingress", WEBS, HOST_ENTITY_INGRESS),
+    plan!("host-entity-ingress-ccnp", WEBS, HOST_ENTITY_INGRESS),
+    plan!("echo-ingress-from-other-client-deny", WEBS, ECHO_INGRESS_FROM_OTHER_CLIENT_DENY),
+    plan!("echo-ingress-from-other-client-deny-ccnp", WEBS, ECHO_INGRESS_FROM_OTHER_CLIENT_DENY),
+    plan!("client-egress-to-echo-deny", &["client-1"], CLIENT_EGRESS_TO_ECHO_DENY),
+    plan!("client-egress-to-echo-deny-ccnp", &["client-1"], CLIENT_EGRESS_TO_ECHO_DENY),
+    plan!("client-egress-to-echo-expression-deny", &["client-1"], CLIENT_EGRESS_TO_ECHO_EXPRESSION_DENY),
+    plan!("client-egress-to-echo-expression-deny-ccnp", &["client-1"], CLIENT_EGRESS_TO_ECHO_EXPRESSION_DENY),
+    plan!("client-ingress-to-echo-named-port-deny", WEBS, CLIENT_INGRESS_TO_ECHO_NAMED_PORT_DENY),
+    plan!("client-ingress-to-echo-named-port-deny-ccnp", WEBS, CLIENT_INGRESS_TO_ECHO_NAMED_PORT_DENY),
     plan!(
         "client-egress-to-echo-all-deny",
         CLIENTS,
@@ -273,16 +300,12 @@ pub const SCENARIOS: &[Plan] = &[
         ]
     ),
     plan!("to-cidr-external", CLIENTS, TO_CIDR_EXTERNAL),
+    plan!("to-cidr-external-ccnp", CLIENTS, TO_CIDR_EXTERNAL),
     plan!("to-cidr-external-knp", CLIENTS, TO_CIDR_EXTERNAL),
     plan!("client-egress-to-cidr-deny", CLIENTS, CLIENT_EGRESS_TO_CIDR_DENY),
-    plan!(
-        "client-egress-to-cidr-deny-default",
-        CLIENTS,
-        [
-            no(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000), DENIED_OUT),
-            no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), NOT_LET_OUT)
-        ]
-    ),
+    plan!("client-egress-to-cidr-deny-ccnp", CLIENTS, CLIENT_EGRESS_TO_CIDR_DENY),
+    plan!("client-egress-to-cidr-deny-default", CLIENTS, CLIENT_EGRESS_TO_CIDR_DENY_DEFAULT),
+    plan!("client-egress-to-cidr-deny-default-ccnp", CLIENTS, CLIENT_EGRESS_TO_CIDR_DENY_DEFAULT),
     plan!("client-egress-to-cidrgroup-deny", CLIENTS, CLIENT_EGRESS_TO_CIDR_DENY),
     plan!("client-egress-to-cidrgroup-deny-by-label", CLIENTS, CLIENT_EGRESS_TO_CIDR_DENY),
     plan!(
@@ -372,6 +395,81 @@ pub const SCENARIOS: &[Plan] = &[
         [
             yes(Asker::Pod("client-1"), Asked::World(Protocol::Tcp, 9000)),
             through(Asker::Pod("client-2"), Asked::World(Protocol::Tcp, 9000), &["client-1"])
+        ]
+    ),
+    plan!("client-egress-to-echo-service-account", CLIENTS, TO_SERVICE_ACCOUNT),
+    plan!("client-egress-to-echo-service-account-ccnp", CLIENTS, TO_SERVICE_ACCOUNT),
+    plan!("client-egress-to-echo-service-account-deny", CLIENTS, TO_SERVICE_ACCOUNT_DENY),
+    plan!("client-egress-to-echo-service-account-deny-ccnp", CLIENTS, TO_SERVICE_ACCOUNT_DENY),
+    plan!("client-with-service-account-egress-to-echo", &["client-1"], OF_SERVICE_ACCOUNT),
+    plan!("client-with-service-account-egress-to-echo-ccnp", &["client-1"], OF_SERVICE_ACCOUNT),
+    plan!("client-with-service-account-egress-to-echo-deny", &["client-1"], OF_SERVICE_ACCOUNT_DENY),
+    plan!("client-with-service-account-egress-to-echo-deny-ccnp", &["client-1"], OF_SERVICE_ACCOUNT_DENY),
+    plan!(
+        "from-cidr-host-netns",
+        WEBS,
+        [
+            yes(Asker::Outside, Asked::Pod("web-1", Protocol::Http, 8080)),
+            yes(Asker::Outside, Asked::Pod("web-2", Protocol::Http, 8080)),
+            no(Asker::Outside, Asked::Pod("web-1", Protocol::Tcp, 9000), NOT_LET_IN),
+            no(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080), NOT_LET_IN)
+        ]
+    ),
+    plan!(
+        "allow-all-with-metrics-check",
+        ALL,
+        [
+            yes(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080)),
+            yes(Asker::Pod("client-1"), Asked::Pod("web-2", Protocol::Http, 8080)),
+            yes(Asker::Pod("client-2"), Asked::World(Protocol::Tcp, 9000))
+        ]
+    ),
+    plan!(
+        "pod-to-controlplane-host",
+        CLIENTS,
+        [
+            yes(Asker::Pod("client-1"), Asked::HostOf("client-1", Protocol::Tcp, 9000)),
+            yes(Asker::Pod("client-2"), Asked::HostOf("client-1", Protocol::Icmp, 0)),
+            no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), NOT_LET_OUT)
+        ]
+    ),
+    plan!(
+        "pod-to-controlplane-host-cidr",
+        CLIENTS,
+        [
+            yes(Asker::Pod("client-1"), Asked::HostOf("client-1", Protocol::Tcp, 9000)),
+            yes(Asker::Pod("client-2"), Asked::HostOf("client-1", Protocol::Tcp, 9000)),
+            no(Asker::Pod("client-1"), Asked::HostOf("client-2", Protocol::Tcp, 9000), NOT_LET_OUT)
+        ]
+    ),
+    plan!(
+        "pod-to-k8s-on-controlplane",
+        CLIENTS,
+        [
+            yes(Asker::Pod("client-1"), Asked::HostOf("client-1", Protocol::Http, 6443)),
+            yes(Asker::Pod("client-2"), Asked::HostOf("client-1", Protocol::Http, 6443)),
+            no(Asker::Pod("client-1"), Asked::HostOf("client-2", Protocol::Http, 6443), NOT_LET_OUT),
+            no(Asker::Pod("client-2"), Asked::HostOf("client-2", Protocol::Http, 6443), NOT_LET_OUT),
+            no(Asker::Pod("client-2"), Asked::HostOf("client-1", Protocol::Tcp, 9000), NOT_LET_OUT)
+        ]
+    ),
+    plan!(
+        "pod-to-k8s-on-controlplane-cidr",
+        CLIENTS,
+        [
+            yes(Asker::Pod("client-1"), Asked::HostOf("client-1", Protocol::Http, 6443)),
+            yes(Asker::Pod("client-2"), Asked::HostOf("client-1", Protocol::Http, 6443)),
+            no(Asker::Pod("client-2"), Asked::HostOf("client-1", Protocol::Tcp, 9000), NOT_LET_OUT)
+        ]
+    ),
+    plan!(
+        "pod-to-node-cidrpolicy",
+        CLIENTS,
+        [
+            yes(Asker::Pod("client-1"), Asked::HostOf("client-2", Protocol::Icmp, 0)),
+            yes(Asker::Pod("client-2"), Asked::HostOf("client-2", Protocol::Tcp, 9000)),
+            no(Asker::Pod("client-1"), Asked::HostOf("client-1", Protocol::Tcp, 9000), NOT_LET_OUT),
+            no(Asker::Pod("client-1"), Asked::Pod("web-1", Protocol::Http, 8080), NOT_LET_OUT)
         ]
     ),
 ];

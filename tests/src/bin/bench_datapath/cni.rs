@@ -60,6 +60,10 @@ impl DatapathGate for Gate {
         Ok(Identity { id, labels: Labels::k8s([("app", "bench")]) })
     }
 
+    fn mac(&self, _: &str, _: &str) -> Option<[u8; 6]> {
+        None
+    }
+
     async fn apply(&self, endpoint: &EndpointSpec) -> Result<(), GateError> {
         self.open(endpoint).map_err(|error| GateError::fatal(error.to_string()))
     }

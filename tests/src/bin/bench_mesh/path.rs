@@ -61,6 +61,7 @@ impl Target<PrefixEntry> for Map {
             encrypt: false,
             remote_cluster: row.remote_cluster,
             skip_tunnel: row.node_address,
+            strict: false,
         };
         self.0.upsert_prefix(row.prefix.net(), &entry).map_err(|error| error.to_string())
     }
