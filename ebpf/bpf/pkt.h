@@ -97,13 +97,18 @@ struct tb_pkt {
 	__u8 audited; /* the reason for which it would have been dropped */
 	__u8 untracked; /* judged without being a flow */
 	__u8 named;  /* orig_dst and orig_dport are known, but this packet is not translated: its socket was */
-	__u8 pad1[7];
+	__u8 hook;  /* the point where the program began */
+	__u8 match; /* what the entry that decided has, TB_MATCH_* */
+	__u8 pad1;
+	__u16 error; /* of a map that could not be written */
+	__u8 pad2[2];
 	/* From here on not cleared. */
 	struct tb_tuple key;
 	struct tb_ct ct;
 	struct tb_nat nat;
 	struct tb_lpm_key lpm;
-	__u32 pad;
+	__u32 tunnel_id; /* with tunnel_src: of a packet out of the tunnel */
+	union tb_addr tunnel_src;
 	__u8 buf[144];
 };
 

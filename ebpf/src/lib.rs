@@ -38,8 +38,10 @@ mod maglev;
 mod places;
 mod policies;
 mod ranges;
+mod replay;
 mod rev_nats;
 mod rows;
+mod scene;
 mod services;
 mod sets;
 mod sites;
@@ -54,11 +56,12 @@ pub use conntrack::GcStats;
 pub use datapath::{Datapath, DatapathConfig, MapSizes};
 pub use error::DatapathError;
 pub use events::{DatapathEvent, EventKind, EventReader};
+pub use replay::{Explained, Replayer};
 pub use rows::{
-    Backend, ConntrackEntry, ConntrackKind, Direction, FlowFilter, Frontend, Interface, LocalAddress,
+    Aggregation, Backend, CaptureOf, ConntrackEntry, ConntrackKind, Direction, FlowFilter, Frontend, Interface, LocalAddress,
     LostEvents, MapUsage, Metric, NodeConfig, NodeEntry, NodePath, PolicySet, PolicySide, PortPrefix,
-    PrefixEntry, RuleAction, RuleEntry, RuleTier, Scope, ServiceEntry, SocketLb, Translation,
+    PrefixEntry, RuleAction, RuleEntry, RuleTier, Scope, ServiceEntry, SiteMetric, SocketLb, Translation,
 };
 pub use sites::{SITES, Site, reason_name, site};
 pub use stale_sockets::SocketStats;
-pub use sys::monotonic_ns;
+pub use sys::{monotonic_ns, raw_rows};

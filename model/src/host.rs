@@ -51,8 +51,7 @@ impl Node {
         if policy == 0 || flight.sight.is_error || later {
             return Ok(());
         }
-        let question = Question { direction, identity, protocol, port: 0, ipv4 };
-        self.policies.get(&policy).ok_or(Reason::Policy)?.allows(&question)
+        self.asks(policy, Question { direction, identity, protocol, port: 0, ipv4 })
     }
 
     fn host_answers(
@@ -62,7 +61,7 @@ impl Node {
         direction: Direction,
     ) -> Result<bool, Reason> {
         let key = Key { kind, tuple: flight.becomes.reversed() };
-        let Some((entry, _)) = self.conntrack.find(&key, &flight.sight) else { return Ok(false) };
+        let Some((entry, _)) = self.looks_up(flight, &key, true) else { return Ok(false) };
         let identity = entry.identity;
         flight.reply = true;
         self.allows(flight, self.config.host_policy, direction, identity, flight.becomes.source.1)?;
@@ -78,7 +77,7 @@ impl Node {
         identity: u32,
     ) -> Result<(), Reason> {
         let key = Key { kind, tuple: flight.becomes };
-        let known = self.conntrack.find(&key, &flight.sight).is_some();
+        let known = self.looks_up(flight, &key, false).is_some();
         self.allows(flight, self.config.host_policy, direction, identity, flight.becomes.destination.1)?;
         if !known {
             self.conntrack.create(key, &flight.sight, Entry { identity, ..Entry::default() });

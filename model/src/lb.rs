@@ -6,6 +6,8 @@ use crate::hash::flow_hash;
 use crate::node::Node;
 use crate::outcome::Reason;
 use crate::packet::{Protocol, Socket, Tuple};
+use crate::story::Step;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 /// Who asks.
@@ -39,6 +41,17 @@ pub struct Service {
     pub slots: Vec<u32>,
 }
 
+/// Session affinity: whom clients met, and whom they may meet again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Affinity {
+    /// How long a client is sent to the same backend after it opened a flow, in seconds, by frontend.
+    pub seconds: BTreeMap<Frontend, u32>,
+    /// By client and number of the reverse translation: when it opened a flow last, and to which backend.
+    pub met: BTreeMap<(IpAddr, u32), (u64, u32, Socket)>,
+    /// Backends that take new flows, by number of the reverse translation.
+    pub members: BTreeSet<(u32, u32, Scope)>,
+}
+
 /// A backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backend {
@@ -60,10 +73,15 @@ impl Node {
         let Some(service) = self.services.get(&asked).cloned() else {
             // What is not served of an address of the node is the node's.
             let closed = flight.place != Place::Host && self.closes_rest(address, scope);
+            self.tell(|| Step::Service { frontend: (address, port), scope, backend: None, remembered: false });
             return if closed { Err(Reason::NoService) } else { Ok(false) };
         };
+        let takes = |ranges: &Vec<ipnet::IpNet>| ranges.iter().any(|range| range.contains(&flight.was.source.0));
+        if !self.ranges.get(&asked).is_none_or(takes) {
+            return Err(Reason::NotInRange);
+        }
         let key = Key { kind: Kind::Service, tuple: flight.was };
-        let remembered = self.conntrack.find(&key, &flight.sight).and_then(|(entry, _)| entry.backend);
+        let remembered = self.looks_up(flight, &key, false).and_then(|(entry, _)| entry.backend);
         let backend = match remembered.filter(|known| self.is_still(*known)) {
             Some((_, socket)) => {
                 self.conntrack.touch(&key, &flight.sight, Way::Opening);
@@ -71,7 +89,7 @@ impl Node {
             }
             None if flight.sight.is_error => return Err(Reason::UnknownCt),
             None => {
-                let (number, socket) = self.choose(&flight.was, &service)?;
+                let (number, socket) = self.choose(flight, &asked, &service)?;
                 let backend = Some((number, socket));
                 let entry = Entry { rev_nat: service.rev_nat, backend, ..Entry::default() };
                 self.conntrack.create(key, &flight.sight, entry);
@@ -79,6 +97,8 @@ impl Node {
                 socket
             }
         };
+        let (frontend, remembered) = (flight.was.destination, !flight.fresh);
+        self.tell(|| Step::Service { frontend, scope, backend: Some(backend), remembered });
         flight.rev_nat = service.rev_nat;
         flight.frontend = Some(flight.was.destination);
         flight.becomes.destination = backend;
@@ -95,7 +115,33 @@ impl Node {
         self.backends.get(&number).is_some_and(|backend| backend.socket == socket)
     }
 
-    fn choose(&self, flow: &Tuple, service: &Service) -> Result<(u32, Socket), Reason> {
+    fn choose(
+        &mut self,
+        flight: &Flight<'_>,
+        asked: &Frontend,
+        service: &Service,
+    ) -> Result<(u32, Socket), Reason> {
+        let Some(seconds) = self.affinity.seconds.get(asked).copied().filter(|_| !service.slots.is_empty()) else {
+            return self.hashed(&flight.was, service);
+        };
+        let (now, client) = (flight.sight.now_ns, flight.was.source.0);
+        let known = self.affinity.met.get(&(client, service.rev_nat)).copied();
+        let met = known.filter(|(last, number, socket)| {
+            last.saturating_add(u64::from(seconds) * 1_000_000_000) >= now
+                && self.affinity.members.contains(&(service.rev_nat, *number, asked.scope))
+                && self.is_still((*number, *socket))
+        });
+        // By the client alone: then all nodes choose alike for it.
+        let of_client = Tuple { source: (client, 0), ..flight.was };
+        let (number, socket) = match met {
+            Some((_, number, socket)) => (number, socket),
+            None => self.hashed(&of_client, service)?,
+        };
+        self.affinity.met.insert((client, service.rev_nat), (now, number, socket));
+        Ok((number, socket))
+    }
+
+    fn hashed(&self, flow: &Tuple, service: &Service) -> Result<(u32, Socket), Reason> {
         let slot = slot(flow, service.slots.len());
         let number = slot.and_then(|slot| service.slots.get(slot)).ok_or(Reason::NoService)?;
         let backend = self.backends.get(number).ok_or(Reason::NoService)?;

@@ -44,9 +44,9 @@ impl Flows {
         (store.latest(filter, last), self.live.subscribe())
     }
 
-    fn push(&self, flow: Flow) {
-        let flow = Arc::new(flow);
+    pub(super) fn push(&self, flow: Flow) {
         let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        let flow = Arc::new(Flow { id: store.next_id(), ..flow });
         store.push(flow.clone());
         // Nobody following is fine.
         self.live.send(flow).ok();
@@ -86,7 +86,7 @@ fn told(flow: Flow, event: &DatapathEvent, rules: &Snapshot<CookieRow>) -> Flow 
     }
 }
 
-struct Frontends(Snapshot<FrontendRow>);
+pub(crate) struct Frontends(pub(crate) Snapshot<FrontendRow>);
 
 impl ServiceNames for Frontends {
     fn service(&self, address: IpAddr, port: u16, protocol: u8) -> Option<ServiceRef> {
@@ -173,6 +173,10 @@ mod tests {
             ifindex: 1,
             length: 60,
             original_destination: None,
+            egress: true,
+            matched: 0,
+            error: 0,
+            capture: None,
         };
         DatapathEvent { kind, cookie: 7, rev_nat: 0, flow }
     }

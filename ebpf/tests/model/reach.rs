@@ -70,7 +70,7 @@ fn kind(packet: &Packet) -> &'static str {
         Payload::Udp { .. } => "UDP",
         Payload::Echo { .. } => "echo",
         Payload::Error(_) => "error",
-        Payload::Other(_) => "other",
+        Payload::Other(_) | Payload::Broken { .. } => "other",
     }
 }
 

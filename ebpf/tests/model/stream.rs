@@ -298,7 +298,7 @@ fn answer(packet: &Packet, flags: TcpFlags) -> Option<Packet> {
         Payload::Udp { ports } => Payload::Udp { ports: (ports.1, ports.0) },
         Payload::Echo { id, request } => Payload::Echo { id, request: !request },
         Payload::Other(protocol) => Payload::Other(protocol),
-        Payload::Error(_) => return None,
+        Payload::Error(_) | Payload::Broken { .. } => return None,
     };
     Some(wire::packet(packet.destination, packet.source, 64, payload))
 }
