@@ -7,7 +7,7 @@ TOMBOLO := target/debug/tombolo
 ETCD_DOWN_SECS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: peerings help demo test setup build check fmt clippy unit fuzz-bgp fuzz-mesh fuzz-dns bench-dns programs soak-datapath namespaces mesh soak interop bench-bfd bench-bfd-short bench-bgp bench-bgp-short bench-mesh bench-mesh-short bench-datapath bench-datapath-short lab mesh-lab lab-up lab-test lab-down
+.PHONY: peerings help demo test setup build check fmt clippy unit fuzz-bgp fuzz-mesh fuzz-dns fuzz-datapath fuzz-policy bench-dns programs soak-datapath namespaces mesh soak interop bench-bfd bench-bfd-short bench-bgp bench-bgp-short bench-mesh bench-mesh-short bench-datapath bench-datapath-short lab mesh-lab lab-up lab-test lab-down
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -37,7 +37,7 @@ TEST := cargo test --locked --workspace
 unit: ## Pure code: unit, property, golden and mutation tests, the architecture, the docs
 	$(TEST) --lib --bins
 	$(TEST) --doc
-	$(TEST) --test architecture --test mutation --test live --test golden --test peers --test round_trip --test differential --test zettabgp --test decode_speed --test wire --test serve
+	$(TEST) --test architecture --test mutation --test live --test golden --test peers --test round_trip --test differential --test zettabgp --test decode_speed --test wire --test serve --test fuzz_policy
 
 fuzz-bgp: ## 10 million damaged BGP messages through the codec, and over live sessions (TOMBOLO_SEED=n for others)
 	TOMBOLO_BGP_MUTATIONS=10000000 $(TEST) --test mutation -- --nocapture
@@ -50,11 +50,17 @@ fuzz-mesh: ## 10 million damaged cluster mesh values (TOMBOLO_SEED=n for others)
 fuzz-dns: ## 10 million damaged packets through the DNS unit (TOMBOLO_SEED=n for others)
 	TOMBOLO_DNS_MUTATIONS=10000000 $(TEST) --test serve -- --nocapture damaged
 
+fuzz-datapath: ## 400,000 packets, valid, damaged and made up, through every program (TOMBOLO_SEED=n for others)
+	TOMBOLO_CASES=400000 $(TEST) --test fuzz -- --nocapture
+
+fuzz-policy: ## 20,000 damaged policy manifests through parser and compiler, beside the specification (TOMBOLO_SEED=n for others)
+	TOMBOLO_CASES=20000 $(TEST) --test fuzz_policy -- --nocapture
+
 bench-dns: ## Questions per second of the DNS unit over loopback
 	cargo test --locked --release -p tombolo-dns --test serve -- --ignored --nocapture questions_per_second
 
 programs: ## eBPF programs on real packets (BPF_PROG_TEST_RUN) and real traffic
-	$(TEST) --test model --test paths --test services --test node_ports --test clients --test refusals --test host --test sockets --test upgrade --test traffic --test wireguard --test truth_tables
+	$(TEST) --test model --test paths --test why --test variants --test fuzz --test services --test node_ports --test clients --test refusals --test host --test sockets --test upgrade --test traffic --test wireguard --test truth_tables
 
 soak-datapath: ## A million random packets through programs and model (TOMBOLO_SEED=n for others)
 	TOMBOLO_CASES=1000000 $(TEST) --test model -- --nocapture

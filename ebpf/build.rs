@@ -1,16 +1,18 @@
-//! Compiles `bpf/*.bpf.c` with clang and derives the table of drop sites from its `DROP(...)` lines.
+//! Compiles `bpf/*.bpf.c` with clang and derives the table of sites from its `DROP(...)` and `NOTE(...)` lines.
 
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-/// One `DROP(p, REASON, "why", "remedy")` of the C sources.
+/// One `DROP(p, REASON, "why", "remedy")` of the C sources, or `NOTE(p, "why", "remedy")`, which has no reason.
 struct Site {
     id: u16,
     file: String,
     line: usize,
     reason: String,
+    /// What the reason stands for in events; 0: none.
+    number: u8,
     why: String,
     remedy: String,
 }
@@ -79,11 +81,19 @@ fn scan(sources: &Path) -> Result<Vec<Site>, String> {
         .filter(|path| path.extension().is_some_and(|ext| ext == "c" || ext == "h"))
         .collect();
     files.sort();
+    let abi = fs::read_to_string(sources.join("abi.h")).map_err(|e| format!("read abi.h: {e}"))?;
     let mut sites = Vec::new();
     for path in files {
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         let text = fs::read_to_string(&path).map_err(|e| format!("read {}: {e}", path.display()))?;
         scan_file(&name, &text, &mut sites)?;
+    }
+    for site in sites.iter_mut().filter(|site| site.reason != "NOTE") {
+        let defined = abi.lines().filter_map(|line| line.strip_prefix("#define ")?.split_once(' '));
+        let number = defined.into_iter().find(|(name, _)| *name == site.reason).map(|(_, number)| number);
+        site.number = number
+            .and_then(|number| number.trim().parse().ok())
+            .ok_or(format!("{}:{}: abi.h has no number for {}", site.file, site.line, site.reason))?;
     }
     Ok(sites)
 }
@@ -96,9 +106,8 @@ fn scan_file(name: &str, text: &str, sites: &mut Vec<Site>) -> Result<(), String
             file_id =
                 Some(rest.trim().parse().map_err(|e| format!("{name}:{line_number}: TB_FILE_ID: {e}"))?);
         }
-        let Some((_, call)) = line.split_once(" DROP(").filter(|_| !line.contains("#define")) else {
-            continue;
-        };
+        let line_of = |word: &str| line.trim_start().split_once(word).filter(|_| !line.contains("#define"));
+        let Some((_, call)) = line_of(" DROP(").or_else(|| line_of("NOTE(")) else { continue };
         let id = file_id.ok_or(format!("{name}:{line_number}: DROP before TB_FILE_ID"))?;
         let site = parse_call(call)
             .ok_or(format!("{name}:{line_number}: write DROP(p, REASON, \"why\", \"remedy\") on one line"))?;
@@ -110,6 +119,7 @@ fn scan_file(name: &str, text: &str, sites: &mut Vec<Site>) -> Result<(), String
             file: name.to_owned(),
             line: line_number,
             reason,
+            number: 0,
             why,
             remedy,
         });
@@ -124,13 +134,14 @@ fn parse_call(call: &str) -> Option<(String, String, String)> {
     quoted.next()?;
     let remedy = quoted.next()?;
     let reason = head.split(',').nth(1)?.trim();
+    let reason = if reason.is_empty() { "NOTE" } else { reason };
     Some((reason.to_owned(), why.to_owned(), remedy.to_owned()))
 }
 
 fn render(sites: &[Site]) -> String {
-    let rows = sites.iter().map(|Site { id, file, line, reason, why, remedy }| {
+    let rows = sites.iter().map(|Site { id, file, line, reason, number, why, remedy }| {
         format!(
-            "    Site {{ id: {id}, file: {file:?}, line: {line}, reason: {reason:?}, why: {why:?}, remedy: {remedy:?} }},\n"
+            "    Site {{ id: {id}, file: {file:?}, line: {line}, reason: {reason:?}, number: {number}, why: {why:?}, remedy: {remedy:?} }},\n"
         )
     });
     format!("&[\n{}]\n", rows.collect::<String>())

@@ -36,7 +36,8 @@ fn main() -> ExitCode {
         Command::Conntrack(command) => cli::run(cli::Query::Conntrack(command)),
         Command::Mesh(mesh) => cli::run(cli::Query::Mesh(mesh)),
         Command::Bgp(bgp) => cli::run(cli::Query::Bgp(bgp)),
-        Command::Flows(flows) => cli::run(cli::Query::Flows(Box::new(flows))),
+        Command::Flows(flows) => cli::run(cli::Query::Flows(flows)),
+        Command::Why(why) => cli::run(cli::Query::Why(why)),
         Command::Config(config) => cli::run(cli::Query::Config(config)),
     }
 }

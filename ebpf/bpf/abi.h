@@ -14,7 +14,7 @@
 #include <linux/types.h>
 
 #define TB_SCHEMA 1
-#define TB_EVENT_VERSION 1
+#define TB_EVENT_VERSION 2
 
 union tb_addr {
 	__u8 b[16];
@@ -27,6 +27,8 @@ union tb_addr {
 #define TB_CFG_ENCRYPT (1u << 1)  /* encrypt flags of prefixes and nodes are honoured */
 #define TB_CFG_VERDICTS (1u << 2) /* emit a verdict event for each new policed flow */
 #define TB_CFG_CSUM6 (1u << 3)    /* the kernel knows BPF_F_IPV6: set when it has accepted it */
+#define TB_CFG_CAPTURE (1u << 4)     /* drop events carry the packet's first bytes */
+#define TB_CFG_CAPTURE_ALL (1u << 5) /* and so do all others */
 #define TB_CFG_PACED (1u << 24)   /* the uplink's queue sends each packet at its time (fq) */
 #define TB_CFG_HOST_SERVES (1u << 25) /* set by the programs: the node itself is a backend for clients outside */
 #define TB_CFG_SOCK_HOST (1u << 8) /* services are translated at the sockets of the node's own network namespace */
@@ -59,8 +61,15 @@ struct tb_config {
 	__u64 netns_cookie;    /* of the node's own network namespace; 0: not known */
 	__u32 events_per_sec;  /* told of one interface, on each CPU; 0: all */
 	__u32 snat_walk;       /* the least prime that is not below the number of SNAT ports, and 2 at least */
-	__u8 spare[24];
+	__u8 report_flags;     /* TCP flags that are told when a direction shows them first */
+	__u8 aggregation;      /* TB_AGG_* */
+	__u8 spare[22];
 };
+
+/* Which packets of a flow are told. */
+#define TB_AGG_FLOWS 0 /* what opens it, report_flags, and one in report_interval_ns */
+#define TB_AGG_SENT 1  /* each, where it leaves */
+#define TB_AGG_NONE 2  /* each, where it comes in and where it leaves */
 
 /* tb_iface flags */
 #define TB_IF_READY (1u << 0) /* identity and policy are applied; without it: drop 203 */
@@ -386,6 +395,12 @@ struct tb_metric_key {
 	__u16 dir;    /* 0 ingress, 1 egress */
 };
 
+/* A DROP or NOTE in the sources, by direction. */
+struct tb_site_key {
+	__u16 site;
+	__u16 dir;
+};
+
 struct tb_metric {
 	__u64 packets;
 	__u64 bytes;
@@ -430,9 +445,35 @@ struct tb_event {
 	__u8 tcp_flags;
 	__u8 icmp_type;
 	__u8 icmp_code;
-	__u8 pad0;
+	__u8 hook; /* the observation point where its program began: tells which it is */
 	__u32 cookie;
+	__u16 error; /* why a map was not written, an errno; 0: that is not the reason */
+	__u8 match;  /* what the entry that decided has, TB_MATCH_* */
+	__u8 pad0;
+	__u32 pad1;
 };
+
+/* Match types, Cilium's numbers. */
+#define TB_MATCH_NONE 0
+#define TB_MATCH_ID 1
+#define TB_MATCH_ID_PORT 2
+#define TB_MATCH_PORT 3
+#define TB_MATCH_ALL 4
+#define TB_MATCH_ID_PROTO 5
+#define TB_MATCH_PROTO 6
+
+/* An event with the packet as it came in: length bytes follow, of a frame, or of IP where the device has no link layer. */
+struct tb_capture {
+	struct tb_event event;
+	union tb_addr tunnel_src; /* FROM_OVERLAY: the outer source and the key */
+	__u32 tunnel_id;
+	__u32 mark;
+	__u32 gso_size;
+	__u16 length;
+	__u16 pad0;
+};
+
+#define TB_CAPTURED 128
 
 /* Marks: magic in 0x1F00. */
 #define TB_MARK_MASK 0x1F00u
@@ -527,7 +568,9 @@ _Static_assert(sizeof(struct tb_frag_key) == 40, "tb_frag_key");
 _Static_assert(sizeof(struct tb_frag) == 4, "tb_frag");
 _Static_assert(sizeof(struct tb_metric_key) == 4, "tb_metric_key");
 _Static_assert(sizeof(struct tb_metric) == 16, "tb_metric");
-_Static_assert(sizeof(struct tb_event) == 104, "tb_event");
+_Static_assert(sizeof(struct tb_site_key) == 4, "tb_site_key");
+_Static_assert(sizeof(struct tb_event) == 112, "tb_event");
+_Static_assert(sizeof(struct tb_capture) == 144, "tb_capture");
 _Static_assert(__builtin_offsetof(struct tb_event, src_identity) == 64, "tb_event.src_identity");
 
 #endif

@@ -120,8 +120,10 @@ INLINE void ct_promote(struct tb_pkt *p, const struct tb_ct *ct)
 	p->ct = *ct;
 	if (bpf_map_lookup_elem(&tb_ct_half, &p->key) != ct)
 		return;
-	if (bpf_map_update_elem(&tb_ct, &p->key, &p->ct, BPF_ANY) < 0)
+	if (bpf_map_update_elem(&tb_ct, &p->key, &p->ct, BPF_ANY) < 0) {
+		NOTE(p, "the table of established flows is full: the flow stays among the half-open ones, which give way to new ones", "raise datapath.maps.conntrack");
 		return;
+	}
 	/* Before it is missing there. */
 	__sync_fetch_and_add(&tb_moves, 1);
 	bpf_map_delete_elem(&tb_ct_half, &p->key);
@@ -166,7 +168,7 @@ INLINE __u16 ct_touch(struct tb_pkt *p, struct tb_ct *ct, __u8 half, int way)
 	if (p->is_error || !cfg)
 		return 0;
 	if (p->tproto == TB_TCP) {
-		__u8 seen = p->tcp_flags & (TB_SYN | TB_FIN | TB_RST);
+		__u8 seen = p->tcp_flags & cfg->report_flags;
 
 		if (seen & ~ct->tcp_seen[way]) {
 			ct->tcp_seen[way] |= seen;
@@ -208,23 +210,37 @@ INLINE void ct_renumber(struct tb_pkt *p, struct tb_ct *ct, __u32 rev_nat)
 		ct_mark(ct, TB_CTF_NAMED);
 }
 
+/* Not full: another CPU had the bucket or the free list at this moment. */
+INLINE int passing(long error)
+{
+	return error == -EBUSY || error == -ENOMEM || error == -EDEADLK || error == -ETIMEDOUT;
+}
+
 /* Writes a new entry for p->key from p->ct, whose own fields the caller has set after ct_blank(). */
 INLINE int ct_create(struct tb_pkt *p)
 {
+	struct tb_config *cfg = tb_cfg();
+	long error;
+
 	p->ct.created_ns = p->now;
 	p->ct.expires_ns = p->now + ct_life(p->tproto, 0);
 	p->ct.packets[0] = 1;
 	p->ct.bytes[0] = p->len;
 	p->ct.reported_ns[0] = p->now;
-	p->ct.tcp_seen[0] = p->tcp_flags & (TB_SYN | TB_FIN | TB_RST);
+	p->ct.tcp_seen[0] = cfg ? p->tcp_flags & cfg->report_flags : 0;
 	if (p->stale) {
 		bpf_map_delete_elem(&tb_ct, &p->key);
 		p->stale = 0;
 	}
 	p->fresh = 1;
 	p->report = 1;
-	if (bpf_map_update_elem(&tb_ct_half, &p->key, &p->ct, BPF_ANY) < 0)
-		return DROP(p, TB_DROP_CT_CREATE, "half-open conntrack entry could not be written", "raise datapath.maps.conntrack");
+	error = bpf_map_update_elem(&tb_ct_half, &p->key, &p->ct, BPF_ANY);
+	if (passing(error))
+		error = bpf_map_update_elem(&tb_ct_half, &p->key, &p->ct, BPF_ANY);
+	if (error < 0) {
+		p->error = -error;
+		return DROP(p, TB_DROP_CT_CREATE, "half-open conntrack entry could not be written", "the event has the errno: of 16, 35 or 110 the kernel's lock was taken twice; else raise datapath.maps.conntrack");
+	}
 	return TB_GO;
 }
 

@@ -21,6 +21,7 @@ INLINE struct tb_pkt *begin(struct __sk_buff *skb, __u8 l2, __u8 dir, __u8 point
 	p->l3_off = l2 ? TB_ETH_HLEN : 0;
 	p->dir = dir;
 	p->point = point;
+	p->hook = point;
 	p->encrypted = (skb->mark & TB_MARK_MASK) == TB_MARK_DECRYPTED;
 	return p;
 }
@@ -343,33 +344,59 @@ INLINE int outside_client(struct __sk_buff *skb, struct tb_pkt *p, struct tb_con
 	return act == TB_GO ? tb_forward(skb) : act;
 }
 
+/* Set in a copy of the programs that runs captured packets again (src/replay.rs), whose test run can give no tunnel key. */
+const volatile __u32 tb_replay = 0;
+
+/* A function of its own: joined with the look-up below, the loads would go through a pointer into the context. */
+static __attribute__((noinline)) int replayed_key(struct __sk_buff *skb, struct tb_pkt *p)
+{
+	p->tunnel_id = skb->cb[0];
+	p->tunnel_src.w[0] = skb->cb[1];
+	p->tunnel_src.w[1] = skb->cb[2];
+	p->tunnel_src.w[2] = skb->cb[3];
+	p->tunnel_src.w[3] = skb->cb[4];
+	return 0;
+}
+
+/* The key and the outer source. A replay has them in the control block. */
+INLINE int tunnel_key(struct __sk_buff *skb, struct tb_pkt *p)
+{
+	struct bpf_tunnel_key key = {};
+	union tb_addr *outer = &p->tunnel_src;
+
+	if (tb_replay)
+		return replayed_key(skb, p);
+	if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0) == 0)
+		addr_v4(outer, bswap32(key.remote_ipv4));
+	else if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), BPF_F_TUNINFO_IPV6) == 0)
+		__builtin_memcpy(outer->b, key.remote_ipv6, 16);
+	else
+		return -1;
+	p->tunnel_id = key.tunnel_id;
+	return 0;
+}
+
 /* Known senders: the identity is the tunnel's, or that of the address. */
 INLINE int overlay_receives(struct __sk_buff *skb, struct tb_pkt *p)
 {
-	struct bpf_tunnel_key key = {};
 	struct tb_config *cfg = tb_cfg();
-	union tb_addr outer = {};
 	int act;
 
 	if (!is_ip(skb))
 		return DROP(p, TB_DROP_UNKNOWN_L3, "a frame out of the tunnel that is not IP", "capture on the tunnel device; no node sends such");
 	if (!cfg || !(cfg->flags & TB_CFG_READY))
 		return DROP(p, TB_DROP_HOST_NOT_READY, "tunnel packet before the node is ready", "tombolo status; wait for the agent");
-	if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0) == 0)
-		addr_v4(&outer, bswap32(key.remote_ipv4));
-	else if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), BPF_F_TUNINFO_IPV6) == 0)
-		__builtin_memcpy(outer.b, key.remote_ipv6, 16);
-	else
+	if (tunnel_key(skb, p) < 0)
 		return DROP(p, TB_DROP_NO_TUNNEL_KEY, "packet on the VXLAN device without a tunnel key", "make the device in collect-metadata mode");
 	act = tb_parse(skb);
 	if (p->nd)
 		return DROP(p, TB_DROP_FORBIDDEN_ICMP6, "neighbour discovery out of the tunnel, which is no link", "capture on the tunnel device; no node sends such");
 	/* The identity is the sender's word, so only a node's counts. */
-	if (!is_node(&outer))
+	if (!is_node(&p->tunnel_src))
 		return DROP(p, TB_DROP_UNKNOWN_SENDER, "tunnel packet from an address that is no known node's", "tombolo show nodes; the node must send from an address that its Node object names");
 	if (act != TB_GO)
 		return act;
-	p->src_identity = key.tunnel_id == TB_ID_HOST ? TB_ID_REMOTE_NODE : key.tunnel_id;
+	p->src_identity = p->tunnel_id == TB_ID_HOST ? TB_ID_REMOTE_NODE : p->tunnel_id;
 	/* A sender that says no identity is known by its address, and only by one that others can have. */
 	if (!p->src_identity) {
 		tb_identify(1);

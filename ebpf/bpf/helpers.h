@@ -27,9 +27,13 @@
 /* BPF_F_IPV6 of newer headers: an IPv6 address changes, so a sum over the whole packet (CHECKSUM_COMPLETE) stays. */
 #define TB_F_IPV6 (1ull << 7)
 
+#define ENOMEM 12
+#define EBUSY 16
 #define EEXIST 17
 #define E2BIG 7
 #define SEC_NS 1000000000ull
+#define EDEADLK 35
+#define ETIMEDOUT 110
 #define ECONNREFUSED 111
 
 static void *(*const bpf_map_lookup_elem)(void *map, const void *key) = (void *)BPF_FUNC_map_lookup_elem;

@@ -46,6 +46,7 @@ TB_MAP(tb_policies, TB_HASH, __u32, struct tb_policy, 1024, 0);
 TB_MAP(tb_rules, TB_HASH, struct tb_rule_key, struct tb_rule, 16384, 0);
 TB_MAP(tb_frags, TB_LRU, struct tb_frag_key, struct tb_frag, 1024, 0);
 TB_MAP(tb_metrics, BPF_MAP_TYPE_PERCPU_HASH, struct tb_metric_key, struct tb_metric, 512, 0);
+TB_MAP(tb_sites, BPF_MAP_TYPE_PERCPU_HASH, struct tb_site_key, struct tb_metric, 1024, 0);
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);

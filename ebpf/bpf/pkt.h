@@ -129,12 +129,16 @@ struct tb_pkt {
 	__u8 by_stack; /* an answer of a flow that the node's stack led here */
 	__u8 queued;   /* leaves by the queues of its interface */
 	__u8 shaped;   /* the sending pod's rate or priority is to be minded */
+	__u8 hook;  /* the point where the program began */
+	__u8 match; /* what the entry that decided has, TB_MATCH_* */
+	__u16 error; /* of a map that could not be written */
 	/* From here on not cleared. */
 	struct tb_tuple key;
 	struct tb_ct ct;
 	struct tb_nat nat;
 	struct tb_lpm_key lpm;
-	__u32 pad;
+	__u32 tunnel_id; /* with tunnel_src: of a packet out of the tunnel */
+	union tb_addr tunnel_src;
 	__u8 buf[144];
 	struct tb_egw_key egw;
 	__u32 pad2;

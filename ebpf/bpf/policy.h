@@ -18,6 +18,16 @@ INLINE __u32 precedence(const struct tb_rule *rule)
 	return (0xffffffu - (rule->priority & 0xffffffu)) << 8 | weight;
 }
 
+/* Cilium's number for what an entry has: identity, protocol, port. */
+INLINE __u8 match_type(const struct tb_rule_key *key)
+{
+	if (key->port || key->open_bits)
+		return key->identity ? TB_MATCH_ID_PORT : TB_MATCH_PORT;
+	if (key->proto)
+		return key->identity ? TB_MATCH_ID_PROTO : TB_MATCH_PROTO;
+	return key->identity ? TB_MATCH_ID : TB_MATCH_ALL;
+}
+
 /* Asked from the most specific to the least, so that of equals the most specific is the one that events name. */
 INLINE void consider(struct tb_pkt *p, const struct tb_rule_key *key)
 {
@@ -31,6 +41,7 @@ INLINE void consider(struct tb_pkt *p, const struct tb_rule_key *key)
 		return;
 	p->precedence = weight;
 	p->cookie = rule->cookie;
+	p->match = match_type(key);
 }
 
 /* The weightiest entry of a tier that matches; where = direction | tier << 1. Left in p->precedence, 0: none. */
@@ -155,6 +166,7 @@ INLINE int judge(struct tb_pkt *p, const struct tb_policy *policy, __u32 policy_
 	}
 	if (enforced) {
 		p->cookie = 0;
+		p->match = TB_MATCH_NONE;
 		return DROP(p, TB_DROP_POLICY, "no rule allows it", "tombolo show rules; add a NetworkPolicy that allows it");
 	}
 	if (baseline) {
@@ -185,6 +197,7 @@ GLOBAL int tb_verdict(__u32 policy_id, __u32 identity, __u32 dir, __u32 port)
 		return DROP(p, TB_DROP_POLICY, "the endpoint's policy is not written", "tombolo show policies; wait for the agent or restart it");
 	p->policy_revision = policy->revision;
 	p->cookie = 0;
+	p->match = TB_MATCH_NONE;
 	act = judge(p, policy, policy_id, identity, dir & 1, (__be16)port);
 	if (act != TB_GO && policy->flags & TB_POL_AUDIT) {
 		p->audited = p->reason;

@@ -9,12 +9,17 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 /// The schema number, which is part of the pins' path (`TB_SCHEMA`).
 pub(crate) const SCHEMA: u32 = 1;
 /// The version of the event record (`TB_EVENT_VERSION`).
-pub(crate) const EVENT_VERSION: u16 = 1;
+pub(crate) const EVENT_VERSION: u16 = 2;
 
 pub(crate) const CFG_READY: u32 = 1;
 pub(crate) const CFG_ENCRYPT: u32 = 2;
 pub(crate) const CFG_VERDICTS: u32 = 4;
 pub(crate) const CFG_CSUM6: u32 = 8;
+pub(crate) const CFG_CAPTURE: u32 = 1 << 4;
+pub(crate) const CFG_CAPTURE_ALL: u32 = 1 << 5;
+pub(crate) const AGG_FLOWS: u8 = 0;
+pub(crate) const AGG_SENT: u8 = 1;
+pub(crate) const AGG_NONE: u8 = 2;
 pub(crate) const CFG_SOCK_HOST: u32 = 1 << 8;
 pub(crate) const CFG_SOCK_PODS: u32 = 1 << 9;
 pub(crate) const CFG_DSR_TCP: u32 = 1 << 10;
@@ -46,10 +51,12 @@ pub(crate) const SVC_SOURCE_RANGE: u32 = 64;
 pub(crate) const SOCK_FRONTEND: u8 = 0;
 pub(crate) const CT_EGRESS: u8 = 0;
 pub(crate) const CT_INGRESS: u8 = 1;
+pub(crate) const CT_SERVICE: u8 = 2;
 pub(crate) const CT_HOST_IN: u8 = 5;
 pub(crate) const CT_HOST_OUT: u8 = 6;
 pub(crate) const NAT_IN: u8 = 4;
 pub(crate) const CTF_CLOSING: u16 = 2 | 4;
+pub(crate) const CTF_LOOPBACK: u16 = 8;
 pub(crate) const POL_INGRESS: u32 = 1;
 pub(crate) const POL_EGRESS: u32 = 2;
 pub(crate) const SHAPE_ID: u32 = 1;
@@ -67,6 +74,7 @@ pub(crate) const EV_DROP: u8 = 1;
 pub(crate) const EV_VERDICT: u8 = 5;
 pub(crate) const EVF_REPLY: u16 = 1;
 pub(crate) const EVF_NEW: u16 = 2;
+pub(crate) const EVF_EGRESS: u16 = 64;
 pub(crate) const EVF_ENCRYPTED: u16 = 4;
 pub(crate) const EVF_TRANSLATED: u16 = 32;
 pub(crate) const EVF_AUDITED: u16 = 128;
@@ -155,7 +163,8 @@ abi! {
         snat_port_max: u16 = 26, vxlan_port: u16 = 28, pad0: u16 = 30, report_interval_ns: u64 = 32,
         internal4: Addr = 40, internal6: Addr = 56, underlay4: Addr = 72, underlay6: Addr = 88,
         clock_offset_ns: u64 = 104, host_policy_id: u32 = 112, wireguard_port: u16 = 116, pad1: u16 = 118,
-        netns_cookie: u64 = 120, events_per_sec: u32 = 128, snat_walk: u32 = 132, spare: [u8; 24] = 136,
+        netns_cookie: u64 = 120, events_per_sec: u32 = 128, snat_walk: u32 = 132, report_flags: u8 = 136,
+        aggregation: u8 = 137, spare: [u8; 22] = 138,
     }
     /// `struct tb_iface`
     Iface = 64 {
@@ -238,28 +247,33 @@ abi! {
     }
     /// `struct tb_rule`
     Rule = 16 { flags: u32 = 0, cookie: u32 = 4, priority: u32 = 8, spare: u32 = 12 }
+    /// `struct tb_site_key`
+    SiteKey = 4 { site: u16 = 0, dir: u16 = 2 }
     /// `struct tb_metric_key`
     MetricKey = 4 { reason: u16 = 0, dir: u16 = 2 }
     /// `struct tb_metric`
     Metric = 16 { packets: u64 = 0, bytes: u64 = 8 }
     /// `struct tb_event`
-    Event = 104 {
+    Event = 112 {
         version: u16 = 0, kind: u8 = 2, point: u8 = 3, reason: u8 = 4, proto: u8 = 5, site: u16 = 6,
         time_ns: u64 = 8, src: Addr = 16, dst: Addr = 32, orig_dst: Addr = 48, src_identity: u32 = 64,
         dst_identity: u32 = 68, sport: u16 = 72, dport: u16 = 74, orig_dport: u16 = 76, flags: u16 = 78,
         src_endpoint: u16 = 80, dst_endpoint: u16 = 82, ifindex: u32 = 84, rev_nat: u32 = 88,
-        length: u32 = 92, tcp_flags: u8 = 96, icmp_type: u8 = 97, icmp_code: u8 = 98, pad0: u8 = 99,
-        cookie: u32 = 100,
+        length: u32 = 92, tcp_flags: u8 = 96, icmp_type: u8 = 97, icmp_code: u8 = 98, hook: u8 = 99,
+        cookie: u32 = 100, error: u16 = 104, matched: u8 = 106, pad0: u8 = 107, pad1: u32 = 108,
+    }
+    /// `struct tb_capture`
+    Capture = 144 {
+        event: Event = 0, tunnel_src: Addr = 112, tunnel_id: u32 = 128, mark: u32 = 132, gso_size: u32 = 136,
+        length: u16 = 140, pad0: u16 = 142,
     }
 }
 
-impl Event {
-    /// Reads one record of the ring.
-    pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
-        if bytes.len() < size_of::<Self>() {
-            return None;
-        }
-        // SAFETY: the length was checked, any bit pattern is a valid Event, and the read is unaligned.
-        Some(unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast::<Self>()) })
+/// Reads the struct at the start of a record.
+pub(crate) fn read<T: aya::Pod>(bytes: &[u8]) -> Option<T> {
+    if bytes.len() < size_of::<T>() {
+        return None;
     }
+    // SAFETY: the length was checked, any bit pattern is a valid T, and the read is unaligned.
+    Some(unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast::<T>()) })
 }

@@ -11,7 +11,9 @@ use crate::maglev::Slots as MaglevSlots;
 use crate::policies::{Known, Revisions};
 use crate::ranges::Ranges;
 use crate::rev_nats::Released;
-use crate::rows::{Direction, LbMode, LostEvents, MapUsage, Metric, NodeConfig, SocketLb};
+use crate::rows::{
+    Aggregation, CaptureOf, Direction, LbMode, LostEvents, MapUsage, Metric, NodeConfig, SiteMetric, SocketLb,
+};
 use crate::sockets::SocketHooks;
 use crate::tables::Tables;
 use aya::programs::SchedClassifier;
@@ -159,6 +161,8 @@ pub struct Datapath {
     pub(crate) revisions: Revisions,
     pub(crate) released: Mutex<Released>,
     pub(crate) rules: Mutex<Known>,
+    /// Held while the node's policy is named, or one is deleted that it is not to go by.
+    host_policy: Mutex<()>,
     pub(crate) ranges: Mutex<Ranges>,
     pub(crate) members: Mutex<Members>,
     pub(crate) fronts: Mutex<Fronts>,
@@ -167,7 +171,7 @@ pub struct Datapath {
     /// Told when a backend or a service has gone.
     pub(crate) left: tokio::sync::Notify,
     links: Links,
-    directory: PathBuf,
+    pub(crate) directory: PathBuf,
     /// Whether the kernel knows `BPF_F_IPV6`.
     csum6: bool,
 }
@@ -183,7 +187,7 @@ const UNMASKED: u32 = 1024;
 /// The folder of a schema's pinned links.
 pub(crate) const LINKS: &str = "links";
 
-const PROGRAMS: [&str; 7] = [
+pub(crate) const PROGRAMS: [&str; 7] = [
     "from_endpoint",
     "to_endpoint",
     "from_overlay",
@@ -235,6 +239,7 @@ impl Datapath {
             revisions: Revisions::default(),
             released: Mutex::new(released),
             rules: Mutex::new(None),
+            host_policy: Mutex::new(()),
             ranges: Mutex::new(ranges),
             members: Mutex::new(members),
             fronts: Mutex::new(fronts),
@@ -443,6 +448,23 @@ impl Datapath {
             .collect())
     }
 
+    /// Packets that met a place in the programs: where they were dropped, or what else should not happen often.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn site_metrics(&self) -> Result<Vec<SiteMetric>, DatapathError> {
+        let sums = self.tables.site_sums()?;
+        Ok(sums
+            .into_iter()
+            .map(|(key, sum)| SiteMetric {
+                site: key.site,
+                direction: if key.dir == 0 { Direction::Ingress } else { Direction::Egress },
+                packets: sum.packets,
+                bytes: sum.bytes,
+            })
+            .collect())
+    }
+
     /// How full each map is, without a walk: maps of flows as of the last collection ([`Self::gc`]).
     #[must_use]
     pub fn usage(&self) -> Vec<MapUsage> {
@@ -492,6 +514,8 @@ impl Datapath {
                 | flag(config.masquerade6, abi::CFG_MASQ6)
                 | flag(config.paced, abi::CFG_PACED)
                 | flag(config.host_serves, abi::CFG_HOST_SERVES)
+                | flag(config.capture != CaptureOf::Nothing, abi::CFG_CAPTURE)
+                | flag(config.capture == CaptureOf::All, abi::CFG_CAPTURE_ALL)
                 | flag(config.socket_lb != SocketLb::Off, abi::CFG_SOCK_HOST)
                 | flag(config.socket_lb == SocketLb::All, abi::CFG_SOCK_PODS)
                 | flag(config.lb_mode != LbMode::Snat, abi::CFG_DSR_TCP)
@@ -507,6 +531,12 @@ impl Datapath {
             wireguard_port: config.wireguard_port.unwrap_or(0),
             host_policy_id: config.host_policy_id,
             events_per_sec: config.events_per_sec,
+            report_flags: config.report_flags,
+            aggregation: match config.aggregation {
+                Aggregation::Flows => abi::AGG_FLOWS,
+                Aggregation::Sent => abi::AGG_SENT,
+                Aggregation::None => abi::AGG_NONE,
+            },
             report_interval_ns: interval,
             internal4: config.internal4.into(),
             internal6: config.internal6.into(),
@@ -524,10 +554,28 @@ impl Datapath {
     /// Names the policy of the node's own traffic, 0 for none, and leaves the rest of the node's row as it is.
     ///
     /// # Errors
-    /// The map cannot be read or written.
+    /// There is no such policy: everything of the node would be dropped. Or the map cannot be read or written.
     pub fn set_host_policy(&self, policy: u32) -> Result<(), DatapathError> {
+        let _held = lock(&self.host_policy);
+        if policy != 0 && self.tables.policies.get(policy)?.is_none() {
+            let why =
+                "it is not there any more, so the node keeps the one it has; the next plan names another";
+            return Err(DatapathError::Invalid { what: format!("policy {policy} of the node"), why });
+        }
         let row = self.tables.config.get(0)?;
         self.tables.config.set(0, abi::Config { host_policy_id: policy, ..row })
+    }
+
+    /// Deletes a policy, unless the node's own traffic goes by it ([`Self::set_host_policy`]): then false.
+    ///
+    /// # Errors
+    /// A map cannot be read or written.
+    pub fn delete_policy_of_others(&self, policy: u32) -> Result<bool, DatapathError> {
+        let _held = lock(&self.host_policy);
+        if self.tables.config.get(0)?.host_policy_id == policy {
+            return Ok(false);
+        }
+        self.delete_policy(policy).map(|()| true)
     }
 
     /// Reads the node's row back.
@@ -551,6 +599,17 @@ impl Datapath {
             wireguard_port: (row.wireguard_port != 0).then_some(row.wireguard_port),
             host_policy_id: row.host_policy_id,
             events_per_sec: row.events_per_sec,
+            report_flags: row.report_flags,
+            aggregation: match row.aggregation {
+                abi::AGG_SENT => Aggregation::Sent,
+                abi::AGG_NONE => Aggregation::None,
+                _ => Aggregation::Flows,
+            },
+            capture: match row.flags & (abi::CFG_CAPTURE | abi::CFG_CAPTURE_ALL) {
+                0 => CaptureOf::Nothing,
+                abi::CFG_CAPTURE => CaptureOf::Drops,
+                _ => CaptureOf::All,
+            },
             report_interval: Duration::from_nanos(row.report_interval_ns),
             internal4: row.internal4.v4(),
             internal6: row.internal6.v6(),
@@ -573,7 +632,10 @@ impl Datapath {
     }
 }
 
-fn program<'a>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SchedClassifier, DatapathError> {
+pub(crate) fn program<'a>(
+    object: &'a mut Ebpf,
+    name: &'static str,
+) -> Result<&'a mut SchedClassifier, DatapathError> {
     let program = object.program_mut(name).ok_or(DatapathError::Missing(name))?;
     program.try_into().map_err(|source| DatapathError::Program { program: name, source: Box::new(source) })
 }
@@ -600,7 +662,7 @@ fn knows_csum6(object: &mut Ebpf) -> Result<bool, DatapathError> {
 }
 
 /// Runs a program on a packet: verdict, packet and context after it.
-fn run(
+pub(crate) fn run(
     program: &SchedClassifier,
     name: &'static str,
     packet: &[u8],

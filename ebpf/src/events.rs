@@ -6,7 +6,7 @@ use crate::sys;
 use aya::maps::{MapData, RingBuf};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tombolo_base::flow::{FlowEnd, FlowEvent, Verdict};
+use tombolo_base::flow::{Capture, FlowEnd, FlowEvent, Verdict};
 
 /// What the record was made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,8 +90,37 @@ impl EventReader {
     }
 }
 
-fn decode(bytes: &[u8], clock_offset_ns: u64) -> Option<DatapathEvent> {
-    let raw = abi::Event::read(bytes).filter(|raw| raw.version == abi::EVENT_VERSION)?;
+/// The observation points at which packets out of the tunnel, and those of a device without link layer, begin.
+const FROM_OVERLAY: u8 = 9;
+const FROM_CRYPTO: u8 = 12;
+
+/// The packet behind the event, if it was captured.
+fn captured(bytes: &[u8]) -> Option<Capture> {
+    let raw: abi::Capture = abi::read(bytes)?;
+    let start = size_of::<abi::Capture>();
+    let data = bytes.get(start..start.checked_add(raw.length.into())?).filter(|data| !data.is_empty())?;
+    let mut frame = Vec::with_capacity(data.len() + 14);
+    if raw.event.hook == FROM_CRYPTO {
+        frame.extend([0; 12]);
+        frame.extend(if data.first()? >> 4 == 6 { [0x86, 0xdd] } else { [0x08, 0x00] });
+    }
+    frame.extend(data);
+    // Where nothing was cut off, the header does not know of padding.
+    let header = u32::try_from(frame.len().saturating_sub(data.len())).ok()?;
+    let whole = raw.event.length.saturating_add(14).max(header + u32::from(raw.length));
+    Some(Capture {
+        point: raw.event.hook,
+        ifindex: raw.event.ifindex,
+        mark: raw.mark,
+        segment: raw.gso_size,
+        length: whole,
+        tunnel: (raw.event.hook == FROM_OVERLAY).then(|| (raw.tunnel_src.ip(), raw.tunnel_id)),
+        frame,
+    })
+}
+
+pub(crate) fn decode(bytes: &[u8], clock_offset_ns: u64) -> Option<DatapathEvent> {
+    let raw: abi::Event = abi::read(bytes).filter(|raw: &abi::Event| raw.version == abi::EVENT_VERSION)?;
     let has = |flag: u16| raw.flags & flag != 0;
     let end = |addr: abi::Addr, port: u16, identity, endpoint_id| FlowEnd {
         ip: addr.ip(),
@@ -126,6 +155,10 @@ fn decode(bytes: &[u8], clock_offset_ns: u64) -> Option<DatapathEvent> {
         length: raw.length,
         original_destination: has(abi::EVF_TRANSLATED)
             .then(|| (raw.orig_dst.ip(), u16::from_be(raw.orig_dport))),
+        egress: has(abi::EVF_EGRESS),
+        matched: raw.matched,
+        error: raw.error,
+        capture: captured(bytes).map(Box::new),
     };
     Some(DatapathEvent { kind, cookie: raw.cookie, rev_nat: raw.rev_nat, flow })
 }
@@ -136,13 +169,29 @@ mod tests {
 
     #[test]
     fn short_and_foreign_records_are_refused() {
-        assert_eq!(decode(&[0; 103], 0), None);
-        assert_eq!(decode(&[0; 104], 0), None, "version 0");
-        let mut record = [0_u8; 104];
-        record[0] = 1;
+        assert_eq!(decode(&[0; 111], 0), None);
+        assert_eq!(decode(&[0; 112], 0), None, "version 0");
+        let mut record = [0_u8; 112];
+        record[0] = 2;
         record[4] = 133;
         let event = decode(&record, 5).unwrap();
         assert_eq!(event.flow.verdict, Verdict::Dropped);
         assert_eq!(event.flow.time_ns, 5);
+        assert_eq!(event.flow.capture, None);
+    }
+
+    #[test]
+    fn a_captured_packet_gets_the_header_that_its_device_has_not() {
+        let mut record = vec![0_u8; 144];
+        record[0] = 2;
+        record.extend([0x60, 1, 2, 3]);
+        let capture = |record: &[u8]| decode(record, 0).unwrap().flow.capture;
+        assert_eq!(capture(&record), None, "of no bytes");
+        record[140] = 4;
+        assert_eq!(capture(&record).unwrap().frame, [0x60, 1, 2, 3]);
+        record[99] = FROM_CRYPTO;
+        assert_eq!(capture(&record).unwrap().frame[12..], [0x86, 0xdd, 0x60, 1, 2, 3]);
+        record[140] = 5;
+        assert_eq!(capture(&record), None, "cut short");
     }
 }

@@ -40,8 +40,10 @@ mod maglev;
 mod places;
 mod policies;
 mod ranges;
+mod replay;
 mod rev_nats;
 mod rows;
+mod scene;
 mod services;
 mod sets;
 mod sites;
@@ -56,12 +58,13 @@ pub use conntrack::GcStats;
 pub use datapath::{Datapath, DatapathConfig, MapSizes};
 pub use error::DatapathError;
 pub use events::{DatapathEvent, EventKind, EventReader};
+pub use replay::{Explained, Replayer};
 pub use rows::{
-    Backend, ConntrackEntry, ConntrackKind, Direction, EgressWay, FlowFilter, Frontend, Interface, LbMode,
-    Limits, LocalAddress, LostEvents, MapUsage, Metric, NodeConfig, NodeEntry, NodePath, PolicySet,
-    PolicySide, PortPrefix, PrefixEntry, RuleAction, RuleEntry, RuleTier, SNAT_PORTS, Scope, ServiceEntry,
-    SocketLb, Translation,
+    Aggregation, Backend, CaptureOf, ConntrackEntry, ConntrackKind, Direction, EgressWay, FlowFilter,
+    Frontend, Interface, LbMode, Limits, LocalAddress, LostEvents, MapUsage, Metric, NodeConfig, NodeEntry,
+    NodePath, PolicySet, PolicySide, PortPrefix, PrefixEntry, RuleAction, RuleEntry, RuleTier, SNAT_PORTS,
+    Scope, ServiceEntry, SiteMetric, SocketLb, Translation,
 };
 pub use sites::{SITES, Site, reason_name, site};
 pub use stale_sockets::SocketStats;
-pub use sys::monotonic_ns;
+pub use sys::{monotonic_ns, raw_rows};

@@ -190,6 +190,19 @@ impl Datapath {
         Ok(found.filter(|(other, _)| *other == prefix).map(|(_, row)| plain(row)).next())
     }
 
+    /// What is said of the longest prefix around an address.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn prefix_around(&self, ip: IpAddr) -> Result<Option<PrefixEntry>, DatapathError> {
+        let addr = Addr::from(ip);
+        let row = match self.tables.hosts.get(addr)? {
+            Some(row) => Some(row),
+            None => self.tables.prefixes.around(128, addr.0)?,
+        };
+        Ok(row.map(plain))
+    }
+
     /// All prefixes.
     ///
     /// # Errors
@@ -236,17 +249,28 @@ impl Datapath {
     /// # Errors
     /// The map cannot be read.
     pub fn nodes(&self) -> Result<Vec<(u32, NodeEntry)>, DatapathError> {
-        let plain = |row: abi::Node| NodeEntry {
-            tunnel: row.tunnel.some_ip(),
-            path: match row.path {
-                1 => NodePath::Overlay,
-                2 => NodePath::Direct,
-                _ => NodePath::Local,
-            },
-            encrypt: row.flags & abi::NODE_ENCRYPT != 0,
-            mtu: row.mtu,
-        };
-        Ok(self.tables.nodes.dump()?.into_iter().map(|(index, row)| (index, plain(row))).collect())
+        Ok(self.tables.nodes.dump()?.into_iter().map(|(index, row)| (index, node(row))).collect())
+    }
+
+    /// The node of that number.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn node(&self, index: u32) -> Result<Option<NodeEntry>, DatapathError> {
+        Ok(self.tables.nodes.get(index)?.map(node))
+    }
+}
+
+fn node(row: abi::Node) -> NodeEntry {
+    NodeEntry {
+        tunnel: row.tunnel.some_ip(),
+        path: match row.path {
+            1 => NodePath::Overlay,
+            2 => NodePath::Direct,
+            _ => NodePath::Local,
+        },
+        encrypt: row.flags & abi::NODE_ENCRYPT != 0,
+        mtu: row.mtu,
     }
 }
 

@@ -41,6 +41,12 @@ pub struct NodeConfig {
     pub wireguard_port: Option<u16>,
     /// How many events of one interface are told in a second, on each CPU; 0: all. The others are counted.
     pub events_per_sec: u32,
+    /// Which packets are told.
+    pub aggregation: Aggregation,
+    /// TCP flags that are told when a direction of a flow shows them first (RFC 9293, section 3.1).
+    pub report_flags: u8,
+    /// Whose events carry the packet's first bytes.
+    pub capture: CaptureOf,
     /// The policy of the node's own traffic; 0: none, everything is allowed.
     pub host_policy_id: u32,
     /// An established flow yields a trace event at most this often per direction.
@@ -84,6 +90,9 @@ impl Default for NodeConfig {
             vxlan_port: 8472,
             wireguard_port: None,
             events_per_sec: 0,
+            aggregation: Aggregation::Flows,
+            report_flags: 0x07,
+            capture: CaptureOf::Drops,
             host_policy_id: 0,
             report_interval: Duration::from_secs(5),
             internal4: None,
@@ -97,6 +106,30 @@ impl Default for NodeConfig {
             lb_mode: LbMode::Snat,
         }
     }
+}
+
+/// Which packets are told, of those that are not dropped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub enum Aggregation {
+    /// What opens a flow, changes its TCP flags, or is due after [`NodeConfig::report_interval`].
+    #[default]
+    Flows,
+    /// Each, where it leaves.
+    Sent,
+    /// Each, where it comes in and where it leaves.
+    None,
+}
+
+/// Whose events carry the packet's first 128 bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub enum CaptureOf {
+    /// Nobody's.
+    Nothing,
+    /// Those of drops.
+    #[default]
+    Drops,
+    /// All.
+    All,
 }
 
 /// At whose sockets services are translated.
@@ -471,6 +504,19 @@ pub struct Metric {
     /// Packets.
     pub packets: u64,
     /// Bytes.
+    pub bytes: u64,
+}
+
+/// Packets that met a place in the programs, since the maps were made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct SiteMetric {
+    /// The place; see [`crate::site`].
+    pub site: u16,
+    /// The direction.
+    pub direction: Direction,
+    /// Packets.
+    pub packets: u64,
+    /// Bytes of the packets, as far as they were known there.
     pub bytes: u64,
 }
 

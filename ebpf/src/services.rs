@@ -231,22 +231,30 @@ impl Datapath {
     /// # Errors
     /// A map cannot be read.
     pub fn services(&self) -> Result<BTreeMap<Frontend, ServiceEntry>, DatapathError> {
-        let mut all = BTreeMap::new();
-        for (key, row) in self.tables.services.dump()? {
-            let end = row.maglev_offset.saturating_add(row.maglev_size);
-            let slots: Result<Vec<u32>, DatapathError> =
-                (row.maglev_offset..end).map(|index| self.tables.maglev.get(index)).collect();
-            let entry = ServiceEntry {
-                rev_nat: row.rev_nat,
-                maglev: slots?,
-                local_only: row.flags & abi::SVC_LOCAL_ONLY != 0,
-                source_ranges: (row.flags & abi::SVC_SOURCE_RANGE != 0).then(|| self.admitted(row.rev_nat)),
-                affinity_secs: row.affinity_secs,
-                node_port: row.flags & abi::SVC_NODEPORT != 0,
-                host_port: row.flags & abi::SVC_HOSTPORT != 0,
-            };
-            all.insert(Frontend::from_key(&key), entry);
-        }
-        Ok(all)
+        let rows = self.tables.services.dump()?.into_iter();
+        rows.map(|(key, row)| Ok((Frontend::from_key(&key), self.service_entry(&row)?))).collect()
+    }
+
+    /// The service of a frontend, with its Maglev table.
+    ///
+    /// # Errors
+    /// A map cannot be read.
+    pub fn service(&self, frontend: &Frontend) -> Result<Option<ServiceEntry>, DatapathError> {
+        self.tables.services.get(frontend.key())?.map(|row| self.service_entry(&row)).transpose()
+    }
+
+    fn service_entry(&self, row: &abi::Service) -> Result<ServiceEntry, DatapathError> {
+        let end = row.maglev_offset.saturating_add(row.maglev_size);
+        let slots: Result<Vec<u32>, DatapathError> =
+            (row.maglev_offset..end).map(|index| self.tables.maglev.get(index)).collect();
+        Ok(ServiceEntry {
+            rev_nat: row.rev_nat,
+            maglev: slots?,
+            local_only: row.flags & abi::SVC_LOCAL_ONLY != 0,
+            source_ranges: (row.flags & abi::SVC_SOURCE_RANGE != 0).then(|| self.admitted(row.rev_nat)),
+            affinity_secs: row.affinity_secs,
+            node_port: row.flags & abi::SVC_NODEPORT != 0,
+            host_port: row.flags & abi::SVC_HOSTPORT != 0,
+        })
     }
 }

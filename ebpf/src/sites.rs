@@ -1,6 +1,6 @@
 //! Why packets are dropped: Cilium's reason numbers, and our own sites that name file, line and remedy.
 
-/// A place in the programs that drops.
+/// A place in the programs that drops, or counts what should not happen often.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Site {
     /// The number in events.
@@ -9,8 +9,10 @@ pub struct Site {
     pub file: &'static str,
     /// The line.
     pub line: u32,
-    /// The reason's name in the source.
+    /// The reason's name in the source; `NOTE`: it is no drop.
     pub reason: &'static str,
+    /// Cilium's number of the reason; 0: it is no drop.
+    pub number: u8,
     /// Why it drops.
     pub why: &'static str,
     /// What to try.
@@ -72,6 +74,8 @@ mod tests {
     fn every_site_explains_itself_once() {
         assert!(SITES.len() > 10);
         for site in SITES {
+            assert_eq!(site.number == 0, site.reason == "NOTE", "{site:?}");
+            assert!(site.number == 0 || reason_name(site.number) != "unknown", "{site:?}");
             assert!(site.why.len() > 5 && site.remedy.len() > 5, "{site:?}");
             assert_eq!(SITES.iter().filter(|other| other.id == site.id).count(), 1, "{site:?}");
         }

@@ -284,6 +284,25 @@ pub(crate) fn each_entry(
     }
 }
 
+/// All rows of a pinned map as bytes, in order; none of a ring. For tests: nothing may change behind a replay.
+///
+/// # Errors
+/// There is no such map, or what bpf(2) says.
+pub fn raw_rows(pin: &std::path::Path) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    let map = open_pin(pin)?;
+    let shape = map_shape(map.as_fd())?;
+    if !ONE_VALUE.contains(&shape.kind) {
+        return Ok(Vec::new());
+    }
+    let mut rows = Vec::new();
+    each_entry(map.as_fd(), |key, value| {
+        rows.push((key.to_vec(), value.to_vec()));
+        Ok(())
+    })?;
+    rows.sort();
+    Ok(rows)
+}
+
 /// Writes an entry given as bytes.
 ///
 /// # Errors

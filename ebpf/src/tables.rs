@@ -52,7 +52,7 @@ where
     K: Pod + Debug + Default,
     V: Pod + Debug + Default + PartialEq,
 {
-    fn new(name: &'static str, map: Map) -> Result<Self, DatapathError> {
+    pub(crate) fn new(name: &'static str, map: Map) -> Result<Self, DatapathError> {
         let map: HashMap<MapData, K, V> =
             HashMap::try_from(map).map_err(|e| failed(name, "open", &"map", e))?;
         let capacity = capacity_of(map.map());
@@ -184,6 +184,15 @@ impl<K: Pod + Debug + Ord, V: Pod> Trie<K, V> {
         Ok(())
     }
 
+    /// The value of the longest prefix around these bytes.
+    pub(crate) fn around(&self, length: u32, bytes: K) -> Result<Option<V>, DatapathError> {
+        match lock(&self.map).get(&Key::new(length, bytes), 0) {
+            Ok(value) => Ok(Some(value)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(failed(self.name, "read", &bytes, error)),
+        }
+    }
+
     pub(crate) fn delete(&self, length: u32, bytes: K) -> Result<(), DatapathError> {
         match lock(&self.map).remove(&Key::new(length, bytes)).map_err(errno) {
             Ok(()) => {
@@ -221,7 +230,7 @@ pub(crate) struct Slots<V: Pod> {
 }
 
 impl<V: Pod + Debug> Slots<V> {
-    fn new(name: &'static str, map: Map) -> Result<Self, DatapathError> {
+    pub(crate) fn new(name: &'static str, map: Map) -> Result<Self, DatapathError> {
         let map = Array::try_from(map).map_err(|e| failed(name, "open", &"map", e))?;
         Ok(Self { name, map: Mutex::new(map) })
     }
@@ -237,6 +246,25 @@ impl<V: Pod + Debug> Slots<V> {
     pub(crate) fn get(&self, index: u32) -> Result<V, DatapathError> {
         lock(&self.map).get(&index, 0).map_err(|e| failed(self.name, "read", &index, e))
     }
+}
+
+/// Sum of a per-CPU counter's parts for every key.
+fn sums<K: Pod>(
+    name: &'static str,
+    map: &Mutex<PerCpuHashMap<MapData, K, abi::Metric>>,
+) -> Result<Vec<(K, abi::Metric)>, DatapathError> {
+    let map = lock(map);
+    map.iter()
+        .map(|entry| {
+            let (key, parts) = entry.map_err(|e| failed(name, "walk", &"all", e))?;
+            let mut sum = abi::Metric::default();
+            for part in parts.iter() {
+                sum.packets = sum.packets.wrapping_add(part.packets);
+                sum.bytes = sum.bytes.wrapping_add(part.bytes);
+            }
+            Ok((key, sum))
+        })
+        .collect()
 }
 
 /// Every map of the datapath.
@@ -267,6 +295,7 @@ pub(crate) struct Tables {
     pub(crate) policies: Hash<u32, abi::Policy>,
     pub(crate) rules: Hash<abi::RuleKey, abi::Rule>,
     pub(crate) metrics: Mutex<PerCpuHashMap<MapData, abi::MetricKey, abi::Metric>>,
+    pub(crate) sites: Mutex<PerCpuHashMap<MapData, abi::SiteKey, abi::Metric>>,
     pub(crate) lost: Mutex<PerCpuArray<MapData, u64>>,
     pub(crate) events: Mutex<Option<RingBuf<MapData>>>,
 }
@@ -303,25 +332,18 @@ impl Tables {
             policies: Hash::new("tb_policies", map("tb_policies")?)?,
             rules: Hash::new("tb_rules", map("tb_rules")?)?,
             metrics: Mutex::new(PerCpuHashMap::try_from(map("tb_metrics")?).map_err(open("tb_metrics"))?),
+            sites: Mutex::new(PerCpuHashMap::try_from(map("tb_sites")?).map_err(open("tb_sites"))?),
             lost: Mutex::new(PerCpuArray::try_from(map("tb_lost")?).map_err(open("tb_lost"))?),
             events: Mutex::new(Some(RingBuf::try_from(map("tb_events")?).map_err(open("tb_events"))?)),
         })
     }
 
-    /// Sum of a per-CPU counter's parts for every key.
     pub(crate) fn metric_sums(&self) -> Result<Vec<(abi::MetricKey, abi::Metric)>, DatapathError> {
-        let map = lock(&self.metrics);
-        map.iter()
-            .map(|entry| {
-                let (key, parts) = entry.map_err(|e| failed("tb_metrics", "walk", &"all", e))?;
-                let mut sum = abi::Metric::default();
-                for part in parts.iter() {
-                    sum.packets = sum.packets.wrapping_add(part.packets);
-                    sum.bytes = sum.bytes.wrapping_add(part.bytes);
-                }
-                Ok((key, sum))
-            })
-            .collect()
+        sums("tb_metrics", &self.metrics)
+    }
+
+    pub(crate) fn site_sums(&self) -> Result<Vec<(abi::SiteKey, abi::Metric)>, DatapathError> {
+        sums("tb_sites", &self.sites)
     }
 
     /// Events that nobody got.

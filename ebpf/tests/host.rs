@@ -42,6 +42,31 @@ fn passes(node: &Node, program: &'static str, ifindex: u32, packet: &[u8]) {
     assert_eq!(node.run(program, ifindex, packet).action, OK, "{program}");
 }
 
+/// Whoever names a policy and whoever deletes one look at the same lock: whichever is first, the node is never left under a
+/// policy that is not there, which would drop all it sends and receives.
+#[test]
+fn the_policy_of_the_node_is_one_that_is_there() {
+    let node = Node::new();
+    let d = &node.datapath;
+    let named = || d.config().unwrap().host_policy_id;
+    assert!(d.set_host_policy(5).unwrap_err().to_string().contains("not there"));
+    assert_eq!(named(), 0);
+    d.set_policy(5, &PolicySet::default()).unwrap();
+    d.set_policy(6, &PolicySet::default()).unwrap();
+    d.set_host_policy(5).unwrap();
+    assert!(!d.delete_policy_of_others(5).unwrap() && d.policies().unwrap().contains_key(&5));
+    assert!(d.delete_policy_of_others(6).unwrap() && !d.policies().unwrap().contains_key(&6));
+    for _ in 0..200 {
+        d.set_policy(7, &PolicySet::default()).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| drop(d.set_host_policy(7)));
+            scope.spawn(|| d.delete_policy_of_others(7).unwrap());
+        });
+        assert!(d.policies().unwrap().contains_key(&named()), "{}", named());
+        d.set_host_policy(5).unwrap();
+    }
+}
+
 #[test]
 fn without_a_policy_nothing_of_the_node_is_tracked_or_dropped() {
     for f in FAMILIES {

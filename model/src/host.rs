@@ -60,8 +60,7 @@ impl Node {
         if policy == 0 || flight.sight.is_error || later {
             return Ok(());
         }
-        let question = Question { direction, identity, protocol, port: 0, ipv4 };
-        self.policies.get(&policy).ok_or(Reason::Policy)?.allows(&question)
+        self.asks(policy, Question { direction, identity, protocol, port: 0, ipv4 })
     }
 
     fn host_answers(
@@ -71,7 +70,7 @@ impl Node {
         direction: Direction,
     ) -> Result<bool, Reason> {
         let key = Key { kind, tuple: flight.becomes.reversed() };
-        let Some((entry, half)) = self.conntrack.find(&key, &flight.sight) else { return Ok(false) };
+        let Some((entry, half)) = self.looks_up(flight, &key, true) else { return Ok(false) };
         let (identity, flow) = (entry.identity, Answered { loopback: false, rev_nat: entry.rev_nat, half });
         flight.reply = true;
         self.allows(flight, self.config.host_policy, direction, identity, flight.becomes.source.1)?;
@@ -91,7 +90,7 @@ impl Node {
             return Ok(());
         }
         let key = Key { kind, tuple: flight.becomes };
-        let known = self.conntrack.find(&key, &flight.sight).is_some();
+        let known = self.looks_up(flight, &key, false).is_some();
         self.allows(flight, self.config.host_policy, direction, identity, flight.becomes.destination.1)?;
         let rev_nat = flight.in_rev_nat;
         self.goes_on(flight, key, known, Entry { identity, rev_nat, ..Entry::default() });

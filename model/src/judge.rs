@@ -6,6 +6,7 @@ use crate::flight::Flight;
 use crate::node::{HOST, Node};
 use crate::outcome::Reason;
 use crate::packet::Socket;
+use crate::story::Step;
 use crate::verdict::{Direction, Question};
 
 /// What is known of a flow whose answer a packet is.
@@ -29,18 +30,39 @@ impl Node {
         identity: u32,
         port: u16,
     ) -> Result<(), Reason> {
-        if policy == 0 {
-            return Ok(());
-        }
         let (protocol, ipv4) = (flight.was.protocol, flight.was.is_ipv4());
-        let question = Question { direction, identity, protocol, port, ipv4 };
-        self.policies.get(&policy).ok_or(Reason::Policy)?.allows(&question)
+        self.asks(policy, Question { direction, identity, protocol, port, ipv4 })
+    }
+
+    /// What a policy says; without one all is allowed.
+    pub(crate) fn asks(&self, policy: u32, question: Question) -> Result<(), Reason> {
+        let row = self.policies.get(&policy);
+        let verdict = match row {
+            _ if policy == 0 => Ok(()),
+            Some(row) => row.allows(&question),
+            None => Err(Reason::Policy),
+        };
+        let rule = row.and_then(|row| row.decisive(&question));
+        self.tell(|| Step::Policy { policy, question, verdict, rule });
+        verdict
+    }
+
+    /// Whether a flow is known, and still half-open.
+    pub(crate) fn looks_up(
+        &mut self,
+        flight: &Flight<'_>,
+        key: &Key,
+        answer: bool,
+    ) -> Option<(&mut Entry, bool)> {
+        let known = self.conntrack.find(key, &flight.sight).map(|(_, half)| half);
+        self.tell(|| Step::Flow { kind: key.kind, flow: key.tuple, known, answer });
+        self.conntrack.find(key, &flight.sight)
     }
 
     /// Whether a packet of a pod answers a flow that came in. Its translation is undone, but for a flow of a pod to itself.
     pub(crate) fn answers(&mut self, flight: &mut Flight<'_>, policy: u32) -> Result<bool, Reason> {
         let key = Key { kind: Kind::Ingress, tuple: flight.was.reversed() };
-        let Some((entry, half)) = self.conntrack.find(&key, &flight.sight) else { return Ok(false) };
+        let Some((entry, half)) = self.looks_up(flight, &key, true) else { return Ok(false) };
         let (peer, flow) =
             (entry.identity, Answered { loopback: entry.loopback, rev_nat: entry.rev_nat, half });
         // Of what is translated here netfilter knows nothing.
@@ -60,7 +82,7 @@ impl Node {
     /// Whether a packet for a pod answers a flow that the pod opened. The frontend's address is put back.
     fn opened_here(&mut self, flight: &mut Flight<'_>, policy: u32) -> Result<bool, Reason> {
         let key = Key { kind: Kind::Egress, tuple: flight.becomes.reversed() };
-        let Some((entry, half)) = self.conntrack.find(&key, &flight.sight) else { return Ok(false) };
+        let Some((entry, half)) = self.looks_up(flight, &key, true) else { return Ok(false) };
         let (peer, flow) = (entry.identity, Answered { loopback: false, rev_nat: entry.rev_nat, half });
         flight.reply = true;
         self.allows(flight, policy, Direction::Egress, peer, flight.becomes.source.1)?;
@@ -116,7 +138,7 @@ impl Node {
 
     /// Whether the flow is known. An error must speak of one that is.
     fn known_for(&mut self, flight: &Flight<'_>, key: &Key) -> Result<bool, Reason> {
-        match self.conntrack.find(key, &flight.sight) {
+        match self.looks_up(flight, key, false) {
             Some(_) => Ok(true),
             None if flight.sight.is_error => Err(Reason::UnknownCt),
             None => Ok(false),

@@ -6,6 +6,8 @@ use crate::hash::flow_hash;
 use crate::node::{Node, Prefix};
 use crate::outcome::Reason;
 use crate::packet::{Protocol, SCTP, Socket, TCP, Tuple, UDP};
+use crate::story::Step;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 /// Who asks.
@@ -39,6 +41,17 @@ pub struct Service {
     pub slots: Vec<u32>,
 }
 
+/// Session affinity: whom clients met, and whom they may meet again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Affinity {
+    /// How long a client is sent to the same backend after it opened a flow, in seconds, by frontend.
+    pub seconds: BTreeMap<Frontend, u32>,
+    /// By client and number of the reverse translation: when it opened a flow last, and to which backend.
+    pub met: BTreeMap<(IpAddr, u32), (u64, u32, Socket)>,
+    /// Backends that take new flows, by number of the reverse translation.
+    pub members: BTreeSet<(u32, u32, Scope)>,
+}
+
 /// A backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backend {
@@ -60,14 +73,23 @@ impl Node {
         let Some(service) = self.services.get(&asked).cloned() else {
             // What is not served of an address of the node is the node's.
             let closed = flight.place != Place::Host && self.closes_rest(address, scope);
+            self.tell(|| Step::Service {
+                frontend: (address, port),
+                scope,
+                backend: None,
+                remembered: false,
+            });
             return if closed { Err(Reason::NoService) } else { Ok(false) };
         };
         // Nodes alone do that, and to pods.
         if flight.named.is_some() {
             return Err(Reason::Invalid);
         }
+        if !self.takes(flight, &asked) {
+            return Err(Reason::NotInRange);
+        }
         let key = Key { kind: Kind::Service, tuple: flight.was };
-        let entry = self.conntrack.find(&key, &flight.sight);
+        let entry = self.looks_up(flight, &key, false);
         let (remembered, one_sided) =
             entry.map_or((None, false), |(entry, _)| (entry.backend, entry.one_sided));
         let backend = match remembered.filter(|known| self.is_still(*known)) {
@@ -83,7 +105,7 @@ impl Node {
             }
             None if flight.sight.is_error => return Err(Reason::UnknownCt),
             None => {
-                let (number, socket) = self.choose(&flight.was, &service)?;
+                let (number, socket) = self.choose(flight, &asked, &service)?;
                 let backend = Some((number, socket));
                 let entry = Entry { rev_nat: service.rev_nat, backend, ..Entry::default() };
                 self.conntrack.create(key, &flight.sight, entry);
@@ -94,6 +116,8 @@ impl Node {
         if flight.was.protocol == SCTP && backend.1 != port {
             return Err(Reason::NatProtocol);
         }
+        let (frontend, remembered) = (flight.was.destination, !flight.fresh);
+        self.tell(|| Step::Service { frontend, scope, backend: Some(backend), remembered });
         flight.rev_nat = service.rev_nat;
         flight.frontend = Some(flight.was.destination);
         flight.becomes.destination = backend;
@@ -108,6 +132,12 @@ impl Node {
     /// Whether a backend's number still means the same.
     fn is_still(&self, (number, socket): (u32, Socket)) -> bool {
         self.backends.get(&number).is_some_and(|backend| backend.socket == socket)
+    }
+
+    /// Whether a frontend takes the packet's client.
+    fn takes(&self, flight: &Flight<'_>, asked: &Frontend) -> bool {
+        let client = flight.was.source.0;
+        self.ranges.get(asked).is_none_or(|ranges| ranges.iter().any(|range| range.contains(&client)))
     }
 
     /// Whether the backend's node shall answer the client of a flow that begins. Not for clients in the mesh, whose address
@@ -134,6 +164,9 @@ impl Node {
         let Some((address, port)) = flight.named else { return Ok(()) };
         let asked = Frontend { address, port, protocol: flight.was.protocol, scope: Scope::External };
         let rev_nat = self.services.get(&asked).ok_or(Reason::NoService)?.rev_nat;
+        if !self.takes(flight, &asked) {
+            return Err(Reason::NotInRange);
+        }
         let backends = self.fronts.get(&asked).ok_or(Reason::Invalid)?;
         if !backends.contains(&flight.becomes.destination) {
             return Err(Reason::Invalid);
@@ -142,7 +175,34 @@ impl Node {
         Ok(())
     }
 
-    fn choose(&self, flow: &Tuple, service: &Service) -> Result<(u32, Socket), Reason> {
+    fn choose(
+        &mut self,
+        flight: &Flight<'_>,
+        asked: &Frontend,
+        service: &Service,
+    ) -> Result<(u32, Socket), Reason> {
+        let Some(seconds) = self.affinity.seconds.get(asked).copied().filter(|_| !service.slots.is_empty())
+        else {
+            return self.hashed(&flight.was, service);
+        };
+        let (now, client) = (flight.sight.now_ns, flight.was.source.0);
+        let known = self.affinity.met.get(&(client, service.rev_nat)).copied();
+        let met = known.filter(|(last, number, socket)| {
+            last.saturating_add(u64::from(seconds) * 1_000_000_000) >= now
+                && self.affinity.members.contains(&(service.rev_nat, *number, asked.scope))
+                && self.is_still((*number, *socket))
+        });
+        // By the client alone: then all nodes choose alike for it.
+        let of_client = Tuple { source: (client, 0), ..flight.was };
+        let (number, socket) = match met {
+            Some((_, number, socket)) => (number, socket),
+            None => self.hashed(&of_client, service)?,
+        };
+        self.affinity.met.insert((client, service.rev_nat), (now, number, socket));
+        Ok((number, socket))
+    }
+
+    fn hashed(&self, flow: &Tuple, service: &Service) -> Result<(u32, Socket), Reason> {
         let slot = slot(flow, service.slots.len());
         let number = slot.and_then(|slot| service.slots.get(slot)).ok_or(Reason::NoService)?;
         let backend = self.backends.get(number).ok_or(Reason::NoService)?;

@@ -7,8 +7,10 @@
 //! Nothing here is fast, bounded or concurrent, and the cache of allows is left out on purpose: a policy is asked for every
 //! packet, so that agreement means that the programs' cache cannot be seen from outside.
 //!
-//! Left out: packets larger than their path, neighbour discovery, extension headers, the tunnel's receiving end
-//! and whatever a routing table would say (here everything has a route).
+//! [`Node::meet`] takes bytes as they came in instead, with all that may be wrong with them, and [`Node::listen`] writes down
+//! each decision: that is what `tombolo why` tells.
+//!
+//! Left out: whatever a routing table would say (here everything has a route).
 //!
 //! ```
 //! use tombolo_model::{Config, Fragment, Local, Node, Outcome, Packet, Payload, Pod, TcpFlags, To};
@@ -26,6 +28,7 @@
 
 pub mod ct;
 mod flight;
+mod frame;
 mod hash;
 mod host;
 mod judge;
@@ -38,11 +41,15 @@ pub mod policy;
 mod programs;
 #[cfg(test)]
 mod programs_tests;
+mod story;
 mod verdict;
 
+pub use frame::{Frame, Ip, LinkMessage};
 pub use hash::flow_hash;
-pub use lb::{Backend, Frontend, Scope, Service};
+pub use lb::{Affinity, Backend, Frontend, Scope, Service};
 pub use node::{Config, EgressWay, HOST, Local, Node, Path, Pod, Prefix, REMOTE_NODE, RemoteNode, WORLD};
 pub use outcome::{Outcome, Reason, To};
 pub use packet::{Datagram, Fragment, Fragments, Packet, Payload, Protocol, Socket, TcpFlags, Tuple};
+pub use programs::Hook;
+pub use story::{Place, Step};
 pub use verdict::{Action, Direction, Policy, Question, Rule, Side, Tier, WORLD_IPV4, WORLD_IPV6};

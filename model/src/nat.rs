@@ -7,6 +7,7 @@ use crate::hash::flow_hash;
 use crate::node::Node;
 use crate::outcome::Reason;
 use crate::packet::{ICMP, ICMPV6, SCTP, Socket, Tuple};
+use crate::story::Step;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -203,6 +204,7 @@ impl Node {
         match self.nat.way_out(&flow).filter(|(address, _)| *address == own) {
             Some((_, port)) if self.nat.claim(&flow, (own, port), &sight, &new).is_some() => {
                 flight.becomes.source = (own, port);
+                self.tell(|| Step::Snat { from: flow.source, to: (own, port) });
                 return Ok(());
             }
             Some(_) => {}
@@ -221,6 +223,7 @@ impl Node {
         let (port, place) = claimed.or_else(free).ok_or(Reason::NatNoMapping)?;
         self.nat.lead_out(flow, (own, port), place);
         flight.becomes.source = (own, port);
+        self.tell(|| Step::Snat { from: flow.source, to: (own, port) });
         Ok(())
     }
 
@@ -253,6 +256,7 @@ impl Node {
         }
         flight.becomes.destination = client;
         flight.reply = true;
+        self.tell(|| Step::Unsnat { to: client });
         if rev_nat != 0 {
             self.unmask(flight, rev_nat);
             let signs = Signs::default().shown_by(&flight.sight, Way::Answering);

@@ -2,12 +2,14 @@
 
 use crate::ct::Conntrack;
 use crate::flight::{Flight, LocalSource, Place};
-use crate::lb::{Backend, Frontend, Service};
+use crate::lb::{Affinity, Backend, Frontend, Service};
 use crate::nat::Nat;
 use crate::outcome::Reason;
 use crate::packet::{Fragments, Packet, Socket, Tuple};
+use crate::story::Step;
 use crate::verdict::Policy;
 use ipnet::IpNet;
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
@@ -208,6 +210,16 @@ pub struct Node {
     pub nat: Nat,
     /// What is known of fragmented datagrams.
     pub fragments: Fragments,
+    /// The largest packet on the path to a node, by number; none: any.
+    pub mtus: BTreeMap<u32, u32>,
+    /// Clients that a frontend takes, if not all.
+    pub ranges: BTreeMap<Frontend, Vec<IpNet>>,
+    /// Session affinity.
+    pub affinity: Affinity,
+    /// The largest packet that the one at hand becomes on the wire, where no router may cut it.
+    pub whole: Option<u32>,
+    /// What was decided, if somebody listens ([`Node::listen`]).
+    pub story: RefCell<Option<Vec<Step>>>,
 }
 
 impl Node {
@@ -243,7 +255,10 @@ impl Node {
 
     /// A packet begins its way.
     pub(crate) fn begin<'a>(&mut self, now_ns: u64, packet: &'a Packet) -> Flight<'a> {
-        Flight::new(now_ns, packet, packet.read(&mut self.fragments))
+        let flight = Flight::new(now_ns, packet, packet.read(&mut self.fragments));
+        let (flow, error, broken) = (flight.was, flight.sight.is_error, flight.broken);
+        self.tell(|| Step::Read { flow, error, broken });
+        flight
     }
 
     /// The longest prefix around an address.
@@ -267,6 +282,15 @@ impl Node {
                 (Place::Away(prefix), prefix.identity)
             }
         };
+        self.tell(|| Step::Place {
+            address,
+            identity: flight.destination_identity,
+            place: match flight.place {
+                Place::Host => crate::story::Place::Host,
+                Place::Pod(ifindex) => crate::story::Place::Pod(ifindex),
+                Place::Away(prefix) => crate::story::Place::Away(prefix.node),
+            },
+        });
         Ok(())
     }
 
@@ -278,6 +302,7 @@ impl Node {
             Some(Local::Pod(ifindex)) => self.pods.get(ifindex).map_or(0, |pod| pod.identity),
             None => self.prefix_of(address).unwrap_or_default().identity,
         };
+        self.tell(|| Step::Sender { address, identity: flight.source_identity, believed: true });
     }
 
     /// The sender's identity by its address, of a packet from the network. One that names an address of this node is not
@@ -294,6 +319,8 @@ impl Node {
         };
         flight.source_identity = if flight.local_source.is_some() { WORLD } else { identity };
         flight.outsider = flight.local_source.is_none() && prefix.node == 0;
+        let (identity, believed) = (flight.source_identity, flight.local_source.is_none());
+        self.tell(|| Step::Sender { address, identity, believed });
     }
 
     /// Whether it may be an answer to a flow that got another source: to the node's address inside the pod network, or to
@@ -311,6 +338,7 @@ impl Node {
             flight.rev_nat = rev_nat;
             flight.frontend = Some(*frontend);
             flight.becomes.source = *frontend;
+            self.tell(|| Step::Unmask { frontend: *frontend });
         }
     }
 }

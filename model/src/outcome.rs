@@ -41,10 +41,20 @@ pub enum Reason {
     Policy = 133,
     /// An ICMP error for somebody who did not send what it quotes.
     Invalid = 134,
+    /// A header that is cut short.
+    InvalidHeader = 135,
+    /// Larger than its path, and nobody may cut it.
+    FragmentNeeded = 136,
+    /// No IP where only that may come.
+    UnknownL3 = 139,
     /// A protocol that is not tracked.
     UnknownL4 = 142,
     /// Multicast or broadcast.
     UnknownTarget = 150,
+    /// Out of the tunnel for an address that is not here.
+    Unroutable = 151,
+    /// Extension headers that are cut short, or too many.
+    InvalidExtension = 156,
     /// No backend, or no such port.
     NoService = 158,
     /// The tunnel endpoint of the node is not known.
@@ -57,8 +67,14 @@ pub enum Reason {
     NatProtocol = 168,
     /// Tunnel packets from where none may come.
     EncapProhibited = 170,
+    /// Out of the tunnel, from nobody known.
+    UnknownSender = 172,
     /// A fragment whose datagram's first was not seen.
     FragmentNotFound = 175,
+    /// ICMPv6 between neighbours where it does not belong.
+    ForbiddenIcmp6 = 176,
+    /// The service takes others alone.
+    NotInRange = 177,
     /// A rule denies it.
     PolicyDeny = 181,
     /// An egress policy without a gateway.

@@ -126,6 +126,15 @@ pub enum Payload {
     Error(Box<Packet>),
     /// A protocol that is not tracked.
     Other(Protocol),
+    /// It cannot be read.
+    Broken {
+        /// As far as that is known; 0: it is not.
+        protocol: Protocol,
+        /// Why not.
+        reason: Reason,
+        /// It is an ICMP error, and what it quotes cannot be read.
+        error: bool,
+    },
 }
 
 /// A flow's five-tuple, in the direction of some packet.
@@ -175,7 +184,7 @@ impl Packet {
             Payload::Sctp { .. } => SCTP,
             Payload::Echo { .. } | Payload::Error(_) if self.source.is_ipv4() => ICMP,
             Payload::Echo { .. } | Payload::Error(_) => ICMPV6,
-            Payload::Other(protocol) => protocol,
+            Payload::Other(protocol) | Payload::Broken { protocol, .. } => protocol,
         }
     }
 
@@ -185,7 +194,7 @@ impl Packet {
             Payload::Tcp { ports, .. } | Payload::Udp { ports } | Payload::Sctp { ports } => Some(ports),
             Payload::Echo { id, request: true } => Some((id, 0)),
             Payload::Echo { id, request: false } => Some((0, id)),
-            Payload::Error(_) | Payload::Other(_) => None,
+            Payload::Error(_) | Payload::Other(_) | Payload::Broken { .. } => None,
         }
     }
 
@@ -203,6 +212,17 @@ impl Packet {
 
     const fn datagram(&self, id: u32) -> Datagram {
         (self.source, self.destination, id, self.protocol())
+    }
+
+    /// The flow that the packet is taken for: of an error that which it quotes, turned round.
+    #[must_use]
+    pub fn flow(&self, fragments: &Fragments) -> Tuple {
+        match self.fragment {
+            Fragment::Later(id) => {
+                self.tuple_with(fragments.get(&self.datagram(id)).copied().unwrap_or_default())
+            }
+            Fragment::First(_) | Fragment::Whole => self.read_headers().tuple,
+        }
     }
 
     /// Reads the packet. Ports of later fragments come from the first.
@@ -226,6 +246,7 @@ impl Packet {
             Payload::Tcp { flags, .. } => Reading { flags: *flags, ..plain(None) },
             Payload::Udp { .. } | Payload::Sctp { .. } | Payload::Echo { .. } => plain(None),
             Payload::Other(_) => plain(Some(Reason::UnknownL4)),
+            Payload::Broken { reason, error, .. } => Reading { is_error: *error, ..plain(Some(*reason)) },
             // Whom the error is for must have sent the packet it quotes.
             Payload::Error(quoted) if quoted.source != self.destination => {
                 Reading { is_error: true, ..plain(Some(Reason::Invalid)) }
@@ -274,7 +295,7 @@ impl Packet {
         match &mut self.payload {
             Payload::Tcp { ports, .. } | Payload::Udp { ports } | Payload::Sctp { ports } => *ports = now,
             Payload::Echo { id, request } => *id = if *request { now.0 } else { now.1 },
-            Payload::Error(_) | Payload::Other(_) => {}
+            Payload::Error(_) | Payload::Other(_) | Payload::Broken { .. } => {}
         }
     }
 }
@@ -298,6 +319,7 @@ impl fmt::Display for Packet {
             }
             Payload::Error(quoted) => write!(f, "ICMP error {source} -> {destination} about [{quoted}]")?,
             Payload::Other(protocol) => write!(f, "protocol {protocol} {source} -> {destination}")?,
+            Payload::Broken { .. } => write!(f, "unreadable {source} -> {destination}")?,
         }
         if let Some((address, port)) = self.frontend {
             write!(f, " (of {address} port {port})")?;

@@ -3,14 +3,38 @@
 
 use crate::ct::{Key, Kind};
 use crate::flight::{Flight, LocalSource, Place, is_group};
+use crate::frame::{Frame, Ip, LinkMessage};
 use crate::lb::Scope;
-use crate::node::{EgressWay, HOST, Local, Node, Path, Pod, Prefix, RemoteNode};
+use crate::node::{EgressWay, HOST, Local, Node, Path, Pod, Prefix, REMOTE_NODE, RemoteNode};
 use crate::outcome::{Outcome, Reason, To};
-use crate::packet::{Packet, UDP};
+use crate::packet::{Packet, Payload, UDP};
+use crate::story::Step;
 use crate::verdict::Direction;
 use std::net::IpAddr;
 
 type Decision = Result<(To, Packet), Reason>;
+
+/// A program, and what it knows beside the packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// `from_endpoint`, at the interface with this index.
+    FromEndpoint(u32),
+    /// `to_endpoint`.
+    ToEndpoint(u32),
+    /// `from_uplink`, and `from_wireguard` likewise.
+    FromUplink,
+    /// `to_uplink`.
+    ToUplink {
+        /// WireGuard's own, by its mark: never looked at.
+        ciphertext: bool,
+        /// A pod's or client's under the node's address, by its mark: not the node's own.
+        forwarded: bool,
+    },
+    /// `from_overlay`: the outer source and the key, which is the sender's word on the identity.
+    FromOverlay(IpAddr, u32),
+    /// `to_overlay`; `true`: the key is set already, by the mark.
+    ToOverlay(bool),
+}
 
 fn outcome(decision: Decision) -> Outcome {
     match decision {
@@ -62,12 +86,83 @@ impl Node {
 
     /// A packet into the network: `to_uplink`.
     pub fn to_uplink(&mut self, now_ns: u64, packet: &Packet) -> Outcome {
-        outcome(self.uplink_sends(now_ns, packet))
+        outcome(self.uplink_sends(now_ns, packet, false))
     }
 
     /// The node's own packet into the tunnel: `to_overlay`.
     pub fn to_overlay(&mut self, now_ns: u64, packet: &Packet) -> Outcome {
         outcome(self.overlay_sends(now_ns, packet))
+    }
+
+    /// A packet as it came in meets a program. What is no IP goes on as it is.
+    ///
+    /// # Errors
+    /// Why it is dropped.
+    pub fn meet(&mut self, now_ns: u64, hook: &Hook, frame: &Frame) -> Result<(To, Option<Packet>), Reason> {
+        self.admits(hook)?;
+        let Frame::Ip(ip) = frame else {
+            return match hook {
+                Hook::FromOverlay(..) | Hook::ToOverlay(false) => Err(Reason::UnknownL3),
+                _ => Ok((To::Kernel, None)),
+            };
+        };
+        self.whole = ip.whole;
+        if let Some(message) = ip.link {
+            self.neighbour(hook, ip, message)?;
+            return Ok((To::Kernel, Some(ip.packet.clone())));
+        }
+        let packet = &ip.packet;
+        let decision = match *hook {
+            Hook::FromEndpoint(ifindex) => self.pod_sends(now_ns, ifindex, packet),
+            Hook::ToEndpoint(ifindex) => self.pod_receives(now_ns, ifindex, packet),
+            Hook::FromUplink => self.uplink_receives(now_ns, packet),
+            Hook::ToUplink { ciphertext: true, .. } | Hook::ToOverlay(true) => {
+                Ok((To::Kernel, packet.clone()))
+            }
+            Hook::ToUplink { forwarded, .. } => self.uplink_sends(now_ns, packet, forwarded),
+            Hook::FromOverlay(sender, key) => self.overlay_receives(now_ns, sender, key, packet),
+            Hook::ToOverlay(false) => match packet.payload {
+                Payload::Broken { protocol: 0, reason, .. } => Err(reason),
+                _ => self.overlay_sends(now_ns, packet),
+            },
+        };
+        self.whole = None;
+        decision.map(|(to, packet)| (to, Some(packet)))
+    }
+
+    /// What is asked of every frame, whatever it is.
+    fn admits(&self, hook: &Hook) -> Result<(), Reason> {
+        match *hook {
+            Hook::FromEndpoint(ifindex) => {
+                self.ready_pod(ifindex)?;
+                if self.config.ready { Ok(()) } else { Err(Reason::HostNotReady) }
+            }
+            Hook::ToEndpoint(ifindex) => self.ready_pod(ifindex).map(drop),
+            Hook::FromUplink | Hook::ToUplink { .. } | Hook::FromOverlay(..) | Hook::ToOverlay(_) => Ok(()),
+        }
+    }
+
+    /// Neighbour discovery of a pod is between it and the node; the tunnel is no link.
+    fn neighbour(&self, hook: &Hook, ip: &Ip, message: LinkMessage) -> Result<(), Reason> {
+        let ifindex = match hook {
+            Hook::FromEndpoint(ifindex) => *ifindex,
+            Hook::FromOverlay(..) if !self.config.ready => return Err(Reason::HostNotReady),
+            Hook::FromOverlay(..) | Hook::ToOverlay(false) => return Err(Reason::ForbiddenIcmp6),
+            Hook::ToEndpoint(_) | Hook::FromUplink | Hook::ToUplink { .. } | Hook::ToOverlay(true) => {
+                return Ok(());
+            }
+        };
+        // A router's advertisement, or a redirect.
+        let LinkMessage::Discovery(133 | 135 | 136) = message else { return Err(Reason::ForbiddenIcmp6) };
+        let (source, destination) = (ip.packet.source, ip.packet.destination);
+        let pod = self.ready_pod(ifindex)?;
+        let link_local = |address| matches!(address, IpAddr::V6(ip) if ip.is_unicast_link_local());
+        let on_link = link_local(destination)
+            || matches!(destination, IpAddr::V6(ip) if ip.octets().starts_with(&[0xff, 0x02]));
+        if !(source.is_unspecified() || pod.addresses.contains(&source) || link_local(source)) {
+            return Err(Reason::InvalidSource);
+        }
+        if on_link || self.is_own(destination) { Ok(()) } else { Err(Reason::ForbiddenIcmp6) }
     }
 
     fn pod_sends(&mut self, now_ns: u64, ifindex: u32, packet: &Packet) -> Decision {
@@ -77,7 +172,9 @@ impl Node {
         }
         let flight = &mut self.begin(now_ns, packet);
         flight.source_identity = pod.identity;
-        if !own_address(flight, &pod) {
+        let (address, believed) = (packet.source, own_address(flight, &pod));
+        self.tell(|| Step::Sender { address, identity: pod.identity, believed });
+        if !believed {
             return Err(Reason::InvalidSource);
         }
         flight.whole()?;
@@ -191,6 +288,43 @@ impl Node {
         self.onward(flight)
     }
 
+    /// Out of the tunnel: the identity is the sending node's word.
+    fn overlay_receives(&mut self, now_ns: u64, sender: IpAddr, key: u32, packet: &Packet) -> Decision {
+        if !self.config.ready {
+            return Err(Reason::HostNotReady);
+        }
+        let flight = &mut self.begin(now_ns, packet);
+        let node = self.prefix_of(sender);
+        let believed = node.is_some_and(|node| node.node != 0 && node.identity == REMOTE_NODE);
+        let identity = if key == HOST { REMOTE_NODE } else { key };
+        self.tell(|| Step::Sender { address: sender, identity, believed });
+        if !believed {
+            return Err(Reason::UnknownSender);
+        }
+        flight.whole()?;
+        flight.source_identity = identity;
+        if identity == 0 {
+            self.identify_outsider(flight);
+            if flight.local_source.is_some() {
+                return Err(Reason::InvalidSource);
+            }
+        }
+        if self.is_internal(flight) && self.unsnat(flight) {
+            self.locate(flight)?;
+            return self.onward(flight);
+        }
+        self.locate(flight)?;
+        if matches!(flight.place, Place::Away(_)) {
+            return Err(Reason::Unroutable);
+        }
+        // Pods of other nodes reach the internal address this way, and its node ports.
+        let may_serve = flight.place == Place::Host && !flight.to_tunnel(self.config.vxlan_port);
+        if may_serve && self.serve(flight, Scope::External)? {
+            return self.outside_client(flight);
+        }
+        self.onward(flight)
+    }
+
     fn is_own(&self, address: IpAddr) -> bool {
         self.local.get(&address) == Some(&Local::Host)
     }
@@ -261,6 +395,17 @@ impl Node {
         self.into_tunnel(flight, node)
     }
 
+    /// Whether it fits on the path to a node. A node's own address is not tunnelled: its path is narrower only if
+    /// encrypted.
+    fn fits(&self, prefix: &Prefix) -> bool {
+        let (Some(node), Some(mtu)) = (self.nodes.get(&prefix.node), self.mtus.get(&prefix.node)) else {
+            return true;
+        };
+        let encrypted = self.config.encrypt && (prefix.encrypt || (node.encrypt && !prefix.skip_tunnel));
+        let narrow = !prefix.skip_tunnel || encrypted;
+        !narrow || *mtu == 0 || self.whole.is_none_or(|bytes| bytes <= *mtu)
+    }
+
     fn into_tunnel(&self, flight: &Flight<'_>, node: &RemoteNode) -> Decision {
         if !self.config.overlay {
             return Err(Reason::NoDevice);
@@ -270,6 +415,9 @@ impl Node {
     }
 
     fn forward(&self, flight: &Flight<'_>, prefix: Prefix) -> Decision {
+        if prefix.node != 0 && !self.fits(&prefix) {
+            return Err(Reason::FragmentNeeded);
+        }
         let node = self.nodes.get(&prefix.node).filter(|_| prefix.node != 0 && !prefix.skip_tunnel);
         let Some(node) = node.filter(|node| node.path == Path::Overlay) else {
             return hop(flight, To::Network);
@@ -302,7 +450,7 @@ impl Node {
         }
     }
 
-    fn uplink_sends(&mut self, now_ns: u64, packet: &Packet) -> Decision {
+    fn uplink_sends(&mut self, now_ns: u64, packet: &Packet, forwarded: bool) -> Decision {
         if !self.config.encrypt && self.config.host_policy == 0 && !self.config.host_serves {
             return Ok((To::Kernel, packet.clone()));
         }
@@ -310,7 +458,7 @@ impl Node {
         if flight.to_group() {
             return to_kernel(flight);
         }
-        if self.is_own(packet.source) {
+        if !forwarded && self.is_own(packet.source) {
             let receiver = self.prefix_of(packet.destination).unwrap_or_default();
             flight.destination_identity = receiver.identity;
             self.own_packet(flight)?;

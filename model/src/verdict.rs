@@ -136,7 +136,33 @@ impl Policy {
     }
 }
 
+impl Policy {
+    /// The rule that decides on the flow; `None`: nobody said anything, and the default holds.
+    #[must_use]
+    pub fn decisive(&self, question: &Question) -> Option<Rule> {
+        match question.direction {
+            Direction::Ingress => &self.ingress,
+            Direction::Egress => &self.egress,
+        }
+        .decisive(question)
+    }
+}
+
 impl Side {
+    fn decisive(&self, question: &Question) -> Option<Rule> {
+        for tier in [Tier::Admin, Tier::Normal, Tier::Baseline] {
+            if tier == Tier::Baseline && self.enforced {
+                return None;
+            }
+            let matching = self.rules.iter().filter(|rule| rule.tier == tier && rule.matches(question));
+            let decides = matching.max_by_key(|rule| (std::cmp::Reverse(rule.priority), rule.action));
+            if let Some(rule) = decides.filter(|rule| rule.action != Action::Pass) {
+                return Some(*rule);
+            }
+        }
+        None
+    }
+
     fn allows(&self, question: &Question) -> Result<(), Reason> {
         for tier in [Tier::Admin, Tier::Normal, Tier::Baseline] {
             let matching = self.rules.iter().filter(|rule| rule.tier == tier && rule.matches(question));

@@ -4,7 +4,7 @@ use crate::names;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 use std::sync::Arc;
-use tombolo_base::flow::{FlowEnd, FlowEvent, Verdict};
+use tombolo_base::flow::{Capture, FlowEnd, FlowEvent, Verdict};
 use tombolo_base::ids::IdentityId;
 use tombolo_base::prefix::Prefix;
 use tombolo_base::source::Source;
@@ -97,8 +97,11 @@ pub struct Original {
 }
 
 /// A flow event with names.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Flow {
+    /// Its number in this life of the agent; `tombolo why` takes it.
+    #[serde(default)]
+    pub id: u64,
     /// Nanoseconds since the epoch.
     pub time: u64,
     /// The node that saw it.
@@ -121,8 +124,17 @@ pub struct Flow {
     /// File and line of the place, why, and what to try; for drops.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub why: String,
+    /// What the policy entry that decided has, in Cilium's words: `l3-l4` an identity and a port; empty: none decided.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub policy_match: String,
+    /// Why a map could not be written, an errno; 0 if that is not the reason.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub errno: u16,
     /// Cilium's observation point.
     pub trace_point: String,
+    /// `egress` on the way out of a pod or of the node, else `ingress`.
+    #[serde(default)]
+    pub direction: String,
     /// Sender.
     pub source: Peer,
     /// Receiver.
@@ -141,6 +153,14 @@ pub struct Flow {
     pub encrypted: bool,
     /// Bytes of the packet.
     pub length: u32,
+    /// The packet's first bytes, where they were captured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capture: Option<Box<Capture>>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+const fn is_zero(number: &u16) -> bool {
+    *number == 0
 }
 
 /// Finds objects of Kubernetes, which `observe` does not know itself.
@@ -185,6 +205,7 @@ impl Enricher {
             .and_then(|(ip, port)| objects.service(ip, port, event.protocol))
             .or_else(|| objects.service(event.destination.ip, event.destination.port, event.protocol));
         Flow {
+            id: 0,
             time: event.time_ns,
             node: self.node.to_string(),
             event: if dropped { "drop" } else { "trace" }.to_owned(),
@@ -199,7 +220,10 @@ impl Enricher {
             drop_reason_desc: names::drop_reason(event.drop_reason).to_owned(),
             site: event.site,
             why: if dropped { (self.sites)(event.site).unwrap_or_default() } else { String::new() },
+            policy_match: names::match_type(event.matched).to_owned(),
+            errno: event.error,
             trace_point: names::trace_point(event.trace_point).to_owned(),
+            direction: if event.egress { "egress" } else { "ingress" }.to_owned(),
             source: self.peer(&event.source, names, objects),
             destination: self.peer(&event.destination, names, objects),
             l4: L4 {
@@ -214,10 +238,13 @@ impl Enricher {
             new: event.new,
             encrypted: event.encrypted,
             length: event.length,
+            capture: event.capture.clone(),
         }
     }
 
-    fn peer(&self, end: &FlowEnd, names: &Names, objects: &impl ObjectNames) -> Peer {
+    /// Who is at an address, as the tables have it.
+    #[must_use]
+    pub fn peer(&self, end: &FlowEnd, names: &Names, objects: &impl ObjectNames) -> Peer {
         let mut peer =
             Peer { ip: end.ip.to_string(), port: end.port, identity: end.identity, ..Peer::default() };
         let row = names.prefixes.from_key(&(Prefix::host(end.ip), Source::Manifests)).next();
@@ -338,6 +365,10 @@ mod tests {
             ifindex: 3,
             length: 60,
             original_destination: Some(([10, 101, 0, 10].into(), 80)),
+            egress: false,
+            matched: 2,
+            error: 0,
+            capture: None,
         };
         let enricher =
             Enricher { node: "n1".into(), cluster: "east".into(), sites: |id| Some(format!("site {id}")) };
@@ -347,6 +378,7 @@ mod tests {
         assert_eq!(flow.source.labels, ["reserved:world"]);
         assert_eq!(labels(IdentityId((1 << 24) + 7), &names), ["reserved:world"], "by a prefix");
         assert_eq!((flow.drop_reason_desc.as_str(), flow.why.as_str()), ("POLICY_DENIED", "site 7"));
+        assert_eq!((flow.direction.as_str(), flow.policy_match.as_str()), ("ingress", "l3-l4"));
         assert_eq!(flow.service.unwrap().name, "web");
         assert!(flow.destination.workloads.is_empty(), "another cluster's may have the same name");
         let mut row = prefixes.snapshot().iter().next().unwrap().clone();

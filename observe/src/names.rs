@@ -76,6 +76,20 @@ pub const fn trace_point(point: u8) -> &'static str {
     }
 }
 
+/// What a policy entry has, in Cilium's words for its match types; empty: no entry decided.
+#[must_use]
+pub const fn match_type(number: u8) -> &'static str {
+    match number {
+        1 => "l3-only",
+        2 => "l3-l4",
+        3 => "l4-only",
+        4 => "all",
+        5 => "l3-proto",
+        6 => "proto-only",
+        _ => "",
+    }
+}
+
 /// The usual name of an IP protocol.
 #[must_use]
 pub fn protocol(number: u8) -> String {

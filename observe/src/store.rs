@@ -20,6 +20,12 @@ impl Store {
         Self { flows: VecDeque::with_capacity(capacity.min(4096)), capacity, seen: 0 }
     }
 
+    /// The number that the next flow gets: they count from 1 in this life.
+    #[must_use]
+    pub const fn next_id(&self) -> u64 {
+        self.seen.saturating_add(1)
+    }
+
     /// Takes a flow in.
     pub fn push(&mut self, flow: Arc<Flow>) {
         if self.flows.len() >= self.capacity {
@@ -48,29 +54,20 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::flow::{L4, Peer};
+    use crate::filter::End;
+    use crate::flow::Peer;
 
     fn flow(time: u64, port: u16) -> Arc<Flow> {
         Arc::new(Flow {
             time,
             node: "n".to_owned(),
             event: "trace".into(),
-            policies: Vec::new(),
             verdict: "FORWARDED".to_owned(),
-            drop_reason: 0,
-            drop_reason_desc: String::new(),
-            site: 0,
-            why: String::new(),
             trace_point: "to-endpoint".to_owned(),
-            source: Peer::default(),
             destination: Peer { port, ..Peer::default() },
-            l4: L4::default(),
-            service: None,
-            original_destination: None,
-            reply: false,
             new: true,
-            encrypted: false,
             length: 1,
+            ..Flow::default()
         })
     }
 
@@ -79,11 +76,12 @@ mod tests {
         let mut store = Store::new(3);
         (0..5).for_each(|n| store.push(flow(n, 80 + u16::try_from(n % 2).unwrap())));
         assert_eq!(store.counts(), (5, 3));
+        let of = |either| Filter { either, ..Filter::default() };
         let times =
             |filter: &Filter, last| store.latest(filter, last).iter().map(|f| f.time).collect::<Vec<_>>();
         assert_eq!(times(&Filter::default(), 2), [3, 4]);
-        assert_eq!(times(&Filter { port: Some(80), ..Filter::default() }, 9), [2, 4]);
+        assert_eq!(times(&of(End { port: vec![80], ..End::default() }), 9), [2, 4]);
         assert_eq!(times(&Filter { since: Some(4), ..Filter::default() }, 9), [4]);
-        assert_eq!(times(&Filter { pod: Some("x".to_owned()), ..Filter::default() }, 9), [0u64; 0]);
+        assert_eq!(times(&of(End { pod: vec!["x".to_owned()], ..End::default() }), 9), [0u64; 0]);
     }
 }

@@ -2,19 +2,14 @@
 
 use super::client::{self, ClientError};
 use super::output;
-use super::{BgpCommand, ConfigCommand, FlowsArgs, Format, MeshCommand, Reading, RelayCommand, fail};
+use super::{BgpCommand, ConfigCommand, Format, MeshCommand, Reading, RelayCommand, fail};
 use crate::daemon::show::Shown;
 use crate::daemon::status::Status;
-use http_body_util::BodyExt;
 use serde_json::Value;
-use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime};
 use tombolo_clustermesh::certificate::unix_now;
 use tombolo_clustermesh::etcd::EtcdConfig;
-use tombolo_observe::filter::Filter;
-use tombolo_observe::flow::Flow;
 
 /// A reading command.
 pub(crate) enum Query {
@@ -33,7 +28,9 @@ pub(crate) enum Query {
     /// `tombolo bgp`.
     Bgp(BgpCommand),
     /// `tombolo flows`.
-    Flows(Box<FlowsArgs>),
+    Flows(Box<super::flows::FlowsArgs>),
+    /// `tombolo why`.
+    Why(Box<super::why::WhyArgs>),
     /// `tombolo config`.
     Config(ConfigCommand),
 }
@@ -62,7 +59,8 @@ pub(crate) fn run(query: Query) -> ExitCode {
             Query::Relay(Some(RelayCommand::Status(reading))) => super::relay::status(&reading).await,
             Query::Relay(None) => Ok(fail("give --config FILE to run a relay, or status to ask one")),
             Query::Bgp(command) => super::bgp::run(command).await,
-            Query::Flows(args) => flows(&args).await,
+            Query::Flows(args) => super::flows::run(&args).await,
+            Query::Why(args) => super::why::run(&args).await,
             Query::Config(ConfigCommand::Check { files }) => Ok(check(&files).await),
         };
         outcome.unwrap_or_else(fail)
@@ -184,104 +182,6 @@ pub(super) async fn objects(reading: &Reading, path: &str, first: &[&str]) -> Re
         println!("(none)");
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// `30s`, `5m`, `2h`, or nanoseconds since the epoch.
-fn since(text: &str) -> Result<u64, ClientError> {
-    let wrong = || {
-        ClientError::Refused(format!("--since {text:?}: give 30s, 5m, 2h, or nanoseconds since the epoch"))
-    };
-    let units = [('s', 1), ('m', 60), ('h', 3600)];
-    let Some((unit, secs)) = units.into_iter().find(|(unit, _)| text.ends_with(*unit)) else {
-        return text.parse().map_err(|_| wrong());
-    };
-    let ago: u64 = text.trim_end_matches(unit).parse().map_err(|_| wrong())?;
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let from = now.saturating_sub(Duration::from_secs(ago.saturating_mul(secs)));
-    Ok(u64::try_from(from.as_nanos()).unwrap_or(u64::MAX))
-}
-
-async fn flows(args: &FlowsArgs) -> Result<ExitCode, ClientError> {
-    let filter = Filter {
-        pod: args.pod.clone(),
-        namespace: args.namespace.clone(),
-        ip: args.ip.clone(),
-        port: args.port,
-        protocol: args.protocol.clone(),
-        verdict: args.verdict.clone(),
-        reason: args.reason,
-        identity: args.identity,
-        label: args.label.clone(),
-        cluster: args.cluster.clone(),
-        service: args.service.clone(),
-        since: args.since.as_deref().map(since).transpose()?,
-    };
-    let filter = client::encode(&serde_json::to_string(&filter)?);
-    let path = format!("/v1/flows?filter={filter}&last={}&follow={}", args.last, args.follow);
-    let mut body = client::open(&args.reading.socket, &path).await?;
-    let mut pending = Vec::new();
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| ClientError::Broken(args.reading.socket.clone(), error))?;
-        pending.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
-        while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = pending.drain(..=end).collect();
-            if !print_flow(&line, args.reading.output)? {
-                return Ok(ExitCode::SUCCESS);
-            }
-        }
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Prints one line; false when nobody reads any more.
-fn print_flow(line: &[u8], format: Format) -> Result<bool, ClientError> {
-    let mut out = std::io::stdout().lock();
-    let written = match format {
-        Format::Json => out.write_all(line),
-        Format::Table => match serde_json::from_slice::<Flow>(line) {
-            Ok(flow) => writeln!(out, "{}", sentence(&flow)),
-            Err(_) => {
-                let missed: Value = serde_json::from_slice(line)?;
-                writeln!(
-                    out,
-                    "... {} flows missed: too many for this reader",
-                    missed.get("missed").map_or_else(String::new, cell)
-                )
-            }
-        },
-    };
-    Ok(written.and_then(|()| out.flush()).is_ok())
-}
-
-/// One flow as one line.
-fn sentence(flow: &Flow) -> String {
-    let secs = flow.time / 1_000_000_000;
-    let (h, m, s) = (secs / 3600 % 24, secs / 60 % 60, secs % 60);
-    let arrow = if flow.reply { "<-" } else { "->" };
-    let ends = if flow.reply {
-        (flow.destination.label(), flow.source.label())
-    } else {
-        (flow.source.label(), flow.destination.label())
-    };
-    let service =
-        flow.service.as_ref().map(|s| format!(" via service {}/{}", s.namespace, s.name)).unwrap_or_default();
-    let cluster = flow.destination.cluster.as_ref().map(|name| format!(" [{name}]")).unwrap_or_default();
-    let crypt = if flow.encrypted { " encrypted" } else { "" };
-    let by =
-        if flow.policies.is_empty() { String::new() } else { format!(" by {}", flow.policies.join(", ")) };
-    let verdict = match flow.verdict.as_str() {
-        "DROPPED" => format!("DROPPED {} {}{by}: {}", flow.drop_reason, flow.drop_reason_desc, flow.why),
-        "AUDIT" => {
-            format!("AUDIT {} {}{by} at {}", flow.drop_reason, flow.drop_reason_desc, flow.trace_point)
-        }
-        _ if flow.event == "policy-verdict" => format!("ALLOWED{by} at {}", flow.trace_point),
-        _ => format!("FORWARDED {}", flow.trace_point),
-    };
-    let (millis, protocol) = (flow.time / 1_000_000 % 1000, &flow.l4.protocol);
-    format!(
-        "{h:02}:{m:02}:{s:02}.{millis:03} {} {arrow} {}{cluster} {protocol}{service}{crypt} {verdict}",
-        ends.0, ends.1
-    )
 }
 
 /// Checks files by what they look like; every mistake on a line of its own.

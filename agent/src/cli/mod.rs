@@ -6,12 +6,14 @@ mod client;
 mod commands;
 mod conntrack;
 pub(crate) mod dns;
+mod flows;
 mod mesh;
 mod mesh_services;
 mod mesh_view;
 mod output;
 mod policy;
 mod relay;
+mod why;
 
 use crate::config::DEFAULT_SOCKET;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -124,7 +126,9 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Bgp(BgpCommand),
     /// Who talks to whom, and what was dropped and why
-    Flows(FlowsArgs),
+    Flows(Box<flows::FlowsArgs>),
+    /// What becomes of a packet and why: each decision, by the model and by the programs that the kernel runs
+    Why(Box<why::WhyArgs>),
     /// Configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -259,55 +263,6 @@ pub(crate) enum ConfigCommand {
         #[arg(required = true)]
         files: Vec<PathBuf>,
     },
-}
-
-/// `tombolo flows`.
-#[derive(Debug, Args)]
-pub(crate) struct FlowsArgs {
-    #[command(flatten)]
-    pub(crate) reading: Reading,
-    /// Go on with what follows
-    #[arg(short, long)]
-    pub(crate) follow: bool,
-    /// How many of the latest flows
-    #[arg(long, default_value_t = 100)]
-    pub(crate) last: usize,
-    /// Not older than this: seconds ago (30s, 5m) or nanoseconds since the epoch
-    #[arg(long)]
-    pub(crate) since: Option<String>,
-    /// Either end: pod or namespace/pod
-    #[arg(long)]
-    pub(crate) pod: Option<String>,
-    /// Namespace of either end
-    #[arg(short, long)]
-    pub(crate) namespace: Option<String>,
-    /// Address of either end
-    #[arg(long)]
-    pub(crate) ip: Option<String>,
-    /// Port of either end
-    #[arg(long)]
-    pub(crate) port: Option<u16>,
-    /// tcp, udp, icmpv4, icmpv6
-    #[arg(long)]
-    pub(crate) protocol: Option<String>,
-    /// forwarded or dropped
-    #[arg(long)]
-    pub(crate) verdict: Option<String>,
-    /// Drop reason number, as 133
-    #[arg(long)]
-    pub(crate) reason: Option<u8>,
-    /// Identity of either end
-    #[arg(long)]
-    pub(crate) identity: Option<u32>,
-    /// A label of either end: key=value or key, with its source (k8s:key=value) or of any
-    #[arg(short, long)]
-    pub(crate) label: Option<String>,
-    /// Cluster of either end
-    #[arg(long)]
-    pub(crate) cluster: Option<String>,
-    /// Service: name or namespace/name
-    #[arg(long)]
-    pub(crate) service: Option<String>,
 }
 
 /// An error that was already said in full.

@@ -336,6 +336,65 @@ pub(crate) struct LoadBalancer {
     pub(crate) mode: LbMode,
 }
 
+/// Which packets of flows are told, in Cilium's words (`monitor-aggregation`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Aggregation {
+    /// Each, where it comes in and where it leaves.
+    None,
+    /// Each, where it leaves.
+    #[serde(alias = "lowest")]
+    Low,
+    /// What opens a flow, shows a TCP flag of `report_flags` first, or is due after `report_interval_secs`.
+    #[default]
+    Medium,
+    /// The same, as it is in Cilium.
+    Maximum,
+}
+
+/// Whose events carry the packet's first 128 bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Capture {
+    /// Nobody's.
+    Off,
+    /// Those of drops.
+    #[default]
+    Drops,
+    /// All.
+    All,
+}
+
+/// A TCP flag (RFC 9293, section 3.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum TcpFlag {
+    Fin,
+    Syn,
+    Rst,
+    Psh,
+    Ack,
+    Urg,
+    Ece,
+    Cwr,
+}
+
+impl TcpFlag {
+    /// Its bit in the header.
+    pub(crate) const fn bit(self) -> u8 {
+        match self {
+            Self::Fin => 0x01,
+            Self::Syn => 0x02,
+            Self::Rst => 0x04,
+            Self::Psh => 0x08,
+            Self::Ack => 0x10,
+            Self::Urg => 0x20,
+            Self::Ece => 0x40,
+            Self::Cwr => 0x80,
+        }
+    }
+}
+
 /// `datapath`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -356,6 +415,14 @@ pub(crate) struct Datapath {
     pub(crate) attach: Attach,
     /// Flow events of one interface that are told in a second, on each CPU; the others are counted. 0 = all.
     pub(crate) events_per_second: u32,
+    /// `none`, `low`, `medium` or `maximum` (Cilium: `monitorAggregation`).
+    pub(crate) aggregation: Aggregation,
+    /// How often a running flow is told in each direction, in seconds (Cilium: `monitorInterval`, 5 s).
+    pub(crate) report_interval_secs: u32,
+    /// TCP flags that are told when a direction shows them first (Cilium: `monitorFlags`).
+    pub(crate) report_flags: Vec<TcpFlag>,
+    /// `drops`, `all` or `off`: whose events carry the packet's first 128 bytes, for `tombolo why`.
+    pub(crate) capture: Capture,
     /// `all`, `host` or `off`: at whose sockets services are translated.
     pub(crate) socket_lb: SocketLb,
     /// Services from outside.
@@ -429,6 +496,10 @@ impl Default for Datapath {
             bpffs: "/sys/fs/bpf".into(),
             attach: Attach::Auto,
             events_per_second: 4000,
+            aggregation: Aggregation::Medium,
+            report_interval_secs: 5,
+            report_flags: vec![TcpFlag::Syn, TcpFlag::Fin, TcpFlag::Rst],
+            capture: Capture::Drops,
             socket_lb: SocketLb::All,
             load_balancer: LoadBalancer::default(),
             bandwidth: true,

@@ -5,6 +5,7 @@ use super::policy_impact::ImpactQuery;
 use super::policy_trace::TraceQuery;
 use super::show::Shown;
 use super::status::Status;
+use super::why::WhyQuery;
 use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::{StatusCode, header};
@@ -45,6 +46,10 @@ pub(crate) trait Backend: Send + Sync + 'static {
     ) -> impl Future<Output = Option<Result<Shown, String>>> + Send;
     /// Makes the datapath forget flows.
     fn flush(&self, filter: FlowFilter) -> impl Future<Output = Result<serde_json::Value, String>> + Send;
+    /// What becomes of packets, and why.
+    fn why(&self, _query: WhyQuery) -> impl Future<Output = Result<serde_json::Value, String>> + Send {
+        std::future::ready(Err(NO_PODS.to_owned()))
+    }
     /// What policies do to a flow.
     fn policy_trace(
         &self,
@@ -194,6 +199,7 @@ pub(crate) async fn serve<B: Backend>(listener: UnixListener, backend: Arc<B>, c
         .route("/v1/tables", get(|State(b): State<Arc<B>>| async move { Json(b.table_names()) }))
         .route("/v1/tables/{name}", get(table::<B>))
         .route("/v1/conntrack/flush", post(flush::<B>))
+        .route("/v1/why", post(why::<B>))
         .route("/v1/policy/trace", post(policy_trace::<B>))
         .route("/v1/policy/impact", post(policy_impact::<B>).layer(DefaultBodyLimit::max(MAX_POLICY_BYTES)))
         .route("/v1/mesh/dump", get(|State(b): State<Arc<B>>| async move { Json(b.mesh_dump().await) }))
@@ -259,6 +265,10 @@ async fn table<B: Backend>(
 
 async fn flush<B: Backend>(State(backend): State<Arc<B>>, Json(filter): Json<FlowFilter>) -> Response {
     answer(backend.flush(filter).await)
+}
+
+async fn why<B: Backend>(State(backend): State<Arc<B>>, Json(query): Json<WhyQuery>) -> Response {
+    answer(backend.why(query).await)
 }
 
 async fn policy_trace<B: Backend>(State(backend): State<Arc<B>>, Json(query): Json<TraceQuery>) -> Response {

@@ -23,8 +23,10 @@ use super::stages::MapTimer;
 use super::status::{Part, Status};
 use super::tables::{Desired, Intent};
 use super::tasks::Roll;
+use super::why::{self, WhyQuery};
 use crate::config::{Clustermesh, Config, Encryption, Identity};
 use serde_json::{Value, json};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 use tokio::sync::{broadcast, watch};
@@ -42,7 +44,7 @@ use tombolo_ebpf::{Datapath, Direction, FlowFilter};
 use tombolo_kubernetes::{ClusterIdentity, FolderReport};
 use tombolo_netlink::ClsactSide;
 use tombolo_observe::filter::Filter;
-use tombolo_observe::flow::Flow;
+use tombolo_observe::flow::{Enricher, Flow, Names};
 use tombolo_observe::metrics::{Metrics, ReasonLabels, TableLabels};
 use tombolo_observe::names;
 use tombolo_topology::conflict::ConflictCounts;
@@ -107,6 +109,8 @@ pub(crate) struct Daemon {
     pub(crate) import_problems: Texts,
     /// Backends that are probed, and those that fail.
     pub(crate) probes: super::probe::Counts,
+    /// Sockets to backends that are gone, which the kernel would not end.
+    pub(crate) sockets_refused: AtomicU64,
     /// Policies that cannot be enforced.
     pub(crate) policy_problems: Texts,
     /// Flows.
@@ -133,6 +137,26 @@ impl Daemon {
             .map(|own| landmarks(&rows.intent.kube.slices.snapshot(), &nodes, &own, self.cidrs_take_nodes));
         let node = (labels, places.unwrap_or_default());
         Ok(policy_parties::Tables::read(self.identity.cluster, node, &rows.intent, &rows.desired))
+    }
+
+    /// What names come from.
+    fn words(&self) -> Result<why::Words, String> {
+        let rows = self.rows.get().ok_or("the agent is starting; ask again")?;
+        Ok(why::Words {
+            enricher: Enricher {
+                node: self.identity.node.clone(),
+                cluster: self.identity.cluster.as_str().into(),
+                sites: super::flows::site,
+            },
+            names: Names {
+                endpoints: rows.intent.endpoints.snapshot(),
+                prefixes: rows.intent.prefixes.snapshot(),
+                identities: rows.intent.identities.snapshot(),
+                nodes: rows.intent.kube.nodes.snapshot(),
+            },
+            services: super::flows::Frontends(rows.desired.frontends.snapshot()),
+            rules: rows.desired.policy_rules.snapshot(),
+        })
     }
 
     /// A daemon whose rooms are yet to come.
@@ -167,6 +191,7 @@ impl Daemon {
             conflict_counts: OnceLock::new(),
             lb_problems: Texts::default(),
             probes: super::probe::Counts::default(),
+            sockets_refused: AtomicU64::new(0),
             service_problems: Texts::default(),
             import_problems: Texts::default(),
             policy_problems: Texts::default(),
@@ -239,7 +264,8 @@ impl Daemon {
             let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
             parts.push(parts::wireguard(wireguard.backend(), state, wanted, now));
         }
-        parts.push(sockets::part(&node.sockets, self.datapath.sockets_attached()));
+        let refused = self.sockets_refused.load(Ordering::Relaxed);
+        parts.push(sockets::part(&node.sockets, self.datapath.sockets_attached(), refused));
         parts
     }
 
@@ -417,6 +443,14 @@ impl Backend for Daemon {
 
     async fn flush(&self, filter: FlowFilter) -> Result<Value, String> {
         kernel_tables::flush(&self.datapath, filter).await
+    }
+
+    async fn why(&self, query: WhyQuery) -> Result<Value, String> {
+        let words = self.words()?;
+        let (datapath, flows) = (self.datapath.clone(), self.flows.clone());
+        let work = move || why::why(&datapath, &flows, &words, &query);
+        let found = tokio::task::spawn_blocking(work).await.map_err(|error| error.to_string())?;
+        found.map(|all| json!(all))
     }
 
     async fn policy_trace(&self, query: TraceQuery) -> Result<Value, String> {

@@ -350,6 +350,14 @@ fn side(row: &PolicyRow, direction: Direction, enforced: bool) -> ebpf::PolicySi
 }
 
 impl Policies {
+    /// The node may have been given the policy since that was looked at.
+    fn drop_policy(&self, id: u32) -> Result<(), String> {
+        match told(self.0.delete_policy_of_others(id))? {
+            true => Ok(()),
+            false => Err(format!("policy {id} is still named by the node")),
+        }
+    }
+
     /// Policies that interfaces or the node name: without one everything is dropped, so what names it goes over first.
     fn named(&self) -> Result<BTreeSet<u32>, String> {
         let interfaces = told(self.0.interfaces())?.into_iter().map(|(_, row)| row.policy_id);
@@ -371,7 +379,7 @@ impl Target<PolicyRow> for Policies {
         if self.named()?.contains(&row.id) {
             return Err(format!("policy {} is still named by an interface or the node", row.id));
         }
-        told(self.0.delete_policy(row.id))
+        self.drop_policy(row.id)
     }
 
     async fn prune(&mut self, keep: &Rows<PolicyRow>, held: &Held) -> Result<(), String> {
@@ -382,7 +390,7 @@ impl Target<PolicyRow> for Policies {
         let gone = told(self.0.policies())?.into_keys().filter(|id| !keep.contains_key(id));
         let (waiting, free): (Vec<u32>, Vec<u32>) = gone.partition(|id| named.contains(id));
         for id in free {
-            told(self.0.delete_policy(id))?;
+            self.drop_policy(id)?;
         }
         match waiting.first() {
             Some(id) => Err(format!("policy {id} is still named by an interface or the node")),

@@ -45,9 +45,9 @@ impl Flows {
         (store.latest(filter, last), self.live.subscribe())
     }
 
-    fn push(&self, flow: Flow) {
-        let flow = Arc::new(flow);
+    pub(super) fn push(&self, flow: Flow) {
         let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        let flow = Arc::new(Flow { id: store.next_id(), ..flow });
         store.push(flow.clone());
         // Nobody following is fine.
         self.live.send(flow).ok();
@@ -89,9 +89,9 @@ fn told(flow: Flow, event: &DatapathEvent, rules: &Snapshot<CookieRow>) -> Flow 
     }
 }
 
-struct Objects {
-    frontends: Snapshot<FrontendRow>,
-    pods: Snapshot<PodRow>,
+pub(crate) struct Objects {
+    pub(crate) frontends: Snapshot<FrontendRow>,
+    pub(crate) pods: Snapshot<PodRow>,
 }
 
 impl ObjectNames for Objects {
@@ -185,6 +185,10 @@ mod tests {
             ifindex: 1,
             length: 60,
             original_destination: None,
+            egress: true,
+            matched: 0,
+            error: 0,
+            capture: None,
         };
         DatapathEvent { kind, cookie: 7, rev_nat: 0, flow }
     }

@@ -7,12 +7,12 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use tombolo_ebpf::{
-    ConntrackKind, Datapath, DatapathError, Direction, FlowFilter, MapUsage, Metric, Translation,
+    ConntrackKind, Datapath, DatapathError, Direction, FlowFilter, MapUsage, Metric, SiteMetric, Translation,
 };
 use tombolo_observe::names;
 
 /// Their names, beside those of the tables.
-pub(crate) const NAMES: [&str; 4] = ["conntrack", "maps", "packets", "snat"];
+pub(crate) const NAMES: [&str; 5] = ["conntrack", "drops", "maps", "packets", "snat"];
 
 /// Rows that one answer holds at most; a filter finds the others.
 const MOST: usize = 20_000;
@@ -26,6 +26,7 @@ pub(crate) async fn show(
     let read: fn(&Datapath, &FlowFilter) -> Result<Shown, DatapathError> = match name {
         "conntrack" => flows,
         "snat" => translations,
+        "drops" => |datapath, _| drops(datapath),
         "maps" => |datapath, _| Ok(maps(&datapath.usage())),
         "packets" => |datapath, _| Ok(packets(datapath.metrics()?)),
         _ => return None,
@@ -146,6 +147,33 @@ fn translations(datapath: &Datapath, filter: &FlowFilter) -> Result<Shown, Datap
         (cells, value)
     };
     let columns = ["PROTOCOL", "CLIENT", "BACKEND", "AS", "STATE", "LEFT"];
+    Ok(table(columns, found.into_iter().map(row).collect()))
+}
+
+/// Where packets were dropped since the maps were made, the busiest places first.
+fn drops(datapath: &Datapath) -> Result<Shown, DatapathError> {
+    let mut found = datapath.site_metrics()?;
+    found.sort_by_key(|metric| (std::cmp::Reverse(metric.packets), metric.site));
+    let row = |metric: SiteMetric| {
+        let direction = if metric.direction == Direction::Ingress { "ingress" } else { "egress" };
+        // A place of an earlier program, whose lines were others.
+        let (reason, place, why, remedy) = match tombolo_ebpf::site(metric.site) {
+            Some(site) => (site.number, format!("{}:{}", site.file, site.line), site.why, site.remedy),
+            None => (0, metric.site.to_string(), "a place of an earlier version's programs", "-"),
+        };
+        let name = if reason == 0 { "not dropped".to_owned() } else { drop_reason(reason).to_owned() };
+        let value = json!({
+            "reason": reason, "reason_desc": name, "site": metric.site, "place": place, "direction": direction,
+            "packets": metric.packets, "bytes": metric.bytes, "why": why, "remedy": remedy,
+        });
+        let number = if reason == 0 { "-".to_owned() } else { reason.to_string() };
+        let (packets, bytes) = (metric.packets.to_string(), metric.bytes.to_string());
+        let texts = [why.to_owned(), remedy.to_owned()];
+        let cells =
+            [number, name, place, direction.to_owned(), packets, bytes].into_iter().chain(texts).collect();
+        (cells, value)
+    };
+    let columns = ["REASON", "NAME", "PLACE", "DIRECTION", "PACKETS", "BYTES", "WHY", "TRY"];
     Ok(table(columns, found.into_iter().map(row).collect()))
 }
 

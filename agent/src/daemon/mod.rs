@@ -51,6 +51,7 @@ pub(crate) mod status;
 mod tables;
 pub(crate) mod tasks;
 mod watch;
+pub(crate) mod why;
 mod wiring;
 
 use crate::config::{Attach, Config, Identity, Path};

@@ -13,6 +13,7 @@ use ipnet::IpNet;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tombolo_base::prefix::Prefix;
 use tombolo_base::source::Source;
@@ -220,6 +221,18 @@ fn node_config(config: &Config, identity: &Identity, own: &NodeRow, devices: &[D
         wireguard_port: (config.datapath.encryption == Encryption::Wireguard)
             .then_some(config.datapath.wireguard_port),
         events_per_sec: config.datapath.events_per_second,
+        aggregation: match config.datapath.aggregation {
+            config::Aggregation::None => tombolo_ebpf::Aggregation::None,
+            config::Aggregation::Low => tombolo_ebpf::Aggregation::Sent,
+            config::Aggregation::Medium | config::Aggregation::Maximum => tombolo_ebpf::Aggregation::Flows,
+        },
+        report_interval: Duration::from_secs(config.datapath.report_interval_secs.into()),
+        report_flags: config.datapath.report_flags.iter().fold(0, |all, flag| all | flag.bit()),
+        capture: match config.datapath.capture {
+            config::Capture::Off => tombolo_ebpf::CaptureOf::Nothing,
+            config::Capture::Drops => tombolo_ebpf::CaptureOf::Drops,
+            config::Capture::All => tombolo_ebpf::CaptureOf::All,
+        },
         internal4: v4(own.internal(true)),
         internal6: v6(own.internal(false)),
         underlay4: v4(own.underlay(true)),

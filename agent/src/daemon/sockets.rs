@@ -6,6 +6,7 @@ use super::status::Part;
 use crate::config::{self, SocketLb};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tombolo_ebpf::Datapath;
 
@@ -88,7 +89,7 @@ fn unescaped(text: &str) -> String {
 }
 
 /// The part of the status: `running` is the kernel's word on whether all programs are hooked now.
-pub(crate) fn part(sockets: &Sockets, running: bool) -> Part {
+pub(crate) fn part(sockets: &Sockets, running: bool, refused: u64) -> Part {
     match sockets {
         Sockets::Off => {
             Part::ready("sockets", "off: services are translated packet by packet, for pods alone")
@@ -98,7 +99,15 @@ pub(crate) fn part(sockets: &Sockets, running: bool) -> Part {
                 SocketLb::Host => "the node's sockets",
                 SocketLb::All | SocketLb::Off => "sockets of pods and the node",
             };
-            Part::ready("sockets", format!("services are translated at {whose}, below {}", cgroup.display()))
+            let at = format!("services are translated at {whose}, below {}", cgroup.display());
+            match refused {
+                0 => Part::ready("sockets", at),
+                // New connections are led right, so the part is ready.
+                _ => Part {
+                    remedy: "run a kernel with CONFIG_INET_DIAG_DESTROY, or restart what still waits for a backend that is gone".to_owned(),
+                    ..Part::ready("sockets", format!("{at}; the kernel would not end {refused} sockets to backends that are gone"))
+                },
+            }
         }
         Sockets::At(cgroup, _) => {
             let detail =
@@ -131,6 +140,7 @@ pub(crate) async fn end_stale(driver: Driver, daemon: Arc<Daemon>) {
         let (ending, began) = (daemon.datapath.clone(), Instant::now());
         match tokio::task::spawn_blocking(move || ending.end_stale_sockets(&namespaces)).await {
             Ok(Ok(stats)) if stats.stale > 0 => {
+                daemon.sockets_refused.fetch_add(stats.refused, Ordering::Relaxed);
                 tracing::info!(stats.ended, stats.stale, stats.seen, "sockets ended whose backend is gone");
             }
             Ok(Ok(_)) => {}
@@ -167,9 +177,14 @@ mod tests {
     #[test]
     fn what_is_missing_is_said_and_what_goes_on() {
         let at = Sockets::At("/sys/fs/cgroup".into(), SocketLb::All);
-        assert!(part(&at, true).ready && !part(&at, false).ready);
-        let without = part(&Sockets::Without("no cgroup2 is mounted".into()), false);
+        assert!(
+            part(&at, true, 0).ready && !part(&at, false, 0).ready && part(&at, true, 0).remedy.is_empty()
+        );
+        let refusing = part(&at, true, 3);
+        assert!(refusing.ready && refusing.detail.contains("would not end 3"), "{refusing:?}");
+        assert!(refusing.remedy.contains("INET_DIAG_DESTROY"));
+        let without = part(&Sockets::Without("no cgroup2 is mounted".into()), false, 0);
         assert!(without.ready && without.detail.contains("no cgroup2") && !without.remedy.is_empty());
-        assert!(part(&Sockets::Off, false).ready);
+        assert!(part(&Sockets::Off, false, 0).ready);
     }
 }

@@ -77,7 +77,7 @@ fn kind(packet: &Packet) -> &'static str {
         Payload::Sctp { .. } => "SCTP",
         Payload::Echo { .. } => "echo",
         Payload::Error(_) => "error",
-        Payload::Other(_) => "other",
+        Payload::Other(_) | Payload::Broken { .. } => "other",
     }
 }
 

@@ -302,7 +302,7 @@ fn answer(packet: &Packet, flags: TcpFlags) -> Option<Packet> {
         Payload::Sctp { ports } => Payload::Sctp { ports: (ports.1, ports.0) },
         Payload::Echo { id, request } => Payload::Echo { id, request: !request },
         Payload::Other(protocol) => Payload::Other(protocol),
-        Payload::Error(_) => return None,
+        Payload::Error(_) | Payload::Broken { .. } => return None,
     };
     Some(wire::packet(packet.destination, packet.source, 64, payload))
 }

@@ -115,6 +115,7 @@ pub fn frame(packet: &Packet) -> Vec<u8> {
                 step.icmpv6(kind).write(&mut bytes, &quote).unwrap();
             }
         }
+        Payload::Broken { .. } => panic!("nothing makes such: {packet}"),
         Payload::Other(protocol) => step.write(&mut bytes, IpNumber(*protocol), &[3; 24]).unwrap(),
     }
     bytes
@@ -127,7 +128,7 @@ fn quote(packet: &Packet) -> Vec<u8> {
     match packet.payload {
         Payload::Udp { .. } => bytes[header + 6..].fill(0),
         Payload::Echo { .. } | Payload::Error(_) => bytes[header + 2..header + 4].fill(0),
-        Payload::Tcp { .. } | Payload::Sctp { .. } | Payload::Other(_) => {}
+        Payload::Tcp { .. } | Payload::Sctp { .. } | Payload::Other(_) | Payload::Broken { .. } => {}
     }
     bytes
 }

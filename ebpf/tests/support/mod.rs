@@ -11,6 +11,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use std::net::IpAddr;
 use std::process::Command;
+use tombolo_base::flow::Capture;
 use tombolo_ebpf::*;
 
 pub const OK: u32 = 0;
@@ -71,6 +72,7 @@ pub struct Node {
     pub uplink: u32,
     pub overlay: u32,
     runtime: tokio::runtime::Runtime,
+    replayer: Option<Replayer>,
     pub bpffs: tempfile::TempDir,
 }
 
@@ -134,6 +136,7 @@ impl Node {
             uplink: index("upl"),
             overlay: index("vxd"),
             runtime,
+            replayer: None,
             bpffs,
         };
         node.fill();
@@ -237,6 +240,17 @@ impl Node {
         Ran { action, packet, mark }
     }
 
+    /// Hides a policy's entries from the programs, which are told what shapes there are; the model looks at each.
+    pub fn blind(&self, policy: u32) {
+        let folder = std::fs::read_dir(self.bpffs.path().join("tombolo")).unwrap().next().unwrap().unwrap();
+        let data = aya::maps::MapData::from_pin(folder.path().join("tb_policies")).unwrap();
+        let mut map: aya::maps::HashMap<_, u32, [u8; 64]> =
+            aya::maps::HashMap::try_from(aya::maps::Map::HashMap(data)).unwrap();
+        let mut row = map.get(&policy, 0).unwrap();
+        row[4..12].fill(0);
+        map.insert(policy, row, 0).unwrap();
+    }
+
     /// Takes all events that are there.
     pub fn events(&mut self) -> Vec<DatapathEvent> {
         let mut all = Vec::new();
@@ -255,13 +269,37 @@ impl Node {
         drop
     }
 
-    /// The packet is dropped, for this reason; where.
+    /// The packet is dropped, for this reason; where. What was captured of it explains the drop: the model says the same,
+    /// and so do the programs once more.
     pub fn drops(&mut self, program: &'static str, ifindex: u32, packet: &[u8], reason: u8) -> &'static Site {
         self.events();
+        // As it is before: the drop itself may leave a fragment, or an entry of a service.
+        let before = self.explain(&capture_of(program, ifindex, packet));
         assert_eq!(self.run(program, ifindex, packet).action, SHOT, "wanted: dropped for {reason}");
         let flow = self.dropped().flow;
         assert_eq!(flow.drop_reason, reason);
+        let capture = flow.capture.clone().expect("drops are captured");
+        assert_eq!(capture.frame, packet[..packet.len().min(128)]);
+        for explained in [before, self.explain(&capture)] {
+            assert_eq!(explained.difference, None, "{explained:#?}");
+            assert_eq!(explained.programs, Err((reason, flow.site)), "{explained:#?}");
+        }
         site(flow.site).unwrap()
+    }
+
+    /// Runs a captured packet once more, and sees to it that nothing is left of that.
+    pub fn explain(&mut self, capture: &Capture) -> Explained {
+        let told = self.events.try_next();
+        assert!(told.is_none(), "take the events first: {told:#?}");
+        let replayer = self.replayer.get_or_insert_with(|| self.datapath.replayer().unwrap());
+        let counted = || (self.datapath.metrics().unwrap(), self.datapath.site_metrics().unwrap());
+        let before = (raw_maps(self.bpffs.path()), counted());
+        let explained = self.datapath.explain(replayer, capture).unwrap();
+        let after = (raw_maps(self.bpffs.path()), counted());
+        assert_eq!(before, after, "a replay leaves nothing behind");
+        let told = self.events.try_next();
+        assert!(told.is_none(), "a replay is not told: {told:#?}");
+        explained
     }
 
     /// The last trace event.
@@ -269,6 +307,42 @@ impl Node {
         let events = self.events();
         events.iter().rfind(|e| e.kind == EventKind::Trace).unwrap_or_else(|| panic!("{events:#?}")).clone()
     }
+}
+
+/// What an event of this packet would have of it.
+pub fn capture_of(program: &str, ifindex: u32, packet: &[u8]) -> Capture {
+    let points = [
+        ("from_endpoint", 5),
+        ("to_endpoint", 7),
+        ("from_overlay", 9),
+        ("to_overlay", 4),
+        ("from_uplink", 10),
+        ("to_uplink", 11),
+    ];
+    let point = points.iter().find(|(name, _)| *name == program).unwrap().1;
+    let tunnel = (program == "from_overlay").then(|| (ip("0.0.0.0"), 0));
+    Capture {
+        point,
+        ifindex,
+        mark: 0,
+        segment: 0,
+        length: packet.len() as u32,
+        tunnel,
+        frame: packet.to_vec(),
+    }
+}
+
+/// Every row of every pinned map, as bytes.
+fn raw_maps(bpffs: &std::path::Path) -> std::collections::BTreeMap<String, Vec<(Vec<u8>, Vec<u8>)>> {
+    let schemas = std::fs::read_dir(bpffs.join("tombolo")).unwrap();
+    let schema = schemas.map(|entry| entry.unwrap().path()).next().unwrap();
+    let pins = std::fs::read_dir(schema).unwrap().map(|entry| entry.unwrap().path());
+    let maps =
+        pins.filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("tb_")));
+    maps.map(|path| {
+        (path.file_name().unwrap().to_string_lossy().into_owned(), tombolo_ebpf::raw_rows(&path).unwrap())
+    })
+    .collect()
 }
 
 pub fn pod(addresses: [&str; 2], identity: u32, endpoint_id: u16, mac: [u8; 6]) -> Interface {
