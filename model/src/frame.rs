@@ -2,7 +2,7 @@
 //! has the reason for which the programs would drop it.
 
 use crate::outcome::Reason;
-use crate::packet::{Fragment, ICMP, ICMPV6, Packet, Payload, Protocol, TCP, TcpFlags, UDP};
+use crate::packet::{Fragment, ICMP, ICMPV6, Packet, Payload, Protocol, SCTP, Socket, TCP, TcpFlags, UDP};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 const ETHERNET: usize = 14;
@@ -57,7 +57,24 @@ struct Header {
     payload: usize,
     fragment: Fragment,
     whole: bool,
+    /// The frontend that it names.
+    frontend: Option<Socket>,
     fault: Option<Reason>,
+}
+
+/// The frontend that the first option of an IPv4 header names (`ebpf/bpf/dsr.h`): port and address, lowest byte first.
+fn named4(data: &[u8]) -> Option<Socket> {
+    let [kind, length, p0, p1, a0, a1, a2, a3] = bytes::<8>(data, 20)?;
+    let named = (Ipv4Addr::new(a3, a2, a1, a0).into(), u16::from_le_bytes([p0, p1]));
+    (kind == 0x9a && length == 8).then_some(named)
+}
+
+/// The same of the first of the destination options right behind an IPv6 header.
+fn named6(data: &[u8]) -> Option<Socket> {
+    let [_, words, kind, length] = bytes::<4>(data, 40)?;
+    let named = (Ipv6Addr::from(bytes::<16>(data, 44)?).into(), u16_at(data, 60)?);
+    bytes::<2>(data, 62)?;
+    (words == 2 && kind == 0x1b && length == 20).then_some(named)
 }
 
 impl Header {
@@ -72,6 +89,7 @@ impl Header {
             payload: 0,
             fragment: Fragment::Whole,
             whole: false,
+            frontend: None,
             fault: Some(Reason::Invalid),
         }
     }
@@ -98,6 +116,7 @@ impl Header {
                 _ => Fragment::Whole,
             },
             whole: part & 0x4000 != 0,
+            frontend: if words >= 7 { named4(data) } else { None },
             fault: None,
         })
     }
@@ -117,6 +136,7 @@ impl Header {
             payload: 40,
             fragment: Fragment::Whole,
             whole: true,
+            frontend: if next == 60 { named6(data) } else { None },
             fault: None,
         };
         header.walk(data, next);
@@ -176,6 +196,7 @@ const fn of_protocol(protocol: Protocol, ipv4: bool) -> Payload {
     match protocol {
         TCP => Payload::Tcp { ports: (0, 0), flags: TcpFlags(0) },
         UDP => Payload::Udp { ports: (0, 0) },
+        SCTP => Payload::Sctp { ports: (0, 0) },
         ICMP if ipv4 => Payload::Echo { id: 0, request: true },
         ICMPV6 if !ipv4 => Payload::Echo { id: 0, request: true },
         other => Payload::Other(other),
@@ -203,6 +224,10 @@ fn transport(header: &Header, data: &[u8]) -> Read {
         },
         UDP => match (ports(), bytes::<8>(rest, 0)) {
             (Some(ports), Some(_)) => Read { header: 8, ..Read::of(Payload::Udp { ports }) },
+            _ => cut,
+        },
+        SCTP => match (ports(), bytes::<12>(rest, 0)) {
+            (Some(ports), Some(_)) => Read { header: 12, ..Read::of(Payload::Sctp { ports }) },
             _ => cut,
         },
         ICMP if ipv4 => message(header, rest),
@@ -270,6 +295,7 @@ fn quoted(outer: &Header, data: &[u8]) -> Option<Packet> {
         let known = match protocol {
             TCP => Some(Payload::Tcp { ports, flags: TcpFlags(0) }),
             UDP => Some(Payload::Udp { ports }),
+            SCTP => Some(Payload::Sctp { ports }),
             ICMP if ipv4 => echo(ipv4, kind, u16::from_be_bytes(id)),
             ICMPV6 if !ipv4 => echo(ipv4, kind, u16::from_be_bytes(id)),
             _ => None,
@@ -279,7 +305,8 @@ fn quoted(outer: &Header, data: &[u8]) -> Option<Packet> {
         // Whatever else it is, it is for somebody else.
         Payload::Other(protocol)
     };
-    Some(Packet { source, destination, hops: 64, length: 0, fragment: Fragment::Whole, payload })
+    let fragment = Fragment::Whole;
+    Some(Packet { source, destination, hops: 64, length: 0, fragment, frontend: None, payload })
 }
 
 impl Frame {
@@ -307,6 +334,7 @@ impl Frame {
             hops: header.hops,
             length: u16::try_from(header.length).unwrap_or(u16::MAX),
             fragment: header.fragment,
+            frontend: header.frontend,
             payload,
         };
         Self::Ip(Ip { packet, link, whole: header.whole.then_some(largest) })

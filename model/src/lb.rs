@@ -101,7 +101,7 @@ impl Node {
             // Of a flow that another node leads: all choose alike, so this is its backend, and its node knows the flow.
             None if flight.sight.is_error && scope == Scope::External => {
                 flight.guessed = true;
-                self.choose(&flight.was, &service).map_err(|_| Reason::UnknownCt)?.1
+                self.by_hash(flight, &asked, &service).map_err(|_| Reason::UnknownCt)?.1
             }
             None if flight.sight.is_error => return Err(Reason::UnknownCt),
             None => {
@@ -183,7 +183,7 @@ impl Node {
     ) -> Result<(u32, Socket), Reason> {
         let Some(seconds) = self.affinity.seconds.get(asked).copied().filter(|_| !service.slots.is_empty())
         else {
-            return self.hashed(&flight.was, service);
+            return self.by_hash(flight, asked, service);
         };
         let (now, client) = (flight.sight.now_ns, flight.was.source.0);
         let known = self.affinity.met.get(&(client, service.rev_nat)).copied();
@@ -192,18 +192,24 @@ impl Node {
                 && self.affinity.members.contains(&(service.rev_nat, *number, asked.scope))
                 && self.is_still((*number, *socket))
         });
-        // By the client alone: then all nodes choose alike for it.
-        let of_client = Tuple { source: (client, 0), ..flight.was };
         let (number, socket) = match met {
             Some((_, number, socket)) => (number, socket),
-            None => self.hashed(&of_client, service)?,
+            None => self.by_hash(flight, asked, service)?,
         };
         self.affinity.met.insert((client, service.rev_nat), (now, number, socket));
         Ok((number, socket))
     }
 
-    fn hashed(&self, flow: &Tuple, service: &Service) -> Result<(u32, Socket), Reason> {
-        let slot = slot(flow, service.slots.len());
+    /// By the flow, or with affinity by the client alone: then all nodes choose alike for it.
+    fn by_hash(
+        &self,
+        flight: &Flight<'_>,
+        asked: &Frontend,
+        service: &Service,
+    ) -> Result<(u32, Socket), Reason> {
+        let (client, port) = flight.was.source;
+        let port = if self.affinity.seconds.contains_key(asked) { 0 } else { port };
+        let slot = slot(&Tuple { source: (client, port), ..flight.was }, service.slots.len());
         let number = slot.and_then(|slot| service.slots.get(slot)).ok_or(Reason::NoService)?;
         let backend = self.backends.get(number).ok_or(Reason::NoService)?;
         Ok((*number, backend.socket))

@@ -267,7 +267,7 @@ impl Packet {
             Some((address, _)) if address.is_ipv4() => 8,
             Some(_) => 24,
         };
-        let length = self.length - room(self.frontend) + room(frontend);
+        let length = self.length.saturating_sub(room(self.frontend)).saturating_add(room(frontend));
         Self { length, frontend, ..self }
     }
 

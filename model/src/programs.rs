@@ -5,7 +5,7 @@ use crate::ct::{Key, Kind};
 use crate::flight::{Flight, LocalSource, Place, is_group};
 use crate::frame::{Frame, Ip, LinkMessage};
 use crate::lb::Scope;
-use crate::node::{EgressWay, HOST, Local, Node, Path, Pod, Prefix, REMOTE_NODE, RemoteNode};
+use crate::node::{EgressWay, HOST, Local, Node, Path, Pod, Prefix, REMOTE_NODE, RemoteNode, is_node};
 use crate::outcome::{Outcome, Reason, To};
 use crate::packet::{Packet, Payload, UDP};
 use crate::story::Step;
@@ -295,7 +295,7 @@ impl Node {
         }
         let flight = &mut self.begin(now_ns, packet);
         let node = self.prefix_of(sender);
-        let believed = node.is_some_and(|node| node.node != 0 && node.identity == REMOTE_NODE);
+        let believed = node.is_some_and(|node| node.node != 0 && is_node(node.identity));
         let identity = if key == HOST { REMOTE_NODE } else { key };
         self.tell(|| Step::Sender { address: sender, identity, believed });
         if !believed {
@@ -309,18 +309,23 @@ impl Node {
                 return Err(Reason::InvalidSource);
             }
         }
-        if self.is_internal(flight) && self.unsnat(flight) {
+        let internal = self.config.internal(flight.was.is_ipv4()) == Some(flight.was.destination.0);
+        if internal && self.unsnat(flight) {
             self.locate(flight)?;
             return self.onward(flight);
         }
         self.locate(flight)?;
-        if matches!(flight.place, Place::Away(_)) {
-            return Err(Reason::Unroutable);
+        if let Place::Away(prefix) = flight.place {
+            self.leave_here(flight, prefix)?;
+            return self.forward(flight, prefix);
         }
         // Pods of other nodes reach the internal address this way, and its node ports.
         let may_serve = flight.place == Place::Host && !flight.to_tunnel(self.config.vxlan_port);
         if may_serve && self.serve(flight, Scope::External)? {
             return self.outside_client(flight);
+        }
+        if let Place::Pod(_) = flight.place {
+            self.named_here(flight)?;
         }
         self.onward(flight)
     }
@@ -371,9 +376,7 @@ impl Node {
     /// A pod's packet leaves the mesh: under an address of this node, or by the gateway with the number returned.
     fn leave(&mut self, flight: &mut Flight<'_>) -> Result<Option<u32>, Reason> {
         let (pod, address) = (flight.was.source.0, flight.becomes.destination.0);
-        let ways = self.egress.iter().filter(|((of, net), _)| *of == pod && net.contains(&address));
-        let way = ways.max_by_key(|((_, net), _)| net.prefix_len()).map(|(_, way)| *way);
-        match way {
+        match self.egress_way(pod, address) {
             Some(EgressWay::Nowhere) => Err(Reason::NoEgressGateway),
             Some(EgressWay::Node(number)) => Ok(Some(number)),
             Some(EgressWay::Here(own)) => {
@@ -387,6 +390,21 @@ impl Node {
                 self.snat_to(flight, own, 0).map(|()| None)
             }
         }
+    }
+
+    /// A tunnel packet for an address outside the mesh: this node must be the sender's gateway for it.
+    fn leave_here(&mut self, flight: &mut Flight<'_>, prefix: Prefix) -> Result<(), Reason> {
+        let (pod, address) = (flight.was.source.0, flight.becomes.destination.0);
+        match self.egress_way(pod, address).filter(|_| prefix.node == 0) {
+            Some(EgressWay::Here(own)) => self.snat_to(flight, own.ok_or(Reason::NoEgressIp)?, 0),
+            _ => Err(Reason::Unroutable),
+        }
+    }
+
+    /// What a policy says of this pod and destination: the narrowest prefix counts.
+    fn egress_way(&self, pod: IpAddr, address: IpAddr) -> Option<EgressWay> {
+        let ways = self.egress.iter().filter(|((of, net), _)| *of == pod && net.contains(&address));
+        ways.max_by_key(|((_, net), _)| net.prefix_len()).map(|(_, way)| *way)
     }
 
     /// Through the tunnel, whatever the gateway's path.
