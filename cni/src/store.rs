@@ -212,7 +212,11 @@ impl<G: DatapathGate> EndpointStore<G> {
         let identity = within(wait, "allocate the identity", self.gate.identify(&spec)).await?;
         if self.gate.mac(&spec.namespace, &spec.pod).is_some_and(|asked| asked != spec.mac) {
             let details = "the pod's manifest became known after its interface was made; call again";
-            return Err(CniError::new(Code::TryAgainLater, "cannot give the pod the Ethernet address it asks for", details));
+            return Err(CniError::new(
+                Code::TryAgainLater,
+                "cannot give the pod the Ethernet address it asks for",
+                details,
+            ));
         }
         self.change(spec.id, |record| {
             record.identity = Some(identity.id.0);

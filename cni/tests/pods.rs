@@ -280,7 +280,10 @@ async fn a_pod_has_the_ethernet_address_that_it_asks_for() {
     let second = node.store.add(&other.request()).await.unwrap();
     let (first_ips, second_ips) = (addresses(&result), addresses(&second));
     for family in 0..2 {
-        assert!(exchange(&other.netns(), &one.netns(), second_ips[family], first_ips[family]), "family {family}");
+        assert!(
+            exchange(&other.netns(), &one.netns(), second_ips[family], first_ips[family]),
+            "family {family}"
+        );
     }
 }
 

@@ -73,7 +73,11 @@ fn what_is_for_pods_that_nobody_has_named_never_leaves_in_clear() {
         assert_eq!(node.run("to_uplink", node.uplink, &lost).action, REDIRECT);
         let row = node.datapath.prefix(ip(REMOTE[f]).into()).unwrap().unwrap();
         node.datapath.delete_prefix(ip(REMOTE[f]).into()).unwrap();
-        assert_eq!(node.run("to_uplink", node.uplink, &lost).action, OK, "without strict encryption it leaks");
+        assert_eq!(
+            node.run("to_uplink", node.uplink, &lost).action,
+            OK,
+            "without strict encryption it leaks"
+        );
         let strict = PrefixEntry { identity: 2, strict: true, ..PrefixEntry::default() };
         node.datapath.upsert_prefix(pods.parse().unwrap(), &strict).unwrap();
         node.drops("to_uplink", node.uplink, &lost, 195);

@@ -13,7 +13,8 @@ impl Node {
     fn judges_own(&self, flight: &Flight<'_>, peer: IpAddr) -> bool {
         let port = flight.becomes.destination.1;
         let carrier = port == self.config.vxlan_port || Some(port) == self.config.wireguard_port;
-        let known = || self.prefix_of(peer).is_some_and(|prefix| prefix.node != 0 && is_node(prefix.identity));
+        let known =
+            || self.prefix_of(peer).is_some_and(|prefix| prefix.node != 0 && is_node(prefix.identity));
         self.config.host_policy != 0
             && !flight.sight.is_error
             && !(flight.was.protocol == UDP && carrier && known())

@@ -193,12 +193,13 @@ impl<'a> Policies<'a> {
         }
         match peer {
             PeerSelector::Endpoints(selector) => {
-                let labelled = |id: IdentityId| {
-                    selector.takes(&labelled(id, self.is_apiserver(who)), self.cluster)
-                };
+                let labelled =
+                    |id: IdentityId| selector.takes(&labelled(id, self.is_apiserver(who)), self.cluster);
                 match who {
                     Party::Pod { labels, .. } => selector.takes(labels, self.cluster),
-                    Party::Fixed(IdentityId::KUBE_APISERVER) | Party::Node(_) => labelled(IdentityId::REMOTE_NODE),
+                    Party::Fixed(IdentityId::KUBE_APISERVER) | Party::Node(_) => {
+                        labelled(IdentityId::REMOTE_NODE)
+                    }
                     Party::Fixed(id) => labelled(*id),
                     Party::Address(_) if self.is_apiserver(who) => labelled(IdentityId::WORLD),
                     Party::Address(address) => labelled(IdentityId::WORLD) || labelled(world(*address)),
@@ -239,9 +240,10 @@ impl<'a> Policies<'a> {
             Party::Node(ip) => self.landmarks.cidrs_take_nodes && is(ip),
             // This node has one identity for all its addresses.
             Party::Fixed(IdentityId::HOST) => {
-                self.landmarks.cidrs_take_nodes && prefixes.iter().any(|prefix| {
-                    self.landmarks.own.iter().any(|ip| prefix.contains(*ip) && !of(except, ip))
-                })
+                self.landmarks.cidrs_take_nodes
+                    && prefixes.iter().any(|prefix| {
+                        self.landmarks.own.iter().any(|ip| prefix.contains(*ip) && !of(except, ip))
+                    })
             }
             Party::Fixed(_) | Party::Pod { .. } => false,
         }

@@ -19,9 +19,9 @@ use tombolo_model::policy::{Outcome, Party, Policies, Question};
 use tombolo_model::{Reason, WORLD};
 use tombolo_policy::compile::{Change, Compiler, Inputs};
 use tombolo_policy::{
-    Action, CidrGroupRef, CidrGroupRow, Direction, DirectionRules, EndpointSelector, Entity, Landmarks,
-    LabelSelector, NamedPort, PeerSelector, PolicyKind, PolicyRow, PortMatch, PortRule, Requirement, RuleBlock, RuleRow,
-    Subject, Tier,
+    Action, CidrGroupRef, CidrGroupRow, Direction, DirectionRules, EndpointSelector, Entity, LabelSelector,
+    Landmarks, NamedPort, PeerSelector, PolicyKind, PolicyRow, PortMatch, PortRule, Requirement, RuleBlock,
+    RuleRow, Subject, Tier,
 };
 use tombolo_topology::{EndpointRow, EndpointState, IdentityRow};
 
@@ -260,16 +260,16 @@ fn case() -> impl Strategy<Value = Case> {
     let groups =
         (group("a", "office"), group("b", "office"), group("c", "home")).prop_map(|(a, b, c)| vec![a, b, c]);
     let places = [NODES[0], NODES[2], OWN[0], ADDRESSES[0], ADDRESSES[5], "203.0.113.9"];
-    let apiservers = prop::collection::btree_set(
-        one_of(&places).prop_map(|text| text.parse::<IpAddr>().unwrap()),
-        0..3,
-    );
-    (prop::collection::vec(rule(), 1..7), groups, (apiservers, any::<bool>())).prop_map(|(mut rules, groups, places)| {
-        for (number, rule) in rules.iter_mut().enumerate() {
-            rule.name = format!("r{number}").into();
-        }
-        (rules, groups, places)
-    })
+    let apiservers =
+        prop::collection::btree_set(one_of(&places).prop_map(|text| text.parse::<IpAddr>().unwrap()), 0..3);
+    (prop::collection::vec(rule(), 1..7), groups, (apiservers, any::<bool>())).prop_map(
+        |(mut rules, groups, places)| {
+            for (number, rule) in rules.iter_mut().enumerate() {
+                rule.name = format!("r{number}").into();
+            }
+            (rules, groups, places)
+        },
+    )
 }
 
 /// Somebody, the identity that the datapath knows them by (unless it is an address), and the family of their packets.
@@ -419,7 +419,8 @@ fn compare(case: &Case, all: &[Known], met: &mut Met) -> Result<(), String> {
     let (compiler, landmarks) = (compiled(case, all), landmarks(&case.2));
     let rows: BTreeMap<IdentityId, tombolo_model::Policy> =
         compiler.policies().map(|row| (row.subject, model(row))).collect();
-    let policies = Policies { cluster: &cluster, rules: &case.0, groups: &case.1, node: &node(), landmarks: &landmarks };
+    let policies =
+        Policies { cluster: &cluster, rules: &case.0, groups: &case.1, node: &node(), landmarks: &landmarks };
     let local = |known: &&Known| match &known.party {
         Party::Pod { labels, .. } => labels.cluster() == Some("east"),
         Party::Fixed(id) => *id == IdentityId::HOST,

@@ -71,7 +71,8 @@ impl Cidrs {
         self.nodes = nodes;
         for prefix in before.symmetric_difference(&self.nodes.clone()) {
             // A number of the other kind; whoever it was, it is somebody else now.
-            let stale = self.numbers.get(prefix).filter(|id| id.is_node() != self.nodes.contains(prefix)).copied();
+            let stale =
+                self.numbers.get(prefix).filter(|id| id.is_node() != self.nodes.contains(prefix)).copied();
             if let Some(id) = stale {
                 self.numbers.remove(prefix);
                 self.used.remove(&id);

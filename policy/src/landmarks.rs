@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use tombolo_base::labels::Labels;
 use tombolo_base::ids::IdentityId;
+use tombolo_base::labels::Labels;
 
 /// What is known of places.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -109,7 +109,8 @@ impl Universe {
 
     /// The numbers of addresses that the API server has, by whether they are another node's.
     fn apiservers(&self) -> impl Iterator<Item = (bool, IdentityId)> + '_ {
-        let numbered = self.landmarks.apiservers.iter().filter_map(|ip| self.cidrs.exactly(Prefix::host(*ip)));
+        let numbered =
+            self.landmarks.apiservers.iter().filter_map(|ip| self.cidrs.exactly(Prefix::host(*ip)));
         numbered.map(|id| (id.is_node(), id))
     }
 

@@ -129,9 +129,8 @@ impl Daemon {
         let own = self.node.get().map(|node| node.own.key());
         let nodes = rows.intent.kube.nodes.snapshot();
         let labels = own.as_ref().and_then(|key| nodes.get(key).map(policy::labels_of)).unwrap_or_default();
-        let places = own.map(|own| {
-            landmarks(&rows.intent.kube.slices.snapshot(), &nodes, &own, self.cidrs_take_nodes)
-        });
+        let places = own
+            .map(|own| landmarks(&rows.intent.kube.slices.snapshot(), &nodes, &own, self.cidrs_take_nodes));
         let node = (labels, places.unwrap_or_default());
         Ok(policy_parties::Tables::read(self.identity.cluster, node, &rows.intent, &rows.desired))
     }

@@ -46,7 +46,8 @@ mod tests {
     #[test]
     fn the_api_server_is_where_its_service_says() {
         let (slices, writer) = Table::new();
-        let name = |namespace: &str, name: &str| ServiceName { namespace: namespace.into(), name: name.into() };
+        let name =
+            |namespace: &str, name: &str| ServiceName { namespace: namespace.into(), name: name.into() };
         let endpoint = |ip: &str, ready| SliceEndpoint {
             addresses: vec![ip.parse().expect("literal")],
             ready,

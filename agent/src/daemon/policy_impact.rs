@@ -85,8 +85,13 @@ pub(crate) fn impact(
         node: &tables.node,
         landmarks: &tables.landmarks,
     };
-    let then =
-        Policies { cluster: &tables.cluster, rules: &new_rules, groups: &new_groups, node: &tables.node, landmarks: &tables.landmarks };
+    let then = Policies {
+        cluster: &tables.cluster,
+        rules: &new_rules,
+        groups: &new_groups,
+        node: &tables.node,
+        landmarks: &tables.landmarks,
+    };
     let mut seen: BTreeMap<Key, (u64, &Arc<Flow>)> = BTreeMap::new();
     for flow in flows.iter().filter(|flow| !flow.reply) {
         if let Some((protocol, port)) = asked(flow) {

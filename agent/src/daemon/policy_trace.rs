@@ -344,8 +344,13 @@ fn without(tables: &Tables, question: &Question<'_>, answer: &Answer<'_>) -> Str
         row
     };
     let rules: Vec<RuleRow> = tables.rules.iter().map(cut).collect();
-    let policies =
-        Policies { cluster: &tables.cluster, rules: &rules, groups: &tables.groups, node: &tables.node, landmarks: &tables.landmarks };
+    let policies = Policies {
+        cluster: &tables.cluster,
+        rules: &rules,
+        groups: &tables.groups,
+        node: &tables.node,
+        landmarks: &tables.landmarks,
+    };
     let other = policies.answer(question);
     let by: BTreeSet<String> = other.deciding.iter().map(|cited| cited.rule.title()).collect();
     let by = by.into_iter().collect::<Vec<_>>().join(", ");

@@ -412,7 +412,8 @@ impl<'a> Scene<'a> {
         }
         for (place, node) in [("other-node", &self.far), ("other-cluster", &self.beside)] {
             for (protocol, port) in sockets {
-                let ask = self.ask(Origin::Host(self.near.clone()), Target::Host(node.clone(), port), protocol);
+                let ask =
+                    self.ask(Origin::Host(self.near.clone()), Target::Host(node.clone(), port), protocol);
                 self.add(list, &format!("host-to-host/{place}"), Ask { peer: Peer::AskingNode, ..ask });
             }
         }

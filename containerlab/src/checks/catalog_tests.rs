@@ -170,7 +170,11 @@ fn names_are_unique_and_the_wire_check_follows_the_variant() {
             _ => None,
         }) {
             for part in covered.parts {
-                assert!(names.iter().any(|name| name.starts_with(part)), "{part} of {} in {variant}", covered.name);
+                assert!(
+                    names.iter().any(|name| name.starts_with(part)),
+                    "{part} of {} in {variant}",
+                    covered.name
+                );
             }
         }
     }

@@ -112,7 +112,8 @@ impl TestArgs {
 
     /// Whether the scenarios about encryption run in a variant.
     fn encryption_scenarios_in(&self, variant: Variant) -> bool {
-        let belongs = if self.all_variants { variant.runs_encryption_scenarios() } else { variant.encrypted() };
+        let belongs =
+            if self.all_variants { variant.runs_encryption_scenarios() } else { variant.encrypted() };
         self.scenarios.unwrap_or(true) && belongs
     }
 
@@ -186,7 +187,10 @@ mod tests {
         assert!(all.scenarios_in(Variant::Overlay) && !all.scenarios_in(Variant::Direct));
         assert!(args(&["--all-variants", "--scenarios"]).scenarios_in(Variant::Direct));
         let about_encryption = |args: &TestArgs| {
-            Variant::ALL.into_iter().filter(|variant| args.encryption_scenarios_in(*variant)).collect::<Vec<_>>()
+            Variant::ALL
+                .into_iter()
+                .filter(|variant| args.encryption_scenarios_in(*variant))
+                .collect::<Vec<_>>()
         };
         assert_eq!(about_encryption(&all), [Variant::OverlayWireguard]);
         assert_eq!(about_encryption(&args(&[])), [Variant::OverlayWireguard, Variant::DirectWireguard]);

@@ -287,9 +287,11 @@ impl Scene {
             Task::Wire => wire::judge(&self.context).await,
             Task::Scenario(scenario) => scenario.run(&self.context).await,
             Task::Final(last) => last.run(&self.context).await,
-            Task::Covered(covered) => {
-                Err(Failure::tool(covered.name, "it is judged by the rows of its checks", "the phase it is in"))
-            }
+            Task::Covered(covered) => Err(Failure::tool(
+                covered.name,
+                "it is judged by the rows of its checks",
+                "the phase it is in",
+            )),
             Task::Fault(fault) => self.fault(fault).await,
         };
         let status = match result {

@@ -41,7 +41,12 @@ fn every_case_reaches_whom_it_says() {
         }
     }
     println!("{} cases, {asked} questions", CASES.len());
-    assert!(wrong.is_empty(), "{} of {asked} wrong:\n{}", wrong.len(), wrong[..wrong.len().min(20)].join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{} of {asked} wrong:\n{}",
+        wrong.len(),
+        wrong[..wrong.len().min(20)].join("\n")
+    );
 }
 
 /// A table in which everybody reaches everybody, or nobody anybody, would show little.

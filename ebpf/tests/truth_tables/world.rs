@@ -144,13 +144,13 @@ fn base() -> BTreeMap<String, String> {
     let mut out = BTreeMap::new();
     for (n, namespace) in NAMESPACES.iter().enumerate() {
         let text = format!(
-            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {namespace}, labels: {{ns: {namespace}}}}}\n"
+            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: '{namespace}', labels: {{ns: '{namespace}'}}}}\n"
         );
         out.insert(format!("Namespace {namespace}"), text);
         for (p, pod) in PODS.iter().enumerate() {
             let (v4, v6) = (address(End::Pod(n, p), 4), address(End::Pod(n, p), 6));
             let text = format!(
-                "apiVersion: v1\nkind: Pod\nmetadata: {{name: {pod}, namespace: {namespace}, labels: {{pod: {pod}}}}}\n\
+                "apiVersion: v1\nkind: Pod\nmetadata: {{name: {pod}, namespace: '{namespace}', labels: {{pod: {pod}}}}}\n\
                  spec:\n  nodeName: n1\n  containers:\n    - name: c\n      ports:\n        \
                  - {{name: serve-80-tcp, containerPort: 80, protocol: TCP}}\n        \
                  - {{name: serve-81-tcp, containerPort: 81, protocol: TCP}}\n        \
@@ -167,18 +167,24 @@ fn base() -> BTreeMap<String, String> {
 fn title(text: &str) -> String {
     let field = |name: &str| {
         let at = text.find(&format!("{name}: ")).map(|at| at + name.len() + 2)?;
-        text[at..].split([',', '}', '\n']).next().map(|word| word.trim().to_owned())
+        text[at..].split([',', '}', '\n']).next().map(|word| word.trim().trim_matches('\'').to_owned())
     };
     let kind = field("kind").expect("a kind");
     let name = field("name").expect("a name");
-    if kind == "Namespace" { format!("{kind} {name}") } else { format!("{kind} {}/{name}", field("namespace").expect("a namespace")) }
+    if kind == "Namespace" {
+        format!("{kind} {name}")
+    } else {
+        format!("{kind} {}/{name}", field("namespace").expect("a namespace"))
+    }
 }
 
 impl World {
     pub(crate) fn new() -> Self {
         let sizes = MapSizes { conntrack: 8192, conntrack_half: 8192, rules: 4096, ..small_sizes() };
         let node = Node::with_sizes(sizes);
-        sh("for n in 0 1 2 3 4 5 6 7 8; do ip link add t$n type veth peer name u$n; ip link set t$n up; ip link set u$n up; done");
+        sh(
+            "for n in 0 1 2 3 4 5 6 7 8; do ip link add t$n type veth peer name u$n; ip link set t$n up; ip link set u$n up; done",
+        );
         let interfaces = (0..9).map(|n| index(&format!("t{n}"))).collect();
         let (held, compiler) = (read(&base()), Compiler::new(cluster().name));
         let identities = BTreeMap::new();
@@ -263,14 +269,22 @@ impl World {
         let rules: Vec<_> = self.held.tables.rules.snapshot().iter().cloned().collect();
         let groups: Vec<_> = self.held.tables.cidr_groups.snapshot().iter().cloned().collect();
         let (cluster, node, landmarks) = (cluster().name, Labels::default(), Landmarks::default());
-        let policies =
-            Policies { cluster: &cluster, rules: &rules, groups: &groups, node: &node, landmarks: &landmarks };
+        let policies = Policies {
+            cluster: &cluster,
+            rules: &rules,
+            groups: &groups,
+            node: &node,
+            landmarks: &landmarks,
+        };
         let party = |end: End| match number(end) {
-            Some(n) => Party::Pod { labels: self.held.labels[n].clone(), ports: ports().into_iter().collect() },
+            Some(n) => {
+                Party::Pod { labels: self.held.labels[n].clone(), ports: ports().into_iter().collect() }
+            }
             None => Party::Address(address(end, family).parse::<IpAddr>().expect("literal")),
         };
         let (from, to) = (party(cell.from), party(cell.to));
-        for (direction, subject, peer) in [(Direction::Egress, &from, &to), (Direction::Ingress, &to, &from)] {
+        for (direction, subject, peer) in [(Direction::Egress, &from, &to), (Direction::Ingress, &to, &from)]
+        {
             if matches!(subject, Party::Address(_)) {
                 continue;
             }

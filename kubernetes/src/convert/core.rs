@@ -122,7 +122,8 @@ const TEMPLATE_HASH: &str = "pod-template-hash";
 
 /// Reads six bytes in hexadecimal of an address that one interface can have.
 fn mac(text: &str) -> Option<[u8; 6]> {
-    let parts = text.split(':').map(|part| (part.len() == 2).then(|| u8::from_str_radix(part, 16).ok()).flatten());
+    let parts =
+        text.split(':').map(|part| (part.len() == 2).then(|| u8::from_str_radix(part, 16).ok()).flatten());
     let bytes: [u8; 6] = parts.collect::<Option<Vec<u8>>>()?.try_into().ok()?;
     // The lowest bit is that of groups.
     (bytes[0] & 1 == 0 && bytes != [0; 6]).then_some(bytes)
@@ -134,11 +135,13 @@ fn workload(meta: &ObjectMeta) -> Option<Workload> {
     let label = |key: &str| meta.labels.as_ref().and_then(|labels| labels.get(key));
     let (kind, name) = match owner.kind.as_str() {
         "ReplicaSet" => {
-            let deployment = label(TEMPLATE_HASH).and_then(|hash| owner.name.strip_suffix(hash.as_str())?.strip_suffix('-'));
+            let deployment = label(TEMPLATE_HASH)
+                .and_then(|hash| owner.name.strip_suffix(hash.as_str())?.strip_suffix('-'));
             deployment.map_or(("ReplicaSet", owner.name.as_str()), |name| ("Deployment", name))
         }
         "Job" => {
-            let at_time = |digits: &str| (8..=10).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit());
+            let at_time =
+                |digits: &str| (8..=10).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit());
             let cron = owner.name.rsplit_once('-').filter(|(_, digits)| at_time(digits));
             cron.map_or(("Job", owner.name.as_str()), |(name, _)| ("CronJob", name))
         }
@@ -152,7 +155,11 @@ pub(super) fn pod(id: &ObjectId, object: Pod) -> Result<Object, Issue> {
     let mac = asked.map(|text| {
         mac(text).ok_or_else(|| {
             let reason = format!("{text:?} is no address of one interface");
-            Issue::new(format!("metadata.annotations.{MAC}"), reason, "write six bytes as 02:00:5e:10:00:01, the first even")
+            Issue::new(
+                format!("metadata.annotations.{MAC}"),
+                reason,
+                "write six bytes as 02:00:5e:10:00:01, the first even",
+            )
         })
     });
     let (mac, workload) = (mac.transpose()?, workload(&object.metadata));
@@ -202,7 +209,11 @@ mod tests {
                 ..OwnerReference::default()
             };
             let labels = Some([(TEMPLATE_HASH.to_owned(), "7d9f".to_owned())].into());
-            let found = workload(&ObjectMeta { owner_references: Some(vec![owner]), labels, ..ObjectMeta::default() });
+            let found = workload(&ObjectMeta {
+                owner_references: Some(vec![owner]),
+                labels,
+                ..ObjectMeta::default()
+            });
             found.map(|workload| format!("{} {}", workload.kind, workload.name))
         };
         assert_eq!(of("ReplicaSet", "web-7d9f", true).as_deref(), Some("Deployment web"));
@@ -217,7 +228,15 @@ mod tests {
     #[test]
     fn addresses_of_interfaces() {
         assert_eq!(mac("02:00:5e:10:00:0A"), Some([2, 0, 0x5e, 0x10, 0, 10]));
-        for bad in ["", "02:00:5e:10:00", "02:00:5e:10:00:01:02", "03:00:5e:10:00:01", "00:00:00:00:00:00", "2:0:0:0:0:+1", "02-00-5e-10-00-01"] {
+        for bad in [
+            "",
+            "02:00:5e:10:00",
+            "02:00:5e:10:00:01:02",
+            "03:00:5e:10:00:01",
+            "00:00:00:00:00:00",
+            "2:0:0:0:0:+1",
+            "02-00-5e-10-00-01",
+        ] {
             assert_eq!(mac(bad), None, "{bad}");
         }
     }

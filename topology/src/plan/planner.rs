@@ -584,11 +584,7 @@ impl Planner {
 }
 
 /// Another node's address by the number that policies have for it, or by that of the API server if that is there.
-fn placed(
-    entry: PrefixEntry,
-    cidrs: &Snapshot<CidrIdentity>,
-    apiservers: &BTreeSet<IpAddr>,
-) -> PrefixEntry {
+fn placed(entry: PrefixEntry, cidrs: &Snapshot<CidrIdentity>, apiservers: &BTreeSet<IpAddr>) -> PrefixEntry {
     if entry.identity != IdentityId::REMOTE_NODE || !entry.prefix.is_host() {
         return entry;
     }

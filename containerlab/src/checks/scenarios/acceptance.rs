@@ -171,8 +171,16 @@ pub const LIST: &[(&str, &str, State)] = &[
     ("Local redirect", "local-redirect-policy-with-node-dns", State::Waits("local redirect policies")),
     ("Cluster mesh", "clustermesh-endpointslice-sync", State::Written(NOT_RUN)),
     ("Cluster mesh", "clustermesh-policy-cnp", State::Green),
-    ("Cluster mesh", "clustermesh-ns-not-global", State::Open("the annotation keeps services back; no scenario yet")),
-    ("Cluster mesh", "clustermesh-ns-not-global-pod-to-pod", State::Open("identities and addresses of such namespaces are still shared")),
+    (
+        "Cluster mesh",
+        "clustermesh-ns-not-global",
+        State::Open("the annotation keeps services back; no scenario yet"),
+    ),
+    (
+        "Cluster mesh",
+        "clustermesh-ns-not-global-pod-to-pod",
+        State::Open("identities and addresses of such namespaces are still shared"),
+    ),
     ("BGP", "bgp-control-plane-v2", State::Written(NOT_RUN)),
     ("Upgrade", "no-interrupted-connections", State::Written(NOT_RUN)),
     ("Final", "no-unexpected-packet-drops", State::Written(NOT_RUN)),
@@ -255,7 +263,8 @@ mod tests {
     fn acceptance_plans_can_fail_and_are_named_apart() {
         let mut all = BTreeSet::new();
         for plan in SCENARIOS {
-            let can_fail = plan.allows_all() || plan.questions.iter().any(|question| question.denied.is_some());
+            let can_fail =
+                plan.allows_all() || plan.questions.iter().any(|question| question.denied.is_some());
             assert!(can_fail, "{}", plan.name);
             assert!(
                 plan.questions.iter().any(|question| question.denied.is_none()) || plan.name.contains("deny")

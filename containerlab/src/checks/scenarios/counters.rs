@@ -38,9 +38,9 @@ impl Packets {
         let mut all = Self::default();
         for node in nodes {
             let rows: Vec<Counted> = access.json(&Place::node(node), &COMMAND, COMMAND_TIMEOUT).await?;
-            let keyed = rows.into_iter().map(|row| {
-                ((node.clone(), row.number, row.reason, row.direction), row.packets)
-            });
+            let keyed = rows
+                .into_iter()
+                .map(|row| ((node.clone(), row.number, row.reason, row.direction), row.packets));
             all.0.extend(keyed);
         }
         Ok(all)
@@ -107,7 +107,8 @@ mod tests {
     #[test]
     fn only_drops_of_this_run_for_other_reasons_are_told() {
         let before = packets(&[(0, "ingress", 10), (132, "egress", 3), (133, "ingress", 1)]);
-        let after = packets(&[(0, "ingress", 12), (132, "egress", 3), (133, "ingress", 9), (169, "egress", 2)]);
+        let after =
+            packets(&[(0, "ingress", 12), (132, "egress", 3), (133, "ingress", 9), (169, "egress", 2)]);
         assert_eq!(after.dropped(&before, &[133]), (vec!["2 of 169 WHY egress on n1".to_owned()], true));
         assert_eq!(before.dropped(&before, &[133]), (Vec::new(), false));
         let anew = packets(&[(132, "egress", 2)]);

@@ -117,7 +117,11 @@ mod tests {
     fn a_scenario_is_as_good_as_its_worst_check() {
         let both = covered("x", &["a/", "b/"]);
         let good = || Status::Passed { notes: Vec::new() };
-        let mut rows = vec![row("a/1", good()), row("b/1", good()), row("ab/1", Status::Failed(Failure::new("", "", "")))];
+        let mut rows = vec![
+            row("a/1", good()),
+            row("b/1", good()),
+            row("ab/1", Status::Failed(Failure::new("", "", ""))),
+        ];
         assert!(matches!(both.judge(rows.iter()), Status::Passed { .. }));
         rows.push(row("b/2", Status::Skipped { why: "not today".to_owned() }));
         assert_eq!(both.judge(rows.iter()), Status::Skipped { why: "not today".to_owned() });

@@ -97,7 +97,11 @@ async fn logs(context: &Context, nodes: &[&String]) -> CheckResult {
         lines += text.lines().count();
         let errors: Vec<&str> = text.lines().filter(|line| is_error(line)).collect();
         if !errors.is_empty() {
-            wrong.push(format!("{} on {node}: {}", errors.len(), errors.get(..TOLD).unwrap_or(&errors).join(" | ")));
+            wrong.push(format!(
+                "{} on {node}: {}",
+                errors.len(),
+                errors.get(..TOLD).unwrap_or(&errors).join(" | ")
+            ));
         }
     }
     let look = context.access.shown(&Place::node("NODE"), &["tombolo", "status"]);

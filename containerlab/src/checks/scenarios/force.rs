@@ -178,7 +178,8 @@ async fn held(context: &Context, node: &str) -> Result<Vec<(String, Vec<String>)
         let written = interfaces.iter().find(|interface| interface.endpoint == row.endpoint);
         if let Some(behind) = written.filter(|interface| interface.policy != row.policy) {
             let look = context.access.shown(&Place::node(node), &["tombolo", "show", "interfaces"]);
-            let what = format!("the interface of endpoint {} of {node} under policy {}", row.endpoint, row.policy);
+            let what =
+                format!("the interface of endpoint {} of {node} under policy {}", row.endpoint, row.policy);
             return Err(Failure::new(what, format!("{}", behind.policy), look));
         }
     }

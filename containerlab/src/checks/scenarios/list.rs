@@ -216,7 +216,11 @@ pub const SCENARIOS: &[Plan] = &[
     plan!("client-ingress-icmp", CLIENTS, CLIENT_INGRESS_ICMP),
     plan!("client-ingress-icmp-ccnp", CLIENTS, CLIENT_INGRESS_ICMP),
     plan!("client-ingress-from-other-client-icmp-deny", CLIENTS, CLIENT_INGRESS_FROM_OTHER_CLIENT_ICMP_DENY),
-    plan!("client-ingress-from-other-client-icmp-deny-ccnp", CLIENTS, CLIENT_INGRESS_FROM_OTHER_CLIENT_ICMP_DENY),
+    plan!(
+        "client-ingress-from-other-client-icmp-deny-ccnp",
+        CLIENTS,
+        CLIENT_INGRESS_FROM_OTHER_CLIENT_ICMP_DENY
+    ),
     plan!("all-ingress-deny", ALL, ALL_INGRESS_DENY),
     plan!("all-ingress-deny-ccnp", ALL, ALL_INGRESS_DENY),
     plan!("all-ingress-deny-knp", ALL, ALL_INGRESS_DENY),
