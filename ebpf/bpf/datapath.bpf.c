@@ -15,6 +15,7 @@ INLINE struct tb_pkt *begin(struct __sk_buff *skb, __u8 l2, __u8 dir, __u8 point
 		return 0;
 	__builtin_memset(p, 0, __builtin_offsetof(struct tb_pkt, key));
 	p->now = bpf_ktime_get_ns() + cfg->clock_offset_ns;
+	p->moves = tb_moves;
 	p->l2 = l2;
 	p->l3_off = l2 ? TB_ETH_HLEN : 0;
 	p->dir = dir;
@@ -124,6 +125,9 @@ INLINE int pod_sends(struct __sk_buff *skb, struct tb_pkt *p)
 		return DROP(p, TB_DROP_UNKNOWN_TARGET, "a pod sends to a multicast or broadcast address", "none; pods have no link in common, so nobody would hear it");
 	if (to_tunnel(p, cfg))
 		return DROP(p, TB_DROP_ENCAP_PROHIBITED, "a pod may not send tunnel packets", "use another UDP port");
+	act = tb_running(policy_id);
+	if (act != TB_GO)
+		return act == 1 ? onward(skb, p) : act;
 	act = tb_answer(policy_id);
 	if (act != TB_GO)
 		return act == 1 ? answer_of_pod(skb, p) : act;

@@ -140,7 +140,6 @@ GLOBAL int tb_answer(__u32 policy_id)
 		return TC_ACT_SHOT;
 	key_set(&p->key, &p->dst, &p->src, p->dport, p->sport, p->tproto, TB_CT_INGRESS);
 	ct = ct_get(p, &half);
-	p->stale = 0;
 	if (!ct)
 		return TB_GO;
 	rev_nat = ct->rev_nat;
@@ -194,36 +193,66 @@ INLINE void name_again(struct tb_pkt *p, const struct tb_ct *ct)
 	p->named = 1;
 }
 
+/* A further packet of a flow that this pod opened, of which p->key is the key. */
+INLINE int sent_on(struct tb_pkt *p, struct tb_ct *ct, __u8 half, __u32 policy_id)
+{
+	__u16 signs;
+	int act;
+
+	name_again(p, ct);
+	if (!verdict_cached(ct, policy_id, p->dst_identity)) {
+		act = tb_verdict(policy_id, p->dst_identity, 1, p->ndport);
+		if (act != TB_GO)
+			return act;
+		ct->identity = p->dst_identity;
+		ct->policy_id = policy_id;
+		ct->policy_revision = p->policy_revision;
+	}
+	ct_renumber(p, ct, p->rev_nat);
+	signs = ct_touch(p, ct, half, 0) & (TB_CTF_REPLIED | TB_CTF_CONFIRMED);
+	if (p->fresh && signs & TB_CTF_REPLIED && p->rev_nat)
+		service_answered(p, &p->src, p->sport, signs);
+	return TB_GO;
+}
+
+/*
+ * 1: of an established flow that this pod opened, without translation: judged, and it is known where it goes. TB_GO: that
+ * has to be found out. Else dropped.
+ */
+GLOBAL int tb_running(__u32 policy_id)
+{
+	struct tb_pkt *p = tb_pkt();
+	struct tb_ct *ct;
+	int act;
+
+	if (!p)
+		return TC_ACT_SHOT;
+	key_set(&p->key, &p->src, &p->dst, p->sport, p->dport, p->tproto, TB_CT_EGRESS);
+	ct = ct_running(p);
+	if (!ct || ct->rev_nat)
+		return TB_GO;
+	act = tb_locate();
+	if (act != TB_GO)
+		return act;
+	act = sent_on(p, ct, 0, policy_id);
+	return act == TB_GO ? 1 : act;
+}
+
 /* A packet a pod sends, no answer: egress policy and conntrack. p->rev_nat tells of service translation. */
 GLOBAL int tb_egress(struct __sk_buff *skb, __u32 policy_id)
 {
 	struct tb_pkt *p = tb_pkt();
 	__u32 asked = 0;
 	struct tb_ct *ct;
-	__u16 signs;
 	__u8 half;
 	int act;
 
 	if (!p)
 		return TC_ACT_SHOT;
 	key_set(&p->key, &p->src, &p->ndst, p->sport, p->ndport, p->tproto, TB_CT_EGRESS);
-	ct = ct_get(p, &half);
-	if (ct) {
-		name_again(p, ct);
-		if (!verdict_cached(ct, policy_id, p->dst_identity)) {
-			act = tb_verdict(policy_id, p->dst_identity, 1, p->ndport);
-			if (act != TB_GO)
-				return act;
-			ct->identity = p->dst_identity;
-			ct->policy_id = policy_id;
-			ct->policy_revision = p->policy_revision;
-		}
-		ct_renumber(p, ct, p->rev_nat);
-		signs = ct_touch(p, ct, half, 0) & (TB_CTF_REPLIED | TB_CTF_CONFIRMED);
-		if (p->fresh && signs & TB_CTF_REPLIED && p->rev_nat)
-			service_answered(p, &p->src, p->sport, signs);
-		return TB_GO;
-	}
+	ct = ct_find(p, &half, p->absent && !p->translated);
+	if (ct)
+		return sent_on(p, ct, half, policy_id);
 	if (p->is_error)
 		return DROP(p, TB_DROP_UNKNOWN_CT, "ICMP error from a pod belongs to no flow", "none; the flow is gone");
 	if (!p->translated)
@@ -257,7 +286,6 @@ INLINE int opened_here(struct tb_pkt *p, __u32 policy_id)
 
 	key_set(&p->key, &p->ndst, &p->nsrc, p->ndport, p->nsport, p->tproto, TB_CT_EGRESS);
 	ct = ct_get(p, &half);
-	p->stale = 0;
 	if (!ct)
 		return TB_GO;
 	rev_nat = ct->rev_nat;
@@ -283,8 +311,8 @@ GLOBAL int tb_ingress(__u32 ifindex)
 	struct tb_iface *iface;
 	struct tb_ct *ct;
 	__u32 policy_id;
+	__u8 half = 0;
 	__u16 signs;
-	__u8 half;
 	int act;
 
 	if (!p)
@@ -297,14 +325,17 @@ GLOBAL int tb_ingress(__u32 ifindex)
 	p->out_ifindex = ifindex;
 	if (p->loopback && p->reply)
 		return TB_GO;
-	if (!p->loopback) {
+	policy_id = exempt(p->src_identity, p->loopback) ? 0 : iface->policy_id;
+	key_set(&p->key, &p->nsrc, &p->ndst, p->nsport, p->ndport, p->tproto, TB_CT_INGRESS);
+	ct = ct_running(p);
+	if (!ct && !p->loopback) {
 		act = opened_here(p, iface->policy_id);
 		if (act != TB_GO)
 			return act == 1 ? TB_GO : act;
+		key_set(&p->key, &p->nsrc, &p->ndst, p->nsport, p->ndport, p->tproto, TB_CT_INGRESS);
 	}
-	policy_id = exempt(p->src_identity, p->loopback) ? 0 : iface->policy_id;
-	key_set(&p->key, &p->nsrc, &p->ndst, p->nsport, p->ndport, p->tproto, TB_CT_INGRESS);
-	ct = ct_get(p, &half);
+	if (!ct)
+		ct = ct_find(p, &half, p->absent);
 	if (ct) {
 		if (!verdict_cached(ct, policy_id, p->src_identity)) {
 			act = tb_verdict(policy_id, p->src_identity, 0, p->ndport);

@@ -182,6 +182,18 @@ impl Conntrack {
         established.or_else(|| self.half.get_mut(key).filter(serves).map(|entry| (entry, true)))
     }
 
+    /// Whether the flow is one that its sender opened, established, untranslated and with no end in sight: then it is asked
+    /// for nothing else. Asked of the end that more likely opened it: clients have the higher ports, and the asked end of
+    /// an echo has port 0.
+    pub(crate) fn runs(&self, key: &Key, sight: &Sight) -> bool {
+        let opener = key.tuple.source.1 > key.tuple.destination.1 && !sight.is_error;
+        opener
+            && self.established.get(key).is_some_and(|entry| {
+                let translated = key.kind == Kind::Egress && entry.rev_nat != 0;
+                entry.expires_ns >= sight.now_ns && !entry.signs.closing() && !translated
+            })
+    }
+
     /// Counts a packet of a known flow and keeps it alive. Returns what the flow has shown by then; nothing for an error.
     pub(crate) fn touch(&mut self, key: &Key, sight: &Sight, way: Way) -> Signs {
         if sight.is_error {

@@ -97,10 +97,11 @@ impl Node {
         if flight.loopback && flight.reply {
             return Ok(());
         }
-        if !flight.loopback && self.opened_here(flight, policy)? {
+        let key = Key { kind: Kind::Ingress, tuple: flight.becomes };
+        let runs = self.conntrack.runs(&key, &flight.sight);
+        if !runs && !flight.loopback && self.opened_here(flight, policy)? {
             return Ok(());
         }
-        let key = Key { kind: Kind::Ingress, tuple: flight.becomes };
         let (peer, rev_nat, loopback) = (flight.source_identity, flight.in_rev_nat, flight.loopback);
         let known = self.known_for(flight, &key)?;
         let policy = policy_of(policy, peer, loopback);

@@ -1,6 +1,7 @@
 //! The programs (`ebpf/bpf/datapath.bpf.c`, `forward.h`): one method each. The packets of [`Packet`] are all IP, and the
 //! routing table leads everywhere.
 
+use crate::ct::{Key, Kind};
 use crate::flight::{Flight, LocalSource, Place, is_group};
 use crate::lb::Scope;
 use crate::node::{HOST, Local, Node, Path, Pod, Prefix};
@@ -82,10 +83,11 @@ impl Node {
         if flight.to_tunnel(self.config.vxlan_port) {
             return Err(Reason::EncapProhibited);
         }
-        if self.answers(flight, pod.policy)? {
+        let runs = self.conntrack.runs(&Key { kind: Kind::Egress, tuple: flight.was }, &flight.sight);
+        if !runs && self.answers(flight, pod.policy)? {
             return self.answer_of_pod(flight);
         }
-        let served = self.serve(flight, Scope::Internal)?;
+        let served = !runs && self.serve(flight, Scope::Internal)?;
         if served && flight.to_tunnel(self.config.vxlan_port) {
             return Err(Reason::EncapProhibited);
         }
