@@ -247,7 +247,7 @@ fn entities_take_whom_their_names_say() {
         (WorldIpv6, vec![10, FIRST + 1]),
         (Cluster, cluster.to_vec()),
         (Host, vec![1]),
-        (RemoteNode, vec![6]),
+        (RemoteNode, vec![6, 7]),
         (Init, vec![5]),
         (Health, vec![4]),
         (Unmanaged, vec![3]),

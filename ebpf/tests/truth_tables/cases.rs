@@ -29,9 +29,9 @@ macro_rules! policy {
         concat!(
             "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: ",
             $name,
-            ", namespace: ",
+            ", namespace: '",
             $namespace,
-            "}\nspec: {",
+            "'}\nspec: {",
             $spec,
             "}\n---\n"
         )
@@ -91,7 +91,7 @@ pub(crate) const CASES: &[Case] = &[
     ),
     case!(
         "a namespace by its labels",
-        policy!("p" in "x", "podSelector: {matchLabels: {pod: a}}, ingress: [{from: [{namespaceSelector: {matchLabels: {ns: y}}}]}]"),
+        policy!("p" in "x", "podSelector: {matchLabels: {pod: a}}, ingress: [{from: [{namespaceSelector: {matchLabels: {ns: 'y'}}}]}]"),
         |cell| !cell.to.is("x/a") || cell.from.is("y")
     ),
     case!(
@@ -101,7 +101,7 @@ pub(crate) const CASES: &[Case] = &[
     ),
     case!(
         "namespaces by an expression",
-        policy!("p" in "x", "podSelector: {matchLabels: {pod: a}}, ingress: [{from: [{namespaceSelector: {matchExpressions: [{key: ns, operator: In, values: [x, y]}]}}]}]"),
+        policy!("p" in "x", "podSelector: {matchLabels: {pod: a}}, ingress: [{from: [{namespaceSelector: {matchExpressions: [{key: ns, operator: In, values: [x, 'y']}]}}]}]"),
         |cell| !cell.to.is("x/a") || cell.from.is("x") || cell.from.is("y")
     ),
     case!(
@@ -121,12 +121,12 @@ pub(crate) const CASES: &[Case] = &[
     ),
     case!(
         "namespace and pod in one peer: both must hold",
-        policy!("p" in "x", "podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {ns: y}}, podSelector: {matchLabels: {pod: b}}}]}]"),
+        policy!("p" in "x", "podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {ns: 'y'}}, podSelector: {matchLabels: {pod: b}}}]}]"),
         |cell| !cell.to.is("x") || cell.from.is("y/b")
     ),
     case!(
         "namespace and pod in two peers: either",
-        policy!("p" in "x", "podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {ns: y}}}, {podSelector: {matchLabels: {pod: b}}}]}]"),
+        policy!("p" in "x", "podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {ns: 'y'}}}, {podSelector: {matchLabels: {pod: b}}}]}]"),
         |cell| !cell.to.is("x") || cell.from.is("y") || cell.from.is("x/b")
     ),
     case!(
@@ -176,18 +176,18 @@ pub(crate) const CASES: &[Case] = &[
     ),
     case!(
         "a port of one namespace",
-        policy!("p" in "x", "podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {ns: y}}}], ports: [{port: 80, protocol: TCP}]}]"),
+        policy!("p" in "x", "podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {ns: 'y'}}}], ports: [{port: 80, protocol: TCP}]}]"),
         |cell| !cell.to.is("x") || cell.from.is("y") && cell.tcp(80)
     ),
     case!(
         "several rules: each has its own peers and ports",
-        policy!("p" in "x", "podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {ns: y}}}], ports: [{port: 80}]}, {from: [{namespaceSelector: {matchLabels: {ns: z}}}], ports: [{port: 81}]}]"),
+        policy!("p" in "x", "podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {ns: 'y'}}}], ports: [{port: 80}]}, {from: [{namespaceSelector: {matchLabels: {ns: z}}}], ports: [{port: 81}]}]"),
         |cell| !cell.to.is("x") || cell.from.is("y") && cell.tcp(80) || cell.from.is("z") && cell.tcp(81)
     ),
     case!(
         "policies that overlap add up",
         concat!(
-            policy!("one" in "x", "podSelector: {matchLabels: {pod: a}}, ingress: [{from: [{namespaceSelector: {matchLabels: {ns: y}}}], ports: [{port: 80}]}]"),
+            policy!("one" in "x", "podSelector: {matchLabels: {pod: a}}, ingress: [{from: [{namespaceSelector: {matchLabels: {ns: 'y'}}}], ports: [{port: 80}]}]"),
             policy!("two" in "x", "podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {ns: z}}}], ports: [{port: 81}]}]")
         ),
         |cell| !cell.to.is("x")
@@ -201,13 +201,13 @@ pub(crate) const CASES: &[Case] = &[
     ),
     case!(
         "egress to another namespace's pods, on one port",
-        policy!("p" in "x", "podSelector: {matchLabels: {pod: a}}, policyTypes: [Egress], egress: [{to: [{namespaceSelector: {matchLabels: {ns: y}}, podSelector: {matchLabels: {pod: a}}}], ports: [{port: 80}]}]"),
+        policy!("p" in "x", "podSelector: {matchLabels: {pod: a}}, policyTypes: [Egress], egress: [{to: [{namespaceSelector: {matchLabels: {ns: 'y'}}, podSelector: {matchLabels: {pod: a}}}], ports: [{port: 80}]}]"),
         |cell| !cell.from.is("x/a") || cell.to.is("y/a") && cell.tcp(80)
     ),
     case!(
         "several egress policies add up",
         concat!(
-            policy!("one" in "x", "podSelector: {}, policyTypes: [Egress], egress: [{to: [{namespaceSelector: {matchLabels: {ns: y}}}]}]"),
+            policy!("one" in "x", "podSelector: {}, policyTypes: [Egress], egress: [{to: [{namespaceSelector: {matchLabels: {ns: 'y'}}}]}]"),
             policy!("two" in "x", "podSelector: {matchLabels: {pod: b}}, policyTypes: [Egress], egress: [{ports: [{port: 81, protocol: UDP}]}]")
         ),
         |cell| !cell.from.is("x") || cell.to.is("y") || cell.from.is("x/b") && cell.udp(81)
@@ -215,14 +215,14 @@ pub(crate) const CASES: &[Case] = &[
     case!(
         "both ends must agree",
         concat!(
-            policy!("out" in "x", "podSelector: {}, policyTypes: [Egress], egress: [{to: [{namespaceSelector: {matchLabels: {ns: y}}}]}]"),
+            policy!("out" in "x", "podSelector: {}, policyTypes: [Egress], egress: [{to: [{namespaceSelector: {matchLabels: {ns: 'y'}}}]}]"),
             policy!("in" in "y", "podSelector: {}, ingress: [{from: [{podSelector: {}}]}]")
         ),
         |cell| if cell.to.is("y") { cell.from.is("y") } else { !cell.from.is("x") }
     ),
     case!(
         "ingress and egress of one policy",
-        policy!("p" in "x", "podSelector: {matchLabels: {pod: a}}, policyTypes: [Ingress, Egress], ingress: [{from: [{namespaceSelector: {matchLabels: {ns: y}}}]}], egress: [{to: [{namespaceSelector: {matchLabels: {ns: z}}}]}]"),
+        policy!("p" in "x", "podSelector: {matchLabels: {pod: a}}, policyTypes: [Ingress, Egress], ingress: [{from: [{namespaceSelector: {matchLabels: {ns: 'y'}}}]}], egress: [{to: [{namespaceSelector: {matchLabels: {ns: z}}}]}]"),
         |cell| (!cell.to.is("x/a") || cell.from.is("y")) && (!cell.from.is("x/a") || cell.to.is("z"))
     ),
     case!(
@@ -256,7 +256,7 @@ pub(crate) const CASES: &[Case] = &[
             step("closed", DENY_INGRESS, |cell| !cell.to.is("x")),
             step(
                 "one namespace",
-                policy!("deny" in "x", "podSelector: {}, policyTypes: [Ingress], ingress: [{from: [{namespaceSelector: {matchLabels: {ns: y}}}]}]"),
+                policy!("deny" in "x", "podSelector: {}, policyTypes: [Ingress], ingress: [{from: [{namespaceSelector: {matchLabels: {ns: 'y'}}}]}]"),
                 |cell| !cell.to.is("x") || cell.from.is("y"),
             ),
             step(
@@ -277,12 +277,12 @@ pub(crate) const CASES: &[Case] = &[
             ),
             step(
                 "labelled",
-                "apiVersion: v1\nkind: Namespace\nmetadata: {name: y, labels: {ns: y, team: blue}}\n",
+                "apiVersion: v1\nkind: Namespace\nmetadata: {name: 'y', labels: {ns: 'y', team: blue}}\n",
                 |cell| !cell.to.is("x") || cell.from.is("y"),
             ),
             step(
                 "no more",
-                "apiVersion: v1\nkind: Namespace\nmetadata: {name: y, labels: {ns: y}}\n",
+                "apiVersion: v1\nkind: Namespace\nmetadata: {name: 'y', labels: {ns: 'y'}}\n",
                 |cell| !cell.to.is("x"),
             ),
         ],
@@ -297,12 +297,12 @@ pub(crate) const CASES: &[Case] = &[
             ),
             step(
                 "the subject is labelled",
-                "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: x, labels: {pod: a, role: guarded}}\nspec: {nodeName: n1}\n",
+                "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: 'x', labels: {pod: a, role: guarded}}\nspec: {nodeName: n1}\n",
                 |cell| !cell.to.is("x/a"),
             ),
             step(
                 "the peer is",
-                "apiVersion: v1\nkind: Pod\nmetadata: {name: b, namespace: x, labels: {pod: b, role: friend}}\nspec: {nodeName: n1}\n",
+                "apiVersion: v1\nkind: Pod\nmetadata: {name: b, namespace: 'x', labels: {pod: b, role: friend}}\nspec: {nodeName: n1}\n",
                 |cell| !cell.to.is("x/a") || cell.from.is("x/b"),
             ),
         ],

@@ -144,13 +144,13 @@ fn base() -> BTreeMap<String, String> {
     let mut out = BTreeMap::new();
     for (n, namespace) in NAMESPACES.iter().enumerate() {
         let text = format!(
-            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {namespace}, labels: {{ns: {namespace}}}}}\n"
+            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: '{namespace}', labels: {{ns: '{namespace}'}}}}\n"
         );
         out.insert(format!("Namespace {namespace}"), text);
         for (p, pod) in PODS.iter().enumerate() {
             let (v4, v6) = (address(End::Pod(n, p), 4), address(End::Pod(n, p), 6));
             let text = format!(
-                "apiVersion: v1\nkind: Pod\nmetadata: {{name: {pod}, namespace: {namespace}, labels: {{pod: {pod}}}}}\n\
+                "apiVersion: v1\nkind: Pod\nmetadata: {{name: {pod}, namespace: '{namespace}', labels: {{pod: {pod}}}}}\n\
                  spec:\n  nodeName: n1\n  containers:\n    - name: c\n      ports:\n        \
                  - {{name: serve-80-tcp, containerPort: 80, protocol: TCP}}\n        \
                  - {{name: serve-81-tcp, containerPort: 81, protocol: TCP}}\n        \
@@ -167,7 +167,7 @@ fn base() -> BTreeMap<String, String> {
 fn title(text: &str) -> String {
     let field = |name: &str| {
         let at = text.find(&format!("{name}: ")).map(|at| at + name.len() + 2)?;
-        text[at..].split([',', '}', '\n']).next().map(|word| word.trim().to_owned())
+        text[at..].split([',', '}', '\n']).next().map(|word| word.trim().trim_matches('\'').to_owned())
     };
     let kind = field("kind").expect("a kind");
     let name = field("name").expect("a name");

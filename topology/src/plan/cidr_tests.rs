@@ -92,3 +92,33 @@ fn an_address_of_the_mesh_wins_and_its_prefix_is_told_again_when_it_goes() {
     step.cidr("192.0.2.8", 1 << 24);
     assert_eq!(step.entries(), rows(&[("192.0.2.8/32", 1 << 24)]));
 }
+
+#[test]
+fn another_node_has_the_identity_of_what_is_on_it() {
+    let mut step = Step::new();
+    step.world.nodes.1.upsert(node(2, 0, true));
+    step.planner.step(step.changes.0.drain(), None, None, &step.world.out);
+    let address = step.world.out.entries.table().snapshot();
+    let remote: Vec<Prefix> = address
+        .iter()
+        .filter(|e| e.identity == IdentityId::REMOTE_NODE && e.node_address)
+        .map(|e| e.prefix)
+        .collect();
+    let first = *remote.first().unwrap();
+    let identity = |step: &Step| step.world.out.entries.table().snapshot().get(&first).unwrap().identity;
+    step.planner.know_apiservers([first.address()].into());
+    step.planner.step(None, None, None, &step.world.out);
+    assert_eq!(identity(&step), IdentityId::KUBE_APISERVER);
+    // A number of policies' own comes before it; one of an address outside is not for nodes.
+    for (number, expected) in
+        [((2 << 24) + 5, IdentityId((2 << 24) + 5)), ((1 << 24) + 5, IdentityId::KUBE_APISERVER)]
+    {
+        step.cidr(&first.to_string(), number);
+        step.planner.know_cidrs(step.changes.2.drain().unwrap());
+        step.planner.step(None, None, None, &step.world.out);
+        assert_eq!(identity(&step), expected);
+    }
+    step.planner.know_apiservers(BTreeSet::new());
+    step.planner.step(None, None, None, &step.world.out);
+    assert_eq!(identity(&step), IdentityId::REMOTE_NODE);
+}

@@ -165,6 +165,12 @@ impl Ask {
         })
     }
 
+    /// The outside client, which has an identity of the node's own where a policy names its address.
+    fn outsider(&self, attempt: &Attempt) -> WantEnd {
+        let client = address(attempt.source, WORLD);
+        WantEnd { identity: client.identity.filter(|_| !self.prefixes), ..client }
+    }
+
     /// The asking pod, with the port it sent from.
     async fn asker(
         &self,
@@ -177,7 +183,7 @@ impl Ask {
                 port: attempt.source.map(|source| source.port()),
                 ..self.pod(context, pod, cluster).await?
             }),
-            None => Ok(address(attempt.source, WORLD)),
+            None => Ok(self.outsider(attempt)),
         }
     }
 
@@ -313,7 +319,7 @@ impl Ask {
         way: &Way<'_>,
     ) -> Result<Vec<(String, Want)>, Failure> {
         let destination = self.pod(context, way.pod, &way.cluster).await?;
-        let client = address(way.attempt.source, WORLD);
+        let client = self.outsider(way.attempt);
         let service = resolved.service.clone();
         let frontend = service.as_ref().map(|_| Frontend { ip: resolved.target, port: resolved.port });
         let encrypted = Some(way.ingress.is_some() && context.variant.encrypted());
