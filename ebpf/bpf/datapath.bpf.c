@@ -45,6 +45,20 @@ INLINE int onward(struct __sk_buff *skb, struct tb_pkt *p)
 	return tb_forward(skb);
 }
 
+/* A pod's packet that is no answer. */
+INLINE int sent_on_its_way(struct __sk_buff *skb, struct tb_pkt *p)
+{
+	int act;
+
+	/* Neither a pod nor a node of the mesh. */
+	if (p->where == TB_AWAY && !p->node) {
+		act = tb_leave();
+		if (act != TB_GO)
+			return act;
+	}
+	return onward(skb, p);
+}
+
 INLINE int answer_of_pod(struct __sk_buff *skb, struct tb_pkt *p)
 {
 	int act;
@@ -127,7 +141,7 @@ INLINE int pod_sends(struct __sk_buff *skb, struct tb_pkt *p)
 		return DROP(p, TB_DROP_ENCAP_PROHIBITED, "a pod may not send tunnel packets", "use another UDP port");
 	act = tb_running(policy_id);
 	if (act != TB_GO)
-		return act == 1 ? onward(skb, p) : act;
+		return act == 1 ? sent_on_its_way(skb, p) : act;
 	act = tb_answer(policy_id);
 	if (act != TB_GO)
 		return act == 1 ? answer_of_pod(skb, p) : act;
@@ -145,15 +159,7 @@ INLINE int pod_sends(struct __sk_buff *skb, struct tb_pkt *p)
 		return act == TB_GO ? onward(skb, p) : act;
 	}
 	act = tb_egress(skb, policy_id);
-	if (act != TB_GO)
-		return act;
-	/* Neither a pod nor a node of the mesh. */
-	if (p->where == TB_AWAY && !p->node) {
-		act = tb_leave();
-		if (act != TB_GO)
-			return act;
-	}
-	return onward(skb, p);
+	return act == TB_GO ? sent_on_its_way(skb, p) : act;
 }
 
 SEC("classifier") int from_endpoint(struct __sk_buff *skb)

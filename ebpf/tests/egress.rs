@@ -276,3 +276,22 @@ fn an_address_of_the_node_that_is_in_no_row_is_reached_without_masquerading() {
         assert_eq!((ran.action, ran.seen().source), (OK, (ip(POD_A[f]), 4000)));
     }
 }
+
+#[test]
+fn a_running_flow_keeps_its_way_and_ends_with_its_gateway() {
+    let mut node = masquerading();
+    for f in FAMILIES {
+        let send = |node: &Node, flags| {
+            node.run("from_endpoint", node.a, &tcp((POD_A[f], 4000), (OUTSIDE[f], 443), flags))
+        };
+        let source = send(&node, "S").seen().source;
+        node.run("from_uplink", node.uplink, &tcp((OUTSIDE[f], 443), (NODE[f], source.1), "SA"));
+        // The second of them belongs to an established flow, for which nothing else is asked.
+        for _ in 0..3 {
+            assert_eq!(send(&node, "A").seen().source, source);
+        }
+        assert_eq!(source.0, ip(NODE[f]));
+        way(&node, f, ALL[f], EgressWay::Nowhere);
+        node.drops("from_endpoint", node.a, &tcp((POD_A[f], 4000), (OUTSIDE[f], 443), "A"), 194);
+    }
+}
