@@ -251,7 +251,7 @@ fn without_df(mut packet: Vec<u8>) -> Vec<u8> {
 fn nothing_reaches_the_stack_under_the_nodes_address() {
     let mut node = Node::new();
     node.remote(NodePath::Direct, false);
-    sh("ip route add 10.1.2.0/24 via 172.20.11.1 dev upl mtu 1200");
+    sh("ip route add 10.1.2.0/24 via 172.20.11.1 dev upl mtu lock 1200");
     node.service(VIP[0], 80, Scope::External, 20, &[(1, REMOTE[0], 8080)]);
     // To a backend of another node under this one's address, and too big for its route.
     let large = without_df(udp((CLIENT[0], 5000), (VIP[0], 80), 1300));
@@ -270,9 +270,29 @@ fn nothing_reaches_the_stack_under_the_nodes_address() {
 #[test]
 fn an_address_of_the_node_that_is_in_no_row_is_reached_without_masquerading() {
     let node = masquerading();
-    sh("ip addr add 192.0.2.77/32 dev lo; ip addr add 2001:db8:7::77/128 dev lo");
+    // Routes, as the kernel puts in those of an IPv6 address some time after it.
+    sh("ip route add local 192.0.2.77 dev lo; ip -6 route add local 2001:db8:7::77 dev lo");
     for (f, local) in [(0, "192.0.2.77"), (1, "2001:db8:7::77")] {
         let ran = node.run("from_endpoint", node.a, &udp((POD_A[f], 4000), (local, 53), 9));
         assert_eq!((ran.action, ran.seen().source), (OK, (ip(POD_A[f]), 4000)));
+    }
+}
+
+#[test]
+fn a_running_flow_keeps_its_way_and_ends_with_its_gateway() {
+    let mut node = masquerading();
+    for f in FAMILIES {
+        let send = |node: &Node, flags| {
+            node.run("from_endpoint", node.a, &tcp((POD_A[f], 4000), (OUTSIDE[f], 443), flags))
+        };
+        let source = send(&node, "S").seen().source;
+        node.run("from_uplink", node.uplink, &tcp((OUTSIDE[f], 443), (NODE[f], source.1), "SA"));
+        // The second of them belongs to an established flow, for which nothing else is asked.
+        for _ in 0..3 {
+            assert_eq!(send(&node, "A").seen().source, source);
+        }
+        assert_eq!(source.0, ip(NODE[f]));
+        way(&node, f, ALL[f], EgressWay::Nowhere);
+        node.drops("from_endpoint", node.a, &tcp((POD_A[f], 4000), (OUTSIDE[f], 443), "A"), 194);
     }
 }
