@@ -102,7 +102,9 @@ struct tb_pkt {
 	__u8 by_stack; /* an answer of a flow that the node's stack led here */
 	__u8 queued;   /* leaves by the queues of its interface */
 	__u8 shaped;   /* the sending pod's rate or priority is to be minded */
-	__u8 pad1[4];
+	__u32 moves;   /* tb_moves before any look-up */
+	__u8 absent;   /* the flow as the packet has it is not among the established ones */
+	__u8 pad1[7];
 	/* From here on not cleared. */
 	struct tb_tuple key;
 	struct tb_ct ct;
