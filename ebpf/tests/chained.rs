@@ -1,6 +1,7 @@
 //! Debian's CNI plugins behind ours, on the interfaces of pods whose packets the programs forward: what they set up in the
 //! kernel must be met.
 #![cfg(test)]
+#![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 
 mod support;
 use std::net::SocketAddr;

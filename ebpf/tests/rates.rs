@@ -1,5 +1,6 @@
 //! What a pod may send and receive in a second: packet by packet by BPF_PROG_TEST_RUN, and real TCP in namespaces.
 #![cfg(test)]
+#![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 
 mod support;
 use std::net::SocketAddr;

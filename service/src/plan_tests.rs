@@ -74,6 +74,9 @@ struct World {
     addresses: Shared<LbAssignment>,
     probes: Shared<FailedProbe>,
     host_ports: Shared<HostPortRow>,
+    /// Kept, so that they tell of rows that went.
+    service_changes: tombolo_base::table::Changes<ServiceRow>,
+    host_port_changes: tombolo_base::table::Changes<HostPortRow>,
     zone: Option<Arc<str>>,
     planner: Planner,
     out: Outputs,
@@ -84,13 +87,16 @@ impl World {
         let out = Outputs { frontends: Table::new().1, backends: Table::new().1 };
         let addresses = NODE.map(|text| text.parse().unwrap());
         let planner = Planner::new("n1".into(), Moment::ZERO).in_cluster("east").at(addresses);
+        let (services, host_ports) = (shared::<ServiceRow>(), shared::<HostPortRow>());
         Self {
-            services: shared(),
+            service_changes: services.0.changes(),
+            services,
             slices: shared(),
             remote: shared(),
             addresses: shared(),
             probes: shared(),
-            host_ports: shared(),
+            host_port_changes: host_ports.0.changes(),
+            host_ports,
             zone: None,
             planner,
             out,
@@ -99,12 +105,12 @@ impl World {
 
     fn step(&mut self, secs: u64) {
         let changes = InputChanges {
-            services: self.services.0.changes().drain(),
+            services: self.service_changes.drain().or_else(|| self.services.0.changes().drain()),
             slices: self.slices.0.changes().drain(),
             remote: self.remote.0.changes().drain(),
             addresses: self.addresses.0.changes().drain(),
             probes: self.probes.0.changes().drain(),
-            host_ports: self.host_ports.0.changes().drain(),
+            host_ports: self.host_port_changes.drain(),
             zone: Some(self.zone.clone()),
         };
         self.planner.step(changes, Moment::from_origin(Duration::from_secs(secs)), &self.out);

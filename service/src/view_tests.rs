@@ -47,6 +47,7 @@ fn inputs(services: Vec<ServiceRow>, remote: Vec<RemoteService>) -> Inputs {
         remote: table(remote),
         addresses: table::<LbAssignment>([]),
         probes: table([]),
+        host_ports: table([]),
     }
 }
 
