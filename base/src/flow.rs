@@ -115,9 +115,7 @@ pub mod digits {
         let plain: Vec<char> = text.chars().filter(|c| !c.is_whitespace() && *c != ':').collect();
         let digit = |c: &char| c.to_digit(16).ok_or(format!("{c:?} is no hexadecimal digit"));
         let byte = |pair: &[char]| match pair {
-            [high, low] => {
-                u8::try_from(digit(high)? * 16 + digit(low)?).map_err(|error| error.to_string())
-            }
+            [high, low] => u8::try_from(digit(high)? * 16 + digit(low)?).map_err(|error| error.to_string()),
             _ => Err("an odd number of hexadecimal digits".to_owned()),
         };
         plain.chunks(2).map(byte).collect()

@@ -528,7 +528,8 @@ impl Datapath {
     pub fn set_host_policy(&self, policy: u32) -> Result<(), DatapathError> {
         let _held = lock(&self.host_policy);
         if policy != 0 && self.tables.policies.get(policy)?.is_none() {
-            let why = "it is not there any more, so the node keeps the one it has; the next plan names another";
+            let why =
+                "it is not there any more, so the node keeps the one it has; the next plan names another";
             return Err(DatapathError::Invalid { what: format!("policy {policy} of the node"), why });
         }
         let row = self.tables.config.get(0)?;
@@ -592,7 +593,10 @@ impl Datapath {
     }
 }
 
-pub(crate) fn program<'a>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SchedClassifier, DatapathError> {
+pub(crate) fn program<'a>(
+    object: &'a mut Ebpf,
+    name: &'static str,
+) -> Result<&'a mut SchedClassifier, DatapathError> {
     let program = object.program_mut(name).ok_or(DatapathError::Missing(name))?;
     program.try_into().map_err(|source| DatapathError::Program { program: name, source: Box::new(source) })
 }

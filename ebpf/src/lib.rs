@@ -58,9 +58,10 @@ pub use error::DatapathError;
 pub use events::{DatapathEvent, EventKind, EventReader};
 pub use replay::{Explained, Replayer};
 pub use rows::{
-    Aggregation, Backend, CaptureOf, ConntrackEntry, ConntrackKind, Direction, FlowFilter, Frontend, Interface, LocalAddress,
-    LostEvents, MapUsage, Metric, NodeConfig, NodeEntry, NodePath, PolicySet, PolicySide, PortPrefix,
-    PrefixEntry, RuleAction, RuleEntry, RuleTier, Scope, ServiceEntry, SiteMetric, SocketLb, Translation,
+    Aggregation, Backend, CaptureOf, ConntrackEntry, ConntrackKind, Direction, FlowFilter, Frontend,
+    Interface, LocalAddress, LostEvents, MapUsage, Metric, NodeConfig, NodeEntry, NodePath, PolicySet,
+    PolicySide, PortPrefix, PrefixEntry, RuleAction, RuleEntry, RuleTier, Scope, ServiceEntry, SiteMetric,
+    SocketLb, Translation,
 };
 pub use sites::{SITES, Site, reason_name, site};
 pub use stale_sockets::SocketStats;

@@ -135,10 +135,7 @@ impl Datapath {
         };
         Ok(Replayer {
             config: Slots::new("tb_config", map("tb_config")?)?,
-            flows: [
-                Hash::new("tb_ct_half", map("tb_ct_half")?)?,
-                Hash::new("tb_ct", map("tb_ct")?)?,
-            ],
+            flows: [Hash::new("tb_ct_half", map("tb_ct_half")?)?, Hash::new("tb_ct", map("tb_ct")?)?],
             nat: [Hash::new("tb_nat_half", map("tb_nat_half")?)?, Hash::new("tb_nat", map("tb_nat")?)?],
             affinity: Hash::new("tb_affinity", map("tb_affinity")?)?,
             fragments: MapData::from_pin(own.join("tb_frags"))
@@ -155,7 +152,8 @@ impl Datapath {
     /// # Errors
     /// A map cannot be read, the kernel refuses the packet, or no program begins at the capture's point.
     pub fn explain(&self, replayer: &mut Replayer, capture: &Capture) -> Result<Explained, DatapathError> {
-        let why = "give one of from-endpoint, to-endpoint, from-network, to-network, from-overlay, to-overlay";
+        let why =
+            "give one of from-endpoint, to-endpoint, from-network, to-network, from-overlay, to-overlay";
         let what = format!("observation point {}", capture.point);
         let (program, hook) = hook_of(capture).ok_or(DatapathError::Invalid { what, why })?;
         let frame = Frame::read(&capture.frame, capture.segment);
@@ -240,9 +238,10 @@ impl Replayer {
         }
         fill(&self.affinity, &scene.affinity)?;
         // Those of earlier packets stay: a datagram's first fragment is what it is.
-        let written = scene.fragments.iter().try_for_each(|(key, value)| {
-            sys::write_bytes(self.fragments.fd().as_fd(), (key, value), false)
-        });
+        let written = scene
+            .fragments
+            .iter()
+            .try_for_each(|(key, value)| sys::write_bytes(self.fragments.fd().as_fd(), (key, value), false));
         written.map_err(|source| DatapathError::Map { operation: "write".into(), map: "tb_frags", source })
     }
 
@@ -322,7 +321,8 @@ fn difference(
                 == (&wanted.source, &wanted.destination, &wanted.payload);
             let unread = matches!(wanted.fragment, model::Fragment::Later(_))
                 || matches!(wanted.payload, model::Payload::Broken { .. } | model::Payload::Error(_));
-            (!same && !unread).then(|| format!("the model makes it [{wanted}], the program [{}]", seen.packet))
+            (!same && !unread)
+                .then(|| format!("the model makes it [{wanted}], the program [{}]", seen.packet))
         }
         (model, programs) => {
             let of_model = match model {

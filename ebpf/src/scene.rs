@@ -265,11 +265,7 @@ impl Datapath {
         Ok(())
     }
 
-    fn write_backend(
-        &self,
-        scene: &mut Scene,
-        number: u32,
-    ) -> Result<Option<model::Socket>, DatapathError> {
+    fn write_backend(&self, scene: &mut Scene, number: u32) -> Result<Option<model::Socket>, DatapathError> {
         let Some(row) = self.tables.backends.get(number)? else { return Ok(None) };
         let socket = socket(row.addr, row.port);
         scene.model.backends.insert(number, model::Backend { socket });
@@ -285,8 +281,7 @@ impl Datapath {
 
     fn write_policies(&self, scene: &mut Scene) -> Result<(), DatapathError> {
         for (number, set) in self.policies()? {
-            let sides =
-                [(model::Direction::Ingress, &set.ingress), (model::Direction::Egress, &set.egress)];
+            let sides = [(model::Direction::Ingress, &set.ingress), (model::Direction::Egress, &set.egress)];
             for (direction, side) in sides {
                 let known = side.entries.iter().map(|entry| ((number, direction, rule(entry)), entry.cookie));
                 scene.cookies.extend(known);

@@ -46,7 +46,8 @@ impl Dice {
 }
 
 fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}={text}: give a number")))
+    std::env::var(name)
+        .map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}={text}: give a number")))
 }
 
 const HOSTS: [[&str; 2]; 10] =
@@ -68,12 +69,12 @@ struct World {
     dice: Dice,
     /// The last packets, as they were sent, and as they went on.
     seen: Vec<Vec<u8>>,
-    /// What the guarded pod has sent and was passed on: its flows, and addresses and protocols of fragments.
+    /// The flows that the guarded pod has sent packets of.
     opened: BTreeSet<Tuple>,
     fragments: Fragments,
     /// To whom it has sent later fragments, and of which protocol: their ports are what anybody's first fragment said.
     portless: BTreeSet<(IpAddr, u8)>,
-    /// Its packets that were passed on, for who looks into a failure.
+    /// Its packets, for who looks into a failure.
     spoken: Vec<String>,
     counted: u64,
     reasons: BTreeMap<u8, u64>,
@@ -95,8 +96,20 @@ impl World {
         let d = &node.datapath;
         for f in FAMILIES {
             let (cluster, vip) = (CLUSTER_IP[f], VIP[f]);
-            node.service(cluster, 80, Scope::Internal, 1 + f as u32 * 10, &[(1 + f as u32 * 10, POD_B[f], 8080), (2 + f as u32 * 10, REMOTE[f], 8080)]);
-            node.service(vip, 80, Scope::External, 2 + f as u32 * 10, &[(3 + f as u32 * 10, REMOTE[f], 8080), (4 + f as u32 * 10, POD_B[f], 8080)]);
+            node.service(
+                cluster,
+                80,
+                Scope::Internal,
+                1 + f as u32 * 10,
+                &[(1 + f as u32 * 10, POD_B[f], 8080), (2 + f as u32 * 10, REMOTE[f], 8080)],
+            );
+            node.service(
+                vip,
+                80,
+                Scope::External,
+                2 + f as u32 * 10,
+                &[(3 + f as u32 * 10, REMOTE[f], 8080), (4 + f as u32 * 10, POD_B[f], 8080)],
+            );
             node.service(vip, 81, Scope::External, 3 + f as u32 * 10, &[]);
         }
         let deny = PolicySet { ingress: PolicySide::only(Vec::new()), ..PolicySet::default() };
@@ -124,7 +137,12 @@ impl World {
         let ports = (4000 + self.dice.below(3) as u16, self.dice.of(&[80_u16, 81, 8080, 8472, 22]));
         match self.dice.below(8) {
             0 => ping(from, to, 1 + self.dice.below(3) as u16, self.dice.one_in(2)),
-            1 if f == 1 => icmp6(from, to, (self.dice.of(&[133_u8, 134, 135, 136, 137, 143, 130]), 0), self.dice.of(&[255, 64, 1])),
+            1 if f == 1 => icmp6(
+                from,
+                to,
+                (self.dice.of(&[133_u8, 134, 135, 136, 137, 143, 130]), 0),
+                self.dice.of(&[255, 64, 1]),
+            ),
             2 => match self.earlier() {
                 Some(earlier) if ip_of(&earlier).is_ipv4() == (f == 0) => unreachable(from, to, &earlier),
                 _ => udp((from, ports.0), (to, ports.1), 20),
@@ -136,7 +154,10 @@ impl World {
 
     fn earlier(&mut self) -> Option<Vec<u8>> {
         let position = self.dice.below(self.seen.len().max(1));
-        self.seen.get(position).filter(|frame| matches!(Frame::read(frame, 0), Frame::Ip(_)) && frame.len() > 60).cloned()
+        self.seen
+            .get(position)
+            .filter(|frame| matches!(Frame::read(frame, 0), Frame::Ip(_)) && frame.len() > 60)
+            .cloned()
     }
 
     /// The answer to an earlier one: ends and ports change places.
@@ -171,7 +192,16 @@ impl World {
                 4 | 5 if frame[12] == 0x86 && frame.len() > 54 => {
                     let (next, kind) = (frame[20], self.dice.of(&[0, 43, 44, 51, 60]));
                     let more = self.dice.of(&[0, 0, 1, 9]);
-                    let header = [next, if kind == 44 { 0 } else { self.dice.of(&[0, 0, 1, 255]) }, 0, more, 0, 0, 0, 7];
+                    let header = [
+                        next,
+                        if kind == 44 { 0 } else { self.dice.of(&[0, 0, 1, 255]) },
+                        0,
+                        more,
+                        0,
+                        0,
+                        0,
+                        7,
+                    ];
                     frame[20] = kind;
                     frame.splice(54..54, header);
                 }
@@ -216,7 +246,8 @@ impl World {
         };
         let Some(ran) = self.meet("from_endpoint", self.node.b, asks, 0, 0) else { return };
         let here = ran.packet[..6] == MAC_A;
-        let (program, ifindex) = if here { ("from_endpoint", self.node.a) } else { ("from_uplink", self.node.uplink) };
+        let (program, ifindex) =
+            if here { ("from_endpoint", self.node.a) } else { ("from_uplink", self.node.uplink) };
         if ran.action == SHOT {
             return;
         }
@@ -263,11 +294,19 @@ impl World {
         mark: u32,
         gso: u32,
     ) -> Option<Ran> {
+        // Also what is dropped on its way: the flow was opened by then.
+        if program == "from_endpoint"
+            && ifindex == self.node.b
+            && let Frame::Ip(ip) = Frame::read(&frame, 0)
+        {
+            self.note(&ip);
+            self.spoken.push(format!("{} [{}]", hex(&frame), ip.packet));
+        }
         let ran = self.run(program, ifindex, &frame, mark, gso)?;
         let what = || format!("{program} at {ifindex}, mark {mark:#x}: {}", hex(&frame));
         let answered = self.accounts(&ran, &what);
         if !answered {
-            self.delivers(program, ifindex, &frame, &ran, &what);
+            self.delivers(program, ifindex, &ran, &what);
         }
         if self.seen.len() < 64 {
             self.seen.push(frame);
@@ -297,7 +336,8 @@ impl World {
     fn accounts(&mut self, ran: &Ran, what: &dyn Fn() -> String) -> bool {
         assert!([OK, SHOT, REDIRECT].contains(&ran.action), "verdict {} of {}", ran.action, what());
         let counted: u64 = self.node.datapath.metrics().unwrap().iter().map(|metric| metric.packets).sum();
-        let drops: Vec<_> = self.node.events().into_iter().filter(|event| event.kind == EventKind::Drop).collect();
+        let drops: Vec<_> =
+            self.node.events().into_iter().filter(|event| event.kind == EventKind::Drop).collect();
         let answered = ran.action == REDIRECT && !drops.is_empty();
         let expected = self.counted + 1 + u64::from(answered);
         assert_eq!(counted, expected, "counted otherwise: {}", what());
@@ -312,17 +352,10 @@ impl World {
     }
 
     /// What reaches the guarded pod is an answer to what it has sent.
-    fn delivers(&mut self, program: &str, ifindex: u32, frame: &[u8], ran: &Ran, what: &dyn Fn() -> String) {
+    fn delivers(&mut self, program: &str, ifindex: u32, ran: &Ran, what: &dyn Fn() -> String) {
         let b = self.node.b;
-        if ran.action == SHOT {
-            return;
-        }
-        if program == "from_endpoint" && ifindex == b {
-            if let Frame::Ip(ip) = Frame::read(frame, 0) {
-                self.note(&ip);
-                self.spoken.push(format!("{} [{}]", hex(frame), ip.packet));
-            }
-            // Its node answers it, and it may reach itself through a service.
+        // Its node answers it, and it may reach itself through a service.
+        if ran.action == SHOT || (program == "from_endpoint" && ifindex == b) {
             return;
         }
         let to_guarded = match program {
@@ -332,7 +365,9 @@ impl World {
         };
         let Frame::Ip(Ip { packet, link: None, .. }) = Frame::read(&ran.packet, 0) else { return };
         let of_node = || [GATEWAY, NODE].iter().flatten().any(|own| ip(own) == packet.source);
-        if !to_guarded || (program == "to_endpoint" && of_node()) {
+        // The stack has a route for each pod, so it sends none what is another's.
+        let of_stack = || of_node() || !POD_B.iter().any(|own| ip(own) == packet.destination);
+        if !to_guarded || (program == "to_endpoint" && of_stack()) {
             return;
         }
         self.delivered += 1;
@@ -341,15 +376,21 @@ impl World {
             return;
         }
         let answered = match packet.fragment {
-            Fragment::Later(_) => self.opened.iter().any(|flow| {
-                (flow.source.0, flow.destination.0) == (packet.destination, packet.source)
-            }),
-            Fragment::Whole | Fragment::First(_) => {
-                self.opened.contains(&flow)
-            }
+            Fragment::Later(_) => self
+                .opened
+                .iter()
+                .any(|flow| (flow.source.0, flow.destination.0) == (packet.destination, packet.source)),
+            Fragment::Whole | Fragment::First(_) => self.opened.contains(&flow),
         };
-        let told = || self.spoken.join("\n");
-        assert!(answered, "a pod under default deny was sent [{packet}] by {}, and had sent\n{}", what(), told());
+        let about = FlowFilter { port: Some(flow.source.1), ..FlowFilter::default() };
+        let known = || format!("{:#?}", self.node.datapath.flows(&about).unwrap());
+        let told = || format!("{}\nknown: {}", self.spoken.join("\n"), known());
+        assert!(
+            answered,
+            "a pod under default deny was sent [{packet}] by {}, and had sent\n{}",
+            what(),
+            told()
+        );
     }
 
     fn note(&mut self, ip: &Ip) {
@@ -383,7 +424,11 @@ impl World {
             }
         }
         for ((backend, node, protocol), client) in &back {
-            assert_eq!(out.get(&(client.clone(), backend.clone(), *protocol)), Some(node), "no way out to {backend:?}");
+            assert_eq!(
+                out.get(&(client.clone(), backend.clone(), *protocol)),
+                Some(node),
+                "no way out to {backend:?}"
+            );
         }
         assert_eq!(out.len(), back.len(), "ways out that lead to no way back");
     }
@@ -425,7 +470,11 @@ fn nothing_confuses_the_programs() {
     if wanted >= 20_000 {
         assert!(world.delivered > 20, "{}: a pod that is never answered shows nothing", world.delivered);
         for reason in [132, 133, 134, 135, 136, 139, 142, 147, 150, 156, 158, 163, 170, 175, 176, 195] {
-            assert!(world.reasons.contains_key(&reason), "nothing was dropped for {reason}: {:?}", world.reasons);
+            assert!(
+                world.reasons.contains_key(&reason),
+                "nothing was dropped for {reason}: {:?}",
+                world.reasons
+            );
         }
     }
 }

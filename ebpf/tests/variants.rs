@@ -33,7 +33,15 @@ fn variants() -> Vec<Variant> {
         for policy in [0, NARROW, AUDITED] {
             for families in [[true, true], [true, false], [false, true]] {
                 let (ready, encrypt) = (!on(0), on(1));
-                all.push(Variant { ready, encrypt, wireguard: on(2), overlay: !on(3), direct: on(4), policy, families });
+                all.push(Variant {
+                    ready,
+                    encrypt,
+                    wireguard: on(2),
+                    overlay: !on(3),
+                    direct: on(4),
+                    policy,
+                    families,
+                });
             }
         }
     }
@@ -83,7 +91,10 @@ fn packets(node: &Node, f: usize) -> Vec<Capture> {
 #[test]
 fn each_variant_is_loaded_and_does_what_the_model_says() {
     let node = Node::new();
-    assert!(node.datapath.verified_instructions().unwrap().iter().all(|(_, count)| *count > 0), "all are loaded");
+    assert!(
+        node.datapath.verified_instructions().unwrap().iter().all(|(_, count)| *count > 0),
+        "all are loaded"
+    );
     let allow = RuleEntry { protocol: Some(6), port: Some(80.into()), ..RuleEntry::default() };
     for (number, audit) in [(NARROW, false), (AUDITED, true)] {
         let side = || PolicySide::only(vec![allow]);

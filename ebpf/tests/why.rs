@@ -26,7 +26,13 @@ fn tunnelled(node: &Node, packet: &[u8], outer: &str, key: u32) -> Capture {
 }
 
 fn allow(identity: u32, port: u16) -> RuleEntry {
-    RuleEntry { identity: Some(identity), protocol: Some(6), port: Some(port.into()), cookie: 77, ..RuleEntry::default() }
+    RuleEntry {
+        identity: Some(identity),
+        protocol: Some(6),
+        port: Some(port.into()),
+        cookie: 77,
+        ..RuleEntry::default()
+    }
 }
 
 #[test]
@@ -65,7 +71,9 @@ fn what_comes_out_of_the_tunnel_is_explained_with_its_key() {
     let mut node = Node::new();
     let set = PolicySet { ingress: PolicySide::only(vec![allow(ID_REMOTE, 80)]), ..PolicySet::default() };
     node.datapath.set_policy(7, &set).unwrap();
-    node.datapath.upsert_interface(node.a, &Interface { policy_id: 7, ..pod(POD_A, ID_A, 1, MAC_A) }).unwrap();
+    node.datapath
+        .upsert_interface(node.a, &Interface { policy_id: 7, ..pod(POD_A, ID_A, 1, MAC_A) })
+        .unwrap();
     for f in FAMILIES {
         let to = |address: &str, port| tcp((REMOTE[f], 4000), (address, port), "S");
         let (a, known) = (node.a, REMOTE_NODE[f]);
@@ -86,7 +94,9 @@ fn decisions_are_told_in_their_order_with_the_entry_that_decided() {
     let mut node = Node::new();
     let set = PolicySet { egress: PolicySide::only(vec![allow(ID_REMOTE, 8080)]), ..PolicySet::default() };
     node.datapath.set_policy(7, &set).unwrap();
-    node.datapath.upsert_interface(node.a, &Interface { policy_id: 7, ..pod(POD_A, ID_A, 1, MAC_A) }).unwrap();
+    node.datapath
+        .upsert_interface(node.a, &Interface { policy_id: 7, ..pod(POD_A, ID_A, 1, MAC_A) })
+        .unwrap();
     for f in FAMILIES {
         node.service(CLUSTER_IP[f], 80, Scope::Internal, 1 + f as u32, &[(1 + f as u32, REMOTE[f], 8080)]);
         let asked = tcp((POD_A[f], 4000), (CLUSTER_IP[f], 80), "S");
@@ -125,9 +135,17 @@ fn a_difference_is_found() {
     let b = node.b;
     says(&capture, &mut node, Ok(To::Pod(b)));
     // Rules without the row that says in which shapes to look: the programs do not find them.
-    let set = PolicySet { ingress: PolicySide { enforced: false, entries: vec![RuleEntry { action: RuleAction::Deny, ..allow(ID_A, 80) }] }, ..PolicySet::default() };
+    let set = PolicySet {
+        ingress: PolicySide {
+            enforced: false,
+            entries: vec![RuleEntry { action: RuleAction::Deny, ..allow(ID_A, 80) }],
+        },
+        ..PolicySet::default()
+    };
     node.datapath.set_policy(7, &set).unwrap();
-    node.datapath.upsert_interface(node.b, &Interface { policy_id: 7, ..pod(POD_B, ID_B, 2, MAC_B) }).unwrap();
+    node.datapath
+        .upsert_interface(node.b, &Interface { policy_id: 7, ..pod(POD_B, ID_B, 2, MAC_B) })
+        .unwrap();
     says(&capture, &mut node, Err(181));
     node.blind(7);
     let explained = node.explain(&capture);
@@ -140,7 +158,8 @@ fn a_difference_is_found() {
 fn flows_are_captured_when_asked() {
     let mut node = Node::new();
     let packet = tcp((POD_A[0], 4000), (POD_B[0], 80), "S");
-    for (capture, wanted) in [(CaptureOf::Drops, false), (CaptureOf::All, true), (CaptureOf::Nothing, false)] {
+    for (capture, wanted) in [(CaptureOf::Drops, false), (CaptureOf::All, true), (CaptureOf::Nothing, false)]
+    {
         node.datapath.set_config(&NodeConfig { capture, ..node.config() }).unwrap();
         node.datapath.flush(&FlowFilter::default()).unwrap();
         node.events();
@@ -197,7 +216,9 @@ fn an_event_says_what_the_entry_has_that_decided_and_places_are_counted() {
         (deny(None, Some(6), None), 6),
     ];
     let packet = tcp((POD_A[0], 4000), (POD_B[0], 80), "S");
-    node.datapath.upsert_interface(node.b, &Interface { policy_id: 7, ..pod(POD_B, ID_B, 2, MAC_B) }).unwrap();
+    node.datapath
+        .upsert_interface(node.b, &Interface { policy_id: 7, ..pod(POD_B, ID_B, 2, MAC_B) })
+        .unwrap();
     let mut place = 0;
     for (entry, wanted) in cases {
         let set = PolicySet { ingress: PolicySide::only(vec![entry]), ..PolicySet::default() };
@@ -208,10 +229,15 @@ fn an_event_says_what_the_entry_has_that_decided_and_places_are_counted() {
         assert_eq!((drop.drop_reason, drop.matched), (181, wanted));
         place = drop.site;
     }
-    node.datapath.set_policy(7, &PolicySet { ingress: PolicySide::only(Vec::new()), ..PolicySet::default() }).unwrap();
+    node.datapath
+        .set_policy(7, &PolicySet { ingress: PolicySide::only(Vec::new()), ..PolicySet::default() })
+        .unwrap();
     node.run("from_endpoint", node.a, &packet);
     assert_eq!(node.dropped().flow.matched, 0, "no entry decided");
     let counted = node.datapath.site_metrics().unwrap();
     let of_place: Vec<_> = counted.iter().filter(|metric| metric.site == place).collect();
-    assert!(matches!(of_place.as_slice(), [SiteMetric { packets: 6, direction: Direction::Egress, .. }]), "{counted:?}");
+    assert!(
+        matches!(of_place.as_slice(), [SiteMetric { packets: 6, direction: Direction::Egress, .. }]),
+        "{counted:?}"
+    );
 }

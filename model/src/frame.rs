@@ -62,8 +62,7 @@ struct Header {
 
 impl Header {
     fn unreadable(ipv4: bool) -> Self {
-        let nobody: IpAddr =
-            if ipv4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let nobody: IpAddr = if ipv4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
         Self {
             source: nobody,
             destination: nobody,
@@ -361,7 +360,10 @@ mod tests {
         inner[12..20].copy_from_slice(&[10, 0, 0, 2, 10, 0, 0, 9]);
         let error = v4(1, 0, &[&[3, 3, 0, 0, 0, 0, 0, 0], inner.as_slice()].concat());
         let Payload::Error(quoted) = packet(&error).payload else { panic!("{error:?}") };
-        assert_eq!((quoted.payload, quoted.destination), (Payload::Udp { ports: (4000, 80) }, [10, 0, 0, 9].into()));
+        assert_eq!(
+            (quoted.payload, quoted.destination),
+            (Payload::Udp { ports: (4000, 80) }, [10, 0, 0, 9].into())
+        );
     }
 
     proptest! {

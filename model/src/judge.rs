@@ -48,7 +48,12 @@ impl Node {
     }
 
     /// Whether a flow is known, and still half-open.
-    pub(crate) fn looks_up(&mut self, flight: &Flight<'_>, key: &Key, answer: bool) -> Option<(&mut Entry, bool)> {
+    pub(crate) fn looks_up(
+        &mut self,
+        flight: &Flight<'_>,
+        key: &Key,
+        answer: bool,
+    ) -> Option<(&mut Entry, bool)> {
         let known = self.conntrack.find(key, &flight.sight).map(|(_, half)| half);
         self.tell(|| Step::Flow { kind: key.kind, flow: key.tuple, known, answer });
         self.conntrack.find(key, &flight.sight)

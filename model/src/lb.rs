@@ -73,10 +73,16 @@ impl Node {
         let Some(service) = self.services.get(&asked).cloned() else {
             // What is not served of an address of the node is the node's.
             let closed = flight.place != Place::Host && self.closes_rest(address, scope);
-            self.tell(|| Step::Service { frontend: (address, port), scope, backend: None, remembered: false });
+            self.tell(|| Step::Service {
+                frontend: (address, port),
+                scope,
+                backend: None,
+                remembered: false,
+            });
             return if closed { Err(Reason::NoService) } else { Ok(false) };
         };
-        let takes = |ranges: &Vec<ipnet::IpNet>| ranges.iter().any(|range| range.contains(&flight.was.source.0));
+        let takes =
+            |ranges: &Vec<ipnet::IpNet>| ranges.iter().any(|range| range.contains(&flight.was.source.0));
         if !self.ranges.get(&asked).is_none_or(takes) {
             return Err(Reason::NotInRange);
         }
@@ -121,7 +127,8 @@ impl Node {
         asked: &Frontend,
         service: &Service,
     ) -> Result<(u32, Socket), Reason> {
-        let Some(seconds) = self.affinity.seconds.get(asked).copied().filter(|_| !service.slots.is_empty()) else {
+        let Some(seconds) = self.affinity.seconds.get(asked).copied().filter(|_| !service.slots.is_empty())
+        else {
             return self.hashed(&flight.was, service);
         };
         let (now, client) = (flight.sight.now_ns, flight.was.source.0);

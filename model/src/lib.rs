@@ -39,9 +39,9 @@ mod outcome;
 mod packet;
 pub mod policy;
 mod programs;
-mod story;
 #[cfg(test)]
 mod programs_tests;
+mod story;
 mod verdict;
 
 pub use frame::{Frame, Ip, LinkMessage};
@@ -49,7 +49,7 @@ pub use hash::flow_hash;
 pub use lb::{Affinity, Backend, Frontend, Scope, Service};
 pub use node::{Config, HOST, Local, Node, Path, Pod, Prefix, REMOTE_NODE, RemoteNode, WORLD};
 pub use outcome::{Outcome, Reason, To};
+pub use packet::{Datagram, Fragment, Fragments, Packet, Payload, Protocol, Socket, TcpFlags, Tuple};
 pub use programs::Hook;
 pub use story::{Place, Step};
-pub use packet::{Datagram, Fragment, Fragments, Packet, Payload, Protocol, Socket, TcpFlags, Tuple};
 pub use verdict::{Action, Direction, Policy, Question, Rule, Side, Tier, WORLD_IPV4, WORLD_IPV6};

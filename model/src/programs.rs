@@ -94,12 +94,7 @@ impl Node {
     ///
     /// # Errors
     /// Why it is dropped.
-    pub fn meet(
-        &mut self,
-        now_ns: u64,
-        hook: &Hook,
-        frame: &Frame,
-    ) -> Result<(To, Option<Packet>), Reason> {
+    pub fn meet(&mut self, now_ns: u64, hook: &Hook, frame: &Frame) -> Result<(To, Option<Packet>), Reason> {
         self.admits(hook)?;
         let Frame::Ip(ip) = frame else {
             return match hook {

@@ -198,9 +198,8 @@ impl FilterArgs {
 
 /// `30s`, `5m`, `2h`, or nanoseconds since the epoch.
 fn since(text: &str) -> Result<u64, ClientError> {
-    let wrong = || {
-        ClientError::Refused(format!("{text:?}: give 30s, 5m, 2h, or nanoseconds since the epoch"))
-    };
+    let wrong =
+        || ClientError::Refused(format!("{text:?}: give 30s, 5m, 2h, or nanoseconds since the epoch"));
     let units = [('s', 1), ('m', 60), ('h', 3600)];
     let Some((unit, secs)) = units.into_iter().find(|(unit, _)| text.ends_with(*unit)) else {
         return text.parse().map_err(|_| wrong());
@@ -270,7 +269,8 @@ fn sentence(flow: &Flow) -> String {
     let verdict = match flow.verdict.as_str() {
         "DROPPED" => {
             let errno = if flow.errno == 0 { String::new() } else { format!(" (errno {})", flow.errno) };
-            let why = if flow.capture.is_some() { format!("; tombolo why {}", flow.id) } else { String::new() };
+            let why =
+                if flow.capture.is_some() { format!("; tombolo why {}", flow.id) } else { String::new() };
             let reason = format!("{} {}{errno}", flow.drop_reason, flow.drop_reason_desc);
             format!("DROPPED {reason}{by}: {}{why}", flow.why)
         }
@@ -286,7 +286,6 @@ fn sentence(flow: &Flow) -> String {
         ends.0, ends.1
     )
 }
-
 
 #[cfg(test)]
 mod tests {
@@ -320,10 +319,16 @@ mod tests {
             service: strings(&["s"]),
         };
         assert_eq!(filter(line), Filter { either: end.clone(), ..Filter::default() });
-        let sided = |side: &str| line.replace("-n ", "--namespace ").replace("-l ", "--label ").replace("--", &format!("--{side}-"));
+        let sided = |side: &str| {
+            line.replace("-n ", "--namespace ")
+                .replace("-l ", "--label ")
+                .replace("--", &format!("--{side}-"))
+        };
         assert_eq!(filter(&sided("from")), Filter { from: end.clone(), ..Filter::default() });
         assert_eq!(filter(&sided("to")), Filter { to: end, ..Filter::default() });
-        let rest = filter("--protocol tcp --verdict dropped --reason 133 -t drop --trace-point to-host --traffic-direction egress --reply --since 5 --until 9");
+        let rest = filter(
+            "--protocol tcp --verdict dropped --reason 133 -t drop --trace-point to-host --traffic-direction egress --reply --since 5 --until 9",
+        );
         let wanted = Filter {
             protocol: strings(&["tcp"]),
             verdict: strings(&["dropped"]),

@@ -3,9 +3,9 @@
 use super::bgp_api::{Operation, RouteQuery, RouteTrial};
 use super::policy_impact::ImpactQuery;
 use super::policy_trace::TraceQuery;
-use super::why::WhyQuery;
 use super::show::Shown;
 use super::status::Status;
+use super::why::WhyQuery;
 use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::{StatusCode, header};
@@ -47,10 +47,7 @@ pub(crate) trait Backend: Send + Sync + 'static {
     /// Makes the datapath forget flows.
     fn flush(&self, filter: FlowFilter) -> impl Future<Output = Result<serde_json::Value, String>> + Send;
     /// What becomes of packets, and why.
-    fn why(
-        &self,
-        _query: WhyQuery,
-    ) -> impl Future<Output = Result<serde_json::Value, String>> + Send {
+    fn why(&self, _query: WhyQuery) -> impl Future<Output = Result<serde_json::Value, String>> + Send {
         std::future::ready(Err(NO_PODS.to_owned()))
     }
     /// What policies do to a flow.

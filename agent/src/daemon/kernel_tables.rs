@@ -167,7 +167,8 @@ fn drops(datapath: &Datapath) -> Result<Shown, DatapathError> {
         let number = if reason == 0 { "-".to_owned() } else { reason.to_string() };
         let (packets, bytes) = (metric.packets.to_string(), metric.bytes.to_string());
         let texts = [why.to_owned(), remedy.to_owned()];
-        let cells = [number, name, place, direction.to_owned(), packets, bytes].into_iter().chain(texts).collect();
+        let cells =
+            [number, name, place, direction.to_owned(), packets, bytes].into_iter().chain(texts).collect();
         (cells, value)
     };
     let columns = ["REASON", "NAME", "PLACE", "DIRECTION", "PACKETS", "BYTES", "WHY", "TRY"];

@@ -177,7 +177,9 @@ mod tests {
     #[test]
     fn what_is_missing_is_said_and_what_goes_on() {
         let at = Sockets::At("/sys/fs/cgroup".into(), SocketLb::All);
-        assert!(part(&at, true, 0).ready && !part(&at, false, 0).ready && part(&at, true, 0).remedy.is_empty());
+        assert!(
+            part(&at, true, 0).ready && !part(&at, false, 0).ready && part(&at, true, 0).remedy.is_empty()
+        );
         let refusing = part(&at, true, 3);
         assert!(refusing.ready && refusing.detail.contains("would not end 3"), "{refusing:?}");
         assert!(refusing.remedy.contains("INET_DIAG_DESTROY"));

@@ -113,8 +113,7 @@ pub(crate) fn why(
     };
     let mut replayer = datapath.replayer().map_err(|error| error.to_string())?;
     let explain = |(flow, capture): (Option<Arc<Flow>>, Capture)| {
-        let explained =
-            datapath.explain(&mut replayer, &capture).map_err(|error| error.to_string())?;
+        let explained = datapath.explain(&mut replayer, &capture).map_err(|error| error.to_string())?;
         Ok(words.tell(flow.as_deref(), explained))
     };
     captures.into_iter().map(explain).collect()
@@ -158,7 +157,10 @@ fn given(datapath: &Datapath, words: &Words, query: &WhyQuery, packet: &str) -> 
     };
     let text = |error: tombolo_ebpf::DatapathError| error.to_string();
     let config = datapath.config().map_err(text)?;
-    let from = query.from.as_deref().ok_or("--packet needs --from: namespace/pod, uplink, overlay, wireguard or node")?;
+    let from = query
+        .from
+        .as_deref()
+        .ok_or("--packet needs --from: namespace/pod, uplink, overlay, wireguard or node")?;
     let mut tunnel = None;
     let (point, ifindex) = match from {
         "uplink" => (10, config.uplink_ifindex),
@@ -191,11 +193,7 @@ fn sender(datapath: &Datapath, query: &WhyQuery, source: IpAddr) -> Result<(IpAd
     Ok((outer, query.identity.or(row.map(|row| row.identity)).unwrap_or_default()))
 }
 
-fn interface_of(
-    endpoints: &Snapshot<EndpointRow>,
-    datapath: &Datapath,
-    pod: &str,
-) -> Result<u32, String> {
+fn interface_of(endpoints: &Snapshot<EndpointRow>, datapath: &Datapath, pod: &str) -> Result<u32, String> {
     let (namespace, name) = pod.split_once('/').unwrap_or(("default", pod));
     let row = endpoints.iter().find(|row| *row.namespace == *namespace && *row.pod == *name);
     let row = row.ok_or_else(|| {
@@ -205,11 +203,16 @@ fn interface_of(
     let of_pod = |(address, place): &(IpAddr, LocalAddress)| match place {
         LocalAddress::Pod(ifindex) => {
             let owner = endpoints.by_index(address).next();
-            owner.is_some_and(|owner| owner.namespace == row.namespace && owner.pod == row.pod).then_some(*ifindex)
+            owner
+                .is_some_and(|owner| owner.namespace == row.namespace && owner.pod == row.pod)
+                .then_some(*ifindex)
         }
         LocalAddress::Host => None,
     };
-    local.iter().find_map(of_pod).ok_or_else(|| format!("the datapath does not know {pod} yet; tombolo status"))
+    local
+        .iter()
+        .find_map(of_pod)
+        .ok_or_else(|| format!("the datapath does not know {pod} yet; tombolo status"))
 }
 
 impl Words {
@@ -309,18 +312,21 @@ impl Words {
             }
             Step::Service { frontend, scope, backend, remembered } => {
                 let scope = if *scope == Scope::Internal { "for pods" } else { "from outside" };
-                let name = [6, 17, 132].into_iter().find_map(|protocol| {
-                    self.services.service(frontend.0, frontend.1, protocol)
-                });
+                let name = [6, 17, 132]
+                    .into_iter()
+                    .find_map(|protocol| self.services.service(frontend.0, frontend.1, protocol));
                 let name = name.map(|s| format!(" {}/{}", s.namespace, s.name)).unwrap_or_default();
                 let asked = self.end(*frontend);
-                told("service", match backend {
-                    Some(backend) => {
-                        let how = if *remembered { "as before" } else { "chosen by the flow's hash" };
-                        format!("{asked} {scope} is service{name}; backend {}, {how}", self.end(*backend))
-                    }
-                    None => format!("{asked} {scope} is no service's"),
-                })
+                told(
+                    "service",
+                    match backend {
+                        Some(backend) => {
+                            let how = if *remembered { "as before" } else { "chosen by the flow's hash" };
+                            format!("{asked} {scope} is service{name}; backend {}, {how}", self.end(*backend))
+                        }
+                        None => format!("{asked} {scope} is no service's"),
+                    },
+                )
             }
             Step::Place { address, place, identity } => {
                 let at = match place {
@@ -350,7 +356,8 @@ impl Words {
                     self.identity(question.identity),
                     question.port
                 );
-                let by = self.rules.get(&cookie).map(|row| row.rules.iter().map(ToString::to_string).collect());
+                let by =
+                    self.rules.get(&cookie).map(|row| row.rules.iter().map(ToString::to_string).collect());
                 Told { by: by.unwrap_or_default(), ..told("policy", text) }
             }
             Step::Snat { from, to } => {
@@ -450,11 +457,19 @@ mod tests {
         let why = words().tell(Some(&flow), explained(None));
         assert_eq!((why.flow, why.program.as_str(), why.agree), (4, "from_endpoint", true));
         let [read, policy] = why.steps.as_slice() else { panic!("{why:#?}") };
-        assert_eq!((read.step.as_str(), read.text.as_str()), ("packet", "TCP 10.1.1.2 port 4000 -> 10.1.1.3 port 80"));
-        assert!(policy.text.starts_with("ingress policy 3: peer 1000") && policy.text.ends_with("denied (181)"));
+        assert_eq!(
+            (read.step.as_str(), read.text.as_str()),
+            ("packet", "TCP 10.1.1.2 port 4000 -> 10.1.1.3 port 80")
+        );
+        assert!(
+            policy.text.starts_with("ingress policy 3: peer 1000") && policy.text.ends_with("denied (181)")
+        );
         assert_eq!(policy.by, ["NetworkPolicy shop/web ingress rule 0"]);
         assert_eq!((why.model.reason, why.programs.reason), (181, 181));
-        assert!(why.programs.text.contains("POLICY_DENY") && why.programs.why.contains("policy.h:"), "{why:?}");
+        assert!(
+            why.programs.text.contains("POLICY_DENY") && why.programs.why.contains("policy.h:"),
+            "{why:?}"
+        );
         assert!(why.notes.iter().any(|note| note.contains("went otherwise")), "it was 133: {why:?}");
     }
 
@@ -471,7 +486,15 @@ mod tests {
         assert!(captured(&flows, &query).unwrap_err().contains("tombolo flows"));
         flows.push(Flow::default());
         assert!(captured(&flows, &query).unwrap_err().contains("datapath.capture: all"));
-        let capture = Capture { point: 5, ifindex: 1, mark: 0, segment: 0, length: 60, tunnel: None, frame: vec![0; 60] };
+        let capture = Capture {
+            point: 5,
+            ifindex: 1,
+            mark: 0,
+            segment: 0,
+            length: 60,
+            tunnel: None,
+            frame: vec![0; 60],
+        };
         for _ in 0..3 {
             flows.push(Flow { capture: Some(Box::new(capture.clone())), ..Flow::default() });
         }

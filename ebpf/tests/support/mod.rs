@@ -321,7 +321,15 @@ pub fn capture_of(program: &str, ifindex: u32, packet: &[u8]) -> Capture {
     ];
     let point = points.iter().find(|(name, _)| *name == program).unwrap().1;
     let tunnel = (program == "from_overlay").then(|| (ip("0.0.0.0"), 0));
-    Capture { point, ifindex, mark: 0, segment: 0, length: packet.len() as u32, tunnel, frame: packet.to_vec() }
+    Capture {
+        point,
+        ifindex,
+        mark: 0,
+        segment: 0,
+        length: packet.len() as u32,
+        tunnel,
+        frame: packet.to_vec(),
+    }
 }
 
 /// Every row of every pinned map, as bytes.
@@ -329,9 +337,12 @@ fn raw_maps(bpffs: &std::path::Path) -> std::collections::BTreeMap<String, Vec<(
     let schemas = std::fs::read_dir(bpffs.join("tombolo")).unwrap();
     let schema = schemas.map(|entry| entry.unwrap().path()).next().unwrap();
     let pins = std::fs::read_dir(schema).unwrap().map(|entry| entry.unwrap().path());
-    let maps = pins.filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("tb_")));
-    maps.map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), tombolo_ebpf::raw_rows(&path).unwrap()))
-        .collect()
+    let maps =
+        pins.filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("tb_")));
+    maps.map(|path| {
+        (path.file_name().unwrap().to_string_lossy().into_owned(), tombolo_ebpf::raw_rows(&path).unwrap())
+    })
+    .collect()
 }
 
 pub fn pod(addresses: [&str; 2], identity: u32, endpoint_id: u16, mac: [u8; 6]) -> Interface {
