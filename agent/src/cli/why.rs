@@ -30,9 +30,9 @@ pub(crate) struct WhyArgs {
     #[arg(long, value_name = "ADDRESS", requires = "packet")]
     outer: Option<IpAddr>,
     #[command(flatten)]
-    filter: FilterArgs,
-    #[command(flatten)]
     reading: Reading,
+    #[command(flatten)]
+    filter: FilterArgs,
 }
 
 /// Asks, and prints. Fails if model and programs disagree.

@@ -176,22 +176,15 @@ fn flow(from: u8, to: u8, port: u16, reply: bool) -> Arc<Flow> {
         time: 1,
         node: "n1".to_owned(),
         event: "trace".into(),
-        policies: Vec::new(),
         verdict: "FORWARDED".to_owned(),
-        drop_reason: 0,
-        drop_reason_desc: String::new(),
-        site: 0,
-        why: String::new(),
         trace_point: "to-endpoint".to_owned(),
         source: end(from, 40_000),
         destination: end(to, port),
         l4: L4 { protocol: "TCP".to_owned(), ..L4::default() },
-        service: None,
-        original_destination: None,
         reply,
         new: true,
-        encrypted: false,
         length: 60,
+        ..Flow::default()
     })
 }
 
