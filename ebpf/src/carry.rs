@@ -203,7 +203,7 @@ impl Wanted {
 fn wanted(sizes: &MapSizes) -> Result<BTreeMap<String, Wanted>, DatapathError> {
     let object = aya_obj::Object::parse(OBJECT)
         .map_err(|error| DatapathError::Load(Box::new(aya::EbpfError::ParseError(error))))?;
-    let sizes = BTreeMap::from(sizes.list());
+    let sizes: BTreeMap<&str, u32> = sizes.list().into_iter().collect();
     let pinned =
         object.maps.into_iter().filter(|(_, map)| map.pinning() == aya_obj::maps::PinningType::ByName);
     let shaped = pinned.map(|(name, map)| {

@@ -91,6 +91,12 @@ impl Datapath {
         Ok(rows.filter_map(|(length, bytes, row)| Some((from_key(length, bytes)?, plain(row)))).collect())
     }
 
+    /// Destinations that see pods' own addresses, whatever the node masquerades.
+    pub(crate) fn unmasked(&self) -> Result<BTreeSet<IpNet>, DatapathError> {
+        let rows = self.tables.unmasked.dump()?.into_iter();
+        Ok(rows.filter_map(|(length, bytes, _)| trie_prefix(length, bytes)).collect())
+    }
+
     /// Says which destinations see pods' own addresses although the node masquerades
     /// ([`NodeConfig::masquerade4`](crate::NodeConfig::masquerade4)); all others see the node's.
     ///

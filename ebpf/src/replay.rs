@@ -20,7 +20,7 @@ use tombolo_model as model;
 use tombolo_model::{Frame, Hook, Packet, Reason, Step, To};
 
 /// Maps that no program on packets writes. All others are made anew for a replay.
-const READ_ONLY: [&str; 14] = [
+const READ_ONLY: [&str; 17] = [
     "tb_ifaces",
     "tb_endpoints",
     "tb_hosts",
@@ -28,6 +28,9 @@ const READ_ONLY: [&str; 14] = [
     "tb_nodes",
     "tb_services",
     "tb_ranges",
+    "tb_fronts",
+    "tb_egw",
+    "tb_unmasked",
     "tb_members",
     "tb_backends",
     "tb_maglev",
@@ -175,6 +178,17 @@ impl Datapath {
         let by_type = |ip: &model::Ip| matches!(ip.packet.payload, model::Payload::Other(1 | 58));
         if difference.is_some() && matches!(&frame, Frame::Ip(ip) if by_type(ip)) {
             notes.push("an ICMP message that is no echo is judged by its type, which the model does not know; the program's word counts");
+            difference = None;
+        }
+        // The programs send such a pod's packets through the stack, so that they meet its queues.
+        let queued = |ifindex| {
+            Ok::<bool, DatapathError>(self.interfaces()?.iter().any(|(of, row)| *of == ifindex && row.queued))
+        };
+        if difference.is_some()
+            && let Hook::FromEndpoint(ifindex) | Hook::ToEndpoint(ifindex) = hook
+            && queued(ifindex)?
+        {
+            notes.push("the interface has queues of a chained plugin, which the model does not know; the program's word counts");
             difference = None;
         }
         Ok(Explained { program, frame, steps, model, programs, after, event, difference, notes })

@@ -6,7 +6,9 @@
 use crate::abi::{self, Addr};
 use crate::datapath::Datapath;
 use crate::error::DatapathError;
-use crate::rows::{LocalAddress, NodePath, PolicySet, PolicySide, RuleAction, RuleEntry, RuleTier};
+use crate::rows::{
+    EgressWay, LbMode, LocalAddress, NodePath, PolicySet, PolicySide, RuleAction, RuleEntry, RuleTier,
+};
 use crate::sys;
 use crate::tables::Hash;
 use aya::maps::MapData;
@@ -71,6 +73,9 @@ fn entry(key: &abi::Tuple, value: &abi::Ct) -> Option<(Key, Entry)> {
         rev_nat: value.rev_nat,
         signs: signs(value.flags),
         loopback: value.flags & abi::CTF_LOOPBACK != 0,
+        one_sided: value.flags & abi::CTF_ONE_SIDED != 0,
+        named: value.flags & abi::CTF_NAMED != 0,
+        by_stack: value.flags & abi::CTF_BY_STACK != 0,
         backend: (kind == Kind::Service).then_some(backend),
     };
     Some((Key { kind, tuple: tuple(key) }, entry))
@@ -151,6 +156,8 @@ impl Datapath {
             [ip.packet.source, ip.packet.destination, flow.source.0, flow.destination.0].into();
         ends.extend(tunnel);
         ends.extend(self.write_services(&mut scene, &flow)?);
+        self.write_named(&mut scene, &ip.packet, &flow)?;
+        self.write_ways_out(&mut scene, ip.packet.source)?;
         self.read_flows(&mut scene, &mut ends)?;
         ends.into_iter().try_for_each(|address| self.write_prefix(&mut scene, address))?;
         self.write_policies(&mut scene)?;
@@ -170,6 +177,10 @@ impl Datapath {
             host_policy: config.host_policy_id,
             internal4: config.internal4,
             internal6: config.internal6,
+            masquerade4: config.underlay4.filter(|_| config.masquerade4),
+            masquerade6: config.underlay6.filter(|_| config.masquerade6),
+            direct_return: (config.lb_mode != LbMode::Snat, config.lb_mode == LbMode::Dsr),
+            host_serves: config.host_serves,
         })
     }
 
@@ -192,17 +203,21 @@ impl Datapath {
     /// The longest prefix around an address, and its node.
     fn write_prefix(&self, scene: &mut Scene, address: IpAddr) -> Result<(), DatapathError> {
         let Some(row) = self.prefix_around(address)? else { return Ok(()) };
-        let crate::rows::PrefixEntry { identity, node, encrypt, skip_tunnel, .. } = row;
-        let prefix = model::Prefix { identity, node, encrypt, skip_tunnel };
+        let crate::rows::PrefixEntry { identity, node, encrypt, remote_cluster, skip_tunnel, strict } = row;
+        let prefix = model::Prefix { identity, node, encrypt, remote_cluster, skip_tunnel, strict };
         scene.model.prefixes.insert(address.into(), prefix);
-        if let Some(node) = self.node(row.node)? {
+        self.write_node(scene, row.node)
+    }
+
+    fn write_node(&self, scene: &mut Scene, number: u32) -> Result<(), DatapathError> {
+        if let Some(node) = self.node(number)? {
             let path = match node.path {
                 NodePath::Overlay => model::Path::Overlay,
                 NodePath::Direct | NodePath::Local => model::Path::Direct,
             };
             let remote = model::RemoteNode { tunnel: node.tunnel, path, encrypt: node.encrypt };
-            scene.model.nodes.insert(row.node, remote);
-            scene.model.mtus.insert(row.node, node.mtu);
+            scene.model.nodes.insert(number, remote);
+            scene.model.mtus.insert(number, node.mtu);
         }
         Ok(())
     }
@@ -233,6 +248,54 @@ impl Datapath {
             }
         }
         Ok(backends)
+    }
+
+    /// The service that the packet's header names.
+    fn write_named(
+        &self,
+        scene: &mut Scene,
+        packet: &model::Packet,
+        flow: &model::Tuple,
+    ) -> Result<(), DatapathError> {
+        let Some(named) = packet.frontend else { return Ok(()) };
+        let asked = model::Tuple { destination: named, ..*flow };
+        self.write_services(scene, &asked)?;
+        let (address, port) = named;
+        let frontend =
+            model::Frontend { address, port, protocol: flow.protocol, scope: model::Scope::External };
+        let Some(service) = scene.model.services.get(&frontend) else { return Ok(()) };
+        let (backend, port) = flow.destination;
+        let key = abi::FrontKey {
+            addr: backend.into(),
+            port: port.to_be(),
+            proto: flow.protocol,
+            pad0: 0,
+            rev_nat: service.rev_nat,
+        };
+        let backend = self.tables.fronts.get(key)?.map(|_| flow.destination);
+        scene.model.fronts.insert(frontend, backend.into_iter().collect());
+        Ok(())
+    }
+
+    /// How a pod's packets leave the mesh.
+    fn write_ways_out(&self, scene: &mut Scene, pod: IpAddr) -> Result<(), DatapathError> {
+        for ((of, destination), way) in self.egress()? {
+            if of != pod {
+                continue;
+            }
+            let way = match way {
+                EgressWay::Nowhere => model::EgressWay::Nowhere,
+                EgressWay::Excluded => model::EgressWay::Excluded,
+                EgressWay::Node(node) => model::EgressWay::Node(node),
+                EgressWay::Here { address, .. } => model::EgressWay::Here(address),
+            };
+            if let model::EgressWay::Node(number) = way {
+                self.write_node(scene, number)?;
+            }
+            scene.model.egress.insert((of, destination), way);
+        }
+        scene.model.unmasked = self.unmasked()?;
+        Ok(())
     }
 
     fn write_affinity(
