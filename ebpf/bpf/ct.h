@@ -27,44 +27,58 @@ INLINE int ct_closed(const struct tb_ct *ct, __u8 kind)
 	return (ct->flags & both) == both;
 }
 
-/* The entry of p->key. An expired one, or a closed one that a SYN reopens, counts as none. */
-INLINE struct tb_ct *ct_get(struct tb_pkt *p, __u8 *half)
+/* How many entries have moved from the half-open to the established ones. */
+static volatile __u32 tb_moves;
+
+/* Whether an entry counts for this packet: not an expired one, nor a closed one that a SYN reopens. */
+INLINE int ct_counts(const struct tb_pkt *p, const struct tb_ct *ct)
 {
-	struct tb_ct *ct = bpf_map_lookup_elem(&tb_ct, &p->key);
 	int reopen = p->tproto == TB_TCP && !p->is_error && (p->tcp_flags & (TB_SYN | TB_ACK)) == TB_SYN;
 
+	return ct->expires_ns >= p->now && !(reopen && ct_closed(ct, p->key.kind));
+}
+
+/* The entry of p->key. absent: it was looked for among the established ones in this run already. */
+INLINE struct tb_ct *ct_find(struct tb_pkt *p, __u8 *half, int absent)
+{
+	struct tb_ct *ct = absent ? 0 : bpf_map_lookup_elem(&tb_ct, &p->key);
+
 	*half = 0;
-	if (ct && (ct->expires_ns < p->now || (reopen && ct_closed(ct, p->key.kind)))) {
-		p->stale = 1;
-		ct = 0;
-	}
-	if (ct)
+	if (ct && ct_counts(p, ct))
 		return ct;
+	p->stale = ct != 0;
 	*half = 1;
 	ct = bpf_map_lookup_elem(&tb_ct_half, &p->key);
-	if (!ct && !p->stale) {
-		/* Another CPU may have moved it between the two looks. */
-		ct = bpf_map_lookup_elem(&tb_ct, &p->key);
-		*half = !ct;
-		return ct;
-	}
-	if (ct && (ct->expires_ns < p->now || (reopen && ct_closed(ct, p->key.kind))))
-		ct = 0;
+	if (ct)
+		return ct_counts(p, ct) ? ct : 0;
+	/* Another CPU may have moved it between the two looks. */
+	if (p->stale || tb_moves == p->moves)
+		return 0;
+	ct = bpf_map_lookup_elem(&tb_ct, &p->key);
+	*half = !ct;
 	return ct;
+}
+
+INLINE struct tb_ct *ct_get(struct tb_pkt *p, __u8 *half)
+{
+	return ct_find(p, half, 0);
 }
 
 /*
  * The entry of p->key, if that is an established flow with no end in sight, so that none in the other direction can be
- * alive beside it. Looked for first at the end that more likely opened the flow, which spares the look-ups of all that
- * it is not: clients have the higher ports, and the asked end of an echo has port 0.
+ * alive beside it; p->absent says whether there is no such entry at all. Looked for first at the end that more likely
+ * opened the flow, which spares the look-ups of all that it is not: clients have the higher ports, and the asked end of
+ * an echo has port 0.
  */
-INLINE struct tb_ct *ct_running(const struct tb_pkt *p)
+INLINE struct tb_ct *ct_running(struct tb_pkt *p)
 {
 	struct tb_ct *ct;
 
+	p->absent = 0;
 	if (p->is_error || bswap16(p->key.sport) <= bswap16(p->key.dport))
 		return 0;
 	ct = bpf_map_lookup_elem(&tb_ct, &p->key);
+	p->absent = !ct;
 	if (!ct || ct->expires_ns < p->now || ct->flags & (TB_CTF_CLOSING_ORIG | TB_CTF_CLOSING_REPLY))
 		return 0;
 	return ct;
@@ -91,12 +105,20 @@ INLINE __u64 ct_life(__u8 proto, __u16 flags)
 	return ct_lasts(flags) ? LIFE_TCP : LIFE_SYN;
 }
 
-/* Moves the entry of p->key to the established table. If that is full it stays where it is. */
+/*
+ * Moves the entry of p->key to the established table. If that is full it stays where it is. The LRU may have given the
+ * element to another flow since it was found: then it is not under this key any more.
+ */
 INLINE void ct_promote(struct tb_pkt *p, const struct tb_ct *ct)
 {
 	p->ct = *ct;
-	if (bpf_map_update_elem(&tb_ct, &p->key, &p->ct, BPF_ANY) == 0)
-		bpf_map_delete_elem(&tb_ct_half, &p->key);
+	if (bpf_map_lookup_elem(&tb_ct_half, &p->key) != ct)
+		return;
+	if (bpf_map_update_elem(&tb_ct, &p->key, &p->ct, BPF_ANY) < 0)
+		return;
+	/* Before it is missing there. */
+	__sync_fetch_and_add(&tb_moves, 1);
+	bpf_map_delete_elem(&tb_ct_half, &p->key);
 }
 
 /* What the packet says about the life of a connection of which `known` is known. way: 0 opening, 1 answering. */

@@ -16,6 +16,7 @@ INLINE struct tb_pkt *begin(struct __sk_buff *skb, __u8 l2, __u8 dir, __u8 point
 		return 0;
 	__builtin_memset(p, 0, __builtin_offsetof(struct tb_pkt, key));
 	p->now = bpf_ktime_get_ns() + cfg->clock_offset_ns;
+	p->moves = tb_moves;
 	p->l2 = l2;
 	p->l3_off = l2 ? TB_ETH_HLEN : 0;
 	p->dir = dir;

@@ -139,7 +139,6 @@ GLOBAL int tb_answer(__u32 policy_id)
 		return TC_ACT_SHOT;
 	key_set(&p->key, &p->dst, &p->src, p->dport, p->sport, p->tproto, TB_CT_INGRESS);
 	ct = ct_get(p, &half);
-	p->stale = 0;
 	if (!ct)
 		return TB_GO;
 	rev_nat = ct->rev_nat;
@@ -250,7 +249,7 @@ GLOBAL int tb_egress(struct __sk_buff *skb, __u32 policy_id)
 	if (!p)
 		return TC_ACT_SHOT;
 	key_set(&p->key, &p->src, &p->ndst, p->sport, p->ndport, p->tproto, TB_CT_EGRESS);
-	ct = ct_get(p, &half);
+	ct = ct_find(p, &half, p->absent && !p->translated);
 	if (ct)
 		return sent_on(p, ct, half, policy_id);
 	if (p->is_error)
@@ -286,7 +285,6 @@ INLINE int opened_here(struct tb_pkt *p, __u32 policy_id)
 
 	key_set(&p->key, &p->ndst, &p->nsrc, p->ndport, p->nsport, p->tproto, TB_CT_EGRESS);
 	ct = ct_get(p, &half);
-	p->stale = 0;
 	if (!ct)
 		return TB_GO;
 	rev_nat = ct->rev_nat;
@@ -336,7 +334,7 @@ GLOBAL int tb_ingress(__u32 ifindex)
 		key_set(&p->key, &p->nsrc, &p->ndst, p->nsport, p->ndport, p->tproto, TB_CT_INGRESS);
 	}
 	if (!ct)
-		ct = ct_get(p, &half);
+		ct = ct_find(p, &half, p->absent);
 	if (ct) {
 		if (!verdict_cached(ct, policy_id, p->src_identity)) {
 			act = tb_verdict(policy_id, p->src_identity, 0, p->ndport);

@@ -77,7 +77,6 @@ INLINE int host_answer(struct tb_pkt *p, __u32 policy_id, __u32 dir)
 	int act;
 
 	ct = ct_get(p, &half);
-	p->stale = 0;
 	if (!ct)
 		return TB_GO;
 	p->reply = 1;

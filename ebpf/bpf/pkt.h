@@ -110,9 +110,10 @@ struct tb_pkt {
 	__u8 audited; /* the reason for which it would have been dropped */
 	__u8 untracked; /* judged without being a flow */
 	__u8 named;  /* orig_dst and orig_dport are known, but this packet is not translated: its socket was */
+	__u8 absent; /* the flow as the packet has it is not among the established ones */
 	__u8 to_gateway; /* through the tunnel to p->node, whatever that node's path */
 	__u8 masked; /* pods' packets leave under the node's address */
-	__u8 pad1[5];
+	__u32 moves;  /* tb_moves before any look-up */
 	/* From here on not cleared. */
 	struct tb_tuple key;
 	struct tb_ct ct;

@@ -39,7 +39,7 @@ const ID_REMOTE: u32 = 66_003;
 const POLICIES: [u32; 2] = [1, 2];
 
 /// The port that the pods serve at.
-pub(crate) const PORT: u16 = 8080;
+pub(crate) const PORT: u16 = 80;
 
 /// A TCP packet with some of the flags SYN, ACK.
 pub(crate) fn tcp(from: (IpAddr, u16), to: (IpAddr, u16), flags: &str) -> Result<Vec<u8>, Failure> {
