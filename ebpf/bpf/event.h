@@ -20,7 +20,7 @@ INLINE void count(struct tb_pkt *p, __u32 bytes)
 }
 
 /* A function of its own so that the event's layout is in the BTF, where the loader compares it. */
-static __attribute__((noinline)) int fill_event(struct __sk_buff *skb, struct tb_pkt *p, struct tb_event *e, __u32 type)
+static __attribute__((noinline)) int fill_event(TB_CTX *skb, struct tb_pkt *p, struct tb_event *e, __u32 type)
 {
 	__u16 flags = 0;
 
@@ -50,7 +50,7 @@ static __attribute__((noinline)) int fill_event(struct __sk_buff *skb, struct tb
 	e->flags = flags;
 	e->src_endpoint = p->src_endpoint;
 	e->dst_endpoint = p->dst_endpoint;
-	e->ifindex = skb->ifindex;
+	e->ifindex = ctx_ifindex(skb);
 	e->rev_nat = p->rev_nat;
 	e->length = p->len;
 	e->tcp_flags = p->tcp_flags;
@@ -102,14 +102,14 @@ INLINE int lost(__u32 why)
 	return 0;
 }
 
-GLOBAL int tb_emit(struct __sk_buff *skb, __u32 type)
+GLOBAL int tb_emit(TB_CTX *skb, __u32 type)
 {
 	struct tb_pkt *p = tb_pkt();
 	struct tb_event *e;
 
 	if (!p)
 		return 0;
-	if (!may_tell(p, skb->ifindex))
+	if (!may_tell(p, ctx_ifindex(skb)))
 		return lost(TB_LOST_LIMITED);
 	e = bpf_ringbuf_reserve(&tb_events, sizeof(*e), 0);
 	if (!e)
@@ -120,20 +120,20 @@ GLOBAL int tb_emit(struct __sk_buff *skb, __u32 type)
 }
 
 /* The end of every run. A drop without a reason was counted before (too big, and no answer could be made). */
-INLINE int finish(struct __sk_buff *skb, struct tb_pkt *p, int act)
+INLINE int finish(TB_CTX *skb, struct tb_pkt *p, int act)
 {
 	struct tb_config *cfg;
 
 	if (act == TC_ACT_SHOT) {
 		if (p->reason) {
-			count(p, skb->len);
+			count(p, ctx_len(skb));
 			tb_emit(skb, TB_EV_DROP);
 		}
 		return act;
 	}
 	p->reason = 0;
 	p->site = 0;
-	count(p, skb->len);
+	count(p, ctx_len(skb));
 	if (p->fresh && p->policed) {
 		cfg = tb_cfg();
 		if (cfg && cfg->flags & TB_CFG_VERDICTS)

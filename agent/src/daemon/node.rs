@@ -1,5 +1,6 @@
 //! This node: its Node object, its devices, WireGuard, the datapath's node configuration, its hooks.
 
+use super::acceleration::{self, Accelerated};
 use super::backend::Daemon;
 use super::drive::Driver;
 use super::parts;
@@ -58,6 +59,8 @@ pub(crate) struct NodeSetup {
     pub(crate) restarting: bool,
     /// Where services are translated at sockets.
     pub(crate) sockets: Sockets,
+    /// What serves outside clients.
+    pub(crate) accelerated: Accelerated,
 }
 
 /// Waits for this node's own Node object; none if the stop is asked for before.
@@ -107,12 +110,14 @@ pub(crate) async fn set_up(
         connected: connected.into_iter().map(|a| a.address.into()).collect(),
     };
     let (made, wireguard) = make_devices(config, own, &netlink, plan.mtu, device_mtu).await?;
-    let uplink = Device { name: uplink.name, index: uplink.index, mtu: uplink.mtu, hooks: (true, true) };
+    let uplink_index = uplink.index;
+    let uplink = Device { name: uplink.name, index: uplink_index, mtu: uplink.mtu, hooks: (true, true) };
     let restarting = datapath.config()?.ready;
     let devices: Vec<Device> = std::iter::once(uplink).chain(made).collect();
     configure(datapath, &node_config(config, identity, own, &devices), own)?;
     attach(datapath, &devices)?;
     let sockets = sockets::attach(&config.datapath, datapath)?;
+    let accelerated = acceleration::attach(&config.datapath.load_balancer, datapath, uplink_index)?;
     Ok(NodeSetup {
         own: own.clone(),
         devices,
@@ -123,6 +128,7 @@ pub(crate) async fn set_up(
         wireguard,
         restarting,
         sockets,
+        accelerated,
     })
 }
 
