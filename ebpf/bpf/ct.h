@@ -111,10 +111,15 @@ INLINE __u64 ct_life(__u8 proto, __u16 flags)
 	return ct_lasts(flags) ? LIFE_TCP : LIFE_SYN;
 }
 
-/* Moves the entry of p->key to the established table. If that is full it stays where it is. */
+/*
+ * Moves the entry of p->key to the established table. If that is full it stays where it is. The LRU may have given the
+ * element to another flow since it was found: then it is not under this key any more.
+ */
 INLINE void ct_promote(struct tb_pkt *p, const struct tb_ct *ct)
 {
 	p->ct = *ct;
+	if (bpf_map_lookup_elem(&tb_ct_half, &p->key) != ct)
+		return;
 	if (bpf_map_update_elem(&tb_ct, &p->key, &p->ct, BPF_ANY) < 0)
 		return;
 	/* Before it is missing there. */
