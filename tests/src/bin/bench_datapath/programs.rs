@@ -354,6 +354,7 @@ impl<'a> Programs<'a> {
     fn before_buffers(&mut self) -> Result<(), Failure> {
         let node = &mut self.large.node;
         let router = ["172.20.11.1", "lladdr", "02:00:00:00:00:99", "dev", "upl"];
+        run("sysctl", &["-qw", "net.ipv4.ip_forward=1"]);
         run("ip", &["addr", "add", "172.20.11.2/24", "dev", "upl"]);
         run("ip", &["route", "add", "10.1.2.0/24", "via", "172.20.11.1", "dev", "upl"]);
         run("ip", &[&["neigh", "add"], &router[..]].concat());
@@ -372,13 +373,24 @@ impl<'a> Programs<'a> {
         let uplink = node.uplink;
         let mut time =
             |flows| self.large.units.time_xdp(&target, uplink, &Flow::turn(&packet, flows), XDP_TX);
-        let (hot, cold) = (time(1)?, time(self.amount.cold)?);
-        let note = format!(
-            "{:.2} million packets a second and processor; of {} flows in turn {cold:.0} ns",
-            1e3 / hot,
-            self.amount.cold
-        );
-        self.in_units("N6", "XDP NodePort with DSR and Maglev, 64 bytes", hot, Goal::Ratio(8.0), &note);
+        let timed = match time(1) {
+            Ok(hot) => time(self.amount.cold).map(|cold| (hot, cold)),
+            Err(error) => Err(error),
+        };
+        let what = "XDP NodePort with DSR and Maglev, 64 bytes";
+        let (ours, note) = match timed {
+            Ok((hot, cold)) => {
+                let (rate, flows) = (1e3 / hot, self.amount.cold);
+                let note = format!(
+                    "{rate:.2} million packets a second and processor; of {flows} flows in turn {cold:.0} ns"
+                );
+                (Some(hot), note)
+            }
+            Err(error) => (None, format!("not measured: {error}")),
+        };
+        let peer = Some((Some(self.unit), "one LRU-hash hit (U)"));
+        let figure = Figure { id: "N6", what, unit: "ns", ours, peer, goal: Goal::Ratio(8.0) };
+        self.report.add_noted(&figure, &note);
         let node = &mut self.large.node;
         node.datapath.delete_service(&frontend)?;
         node.datapath.detach_xdp(node.uplink)?;
