@@ -32,7 +32,7 @@ fn build() -> Result<(), String> {
     let out = PathBuf::from(env::var("OUT_DIR").map_err(|e| e.to_string())?);
     let sources = root.join("bpf");
     println!("cargo::rerun-if-changed={}", sources.display());
-    for name in ["datapath", "sock"] {
+    for name in ["datapath", "sock", "xdp"] {
         compile(&sources.join(format!("{name}.bpf.c")), &sources, &out.join(format!("{name}.o")))?;
     }
     let table = render(&scan(&sources)?);

@@ -41,7 +41,7 @@ _Static_assert(sizeof(struct tb_dsr4) == TB_DSR4_ROOM, "tb_dsr4");
 _Static_assert(sizeof(struct tb_dsr6) == TB_DSR6_ROOM, "tb_dsr6");
 
 /* What the first option of an IPv4 header names. */
-INLINE void dsr_read4(struct __sk_buff *skb, struct tb_pkt *p)
+INLINE void dsr_read4(TB_CTX *skb, struct tb_pkt *p)
 {
 	struct tb_dsr4 o;
 
@@ -57,7 +57,7 @@ INLINE void dsr_read4(struct __sk_buff *skb, struct tb_pkt *p)
 }
 
 /* What the first option names of destination options right behind the IPv6 header. */
-INLINE void dsr_read6(struct __sk_buff *skb, struct tb_pkt *p)
+INLINE void dsr_read6(TB_CTX *skb, struct tb_pkt *p)
 {
 	struct tb_dsr6 o;
 
@@ -104,19 +104,26 @@ GLOBAL int tb_fronted(void)
 }
 
 /*
- * Whether the backend's node shall answer the client by itself. The flow's first packet decides it for all. Not for clients
+ * Whether the backend's node may answer the client by itself. Not for clients
  * in the mesh, whose address may be that node's own; nor where the frontend is not known, as in other clusters; nor where
  * the packet would have to pass WireGuard under the client's address, which the other end does not take.
  */
-INLINE int answered_there(struct tb_pkt *p, const struct tb_config *cfg)
+INLINE int may_be_direct(const struct tb_pkt *p, const struct tb_config *cfg)
 {
 	__u32 wanted = p->tproto == TB_TCP ? TB_CFG_DSR_TCP : p->tproto == TB_UDP ? TB_CFG_DSR_UDP : 0;
 	__u32 never = TB_PFX_REMOTE_CLUSTER | TB_PFX_SKIP_TUNNEL | (cfg->flags & TB_CFG_ENCRYPT ? TB_PFX_ENCRYPT : 0);
+
+	return cfg->flags & wanted && p->outsider && p->node && !(p->pfx_flags & never);
+}
+
+/* Whether it does. The flow's first packet decides it for all. */
+INLINE int answered_there(struct tb_pkt *p, const struct tb_config *cfg)
+{
 	struct tb_ct *ct;
 
 	if (p->guessed || p->one_sided)
 		return 1;
-	if (!p->fresh || !(cfg->flags & wanted) || !p->outsider || !p->node || p->pfx_flags & never)
+	if (!p->fresh || !may_be_direct(p, cfg))
 		return 0;
 	ct = bpf_map_lookup_elem(&tb_ct_half, &p->key);
 	if (ct)
@@ -140,7 +147,7 @@ INLINE __be32 resized(__be32 word, __s32 more)
 	return bswap32(w);
 }
 
-INLINE long dsr_push4(struct __sk_buff *skb, struct tb_pkt *p)
+INLINE long dsr_push4(TB_CTX *skb, struct tb_pkt *p)
 {
 	struct tb_dsr4 o = { .type = TB_DSR4_TYPE, .len = sizeof(o) };
 	__u16 port = bswap16(p->orig_dport);
@@ -172,7 +179,7 @@ struct tb_ip6_mid {
 	__u8 hops;
 };
 
-INLINE long dsr_push6(struct __sk_buff *skb, struct tb_pkt *p)
+INLINE long dsr_push6(TB_CTX *skb, struct tb_pkt *p)
 {
 	struct tb_dsr6 o = { .words = 2, .type = TB_DSR6_TYPE, .len = 20, .port = p->orig_dport };
 	struct tb_ip6_mid mid;
@@ -190,7 +197,7 @@ INLINE long dsr_push6(struct __sk_buff *skb, struct tb_pkt *p)
 }
 
 /* Names the frontend in a packet that is otherwise as it leaves. */
-GLOBAL int tb_name_frontend(struct __sk_buff *skb)
+GLOBAL int tb_name_frontend(TB_CTX *skb)
 {
 	struct tb_pkt *p = tb_pkt();
 	__u8 first;
@@ -206,7 +213,7 @@ GLOBAL int tb_name_frontend(struct __sk_buff *skb)
 	return TB_GO;
 }
 
-INLINE long dsr_strip4(struct __sk_buff *skb, struct tb_pkt *p)
+INLINE long dsr_strip4(TB_CTX *skb, struct tb_pkt *p)
 {
 	struct tb_dsr4 o;
 	__be32 was, is;
@@ -223,7 +230,7 @@ INLINE long dsr_strip4(struct __sk_buff *skb, struct tb_pkt *p)
 	return err | bpf_l3_csum_replace(skb, p->l3_off + 10, 0, sum, 0);
 }
 
-INLINE long dsr_strip6(struct __sk_buff *skb, struct tb_pkt *p)
+INLINE long dsr_strip6(TB_CTX *skb, struct tb_pkt *p)
 {
 	struct tb_ip6_mid mid;
 	__u8 next;
@@ -238,7 +245,7 @@ INLINE long dsr_strip6(struct __sk_buff *skb, struct tb_pkt *p)
 }
 
 /* What was read of the frontend's name leaves the packet. */
-GLOBAL int tb_strip_frontend(struct __sk_buff *skb)
+GLOBAL int tb_strip_frontend(TB_CTX *skb)
 {
 	struct tb_pkt *p = tb_pkt();
 

@@ -168,7 +168,7 @@ GLOBAL int tb_answer(__u32 policy_id)
  * The service that the sending socket asked for, if it was translated there (sock.bpf.c): the packet has the backend
  * already. Names the flow in events, and changes nothing of its way. The socket stays with the packet on a veth.
  */
-INLINE void name_service(struct __sk_buff *skb, struct tb_pkt *p, __u32 *rev_nat)
+INLINE void name_service(TB_CTX *skb, struct tb_pkt *p, __u32 *rev_nat)
 {
 	struct tb_sock_key key = { .addr = p->dst, .port = p->dport, .proto = p->tproto };
 	struct tb_sock *sock;
@@ -242,7 +242,7 @@ GLOBAL int tb_running(__u32 policy_id)
 }
 
 /* A packet a pod sends, no answer: egress policy and conntrack. p->rev_nat tells of service translation. */
-GLOBAL int tb_egress(struct __sk_buff *skb, __u32 policy_id)
+GLOBAL int tb_egress(TB_CTX *skb, __u32 policy_id)
 {
 	struct tb_pkt *p = tb_pkt();
 	__u32 asked = 0;
@@ -269,7 +269,7 @@ GLOBAL int tb_egress(struct __sk_buff *skb, __u32 policy_id)
 	p->ct.policy_id = policy_id;
 	p->ct.policy_revision = p->policy_revision;
 	p->ct.endpoint_id = p->src_endpoint;
-	p->ct.ifindex = skb->ifindex;
+	p->ct.ifindex = ctx_ifindex(skb);
 	if (p->named) {
 		p->ct.backend = asked;
 		p->ct.backend_addr = p->orig_dst;

@@ -38,7 +38,7 @@ INLINE void count(struct tb_pkt *p, __u32 bytes)
 }
 
 /* A function of its own so that the event's layout is in the BTF, where the loader compares it. */
-static __attribute__((noinline)) int fill_event(struct __sk_buff *skb, struct tb_pkt *p, struct tb_event *e, __u32 type)
+static __attribute__((noinline)) int fill_event(TB_CTX *skb, struct tb_pkt *p, struct tb_event *e, __u32 type)
 {
 	__u16 flags = 0;
 
@@ -68,7 +68,7 @@ static __attribute__((noinline)) int fill_event(struct __sk_buff *skb, struct tb
 	e->flags = flags;
 	e->src_endpoint = p->src_endpoint;
 	e->dst_endpoint = p->dst_endpoint;
-	e->ifindex = skb->ifindex;
+	e->ifindex = ctx_ifindex(skb);
 	e->rev_nat = p->rev_nat;
 	e->length = p->len;
 	e->tcp_flags = p->tcp_flags;
@@ -130,21 +130,21 @@ struct captured {
 };
 
 /* A function of its own for the same reason. */
-static __attribute__((noinline)) int fill_capture(struct __sk_buff *skb, struct tb_pkt *p, struct tb_capture *c)
+static __attribute__((noinline)) int fill_capture(TB_CTX *skb, struct tb_pkt *p, struct tb_capture *c)
 {
 	c->tunnel_src = p->tunnel_src;
 	c->tunnel_id = p->tunnel_id;
-	c->mark = skb->mark;
-	c->gso_size = skb->gso_size;
+	c->mark = ctx_mark(skb);
+	c->gso_size = ctx_gso_size(skb);
 	c->pad0 = 0;
 	return 0;
 }
 
 /* The packet is still as it came in: what is dropped was not rewritten. */
-INLINE int emit_captured(struct __sk_buff *skb, struct tb_pkt *p, __u32 type)
+INLINE int emit_captured(TB_CTX *skb, struct tb_pkt *p, __u32 type)
 {
 	struct captured *c = bpf_ringbuf_reserve(&tb_events, sizeof(*c), 0);
-	__u32 length = skb->len;
+	__u32 length = ctx_len(skb);
 
 	if (!c)
 		return lost(TB_LOST_FULL);
@@ -159,7 +159,7 @@ INLINE int emit_captured(struct __sk_buff *skb, struct tb_pkt *p, __u32 type)
 	return 0;
 }
 
-GLOBAL int tb_emit(struct __sk_buff *skb, __u32 type)
+GLOBAL int tb_emit(TB_CTX *skb, __u32 type)
 {
 	struct tb_config *cfg = tb_cfg();
 	struct tb_pkt *p = tb_pkt();
@@ -167,7 +167,7 @@ GLOBAL int tb_emit(struct __sk_buff *skb, __u32 type)
 
 	if (!p || !cfg)
 		return 0;
-	if (!may_tell(p, skb->ifindex))
+	if (!may_tell(p, ctx_ifindex(skb)))
 		return lost(TB_LOST_LIMITED);
 	if (cfg->flags & (type == TB_EV_DROP ? TB_CFG_CAPTURE : TB_CFG_CAPTURE_ALL))
 		return emit_captured(skb, p, type);
@@ -180,21 +180,21 @@ GLOBAL int tb_emit(struct __sk_buff *skb, __u32 type)
 }
 
 /* The end of every run. A drop without a reason was counted before (too big, and no answer could be made). */
-INLINE int finish(struct __sk_buff *skb, struct tb_pkt *p, int act)
+INLINE int finish(TB_CTX *skb, struct tb_pkt *p, int act)
 {
 	struct tb_config *cfg = tb_cfg();
 	__u8 point = p->point;
 
 	if (act == TC_ACT_SHOT) {
 		if (p->reason) {
-			count(p, skb->len);
+			count(p, ctx_len(skb));
 			tb_emit(skb, TB_EV_DROP);
 		}
 		return act;
 	}
 	p->reason = 0;
 	p->site = 0;
-	count(p, skb->len);
+	count(p, ctx_len(skb));
 	if (!cfg)
 		return act;
 	if (p->fresh && p->policed && cfg->flags & TB_CFG_VERDICTS)

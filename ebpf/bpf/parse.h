@@ -30,7 +30,7 @@ INLINE int icmp6_is_mld(__u8 type)
 }
 
 /* Finds the transport header of an IPv6 packet: at most five extension headers. */
-INLINE int walk_exthdrs(struct __sk_buff *skb, struct tb_pkt *p, __u8 next, __u32 off)
+INLINE int walk_exthdrs(TB_CTX *skb, struct tb_pkt *p, __u8 next, __u32 off)
 {
 	__u8 h[8];
 	int i;
@@ -99,7 +99,7 @@ INLINE int echo_ports(struct tb_pkt *p, __u8 type, __be16 id)
 }
 
 /* The packet an ICMP error speaks of: its tuple, turned round. */
-INLINE int parse_inner(struct __sk_buff *skb, struct tb_pkt *p)
+INLINE int parse_inner(TB_CTX *skb, struct tb_pkt *p)
 {
 	union tb_addr isrc, idst;
 	__u32 off = p->l4_off + 8;
@@ -161,7 +161,7 @@ INLINE int parse_inner(struct __sk_buff *skb, struct tb_pkt *p)
 	return DROP(p, TB_DROP_UNKNOWN_L4, "ICMP error quotes a protocol that is not tracked", "use TCP, UDP, SCTP or ICMP echo");
 }
 
-INLINE int parse_icmp(struct __sk_buff *skb, struct tb_pkt *p)
+INLINE int parse_icmp(TB_CTX *skb, struct tb_pkt *p)
 {
 	__u8 h[8];
 	__be16 id;
@@ -189,7 +189,7 @@ INLINE int parse_icmp(struct __sk_buff *skb, struct tb_pkt *p)
 	return DROP(p, TB_DROP_UNKNOWN_L4, "ICMP message that is neither echo, error nor discovery", "use echo requests");
 }
 
-INLINE int parse_l4(struct __sk_buff *skb, struct tb_pkt *p)
+INLINE int parse_l4(TB_CTX *skb, struct tb_pkt *p)
 {
 	__u8 h[14];
 	int act;
@@ -223,7 +223,7 @@ INLINE int parse_l4(struct __sk_buff *skb, struct tb_pkt *p)
 	return p->frag ? fragment_ports(p) : TB_GO;
 }
 
-INLINE int parse_l3(struct __sk_buff *skb, struct tb_pkt *p)
+INLINE int parse_l3(TB_CTX *skb, struct tb_pkt *p)
 {
 	if (p->family == 4) {
 		struct tb_ip4 ip;
@@ -261,11 +261,11 @@ INLINE int parse_l3(struct __sk_buff *skb, struct tb_pkt *p)
 	}
 }
 
-INLINE void parsed(struct __sk_buff *skb, struct tb_pkt *p)
+INLINE void parsed(TB_CTX *skb, struct tb_pkt *p)
 {
 	__u32 header = p->seg_len;
 
-	p->seg_len = skb->gso_size ? (__u32)p->l4_off - p->l3_off + header + skb->gso_size : p->len;
+	p->seg_len = ctx_gso_size(skb) ? (__u32)p->l4_off - p->l3_off + header + ctx_gso_size(skb) : p->len;
 	p->nsrc = p->src;
 	p->ndst = p->dst;
 	p->esrc = p->src;
@@ -277,14 +277,14 @@ INLINE void parsed(struct __sk_buff *skb, struct tb_pkt *p)
 }
 
 /* Fills the tuple. On a drop after the IP header, family, src and dst are valid all the same. */
-GLOBAL int tb_parse(struct __sk_buff *skb)
+GLOBAL int tb_parse(TB_CTX *skb)
 {
 	struct tb_pkt *p = tb_pkt();
 	int act;
 
 	if (!p)
 		return TC_ACT_SHOT;
-	if (skb->protocol == bswap16(TB_ETH_P_IP))
+	if (ctx_protocol(skb) == bswap16(TB_ETH_P_IP))
 		p->family = 4;
 	else
 		p->family = 6;

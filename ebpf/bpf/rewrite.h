@@ -13,7 +13,7 @@ INLINE __s64 addr_diff(union tb_addr *from, union tb_addr *to, __s64 seed)
 	return bpf_csum_diff(from->w, 16, to->w, 16, seed);
 }
 
-INLINE int store_addr(struct __sk_buff *skb, struct tb_pkt *p, __u32 v4_off, __u32 v6_off, union tb_addr *to)
+INLINE int store_addr(TB_CTX *skb, struct tb_pkt *p, __u32 v4_off, __u32 v6_off, union tb_addr *to)
 {
 	if (p->family == 4)
 		return bpf_skb_store_bytes(skb, v4_off, &to->w[3], 4, 0);
@@ -36,7 +36,7 @@ INLINE __u32 l4_csum_off(__u8 proto)
 	return proto == TB_UDP ? 6 : 2;
 }
 
-INLINE int rewrite_ports(struct __sk_buff *skb, struct tb_pkt *p)
+INLINE int rewrite_ports(TB_CTX *skb, struct tb_pkt *p)
 {
 	__u32 csum = p->l4_off + l4_csum_off(p->proto);
 	__u64 flags = 2 | (p->proto == TB_UDP ? BPF_F_MARK_MANGLED_0 : 0);
@@ -63,7 +63,7 @@ INLINE int rewrite_ports(struct __sk_buff *skb, struct tb_pkt *p)
 	return err;
 }
 
-INLINE int rewrite_packet(struct __sk_buff *skb, struct tb_pkt *p)
+INLINE int rewrite_packet(TB_CTX *skb, struct tb_pkt *p)
 {
 	__s64 diff = 0;
 	long err = 0;
@@ -92,7 +92,7 @@ INLINE int rewrite_packet(struct __sk_buff *skb, struct tb_pkt *p)
 	return err | rewrite_ports(skb, p);
 }
 
-INLINE int rewrite_inner_port(struct __sk_buff *skb, struct tb_pkt *p, __u32 off, __be16 from, __be16 to)
+INLINE int rewrite_inner_port(TB_CTX *skb, struct tb_pkt *p, __u32 off, __be16 from, __be16 to)
 {
 	long err;
 
@@ -103,7 +103,7 @@ INLINE int rewrite_inner_port(struct __sk_buff *skb, struct tb_pkt *p, __u32 off
 }
 
 /* An ICMP error: the tuple is that of the quoted packet turned round, so inner source is our dst. */
-INLINE int rewrite_error(struct __sk_buff *skb, struct tb_pkt *p)
+INLINE int rewrite_error(TB_CTX *skb, struct tb_pkt *p)
 {
 	__s64 outer = 0, inner = 0;
 	long err = 0;
@@ -147,7 +147,7 @@ INLINE int translated(struct tb_pkt *p)
 	       p->dport != p->ndport;
 }
 
-GLOBAL int tb_rewrite(struct __sk_buff *skb)
+GLOBAL int tb_rewrite(TB_CTX *skb)
 {
 	struct tb_pkt *p = tb_pkt();
 	long err;
@@ -163,7 +163,7 @@ GLOBAL int tb_rewrite(struct __sk_buff *skb)
 }
 
 /* One hop less. The caller has made sure that ttl > 1. */
-INLINE int hop(struct __sk_buff *skb, struct tb_pkt *p)
+INLINE int hop(TB_CTX *skb, struct tb_pkt *p)
 {
 	__u8 ttl = p->ttl - 1;
 	long err;
@@ -180,10 +180,11 @@ INLINE int hop(struct __sk_buff *skb, struct tb_pkt *p)
 	return TB_GO;
 }
 
+#ifndef TB_XDP
 /* Gives a packet of a device without link layer an Ethernet header, for a device that has one. */
-INLINE int add_l2(struct __sk_buff *skb, struct tb_pkt *p)
+INLINE int add_l2(TB_CTX *skb, struct tb_pkt *p)
 {
-	__be16 type = skb->protocol;
+	__be16 type = ctx_protocol(skb);
 
 	if (p->l2)
 		return TB_GO;
@@ -196,6 +197,7 @@ INLINE int add_l2(struct __sk_buff *skb, struct tb_pkt *p)
 	p->in_l4 += TB_ETH_HLEN;
 	return TB_GO;
 }
+#endif
 
 #undef TB_FILE_ID
 #endif

@@ -16,6 +16,7 @@ use crate::rows::{
 };
 use crate::sockets::SocketHooks;
 use crate::tables::Tables;
+use crate::xdp::XdpHooks;
 use aya::programs::SchedClassifier;
 use aya::{Ebpf, EbpfLoader};
 use std::fs;
@@ -168,6 +169,7 @@ pub struct Datapath {
     pub(crate) fronts: Mutex<Fronts>,
     object: Mutex<Ebpf>,
     pub(crate) sockets: Mutex<SocketHooks>,
+    pub(crate) xdp: Mutex<XdpHooks>,
     /// Told when a backend or a service has gone.
     pub(crate) left: tokio::sync::Notify,
     links: Links,
@@ -246,6 +248,7 @@ impl Datapath {
             object: Mutex::new(object),
             left: tokio::sync::Notify::new(),
             sockets: Mutex::new(SocketHooks::new(&directory, &config.sizes)),
+            xdp: Mutex::new(XdpHooks::new(&directory, &config.sizes)),
             links: Links::new(links, config.attach),
             directory,
             csum6,
@@ -253,6 +256,7 @@ impl Datapath {
         if let Some(carrying) = carrying {
             datapath.take_over(&carrying.other_links())?;
             lock(&datapath.sockets).take_over(&carrying.other_links());
+            lock(&datapath.xdp).take_over(&carrying.other_links());
             carrying.late_flows()?;
             carrying.finish()?;
         }
@@ -339,6 +343,7 @@ impl Datapath {
     /// # Errors
     /// The pin could not be removed.
     pub fn detach(&self, ifindex: u32) -> Result<(), DatapathError> {
+        self.detach_xdp(ifindex)?;
         self.links.detach(ifindex).map_err(|source| DatapathError::BpfFs {
             operation: "remove link pin below",
             path: self.directory.clone(),
@@ -409,7 +414,7 @@ impl Datapath {
             (*name, count.unwrap_or_default())
         });
         let sockets = lock(&self.sockets).verified_instructions()?;
-        Ok(packets.chain(sockets).collect())
+        Ok(packets.chain(sockets).chain([self.xdp_instructions()?]).collect())
     }
 
     /// The stream of flow events; the ring has one reader.

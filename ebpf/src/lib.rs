@@ -52,6 +52,7 @@ mod sockets;
 mod stale_sockets;
 mod sys;
 mod tables;
+mod xdp;
 
 pub use attach::Attach;
 pub use conntrack::GcStats;
@@ -68,3 +69,4 @@ pub use rows::{
 pub use sites::{SITES, Site, reason_name, site};
 pub use stale_sockets::SocketStats;
 pub use sys::{monotonic_ns, raw_rows};
+pub use xdp::Acceleration;

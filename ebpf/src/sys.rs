@@ -387,6 +387,32 @@ pub(crate) fn cgroup_of_link(link: BorrowedFd<'_>) -> io::Result<u64> {
     Err(io::Error::from_raw_os_error(libc::EINVAL))
 }
 
+/// The interface that an XDP program's link is on; 0: it is gone.
+///
+/// # Errors
+/// What bpf(2) says; EINVAL if it is another kind of link.
+pub(crate) fn interface_of_link(link: BorrowedFd<'_>) -> io::Result<u32> {
+    /// `struct bpf_link_info` of an XDP program's link.
+    #[repr(C)]
+    #[derive(Default)]
+    struct LinkInfo {
+        kind: u32,
+        id: u32,
+        program: u32,
+        pad: u32,
+        ifindex: u32,
+        more: [u32; 11],
+    }
+    const BPF_LINK_TYPE_XDP: u32 = 6;
+    let mut info = LinkInfo::default();
+    object_info(link, &mut info)?;
+    if info.kind == BPF_LINK_TYPE_XDP {
+        Ok(info.ifindex)
+    } else {
+        Err(io::Error::from_raw_os_error(libc::EINVAL))
+    }
+}
+
 /// Runs another program at a link from now on, without a gap.
 ///
 /// # Errors
@@ -404,6 +430,17 @@ pub(crate) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
     let mut attr = UpdateAttr { link: number(link), program: number(program), flags: 0, old_program: 0 };
     // SAFETY: the attribute has no pointers.
     unsafe { call(BPF_LINK_UPDATE, &raw mut attr) }.map(drop)
+}
+
+/// Takes a link's program away at once; without it that comes some time after the last descriptor and pin have gone.
+///
+/// # Errors
+/// What bpf(2) says.
+pub(crate) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+    const BPF_LINK_DETACH: libc::c_int = 34;
+    let mut number = u32::try_from(link.as_raw_fd()).unwrap_or(u32::MAX);
+    // SAFETY: the attribute is the link's number alone.
+    unsafe { call(BPF_LINK_DETACH, &raw mut number) }.map(drop)
 }
 
 /// The cookie of the network namespace that this thread is in, as the programs know it (Linux 5.14).

@@ -338,7 +338,7 @@ fn what_changes_is_what_is_written() {
     let slot = |row: &FrontendRow, n: usize| row.backends[usize::from(row.maglev[n])];
     let moved = (0..before.maglev.len()).filter(|n| slot(&before, *n) != slot(&after, *n)).count();
     println!("one of 5000 backends goes: {moved} of 65521 slots, planned in {took:?}");
-    assert!(moved <= 2400, "{moved} of 65521 slots");
+    assert!(moved <= 300, "{moved} of 65521 slots");
     // Not ready: it stays known, the numbers of the others and their flows too.
     row.backends.get_mut(&ip(7)).unwrap().state = BackendState::NotReady;
     world.remote.1.upsert(row);

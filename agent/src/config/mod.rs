@@ -328,12 +328,29 @@ pub(crate) enum LbMode {
     Hybrid,
 }
 
+/// Whether outside clients are served before socket buffers are made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Acceleration {
+    /// No.
+    #[default]
+    Disabled,
+    /// By XDP in the uplink's driver; a problem where that has none.
+    Native,
+    /// The same where the driver has it.
+    BestEffort,
+    /// By the kernel's own XDP, with any driver and no faster: for tests.
+    Generic,
+}
+
 /// `datapath.load_balancer`.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct LoadBalancer {
     /// `snat`, `dsr` or `hybrid` (Cilium: `loadBalancer.mode`).
     pub(crate) mode: LbMode,
+    /// `disabled`, `native`, `best-effort` or `generic` (Cilium: `loadBalancer.acceleration`).
+    pub(crate) acceleration: Acceleration,
 }
 
 /// Which packets of flows are told, in Cilium's words (`monitor-aggregation`).

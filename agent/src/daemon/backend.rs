@@ -1,5 +1,6 @@
 //! What the local API shows: gathered from the rooms at the moment of asking.
 
+use super::acceleration::{self, Accelerated};
 use super::api::Backend;
 use super::bgp_api::{self, Operation, RouteQuery, RouteTrial};
 use super::drive::Driver;
@@ -266,6 +267,11 @@ impl Daemon {
         }
         let refused = self.sockets_refused.load(Ordering::Relaxed);
         parts.push(sockets::part(&node.sockets, self.datapath.sockets_attached(), refused));
+        let running = match node.accelerated {
+            Accelerated::At(uplink, _) => self.datapath.xdp_attached(uplink),
+            Accelerated::Off | Accelerated::Without { .. } => None,
+        };
+        parts.push(acceleration::part(&node.accelerated, running));
         parts
     }
 

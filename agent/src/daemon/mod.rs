@@ -11,6 +11,7 @@
 //! ```
 //! Stopping by SIGTERM withdraws BGP routes first; SIGKILL leaves everything as it is for the next life.
 
+mod acceleration;
 pub(crate) mod api;
 mod backend;
 pub(crate) mod bgp;

@@ -1,5 +1,6 @@
 //! This node: its Node object, its devices, WireGuard, the datapath's node configuration, its hooks.
 
+use super::acceleration::{self, Accelerated};
 use super::backend::Daemon;
 use super::drive::Driver;
 use super::parts;
@@ -62,6 +63,8 @@ pub(crate) struct NodeSetup {
     pub(crate) restarting: bool,
     /// Where services are translated at sockets.
     pub(crate) sockets: Sockets,
+    /// What serves outside clients.
+    pub(crate) accelerated: Accelerated,
 }
 
 /// Waits for this node's own Node object; none if the stop is asked for before.
@@ -112,7 +115,7 @@ pub(crate) async fn set_up(
     };
     let (made, wireguard) = make_devices(config, own, &netlink, plan.mtu, device_mtu).await?;
     let uplink_index = uplink.index;
-    let uplink = Device { name: uplink.name, index: uplink.index, mtu: uplink.mtu, hooks: (true, true) };
+    let uplink = Device { name: uplink.name, index: uplink_index, mtu: uplink.mtu, hooks: (true, true) };
     let restarting = datapath.config()?.ready;
     let devices: Vec<Device> = std::iter::once(uplink).chain(made).collect();
     snat::tell_shared(&config.datapath.snat_ports.0);
@@ -125,6 +128,7 @@ pub(crate) async fn set_up(
     configure(datapath, &row, own)?;
     attach(datapath, &devices)?;
     let sockets = sockets::attach(&config.datapath, datapath)?;
+    let accelerated = acceleration::attach(&config.datapath.load_balancer, datapath, uplink_index)?;
     Ok(NodeSetup {
         own: own.clone(),
         devices,
@@ -135,6 +139,7 @@ pub(crate) async fn set_up(
         wireguard,
         restarting,
         sockets,
+        accelerated,
     })
 }
 

@@ -29,7 +29,7 @@ pub(crate) const POD_B: Both<&str> = ["10.1.1.3", "fd00:10:1:1::3"];
 pub(crate) const REMOTE: Both<&str> = ["10.1.2.2", "fd00:10:1:2::2"];
 pub(crate) const CLIENT: Both<&str> = ["172.20.200.10", "fd00:20:200::10"];
 const INTERNAL: Both<&str> = ["10.1.1.1", "fd00:10:1:1::1"];
-const UNDERLAY: Both<&str> = ["172.20.11.2", "fd00:20:11::2"];
+pub(crate) const UNDERLAY: Both<&str> = ["172.20.11.2", "fd00:20:11::2"];
 const OTHER_NODE: &str = "172.20.12.2";
 
 const ID_A: u32 = 66_001;
@@ -162,9 +162,14 @@ impl Node {
         for address in REMOTE {
             d.upsert_prefix(ip(address)?.into(), &there)?;
         }
-        let tunnel = Some(ip(OTHER_NODE)?);
-        d.upsert_node(1, &NodeEntry { tunnel, path: NodePath::Overlay, encrypt: false, mtu: 1450 })?;
+        self.remote(NodePath::Overlay)?;
         self.police(Some(10), Some(10))
+    }
+
+    /// How the other node is reached.
+    pub(crate) fn remote(&self, path: NodePath) -> Result<(), Failure> {
+        let tunnel = Some(ip(OTHER_NODE)?);
+        Ok(self.datapath.upsert_node(1, &NodeEntry { tunnel, path, encrypt: false, mtu: 1450 })?)
     }
 
     /// How many entries the policies of A (egress) and B (ingress) have; `None`: not enforced.

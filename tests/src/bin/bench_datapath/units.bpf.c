@@ -55,6 +55,13 @@ struct {
 } jump SEC(".maps");
 
 struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(key_size, 4);
+	__uint(value_size, 4);
+	__uint(max_entries, 1);
+} jump_xdp SEC(".maps");
+
+struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__type(key, struct bytes16);
 	__type(value, struct bytes12);
@@ -100,6 +107,27 @@ SEC("classifier") int turn(struct __sk_buff *skb)
 SEC("classifier") int nothing(struct __sk_buff *skb)
 {
 	return 0;
+}
+
+static long (*const bpf_xdp_store_bytes)(void *ctx, __u32 off, void *from, __u32 len) = (void *)BPF_FUNC_xdp_store_bytes;
+
+/* The same before socket buffers. */
+SEC("xdp") int turn_xdp(struct xdp_md *ctx)
+{
+	__u32 number;
+	struct turn *turn = begin(&number);
+	__u16 port;
+
+	if (!turn)
+		return XDP_ABORTED;
+	if (turn->v6)
+		bpf_xdp_store_bytes(ctx, 0, turn->head, 74);
+	else
+		bpf_xdp_store_bytes(ctx, 0, turn->head, 54);
+	port = bswap16(turn->first + number);
+	bpf_xdp_store_bytes(ctx, turn->port_at, &port, 2);
+	bpf_tail_call(ctx, &jump_xdp, 0);
+	return XDP_PASS;
 }
 
 /* What the lookups below cost without their lookups. */

@@ -9,7 +9,7 @@ use std::process::Command;
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData, ProgramArray};
-use aya::programs::{ProgramFd, SchedClassifier, TestRun, TestRunOptions};
+use aya::programs::{ProgramFd, SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
 
 use crate::Failure;
@@ -80,6 +80,7 @@ pub(crate) struct Batch {
 pub(crate) struct Units {
     object: Ebpf,
     jump: ProgramArray<MapData>,
+    jump_xdp: ProgramArray<MapData>,
     turns: Array<MapData, [u8; TURN]>,
     batches: u32,
 }
@@ -113,6 +114,10 @@ fn program<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifi
     Ok(object.program_mut(name).ok_or_else(|| format!("units.bpf.c has no program {name}"))?.try_into()?)
 }
 
+fn turn_xdp(object: &mut Ebpf) -> Result<&mut Xdp, Failure> {
+    Ok(object.program_mut("turn_xdp").ok_or("units.bpf.c has no program turn_xdp")?.try_into()?)
+}
+
 impl Units {
     /// Compiles and loads them; `pins` is the folder of the datapath's maps.
     pub(crate) fn load(pins: &Path, batches: u32) -> Result<Self, Failure> {
@@ -124,8 +129,10 @@ impl Units {
             program(&mut object, name)?.load()?;
         }
         let jump = ProgramArray::try_from(object.take_map("jump").ok_or("map jump")?)?;
+        turn_xdp(&mut object)?.load()?;
+        let jump_xdp = ProgramArray::try_from(object.take_map("jump_xdp").ok_or("map jump_xdp")?)?;
         let turns = Array::try_from(object.take_map("turns").ok_or("map turns")?)?;
-        Ok(Self { object, jump, turns, batches })
+        Ok(Self { object, jump, jump_xdp, turns, batches })
     }
 
     fn run(&mut self, name: &str, packet: &[u8], context: &[u8], repeat: u32) -> Result<Batch, Failure> {
@@ -179,6 +186,42 @@ impl Units {
                     return Err(format!("verdict {} rather than {wanted}", batch.verdict).into());
                 }
                 least.take(batch.ns);
+            }
+        }
+        Ok(with.over(without))
+    }
+
+    /// The same of a program before socket buffers. `ifindex` has one natively. Without it the frame is passed (2).
+    pub(crate) fn time_xdp(
+        &mut self,
+        target: &ProgramFd,
+        ifindex: u32,
+        turn: &Turn<'_>,
+        verdict: u32,
+    ) -> Result<f64, Failure> {
+        let length = u32::try_from(turn.packet.len())?;
+        let context: Vec<u8> = [0, length, 0, ifindex, 0, 0].into_iter().flat_map(u32::to_ne_bytes).collect();
+        let (mut with, mut without) = (Least::default(), Least::default());
+        for _ in 0..self.batches {
+            for (least, target, wanted) in [(&mut without, None, 2), (&mut with, Some(target), verdict)] {
+                match target {
+                    Some(target) => self.jump_xdp.set(0, target, 0)?,
+                    None => drop(self.jump_xdp.clear_index(&0)),
+                }
+                self.set(turn)?;
+                for repeat in [turn.flows.clamp(64, BATCH), BATCH.max(turn.flows)] {
+                    let mut options = TestRunOptions::new();
+                    options.data_in = Some(turn.packet);
+                    options.ctx_in = Some(&context);
+                    options.repeat = repeat;
+                    let done = turn_xdp(&mut self.object)?.test_run(options)?;
+                    if done.return_value != wanted {
+                        return Err(format!("verdict {} rather than {wanted}", done.return_value).into());
+                    }
+                    if repeat >= BATCH {
+                        least.take(f64::from(u32::try_from(done.duration.as_nanos())?));
+                    }
+                }
             }
         }
         Ok(with.over(without))
