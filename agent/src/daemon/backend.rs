@@ -155,7 +155,10 @@ impl Daemon {
                 identities: rows.intent.identities.snapshot(),
                 nodes: rows.intent.kube.nodes.snapshot(),
             },
-            services: super::flows::Frontends(rows.desired.frontends.snapshot()),
+            objects: super::flows::Objects {
+                frontends: rows.desired.frontends.snapshot(),
+                pods: rows.intent.kube.pods.snapshot(),
+            },
             rules: rows.desired.policy_rules.snapshot(),
         })
     }

@@ -161,7 +161,7 @@ fn drops(datapath: &Datapath) -> Result<Shown, DatapathError> {
             Some(site) => (site.number, format!("{}:{}", site.file, site.line), site.why, site.remedy),
             None => (0, metric.site.to_string(), "a place of an earlier version's programs", "-"),
         };
-        let name = if reason == 0 { "not dropped".to_owned() } else { drop_reason(reason).to_owned() };
+        let name = if reason == 0 { "not dropped".to_owned() } else { names::drop_reason(reason).to_owned() };
         let value = json!({
             "reason": reason, "reason_desc": name, "site": metric.site, "place": place, "direction": direction,
             "packets": metric.packets, "bytes": metric.bytes, "why": why, "remedy": remedy,

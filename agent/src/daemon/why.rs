@@ -1,6 +1,6 @@
 //! `tombolo why`: what the model and the real programs make of a packet, in words.
 
-use super::flows::{Flows, Frontends, site};
+use super::flows::{Flows, Objects, site};
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use tombolo_ebpf::{Datapath, Explained, LocalAddress};
 use tombolo_model::ct::Kind;
 use tombolo_model::{Direction, Frame, Place, Scope, Step, To, Tuple};
 use tombolo_observe::filter::Filter;
-use tombolo_observe::flow::{Enricher, Flow, Names, ServiceNames};
+use tombolo_observe::flow::{Enricher, Flow, Names, ObjectNames};
 use tombolo_observe::names;
 use tombolo_policy::CookieRow;
 use tombolo_topology::EndpointRow;
@@ -93,7 +93,7 @@ pub(crate) struct Outcome {
 pub(crate) struct Words {
     pub(crate) enricher: Enricher,
     pub(crate) names: Names,
-    pub(crate) services: Frontends,
+    pub(crate) objects: Objects,
     pub(crate) rules: Snapshot<CookieRow>,
 }
 
@@ -254,7 +254,11 @@ impl Words {
 
     /// A name for an address, with the address.
     fn whom(&self, ip: IpAddr) -> String {
-        let peer = self.enricher.peer(&FlowEnd { ip, port: 0, identity: 0, endpoint_id: 0 }, &self.names);
+        let peer = self.enricher.peer(
+            &FlowEnd { ip, port: 0, identity: 0, endpoint_id: 0 },
+            &self.names,
+            &self.objects,
+        );
         match (&peer.namespace, &peer.pod, &peer.node) {
             (Some(namespace), Some(pod), _) => format!("{ip} ({namespace}/{pod})"),
             (_, _, Some(node)) => format!("{ip} (node {node})"),
@@ -270,7 +274,7 @@ impl Words {
         let nobody = FlowEnd { ip: IpAddr::from([0, 0, 0, 0]), port: 0, identity: number, endpoint_id: 0 };
         let name = IdentityId(number).reserved_name().map(str::to_owned);
         let labels = || {
-            let labels = self.enricher.peer(&nobody, &self.names).labels;
+            let labels = self.enricher.peer(&nobody, &self.names, &self.objects).labels;
             labels.into_iter().filter(|label| !label.contains("io.cilium.k8s")).collect::<Vec<_>>().join(",")
         };
         format!("{number} ({})", name.unwrap_or_else(labels))
@@ -314,7 +318,7 @@ impl Words {
                 let scope = if *scope == Scope::Internal { "for pods" } else { "from outside" };
                 let name = [6, 17, 132]
                     .into_iter()
-                    .find_map(|protocol| self.services.service(frontend.0, frontend.1, protocol));
+                    .find_map(|protocol| self.objects.service(frontend.0, frontend.1, protocol));
                 let name = name.map(|s| format!(" {}/{}", s.namespace, s.name)).unwrap_or_default();
                 let asked = self.end(*frontend);
                 told(
@@ -412,7 +416,7 @@ mod tests {
         Words {
             enricher: Enricher { node: "n".into(), cluster: "c".into(), sites: site },
             names: Names::default(),
-            services: Frontends(Table::new().0.snapshot()),
+            objects: Objects { frontends: Table::new().0.snapshot(), pods: Table::new().0.snapshot() },
             rules: rules.snapshot(),
         }
     }
