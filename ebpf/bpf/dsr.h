@@ -81,6 +81,8 @@ GLOBAL int tb_fronted(void)
 
 	if (!p)
 		return TC_ACT_SHOT;
+	if (p->tproto == TB_SCTP)
+		return DROP(p, TB_DROP_INVALID, "it names a frontend, and SCTP is not answered directly", "none; no node sends it, somebody forges it");
 	key.addr = p->front;
 	key.port = p->front_port;
 	key.proto = p->tproto;

@@ -1,7 +1,6 @@
 //! Pods' host ports and bandwidth annotations: what is read, and what is told and left out.
 
-use super::tests::{only, read};
-use super::*;
+use super::tests::read;
 use crate::object::Object;
 use crate::rows::PodRow;
 use tombolo_topology::{HostPort, Shaping};

@@ -19,7 +19,7 @@ use tombolo_kubernetes::{ClusterIdentity, read_manifests};
 use tombolo_model::policy::{Party, Policies, Question};
 use tombolo_model::{Reason, WORLD};
 use tombolo_policy::compile::{Change, Compiler, Inputs};
-use tombolo_policy::{Action, CidrGroupRow, Direction, NamedPort, PolicyRow, RuleRow, Tier};
+use tombolo_policy::{Action, CidrGroupRow, Direction, Landmarks, NamedPort, PolicyRow, RuleRow, Tier};
 use tombolo_topology::{EndpointRow, EndpointState, IdentityRow};
 
 const NETWORK_POLICY: &str = "
@@ -140,6 +140,8 @@ fn endpoint(number: u16, id: IdentityId, labels: Labels) -> EndpointRow {
         identity: Some(id),
         labels,
         state: EndpointState::Ready,
+        port_mappings: BTreeSet::new(),
+        queued: false,
     }
 }
 
@@ -226,7 +228,9 @@ fn through(document: &Value, all: &[Known]) -> Through {
     let compiler = compiled(&rules, &groups, all);
     let rows: BTreeMap<IdentityId, tombolo_model::Policy> =
         compiler.policies().map(|row| (row.subject, entries(row))).collect();
-    let policies = Policies { cluster: &cluster, rules: &rules, groups: &groups, node: &node() };
+    let landmarks = Landmarks::default();
+    let policies =
+        Policies { cluster: &cluster, rules: &rules, groups: &groups, node: &node(), landmarks: &landmarks };
     let local = |known: &&Known| match &known.party {
         Party::Pod { labels, .. } => labels.cluster() == Some("east"),
         Party::Fixed(id) => *id == IdentityId::HOST,

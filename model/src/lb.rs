@@ -162,6 +162,10 @@ impl Node {
     /// A packet for a pod of this node names a frontend: it must be known here, with this backend.
     pub(crate) fn named_here(&self, flight: &mut Flight<'_>) -> Result<(), Reason> {
         let Some((address, port)) = flight.named else { return Ok(()) };
+        // No node does that: the answers' ports cannot be changed.
+        if flight.was.protocol == SCTP {
+            return Err(Reason::Invalid);
+        }
         let asked = Frontend { address, port, protocol: flight.was.protocol, scope: Scope::External };
         let rev_nat = self.services.get(&asked).ok_or(Reason::NoService)?.rev_nat;
         if !self.takes(flight, &asked) {

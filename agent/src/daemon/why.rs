@@ -425,7 +425,7 @@ mod tests {
         let (source, destination) = ("10.1.1.2".parse().unwrap(), "10.1.1.3".parse().unwrap());
         let payload = Payload::Tcp { ports: (4000, 80), flags: TcpFlags::SYN };
         let fragment = tombolo_model::Fragment::Whole;
-        let packet = Packet { source, destination, hops: 64, length: 40, fragment, payload };
+        let packet = Packet { source, destination, hops: 64, length: 40, fragment, frontend: None, payload };
         let flow = Tuple { source: (source, 4000), destination: (destination, 80), protocol: 6 };
         let question =
             Question { direction: Direction::Ingress, identity: 1000, protocol: 6, port: 80, ipv4: true };

@@ -14,7 +14,7 @@ pub struct Reach {
 
 /// What the default number of packets must lead to: where packets go on at each hook, why they are dropped, and which
 /// are translated.
-const WANTED: [&str; 37] = [
+const WANTED: [&str; 41] = [
     "from_endpoint to Kernel",
     "from_endpoint to Network",
     "from_endpoint to Overlay",

@@ -352,6 +352,8 @@ fn endpoint(id: u16, identity: IdentityId, labels: Labels) -> EndpointRow {
         identity: Some(identity),
         labels,
         state: EndpointState::Ready,
+        port_mappings: BTreeSet::new(),
+        queued: false,
     }
 }
 
