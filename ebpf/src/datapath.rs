@@ -649,7 +649,7 @@ pub(crate) fn program<'a>(
 /// length come by each of them.
 fn walk(ports: &RangeInclusive<u16>) -> u32 {
     let count = u32::from(ports.end().saturating_sub(*ports.start())) + 1;
-    let prime = |n: &u32| (2..).take_while(|d| d * d <= *n).all(|d| n % d != 0);
+    let prime = |n: &u32| (2..).take_while(|d| d * d <= *n).all(|d| !n.is_multiple_of(d));
     (count.max(2)..).find(prime).unwrap_or(count)
 }
 

@@ -10,6 +10,9 @@ use ipnet::IpNet;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+/// A pod, and where it sends.
+type Departure = (IpAddr, IpNet);
+
 /// The pod stands whole before the destination, so each pod has a trie of its own.
 const POD_BITS: u32 = 128;
 
@@ -86,7 +89,7 @@ impl Datapath {
     ///
     /// # Errors
     /// The map cannot be read.
-    pub fn egress(&self) -> Result<Vec<((IpAddr, IpNet), EgressWay)>, DatapathError> {
+    pub fn egress(&self) -> Result<Vec<(Departure, EgressWay)>, DatapathError> {
         let rows = self.tables.egress.dump()?.into_iter();
         Ok(rows.filter_map(|(length, bytes, row)| Some((from_key(length, bytes)?, plain(row)))).collect())
     }

@@ -66,6 +66,9 @@ pub struct Explained {
     pub notes: Vec<&'static str>,
 }
 
+/// What the programs say: where it goes, or reason and place of a drop; the packet behind them; their last event.
+type Said = (Result<To, (u8, u16)>, Vec<u8>, Option<DatapathEvent>);
+
 /// The second copy of the programs.
 pub struct Replayer {
     object: Ebpf,
@@ -199,7 +202,7 @@ impl Datapath {
         replayer: &mut Replayer,
         name: &'static str,
         capture: &Capture,
-    ) -> Result<(Result<To, (u8, u16)>, Vec<u8>, Option<DatapathEvent>), DatapathError> {
+    ) -> Result<Said, DatapathError> {
         let (action, after) = replayer.run(name, capture)?;
         let told = replayer.told();
         let drop = told.iter().find(|event| event.kind == EventKind::Drop);

@@ -10,6 +10,11 @@ use tombolo_ebpf::*;
 
 const OTHER_VIP: [&str; 2] = ["203.0.113.6", "2001:db8:e::6"];
 
+/// A family's number in the numbers of services and backends.
+fn number(family: usize) -> u32 {
+    u32::try_from(family).unwrap()
+}
+
 /// The frontend's port 80 and address in an option: of IPv4 turned round, of IPv6 in a whole extension header.
 fn option(frontend: &str, next: u8) -> Vec<u8> {
     match ip(frontend) {
@@ -35,7 +40,7 @@ fn naming(frame: &[u8], frontend: &str) -> Vec<u8> {
         let words = ip_header.iter().chain(&option).copied().collect::<Vec<_>>();
         let sum =
             words.chunks(2).fold(0_u32, |sum, word| sum + u32::from(u16::from_be_bytes([word[0], word[1]])));
-        let sum = !(((sum & 0xffff) + (sum >> 16)) as u16);
+        let sum = !u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap();
         ip_header[10..12].copy_from_slice(&sum.to_be_bytes());
     } else {
         let length = u16::from_be_bytes([ip_header[4], ip_header[5]]) + 24;
@@ -64,7 +69,7 @@ fn the_first_packets_name_the_frontend_under_the_clients_address() {
         node.remote(path, false);
         mode(&node, LbMode::Dsr);
         for f in FAMILIES {
-            node.service(VIP[f], 80, Scope::External, 20 + f as u32, &[(1 + f as u32, REMOTE[f], 8080)]);
+            node.service(VIP[f], 80, Scope::External, 20 + number(f), &[(1 + number(f), REMOTE[f], 8080)]);
             let (client, vip) = ((CLIENT[f], 5000), (VIP[f], 80));
             let syn = tcp(client, vip, "S");
             let ran = node.run("from_uplink", node.uplink, &syn);
@@ -92,7 +97,7 @@ fn hybrid_is_for_tcp() {
     let node = Node::new();
     mode(&node, LbMode::Hybrid);
     for f in FAMILIES {
-        node.service(VIP[f], 80, Scope::External, 20 + f as u32, &[(1 + f as u32, REMOTE[f], 8080)]);
+        node.service(VIP[f], 80, Scope::External, 20 + number(f), &[(1 + number(f), REMOTE[f], 8080)]);
         let ran = node.run("from_uplink", node.uplink, &tcp((CLIENT[f], 5000), (VIP[f], 80), "S"));
         assert!(named(&ran.packet));
         let ran = node.run("from_uplink", node.uplink, &udp((CLIENT[f], 5000), (VIP[f], 80), 9));
@@ -134,7 +139,7 @@ fn what_does_not_fit_with_the_option_is_answered() {
     let mut node = Node::new();
     mode(&node, LbMode::Dsr);
     for f in FAMILIES {
-        node.service(VIP[f], 80, Scope::External, 20 + f as u32, &[(1 + f as u32, REMOTE[f], 8080)]);
+        node.service(VIP[f], 80, Scope::External, 20 + number(f), &[(1 + number(f), REMOTE[f], 8080)]);
         // The path takes 1400 bytes.
         let payload = if f == 0 { 1400 - 28 - 8 } else { 1400 - 48 - 24 };
         let ran = node.run("from_uplink", node.uplink, &udp((CLIENT[f], 5000), (VIP[f], 80), payload));

@@ -243,7 +243,7 @@ fn without_df(mut packet: Vec<u8>) -> Vec<u8> {
     let sum: u32 = words.sum();
     let folded = (sum & 0xffff) + (sum >> 16);
     let folded = (folded & 0xffff) + (folded >> 16);
-    packet[24..26].copy_from_slice(&(!(folded as u16)).to_be_bytes());
+    packet[24..26].copy_from_slice(&(!u16::try_from(folded).unwrap()).to_be_bytes());
     packet
 }
 

@@ -32,6 +32,10 @@ impl Dice {
         usize::try_from(self.next() >> 33).unwrap() % limit
     }
 
+    fn small(&mut self, limit: usize) -> u16 {
+        u16::try_from(self.below(limit)).unwrap()
+    }
+
     fn byte(&mut self) -> u8 {
         self.next().to_le_bytes()[5]
     }
@@ -43,6 +47,11 @@ impl Dice {
     fn of<T: Copy>(&mut self, list: &[T]) -> T {
         list[self.below(list.len())]
     }
+}
+
+/// A family's number in the numbers of services and backends.
+fn number(family: usize) -> u32 {
+    u32::try_from(family).unwrap()
 }
 
 fn setting(name: &str, default: u64) -> u64 {
@@ -100,17 +109,17 @@ impl World {
                 cluster,
                 80,
                 Scope::Internal,
-                1 + f as u32 * 10,
-                &[(1 + f as u32 * 10, POD_B[f], 8080), (2 + f as u32 * 10, REMOTE[f], 8080)],
+                1 + number(f) * 10,
+                &[(1 + number(f) * 10, POD_B[f], 8080), (2 + number(f) * 10, REMOTE[f], 8080)],
             );
             node.service(
                 vip,
                 80,
                 Scope::External,
-                2 + f as u32 * 10,
-                &[(3 + f as u32 * 10, REMOTE[f], 8080), (4 + f as u32 * 10, POD_B[f], 8080)],
+                2 + number(f) * 10,
+                &[(3 + number(f) * 10, REMOTE[f], 8080), (4 + number(f) * 10, POD_B[f], 8080)],
             );
-            node.service(vip, 81, Scope::External, 3 + f as u32 * 10, &[]);
+            node.service(vip, 81, Scope::External, 3 + number(f) * 10, &[]);
         }
         let deny = PolicySet { ingress: PolicySide::only(Vec::new()), ..PolicySet::default() };
         d.set_policy(GUARDED, &deny).unwrap();
@@ -134,9 +143,9 @@ impl World {
     fn valid(&mut self) -> Vec<u8> {
         let f = self.dice.below(2);
         let (from, to) = (self.dice.of(&HOSTS)[f], self.dice.of(&HOSTS)[f]);
-        let ports = (4000 + self.dice.below(3) as u16, self.dice.of(&[80_u16, 81, 8080, 8472, 22]));
+        let ports = (4000 + self.dice.small(3), self.dice.of(&[80_u16, 81, 8080, 8472, 22]));
         match self.dice.below(8) {
-            0 => ping(from, to, 1 + self.dice.below(3) as u16, self.dice.one_in(2)),
+            0 => ping(from, to, 1 + self.dice.small(3), self.dice.one_in(2)),
             1 if f == 1 => icmp6(
                 from,
                 to,
@@ -238,7 +247,7 @@ impl World {
     fn talk(&mut self) {
         let f = self.dice.below(2);
         let to = self.dice.of(&[POD_A[f], REMOTE[f], CLIENT[f], CLUSTER_IP[f]]);
-        let ports = (4000 + self.dice.below(50) as u16, self.dice.of(&[80_u16, 8080, 22]));
+        let ports = (4000 + self.dice.small(50), self.dice.of(&[80_u16, 8080, 22]));
         let asks = if self.dice.one_in(2) {
             udp((POD_B[f], ports.0), (to, ports.1), 20)
         } else {

@@ -26,6 +26,11 @@ struct Variant {
     families: [bool; 2],
 }
 
+/// A family's number in the numbers of services and backends.
+fn number(family: usize) -> u32 {
+    u32::try_from(family).unwrap()
+}
+
 fn variants() -> Vec<Variant> {
     let mut all = Vec::new();
     for bits in 0..32_u32 {
@@ -101,7 +106,7 @@ fn each_variant_is_loaded_and_does_what_the_model_says() {
         node.datapath.set_policy(number, &PolicySet { ingress: side(), egress: side(), audit }).unwrap();
     }
     for f in FAMILIES {
-        let n = f as u32 * 10;
+        let n = number(f) * 10;
         node.service(CLUSTER_IP[f], 80, Scope::Internal, 1 + n, &[(1 + n, REMOTE[f], 8080)]);
         node.service(VIP[f], 80, Scope::External, 2 + n, &[(2 + n, REMOTE[f], 8080)]);
     }

@@ -11,6 +11,11 @@ use tombolo_base::flow::Capture;
 use tombolo_ebpf::*;
 use tombolo_model::{Reason, Step, To};
 
+/// A family's number in the numbers of services and backends.
+fn number(family: usize) -> u32 {
+    u32::try_from(family).unwrap()
+}
+
 fn says(capture: &Capture, node: &mut Node, wanted: Result<To, u8>) -> Explained {
     let explained = node.explain(capture);
     assert_eq!(explained.difference, None, "{explained:#?}");
@@ -39,8 +44,8 @@ fn allow(identity: u32, port: u16) -> RuleEntry {
 fn every_way_on_is_told() {
     let mut node = Node::new();
     for f in FAMILIES {
-        node.service(CLUSTER_IP[f], 80, Scope::Internal, 1 + f as u32, &[(1 + f as u32, REMOTE[f], 8080)]);
-        node.service(VIP[f], 80, Scope::External, 5 + f as u32, &[(3 + f as u32, REMOTE[f], 8080)]);
+        node.service(CLUSTER_IP[f], 80, Scope::Internal, 1 + number(f), &[(1 + number(f), REMOTE[f], 8080)]);
+        node.service(VIP[f], 80, Scope::External, 5 + number(f), &[(3 + number(f), REMOTE[f], 8080)]);
         let (a, b, uplink, overlay) = (node.a, node.b, node.uplink, node.overlay);
         let syn = |from: &str, to: &str, port| tcp((from, 4000), (to, port), "S");
         for (program, ifindex, packet, to) in [
@@ -98,7 +103,7 @@ fn decisions_are_told_in_their_order_with_the_entry_that_decided() {
         .upsert_interface(node.a, &Interface { policy_id: 7, ..pod(POD_A, ID_A, 1, MAC_A) })
         .unwrap();
     for f in FAMILIES {
-        node.service(CLUSTER_IP[f], 80, Scope::Internal, 1 + f as u32, &[(1 + f as u32, REMOTE[f], 8080)]);
+        node.service(CLUSTER_IP[f], 80, Scope::Internal, 1 + number(f), &[(1 + number(f), REMOTE[f], 8080)]);
         let asked = tcp((POD_A[f], 4000), (CLUSTER_IP[f], 80), "S");
         let told = says(&capture_of("from_endpoint", node.a, &asked), &mut node, Ok(To::Overlay));
         let (read, backend): (IpAddr, (IpAddr, u16)) = (ip(POD_A[f]), (ip(REMOTE[f]), 8080));

@@ -11,6 +11,11 @@ const PASS: u32 = 2;
 const TX: u32 = 3;
 const ROUTER: [u8; 6] = [2, 0, 0, 0, 0, 0x99];
 
+/// A family's number in the numbers of services and backends.
+fn number(family: usize) -> u32 {
+    u32::try_from(family).unwrap()
+}
+
 /// A node whose uplink has the program, and whose other node is reached by routes.
 fn node(config: impl Fn(NodeConfig) -> NodeConfig) -> Node {
     let node = Node::new();
@@ -39,7 +44,7 @@ fn both_programs_make_the_same_of_a_packet() {
 fn frames(node: &Node, fast: bool) -> (Vec<Vec<u8>>, Vec<(u64, u64)>) {
     let mut all = Vec::new();
     for f in FAMILIES {
-        node.service(VIP[f], 80, Scope::External, 20 + f as u32, &[(1 + f as u32, REMOTE[f], 8080)]);
+        node.service(VIP[f], 80, Scope::External, 20 + number(f), &[(1 + number(f), REMOTE[f], 8080)]);
         let (client, vip) = ((CLIENT[f], 5000), (VIP[f], 80));
         let mut through = |frame: &[u8]| {
             let packet = if fast {
@@ -105,9 +110,8 @@ fn what_it_does_not_do_is_passed_on_as_it_came() {
         last[14 + if f == 0 { 8 } else { 7 }] = 1;
         if f == 0 {
             // The sum takes the hops that are gone.
-            let sum = u16::from_be_bytes([last[24], last[25]]).checked_add(63 << 8).unwrap_or_else(|| {
-                (u32::from(u16::from_be_bytes([last[24], last[25]])) + (63 << 8) - 0xffff) as u16
-            });
+            let (sum, carry) = u16::from_be_bytes([last[24], last[25]]).overflowing_add(63 << 8);
+            let sum = sum + u16::from(carry);
             last[24..26].copy_from_slice(&sum.to_be_bytes());
         }
         passes("its last hop", &last);
@@ -201,7 +205,7 @@ fn on_a_wire(how: Acceleration) {
     // A veth hands frames on only to an end that has a program.
     space.inside(|| node.datapath.attach_xdp(index("pupl"), how)).unwrap();
     for f in FAMILIES {
-        node.service(VIP[f], 80, Scope::External, 20 + f as u32, &[(1 + f as u32, REMOTE[f], 8080)]);
+        node.service(VIP[f], 80, Scope::External, 20 + number(f), &[(1 + number(f), REMOTE[f], 8080)]);
         let listen = |at: (&str, u16)| {
             let socket = space.inside(|| std::net::UdpSocket::bind((ip(at.0), at.1))).unwrap();
             socket.set_read_timeout(Some(std::time::Duration::from_secs(3))).unwrap();

@@ -234,7 +234,7 @@ fn through(document: &Value, all: &[Known]) -> Through {
     let local = |known: &&Known| match &known.party {
         Party::Pod { labels, .. } => labels.cluster() == Some("east"),
         Party::Fixed(id) => *id == IdentityId::HOST,
-        Party::Address(_) => false,
+        Party::Node(_) | Party::Address(_) => false,
     };
     let mut flags = Vec::new();
     for subject in all.iter().filter(local) {

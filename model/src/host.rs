@@ -18,8 +18,7 @@ impl Node {
         let carrier = port == self.config.vxlan_port || Some(port) == self.config.wireguard_port;
         let known =
             || self.prefix_of(peer).is_some_and(|prefix| prefix.node != 0 && is_node(prefix.identity));
-        (self.config.host_policy != 0 || served)
-            && (!flight.sight.is_error || served)
+        (served || (self.config.host_policy != 0 && !flight.sight.is_error))
             && !(flight.was.protocol == UDP && carrier && known())
     }
 

@@ -410,7 +410,7 @@ impl Node {
     /// Through the tunnel, whatever the gateway's path.
     fn to_gateway(&self, flight: &Flight<'_>, number: u32) -> Decision {
         let node = self.nodes.get(&number).ok_or(Reason::NoEgressGateway)?;
-        self.into_tunnel(flight, node)
+        self.tunnelled(flight, node)
     }
 
     /// Whether it fits on the path to a node. A node's own address is not tunnelled: its path is narrower only if
@@ -424,7 +424,7 @@ impl Node {
         !narrow || *mtu == 0 || self.whole.is_none_or(|bytes| bytes <= *mtu)
     }
 
-    fn into_tunnel(&self, flight: &Flight<'_>, node: &RemoteNode) -> Decision {
+    fn tunnelled(&self, flight: &Flight<'_>, node: &RemoteNode) -> Decision {
         if !self.config.overlay {
             return Err(Reason::NoDevice);
         }
@@ -440,7 +440,7 @@ impl Node {
         let Some(node) = node.filter(|node| node.path == Path::Overlay) else {
             return hop(flight, To::Network);
         };
-        self.into_tunnel(flight, node)
+        self.tunnelled(flight, node)
     }
 
     fn overlay_sends(&mut self, now_ns: u64, packet: &Packet) -> Decision {

@@ -119,7 +119,10 @@ pub(crate) fn why(
     captures.into_iter().map(explain).collect()
 }
 
-fn captured(flows: &Flows, query: &WhyQuery) -> Result<Vec<(Option<Arc<Flow>>, Capture)>, String> {
+/// A packet, and the flow that it was seen in.
+type Seen = (Option<Arc<Flow>>, Capture);
+
+fn captured(flows: &Flows, query: &WhyQuery) -> Result<Vec<Seen>, String> {
     let (found, _) = flows.read(&query.filter, usize::MAX);
     let seen = found.len();
     let with = |flow: Arc<Flow>| {

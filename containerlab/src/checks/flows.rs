@@ -186,7 +186,7 @@ pub struct WantEnd {
 }
 
 /// Another node's identity.
-pub const REMOTE_NODE: u32 = 6;
+pub(super) const REMOTE_NODE: u32 = 6;
 /// That of one that the API server is on.
 const KUBE_APISERVER: u32 = 7;
 

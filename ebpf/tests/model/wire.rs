@@ -40,7 +40,7 @@ fn headers(packet: &Packet) -> PacketBuilderStep<IpHeaders> {
             let (id, more, offset) = part(packet.fragment);
             let fragment = (packet.fragment != Fragment::Whole)
                 .then(|| Ipv6FragmentHeader::new(IpNumber(0), offset, more, id));
-            let destination_options = packet.frontend.map(|named| dsr6(named));
+            let destination_options = packet.frontend.map(dsr6);
             let extensions = Ipv6Extensions { destination_options, fragment, ..Ipv6Extensions::default() };
             ethernet.ip(IpHeaders::Ipv6(header, extensions))
         }

@@ -332,8 +332,11 @@ pub fn capture_of(program: &str, ifindex: u32, packet: &[u8]) -> Capture {
     }
 }
 
+/// Keys and values.
+type RawRows = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// Every row of every pinned map, as bytes.
-fn raw_maps(bpffs: &std::path::Path) -> std::collections::BTreeMap<String, Vec<(Vec<u8>, Vec<u8>)>> {
+fn raw_maps(bpffs: &std::path::Path) -> std::collections::BTreeMap<String, RawRows> {
     let schemas = std::fs::read_dir(bpffs.join("tombolo")).unwrap();
     let schema = schemas.map(|entry| entry.unwrap().path()).next().unwrap();
     let pins = std::fs::read_dir(schema).unwrap().map(|entry| entry.unwrap().path());

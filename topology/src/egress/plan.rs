@@ -244,7 +244,7 @@ impl Planner {
                 ways.entry(*prefix).or_insert(way);
             }
         }
-        concerned.then(|| EgressRow {
+        concerned.then_some(EgressRow {
             source: Source::Planner,
             pod: pod.address,
             identity: pod.identity,

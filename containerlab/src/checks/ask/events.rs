@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use super::answers::{answered, pod_key};
-use super::{Ask, Denial, Origin, Peer, Protocol, Resolved, Target};
+use super::{Ask, Denial, Origin, Peer, Protocol, Resolved, Target, underlay};
 use crate::checks::check::{CheckResult, Failure, Variant};
 use crate::checks::context::Context;
 use crate::checks::flows::{Frontend, REMOTE_NODE, Want, WantEnd};
@@ -247,15 +247,20 @@ impl Ask {
         attempt: &Attempt,
     ) -> Result<Vec<(String, Want)>, Failure> {
         let Some((asker, _)) = &resolved.asker else { return Ok(Vec::new()) };
+        // Of several gateways the answer says which it was.
+        let leaves_here = match &attempt.outcome {
+            Outcome::Answered { answer } => {
+                answer.peer_address == underlay(context, &asker.node, self.family)?
+            }
+            _ => self.gateways.contains(&asker.node),
+        };
         let (identity, point, crosses) = match &self.to {
             Target::Host(node, _) if *node == asker.node => (HOST, TO_HOST, false),
             Target::Host(..) | Target::NodePort { .. } | Target::HostPort(..) => {
                 (REMOTE_NODE, TO_NETWORK, true)
             }
             // In the tunnel to the gateway, also where pods are routed.
-            _ if self.peer == Peer::Gateway && !self.gateways.contains(&asker.node) => {
-                (WORLD, TO_OVERLAY, true)
-            }
+            _ if self.peer == Peer::Gateway && !leaves_here => (WORLD, TO_OVERLAY, true),
             _ => (WORLD, TO_NETWORK, false),
         };
         let source = self.asker(context, resolved, attempt).await?;

@@ -15,9 +15,6 @@ pub enum State {
     Open(&'static str),
 }
 
-/// Of those that have not been run.
-const NOT_RUN: &str = "not run since its last change";
-
 /// Group, name and state, in the order of the list.
 pub const LIST: &[(&str, &str, State)] = &[
     ("Connectivity", "no-policies", State::Green),
@@ -81,7 +78,7 @@ pub const LIST: &[(&str, &str, State)] = &[
     ("Policy L3/L4", "to-cidr-external", State::Green),
     ("Policy L3/L4", "to-cidr-external-ccnp", State::Green),
     ("Policy L3/L4", "to-cidr-external-knp", State::Green),
-    ("Policy L3/L4", "from-cidr-host-netns", State::Written(NOT_RUN)),
+    ("Policy L3/L4", "from-cidr-host-netns", State::Green),
     ("Policy L3/L4", "echo-ingress-from-outside", State::Green),
     ("Policy L3/L4", "client-egress-to-cidr-deny", State::Green),
     ("Policy L3/L4", "client-egress-to-cidr-deny-ccnp", State::Green),
@@ -163,9 +160,9 @@ pub const LIST: &[(&str, &str, State)] = &[
     ("Encryption", "ipsec-key-derivation-validation", State::Waits("IPsec")),
     ("Encryption", "no-ipsec-xfrm-errors", State::Waits("IPsec")),
     ("Encryption", "ztunnel-pod-to-pod-encryption", State::Waits("ztunnel")),
-    ("Egress gateway", "egress-gateway", State::Written(NOT_RUN)),
-    ("Egress gateway", "egress-gateway-multigateway", State::Written(NOT_RUN)),
-    ("Egress gateway", "egress-gateway-excluded-cidrs", State::Written(NOT_RUN)),
+    ("Egress gateway", "egress-gateway", State::Green),
+    ("Egress gateway", "egress-gateway-multigateway", State::Green),
+    ("Egress gateway", "egress-gateway-excluded-cidrs", State::Green),
     ("Egress gateway", "egress-gateway-with-l7-policy", State::Waits("L7")),
     ("Local redirect", "local-redirect-policy", State::Waits("local redirect policies")),
     ("Local redirect", "local-redirect-policy-with-node-dns", State::Waits("local redirect policies")),

@@ -79,7 +79,7 @@ impl Covered {
     #[must_use]
     pub fn judge<'a>(&self, rows: impl Iterator<Item = &'a Row> + Clone) -> Status {
         let of = |part: &'static str| rows.clone().filter(move |row| row.check.starts_with(part));
-        if let Some(part) = self.parts.iter().find(|part| of(**part).next().is_none()) {
+        if let Some(part) = self.parts.iter().find(|part| of(part).next().is_none()) {
             let what = format!("a check {part}… of {}", self.name);
             return Status::Failed(Failure::new(what, "none ran", "`tombolo lab test` without --only"));
         }
