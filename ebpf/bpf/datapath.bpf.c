@@ -72,7 +72,7 @@ INLINE int pod_onward(struct __sk_buff *skb, struct tb_pkt *p)
 
 	if (p->where == TB_HOST || p->loopback || !(p->by_stack | p->queued))
 		return onward(skb, p);
-	if (p->to_gateway || !addr_zero(&p->snat_to))
+	if (p->by_tunnel || !addr_zero(&p->snat_to))
 		return onward(skb, p);
 	act = to_stack(skb, p, TB_POINT_TO_STACK);
 	if (act == TC_ACT_OK)
@@ -85,8 +85,8 @@ INLINE int sent_on_its_way(struct __sk_buff *skb, struct tb_pkt *p)
 {
 	int act;
 
-	/* Neither a pod nor a node of the mesh. */
-	if (p->where == TB_AWAY && !p->node) {
+	/* Neither a pod nor a node of the mesh, nor where pods are that nobody has named. */
+	if (p->where == TB_AWAY && !p->node && !(p->pfx_flags & TB_PFX_STRICT)) {
 		act = tb_leave();
 		if (act != TB_GO)
 			return act;
@@ -307,13 +307,26 @@ INLINE int is_internal(struct tb_pkt *p, struct tb_config *cfg)
 	return addr_eq(&p->dst, internal_addr(cfg, p->family));
 }
 
+/* Whether an answer from outside the mesh goes to the pod's node as its flow came from there. */
+INLINE int tunnelled_back(const struct tb_pkt *p)
+{
+	struct tb_config *cfg = tb_cfg();
+
+	return cfg && cfg->flags & TB_CFG_ENCRYPT && !p->rev_nat && p->where == TB_AWAY && p->node && !(p->pfx_flags & TB_PFX_SKIP_TUNNEL);
+}
+
 /* An answer to a flow that this node SNATed: back to the client. One from outside the mesh stays so. */
 INLINE int answer_of_backend(struct __sk_buff *skb, struct tb_pkt *p)
 {
 	int act = tb_locate();
 
-	p->vni = p->rev_nat ? TB_ID_REMOTE_NODE : p->src_identity;
-	return act == TB_GO ? onward(skb, p) : act;
+	if (act != TB_GO)
+		return act;
+	/* The number of a prefix is this node's own, and longer than a VNI: the receiver goes by the address. */
+	p->vni = p->rev_nat ? TB_ID_REMOTE_NODE : p->src_identity >> 24 ? 0 : p->src_identity;
+	/* The other end of WireGuard on a route takes no address of the world. */
+	p->by_tunnel = tunnelled_back(p);
+	return onward(skb, p);
 }
 
 /* A service's client outside: local backends, the node itself too, see its address, remote ones the node's, or its own. */
@@ -590,11 +603,13 @@ INLINE int must_encrypt(struct tb_pkt *p, struct tb_config *cfg)
 }
 
 /* Whether it would tell the network what is meant for a pod that nobody has named. The node's own is no pod's. */
-INLINE int would_leak(struct tb_pkt *p)
+INLINE int would_leak(struct tb_pkt *p, __u32 mark)
 {
 	struct tb_prefix *pfx = prefix_of(p, &p->dst);
+	/* Under the node's address, and yet not its own. */
+	int lent = mark == TB_MARK_FORWARDED || mark == TB_MARK_IDENTITY;
 
-	return pfx && pfx->flags & TB_PFX_STRICT && !is_host(&p->outer_src);
+	return pfx && pfx->flags & TB_PFX_STRICT && (lent || !is_host(&p->outer_src));
 }
 
 /* What the node itself sends to the network. parsed: down to the ports. */
@@ -624,7 +639,7 @@ INLINE int uplink_sends(struct __sk_buff *skb, struct tb_pkt *p)
 	p->reason = 0;
 	if (p->nd || addr_multicast(&p->dst, p->family))
 		return TC_ACT_OK;
-	if ((cfg->host_policy_id || cfg->flags & TB_CFG_HOST_SERVES) && mark != TB_MARK_FORWARDED) {
+	if ((cfg->host_policy_id || cfg->flags & TB_CFG_HOST_SERVES) && mark != TB_MARK_FORWARDED && mark != TB_MARK_IDENTITY) {
 		act = node_sends(p, act == TB_GO);
 		if (act == TB_GO)
 			act = tb_rewrite(skb);
@@ -634,7 +649,7 @@ INLINE int uplink_sends(struct __sk_buff *skb, struct tb_pkt *p)
 	if (!(cfg->flags & TB_CFG_ENCRYPT))
 		return TC_ACT_OK;
 	if (!must_encrypt(p, cfg)) {
-		if (would_leak(p))
+		if (would_leak(p, mark))
 			return DROP(p, TB_DROP_UNENCRYPTED, "it goes to where pods are, on no node that is known, and would leave in clear", "tombolo show prefix-entries, tombolo mesh status; datapath.strict_encryption says where pods are");
 		return TC_ACT_OK;
 	}

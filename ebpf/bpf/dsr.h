@@ -106,16 +106,19 @@ GLOBAL int tb_fronted(void)
 }
 
 /*
- * Whether the backend's node may answer the client by itself. Not for clients
- * in the mesh, whose address may be that node's own; nor where the frontend is not known, as in other clusters; nor where
- * the packet would have to pass WireGuard under the client's address, which the other end does not take.
+ * Whether the backend's node may answer the client by itself. Not for clients in the mesh, whose address may be that
+ * node's own; nor where the frontend is not known, as in other clusters; nor where the packet would have to pass
+ * WireGuard under the client's address, which the other end does not take.
  */
 INLINE int may_be_direct(const struct tb_pkt *p, const struct tb_config *cfg)
 {
 	__u32 wanted = p->tproto == TB_TCP ? TB_CFG_DSR_TCP : p->tproto == TB_UDP ? TB_CFG_DSR_UDP : 0;
 	__u32 never = TB_PFX_REMOTE_CLUSTER | TB_PFX_SKIP_TUNNEL | (cfg->flags & TB_CFG_ENCRYPT ? TB_PFX_ENCRYPT : 0);
 
-	return cfg->flags & wanted && p->outsider && p->node && !(p->pfx_flags & never);
+	if (!(cfg->flags & wanted) || !p->outsider || !p->node || p->pfx_flags & never)
+		return 0;
+	/* Of this node's own addresses no other node knows the frontends: node ports, host ports. */
+	return !bpf_map_lookup_elem(&tb_endpoints, &p->dst);
 }
 
 /* Whether it does. The flow's first packet decides it for all. */

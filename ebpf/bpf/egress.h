@@ -52,7 +52,7 @@ GLOBAL int tb_leave(void)
 			return leave_under(p, &egw->address, egw->ifindex);
 		p->node = egw->node;
 		p->pfx_flags = 0;
-		p->to_gateway = 1;
+		p->by_tunnel = 1;
 		return TB_GO;
 	}
 	if (!(cfg->flags & (p->family == 4 ? TB_CFG_MASQ4 : TB_CFG_MASQ6)))
@@ -73,7 +73,7 @@ GLOBAL int tb_leave_here(void)
 
 	if (!p)
 		return TC_ACT_SHOT;
-	egw = p->node ? 0 : egress_of(p);
+	egw = p->node || p->pfx_flags & TB_PFX_STRICT ? 0 : egress_of(p);
 	if (!egw || !(egw->flags & TB_EGW_LOCAL))
 		return DROP(p, TB_DROP_UNROUTABLE, "tunnel packet for an address that is not on this node, which is no gateway for it", "tombolo show endpoints, tombolo show egress-gateways; the sender's view is stale or the pod is gone");
 	if (addr_zero(&egw->address))
@@ -89,7 +89,8 @@ INLINE int may_turn_back(struct tb_pkt *p, struct tb_config *cfg)
 
 	if (addr_eq(&p->dst, internal_addr(cfg, p->family)))
 		return 1;
-	if (port < cfg->snat_port_min || port > cfg->snat_port_max)
+	/* SCTP keeps its port. */
+	if (p->tproto != TB_SCTP && (port < cfg->snat_port_min || port > cfg->snat_port_max))
 		return 0;
 	ep = bpf_map_lookup_elem(&tb_endpoints, &p->dst);
 	return !ep || ep->flags & TB_EP_HOST;

@@ -169,7 +169,8 @@ GLOBAL int tb_emit(TB_CTX *skb, __u32 type)
 		return 0;
 	if (!may_tell(p, ctx_ifindex(skb)))
 		return lost(TB_LOST_LIMITED);
-	if (cfg->flags & (type == TB_EV_DROP ? TB_CFG_CAPTURE : TB_CFG_CAPTURE_ALL))
+	/* What exceeds a rate was rewritten before. */
+	if (p->reason != TB_DROP_RATE && p->reason != TB_DROP_HORIZON && cfg->flags & (type == TB_EV_DROP ? TB_CFG_CAPTURE : TB_CFG_CAPTURE_ALL))
 		return emit_captured(skb, p, type);
 	e = bpf_ringbuf_reserve(&tb_events, sizeof(*e), 0);
 	if (!e)

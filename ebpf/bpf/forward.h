@@ -209,7 +209,7 @@ INLINE __u32 path_mtu(const struct tb_pkt *p, const struct tb_node *node)
 {
 	__u32 room = node->tunnel.w[2] == bswap32(0xffff) ? 50 : 70;
 
-	if (!p->to_gateway || node->path == TB_PATH_OVERLAY || node->mtu <= room)
+	if (!p->by_tunnel || node->path == TB_PATH_OVERLAY || node->mtu <= room)
 		return node->mtu;
 	return node->mtu - room;
 }
@@ -237,9 +237,9 @@ GLOBAL int tb_forward(struct __sk_buff *skb)
 		if (act != TB_GO)
 			return act;
 	}
-	if (!node && p->to_gateway)
+	if (!node && p->by_tunnel)
 		return DROP(p, TB_DROP_NO_EGRESS_GATEWAY, "the egress gateway's node is not known", "tombolo show egress-gateways, tombolo show nodes");
-	if (node && !plain && (p->to_gateway || node->path == TB_PATH_OVERLAY))
+	if (node && !plain && (p->by_tunnel || node->path == TB_PATH_OVERLAY))
 		return to_overlay_device(skb, p, cfg, node);
 	return along_route(skb, p);
 }

@@ -124,7 +124,7 @@ struct tb_pkt {
 	__u8 fronted; /* the IP header names a frontend */
 	__u8 room; /* bytes that naming the frontend will take in the IP header; 0: it is not named */
 	__u8 absent; /* the flow as the packet has it is not among the established ones */
-	__u8 to_gateway; /* through the tunnel to p->node, whatever that node's path */
+	__u8 by_tunnel; /* through the tunnel to p->node, whatever that node's path */
 	__u8 masked; /* pods' packets leave under the node's address */
 	__u8 by_stack; /* an answer of a flow that the node's stack led here */
 	__u8 queued;   /* leaves by the queues of its interface */

@@ -189,7 +189,7 @@ mod tests {
         let btf = section(object, ".BTF").unwrap();
         let known = types(btf).unwrap();
         let event = known.iter().find(|found| found.name == "tb_event").unwrap();
-        assert_eq!((event.size, event.members[7].0, event.members[7].1), (104, "src", 128));
+        assert_eq!((event.size, event.members[7].0, event.members[7].1), (112, "src", 128));
         let mut other = object.to_vec();
         // The size field of struct tb_ct: found by its neighbourhood, name offset and kind.
         let name_at = btf.windows(6).position(|w| w == b"tb_ct\0").unwrap();

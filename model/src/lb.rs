@@ -141,7 +141,7 @@ impl Node {
     }
 
     /// Whether the backend's node shall answer the client of a flow that begins. Not for clients in the mesh, whose address
-    /// may be that node's own; nor where the frontend is not known, as in other clusters; nor through WireGuard under the
+    /// may be that node's own; nor where the frontend is not known, as in other clusters and of this node's own addresses; nor through WireGuard under the
     /// client's address, which the other end does not take.
     pub(crate) fn answered_there(&mut self, flight: &Flight<'_>, prefix: Prefix) -> bool {
         let (tcp, udp) = self.config.direct_return;
@@ -151,7 +151,8 @@ impl Node {
             _ => false,
         };
         let never = prefix.remote_cluster || prefix.skip_tunnel || (prefix.encrypt && self.config.encrypt);
-        let begins = flight.fresh && wanted && flight.outsider && prefix.node != 0 && !never;
+        let own = self.local.contains_key(&flight.was.destination.0);
+        let begins = flight.fresh && wanted && flight.outsider && prefix.node != 0 && !never && !own;
         let key = Key { kind: Kind::Service, tuple: flight.was };
         if begins && let Some(entry) = self.conntrack.half.get_mut(&key) {
             entry.one_sided = true;

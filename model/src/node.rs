@@ -5,7 +5,7 @@ use crate::flight::{Flight, LocalSource, Place};
 use crate::lb::{Affinity, Backend, Frontend, Service};
 use crate::nat::Nat;
 use crate::outcome::Reason;
-use crate::packet::{Fragments, Packet, Socket, Tuple};
+use crate::packet::{Fragments, Packet, SCTP, Socket, Tuple};
 use crate::story::Step;
 use crate::verdict::Policy;
 use ipnet::IpNet;
@@ -329,7 +329,7 @@ impl Node {
         let (address, port) = flight.was.destination;
         let pod = matches!(self.local.get(&address), Some(Local::Pod(_)));
         self.config.internal(flight.was.is_ipv4()) == Some(address)
-            || (!pod && self.config.snat_ports.contains(&port))
+            || (!pod && (flight.was.protocol == SCTP || self.config.snat_ports.contains(&port)))
     }
 
     /// Gives an answer the frontend's address as source.

@@ -204,6 +204,7 @@ impl Node {
             self.sends(flight, pod.policy)?;
             if let Place::Away(prefix) = flight.place
                 && prefix.node == 0
+                && !prefix.strict
                 && let Some(gateway) = self.leave(flight)?
             {
                 return self.to_gateway(flight, gateway);
@@ -266,8 +267,7 @@ impl Node {
             return Err(Reason::InvalidSource);
         }
         if self.may_turn_back(flight) && self.unsnat(flight) {
-            self.locate(flight)?;
-            return self.onward(flight);
+            return self.turned_back(flight);
         }
         self.locate(flight)?;
         let away = matches!(flight.place, Place::Away(_));
@@ -311,8 +311,7 @@ impl Node {
         }
         let internal = self.config.internal(flight.was.is_ipv4()) == Some(flight.was.destination.0);
         if internal && self.unsnat(flight) {
-            self.locate(flight)?;
-            return self.onward(flight);
+            return self.turned_back(flight);
         }
         self.locate(flight)?;
         if let Place::Away(prefix) = flight.place {
@@ -395,7 +394,7 @@ impl Node {
     /// A tunnel packet for an address outside the mesh: this node must be the sender's gateway for it.
     fn leave_here(&mut self, flight: &mut Flight<'_>, prefix: Prefix) -> Result<(), Reason> {
         let (pod, address) = (flight.was.source.0, flight.becomes.destination.0);
-        match self.egress_way(pod, address).filter(|_| prefix.node == 0) {
+        match self.egress_way(pod, address).filter(|_| prefix.node == 0 && !prefix.strict) {
             Some(EgressWay::Here(own)) => self.snat_to(flight, own.ok_or(Reason::NoEgressIp)?, 0),
             _ => Err(Reason::Unroutable),
         }
@@ -407,7 +406,21 @@ impl Node {
         ways.max_by_key(|((_, net), _)| net.prefix_len()).map(|(_, way)| *way)
     }
 
-    /// Through the tunnel, whatever the gateway's path.
+    /// An answer to a flow that got another source: with encryption one from
+    /// outside the mesh goes back as its flow came, by the tunnel.
+    fn turned_back(&mut self, flight: &mut Flight<'_>) -> Decision {
+        self.locate(flight)?;
+        match flight.place {
+            Place::Away(prefix)
+                if self.config.encrypt && flight.rev_nat == 0 && prefix.node != 0 && !prefix.skip_tunnel =>
+            {
+                self.to_gateway(flight, prefix.node)
+            }
+            _ => self.onward(flight),
+        }
+    }
+
+    /// Through the tunnel, whatever the path to the node.
     fn to_gateway(&self, flight: &Flight<'_>, number: u32) -> Decision {
         let node = self.nodes.get(&number).ok_or(Reason::NoEgressGateway)?;
         self.tunnelled(flight, node)
@@ -484,7 +497,7 @@ impl Node {
         if !self.config.encrypt {
             to_kernel(flight)
         } else if !self.must_encrypt(flight) {
-            if self.would_leak(flight) { Err(Reason::Unencrypted) } else { to_kernel(flight) }
+            if self.would_leak(flight, forwarded) { Err(Reason::Unencrypted) } else { to_kernel(flight) }
         } else if self.config.wireguard {
             Ok((To::WireGuard, flight.written()))
         } else {
@@ -493,9 +506,9 @@ impl Node {
     }
 
     /// What is meant for a pod that nobody has named; the node's own is no pod's.
-    fn would_leak(&self, flight: &Flight<'_>) -> bool {
+    fn would_leak(&self, flight: &Flight<'_>, forwarded: bool) -> bool {
         let strict = self.prefix_of(flight.packet.destination).is_some_and(|prefix| prefix.strict);
-        strict && !self.is_own(flight.packet.source)
+        strict && (forwarded || !self.is_own(flight.packet.source))
     }
 
     /// By the prefix, or because it is the tunnel to such a node.

@@ -30,6 +30,7 @@ pub const fn drop_reason(reason: u8) -> &'static str {
         158 => "SERVICE_BACKEND_NOT_FOUND",
         159 => "UNSUPPORTED_SERVICE_PROTOCOL",
         160 => "NO_TUNNEL_OR_ENCAPSULATION_ENDPOINT",
+        162 => "REACHED_EDT_RATE_LIMITING_DROP_HORIZON",
         163 => "UNKNOWN_CONNECTION_TRACKING_STATE",
         164 => "LOCAL_HOST_IS_UNREACHABLE",
         165 => "NO_CONFIGURATION_AVAILABLE",
@@ -46,10 +47,13 @@ pub const fn drop_reason(reason: u8) -> &'static str {
         177 => "DENIED_BY_LB_SRC_RANGE_CHECK",
         181 => "POLICY_DENY",
         184 => "INVALID_TC_BUFFER",
+        194 => "NO_EGRESS_GATEWAY",
         195 => "UNENCRYPTED_TRAFFIC",
         196 => "TTL_EXCEEDED",
+        198 => "DROP_RATE_LIMITED",
         202 => "DROP_HOST_NOT_READY",
         203 => "DROP_EP_NOT_READY",
+        204 => "DROP_NO_EGRESS_IP",
         _ => "UNKNOWN",
     }
 }

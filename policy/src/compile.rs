@@ -145,7 +145,11 @@ impl Compiler {
     }
 
     /// Says where the API server and the nodes are. The next [`Compiler::update`] takes it in.
-    pub fn set_landmarks(&mut self, landmarks: Landmarks) {
+    pub fn set_landmarks(&mut self, mut landmarks: Landmarks) {
+        // Else nobody here asks where other nodes are, and a new one is no reason to compile.
+        if !landmarks.cidrs_take_nodes {
+            landmarks.nodes.clear();
+        }
         if *self.universe.landmarks() != landmarks {
             let touched = self.universe.set_landmarks(landmarks);
             self.moved.get_or_insert_default().extend(touched);

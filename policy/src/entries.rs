@@ -95,7 +95,10 @@ impl<'a> Collector<'a> {
                 self.untold(place, &taken, &cut, peer, &mut out);
                 continue;
             }
-            self.universe.taken(peer, &mut out);
+            // Of its own: a selector also takes back, as nodes that it names otherwise.
+            let mut taken = BTreeSet::new();
+            self.universe.taken(peer, &mut taken);
+            out.append(&mut taken);
             match peer {
                 PeerSelector::Nodes(selector) if !selector.is_empty() => {
                     if place.block.action == Action::Deny {

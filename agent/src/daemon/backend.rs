@@ -271,7 +271,10 @@ impl Daemon {
         let refused = self.sockets_refused.load(Ordering::Relaxed);
         parts.push(sockets::part(&node.sockets, self.datapath.sockets_attached(), refused));
         let running = match node.accelerated {
-            Accelerated::At(uplink, _) => self.datapath.xdp_attached(uplink),
+            // The uplink may be another one by now.
+            Accelerated::At(..) => {
+                self.datapath.config().ok().and_then(|row| self.datapath.xdp_attached(row.uplink_ifindex))
+            }
             Accelerated::Off | Accelerated::Without { .. } => None,
         };
         parts.push(acceleration::part(&node.accelerated, running));

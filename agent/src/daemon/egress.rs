@@ -62,7 +62,18 @@ fn machine(seen: &Seen) -> Machine {
         let index = best.next_hops.iter().find_map(|hop| hop.link)?;
         seen.name(index).map(Arc::from)
     };
-    Machine { links: seen.links.iter().map(link).collect(), default_link: [default(true), default(false)] }
+    // What loops back or is of our own making has hooks of other kinds, or must have none.
+    let own = [
+        tombolo_tunnel::VXLAN_DEVICE,
+        tombolo_tunnel::WIREGUARD_DEVICE,
+        tombolo_tunnel::HOST_DEVICE,
+        tombolo_tunnel::NET_DEVICE,
+    ];
+    let leads_out = |link: &&tombolo_netlink::Link| link.name != "lo" && !own.contains(&link.name.as_str());
+    Machine {
+        links: seen.links.iter().filter(leads_out).map(link).collect(),
+        default_link: [default(true), default(false)],
+    }
 }
 
 /// Tables as they are now.
@@ -110,8 +121,11 @@ impl Plan {
         {
             return false;
         }
-        let manifests: Vec<NodeRow> = nodes.by_source(&Source::Manifests).cloned().collect();
-        let paths: Vec<NodePath> = paths.iter().cloned().collect();
+        // Without policies nobody asks who is where.
+        let idle = policies.iter().next().is_none();
+        let manifests: Vec<NodeRow> =
+            nodes.by_source(&Source::Manifests).filter(|_| !idle).cloned().collect();
+        let paths: Vec<NodePath> = paths.iter().filter(|_| !idle).cloned().collect();
         let told = self.planner.resolve(policies.iter(), &manifests, &paths, &machine(&seen));
         self.out.gateways.replace_source(&Source::Planner, told);
         true

@@ -93,12 +93,14 @@ fn interface(
     })
 }
 
-/// The row to have after `before`: an open hook of the same pod stays as it is until the next row is open as well.
-fn keep_open(row: InterfaceRow, before: Option<&InterfaceRow>) -> InterfaceRow {
+/// The row to have after `before`: an open hook of the same pod stays as it is until the next row is open as well, or at least
+/// its policy is in place: only its ways out of the mesh are still those of before.
+fn keep_open(row: InterfaceRow, before: Option<&InterfaceRow>, policed: bool) -> InterfaceRow {
     let same = |before: &&InterfaceRow| {
         before.endpoint == row.endpoint && before.addresses == row.addresses && before.mac == row.mac
     };
     match before.filter(same) {
+        Some(before) if before.ready && policed => InterfaceRow { ready: true, ..row },
         Some(before) if before.ready && !row.ready => before.clone(),
         _ => row,
     }
@@ -144,12 +146,13 @@ pub(crate) async fn plan(
             let mut wanted = Vec::new();
             for endpoint in endpoint_rows.iter() {
                 let policy = policy_rows.get(&endpoint.id);
-                let ready = policy.is_some_and(|row| row.policy == 0 || in_place.get(&row.policy).is_some())
-                    && egress::is_in_place(endpoint, &ways, &egress_held);
+                let policed = endpoint.identity.is_some()
+                    && policy.is_some_and(|row| row.policy == 0 || in_place.get(&row.policy).is_some());
+                let ready = policed && egress::is_in_place(endpoint, &ways, &egress_held);
                 let shaping = shaping(endpoint).unwrap_or_default();
                 let Some(row) = interface(endpoint, policy, ready, shaping) else { continue };
                 let before = txn.current().get(&row.ifindex).or_else(|| earlier.get(&row.ifindex));
-                wanted.push(keep_open(row, before));
+                wanted.push(keep_open(row, before, policed));
             }
             txn.replace_source(&Source::Local, wanted);
             if let Some(state) = endpoint_rows.source_state(&Source::Local) {
@@ -193,15 +196,18 @@ mod tests {
             queued: false,
         };
         let left = InterfaceRow { policy: 9, ready: true, ..shut.clone() };
-        assert_eq!(keep_open(shut.clone(), Some(&left)), left, "its policy is not planned yet");
+        assert_eq!(keep_open(shut.clone(), Some(&left), false), left, "its policy is not planned yet");
         let planned = InterfaceRow { policy: 4, ready: true, ..shut.clone() };
-        assert_eq!(keep_open(planned.clone(), Some(&left)), planned);
+        assert_eq!(keep_open(planned.clone(), Some(&left), true), planned);
         let another = InterfaceRow { mac: [6; 6], ..left };
         assert_eq!(
-            keep_open(shut.clone(), Some(&another)),
+            keep_open(shut.clone(), Some(&another), false),
             shut,
             "the interface's number is another pod's now"
         );
-        assert_eq!(keep_open(shut.clone(), None), shut);
+        assert_eq!(keep_open(shut.clone(), None, false), shut);
+        let other = InterfaceRow { policy: 9, ready: false, ..planned.clone() };
+        let kept = keep_open(other.clone(), Some(&planned), true);
+        assert_eq!(kept, InterfaceRow { ready: true, ..other }, "its ways are late, its policy is not");
     }
 }

@@ -22,7 +22,13 @@ fn selector(at: &str, entry: crd::EgressRule) -> Result<EgressSelector, Issue> {
         let remedy = "give podSelector or namespaceSelector; {} takes all";
         return Err(Issue::new(at, "the entry selects no pods", remedy));
     }
-    let mut all = keyed(&pods.unwrap_or_default(), "");
+    let pods = pods.unwrap_or_default();
+    let keys = pods.labels.keys().chain(pods.expressions.iter().map(Requirement::key));
+    if let Some(key) = keys.map(AsRef::as_ref).find(|key: &&str| key.contains(':')) {
+        let reason = format!("the key {key:?} would match no label: sources of labels are not read here");
+        return Err(Issue::new(format!("{at}.podSelector"), reason, "write the label's key alone, as app"));
+    }
+    let mut all = keyed(&pods, "");
     if let Some(namespaces) = namespaces {
         let of = keyed(&namespaces, NAMESPACE_LABEL_PREFIX);
         all.labels.extend(of.labels);
