@@ -193,7 +193,7 @@ fn pods_stand_on_nodes_of_their_cluster_and_services_find_them() {
                 "{name}"
             );
         }
-        assert_eq!(addresses.len(), 20, "both families everywhere, but where there is none");
+        assert_eq!(addresses.len(), 22, "both families everywhere, but where there is none");
     }
 }
 
