@@ -37,7 +37,7 @@ TEST := cargo test --locked --workspace
 unit: ## Pure code: unit, property, golden and mutation tests, the architecture, the docs
 	$(TEST) --lib --bins
 	$(TEST) --doc
-	$(TEST) --test architecture --test mutation --test live --test golden --test peers --test round_trip --test differential --test zettabgp --test decode_speed --test wire --test serve --test fuzz_policy
+	$(TEST) --test architecture --test mutation --test live --test golden --test peers --test round_trip --test differential --test zettabgp --test decode_speed --test wire --test serve --test fuzz_policy --test policy
 
 fuzz-bgp: ## 10 million damaged BGP messages through the codec, and over live sessions (TOMBOLO_SEED=n for others)
 	TOMBOLO_BGP_MUTATIONS=10000000 $(TEST) --test mutation -- --nocapture
@@ -60,7 +60,7 @@ bench-dns: ## Questions per second of the DNS unit over loopback
 	cargo test --locked --release -p tombolo-dns --test serve -- --ignored --nocapture questions_per_second
 
 programs: ## eBPF programs on real packets (BPF_PROG_TEST_RUN) and real traffic
-	$(TEST) --test model --test paths --test why --test variants --test fuzz --test services --test node_ports --test clients --test refusals --test direct_return --test egress --test rates --test xdp --test host --test sockets --test upgrade --test traffic --test wireguard --test truth_tables
+	$(TEST) --test model --test paths --test why --test variants --test fuzz --test services --test node_ports --test clients --test refusals --test direct_return --test egress --test rates --test chained --test xdp --test host --test sockets --test upgrade --test traffic --test wireguard --test truth_tables
 
 soak-datapath: ## A million random packets through programs and model (TOMBOLO_SEED=n for others)
 	TOMBOLO_CASES=1000000 $(TEST) --test model -- --nocapture
