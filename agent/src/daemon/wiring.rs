@@ -17,7 +17,7 @@ use super::{
     bgp, bgp_status, datapath, dns, egress, endpoints, flows, follow_names, host_policy, host_ports,
     interfaces, mcs, names, network, node, planners, policy, probe, publish, sockets, watch,
 };
-use crate::config::{Config, Encryption, Identity, Path};
+use crate::config::{Config, Encryption, Identity};
 use anyhow::{Context, anyhow};
 use std::sync::Arc;
 use tombolo_base::reconcile::Target;
@@ -91,11 +91,6 @@ struct Rooms<'a> {
     desired: Desired,
     held: Held,
 }
-
-/// IPv6, UDP, VXLAN and Ethernet around a packet (RFC 7348).
-const TUNNEL_ROOM: u32 = 70;
-/// What every link of IPv6 takes (RFC 8200, section 5).
-const IPV6_LEAST_MTU: u32 = 1280;
 
 impl Rooms<'_> {
     fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
@@ -541,15 +536,11 @@ impl Rooms<'_> {
             prefixes: self.held.entries.clone(),
         };
         let pod_cidrs = self.ground.node.own.pod_cidrs.iter().map(tombolo_base::prefix::Prefix::net);
-        let smallest = u32::from(self.ground.node.plan.mtu.smallest());
-        // Where pods are routed, to and from an egress gateway they are tunnelled.
-        let datapath = &self.ground.config.datapath;
-        let tunnel = if datapath.path == Path::Direct && datapath.egress_gateway { TUNNEL_ROOM } else { 0 };
         let settings = tombolo_cni::StoreConfig {
             state_dir: self.ground.config.state_dir.0.clone(),
             pod_cidrs: pod_cidrs.map(Into::into).collect(),
             pod_mtu: u32::from(self.ground.node.device_mtu),
-            path_mtu: smallest.saturating_sub(tunnel).max(IPV6_LEAST_MTU.min(smallest)),
+            path_mtu: u32::from(self.ground.node.plan.mtu.smallest()),
             apply_timeout: APPLY_TIMEOUT,
         };
         let netlink = self.ground.node.netlink.clone();
